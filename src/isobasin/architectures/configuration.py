@@ -1,0 +1,119 @@
+"""Reading a transformers configuration: sizes, rotary positions, and what is refused in any family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from isobasin.architectures.layouts import Sizes
+from isobasin.errors import ArchitectureError
+
+# A transformers configuration. Its attributes differ per family and are declared nowhere in common.
+Config = Any
+
+# With any of these the attention is another function of its tensors than the one that the families describe.
+_REFUSED = {
+    "text_config": "nested configurations are not supported, give a checkpoint of the text model alone",
+    "vision_config": "nested configurations are not supported, give a checkpoint of the vision model alone",
+    "quantization_config": "quantised weights can't be moved, dequantise the checkpoint first",
+    "add_cross_attention": "cross-attention is not supported",
+    "is_encoder_decoder": "encoder-decoder models are not supported",
+    "pruned_heads": "pruned heads are not supported, save the model without them",
+}
+
+# Each of these turns plane p by position times a frequency of its own, whatever it does to the frequencies,
+# so the group is the same. Any other type is refused, because it may turn features in another order.
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def check_supported(folder_config: Mapping[str, Any]) -> None:
+    """Refuse what no family supports.
+
+    Args:
+        folder_config: The contents of `config.json`.
+
+    Raises:
+        ArchitectureError: With the first such entry and what to do.
+    """
+    for name, reason in _REFUSED.items():
+        if folder_config.get(name):
+            raise ArchitectureError(f"config.json has {name}: {reason}")
+    positions = folder_config.get("position_embedding_type")
+    if positions not in (None, "absolute"):
+        # transformers 4 added learned distances to the scores; transformers 5 ignores the setting.
+        raise ArchitectureError(f"config.json has position_embedding_type {positions!r}: only 'absolute' is supported")
+
+
+def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
+    """The transformers configuration with its defaults filled in.
+
+    Args:
+        model_type: The model type, one that transformers knows.
+        folder_config: The contents of `config.json`.
+
+    Raises:
+        ArchitectureError: If transformers refuses it.
+    """
+    configuration_class: Any = CONFIG_MAPPING[model_type]
+    try:
+        # A copy, because transformers fills defaults into the nested dictionaries that it is given.
+        return configuration_class.from_dict(deepcopy(dict(folder_config)))
+    except Exception as error:  # validation of all kinds, by transformers
+        message = " ".join(str(error).split())
+        raise ArchitectureError(f"transformers refuses config.json of model type {model_type}: {message}") from error
+
+
+def key(config: Config, name: str) -> str:
+    """What the attribute `name` is called in this model type's `config.json`."""
+    return config.attribute_map.get(name, name)
+
+
+def described(config: Config) -> str:
+    """The values of `config.json` from which the shapes follow, in words."""
+    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    return ", ".join(f"{key(config, n)}={getattr(config, n)}" for n in names if getattr(config, n, None) is not None)
+
+
+def layers(config: Config) -> int:
+    """The number of layers, at least one."""
+    count = config.num_hidden_layers
+    if count < 1:
+        raise ArchitectureError(f"{key(config, 'num_hidden_layers')} is {count}: there is nothing to align")
+    return count
+
+
+def sizes(config: Config, *, groups: int | None = None, features: int | None = None) -> Sizes:
+    """The checked sizes of a model's attention blocks.
+
+    Args:
+        config: The configuration.
+        groups: Number of key/value heads; None if every head has its own.
+        features: Width of a head; None if the heads share the model width.
+    """
+    width: int = config.hidden_size
+    heads: int = config.num_attention_heads
+    groups = heads if groups is None else groups
+    if width < 1 or heads < 1 or groups < 1 or (features is not None and features < 1):
+        raise ArchitectureError(f"sizes must be positive: {described(config)}")
+    if features is None and width % heads:
+        raise ArchitectureError(
+            f"{key(config, 'hidden_size')} {width} is not a multiple of {key(config, 'num_attention_heads')} {heads}"
+        )
+    if heads % groups:
+        raise ArchitectureError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
+    return Sizes(width, heads, groups, width // heads if features is None else features)
+
+
+def rotary_factor(config: Config) -> float:
+    """The share of a head's features that rotates, from `rope_parameters`, whose type must be a known one."""
+    rope: dict[str, Any] = config.rope_parameters
+    kind = rope.get("rope_type")
+    if kind not in _ROPE_TYPES:
+        raise ArchitectureError(
+            f"rope_parameters of rope_type {kind!r} are not supported, only {', '.join(_ROPE_TYPES)}"
+        )
+    factor = rope.get("partial_rotary_factor")
+    return 1.0 if factor is None else float(factor)

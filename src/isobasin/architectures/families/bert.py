@@ -1,0 +1,28 @@
+"""BERT: separate projections, all with a bias. `is_decoder` only changes the mask."""
+
+from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import Plane, separate
+from isobasin.architectures.schema import AttentionSite
+from isobasin.architectures.sites import attention_group, attention_sites
+
+_ATTENTION = "encoder.layer.{layer}.attention"
+
+
+def blocks(config: Config, planes: tuple[Plane, ...] = (), *, rotary_value: bool = False) -> list[AttentionSite]:
+    """The attention blocks of an encoder of BERT's kind, with or without rotary positions."""
+    shape = sizes(config)
+    projections = separate(
+        shape,
+        query=f"{_ATTENTION}.self.query",
+        key=f"{_ATTENTION}.self.key",
+        value=f"{_ATTENTION}.self.value",
+        output=f"{_ATTENTION}.output.dense",
+        bias=True,
+        output_bias=True,
+    )
+    group = attention_group(shape, projections, planes, rotary_value=rotary_value)
+    return attention_sites(layers(config), _ATTENTION, projections, group)
+
+
+FAMILY = Family("bert", ("bert.",), blocks)

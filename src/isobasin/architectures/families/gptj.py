@@ -1,0 +1,35 @@
+"""GPT-J: separate projections without biases.
+
+Rotary positions turn the first `rotary_dim` features of a head, in interleaved order.
+"""
+
+from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import interleaved_planes, separate
+from isobasin.architectures.schema import AttentionSite
+from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.errors import ArchitectureError
+
+_ATTENTION = "h.{layer}.attn"
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of a GPT-J."""
+    if not config.rotary_dim:
+        # The table would have the model's width, not a head's: transformers fails on it.
+        raise ArchitectureError("rotary_dim must be given: the number of features of a head that rotate")
+    shape = sizes(config)
+    projections = separate(
+        shape,
+        query=f"{_ATTENTION}.q_proj",
+        key=f"{_ATTENTION}.k_proj",
+        value=f"{_ATTENTION}.v_proj",
+        output=f"{_ATTENTION}.out_proj",
+        bias=False,
+        output_bias=False,
+    )
+    group = attention_group(shape, projections, interleaved_planes(config.rotary_dim))
+    return attention_sites(layers(config), _ATTENTION, projections, group)
+
+
+FAMILY = Family("gptj", ("transformer.",), blocks, buffers=("attn.bias", "attn.masked_bias", "attn.embed_positions"))

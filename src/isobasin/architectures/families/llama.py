@@ -1,0 +1,44 @@
+"""Llama: grouped queries, and rotary positions on all features in half order.
+
+`attention_bias` is about all four projections.
+"""
+
+from isobasin.architectures.configuration import Config, layers, rotary_factor, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import half_planes, separate
+from isobasin.architectures.schema import AttentionSite
+from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.errors import ArchitectureError
+
+_ATTENTION = "layers.{layer}.self_attn"
+
+
+def decoder_blocks(config: Config, *, bias: bool, output_bias: bool) -> list[AttentionSite]:
+    """The attention blocks of a decoder of Llama's kind."""
+    shape = sizes(config, groups=config.num_key_value_heads, features=getattr(config, "head_dim", None))
+    if rotary_factor(config) != 1:
+        # transformers ignores the factor or fails on it, depending on the type of rotary positions.
+        raise ArchitectureError(f"partial_rotary_factor is not supported for model type {config.model_type}")
+    projections = separate(
+        shape,
+        query=f"{_ATTENTION}.q_proj",
+        key=f"{_ATTENTION}.k_proj",
+        value=f"{_ATTENTION}.v_proj",
+        output=f"{_ATTENTION}.o_proj",
+        bias=bias,
+        output_bias=output_bias,
+    )
+    group = attention_group(shape, projections, half_planes(shape.features))
+    return attention_sites(layers(config), _ATTENTION, projections, group)
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of a Llama."""
+    return decoder_blocks(config, bias=config.attention_bias, output_bias=config.attention_bias)
+
+
+# Question answering puts "transformer." before the names, all other heads "model.".
+PREFIXES = ("model.", "transformer.")
+BUFFERS = ("rotary_emb.inv_freq",)
+
+FAMILY = Family("llama", PREFIXES, blocks, BUFFERS)

@@ -1,0 +1,8 @@
+"""Mistral: Llama without biases. `sliding_window` only changes the mask."""
+
+from functools import partial
+
+from isobasin.architectures.families import llama
+from isobasin.architectures.family import Family
+
+FAMILY = Family("mistral", llama.PREFIXES, partial(llama.decoder_blocks, bias=False, output_bias=False), llama.BUFFERS)

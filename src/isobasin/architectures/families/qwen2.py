@@ -1,0 +1,11 @@
+"""Qwen2: Llama with biases on queries, keys and values, none on the output.
+
+Sliding windows only change the mask.
+"""
+
+from functools import partial
+
+from isobasin.architectures.families import llama
+from isobasin.architectures.family import Family
+
+FAMILY = Family("qwen2", llama.PREFIXES, partial(llama.decoder_blocks, bias=True, output_bias=False), llama.BUFFERS)

@@ -1,0 +1,29 @@
+"""ViT: separate projections; `qkv_bias` is about queries, keys and values, the output always has a bias."""
+
+from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import separate
+from isobasin.architectures.schema import AttentionSite
+from isobasin.architectures.sites import attention_group, attention_sites
+
+# The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
+_ATTENTION = "encoder.layer.{layer}.attention"
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of a ViT."""
+    # Not declared in the configuration class, but its model looks for it.
+    shape = sizes(config, features=getattr(config, "head_dim", None))
+    projections = separate(
+        shape,
+        query=f"{_ATTENTION}.attention.query",
+        key=f"{_ATTENTION}.attention.key",
+        value=f"{_ATTENTION}.attention.value",
+        output=f"{_ATTENTION}.output.dense",
+        bias=config.qkv_bias,
+        output_bias=True,
+    )
+    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
+
+
+FAMILY = Family("vit", ("vit.",), blocks)

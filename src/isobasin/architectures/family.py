@@ -1,0 +1,28 @@
+"""What a family file says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from isobasin.architectures.configuration import Config
+from isobasin.architectures.schema import AttentionSite
+
+
+@dataclass(frozen=True)
+class Family:
+    """The facts about one transformers model type.
+
+    Attributes:
+        model_type: As in `config.json`.
+        prefixes: What head models put before the base model's names, as in `("bert.",)`. A checkpoint of the
+            base model has no prefix, which is always tried too.
+        blocks: From a transformers configuration to the attention blocks, with the base model's names.
+        buffers: Name endings of tensors that older checkpoints keep inside attention modules, and that are no
+            parameters: causal masks and rotary tables. transformers ignores them, and so do we.
+    """
+
+    model_type: str
+    prefixes: tuple[str, ...]
+    blocks: Callable[[Config], list[AttentionSite]]
+    buffers: tuple[str, ...] = ()

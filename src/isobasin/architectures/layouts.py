@@ -1,0 +1,108 @@
+"""How heads lie in stored tensors, and which features a rotary position turns together.
+
+Each order that occurs in checkpoints is written once here; family files say only which one is theirs. Names
+are templates: `{layer}` stands for the layer's index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from isobasin.architectures.schema import Layout, Projection
+from isobasin.errors import ArchitectureError
+
+Plane = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the attention blocks of one model.
+
+    Attributes:
+        width: Width of the residual stream.
+        heads: Number of query heads.
+        groups: Number of key/value heads; query head `i` reads key/value head `i // queries`.
+        features: Width of a head.
+    """
+
+    width: int
+    heads: int
+    groups: int
+    features: int
+
+    @property
+    def queries(self) -> int:
+        """Query heads of each key/value head."""
+        return self.heads // self.groups
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The four projections of a block."""
+
+    query: Projection
+    key: Projection
+    value: Projection
+    output: Projection
+
+    def __iter__(self) -> Iterator[Projection]:
+        return iter((self.query, self.key, self.value, self.output))
+
+
+def half_planes(rotated: int) -> tuple[Plane, ...]:
+    """Feature `j` turns with `j + rotated/2` (most Hugging Face models, their `rotate_half`)."""
+    half = _half(rotated)
+    return tuple((j, j + half) for j in range(half))
+
+
+def interleaved_planes(rotated: int) -> tuple[Plane, ...]:
+    """Feature `2j` turns with `2j + 1` (GPT-J and RoFormer)."""
+    return tuple((2 * j, 2 * j + 1) for j in range(_half(rotated)))
+
+
+def _half(rotated: int) -> int:
+    if rotated < 0 or rotated % 2:
+        raise ArchitectureError(f"rotary positions turn {rotated} features of a head: an even number is needed")
+    return rotated // 2
+
+
+def separate(
+    sizes: Sizes, query: str, key: str, value: str, output: str, *, bias: bool, output_bias: bool
+) -> Projections:
+    """Four `nn.Linear` modules; `bias` is that of the queries, keys and values."""
+    return Projections(
+        query=_projection(query, "(head feature) width", sizes, heads=sizes.heads, bias=bias),
+        key=_projection(key, "(head feature) width", sizes, heads=sizes.groups, bias=bias),
+        value=_projection(value, "(head feature) width", sizes, heads=sizes.groups, bias=bias),
+        output=_projection(output, "width (head feature)", sizes, heads=sizes.heads, bias=output_bias),
+    )
+
+
+def fused_blocks(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projections:
+    """One `Conv1D` with columns `[Q | K | V]`, and a `Conv1D` output.
+
+    `Conv1D` stores the transpose of what `nn.Linear` stores: inputs first.
+    """
+    query, key, value = (_part(fused, "width (part head feature)", sizes, part, bias=bias) for part in range(3))
+    return Projections(
+        query, key, value, _projection(output, "(head feature) width", sizes, heads=sizes.heads, bias=bias)
+    )
+
+
+def fused_heads(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projections:
+    """One `nn.Linear` whose rows are `[Q | K | V]` of each head in turn, and an `nn.Linear` output."""
+    query, key, value = (_part(fused, "(head part feature) width", sizes, part, bias=bias) for part in range(3))
+    return Projections(
+        query, key, value, _projection(output, "width (head feature)", sizes, heads=sizes.heads, bias=bias)
+    )
+
+
+def _projection(module: str, pattern: str, sizes: Sizes, *, heads: int, bias: bool) -> Projection:
+    layout = Layout(pattern, (("head", heads), ("feature", sizes.features), ("width", sizes.width)))
+    return Projection(f"{module}.weight", f"{module}.bias" if bias else None, layout)
+
+
+def _part(module: str, pattern: str, sizes: Sizes, part: int, *, bias: bool) -> Projection:
+    axes = (("part", 3), ("head", sizes.heads), ("feature", sizes.features), ("width", sizes.width))
+    return Projection(f"{module}.weight", f"{module}.bias" if bias else None, Layout(pattern, axes, ("part", part, 1)))

@@ -1,0 +1,48 @@
+"""The families that are supported, by model type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from isobasin.architectures.families import FAMILIES
+from isobasin.architectures.family import Family
+from isobasin.errors import ArchitectureError
+
+__all__ = ["Family", "families", "family", "register"]
+
+
+def register(entries: Iterable[Family]) -> Mapping[str, Family]:
+    """An immutable registry.
+
+    Raises:
+        ArchitectureError: If two families claim one model type.
+    """
+    registry: dict[str, Family] = {}
+    for entry in entries:
+        if entry.model_type in registry:
+            raise ArchitectureError(f"two families are registered for model type {entry.model_type!r}")
+        registry[entry.model_type] = entry
+    return MappingProxyType(registry)
+
+
+_REGISTRY = register(FAMILIES)
+
+
+def families() -> tuple[Family, ...]:
+    """All families, in the order of their model types."""
+    return tuple(_REGISTRY[name] for name in sorted(_REGISTRY))
+
+
+def family(model_type: str) -> Family:
+    """The family of a model type.
+
+    Raises:
+        ArchitectureError: If there is none; names the nearest ones.
+    """
+    if model_type in _REGISTRY:
+        return _REGISTRY[model_type]
+    near = get_close_matches(model_type, _REGISTRY, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"supported are {', '.join(sorted(_REGISTRY))};"
+    raise ArchitectureError(f"unknown model type {model_type!r}: {hint} To add one, see CONTRIBUTING.md, Add a family")

@@ -1,0 +1,54 @@
+"""From the facts of a family to its attention blocks and their symmetry group, which is decided only here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from isobasin.architectures.layouts import Plane, Projections, Sizes
+from isobasin.architectures.schema import AttentionSite, Projection
+from isobasin.errors import ArchitectureError
+from isobasin.symmetry.groups import AttentionGroup, BilinearGroup
+
+
+def attention_group(
+    sizes: Sizes, projections: Projections, planes: tuple[Plane, ...] = (), *, rotary_value: bool = False
+) -> AttentionGroup:
+    """The symmetry group that follows from the sizes, the biases and the rotated features.
+
+    * A key bias adds `q_m · b_K` to all scores of a token, which softmax cancels, so it is free; but only on
+      features that don't rotate: a rotated bias changes with the distance `m - n` like a key does.
+    * A value bias adds the constant `b_V O^T` to the output, since attention sums to one, so it trades with
+      the output bias; but not when values rotate: then every position adds another vector.
+
+    Args:
+        sizes: The block's sizes.
+        projections: The block's projections; their biases are the ones that exist.
+        planes: Pairs of features that rotate together, in queries and keys.
+        rotary_value: Values rotate as well.
+    """
+    if any(i >= sizes.features for plane in planes for i in plane):
+        raise ArchitectureError(
+            f"rotary positions turn {2 * len(planes)} features, but a head has only {sizes.features}"
+        )
+    query_key = BilinearGroup(sizes.features, planes)
+    return AttentionGroup(
+        groups=sizes.groups,
+        queries=sizes.queries,
+        query_key=query_key,
+        value_output=BilinearGroup(sizes.features, planes if rotary_value else ()),
+        key_shift=projections.key.bias is not None and bool(query_key.linear),
+        value_shift=projections.value.bias is not None and projections.output.bias is not None and not rotary_value,
+    )
+
+
+def attention_sites(layers: int, name: str, projections: Projections, group: AttentionGroup) -> list[AttentionSite]:
+    """Equal blocks in all layers; `{layer}` in the names becomes the layer's index."""
+
+    def at(layer: int, projection: Projection) -> Projection:
+        bias = None if projection.bias is None else projection.bias.format(layer=layer)
+        return replace(projection, weight=projection.weight.format(layer=layer), bias=bias)
+
+    return [
+        AttentionSite(layer, name.format(layer=layer), *(at(layer, p) for p in projections), group=group)
+        for layer in range(layers)
+    ]

@@ -1,0 +1,16 @@
+"""Reading and writing Hugging Face checkpoint folders, streaming and atomic; no model knowledge."""
+
+from isobasin.checkpoints.output import check_output, write_file_atomically
+from isobasin.checkpoints.reader import Checkpoint, TensorInfo, check_finite
+from isobasin.checkpoints.source import resolve
+from isobasin.checkpoints.writer import write_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "TensorInfo",
+    "check_finite",
+    "check_output",
+    "resolve",
+    "write_checkpoint",
+    "write_file_atomically",
+]

@@ -1,0 +1,160 @@
+"""Where output may go, and how it gets there: all of it or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from isobasin.errors import OutputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_output(out: str | os.PathLike[str], inputs: Sequence[Path] = (), force: bool = False) -> None:
+    """Refuse an output folder that can't or must not be written, before any work.
+
+    Args:
+        out: The folder to be written; it may exist if it is empty.
+        inputs: Files and folders that are read: the output may not be, hold, or lie in one of them.
+        force: Whether an existing folder may be replaced.
+
+    Raises:
+        OutputError: The folder exists, is a file, overlaps with an input, or its parent isn't writable.
+    """
+    target = Path(out).resolve()
+    for item in inputs:
+        _refuse_overlap(Path(out), target, Path(item))
+    with disk_errors(target):
+        if target.exists() and not target.is_dir():
+            raise OutputError(f"{out}: is a file: name a folder that doesn't exist")
+        if target.is_dir() and not force and any(target.iterdir()):
+            raise OutputError(f"{out}: exists and isn't empty: name another folder, or replace it with --force")
+        _check_parent(target)
+
+
+def write_file_atomically(path: Path, write: Callable[[Path], None], force: bool = False) -> None:
+    """Write one file completely or not at all.
+
+    Args:
+        path: The file.
+        write: Writes to the path that it is given, which lies beside `path` and has its suffix.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        OutputError: The file exists, is a folder, or can't be written.
+    """
+    target = Path(path).resolve()
+    with disk_errors(target):
+        if target.is_dir():
+            raise OutputError(f"{path}: is a folder: name a file")
+        if target.exists() and not force:
+            raise OutputError(f"{path}: exists: name another file, or replace it with --force")
+        _check_parent(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with staged(target, target.suffix) as staging:
+            write(staging)
+            os.replace(staging, target)
+
+
+@contextmanager
+def staged(target: Path, suffix: str = "") -> Iterator[Path]:
+    """A hidden path beside `target`, which is removed in the end if it is still there."""
+    staging = _sibling(target, "partial", suffix)
+    try:
+        yield staging
+    finally:
+        if staging.is_dir():
+            shutil.rmtree(staging, ignore_errors=True)
+        else:
+            staging.unlink(missing_ok=True)
+
+
+def install(staging: Path, target: Path, force: bool) -> None:
+    """Rename a finished folder to its place.
+
+    With `force` an existing folder is moved aside before and deleted after; it comes back if the rename
+    fails. Otherwise only an empty folder is replaced.
+    """
+    if not (force and target.exists()):
+        os.rename(staging, target)
+        return
+    aside = _sibling(target, "replaced")
+    try:
+        os.rename(target, aside)
+        os.rename(staging, target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Raise OutputError if `needed` bytes and 1 % don't fit beside `target`."""
+    with disk_errors(target, needed):
+        free = shutil.disk_usage(_nearest_parent(target)).free
+    if needed * 1.01 > free:
+        raise _no_space(target, needed)
+
+
+@contextmanager
+def disk_errors(target: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn the operating system's errors into OutputError; `needed` is the size of the output in bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _no_space(target, needed) from error
+        where = "" if error.filename is None else f" at {error.filename}"
+        reason = error.strerror or type(error).__name__
+        raise OutputError(f"{target}: can't be written ({reason}{where}): check the folder") from error
+    except SafetensorError as error:
+        # what safetensors' own writer makes of an error of the operating system
+        if any(f"os error {code})" in str(error) for code in _FULL):
+            raise _no_space(target, needed) from error
+        raise
+
+
+def _refuse_overlap(out: Path, target: Path, item: Path) -> None:
+    held = item.resolve()
+    if target == held or held in target.parents or target in held.parents:
+        raise OutputError(f"{out}: is, holds or lies in the input {item}: name a folder apart from it")
+    # the files of a hub snapshot are links: replacing the folder they point into would delete them
+    for child in item.iterdir() if item.is_dir() else ():
+        if target in child.resolve().parents:
+            raise OutputError(f"{out}: holds {child.resolve()} of the input {item}: name a folder apart from it")
+
+
+def _check_parent(target: Path) -> None:
+    """The nearest parent that exists is a folder in which one may write."""
+    parent = _nearest_parent(target)
+    if not parent.is_dir():
+        raise OutputError(f"{target}: {parent} is a file: name another place")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: no permission to write in {parent}: name another place")
+
+
+def _nearest_parent(target: Path) -> Path:
+    return next(folder for folder in (target.parent, *target.parents) if folder.exists())
+
+
+def _sibling(target: Path, role: str, suffix: str = "") -> Path:
+    return target.parent / f".{target.name}.{role}-{secrets.token_hex(4)}{suffix}"
+
+
+def _no_space(target: Path, needed: int | None) -> OutputError:
+    parent = _nearest_parent(target)
+    free = _gigabytes(shutil.disk_usage(parent).free)
+    size = "" if needed is None else f"the output takes {_gigabytes(needed)}, "
+    return OutputError(f"{target}: no space left: {size}{free} are free in {parent}: make room")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3f} GB"

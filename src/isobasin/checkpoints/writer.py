@@ -1,0 +1,224 @@
+"""Writing a checkpoint like another one, with some of its tensors replaced: streaming and atomic."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import torch
+from torch import Tensor
+
+from isobasin.checkpoints.layout import CODES, DTYPES, Header, Slot, make_header
+from isobasin.checkpoints.output import (
+    check_output,
+    check_space,
+    disk_errors,
+    install,
+    staged,
+    write_file_atomically,
+)
+from isobasin.checkpoints.reader import INDEX, Checkpoint
+from isobasin.errors import TensorError
+
+__all__ = ["check_output", "write_checkpoint", "write_file_atomically"]
+
+T = TypeVar("T")
+
+_CONFIG = "config.json"
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".ckpt",
+    ".index.json",
+)
+_SKIPPED = (".cache", ".git")
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    out: str | os.PathLike[str],
+    moved: Iterable[Mapping[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    inputs: Sequence[Path] = (),
+    extra: Callable[[Path], None] | None = None,
+    check: Callable[[Path], T] | None = None,
+) -> T | None:
+    """Write a copy of `source` in which the moved tensors have new values.
+
+    The copy has the same shards, keys, order, metadata and types, and the folder's other files. It is
+    written to a hidden folder beside `out`, config.json last, and renamed when it is complete and checked;
+    if anything raises, the hidden folder is removed and `out` is as it was.
+
+    Args:
+        source: The checkpoint to copy.
+        out: The folder to write; its parents are created.
+        moved: New values by tensor name, consumed once, say a layer at a time; memory holds one item.
+        dtype: The type of every floating-point tensor in the copy; each is cast once. None keeps the types.
+        force: Whether an existing folder may be replaced.
+        inputs: Other files and folders that `out` may not overlap with.
+        extra: Adds files to the folder that it is given, before config.json is written.
+        check: Looks at the complete folder before it gets its name; an exception refuses it.
+
+    Returns:
+        What `check` returns.
+
+    Raises:
+        OutputError: See `check_output`; or there is no space, or a file can't be written.
+        TensorError: A tensor can't be cast to `dtype` or has values beyond its range.
+        CheckpointError: A file of the source changed since it was opened.
+        ValueError: A moved tensor isn't in the source, has another shape, or comes twice.
+    """
+    check_output(out, (*inputs, source.folder), force)
+    target = Path(out).resolve()
+    headers = {file: _cast_header(source, file, dtype) for file in source.files}
+    with disk_errors(target):
+        companions = list(_companions(source.folder))
+        sizes = [(source.folder / path).stat().st_size for path in companions]
+        target.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(header.size for header in headers.values()) + sum(sizes)
+    check_space(target, needed)
+    with staged(target) as staging:
+        with disk_errors(target, needed):
+            staging.mkdir()
+            _write_shards(source, headers, moved, staging)
+            _copy(source.folder, staging, companions)
+            _write_index(source, headers, staging)
+            if extra is not None:
+                extra(staging)
+            _write_config(source, dtype, staging)
+        result = None if check is None else check(staging)
+        with disk_errors(target, needed):
+            install(staging, target, force)
+    return result
+
+
+def _cast_header(source: Checkpoint, file: str, dtype: torch.dtype | None) -> Header:
+    """The header of a shard of the copy: the source's own, to the byte, if no type changes."""
+    header = source.shards[file].header
+    types = {name: slot.dtype for name, slot in header.slots.items()}
+    if dtype is not None:
+        if not dtype.is_floating_point or dtype not in CODES or dtype == DTYPES.get("F4"):
+            raise ValueError(f"can't store a checkpoint as {dtype}")
+        types = {name: dtype if kind.is_floating_point else kind for name, kind in types.items()}
+    changed = [name for name, slot in header.slots.items() if slot.dtype != types[name]]
+    for name in changed:
+        if header.slots[name].dtype == DTYPES.get("F4"):
+            raise TensorError(f"{source.folder}: tensor {name!r} is float4, which can't be cast: keep the types")
+    if not changed:
+        return header
+    return make_header({name: (slot.shape, types[name]) for name, slot in header.slots.items()}, header.metadata)
+
+
+def _write_shards(
+    source: Checkpoint, headers: Mapping[str, Header], moved: Iterable[Mapping[str, Tensor]], folder: Path
+) -> None:
+    """Write the moved tensors as they come, then copy the others."""
+    for file, header in headers.items():
+        with (folder / file).open("xb") as out:
+            out.write(header.raw)
+            out.truncate(header.size)
+    done: set[str] = set()
+    for tensors in moved:
+        for name, tensor in tensors.items():
+            _check_moved(source, name, tensor, done)
+            done.add(name)
+            file = source.tensors[name].file
+            with (folder / file).open("r+b") as out:
+                _write(out, name, headers[file].slots[name], 0, tensor.detach().cpu().reshape(-1))
+    for file, header in headers.items():
+        rest = [name for name in header.slots if name not in done]
+        with (folder / file).open("r+b") as out:
+            for name, at, piece in source.shards[file].pieces(rest):
+                _write(out, name, header.slots[name], at, piece)
+
+
+def _check_moved(source: Checkpoint, name: str, tensor: Tensor, done: set[str]) -> None:
+    if name not in source.tensors:
+        raise ValueError(f"moved tensor {name!r} is not in {source.folder}")
+    shape = source.tensors[name].shape
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"moved tensor {name!r} has shape {tuple(tensor.shape)}, but {shape} in {source.folder}")
+    if name in done:
+        raise ValueError(f"moved tensor {name!r} comes twice")
+
+
+def _write(out: BinaryIO, name: str, slot: Slot, at: int, flat: Tensor) -> None:
+    """Write the elements of a tensor from index `at` on, cast to their type in the file."""
+    cast = flat.to(slot.dtype)
+    if slot.dtype.is_floating_point and slot.dtype != flat.dtype:
+        _check_range(name, flat, slot.dtype)
+    out.seek(slot.start + at * slot.dtype.itemsize)
+    out.write(cast.contiguous().view(torch.uint8).numpy().data)
+
+
+def _check_range(name: str, flat: Tensor, dtype: torch.dtype) -> None:
+    """Refuse a cast that turns finite values into infinite ones, or clips them."""
+    limit = torch.finfo(dtype).max
+    if flat.numel() == 0 or not flat.is_floating_point() or torch.finfo(flat.dtype).max <= limit:
+        return
+    low, high = (flat.float() if flat.dtype.itemsize == 1 else flat).aminmax()
+    largest = max(-float(low), float(high))
+    if limit < largest < float("inf"):
+        raise TensorError(f"tensor {name!r} has values up to {largest:.4g}, beyond {dtype}: choose a wider type")
+
+
+def _companions(folder: Path, inside: Path = Path()) -> Iterator[Path]:
+    """The files that go along with the weights, relative to `folder`; config.json is not among them."""
+    here = folder / inside
+    for entry in sorted(here.iterdir()):
+        if entry.is_dir():
+            loops = entry.resolve() in (here.resolve(), *here.resolve().parents)
+            if entry.name not in _SKIPPED and not loops and not any(map(_is_weights, entry.rglob("*"))):
+                yield from _companions(folder, inside / entry.name)
+        elif entry.is_file() and not _is_weights(entry) and inside / entry.name != Path(_CONFIG):
+            yield inside / entry.name
+
+
+def _is_weights(path: Path) -> bool:
+    return path.name.endswith(_WEIGHTS)
+
+
+def _copy(source: Path, target: Path, paths: Iterable[Path]) -> None:
+    """Copy files with what they hold, following links; permissions are those of new files."""
+    for path in paths:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, target / path)
+
+
+def _write_index(source: Checkpoint, headers: Mapping[str, Header], folder: Path) -> None:
+    """The index of a sharded checkpoint: the source's own, to the byte, if it still holds."""
+    if source.index is None:
+        return
+    if (source.folder / INDEX).exists() and all(headers[file] is source.shards[file].header for file in headers):
+        _copy(source.folder, folder, [Path(INDEX)])
+        return
+    slots = [slot for header in headers.values() for slot in header.slots.values()]
+    metadata = {
+        **(source.index.get("metadata") or {}),
+        "total_size": sum(slot.end - slot.start for slot in slots),
+    }
+    _write_json(folder / INDEX, {**source.index, "metadata": metadata})
+
+
+def _write_config(source: Checkpoint, dtype: torch.dtype | None, folder: Path) -> None:
+    if dtype is None:
+        _copy(source.folder, folder, [Path(_CONFIG)])
+        return
+    keys = [key for key in ("dtype", "torch_dtype") if key in source.config] or ["dtype"]
+    _write_json(folder / _CONFIG, {**source.config, **dict.fromkeys(keys, str(dtype).removeprefix("torch."))})
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,39 @@
+"""The errors that isobasin raises on purpose.
+
+Every message is one line that names the thing (file, tensor, layer, shapes) and what to do. The command
+line prints it on stderr and exits with 2; from Python each error can be caught by its class.
+"""
+
+from __future__ import annotations
+
+
+class IsobasinError(Exception):
+    """Base of every error that isobasin raises on purpose."""
+
+
+class CheckpointError(IsobasinError):
+    """A checkpoint can't be found or read: folder, config, index, header or file."""
+
+
+class TensorError(CheckpointError):
+    """A tensor is missing, unexpected, misshapen, of an unusable type, or not finite."""
+
+
+class ArchitectureError(IsobasinError):
+    """A model type is unknown, a configuration is not supported, or two models don't match."""
+
+
+class OutputError(IsobasinError):
+    """The output can't be written: it exists, lies in an input, or there is no space."""
+
+
+class AlignmentError(IsobasinError):
+    """An alignment can't be read, or doesn't fit the model it is applied to."""
+
+
+class VerificationError(IsobasinError):
+    """The moved model doesn't compute what the original computes; nothing was written."""
+
+
+class DependencyError(IsobasinError):
+    """An optional package or device that was asked for is not there."""

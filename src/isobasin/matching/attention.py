@@ -1,0 +1,189 @@
+"""From the weights of two attention blocks to the group element that brings one onto the other.
+
+Stage 1 picks the head permutation, stage 2 the continuous map of every head, and the free bias shifts follow by
+least squares. Everything is batched over heads and over the leading dimensions (layers).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from isobasin.matching import heads, paper, rotary, subspace
+from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
+from isobasin.matching.heads import HeadCost
+from isobasin.symmetry import attention, bilinear
+from isobasin.symmetry.attention import AttentionElement
+from isobasin.symmetry.bilinear import BilinearElement
+from isobasin.symmetry.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetry.weights import AttentionWeights
+
+
+class Method(StrEnum):
+    """How stage 2 is solved.
+
+    * gauss_newton: two starts and damped Newton steps on GL(n); the exact root on planes.
+    * paper: orthogonal start and gradient descent on GL(n); scalar Brent on planes.
+    """
+
+    gauss_newton = "gauss-newton"
+    paper = "paper"
+
+
+@dataclass(frozen=True)
+class _Solvers:
+    linear: Callable[[subspace.Core], subspace.SubspaceSolution]
+    planes: Callable[[rotary.PlaneProblem], Tensor]
+
+
+_SOLVERS = {
+    Method.gauss_newton: _Solvers(subspace.gauss_newton, rotary.align_planes),
+    Method.paper: _Solvers(paper.gradient_descent, paper.brent_planes),
+}
+
+
+@dataclass(frozen=True)
+class Match:
+    """What matching found for a stack of blocks.
+
+    Attributes:
+        element: Brings the model onto the reference.
+        moved: The model's weights after it.
+        iterations: Most steps that any head's stage 2 took, `(...)`.
+        converged: Whether every head's solver met its own test, `(...)`.
+        capped: Whether any map's condition number was cut to the limit, `(...)`.
+    """
+
+    element: AttentionElement
+    moved: AttentionWeights
+    iterations: Tensor
+    converged: Tensor
+    capped: Tensor
+
+
+def match(
+    group: AttentionGroup,
+    reference: AttentionWeights,
+    model: AttentionWeights,
+    *,
+    method: Method = Method.gauss_newton,
+    head_cost: HeadCost = HeadCost.rotary,
+    max_condition: float = math.inf,
+) -> Match:
+    """Find the element of `group` that brings `model` nearest to `reference`.
+
+    Minimises, head by head, `||Q_A - Q_B U^T||² + ||K_A - K_B U^{-1}||²` and the same for V and O, after the head
+    permutation of least circuit distance (arXiv 2606.17830, section 3).
+
+    Args:
+        group: The blocks' group.
+        reference: Float64 weights with leading dimensions `...` (layers) or none.
+        model: Weights of the same shapes.
+        method: Stage-2 solver.
+        head_cost: What stage 1 compares.
+        max_condition: Largest condition number that U and W on GL(n) may have.
+    """
+    outer, inner = heads.assign(heads.head_costs(group, reference, model, head_cost))
+    return align_heads(group, reference, model, outer, inner, method=method, max_condition=max_condition)
+
+
+def align_heads(
+    group: AttentionGroup,
+    reference: AttentionWeights,
+    model: AttentionWeights,
+    outer: Tensor,
+    inner: Tensor,
+    *,
+    method: Method = Method.gauss_newton,
+    max_condition: float = math.inf,
+) -> Match:
+    """Stage 2 after a given head permutation; arguments as `match`."""
+    permuted = attention.permute(model, outer, inner)
+    solvers = _SOLVERS[method]
+    solved = [
+        _align_pair(pair, factors(group, reference).tall(), factors(group, permuted).tall(), solvers, max_condition)
+        for pair, factors in (
+            (group.query_key, query_key_factors),
+            (group.value_output, value_output_factors),
+        )
+    ]
+    batch = tuple(outer.shape[:-1])
+    start = attention.identity(group, batch, outer.device)
+    element = replace(start, outer=outer, inner=inner, query_key=solved[0].element, value_output=solved[1].element)
+    element, moved = _shift_biases(group, reference, model, element)
+    return Match(
+        element,
+        moved,
+        torch.stack([s.iterations.amax(-1) for s in solved]).amax(0),
+        torch.stack([s.converged.all(-1) for s in solved]).all(0),
+        torch.stack([s.capped.any(-1) for s in solved]).any(0),
+    )
+
+
+@dataclass(frozen=True)
+class _PairSolution:
+    element: BilinearElement
+    iterations: Tensor
+    converged: Tensor
+    capped: Tensor
+
+
+def _align_pair(
+    group: BilinearGroup, a: Factors, b: Factors, solvers: _Solvers, max_condition: float
+) -> _PairSolution:
+    """Stage 2 of one kind of pair; heads are the last batch dimension."""
+    element = bilinear.identity(group, tuple(b.left.shape[:-2]), b.left.device)
+    count = torch.zeros(b.left.shape[:-2], dtype=torch.int64, device=b.left.device)
+    converged, capped = count == 0, count != 0
+    if group.planes:
+        problem = rotary.PlaneProblem.of(a.left_planes, b.left_planes, a.right_planes, b.right_planes)
+        element = replace(element, planes=solvers.planes(problem))
+    if group.linear:
+        core = subspace.reduce(a.left, b.left, a.right, b.right)
+        solution = solvers.linear(core)
+        count, converged = solution.iterations, solution.converged
+        matrix = solution.matrix
+        if math.isfinite(max_condition):
+            matrix = subspace.cap_condition(core, matrix, max_condition)
+            capped = (matrix != solution.matrix).any(-1).any(-1)
+        element = replace(element, matrix=matrix)
+    return _PairSolution(element, count, converged, capped)
+
+
+def _shift_biases(
+    group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights, element: AttentionElement
+) -> tuple[AttentionElement, AttentionWeights]:
+    """The free shifts that bring the biases nearest, and the weights moved by the whole element.
+
+    κ makes the free key biases equal. v solves `min ||c - v||² + ||e + v Ō||²`, where c and e are what the value
+    and output biases still differ by and `Ō` stacks the output projections of all heads.
+    """
+    moved = attention.act(group, element, model)
+    if group.key_shift and reference.key_bias is not None and moved.key_bias is not None:
+        linear = list(group.query_key.linear)
+        element = replace(element, key_shift=(reference.key_bias - moved.key_bias)[..., linear])
+    if group.value_shift and reference.value_bias is not None and reference.output_bias is not None:
+        assert moved.value_bias is not None
+        assert moved.output_bias is not None
+        output = moved.output.sum(-3).mT.flatten(-3, -2)
+        gap = (reference.value_bias - moved.value_bias).flatten(-2)
+        rest = (reference.output_bias - moved.output_bias).unsqueeze(-2) @ output.mT
+        normal = output @ output.mT
+        normal.diagonal(dim1=-2, dim2=-1).add_(1)
+        shift = torch.cholesky_solve((gap.unsqueeze(-2) - rest).mT, torch.linalg.cholesky(normal)).squeeze(-1)
+        element = replace(element, value_shift=shift.unflatten(-1, (group.groups, -1)))
+    if group.key_shift or group.value_shift:
+        moved = attention.act(group, element, model)
+    return element, moved
+
+
+def distance(a: AttentionWeights, b: AttentionWeights) -> Tensor:
+    """Frobenius distance of all weights and biases of each block, `(...)`."""
+    blocks = a.query.ndim - 4
+    squares = [(t - getattr(b, name)).square().flatten(blocks).sum(-1) for name, t in a.tensors().items()]
+    return torch.stack(squares).sum(0).sqrt()

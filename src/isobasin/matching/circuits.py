@@ -1,0 +1,137 @@
+"""Circuits of heads, `Q K^T` and `V O^T` (plane by plane under rotary positions): errors, rounding, degeneracy.
+
+Circuits are what a block computes with; no continuous map changes them. None is ever formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
+from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.symmetry.groups import AttentionGroup
+from isobasin.symmetry.weights import AttentionWeights
+
+# Root-mean-square error of rounding a number to the nearest of its type, relative to the number, over the type's
+# epsilon: sqrt(E[1] / (12 E[m²])) for mantissas m spread log-uniformly over [1, 2).
+_ROUNDING = 0.196
+
+
+def _tall(group: AttentionGroup, weights: AttentionWeights) -> list[Factors]:
+    return [factors(group, weights).tall() for factors in (query_key_factors, value_output_factors)]
+
+
+def _squared_norm(f: Factors) -> Tensor:
+    """`||L R^T||²` of every key/value head, `(..., g)`."""
+    linear = ((f.left.mT @ f.left) * (f.right.mT @ f.right)).sum((-2, -1))
+    return linear + (_columns(f.left_planes) * _columns(f.right_planes)).sum(-1)
+
+
+def _columns(x: Tensor) -> Tensor:
+    """Squared norm of every column."""
+    return x.abs().square().sum(-2)
+
+
+def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtype) -> Tensor:
+    """Relative error of the circuits that storing the weights in `dtype` will cause, `(...)`; worst head.
+
+    Independent rounding errors of relative size ρ in L and R change `L R^T` by `ρ sqrt(2 Σ_j ||l_j||² ||r_j||²)`.
+    In the balanced gauge this is near ρ; a map of condition number c can raise it c-fold, one of complex scalings
+    not at all.
+    """
+    rho = _ROUNDING * torch.finfo(dtype).eps
+    worst = torch.zeros((), dtype=torch.float64)
+    for f in _tall(group, weights):
+        columns = (_columns(f.left) * _columns(f.right)).sum(-1)
+        columns = columns + (_columns(f.left_planes) * _columns(f.right_planes)).sum(-1)
+        norm = _squared_norm(f)
+        ratio = torch.where(norm > 0, columns / norm, 1).clamp(min=0).sqrt()
+        worst = worst.to(ratio.device).maximum(rho * 2**0.5 * ratio.amax(-1))
+    return worst
+
+
+def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
+    """`||M_A - M_B|| / ||M_A||` of the worst key/value head and pair, `(...)`; heads already in the same order.
+
+    `M_A - M_B = ΔL R_A^T + L_B ΔR^T` with small Δ, so nothing large cancels.
+    """
+    worst = torch.zeros((), dtype=torch.float64)
+    for x, y in zip(_tall(group, a), _tall(group, b), strict=True):
+        delta = Factors(*(p - q for p, q in zip(vars(x).values(), vars(y).values(), strict=True)))
+        stacked = Factors(
+            torch.cat([delta.left, y.left], -1),
+            torch.cat([x.right, delta.right], -1),
+            torch.cat([delta.left_planes, y.left_planes], -1),
+            torch.cat([x.right_planes, delta.right_planes], -1),
+        )
+        cross = (delta.left_planes.conj() * y.left_planes).sum(-2) * (delta.right_planes.conj() * x.right_planes).sum(-2)
+        error = (_squared_norm(stacked) + 2 * cross.real.sum(-1)).clamp(min=0)
+        norm = _squared_norm(x)
+        relative = torch.where(norm > 0, error / norm, torch.where(error > 0, torch.inf, 0.0)).sqrt()
+        worst = worst.to(relative.device).maximum(relative.amax(-1))
+    return worst
+
+
+def bias_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
+    """Relative difference of what value and output biases add together, `b_O + Σ b_V O^T`, `(...)`."""
+
+    def effective(w: AttentionWeights) -> Tensor:
+        bias = torch.zeros_like(w.output[..., 0, 0, :, 0]) if w.output_bias is None else w.output_bias
+        if group.value_shift and w.value_bias is not None:
+            bias = bias + torch.einsum("...gm,...gsdm->...d", w.value_bias, w.output)
+        return bias
+
+    x, y = effective(a), effective(b)
+    size = x.norm(dim=-1)
+    error = (x - y).norm(dim=-1)
+    return torch.where(size > 0, error / size, torch.where(error > 0, torch.inf, 0.0))
+
+
+@dataclass(frozen=True)
+class Degeneracy:
+    """Where the theorem's conditions fail in one block (arXiv 2606.17830, Theorems 2.1, 4.1 and 4.2).
+
+    Attributes:
+        rank_deficient: `(projection, head)` of every projection without full column rank.
+        duplicates: Pairs of query heads with equal attention scores (similarity) circuits.
+    """
+
+    rank_deficient: tuple[tuple[str, int], ...]
+    duplicates: tuple[tuple[int, int], ...]
+
+
+def degeneracy(group: AttentionGroup, weights: AttentionWeights, tolerance: float = 1e-6) -> Degeneracy:
+    """Check the conditions under which equal functions imply a group element, for one block.
+
+    Args:
+        group: The block's group.
+        weights: One block, without leading dimensions.
+        tolerance: Singular values below this share of the largest, and circuits nearer than this share of
+            their norm, count as zero.
+    """
+    deficient: list[tuple[str, int]] = []
+    for name in ("query", "key", "value", "output"):
+        heads = getattr(weights, name)
+        values = torch.linalg.svdvals(heads.reshape(-1, *heads.shape[-2:]))
+        thin = (values[:, -1] <= tolerance * values[:, 0]) | (values[:, 0] == 0)
+        deficient += [(name, int(i)) for i in thin.nonzero().flatten()]
+    blank = weights.map(torch.zeros_like)
+    similarity = torch.zeros_like(weights.value)
+    scores = AttentionWeights(
+        weights.query, weights.key, similarity, blank.output, weights.query_bias, weights.key_bias
+    )
+    apart = head_costs(group, scores, scores, HeadCost.rotary).transpose(-3, -2).flatten(-2).flatten(0, 1)
+    size = _score_norms(group, scores)
+    near = apart <= (tolerance * torch.maximum(size.unsqueeze(0), size.unsqueeze(1))).square()
+    pairs = near.triu(1).nonzero().tolist()
+    return Degeneracy(tuple(deficient), tuple((int(i), int(j)) for i, j in pairs))
+
+
+def _score_norms(group: AttentionGroup, weights: AttentionWeights) -> Tensor:
+    """`||Q K^T||` of every query head, `(g * s)`."""
+    zero = weights.map(torch.zeros_like)
+    costs = head_costs(group, weights, zero, HeadCost.rotary)
+    return costs[:, 0, :, 0].flatten().clamp(min=0).sqrt()

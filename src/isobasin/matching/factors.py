@@ -1,0 +1,70 @@
+"""The two sides of each bilinear pair, in the form that matching compares.
+
+Which bias rows take part follows from the group: a bias that is free, or that trades with another, is no
+invariant and stays out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isobasin.symmetry import bilinear
+from isobasin.symmetry.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetry.weights import AttentionWeights
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Sides `(L, R)` of one kind of pair for every key/value head.
+
+    A side that query heads share has one slot, the other one slot per query head.
+
+    Attributes:
+        left: Unrotated columns, `(..., g, slots, rows, n)`.
+        right: Likewise, with its own slots and rows.
+        left_planes: Complex columns, `(..., g, slots, rows, p)`.
+        right_planes: Likewise.
+    """
+
+    left: Tensor
+    right: Tensor
+    left_planes: Tensor
+    right_planes: Tensor
+
+    def tall(self) -> Factors:
+        """Slots stacked into rows: `(..., g, slots * rows, ·)`, as one map serves all of a group's queries."""
+        return Factors(*(x.flatten(-3, -2) for x in vars(self).values()))
+
+
+def _rows(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The bias as one more row."""
+    return weight if bias is None else torch.cat([weight, bias.unsqueeze(-2)], dim=-2)
+
+
+def _factors(group: BilinearGroup, left: Tensor, right: Tensor, right_planes: Tensor | None = None) -> Factors:
+    rotated = right if right_planes is None else right_planes
+    if not group.planes:
+        return Factors(left, right, left[..., :0].to(torch.complex128), rotated[..., :0].to(torch.complex128))
+    return Factors(
+        bilinear.linear_part(group, left),
+        bilinear.linear_part(group, right),
+        bilinear.plane_part(group, left),
+        bilinear.plane_part(group, rotated),
+    )
+
+
+def query_key_factors(group: AttentionGroup, weights: AttentionWeights) -> Factors:
+    """Q and K; the key bias takes part on planes, and elsewhere only where softmax doesn't cancel it."""
+    query = _rows(weights.query, weights.query_bias)
+    rotated = _rows(weights.key, weights.key_bias).unsqueeze(-3)
+    key = weights.key.unsqueeze(-3) if group.key_shift else rotated
+    return _factors(group.query_key, query, key, rotated)
+
+
+def value_output_factors(group: AttentionGroup, weights: AttentionWeights) -> Factors:
+    """V and O; the value bias takes part only where it can't trade with the output bias."""
+    value = _rows(weights.value, None if group.value_shift else weights.value_bias)
+    return _factors(group.value_output, value.unsqueeze(-3), weights.output)

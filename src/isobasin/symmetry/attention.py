@@ -1,0 +1,266 @@
+"""The symmetry group of an attention block: elements, group laws, action, and the block's function.
+
+An element permutes heads and then moves each key/value head inside its own continuous group:
+
+    Q_{j,t} <- Q_{π(j),ρ_j(t)} U_j^T       K_j <- K_{π(j)} U_j^{-1}
+    V_j     <- V_{π(j)} W_j^T              O_{j,t} <- O_{π(j),ρ_j(t)} W_j^{-1}
+
+with biases of Q, K, V as one more row, the free shift `b_K += κ_j` where softmax cancels it, and
+`b_V += v_j`, `b_O -= Σ_{j,t} v_j O_{j,t}^T` where both biases exist (arXiv 2606.17830, section 2).
+π permutes key/value heads and ρ_j the query heads inside one: S_s wreath S_g.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from isobasin.symmetry import bilinear, permutation
+from isobasin.symmetry.bilinear import BilinearElement
+from isobasin.symmetry.groups import AttentionGroup
+from isobasin.symmetry.weights import AttentionWeights
+
+
+@dataclass(frozen=True)
+class AttentionElement:
+    """An element of `AttentionGroup`, or a batch of them (leading dimensions `...`).
+
+    Attributes:
+        outer: π, which key/value head each new one was, `(..., g)` int64.
+        inner: ρ, which query head of that group each new one was, `(..., g, s)` int64.
+        query_key: U, of batch shape `(..., g)`.
+        value_output: W, of batch shape `(..., g)`.
+        key_shift: κ on the unrotated query/key features, `(..., g, n)`; zero where it isn't free.
+        value_shift: v, `(..., g, m)`; zero where it isn't free.
+    """
+
+    outer: Tensor
+    inner: Tensor
+    query_key: BilinearElement
+    value_output: BilinearElement
+    key_shift: Tensor
+    value_shift: Tensor
+
+    def head_permutation(self) -> Tensor:
+        """Which query head each new query head was, `(..., g*s)`."""
+        return (self.outer.unsqueeze(-1) * self.inner.shape[-1] + self.inner).flatten(-2)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parts by name; `from_tensors` is the inverse."""
+        return {
+            "outer": self.outer,
+            "inner": self.inner,
+            "query_key.matrix": self.query_key.matrix,
+            "query_key.planes": self.query_key.planes,
+            "value_output.matrix": self.value_output.matrix,
+            "value_output.planes": self.value_output.planes,
+            "key_shift": self.key_shift,
+            "value_shift": self.value_shift,
+        }
+
+    @classmethod
+    def from_tensors(cls, parts: dict[str, Tensor]) -> AttentionElement:
+        """Build an element from the parts that `tensors` names."""
+        return cls(
+            parts["outer"],
+            parts["inner"],
+            BilinearElement(parts["query_key.matrix"], parts["query_key.planes"]),
+            BilinearElement(parts["value_output.matrix"], parts["value_output.planes"]),
+            parts["key_shift"],
+            parts["value_shift"],
+        )
+
+    def __getitem__(self, index: int) -> AttentionElement:
+        """One element of a batch."""
+        return self.from_tensors({name: part[index] for name, part in self.tensors().items()})
+
+    def to(self, device: torch.device | str) -> AttentionElement:
+        """The same element on another device."""
+        return self.from_tensors({name: part.to(device) for name, part in self.tensors().items()})
+
+
+def identity(
+    group: AttentionGroup, batch: tuple[int, ...] = (), device: torch.device | str = "cpu"
+) -> AttentionElement:
+    """The identity element."""
+    heads = (*batch, group.groups)
+    return AttentionElement(
+        permutation.identity(batch, group.groups, device),
+        permutation.identity(heads, group.queries, device),
+        bilinear.identity(group.query_key, heads, device),
+        bilinear.identity(group.value_output, heads, device),
+        torch.zeros(*heads, len(group.query_key.linear), dtype=torch.float64, device=device),
+        torch.zeros(*heads, group.value_output.features, dtype=torch.float64, device=device),
+    )
+
+
+def sample(
+    group: AttentionGroup,
+    generator: torch.Generator,
+    batch: tuple[int, ...] = (),
+    condition: float = 10.0,
+    shift: float = 1.0,
+) -> AttentionElement:
+    """Random elements.
+
+    Args:
+        group: The group.
+        generator: CPU generator; the only source of randomness.
+        batch: Leading dimensions.
+        condition: Condition number of every U and W.
+        shift: Standard deviation of the bias shifts, where they are free.
+    """
+    heads = (*batch, group.groups)
+    element = AttentionElement(
+        permutation.sample(batch, group.groups, generator),
+        permutation.sample(heads, group.queries, generator),
+        bilinear.sample(group.query_key, heads, generator, condition),
+        bilinear.sample(group.value_output, heads, generator, condition),
+        torch.randn(*heads, len(group.query_key.linear), generator=generator, dtype=torch.float64),
+        torch.randn(*heads, group.value_output.features, generator=generator, dtype=torch.float64),
+    )
+    return replace(
+        element,
+        key_shift=element.key_shift * (shift * group.key_shift),
+        value_shift=element.value_shift * (shift * group.value_shift),
+    )
+
+
+def compose(group: AttentionGroup, second: AttentionElement, first: AttentionElement) -> AttentionElement:
+    """The element that acts as `first` and then `second`."""
+    moved = _permuted(first, second.outer)
+    key_shift = torch.linalg.solve(second.query_key.matrix, moved.key_shift.unsqueeze(-2), left=False)
+    value_shift = bilinear.act_left(group.value_output, second.value_output, moved.value_shift.unsqueeze(-2))
+    return AttentionElement(
+        moved.outer,
+        permutation.take(moved.inner, second.inner),
+        bilinear.compose(second.query_key, moved.query_key),
+        bilinear.compose(second.value_output, moved.value_output),
+        key_shift.squeeze(-2) + second.key_shift,
+        value_shift.squeeze(-2) + second.value_shift,
+    )
+
+
+def inverse(group: AttentionGroup, element: AttentionElement) -> AttentionElement:
+    """The inverse element."""
+    back = element.outer.argsort(-1)
+    moved = _permuted(element, back)
+    undo = bilinear.inverse(moved.value_output)
+    value_shift = bilinear.act_left(group.value_output, undo, moved.value_shift.unsqueeze(-2)).squeeze(-2)
+    return AttentionElement(
+        back,
+        moved.inner.argsort(-1),
+        bilinear.inverse(moved.query_key),
+        undo,
+        -(moved.key_shift.unsqueeze(-2) @ moved.query_key.matrix).squeeze(-2),
+        -value_shift,
+    )
+
+
+def _permuted(element: AttentionElement, outer: Tensor) -> AttentionElement:
+    """Every per-head part of an element, taken along another permutation of key/value heads."""
+    parts = {name: permutation.take(part, outer) for name, part in element.tensors().items()}
+    return AttentionElement.from_tensors(parts)
+
+
+def permute(weights: AttentionWeights, outer: Tensor, inner: Tensor) -> AttentionWeights:
+    """The head permutation alone: whole heads moved, nothing else."""
+
+    def queries(x: Tensor) -> Tensor:
+        return permutation.take(permutation.take(x, outer), inner)
+
+    moved = {"query": queries, "query_bias": queries, "output": queries}
+    heads = {n: t for n, t in weights.tensors().items() if n != "output_bias"}
+    return replace(weights, **{n: moved[n](t) if n in moved else permutation.take(t, outer) for n, t in heads.items()})
+
+
+def act(group: AttentionGroup, element: AttentionElement, weights: AttentionWeights) -> AttentionWeights:
+    """The moved weights; the block's function is the same.
+
+    Args:
+        group: The block's group.
+        element: Of batch shape `(...)`.
+        weights: Float64, of the same leading dimensions.
+
+    Returns:
+        New weights; the input is not changed.
+    """
+    w = permute(weights, element.outer, element.inner)
+    qk, vo = group.query_key, group.value_output
+    u, v = element.query_key, element.value_output
+    moved = replace(
+        w,
+        query=bilinear.act_left(qk, u, w.query.flatten(-3, -2)).reshape(w.query.shape),
+        key=bilinear.act_right(qk, u, w.key),
+        value=bilinear.act_left(vo, v, w.value),
+        output=bilinear.act_right(vo, v, w.output.flatten(-3, -2)).reshape(w.output.shape),
+    )
+    if w.query_bias is not None:
+        moved = replace(moved, query_bias=bilinear.act_left(qk, u, w.query_bias))
+    if w.key_bias is not None:
+        key_bias = bilinear.act_right(qk, u, w.key_bias.unsqueeze(-2)).squeeze(-2)
+        moved = replace(moved, key_bias=shift_key_bias(group, key_bias, element.key_shift))
+    if w.value_bias is not None:
+        value_bias = bilinear.act_left(vo, v, w.value_bias.unsqueeze(-2)).squeeze(-2)
+        moved = replace(moved, value_bias=value_bias + element.value_shift)
+    if w.output_bias is not None and group.value_shift:
+        shift = torch.einsum("...gm,...gsdm->...d", element.value_shift, moved.output)
+        moved = replace(moved, output_bias=w.output_bias - shift)
+    return moved
+
+
+def shift_key_bias(group: AttentionGroup, bias: Tensor, shift: Tensor) -> Tensor:
+    """`b_K + κ` on the unrotated features, `(..., g, n)`."""
+    linear = list(group.query_key.linear)
+    bias = bias.clone()
+    bias[..., linear] += shift
+    return bias
+
+
+def attend(
+    weights: AttentionWeights,
+    group: AttentionGroup,
+    hidden: Tensor,
+    angles: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """The block's function, written plainly: what every element of the group leaves unchanged.
+
+    `softmax(Q K^T / sqrt(n)) V O^T + b_O`, with the planes of Q and K (and of V, if `value_output` has
+    planes) rotated by `angles` first.
+
+    Args:
+        weights: One block, without leading dimensions.
+        group: Its group; says which features are rotated.
+        hidden: `(batch, tokens, d)`.
+        angles: Rotation of each plane at each position in radians, `(tokens, planes)`; needed where the
+            group has planes.
+        causal: Mask later positions.
+
+    Returns:
+        `(batch, tokens, d)`.
+    """
+
+    def project(x: str, einsum: str) -> Tensor:
+        bias = getattr(weights, f"{x}_bias")
+        projected = torch.einsum(einsum, hidden, getattr(weights, x))
+        return projected if bias is None else projected + bias.unsqueeze(-2)
+
+    def rotate(pair: bilinear.BilinearGroup, x: Tensor) -> Tensor:
+        if not pair.planes or angles is None:
+            return x
+        turn = torch.polar(torch.ones_like(angles), angles)
+        return bilinear.join(pair, bilinear.linear_part(pair, x), bilinear.plane_part(pair, x) * turn)
+
+    query = rotate(group.query_key, project("query", "btd,gsdn->bgstn"))
+    key = rotate(group.query_key, project("key", "btd,gdn->bgtn"))
+    value = rotate(group.value_output, project("value", "btd,gdm->bgtm"))
+    scores = torch.einsum("bgstn,bgun->bgstu", query, key) / group.query_key.features**0.5
+    if causal:
+        tokens = hidden.shape[1]
+        scores = scores.masked_fill(torch.ones(tokens, tokens, device=hidden.device).triu(1).bool(), -torch.inf)
+    heads = torch.einsum("bgstu,bgum->bgstm", scores.softmax(-1), value)
+    out = torch.einsum("bgstm,gsdm->btd", heads, weights.output)
+    return out if weights.output_bias is None else out + weights.output_bias

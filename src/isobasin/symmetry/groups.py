@@ -1,0 +1,95 @@
+"""What the symmetry group of one attention block is, as data.
+
+A group says which maps leave the block's function unchanged; it knows no model names. Conventions are
+those of the whole package: tokens are row vectors, head `i` computes
+
+    softmax_n( x_m Q_i R_{m-n} K_i^T x_n^T / scale ) x_n V_i O_i^T,      Q, K, V, O of shape (width, features)
+
+and heads come in `groups` key/value heads with `queries` query heads each (`queries == 1`: ordinary
+multi-head attention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class BilinearGroup:
+    """The maps that leave `L R^T` (or `L R_θ R^T` for every rotation angle) of one head unchanged.
+
+    A map `U` acts as `L <- L U^T`, `R <- R U^{-1}`. On coordinates that are not rotated `U` is any
+    invertible matrix, GL(n); on the pairs of coordinates in `planes`, which rotary positions rotate at
+    pairwise distinct frequencies, it is one non-zero complex number per pair, H = (C*)^p
+    (arXiv 2606.17830, Theorems 2.1, 4.1 and 4.2).
+
+    Attributes:
+        features: Width of a head, d_h.
+        planes: Pairs `(a, b)` of feature indices that rotate together as `a + ib`.
+    """
+
+    features: int
+    planes: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        flat = [i for plane in self.planes for i in plane]
+        if len(set(flat)) != len(flat) or any(not 0 <= i < self.features for i in flat):
+            raise ValueError(f"planes must be disjoint pairs of indices below {self.features}: {self.planes}")
+
+    @cached_property
+    def linear(self) -> tuple[int, ...]:
+        """The feature indices that no plane holds, in order: GL(len(linear)) acts on them."""
+        rotated = {i for plane in self.planes for i in plane}
+        return tuple(i for i in range(self.features) if i not in rotated)
+
+    @property
+    def dimension(self) -> int:
+        """Real dimension: n² for GL(n) and 2 for each plane."""
+        return len(self.linear) ** 2 + 2 * len(self.planes)
+
+    def __str__(self) -> str:
+        parts = [f"GL({len(self.linear)})"] if self.linear else []
+        if self.planes:
+            parts.append(f"(C*)^{len(self.planes)}")
+        return " × ".join(parts) or "1"
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """The symmetry group of one attention block.
+
+    Attributes:
+        groups: Number of key/value heads, g.
+        queries: Query heads per key/value head, s.
+        query_key: Continuous symmetry of each key/value head's Q-K pair.
+        value_output: Continuous symmetry of each key/value head's V-O pair.
+        key_shift: The key bias is free on the unrotated features, since softmax cancels it.
+        value_shift: The value bias trades with the output bias: `b_V += v`, `b_O -= v O^T`.
+    """
+
+    groups: int
+    queries: int
+    query_key: BilinearGroup
+    value_output: BilinearGroup
+    key_shift: bool = False
+    value_shift: bool = False
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.groups * self.queries
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the continuous part; the permutations are discrete and add nothing."""
+        shifts = len(self.query_key.linear) * self.key_shift + self.value_output.features * self.value_shift
+        return self.groups * (self.query_key.dimension + self.value_output.dimension + shifts)
+
+    def __str__(self) -> str:
+        shifts = [f"R^{len(self.query_key.linear)} (key bias)"] if self.key_shift and self.query_key.linear else []
+        if self.value_shift:
+            shifts.append(f"R^{self.value_output.features} (value bias)")
+        factors = " × ".join([f"QK {self.query_key}", f"VO {self.value_output}", *shifts])
+        discrete = f"S_{self.groups}" if self.queries == 1 else f"S_{self.queries} wr S_{self.groups}"
+        return f"({factors})^{self.groups} ⋊ {discrete}"

@@ -1,0 +1,54 @@
+"""The weights of attention blocks in the one form that all the mathematics here uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """Projections of one attention block, or of a stack of equal blocks (leading dimensions `...`).
+
+    With g key/value heads, s query heads for each, model width d, query/key features n, value features m:
+
+    Attributes:
+        query: `(..., g, s, d, n)`.
+        key: `(..., g, d, n)`.
+        value: `(..., g, d, m)`.
+        output: `(..., g, s, d, m)`; a head's output is `z O^T` for its values `z`.
+        query_bias: `(..., g, s, n)` or None.
+        key_bias: `(..., g, n)` or None.
+        value_bias: `(..., g, m)` or None.
+        output_bias: `(..., d)` or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    query_bias: Tensor | None = None
+    key_bias: Tensor | None = None
+    value_bias: Tensor | None = None
+    output_bias: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by field name."""
+        return {f.name: t for f in fields(self) if (t := getattr(self, f.name)) is not None}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> AttentionWeights:
+        """The same weights with `function` applied to every tensor."""
+        return replace(self, **{name: function(t) for name, t in self.tensors().items()})
+
+    def __getitem__(self, index: int) -> AttentionWeights:
+        """One block of a stack."""
+        return self.map(lambda t: t[index])
+
+
+def stack(blocks: list[AttentionWeights]) -> AttentionWeights:
+    """Stack equal blocks along a new leading dimension."""
+    names = blocks[0].tensors().keys()
+    return AttentionWeights(**{name: torch.stack([getattr(b, name) for b in blocks]) for name in names})

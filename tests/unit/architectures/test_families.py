@@ -1,0 +1,279 @@
+"""Every family against its transformers model: same weights, same attention, same group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference_attention import Tables, attention, random_move
+from safetensors.torch import save_file
+from tiny_models import CASES, Case, case, observed, save
+from torch import Tensor
+
+from isobasin.architectures.registry import families
+from isobasin.architectures.resolve import specification
+from isobasin.architectures.schema import AttentionSite, Specification
+from isobasin.symmetry.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetry.weights import AttentionWeights
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A tiny model and its checkpoint."""
+
+    case: Case
+    model: Any
+    folder: Path
+    tensors: dict[str, Tensor]
+    specification: Specification
+    observed: list[tuple[Tensor, Tensor]]
+    tables: Tables | None
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case, bool], Saved]:
+    """Each model is built once for all tests here."""
+    made: dict[tuple[str, bool], Saved] = {}
+
+    def get(case: Case, base: bool = False) -> Saved:
+        if (str(case), base) not in made:
+            folder = tmp_path_factory.mktemp(str(case))
+            model = case.model(base=base)
+            config, shapes, tensors = save(model, folder)
+            resolved = specification(config, shapes, source="tiny")
+            tables = None if case.tables is None else case.tables(model)
+            runs = observed(case, model)
+            made[str(case), base] = Saved(case, model, folder, tensors, resolved, runs, tables)
+        return made[str(case), base]
+
+    return get
+
+
+def error(
+    saved: Saved,
+    site: AttentionSite,
+    change: Callable[[AttentionWeights], AttentionWeights] = lambda weights: weights,
+) -> float:
+    """Largest difference between transformers' attention and ours, over the whole output of a layer."""
+    weights = change(site.read(saved.tensors))
+    hidden, expected = saved.observed[site.layer]
+    ours = attention(weights, site.group, hidden, saved.tables, causal=saved.case.causal)
+    assert ours.shape == expected.shape
+    assert expected.abs().max() > 0.1
+    return (ours - expected).abs().max().item()
+
+
+# Base models have no prefix; that doesn't depend on the variant.
+@pytest.mark.parametrize(
+    ("case", "base"),
+    [pytest.param(c, False, id=str(c)) for c in CASES]
+    + [pytest.param(c, True, id=f"{c}-base") for c in CASES if not c.variant],
+)
+def test_canonical_weights_compute_what_the_model_computes(case, base, saved):
+    tiny = saved(case, base)
+    assert tiny.specification.model_type == case.model_type
+    assert [site.layer for site in tiny.specification.sites] == [0, 1]
+    for site in tiny.specification.sites:
+        assert error(tiny, site) < case.tolerance
+
+
+def test_every_family_has_a_case():
+    assert {case.model_type for case in CASES} == {family.model_type for family in families()}
+
+
+def group(
+    planes: tuple[tuple[int, int], ...] = (),
+    *,
+    groups: int = 4,
+    queries: int = 1,
+    features: int = 8,
+    key: bool = False,
+    value: bool = False,
+    values: tuple[tuple[int, int], ...] = (),
+) -> AttentionGroup:
+    return AttentionGroup(groups, queries, BilinearGroup(features, planes), BilinearGroup(features, values), key, value)
+
+
+HALF_8 = ((0, 4), (1, 5), (2, 6), (3, 7))
+HALF_4 = ((0, 2), (1, 3))
+PAIRS_8 = ((0, 1), (2, 3), (4, 5), (6, 7))
+FREE = group(key=True, value=True)
+GROUPS = {
+    "vit": FREE,
+    "vit-no-qkv-bias": group(),
+    "deit": FREE,
+    "bert": FREE,
+    "bert-decoder": FREE,
+    "roberta": FREE,
+    "distilbert": FREE,
+    "gpt2": FREE,
+    "opt": FREE,
+    "opt-no-bias": group(),
+    "llama": group(HALF_8, groups=2, queries=2),
+    "llama-biases": group(HALF_8, groups=2, queries=2, value=True),
+    "llama-head-dim": group(tuple((j, j + 6) for j in range(6)), groups=2, queries=2, features=12),
+    "llama-multi-head": group(HALF_8),
+    "llama-scaled": group(HALF_8, groups=2, queries=2),
+    "mistral": group(HALF_8, groups=2, queries=2),
+    "qwen2": group(HALF_8, groups=2, queries=2),
+    "qwen2-head-dim": group(((0, 3), (1, 4), (2, 5)), groups=2, queries=2, features=6),
+    "gpt_neox": group(HALF_4, key=True, value=True),
+    "gpt_neox-no-bias": group(HALF_4),
+    "gpt_neox-whole": group(HALF_8, value=True),
+    "gpt_neox-scaled": group(HALF_4, key=True, value=True),
+    "gptj": group(PAIRS_8[:2]),
+    "gptj-whole": group(PAIRS_8),
+    "roformer": group(PAIRS_8, value=True),
+    "roformer-rotary-value": group(PAIRS_8, values=PAIRS_8),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_group(case, saved):
+    for site in saved(case).specification.sites:
+        assert site.group == GROUPS[str(case)]
+        assert site.width == 32
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_written_move_leaves_the_model_unchanged(case, saved, tmp_path):
+    """Read, move by a random element of the group, write, load in transformers: equal in every output."""
+    tiny = saved(case)
+    generator = torch.Generator().manual_seed(2)
+    new = dict(tiny.tensors)
+    for site in tiny.specification.sites:
+        moved = site.write(tiny.tensors, random_move(site.read(tiny.tensors), site.group, generator))
+        assert set(moved) == set(site.shapes())
+        weights = [projection.weight for projection in site.projections.values()]
+        assert all((moved[name] - tiny.tensors[name]).abs().max() > 0.01 for name in weights)
+        new.update(moved)
+    tiny.model.config.save_pretrained(tmp_path)
+    save_file(new, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = type(tiny.model).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    with torch.no_grad():
+        before, after = (m(**case.inputs, output_hidden_states=True) for m in (tiny.model, loaded))
+    assert before.logits.abs().max() > 0.1
+    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=max(case.tolerance * 10, 1e-9))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_write_inverts_read(case, saved):
+    tiny = saved(case)
+    generator = torch.Generator().manual_seed(3)
+    for site in tiny.specification.sites:
+        weights = site.read(tiny.tensors)
+        written = site.write(tiny.tensors, weights)
+        assert set(written) == set(site.shapes())
+        for name, tensor in written.items():
+            assert torch.equal(tensor, tiny.tensors[name])
+            assert tensor.is_contiguous()
+        other = weights.map(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype))
+        original = {name: tensor.clone() for name, tensor in tiny.tensors.items()}
+        again = site.read(site.write(tiny.tensors, other))
+        assert other.tensors().keys() == again.tensors().keys()
+        assert all(torch.equal(t, again.tensors()[name]) for name, t in other.tensors().items())
+        assert all(torch.equal(tiny.tensors[name], original[name]) for name in original)
+
+
+def test_write_keeps_the_stored_type(saved):
+    tiny = saved(case("gpt2"))
+    site = tiny.specification.sites[0]
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in tiny.tensors.items()}
+    weights = site.read(half)
+    assert weights.query.dtype == torch.float64
+    written = site.write(half, weights)
+    assert all(t.dtype == torch.bfloat16 and torch.equal(t, half[name]) for name, t in written.items())
+
+
+def test_write_refuses_to_drop_or_invent_a_bias(saved):
+    site, tensors = saved(case("bert")).specification.sites[0], saved(case("bert")).tensors
+    with pytest.raises(ValueError, match="key bias"):
+        site.write(tensors, replace(site.read(tensors), key_bias=None))
+    site, tensors = saved(case("qwen2")).specification.sites[0], saved(case("qwen2")).tensors
+    with pytest.raises(ValueError, match="output bias"):
+        site.write(tensors, replace(site.read(tensors), output_bias=torch.zeros(32)))
+
+
+# The comparison above must be able to fail: each of these mistakes makes a visible difference.
+
+
+def swapped_planes(site: AttentionSite) -> AttentionSite:
+    """The same number of rotated features in the other order."""
+    planes = site.group.query_key.planes
+    half = len(planes)
+    interleaved = tuple((2 * j, 2 * j + 1) for j in range(half))
+    other = interleaved if planes != interleaved else tuple((j, j + half) for j in range(half))
+    return replace(site, group=replace(site.group, query_key=BilinearGroup(8, other)))
+
+
+def swapped_parts(site: AttentionSite) -> AttentionSite:
+    return replace(site, query=site.value, value=site.query)
+
+
+def pattern(old: str, new: str) -> Callable[[AttentionSite], AttentionSite]:
+    def change(site: AttentionSite) -> AttentionSite:
+        projections = {
+            role: replace(p, layout=replace(p.layout, pattern=new))
+            for role, p in site.projections.items()
+            if p.layout.pattern == old
+        }
+        assert projections
+        return replace(site, **projections)
+
+    return change
+
+
+MISTAKES = [
+    ("llama", swapped_planes),
+    ("mistral", swapped_planes),
+    ("qwen2", swapped_planes),
+    ("gpt_neox", swapped_planes),
+    ("gptj", swapped_planes),
+    ("roformer", swapped_planes),
+    ("gpt2", swapped_parts),
+    ("gpt_neox", swapped_parts),
+    ("bert", swapped_parts),
+    ("gpt2", pattern("(head feature) width", "width (head feature)")),
+    ("gpt2", pattern("width (part head feature)", "width (head part feature)")),
+    ("gpt_neox", pattern("(head part feature) width", "(part head feature) width")),
+    ("vit", pattern("(head feature) width", "(feature head) width")),
+    ("vit", pattern("width (head feature)", "(head feature) width")),
+]
+
+
+@pytest.mark.parametrize(("model_type", "mistake"), MISTAKES)
+def test_comparison_notices_a_wrong_layout(model_type, mistake, saved):
+    tiny = saved(case(model_type))
+    for site in tiny.specification.sites:
+        assert error(tiny, mistake(site)) > 0.01
+
+
+@pytest.mark.parametrize("bias", ["query_bias", "value_bias", "output_bias"])
+@pytest.mark.parametrize("model_type", ["vit", "bert", "gpt2", "opt", "distilbert", "gpt_neox", "roformer"])
+def test_comparison_notices_a_dropped_bias(model_type, bias, saved):
+    tiny = saved(case(model_type))
+    site = tiny.specification.sites[0]
+    assert error(tiny, site, lambda weights: replace(weights, **{bias: None})) > 0.01
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "roformer", "gpt_neox"])
+def test_key_bias_matters_where_it_rotates(model_type, saved):
+    tiny = saved(case(model_type))
+    site = tiny.specification.sites[0]
+    assert error(tiny, site, lambda weights: replace(weights, key_bias=None)) > 0.01
+
+
+def test_value_bias_is_not_free_where_values_rotate(saved):
+    tiny = saved(next(c for c in CASES if str(c) == "roformer-rotary-value"))
+    site = tiny.specification.sites[0]
+
+    def trade(weights: AttentionWeights) -> AttentionWeights:
+        shift = torch.ones_like(weights.value_bias)
+        traded = torch.einsum("gm,gsdm->d", shift, weights.output)
+        return replace(weights, value_bias=weights.value_bias + shift, output_bias=weights.output_bias - traded)
+
+    assert error(tiny, site, trade) > 0.01

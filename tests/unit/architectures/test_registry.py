@@ -1,0 +1,40 @@
+"""The registry: what is in it, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from isobasin.architectures.registry import families, family, register
+from isobasin.errors import ArchitectureError
+
+
+def test_all_families_are_there():
+    encoders = ["bert", "deit", "distilbert", "roberta", "roformer", "vit"]
+    decoders = ["gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"]
+    names = [entry.model_type for entry in families()]
+    assert names == sorted(encoders + decoders)
+    assert all(family(name).model_type == name for name in names)
+
+
+def test_unknown_type_names_the_nearest_and_how_to_add_one():
+    with pytest.raises(ArchitectureError) as error:
+        family("lama")
+    assert "'lama'" in str(error.value)
+    assert "did you mean llama" in str(error.value)
+    assert "CONTRIBUTING.md, Add a family" in str(error.value)
+
+
+def test_unknown_type_that_is_near_to_none_lists_all():
+    with pytest.raises(ArchitectureError, match=r"supported are bert, .*, vit"):
+        family("zzzzzzzz")
+
+
+def test_collisions_are_refused():
+    with pytest.raises(ArchitectureError, match=r"two families.*'vit'"):
+        register([family("vit"), family("bert"), family("vit")])
+
+
+def test_registry_is_immutable():
+    registry = register([family("vit")])
+    with pytest.raises(TypeError):
+        registry["bert"] = family("bert")  # pyright: ignore[reportIndexIssue]

@@ -1,0 +1,269 @@
+"""Resolving a checkpoint's specification: what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tiny_models import case
+
+from isobasin.architectures.configuration import build
+from isobasin.architectures.registry import family
+from isobasin.architectures.resolve import check_comparable, specification
+from isobasin.architectures.schema import Specification
+from isobasin.errors import ArchitectureError, TensorError
+
+
+def config(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **case(model_type).config, **changes}
+
+
+def shapes(folder_config: dict[str, Any], prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """The attention tensors that a configuration asks for."""
+    entry = family(folder_config["model_type"])
+    sites = entry.blocks(build(entry.model_type, folder_config))
+    return {prefix + name: shape for site in sites for name, shape in site.shapes().items()}
+
+
+def resolve(folder_config: dict[str, Any], tensors: dict[str, tuple[int, ...]] | None = None) -> Specification:
+    return specification(folder_config, shapes(folder_config) if tensors is None else tensors, source="folder/b")
+
+
+def refused(error_type: type[Exception], *args: Any) -> str:
+    with pytest.raises(error_type) as error:
+        resolve(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith("folder/b: ")
+    return message
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_prefix_is_found(prefix):
+    bert = config("bert")
+    other = {"cls.bias": (50,), f"{prefix}encoder.layer.0.attention.output.LayerNorm.weight": (32,)}
+    found = resolve(bert, shapes(bert, prefix) | other)
+    assert found.sites[1].query.weight == f"{prefix}encoder.layer.1.attention.self.query.weight"
+    assert found.sites[1].name == f"{prefix}encoder.layer.1.attention"
+
+
+def test_two_prefixes_at_once_are_refused():
+    bert = config("bert")
+    message = refused(TensorError, bert, shapes(bert) | shapes(bert, "bert."))
+    assert "several prefixes, '', 'bert.'" in message
+
+
+def test_unknown_prefix_is_refused():
+    bert = config("bert")
+    message = refused(TensorError, bert, shapes(bert, "module."))
+    assert "'encoder.layer.0.attention.self.query.weight'" in message
+    assert "'bert.encoder.layer.0.attention.self.query.weight'" in message
+
+
+def test_missing_tensors_are_counted():
+    gpt2 = config("gpt2")
+    tensors = shapes(gpt2, "transformer.")
+    del tensors["transformer.h.0.attn.c_proj.bias"]
+    message = refused(TensorError, gpt2, tensors)
+    assert "'transformer.h.0.attn.c_proj.bias' is missing, of 8" in message
+    del tensors["transformer.h.1.attn.c_attn.weight"], tensors["transformer.h.1.attn.c_attn.bias"]
+    assert "'transformer.h.0.attn.c_proj.bias' is missing and 2 more, of 8" in refused(TensorError, gpt2, tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("h.1.attn.c_attn.weight", (96, 32), (32, 96)),
+        ("h.1.attn.c_attn.bias", (32,), (96,)),
+        ("h.1.attn.c_proj.bias", (32, 1), (32,)),
+    ],
+)
+def test_wrong_shape_names_the_configuration(name, wrong, right):
+    gpt2 = config("gpt2")
+    message = refused(TensorError, gpt2, shapes(gpt2) | {name: wrong})
+    assert f"{name!r} has shape {wrong}, expected {right} from n_embd=32, n_head=4" in message
+
+
+def test_wrong_number_of_key_value_heads():
+    llama = config("llama")
+    message = refused(TensorError, config("llama", num_key_value_heads=4), shapes(llama, "model."))
+    assert "'model.layers.0.self_attn.k_proj.weight' has shape (16, 32), expected (32, 32)" in message
+    assert "num_key_value_heads=4" in message
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("llama", "layers.0.self_attn.q_norm.weight"),
+        ("llama", "layers.1.self_attn.q_proj.bias"),
+        ("llama", "layers.1.self_attn.o_proj.bias"),
+        ("llama", "layers.0.self_attn.q_proj.weight_scale"),
+        ("llama", "layers.0.self_attn.v_proj.lora_A.weight"),
+        ("llama", "layers.0.self_attn.sinks"),
+        ("mistral", "layers.0.self_attn.k_proj.bias"),
+        ("qwen2", "layers.0.self_attn.o_proj.bias"),
+        ("bert", "encoder.layer.0.attention.self.distance_embedding.weight"),
+        ("bert", "encoder.layer.0.attention.output.dense.weight_scale"),
+        ("gpt2", "h.1.attn.q_attn.weight"),
+        ("gptj", "h.1.attn.q_proj.bias"),
+        ("vit", "encoder.layer.1.attention.attention.relative_position_bias"),
+        ("vit", "encoder.layer.1.attention.output.dense.lora_B.weight"),
+    ],
+)
+def test_unexplained_tensor_in_an_attention_module(model_type, name):
+    folder_config = config(model_type)
+    message = refused(TensorError, folder_config, shapes(folder_config) | {name: (32,)})
+    assert f"{name!r} is unexpected" in message
+
+
+@pytest.mark.parametrize(("model_type", "flag"), [("llama", "attention_bias"), ("opt", "enable_bias")])
+def test_bias_that_the_configuration_denies_or_promises(model_type, flag):
+    without, with_bias = config(model_type, **{flag: False}), config(model_type, **{flag: True})
+    assert "is unexpected" in refused(TensorError, without, shapes(with_bias))
+    assert "is missing and 7 more" in refused(TensorError, with_bias, shapes(without))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names"),
+    [
+        ("gpt2", ["attn.bias", "attn.masked_bias"]),
+        ("gptj", ["attn.bias", "attn.masked_bias", "attn.embed_positions"]),
+        ("gpt_neox", ["attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"]),
+        ("llama", ["self_attn.rotary_emb.inv_freq"]),
+    ],
+)
+def test_buffers_of_old_checkpoints_are_ignored(model_type, names):
+    folder_config = config(model_type)
+    layers = "h" if model_type in ("gpt2", "gptj") else "layers"
+    buffers = {f"{layers}.{layer}.{name}": (1, 1, 16, 16) for layer in range(2) for name in names}
+    needed = shapes(folder_config)
+    found = resolve(folder_config, needed | buffers)
+    assert {name for site in found.sites for name in site.shapes()} == set(needed)
+
+
+def test_more_layers_than_the_configuration_says():
+    one, two = config("gpt2", n_layer=1), config("gpt2")
+    message = refused(TensorError, one, shapes(two, "transformer."))
+    assert "'transformer.h.1.attn.c_attn.weight' belongs to layer 1" in message
+    assert "n_layer 1" in message
+    assert len(resolve(config("gpt2", n_layer=12), None).sites) == 12
+
+
+def test_fewer_layers_than_the_configuration_says():
+    assert "'h.2.attn.c_attn.weight' is missing and 3 more" in refused(
+        TensorError, config("gpt2", n_layer=3), shapes(config("gpt2"))
+    )
+
+
+def test_names_that_only_look_like_attention_are_left_alone():
+    opt = config("opt")
+    others = {"decoder.layers.0.self_attn_layer_norm.weight": (32,), "xdecoder.layers.0.self_attn.z": (1,)}
+    assert len(resolve(opt, shapes(opt) | others).sites) == 2
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "words"),
+    [
+        ("bert", {"add_cross_attention": True}, "add_cross_attention"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+        ("roformer", {"add_cross_attention": True}, "add_cross_attention"),
+        ("roberta", {"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
+        ("bert", {"position_embedding_type": "relative_key_query"}, "only 'absolute'"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "dequantise"),
+        ("llama", {"text_config": {"model_type": "llama"}}, "nested"),
+        ("vit", {"vision_config": {"hidden_size": 32}}, "nested"),
+        ("bert", {"pruned_heads": {"0": [1]}}, "pruned"),
+        ("bert", {"is_encoder_decoder": True}, "encoder-decoder"),
+        ("bert", {"num_attention_heads": 5}, "hidden_size 32 is not a multiple of num_attention_heads 5"),
+        ("gpt2", {"n_head": 5}, "n_embd 32 is not a multiple of n_head 5"),
+        ("bert", {"num_attention_heads": 0}, "positive"),
+        ("vit", {"num_hidden_layers": 0}, "nothing to align"),
+        ("llama", {"num_attention_heads": 5}, "transformers refuses"),
+        ("llama", {"num_attention_heads": "4"}, "transformers refuses"),
+        ("llama", {"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),
+        ("qwen2", {"head_dim": 7}, "7"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"rope_scaling": {"rope_type": "proportional"}}, "rope_type 'proportional'"),
+        ("qwen2", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}, "rope_type 'mrope'"),
+        ("qwen2", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_type None"),
+        ("gpt_neox", {"rope_parameters": None, "rotary_pct": 0.4}, "3 features"),
+        ("gpt_neox", {"rope_parameters": None, "rotary_pct": 1.25}, "10 features, but a head has only 8"),
+        ("gptj", {"rotary_dim": 3}, "3 features"),
+        ("gptj", {"rotary_dim": 10}, "10 features, but a head has only 8"),
+        ("gptj", {"rotary_dim": 0}, "rotary_dim must be given"),
+        ("roformer", {"num_attention_heads": 32}, "1 features"),
+    ],
+)
+def test_unsupported_configuration(model_type, changes, words):
+    folder_config = config(model_type, **changes)
+    assert words in refused(ArchitectureError, folder_config, {})
+
+
+def test_no_model_type():
+    assert "no model_type" in refused(ArchitectureError, {"hidden_size": 32}, {})
+
+
+def test_unknown_model_type_and_nested_one():
+    assert "did you mean bert" in refused(ArchitectureError, {"model_type": "bart"}, {})
+    nested = {"model_type": "llava", "text_config": {"model_type": "llama"}}
+    assert "nested" in refused(ArchitectureError, nested, {})
+
+
+def test_defaults_of_old_configurations():
+    """Keys that old files lack or name differently mean what transformers takes them to mean."""
+    llama = config("llama", num_key_value_heads=None)
+    del llama["num_key_value_heads"]
+    assert resolve(llama).sites[0].group.groups == 4
+    neox = config("gpt_neox", rotary_pct=0.25, rotary_emb_base=10000)
+    del neox["rope_parameters"]
+    assert resolve(neox).sites[0].group.query_key.planes == ((0, 1),)
+    scaled = config("llama", rope_theta=1e4, rope_scaling={"type": "linear", "factor": 2.0})
+    assert len(resolve(scaled).sites[0].group.query_key.planes) == 4
+
+
+def test_configuration_is_not_changed():
+    llama = config("llama", rope_scaling={"type": "linear", "factor": 2.0})
+    before = json.dumps(llama)
+    resolve(llama)
+    assert json.dumps(llama) == before
+
+
+def test_comparable_models_may_differ_in_prefix_and_scale():
+    llama = config("llama")
+    longer = config("llama", rope_theta=1e6, max_position_embeddings=64)
+    check_comparable(resolve(llama, shapes(llama, "model.")), resolve(longer))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reference", "model", "words"),
+    [
+        ("bert", {}, {"num_attention_heads": 8}, "reference has 4 heads of 8 features, model has 8 heads of 4"),
+        ("bert", {}, {"hidden_size": 40, "num_attention_heads": 5}, "model has 5 heads of 8 features"),
+        ("bert", {}, {"num_hidden_layers": 3}, "reference has 2 layers, model has 3"),
+        ("llama", {}, {"num_key_value_heads": 1}, "reference has 2 key/value heads of 8 features, model has 1"),
+        ("llama", {}, {"hidden_size": 64, "head_dim": 8}, "reference has width 32, model has width 64"),
+        ("llama", {}, {"attention_bias": True}, "reference has biases on nothing, model has biases on query, key"),
+        ("vit", {}, {"qkv_bias": False}, "reference has biases on query, key, value, output, model has biases on o"),
+        ("gptj", {}, {"rotary_dim": 8}, "rotary positions on features ((0, 1), (2, 3)), model has"),
+        ("roformer", {}, {"rotary_value": True}, "reference has rotary values on features (), model has"),
+    ],
+)
+def test_incomparable_models(model_type, reference, model, words):
+    with pytest.raises(ArchitectureError) as error:
+        check_comparable(resolve(config(model_type, **reference)), resolve(config(model_type, **model)))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_different_types_are_incomparable_even_with_equal_groups():
+    with pytest.raises(ArchitectureError, match="reference is a bert model, model is a roberta model"):
+        check_comparable(resolve(config("bert")), resolve(config("roberta")))
+
+
+def test_group_alone_can_differ():
+    site = resolve(config("bert")).sites[0]
+    other = replace(site, group=replace(site.group, key_shift=False))
+    with pytest.raises(ArchitectureError, match=r"layer 0: reference has group .*; they must be equal"):
+        check_comparable(Specification("x", (site,)), Specification("x", (other,)))

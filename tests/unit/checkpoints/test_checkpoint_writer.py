@@ -1,0 +1,488 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_folders import (
+    contents,
+    make_sources,
+    pickled,
+    pickled_shards,
+    same,
+    shard_name,
+    sharded,
+    single,
+    tensors,
+    write_config,
+)
+from safetensors import safe_open
+from torch import Tensor
+
+from isobasin.checkpoints import Checkpoint, write_checkpoint
+from isobasin.checkpoints import shards as shards_module
+from isobasin.checkpoints import writer as writer_module
+from isobasin.errors import CheckpointError, OutputError, TensorError
+
+FORMS = ["single", "sharded", "pickled", "pickled_shards"]
+NEW = {"layers.0.weight": torch.full((6, 4), 7.0), "layers.2.bias": torch.full((5,), -2.0, dtype=torch.bfloat16)}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Checkpoint:
+    return Checkpoint.open(sharded(tmp_path / "source"))
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def read_all(folder: Path) -> dict[str, Tensor]:
+    checkpoint = Checkpoint.open(folder)
+    return checkpoint.read(checkpoint.tensors)
+
+
+@pytest.mark.parametrize("form", ["single", "sharded"])
+def test_a_copy_without_moves_is_identical_to_the_byte(form: str, tmp_path: Path) -> None:
+    folder = make_sources(tmp_path)[form]
+    write_checkpoint(Checkpoint.open(folder), tmp_path / "out", [])
+    assert contents(tmp_path / "out") == contents(folder)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_header_in_an_unusual_form_is_kept(tmp_path: Path) -> None:
+    header = (
+        b'{ "b":{"dtype":"F32","shape":[1],"data_offsets":[3,7]}, "a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}'
+    )
+    data = len(header).to_bytes(8, "little") + header + b"xyz" + b"\0\0\x80?"
+    path = write_config(tmp_path / "source") / "model.safetensors"
+    path.write_bytes(data)
+    write_checkpoint(Checkpoint.open(tmp_path / "source"), tmp_path / "out", [])
+    assert (tmp_path / "out" / path.name).read_bytes() == data
+    write_checkpoint(Checkpoint.open(tmp_path / "source"), tmp_path / "moved", [{"b": torch.tensor([2.0])}])
+    assert (tmp_path / "moved" / path.name).read_bytes() == data[:-4] + b"\0\0\0@"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("piece", [8, 2**24])
+def test_moved_tensors_replace_and_the_others_stay(
+    form: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "PIECE", piece)
+    folder = make_sources(tmp_path)[form]
+    before = contents(folder)
+    checkpoint = Checkpoint.open(folder, allow_pickle=True)
+    write_checkpoint(checkpoint, tmp_path / "out", reversed([{name: value} for name, value in NEW.items()]))
+    written = Checkpoint.open(tmp_path / "out")
+    assert same(written.read(written.tensors), tensors() | NEW)
+    assert written.files == checkpoint.files
+    assert written.tensors == checkpoint.tensors
+    assert list(written.tensors) == list(checkpoint.tensors)
+    assert written.metadata == checkpoint.metadata
+    assert contents(folder) == before
+
+
+def test_moved_tensors_may_be_views_and_are_cast_to_the_stored_type(source: Checkpoint, tmp_path: Path) -> None:
+    value = torch.arange(24.0, dtype=torch.float64).reshape(4, 6).t().requires_grad_()
+    write_checkpoint(source, tmp_path / "out", [{"layers.0.weight": value}])
+    assert same(read_all(tmp_path / "out"), tensors() | {"layers.0.weight": value.detach().float()})
+
+
+def test_moves_are_consumed_lazily(source: Checkpoint, tmp_path: Path) -> None:
+    written: list[bool] = []
+
+    def moved() -> Iterator[dict[str, Tensor]]:
+        yield {"layers.0.weight": NEW["layers.0.weight"]}
+        staging = next(path for path in tmp_path.iterdir() if path.name.startswith(".out.partial-"))
+        with safe_open(staging / source.tensors["layers.0.weight"].file, framework="pt") as file:
+            written.append(torch.equal(file.get_tensor("layers.0.weight"), NEW["layers.0.weight"]))
+        yield {}
+
+    write_checkpoint(source, tmp_path / "out", moved())
+    assert written == [True]
+
+
+def test_pickles_become_what_safetensors_would_write(tmp_path: Path) -> None:
+    write_checkpoint(Checkpoint.open(pickled(tmp_path / "a"), allow_pickle=True), tmp_path / "out", [])
+    assert sorted(contents(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert same(read_all(tmp_path / "out"), tensors())
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_the_index_of_pickles_is_rewritten(tmp_path: Path) -> None:
+    write_checkpoint(Checkpoint.open(pickled_shards(tmp_path / "a"), allow_pickle=True), tmp_path / "out", [])
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    size = sum(tensor.nbytes for tensor in tensors().values())
+    assert index["metadata"] == {"total_parameters": 1, "total_size": size}
+    assert set(index["weight_map"].values()) == {shard_name(1), shard_name(2)}
+    assert not [name for name in contents(tmp_path / "out") if "bin" in name]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_cast(form: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "PIECE", 16)
+    checkpoint = Checkpoint.open(make_sources(tmp_path)[form], allow_pickle=True)
+    exact = {"layers.0.weight": torch.full((6, 4), 1 / 3, dtype=torch.float64)}
+    write_checkpoint(checkpoint, tmp_path / "out", [exact], dtype=dtype)
+    written = Checkpoint.open(tmp_path / "out")
+    state = tensors() | exact
+    wanted = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    for name, tensor in written.read(wanted).items():
+        assert tensor.dtype == wanted[name].dtype
+        assert torch.equal(tensor.double(), wanted[name].double())
+    assert list(written.tensors) == list(checkpoint.tensors)
+    assert written.metadata == checkpoint.metadata
+    assert written.config == {**checkpoint.config, "dtype": str(dtype).removeprefix("torch.")}
+    if written.index is not None:
+        size = sum(tensor.nbytes for tensor in wanted.values())
+        assert written.index["metadata"]["total_size"] == size
+
+
+def test_a_cast_keeps_every_tensor_aligned(tmp_path: Path) -> None:
+    state = {"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.int32), "c": torch.zeros(1, dtype=torch.int64)}
+    write_checkpoint(Checkpoint.open(single(tmp_path / "a", state)), tmp_path / "out", [], dtype=torch.bfloat16)
+    slots = Checkpoint.open(tmp_path / "out").shards["model.safetensors"].header.slots
+    assert all(slot.start % slot.dtype.itemsize == 0 for slot in slots.values())
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"torch_dtype": "float32", "x": "é"}, {"torch_dtype": "float16", "x": "é"}),
+        ({"dtype": "float32"}, {"dtype": "float16"}),
+        ({}, {"dtype": "float16"}),
+    ],
+)
+def test_a_cast_updates_the_config(config: dict[str, str], wanted: dict[str, str], tmp_path: Path) -> None:
+    (single(tmp_path / "a") / "config.json").write_text(json.dumps(config))
+    write_checkpoint(Checkpoint.open(tmp_path / "a"), tmp_path / "out", [], dtype=torch.float16)
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == wanted
+
+
+@pytest.mark.parametrize("move", [False, True])
+def test_a_cast_that_overflows_is_refused(move: bool, tmp_path: Path) -> None:
+    big = {"a": torch.tensor([1.0, -1e5])}
+    checkpoint = Checkpoint.open(single(tmp_path / "a", big))
+    with pytest.raises(TensorError, match=r"'a' has values up to 1e\+05, beyond torch.float16"):
+        write_checkpoint(checkpoint, tmp_path / "out", [big] if move else [], dtype=torch.float16)
+    assert sorted(os.listdir(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_only_floats_can_be_cast_to(dtype: torch.dtype, source: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="can't store"):
+        write_checkpoint(source, tmp_path / "out", [], dtype=dtype)
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no float4")
+def test_packed_float4_is_copied_but_not_cast(tmp_path: Path) -> None:
+    packed = {"a": torch.arange(16, dtype=torch.uint8).reshape(2, 8).view(torch.float4_e2m1fn_x2)}
+    checkpoint = Checkpoint.open(single(tmp_path / "a", packed))
+    write_checkpoint(checkpoint, tmp_path / "out", [packed])
+    assert contents(tmp_path / "out") == contents(tmp_path / "a")
+    with pytest.raises(TensorError, match="'a' is float4"):
+        write_checkpoint(checkpoint, tmp_path / "cast", [], dtype=torch.float32)
+    torch.save(packed, write_config(tmp_path / "pickle") / "pytorch_model.bin")
+    write_checkpoint(Checkpoint.open(tmp_path / "pickle", allow_pickle=True), tmp_path / "converted", [])
+    assert torch.equal(read_all(tmp_path / "converted")["a"].view(torch.uint8), packed["a"].view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("moved", "words"),
+    [
+        ([{"ghost": torch.zeros(1)}], "'ghost' is not in"),
+        ([{"layers.0.weight": torch.zeros(4, 6)}], "has shape"),
+        ([{"scale": torch.tensor(1.0)}, {"scale": torch.tensor(1.0)}], "comes twice"),
+    ],
+)
+def test_wrong_moves_are_programming_errors(
+    moved: list[dict[str, Tensor]], words: str, source: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_checkpoint(source, tmp_path / "out", moved)
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_companions_are_copied_and_other_weights_are_not(tmp_path: Path) -> None:
+    folder = single(tmp_path / "source")
+    kept = ["tokenizer.json", "tokenizer.model", "README.md", "generation_config.json", ".gitattributes"]
+    kept += ["additional_chat_templates/tool.jinja", "1_Pooling/config.json"]
+    dropped = ["pytorch_model.bin", "x.pt", "x.pth", "tf_model.h5", "flax_model.msgpack", "x.gguf", "x.onnx", "x.ckpt"]
+    dropped += ["alignment.safetensors", "pytorch_model.bin.index.json", "model.safetensors.index.json"]
+    dropped += [".cache/x.json", ".git/config", "onnx/config.json", "onnx/deep/model.onnx", "1_Pooling/.cache/y"]
+    for name in kept + dropped:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    write_checkpoint(Checkpoint.open(folder), tmp_path / "out", [])
+    copied = contents(tmp_path / "out")
+    assert sorted(copied) == sorted([*kept, "config.json", "model.safetensors"])
+    assert all(copied[name] == name.encode() for name in kept)
+
+
+def test_a_linked_snapshot_becomes_real_files(tmp_path: Path) -> None:
+    real = sharded(tmp_path / "blobs")
+    (real / "tokenizer.json").write_text("{}")
+    (real / "tokenizer.json").chmod(0o400)
+    snapshot = tmp_path / "snapshot"
+    (snapshot / "templates").mkdir(parents=True)
+    for path in real.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    (snapshot / "templates" / "a.jinja").symlink_to(real / "tokenizer.json")
+    (snapshot / "loop").symlink_to(snapshot)
+    (snapshot / "dead").symlink_to(tmp_path / "nowhere")
+    write_checkpoint(Checkpoint.open(snapshot), tmp_path / "out", [])
+    out = tmp_path / "out"
+    assert contents(out) == contents(real) | {"templates/a.jinja": b"{}"}
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+    assert (out / "tokenizer.json").stat().st_mode & 0o200
+
+
+def test_the_output_has_the_permissions_of_a_new_folder(source: Checkpoint, tmp_path: Path) -> None:
+    write_checkpoint(source, tmp_path / "out", [])
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "file").write_text("")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "new").stat().st_mode
+    mode = (tmp_path / "new" / "file").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {mode}
+
+
+def test_extra_comes_before_the_config_and_check_after(source: Checkpoint, tmp_path: Path) -> None:
+    def extra(folder: Path) -> None:
+        assert not (folder / "config.json").exists()
+        assert (folder / "model.safetensors.index.json").exists()
+        (folder / "alignment.safetensors").write_text("extra")
+
+    def check(folder: Path) -> dict[str, Tensor]:
+        assert (folder / "alignment.safetensors").read_text() == "extra"
+        assert not (tmp_path / "out").exists()
+        return read_all(folder)
+
+    result = write_checkpoint(source, tmp_path / "out", [NEW], extra=extra, check=check)
+    assert result is not None
+    assert same(result, tensors() | NEW)
+    assert (tmp_path / "out" / "alignment.safetensors").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, ConnectionError])
+@pytest.mark.parametrize("moment", ["moved", "extra", "check"])
+@pytest.mark.parametrize("force", [False, True])
+def test_an_exception_leaves_everything_as_it_was(
+    error: type[BaseException], moment: str, force: bool, source: Checkpoint, tmp_path: Path
+) -> None:
+    if force:
+        single(tmp_path / "out")
+    before = contents(tmp_path)
+
+    def fail(*args: object) -> None:
+        raise error
+
+    def moved() -> Iterator[dict[str, Tensor]]:
+        yield NEW
+        fail()
+
+    moves = moved() if moment == "moved" else [NEW]
+    hooks = {moment: fail} if moment != "moved" else {}
+    # only an operating system's error while writing is about the output
+    expected = OutputError if error is ConnectionError and moment != "check" else error
+    with pytest.raises(expected):
+        write_checkpoint(source, tmp_path / "out", moves, force=force, **hooks)
+    assert contents(tmp_path) == before
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_existing_folder(force: bool, source: Checkpoint, tmp_path: Path) -> None:
+    before = contents(single(tmp_path / "out"))
+    called: list[bool] = []
+
+    def moved() -> Iterator[dict[str, Tensor]]:
+        called.append(True)
+        yield NEW
+
+    if force:
+        write_checkpoint(source, tmp_path / "out", moved(), force=True)
+        assert same(read_all(tmp_path / "out"), tensors() | NEW)
+        assert not (tmp_path / "out" / "model.safetensors").exists()
+    else:
+        with pytest.raises(OutputError, match="--force"):
+            write_checkpoint(source, tmp_path / "out", moved())
+        assert contents(tmp_path / "out") == before
+    assert called == [True] * force
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_empty_folder_is_replaced(force: bool, source: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write_checkpoint(source, tmp_path / "out", [], force=force)
+    assert same(read_all(tmp_path / "out"), tensors())
+
+
+def test_parents_are_created(source: Checkpoint, tmp_path: Path) -> None:
+    write_checkpoint(source, tmp_path / "a" / "b" / "out", [])
+    assert same(read_all(tmp_path / "a" / "b" / "out"), tensors())
+
+
+def test_a_linked_output_stays_a_link(source: Checkpoint, tmp_path: Path) -> None:
+    single(tmp_path / "disk" / "out")
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    write_checkpoint(source, tmp_path / "out", [], force=True)
+    assert (tmp_path / "out").is_symlink()
+    assert contents(tmp_path / "disk" / "out") == contents(source.folder)
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(source: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="can't be written"):
+        write_checkpoint(source, tmp_path / "out", [], check=lambda folder: single(tmp_path / "out"))
+    assert "model.safetensors" in contents(tmp_path / "out")
+    assert leftovers(tmp_path) == []
+
+
+def test_the_old_folder_comes_back_if_the_rename_fails(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(single(tmp_path / "out"))
+    rename = os.rename
+
+    def fail(old: Path, new: Path) -> None:
+        if "partial" in Path(old).name:
+            raise OSError(errno.EIO, "Input/output error", str(old))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_checkpoint(source, tmp_path / "out", [], force=True)
+    assert contents(tmp_path / "out") == before
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["source", "source/sub", "."])
+@pytest.mark.parametrize("force", [False, True])
+def test_the_source_is_never_the_output(place: str, force: bool, source: Checkpoint, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match="input"):
+        write_checkpoint(source, tmp_path / place, [], force=force)
+    assert contents(tmp_path) == before
+
+
+def test_no_space_is_found_before_any_work(source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    needed = sum(len(data) for name, data in contents(source.folder).items() if name not in _UNCOUNTED)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed))
+    with pytest.raises(OutputError, match=r"no space left: the output takes 0\.\d+ GB, 0\.\d+ GB are free"):
+        write_checkpoint(source, tmp_path / "out", iter(_unreachable, None))
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed * 1.02))
+    write_checkpoint(source, tmp_path / "out", [])
+
+
+_UNCOUNTED = ("config.json", "model.safetensors.index.json")
+
+
+def _unreachable() -> dict[str, Tensor]:
+    raise AssertionError("work was done")
+
+
+def _disk_is_full(*args: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _quota_is_used_up(*args: object, **options: object) -> None:
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+@pytest.mark.parametrize("failure", [_disk_is_full, _quota_is_used_up])
+@pytest.mark.parametrize("place", ["_write", "_copy", "_write_config"])
+def test_no_space_while_writing(
+    failure: Callable[..., None],
+    place: str,
+    source: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = contents(single(tmp_path / "out"))
+    monkeypatch.setattr(writer_module, place, failure)
+    with pytest.raises(OutputError, match=r"no space left: the output takes .* are free") as caught:
+        write_checkpoint(source, tmp_path / "out", [NEW], force=True)
+    assert "\n" not in str(caught.value)
+    assert contents(tmp_path / "out") == before
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_no_space_in_safetensors_own_writer(source: Checkpoint, tmp_path: Path) -> None:
+    def extra(folder: Path) -> None:
+        (folder / "alignment.safetensors").symlink_to("/dev/full")
+        with (folder / "alignment.safetensors").open("wb") as file:
+            file.write(b"x" * 100_000)
+
+    with pytest.raises(OutputError, match="no space left"):
+        write_checkpoint(source, tmp_path / "out", [], extra=extra)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_source_that_shrinks_is_an_error(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(single(tmp_path / "source"))
+    path = tmp_path / "source" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match="changed while it was being read"):
+        write_checkpoint(checkpoint, tmp_path / "out", [])
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    source = sharded(tmp_path / "source")
+    moments = [("layer 0", ""), ("extra", ""), ("layer 1", "force"), ("check", "force"), ("end", "force")]
+    outs = [tmp_path / str(number) / "out" for number in range(len(moments))]
+    command = [sys.executable, str(Path(__file__).with_name("killed_writer.py")), str(source)]
+    for out, (moment, force) in zip(outs, moments, strict=True):
+        out.parent.mkdir()
+        if force:
+            single(out)
+        command += [str(out), moment, force]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        for _ in moments:
+            os.kill(int(parent.stdout.readline()), signal.SIGKILL)
+    assert parent.returncode == 0
+    old = contents(single(tmp_path / "old"))
+    for out, (moment, force) in zip(outs, moments, strict=True):
+        partial = [path for path in out.parent.iterdir() if path != out]
+        if moment == "end":
+            new = {f"layers.{layer}.weight": tensors()[f"layers.{layer}.weight"] + 1 for layer in range(3)}
+            assert same(read_all(out), tensors() | new)
+            assert partial == []
+        elif force:
+            assert contents(out) == old
+        else:
+            assert not out.exists()
+        if moment not in ("check", "end"):
+            assert len(partial) == 1
+            assert not (partial[0] / "config.json").exists()
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
+def test_memory_is_bounded_by_pieces(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(single(tmp_path / "source", {str(n): torch.ones(2**21) for n in range(24)}))
+
+    def peak() -> int:
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now
+    start = peak()
+    write_checkpoint(checkpoint, tmp_path / "out", (checkpoint.read([str(n)]) for n in range(0, 24, 2)))
+    assert checkpoint.shards["model.safetensors"].header.size > 192 * 2**20
+    assert peak() - start < 64 * 2**20
