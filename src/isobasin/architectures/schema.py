@@ -13,8 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from isobasin.symmetry.groups import AttentionGroup
-from isobasin.symmetry.weights import AttentionWeights
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.weights import AttentionWeights
 
 _CANONICAL = ("part", "group", "slot", "head")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from isobasin.architectures.layouts import Plane, Projections, Sizes
 from isobasin.architectures.schema import AttentionSite, Projection
 from isobasin.errors import ArchitectureError
-from isobasin.symmetry.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 
 
 def attention_group(

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,11 +60,19 @@ def write_file_atomically(path: Path, write: Callable[[Path], None], force: bool
         target.parent.mkdir(parents=True, exist_ok=True)
         with staged(target, target.suffix) as staging:
             write(staging)
+            staging.chmod(0o666 & ~_umask())
             os.replace(staging, target)
 
 
+def _umask() -> int:
+    """The process's mask; reading it means setting it. safetensors would leave files that only the owner reads."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 @contextmanager
-def staged(target: Path, suffix: str = "") -> Iterator[Path]:
+def staged(target: Path, suffix: str = "") -> Generator[Path, None, None]:
     """A hidden path beside `target`, which is removed in the end if it is still there."""
     staging = _sibling(target, "partial", suffix)
     try:
@@ -105,7 +113,7 @@ def check_space(target: Path, needed: int) -> None:
 
 
 @contextmanager
-def disk_errors(target: Path, needed: int | None = None) -> Iterator[None]:
+def disk_errors(target: Path, needed: int | None = None) -> Generator[None, None, None]:
     """Turn the operating system's errors into OutputError; `needed` is the size of the output in bytes."""
     try:
         yield

@@ -17,11 +17,11 @@ from torch import Tensor
 from isobasin.matching import heads, paper, rotary, subspace
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.matching.heads import HeadCost
-from isobasin.symmetry import attention, bilinear
-from isobasin.symmetry.attention import AttentionElement
-from isobasin.symmetry.bilinear import BilinearElement
-from isobasin.symmetry.groups import AttentionGroup, BilinearGroup
-from isobasin.symmetry.weights import AttentionWeights
+from isobasin.symmetries import attention, bilinear
+from isobasin.symmetries.attention import AttentionElement
+from isobasin.symmetries.bilinear import BilinearElement
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.weights import AttentionWeights
 
 
 class Method(StrEnum):
@@ -133,9 +133,7 @@ class _PairSolution:
     capped: Tensor
 
 
-def _align_pair(
-    group: BilinearGroup, a: Factors, b: Factors, solvers: _Solvers, max_condition: float
-) -> _PairSolution:
+def _align_pair(group: BilinearGroup, a: Factors, b: Factors, solvers: _Solvers, max_condition: float) -> _PairSolution:
     """Stage 2 of one kind of pair; heads are the last batch dimension."""
     element = bilinear.identity(group, tuple(b.left.shape[:-2]), b.left.device)
     count = torch.zeros(b.left.shape[:-2], dtype=torch.int64, device=b.left.device)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.matching.heads import HeadCost, head_costs
-from isobasin.symmetry.groups import AttentionGroup
-from isobasin.symmetry.weights import AttentionWeights
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.weights import AttentionWeights
 
 # Root-mean-square error of rounding a number to the nearest of its type, relative to the number, over the type's
 # epsilon: sqrt(E[1] / (12 E[m²])) for mantissas m spread log-uniformly over [1, 2).
@@ -67,7 +67,9 @@ def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeight
             torch.cat([delta.left_planes, y.left_planes], -1),
             torch.cat([x.right_planes, delta.right_planes], -1),
         )
-        cross = (delta.left_planes.conj() * y.left_planes).sum(-2) * (delta.right_planes.conj() * x.right_planes).sum(-2)
+        cross = (delta.left_planes.conj() * y.left_planes).sum(-2) * (delta.right_planes.conj() * x.right_planes).sum(
+            -2
+        )
         error = (_squared_norm(stacked) + 2 * cross.real.sum(-1)).clamp(min=0)
         norm = _squared_norm(x)
         relative = torch.where(norm > 0, error / norm, torch.where(error > 0, torch.inf, 0.0)).sqrt()

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isobasin.symmetry import bilinear
-from isobasin.symmetry.groups import AttentionGroup, BilinearGroup
-from isobasin.symmetry.weights import AttentionWeights
+from isobasin.symmetries import bilinear
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.weights import AttentionWeights
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
-from isobasin.symmetry.groups import AttentionGroup
-from isobasin.symmetry.weights import AttentionWeights
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.weights import AttentionWeights
 
 
 class HeadCost(StrEnum):

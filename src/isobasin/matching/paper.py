@@ -46,7 +46,7 @@ def _gradient(core: Core, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def brent_planes(problem: PlaneProblem) -> Tensor:
-    """u of every plane by a scalar Brent search over ln x; it may stop in the higher of two minima."""
+    """U of every plane by a scalar Brent search over ln x; it may stop in the higher of two minima."""
     parts = (problem.eta_left, problem.eta_right, problem.gamma_left, problem.gamma_right)
     shape = problem.eta_left.shape
     columns = [x.flatten().cpu().numpy() for x in parts]

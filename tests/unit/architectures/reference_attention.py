@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from isobasin.symmetry.groups import AttentionGroup, BilinearGroup
-from isobasin.symmetry.weights import AttentionWeights
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.weights import AttentionWeights
 
 Tables = tuple[Tensor, Tensor]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from isobasin.architectures.registry import families
 from isobasin.architectures.resolve import specification
 from isobasin.architectures.schema import AttentionSite, Specification
-from isobasin.symmetry.groups import AttentionGroup, BilinearGroup
-from isobasin.symmetry.weights import AttentionWeights
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.weights import AttentionWeights
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isobasin.symmetry.groups import BilinearGroup
+from isobasin.symmetries.groups import BilinearGroup
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isobasin.symmetry import bilinear, permutation
-from isobasin.symmetry.bilinear import BilinearElement
-from isobasin.symmetry.groups import AttentionGroup
-from isobasin.symmetry.weights import AttentionWeights
+from isobasin.symmetries import bilinear, permutation
+from isobasin.symmetries.bilinear import BilinearElement
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.weights import AttentionWeights
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""isobasin: bring two transformer checkpoints into the same basin with moves that never change what they compute.
+
+The names below are the public API; nothing else is promised. They are loaded on first use, so that importing the
+package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isobasin.alignment import Alignment as Alignment
+    from isobasin.errors import IsobasinError as IsobasinError
+    from isobasin.matching.attention import Match as Match
+    from isobasin.matching.attention import match as match
+    from isobasin.pipeline.aligning import align as align
+    from isobasin.pipeline.comparing import Equivalence as Equivalence
+    from isobasin.pipeline.comparing import equivalent as equivalent
+    from isobasin.pipeline.comparing import verify as verify
+    from isobasin.pipeline.interpolating import interpolate as interpolate
+    from isobasin.pipeline.inventory import Symmetry as Symmetry
+    from isobasin.pipeline.inventory import symmetry as symmetry
+    from isobasin.pipeline.moving import Moved as Moved
+    from isobasin.pipeline.moving import apply as apply
+    from isobasin.pipeline.moving import random_alignment as random_alignment
+    from isobasin.pipeline.moving import scramble as scramble
+    from isobasin.symmetries.groups import AttentionGroup as AttentionGroup
+    from isobasin.symmetries.groups import BilinearGroup as BilinearGroup
+    from isobasin.symmetries.weights import AttentionWeights as AttentionWeights
+    from isobasin.verification import Verification as Verification
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "alignment": ("Alignment",),
+    "errors": ("IsobasinError",),
+    "matching.attention": ("Match", "match"),
+    "pipeline.aligning": ("align",),
+    "pipeline.comparing": ("Equivalence", "equivalent", "verify"),
+    "pipeline.interpolating": ("interpolate",),
+    "pipeline.inventory": ("Symmetry", "symmetry"),
+    "pipeline.moving": ("Moved", "apply", "random_alignment", "scramble"),
+    "symmetries.groups": ("AttentionGroup", "BilinearGroup"),
+    "symmetries.weights": ("AttentionWeights",),
+    "verification": ("Verification",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Alignment",
+    "AttentionGroup",
+    "AttentionWeights",
+    "BilinearGroup",
+    "Equivalence",
+    "IsobasinError",
+    "Match",
+    "Moved",
+    "Symmetry",
+    "Verification",
+    "__version__",
+    "align",
+    "apply",
+    "equivalent",
+    "interpolate",
+    "match",
+    "random_alignment",
+    "scramble",
+    "symmetry",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'isobasin' has no attribute {name!r}")
+    return getattr(import_module(f"isobasin.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

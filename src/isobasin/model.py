@@ -1,0 +1,152 @@
+"""A checkpoint whose meaning is known: tensors on disk, seen as attention blocks a few layers at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
+
+import torch
+from torch import Tensor
+
+from isobasin.architectures.resolve import specification
+from isobasin.architectures.schema import AttentionSite, Specification
+from isobasin.checkpoints import Checkpoint, check_finite, resolve
+from isobasin.errors import TensorError
+from isobasin.symmetries.weights import AttentionWeights, stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Source = Union[str, "os.PathLike[str]", "PreTrainedModel"]
+
+# Float64 weights held at once of each model, unless one layer alone is larger: small layers are matched together.
+_BATCH_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An open checkpoint and its architecture.
+
+    Attributes:
+        name: What the user called it.
+        checkpoint: The files.
+        specification: The attention blocks.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    specification: Specification
+
+    def stored(self, site: AttentionSite) -> dict[str, Tensor]:
+        """The stored tensors of one block; quantised ones and values that are not finite are refused."""
+        tensors = self.checkpoint.read(site.shapes())
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise TensorError(f"{self.name}: tensor {name!r} is {kind}: dequantise the model first")
+        check_finite(tensors, self.name)
+        return tensors
+
+    def dtype(self) -> torch.dtype:
+        """The coarsest type that an attention tensor is stored in."""
+        names = [name for site in self.specification.sites for name in site.shapes()]
+        kinds = {self.checkpoint.tensors[name].dtype for name in names}
+        return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
+
+    def parameters(self) -> int:
+        """Number of stored values of the whole checkpoint."""
+        return sum(torch.Size(info.shape).numel() for info in self.checkpoint.tensors.values())
+
+
+@contextmanager
+def open_model(source: Source, *, allow_pickle: bool = False) -> Generator[Model]:
+    """Open a local folder, a hub id, or a transformers model in memory.
+
+    A model in memory is saved to a temporary folder first: the names that `save_pretrained` writes are the stable
+    ones, those of its modules change between versions of transformers.
+
+    Args:
+        source: What to open.
+        allow_pickle: Load pickled weights, with `weights_only`.
+
+    Raises:
+        CheckpointError: It can't be found or read.
+        ArchitectureError: Its architecture is not supported.
+    """
+    with open_checkpoint(source, allow_pickle=allow_pickle) as checkpoint:
+        named = isinstance(source, (str, os.PathLike))
+        yield understand(os.fspath(source) if named else f"{type(source).__name__} in memory", checkpoint)
+
+
+@contextmanager
+def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[Checkpoint]:
+    """The files of what `open_model` opens, whatever its architecture."""
+    if isinstance(source, (str, os.PathLike)):
+        yield Checkpoint.open(resolve(source, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
+        return
+    with tempfile.TemporaryDirectory(prefix="isobasin-") as folder:
+        source.save_pretrained(folder)
+        yield Checkpoint.open(folder)
+
+
+def understand(name: str, checkpoint: Checkpoint) -> Model:
+    """The model that an open checkpoint is."""
+    shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+    return Model(name, checkpoint, specification(checkpoint.config, shapes, source=name))
+
+
+def batches(sites: Sequence[AttentionSite], limit: int = _BATCH_BYTES) -> Iterator[list[int]]:
+    """Indices of consecutive blocks that are alike and that fit in `limit` bytes of float64 together."""
+    batch: list[int] = []
+    for index, site in enumerate(sites):
+        size = 8 * sum(torch.Size(shape).numel() for shape in site.shapes().values())
+        if batch and (not _alike(site, sites[batch[0]]) or (len(batch) + 1) * size > limit):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _alike(one: AttentionSite, other: AttentionSite) -> bool:
+    biases = [[p.bias is None for p in s.projections.values()] for s in (one, other)]
+    return one.group == other.group and one.width == other.width and biases[0] == biases[1]
+
+
+class Fingerprint:
+    """SHA-256 of a model's attention tensors, fed as they are read."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def update(self, site: AttentionSite, tensors: dict[str, Tensor]) -> None:
+        """Add one block, in a fixed order and under names without prefix."""
+        for role, projection in site.projections.items():
+            for part in ("weight", "bias"):
+                name = getattr(projection, part)
+                if name is not None:
+                    self._hash.update(f"{site.layer}.{role}.{part}".encode())
+                    self._hash.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+
+    def hexdigest(self) -> str:
+        """The digest so far."""
+        return self._hash.hexdigest()
+
+
+def read_blocks(
+    model: Model, indices: Sequence[int], device: str = "cpu", fingerprint: Fingerprint | None = None
+) -> AttentionWeights:
+    """The weights of some alike blocks in float64, stacked along a leading dimension."""
+    blocks: list[AttentionWeights] = []
+    for index in indices:
+        site = model.specification.sites[index]
+        tensors = model.stored(site)
+        if fingerprint is not None:
+            fingerprint.update(site, tensors)
+        blocks.append(site.read(tensors, device))
+    return stack(blocks)

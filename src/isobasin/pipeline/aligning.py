@@ -1,0 +1,142 @@
+"""From two models to an alignment."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from isobasin.alignment import Alignment, LayerAlignment, LayerStatistics, condition_of
+from isobasin.architectures.resolve import check_comparable
+from isobasin.checkpoints import check_output
+from isobasin.errors import VerificationError
+from isobasin.matching import circuits
+from isobasin.matching.attention import Match, Method, distance, match
+from isobasin.matching.heads import HeadCost
+from isobasin.model import Fingerprint, Model, Source, batches, open_model, read_blocks
+from isobasin.pipeline.moving import write_moved
+from isobasin.pipeline.settings import Matching, Progress, Running, silent
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.weights import AttentionWeights
+from isobasin.verification import Verification, compare_blocks
+
+
+def align(
+    reference: Source,
+    model: Source,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    method: Method | str = Method.gauss_newton,
+    head_cost: HeadCost | str = HeadCost.rotary,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    max_condition: float | None = None,
+    verify: bool = True,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+) -> Alignment:
+    """Find the move that brings `model` nearest to `reference` without changing what it computes.
+
+    Stage 1 assigns heads, stage 2 aligns each of them in its group: GL(d_h) on V-O and, without rotary positions,
+    on Q-K; plane-wise complex scalings on Q-K with them (arXiv 2606.17830, Theorems 2.1, 4.1, 4.2 and section 3).
+
+    Args:
+        reference: Folder, hub id, or transformers model; it is not moved.
+        model: The one to move, of the same architecture.
+        output: Folder to write the moved model to, with `alignment.safetensors`; None writes nothing.
+        method: "gauss-newton", or "paper" for the published algorithm.
+        head_cost: "rotary" (the complete invariant), "frobenius", or "centred" (the paper's).
+        device: "cpu" or "cuda".
+        dtype: Type of the moved weights; None keeps each tensor's.
+        max_condition: Largest condition number of a map on GL(n); None: 1e8 for float64, 1e4 for float32, 100 for
+            16-bit types.
+        verify: Compare the outputs of the moved model with the model's (without `output`: block by block).
+        force: Replace an existing output folder.
+        allow_pickle: Load pickled weights, with `weights_only`.
+        progress: Called as the work goes on.
+
+    Returns:
+        The alignment, with statistics for every layer, and `verified` if it was.
+
+    Raises:
+        IsobasinError: A subclass says what is wrong with the input or the output, in one line.
+        VerificationError: The moved model computes something else; nothing was written.
+    """
+    matching = Matching(Method(method), HeadCost(head_cost), max_condition)
+    running = Running(device, dtype, verify, force, progress)
+    with ExitStack() as stack:
+        a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
+        check_comparable(a.specification, b.specification)
+        if output is None:
+            return match_models(a, b, matching, running)
+        check_output(output, [a.checkpoint.folder, b.checkpoint.folder], force)
+        # The written model is verified as a whole: its blocks need no check of their own.
+        alignment = match_models(a, b, matching, replace(running, verify=False))
+        verified = write_moved(alignment, b, Path(output), running, [a.checkpoint.folder])
+        return replace(alignment, verified=verified)
+
+
+def match_models(a: Model, b: Model, matching: Matching, running: Running) -> Alignment:
+    """Match all blocks of two open models, as many at a time as fit in memory; arguments as `align`."""
+    sites, dtype = b.specification.sites, running.dtype or b.dtype()
+    eps = max(torch.finfo(model.dtype()).eps for model in (a, b))
+    prints = Fingerprint(), Fingerprint()
+    layers: list[LayerAlignment] = []
+    checks: list[Verification] = []
+    for batch in batches(sites):
+        running.progress("matching", len(layers), len(sites))
+        reference, moving = (read_blocks(m, batch, running.device, f) for m, f in zip((a, b), prints, strict=True))
+        group = sites[batch[0]].group
+        limit = matching.limit(dtype)
+        found = match(
+            group, reference, moving, method=matching.method, head_cost=matching.head_cost, max_condition=limit
+        )
+        statistics = _statistics(found, reference, moving, group, dtype, eps)
+        element = found.element.to("cpu")
+        for position, index in enumerate(batch):
+            layers.append(LayerAlignment(sites[index].layer, group, element[position], statistics[position]))
+            if running.verify:
+                checks.append(_checked(sites[index].name, group, moving[position], found.moved[position]))
+    running.progress("matching", len(sites), len(sites))
+    facts = {
+        "operation": "align",
+        "reference": a.name,
+        "reference_sha256": prints[0].hexdigest(),
+        "model": b.name,
+        "model_sha256": prints[1].hexdigest(),
+        "method": str(matching.method),
+        "head_cost": str(matching.head_cost),
+    }
+    verified = max(checks, key=lambda check: check.max_rel, default=None)
+    return Alignment(b.specification.model_type, tuple(layers), facts, verified)
+
+
+def _checked(name: str, group: AttentionGroup, original: AttentionWeights, moved: AttentionWeights) -> Verification:
+    """How one block's function compares before and after; a move that changes it is refused."""
+    check = compare_blocks(group, original, moved)
+    if not check.equal:
+        raise VerificationError(
+            f"{name}: the moved block's outputs differ by {check.max_rel:.2g} relative: lower --max-condition"
+        )
+    return check
+
+
+def _statistics(
+    found: Match, a: AttentionWeights, b: AttentionWeights, group: AttentionGroup, dtype: torch.dtype, eps: float
+) -> list[LayerStatistics]:
+    """What is reported of every block of a stack."""
+    before, after = distance(a, b).tolist(), distance(a, found.moved).tolist()
+    size = distance(a, a.map(torch.zeros_like)).tolist()
+    rounding = circuits.rounding(group, found.moved, dtype).tolist()
+    rows: list[LayerStatistics] = []
+    for i in range(len(before)):
+        bound = condition_of(found.element[i])
+        exact = after[i] <= size[i] * min(max(1e-9, 20 * eps * bound), 1e-3)
+        status = "exact" if exact else "converged" if found.converged[i] else "max-iterations"
+        status = "capped" if found.capped[i] else status
+        rows.append(LayerStatistics(before[i], after[i], bound, int(found.iterations[i]), status, rounding[i]))
+    return rows

@@ -1,0 +1,214 @@
+"""Are two models the same function, and is there a group element that shows it?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from isobasin.alignment import LayerAlignment
+from isobasin.architectures.resolve import check_comparable
+from isobasin.checkpoints import Checkpoint
+from isobasin.matching import circuits
+from isobasin.matching.circuits import Degeneracy
+from isobasin.model import Model, Source, open_model
+from isobasin.pipeline.aligning import match_models
+from isobasin.pipeline.settings import Matching, Progress, Running, check_device, silent
+from isobasin.symmetries import attention
+from isobasin.verification import Verification, rest_of, verify_models
+
+# Relative error of a circuit that counts as rounding: at least this, and at most that share of the circuit.
+_FLOOR, _CEILING = 1e-9, 0.25
+# Entries of config.json that say nothing about the function.
+_BOOKKEEPING = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "model_type",
+    "problem_type",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def verify(
+    a: Source,
+    b: Source,
+    *,
+    tolerance: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+) -> Verification:
+    """Do two models compute the same? Their outputs on random inputs of several lengths and offsets.
+
+    Args:
+        a: The original: folder, hub id, or transformers model.
+        b: The other one.
+        tolerance: Relative difference that counts as equal; by default from the coarsest stored type.
+        seed: Of the inputs.
+        device: Where the models run.
+        allow_pickle: Load pickled weights, with `weights_only`.
+    """
+    check_device(device)
+    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
+        check_comparable(one.specification, other.specification)
+        return verify_models(one, other, tolerance=tolerance, seed=seed, device=device)
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """What one block says.
+
+    Attributes:
+        layer: Index of the layer.
+        equivalent: Whether circuits and biases are equal up to rounding.
+        circuit_error: Relative difference of the circuits of the worst head, heads in matched order.
+        bias_error: Relative difference of what value and output biases add together.
+        tolerance: What rounding of the stored weights explains of `circuit_error`.
+        distance: Distance of the weights after the move, relative to the reference's norm.
+        condition: Condition number of the move.
+        head_permutation: Which of b's query heads each of a's is.
+        degeneracy: Where the theorem's conditions fail in `a`. With duplicate heads "not equivalent" is no proof;
+            with rank-deficient ones equal functions may have no group element between them.
+    """
+
+    layer: int
+    equivalent: bool
+    circuit_error: float
+    bias_error: float
+    tolerance: float
+    distance: float
+    condition: float
+    head_permutation: tuple[int, ...]
+    degeneracy: Degeneracy
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        plain = {k: v for k, v in vars(self).items() if k != "degeneracy"}
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+        return {
+            **plain,
+            "head_permutation": list(self.head_permutation),
+            "rank_deficient": [list(item) for item in self.degeneracy.rank_deficient],
+            "duplicate_heads": [list(pair) for pair in self.degeneracy.duplicates],
+        }
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether a group element carries `b` to `a`, with the evidence.
+
+    Attributes:
+        layers: Every attention block.
+        other_tensors: Names of tensors outside attention that differ, or that only one model has.
+        configuration: Entries of config.json that differ and that may matter.
+    """
+
+    layers: tuple[LayerEvidence, ...]
+    other_tensors: tuple[str, ...]
+    configuration: tuple[str, ...]
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether everything agrees."""
+        return all(layer.equivalent for layer in self.layers) and not (self.other_tensors or self.configuration)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether the theorem's conditions hold, so that "no" is a proof and "yes" names a group element."""
+        return not any(e.degeneracy.duplicates or e.degeneracy.rank_deficient for e in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "equivalent": self.equivalent,
+            "conclusive": self.conclusive,
+            "other_tensors": list(self.other_tensors),
+            "configuration": list(self.configuration),
+            "layers": [layer.to_json() for layer in self.layers],
+        }
+
+
+def equivalent(
+    a: Source, b: Source, *, device: str = "cpu", allow_pickle: bool = False, progress: Progress = silent
+) -> Equivalence:
+    """Is there a group element that carries `b` to `a`?
+
+    Head by head, equal circuits (`Q K^T` and `V O^T`, plane by plane under rotary positions) are equal functions,
+    and with full column rank and pairwise distinct heads the converse holds (arXiv 2606.17830, Theorems 2.1, 4.1,
+    4.2). Everything outside the attention blocks must be equal as it is: the group in scope is that of attention.
+
+    Args:
+        a: The reference: folder, hub id, or transformers model.
+        b: The other model.
+        device: Where matching runs.
+        allow_pickle: Load pickled weights, with `weights_only`.
+        progress: Called as the work goes on.
+    """
+    running = Running(device=device, verify=False, progress=progress)
+    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
+        check_comparable(one.specification, other.specification)
+        alignment = match_models(one, other, Matching(max_condition=math.inf), running)
+        evidence = tuple(_evidence(one, other, i, layer) for i, layer in enumerate(alignment.layers))
+        return Equivalence(
+            evidence, tuple(_other_tensors(one, other)), tuple(_configuration(one.checkpoint, other.checkpoint))
+        )
+
+
+def _evidence(a: Model, b: Model, index: int, layer: LayerAlignment) -> LayerEvidence:
+    """What the matched blocks of one layer say."""
+    group = layer.group
+    site, other = a.specification.sites[index], b.specification.sites[index]
+    reference, model = site.read(a.stored(site)), other.read(b.stored(other))
+    moved = attention.act(group, layer.element, model)
+    blurs = [float(circuits.rounding(group, w, m.dtype())) for w, m in ((reference, a), (model, b))]
+    tolerance = min(max(5 * math.hypot(*blurs), _FLOOR), _CEILING)
+    error, bias = (
+        float(circuits.circuit_error(group, reference, moved)),
+        float(circuits.bias_error(group, reference, moved)),
+    )
+    size = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
+    return LayerEvidence(
+        layer.layer,
+        error <= tolerance and bias <= 10 * tolerance,
+        error,
+        bias,
+        tolerance,
+        layer.statistics.distance_after / size if size else math.inf,
+        layer.statistics.condition,
+        tuple(int(i) for i in layer.element.head_permutation()),
+        circuits.degeneracy(group, reference, max(1e-6, torch.finfo(a.dtype()).eps)),
+    )
+
+
+def _other_tensors(a: Model, b: Model) -> Iterator[str]:
+    """Names of tensors outside attention that aren't equal up to one rounding of the coarser type."""
+    ours, theirs = rest_of(a), rest_of(b)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            yield name
+            continue
+        x, y = (model.checkpoint.read([name])[name] for model in (a, b))
+        if not x.is_floating_point() or not y.is_floating_point():
+            if not torch.equal(x, y):
+                yield name
+            continue
+        eps = max(torch.finfo(t.dtype).eps for t in (x, y)) if x.dtype != y.dtype else 0.0
+        x, y = x.double(), y.double()
+        if not bool(((x - y).abs() <= eps * x.abs()).all()):
+            yield name
+
+
+def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
+    """Entries of config.json that differ, bookkeeping and dropout left out."""
+    for key in sorted(a.config.keys() | b.config.keys()):
+        ignored = key in _BOOKKEEPING or "dropout" in key or key.endswith(("_token_id", "_pdrop", "drop"))
+        if not ignored and a.config.get(key) != b.config.get(key):
+            yield key

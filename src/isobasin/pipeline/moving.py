@@ -1,0 +1,194 @@
+"""From an alignment to a moved model: written beside its place, verified, and only then given its name."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from isobasin.alignment import FILE_NAME, Alignment, LayerAlignment, LayerStatistics, condition_of
+from isobasin.checkpoints import Checkpoint, write_checkpoint
+from isobasin.errors import IsobasinError, VerificationError
+from isobasin.matching import circuits
+from isobasin.model import Model, Source, open_model, understand
+from isobasin.pipeline.settings import Progress, Running, check_condition, silent
+from isobasin.symmetries import attention
+from isobasin.verification import Verification, tolerance_of, verify_models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A model that was written or made.
+
+    Attributes:
+        path: The folder, if one was asked for.
+        model: The new transformers model otherwise.
+        verified: How its outputs compare with the original's, if that was asked for.
+    """
+
+    path: Path | None
+    model: PreTrainedModel | None
+    verified: Verification | None
+
+
+def apply(
+    alignment: Alignment,
+    model: Source,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+) -> Moved:
+    """Make the same move on a model: the one that it was found for, or a sibling of it.
+
+    Args:
+        alignment: What `align`, `Alignment.load`, `inverse` or `compose` returned.
+        model: Folder, hub id, or transformers model; it is not changed.
+        output: Folder to write to. None is for a model in memory: a new model is returned.
+        device: "cpu" or "cuda".
+        dtype: Type of the result; None keeps each tensor's.
+        verify: Compare the outputs before and after.
+        force: Replace an existing output folder.
+        allow_pickle: Load pickled weights, with `weights_only`.
+        progress: Called as the work goes on.
+
+    Returns:
+        Where the result is, or the new model, and how it was verified.
+
+    Raises:
+        AlignmentError: The alignment is for another architecture.
+        VerificationError: The moved model computes something else; nothing was written.
+    """
+    running = Running(device, dtype, verify, force, progress)
+    with open_model(model, allow_pickle=allow_pickle) as opened:
+        predicted = _with_rounding(alignment, opened, running)
+        return deliver(model, output, lambda folder: write_moved(predicted, opened, folder, running))
+
+
+def random_alignment(model: Source, *, seed: int = 0, condition: float = 10.0, allow_pickle: bool = False) -> Alignment:
+    """A random group element for every block: heads permuted, every map of the given condition number.
+
+    Bias shifts, where they are free, are as large as the weights themselves.
+    """
+    check_condition("condition", condition)
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[LayerAlignment] = []
+    with open_model(model, allow_pickle=allow_pickle) as opened:
+        for site in opened.specification.sites:
+            scale = float(site.read(opened.stored(site)).value.square().mean().sqrt())
+            element = attention.sample(site.group, generator, condition=condition, shift=scale)
+            statistics = LayerStatistics(condition=condition_of(element))
+            layers.append(LayerAlignment(site.layer, site.group, element, statistics))
+        provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
+        return Alignment(opened.specification.model_type, tuple(layers), provenance)
+
+
+def scramble(
+    model: Source,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    seed: int = 0,
+    condition: float = 10.0,
+    allow_pickle: bool = False,
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Moved:
+    """The same function with other weights: `random_alignment`, applied; arguments as there and in `apply`."""
+    element = random_alignment(model, seed=seed, condition=condition, allow_pickle=allow_pickle)
+    options = {"dtype": dtype, "verify": verify, "force": force, "allow_pickle": allow_pickle, "progress": progress}
+    return apply(element, model, output, **options)  # pyright: ignore[reportArgumentType]
+
+
+def write_moved(
+    alignment: Alignment, model: Model, output: Path, running: Running, inputs: Iterable[Path] = ()
+) -> Verification | None:
+    """Write the moved model and the alignment beside it; verify before it gets its name.
+
+    Raises:
+        VerificationError: The outputs differ by more than rounding; nothing was written.
+    """
+
+    def check(staging: Path) -> Verification | None:
+        if not running.verify:
+            return None
+        running.progress("verifying", 0, 1)
+        moved = understand(str(output), Checkpoint.open(staging))
+        found = verify_models(model, moved, tolerance=_tolerance(alignment, model, moved), device=running.device)
+        running.progress("verifying", 1, 1)
+        if not found.equal:
+            raise VerificationError(
+                f"the moved model's outputs differ by {found.max_rel:.2g} relative (allowed {found.tolerance:.2g}), so "
+                f"{output} was not written: lower --max-condition, or store more bits with --dtype float32"
+            )
+        return found
+
+    return write_checkpoint(
+        model.checkpoint,
+        output,
+        counted(alignment.moved(model, running.device), len(alignment.layers), running.progress),
+        dtype=running.dtype,
+        force=running.force,
+        inputs=list(inputs),
+        extra=lambda folder: alignment.save(folder / FILE_NAME, force=True),
+        check=check,
+    )
+
+
+def _tolerance(alignment: Alignment, model: Model, moved: Model) -> float:
+    """What rounding explains: the types' own tolerance, or more where ill-conditioned maps amplify it."""
+    worst = max((layer.statistics.rounding for layer in alignment.layers), default=0.0)
+    predicted = 10 * worst * math.sqrt(len(alignment.layers)) if math.isfinite(worst) else 0.0
+    return max(tolerance_of(model, moved), min(predicted, 0.25))
+
+
+def counted(items: Iterable[dict[str, Tensor]], total: int, progress: Progress) -> Iterator[dict[str, Tensor]]:
+    """The items, with `progress` told before each."""
+    for done, item in enumerate(items):
+        progress("writing", done, total)
+        yield item
+    progress("writing", total, total)
+
+
+def deliver(
+    source: Source, output: str | os.PathLike[str] | None, write: Callable[[Path], Verification | None]
+) -> Moved:
+    """Write to the folder asked for; or to a temporary one, and load a model like `source` from it."""
+    if output is not None:
+        return Moved(Path(output), None, write(Path(output)))
+    if isinstance(source, (str, os.PathLike)):
+        raise IsobasinError("output: name the folder to write to (only a model in memory can be returned)")
+    with tempfile.TemporaryDirectory(prefix="isobasin-") as folder:
+        path = Path(folder) / "model"
+        verified = write(path)
+        fresh: Any = type(source).from_pretrained(path, dtype=source.dtype)
+        return Moved(None, fresh.to(source.device).train(source.training), verified)
+
+
+def _with_rounding(alignment: Alignment, model: Model, running: Running) -> Alignment:
+    """The alignment with the rounding predicted for this model and the type of the result."""
+    sites = model.specification.sites
+    alignment.check_fits(model.specification.model_type, [site.group for site in sites], model.name)
+    dtype = running.dtype or model.dtype()
+    layers: list[LayerAlignment] = []
+    for layer, site in zip(alignment.layers, sites, strict=True):
+        block = site.read(model.stored(site), running.device)
+        moved = attention.act(layer.group, layer.element.to(running.device), block)
+        rounding = float(circuits.rounding(layer.group, moved, dtype))
+        layers.append(replace(layer, statistics=replace(layer.statistics, rounding=rounding)))
+    return replace(alignment, layers=tuple(layers))

@@ -1,0 +1,91 @@
+"""What a user may choose, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from isobasin.errors import DependencyError, IsobasinError
+from isobasin.matching.attention import Method
+from isobasin.matching.heads import HeadCost
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of its steps are, and how many there are."""
+
+# Condition numbers up to which a move's rounding stays small in the type that its result is stored in.
+MAX_CONDITION = {torch.float64: 1e8, torch.float32: 1e4, torch.float16: 1e2, torch.bfloat16: 1e2}
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How two models are matched.
+
+    Attributes:
+        method: Stage-2 solver.
+        head_cost: What stage 1 compares.
+        max_condition: Largest condition number of any map on GL(n); None: by the type of the result.
+    """
+
+    method: Method = Method.gauss_newton
+    head_cost: HeadCost = HeadCost.rotary
+    max_condition: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_condition is not None:
+            check_condition("max condition", self.max_condition)
+
+    def limit(self, dtype: torch.dtype) -> float:
+        """The largest condition number for a result stored in `dtype`."""
+        return MAX_CONDITION.get(dtype, 1e2) if self.max_condition is None else self.max_condition
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where work is done, what is written, and who is told.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        dtype: Type of the moved weights; None keeps each tensor's.
+        verify: Compare the functions before and after.
+        force: Replace an existing output folder.
+        progress: Called as the work goes on.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    verify: bool = True
+    force: bool = False
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch doesn't have.
+
+    Raises:
+        DependencyError: Naming it.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise DependencyError(f"device {device!r}: there is no such kind; use cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DependencyError(f"device {device!r}: this torch sees no CUDA device; use --device cpu")
+
+
+def check_condition(name: str, value: float) -> None:
+    """Refuse a condition number below 1.
+
+    Raises:
+        IsobasinError: Naming it.
+    """
+    if not value >= 1:
+        raise IsobasinError(f"{name} is {value}: a condition number is at least 1")

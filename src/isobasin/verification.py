@@ -1,0 +1,260 @@
+"""Do two checkpoints compute the same? Their outputs on random inputs, as transformers computes them.
+
+The whole models run one after the other, in float64 where that fits in memory (transformers itself keeps some
+steps in float32: RMSNorm, rotary tables, a few softmaxes and GPT-J's scores; two equal Llamas then agree to a few
+1e-6 only). Where a model doesn't fit, attention blocks are compared one by one on random hidden states, and all
+other tensors value by value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from isobasin.errors import ArchitectureError, CheckpointError
+from isobasin.model import Model
+from isobasin.symmetries.attention import attend
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.weights import AttentionWeights
+
+_LENGTHS = (1, 7, 24)
+_OFFSETS = (0, 11)
+# Larger models run in float32: float64 costs twice the memory and more than twice the time.
+_DOUBLE_LIMIT = 400_000_000
+
+# Relative difference of the outputs that rounding the weights to a type explains, at well-conditioned moves. The
+# float64 figure is what transformers' own float32 steps leave; the others allow for errors growing with depth.
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far two models' outputs differ.
+
+    Attributes:
+        max_abs: Largest absolute difference of any output value.
+        max_rel: The same over the largest absolute value of that output, worst output.
+        tolerance: What counts as equal, relative.
+        how: What was compared, in words.
+    """
+
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    how: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether the difference is within the tolerance; never for values that are not numbers."""
+        return self.max_rel <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "max_abs": self.max_abs,
+            "max_rel": self.max_rel,
+            "equal": self.equal,
+            "tolerance": self.tolerance,
+            "how": self.how,
+        }
+
+
+def tolerance_of(*models: Model) -> float:
+    """The default tolerance: that of the coarsest type among the models."""
+    return max(TOLERANCES.get(model.dtype(), TOLERANCES[torch.bfloat16]) for model in models)
+
+
+def verify_models(
+    a: Model, b: Model, *, tolerance: float | None = None, seed: int = 0, device: str = "cpu"
+) -> Verification:
+    """Compare two open models on the same random inputs: several lengths, position offsets, padding.
+
+    Args:
+        a: The original.
+        b: The other one, of the same architecture.
+        tolerance: Relative difference that counts as equal; by default from the stored types.
+        seed: Of the inputs, and of weights that a checkpoint lacks.
+        device: Where the models run.
+    """
+    tolerance = tolerance_of(a, b) if tolerance is None else tolerance
+    dtype = _run_dtype(a, b)
+    if dtype is None:
+        max_abs, max_rel = _compare_by_layer(a, b, seed, device)
+        how = "attention blocks one by one on random hidden states, other tensors by value (too large to run whole)"
+        return Verification(max_abs, max_rel, tolerance, how)
+    outputs = [_outputs(model.checkpoint.folder, dtype, seed, device) for model in (a, b)]
+    if outputs[0].keys() != outputs[1].keys():
+        raise ArchitectureError(f"{a.name} and {b.name} have different outputs: load both with the same head")
+    max_abs, max_rel = _differences(outputs[0], outputs[1])
+    how = f"whole models in {str(dtype).removeprefix('torch.')}, {len(outputs[0])} outputs on random inputs"
+    return Verification(max_abs, max_rel, tolerance, how)
+
+
+def _differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
+    """Largest absolute and relative difference over named tensors; infinite where one is not a number."""
+    max_abs = max_rel = 0.0
+    for name, x in a.items():
+        if x.shape != b[name].shape:
+            return float("inf"), float("inf")
+        if not x.numel():
+            continue
+        gap = float((x - b[name]).abs().nan_to_num(torch.inf, torch.inf).max())
+        size = float(x.abs().max())
+        max_abs, max_rel = max(max_abs, gap), max(max_rel, gap / size if size else (torch.inf if gap else 0.0))
+    return max_abs, max_rel
+
+
+def _run_dtype(a: Model, b: Model) -> torch.dtype | None:
+    """The type in which both models can run, one at a time; None if in none."""
+    parameters = max(a.parameters(), b.parameters())
+    free = psutil.virtual_memory().available * 0.6
+    if parameters <= _DOUBLE_LIMIT and parameters * 8 * 1.2 < free:
+        return torch.float64
+    return torch.float32 if parameters * 4 * 1.2 < free else None
+
+
+def _outputs(folder: Path, dtype: torch.dtype, seed: int, device: str) -> dict[str, Tensor]:
+    """Every floating-point output of the model on every input, on the CPU."""
+    results: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model = load(folder, dtype, seed).to(device)
+        for label, inputs in _inputs(model, seed):
+            for name, value in model(**{k: _placed(v, device, dtype) for k, v in inputs.items()}).items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    results[f"{name} at {label}"] = value.cpu()
+    return results
+
+
+def _placed(value: Any, device: str, dtype: torch.dtype) -> Any:
+    """An input on the device; floating-point ones in the model's type."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+
+def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
+    """The transformers model of a checkpoint, in evaluation mode, under the head its configuration names.
+
+    Weights that the checkpoint lacks (an unused pooler, say) are initialised from `seed`, so that two loads agree.
+    """
+    import transformers
+
+    torch.manual_seed(seed)
+    with _quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder)
+            name = (config.architectures or ["AutoModel"])[0]
+            head = getattr(transformers, name, transformers.AutoModel)
+            return head.from_pretrained(folder, dtype=dtype).eval()
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"{folder}: transformers can't load it ({reason}): check the checkpoint") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """No progress bars or warnings of transformers while it loads."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _inputs(model: Any, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Random inputs for a model, each with a label."""
+    generator = torch.Generator().manual_seed(seed)
+    accepted = inspect.signature(model.forward).parameters
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        yield from _images(config, "interpolate_pos_encoding" in accepted, generator)
+        return
+    # RoBERTa numbers positions from padding_idx + 1, OPT's table has its own two spare rows.
+    longest = getattr(config, "max_position_embeddings", None) or max(_LENGTHS) + max(_OFFSETS)
+    longest -= 2 + (getattr(config, "pad_token_id", None) or 0) if config.model_type == "roberta" else 0
+    for length in sorted({min(n, longest) for n in _LENGTHS}):
+        tokens = torch.randint(0, config.vocab_size, (2, length), generator=generator)
+        mask = torch.ones_like(tokens)
+        for offset in _OFFSETS if "position_ids" in accepted else (0,):
+            if offset + length <= longest:
+                extra = {"position_ids": torch.arange(length) + offset} if offset else {}
+                extra = {k: v.expand_as(tokens) for k, v in extra.items()}
+                yield f"length {length}, offset {offset}", {"input_ids": tokens, "attention_mask": mask, **extra}
+        if length > 3:
+            mask = mask.clone()
+            mask[1, length // 2 :] = 0
+            yield f"length {length}, padded", {"input_ids": tokens, "attention_mask": mask}
+
+
+def _images(config: Any, interpolates: bool, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Random images of the model's own size, and of twice that where it can interpolate its positions."""
+    height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
+    for scale in (1, 2) if interpolates else (1,):
+        shape = (2, config.num_channels, scale * height, scale * width)
+        inputs: dict[str, Any] = {"pixel_values": torch.randn(shape, generator=generator)}
+        yield f"{shape}", inputs | ({"interpolate_pos_encoding": True} if scale > 1 else {})
+
+
+def compare_blocks(
+    group: AttentionGroup, a: AttentionWeights, b: AttentionWeights, *, tolerance: float = 1e-6, seed: int = 0
+) -> Verification:
+    """Compare the functions of two blocks in float64 on random hidden states, as plainly as `attend` writes them.
+
+    Args:
+        group: Group of both.
+        a: The original, without leading dimensions.
+        b: The other one.
+        tolerance: Relative difference that counts as equal.
+        seed: Of the hidden states and of the rotary frequencies, random and distinct: the group must hold for any.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens, device = max(_LENGTHS), a.key.device
+    hidden = torch.randn(2, tokens, a.key.shape[-2], generator=generator, dtype=torch.float64).to(device)
+    frequencies = torch.rand(len(group.query_key.planes), generator=generator, dtype=torch.float64)
+    angles = (torch.arange(tokens, dtype=torch.float64).unsqueeze(-1) * frequencies).to(device)
+    outputs = [{"block": attend(weights, group, hidden, angles)} for weights in (a, b)]
+    return Verification(*_differences(*outputs), tolerance, "attention blocks one by one on random hidden states")
+
+
+def _compare_by_layer(a: Model, b: Model, seed: int, device: str) -> tuple[float, float]:
+    """Every attention block on random hidden states, and every other tensor by value."""
+    max_abs, max_rel = _compare_rest(a, b)
+    for one, other in zip(a.specification.sites, b.specification.sites, strict=True):
+        blocks = [site.read(model.stored(site), device) for model, site in ((a, one), (b, other))]
+        found = compare_blocks(one.group, *blocks, seed=seed)
+        max_abs, max_rel = max(max_abs, found.max_abs), max(max_rel, found.max_rel)
+    return max_abs, max_rel
+
+
+def rest_of(model: Model) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor outside the attention blocks."""
+    known = {name for site in model.specification.sites for name in site.shapes()}
+    return {name: info.shape for name, info in model.checkpoint.tensors.items() if name not in known}
+
+
+def _compare_rest(a: Model, b: Model) -> tuple[float, float]:
+    """Differences of all tensors outside the attention blocks; infinite where one is only in one model."""
+    names = rest_of(a)
+    if names != rest_of(b):
+        return float("inf"), float("inf")
+    max_abs = max_rel = 0.0
+    for name in names:
+        pair = [{name: model.checkpoint.read([name])[name].to(torch.float64)} for model in (a, b)]
+        gap, ratio = _differences(*pair)
+        max_abs, max_rel = max(max_abs, gap), max(max_rel, ratio)
+    return max_abs, max_rel
