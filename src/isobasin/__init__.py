@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from isobasin.alignment import Alignment as Alignment
+    from isobasin.architectures.schema import AttentionSite as AttentionSite
+    from isobasin.architectures.schema import Layout as Layout
+    from isobasin.architectures.schema import Projection as Projection
+    from isobasin.architectures.schema import Specification as Specification
     from isobasin.errors import IsobasinError as IsobasinError
     from isobasin.matching.attention import Match as Match
     from isobasin.matching.attention import match as match
     from isobasin.pipeline.aligning import align as align
+    from isobasin.pipeline.aligning import align_tensors as align_tensors
     from isobasin.pipeline.comparing import Equivalence as Equivalence
     from isobasin.pipeline.comparing import equivalent as equivalent
     from isobasin.pipeline.comparing import verify as verify
@@ -34,9 +39,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "alignment": ("Alignment",),
+    "architectures.schema": ("AttentionSite", "Layout", "Projection", "Specification"),
     "errors": ("IsobasinError",),
     "matching.attention": ("Match", "match"),
-    "pipeline.aligning": ("align",),
+    "pipeline.aligning": ("align", "align_tensors"),
     "pipeline.comparing": ("Equivalence", "equivalent", "verify"),
     "pipeline.interpolating": ("interpolate",),
     "pipeline.inventory": ("Symmetry", "symmetry"),
@@ -50,16 +56,21 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Alignment",
     "AttentionGroup",
+    "AttentionSite",
     "AttentionWeights",
     "BilinearGroup",
     "Equivalence",
     "IsobasinError",
+    "Layout",
     "Match",
     "Moved",
+    "Projection",
+    "Specification",
     "Symmetry",
     "Verification",
     "__version__",
     "align",
+    "align_tensors",
     "apply",
     "equivalent",
     "interpolate",

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,14 +21,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import write_file_atomically
 from isobasin.errors import AlignmentError
-from isobasin.model import Model
+from isobasin.model import Blocks, Source, TensorBlocks
 from isobasin.symmetries import attention, bilinear
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.permutation import is_permutation
 from isobasin.verification import Verification
+
+if TYPE_CHECKING:
+    from isobasin.pipeline.moving import Moved
 
 FILE_NAME = "alignment.safetensors"
 _FORMAT = 1
@@ -131,7 +135,24 @@ class Alignment:
             if layer.group != group:
                 raise AlignmentError(f"layer {layer.layer}: the alignment is for {layer.group}, {name} has {group}")
 
-    def moved(self, model: Model, device: str = "cpu") -> Iterator[dict[str, Tensor]]:
+    def apply(self, model: Source, output: str | os.PathLike[str] | None = None, **options: Any) -> Moved:
+        """Make the move on a model; arguments and result as `isobasin.apply`."""
+        from isobasin.pipeline.moving import apply
+
+        return apply(self, model, output, **options)
+
+    def moved_tensors(self, model: Mapping[str, Tensor], specification: Specification) -> dict[str, Tensor]:
+        """Tensors in memory after the move, for an architecture of your own (`isobasin.align_tensors`).
+
+        Returns:
+            All of `model`'s tensors; those of attention blocks are new, cast to their types once.
+        """
+        new = dict(model)
+        for tensors in self.moved(TensorBlocks("model", model, specification)):
+            new |= {name: tensor.to(model[name]) for name, tensor in tensors.items()}
+        return new
+
+    def moved(self, model: Blocks, device: str = "cpu") -> Iterator[dict[str, Tensor]]:
         """The stored tensors of every block after the move, a layer at a time, in float64 as they are computed.
 
         Raises:

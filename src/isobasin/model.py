@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Union
 
 import torch
@@ -28,9 +30,45 @@ Source = Union[str, "os.PathLike[str]", "PreTrainedModel"]
 _BATCH_BYTES = 128 * 2**20
 
 
+class Blocks(ABC):
+    """Tensors whose meaning is known: the attention blocks of a model, wherever its tensors are.
+
+    Attributes:
+        name: What the user called it.
+        specification: The attention blocks.
+    """
+
+    name: str
+    specification: Specification
+
+    @abstractmethod
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The stored tensors of these names."""
+
+    @abstractmethod
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The stored type of every tensor."""
+
+    def stored(self, site: AttentionSite) -> dict[str, Tensor]:
+        """The stored tensors of one block; quantised ones and values that are not finite are refused."""
+        tensors = self.read(site.shapes())
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise TensorError(f"{self.name}: tensor {name!r} is {kind}: dequantise the model first")
+        check_finite(tensors, self.name)
+        return tensors
+
+    def dtype(self) -> torch.dtype:
+        """The coarsest type that an attention tensor is stored in."""
+        dtypes = self.dtypes()
+        kinds = {dtypes[name] for site in self.specification.sites for name in site.shapes()}
+        return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
+
+
 @dataclass(frozen=True, eq=False)
-class Model:
-    """An open checkpoint and its architecture.
+class Model(Blocks):
+    """A checkpoint folder and its architecture.
 
     Attributes:
         name: What the user called it.
@@ -42,25 +80,52 @@ class Model:
     checkpoint: Checkpoint
     specification: Specification
 
-    def stored(self, site: AttentionSite) -> dict[str, Tensor]:
-        """The stored tensors of one block; quantised ones and values that are not finite are refused."""
-        tensors = self.checkpoint.read(site.shapes())
-        for name, tensor in tensors.items():
-            if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
-                kind = str(tensor.dtype).removeprefix("torch.")
-                raise TensorError(f"{self.name}: tensor {name!r} is {kind}: dequantise the model first")
-        check_finite(tensors, self.name)
-        return tensors
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names, from the files."""
+        return self.checkpoint.read(names)
 
-    def dtype(self) -> torch.dtype:
-        """The coarsest type that an attention tensor is stored in."""
-        names = [name for site in self.specification.sites for name in site.shapes()]
-        kinds = {self.checkpoint.tensors[name].dtype for name in names}
-        return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The stored type of every tensor."""
+        return {name: info.dtype for name, info in self.checkpoint.tensors.items()}
 
     def parameters(self) -> int:
         """Number of stored values of the whole checkpoint."""
-        return sum(torch.Size(info.shape).numel() for info in self.checkpoint.tensors.values())
+        return sum(prod(info.shape) for info in self.checkpoint.tensors.values())
+
+
+@dataclass(frozen=True, eq=False)
+class TensorBlocks(Blocks):
+    """Tensors in memory with an architecture that their owner describes.
+
+    Attributes:
+        name: What to call them in messages.
+        tensors: By name; those that the specification doesn't name are left alone.
+        specification: The attention blocks.
+
+    Raises:
+        TensorError: A tensor is missing or misshapen.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    specification: Specification
+
+    def __post_init__(self) -> None:
+        for site in self.specification.sites:
+            for name, shape in site.shapes().items():
+                if name not in self.tensors:
+                    raise TensorError(f"{self.name}: tensor {name!r} is missing; the specification names it")
+                if tuple(self.tensors[name].shape) != shape:
+                    found = tuple(self.tensors[name].shape)
+                    raise TensorError(f"{self.name}: tensor {name!r} has shape {found}, the specification says {shape}")
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names."""
+        return {name: self.tensors[name].detach() for name in names}
+
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The type of every tensor."""
+        return {name: tensor.dtype for name, tensor in self.tensors.items()}
 
 
 @contextmanager
@@ -104,7 +169,7 @@ def batches(sites: Sequence[AttentionSite], limit: int = _BATCH_BYTES) -> Iterat
     """Indices of consecutive blocks that are alike and that fit in `limit` bytes of float64 together."""
     batch: list[int] = []
     for index, site in enumerate(sites):
-        size = 8 * sum(torch.Size(shape).numel() for shape in site.shapes().values())
+        size = 8 * sum(prod(shape) for shape in site.shapes().values())
         if batch and (not _alike(site, sites[batch[0]]) or (len(batch) + 1) * size > limit):
             yield batch
             batch = []
@@ -131,7 +196,7 @@ class Fingerprint:
                 name = getattr(projection, part)
                 if name is not None:
                     self._hash.update(f"{site.layer}.{role}.{part}".encode())
-                    self._hash.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+                    self._hash.update(tensors[name].cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def hexdigest(self) -> str:
         """The digest so far."""
@@ -139,7 +204,7 @@ class Fingerprint:
 
 
 def read_blocks(
-    model: Model, indices: Sequence[int], device: str = "cpu", fingerprint: Fingerprint | None = None
+    model: Blocks, indices: Sequence[int], device: str = "cpu", fingerprint: Fingerprint | None = None
 ) -> AttentionWeights:
     """The weights of some alike blocks in float64, stacked along a leading dimension."""
     blocks: list[AttentionWeights] = []

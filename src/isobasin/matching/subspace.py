@@ -241,39 +241,49 @@ def _direction(state: _Descent, active: Tensor, damping: Tensor) -> tuple[Tensor
     right, left = right @ p_right, left @ p_left
     gram_right, gram_left = right.mT @ right, left.mT @ left
     curvature = _diagonal(gram_right).unsqueeze(-1) + _diagonal(gram_left).unsqueeze(-2)
-    lift = (damping * curvature.mean((-2, -1)) + torch.finfo(curvature.dtype).tiny)[:, None, None]
+    lift = damping * curvature.mean((-2, -1)) + torch.finfo(curvature.dtype).tiny
+    _diagonal(gram_right).add_(lift.unsqueeze(-1))
 
-    def hessian(x: Tensor) -> Tensor:
-        # In the eigenbases X^T turns into turn^T-sandwiched factors: S X^T -> s x^T turn, X^T S -> turn x^T s.
-        return gram_right @ x + x @ gram_left - (s @ x.mT @ turn + turn @ x.mT @ s)
+    def damped_hessian(x: Tensor) -> Tensor:
+        # In the eigenbases, `turn` apart, S X^T is s x^T turn and X^T S is turn x^T s.
+        image = torch.baddbmm(x @ gram_left, gram_right, x)
+        image = torch.baddbmm(image, s, x.mT @ turn, alpha=-1)
+        return torch.baddbmm(image, turn, x.mT @ s, alpha=-1)
 
-    x = _truncated_cg(hessian, slope, curvature, lift)
-    predicted = 2 * _dot(slope, x) - _dot(x, hessian(x))
+    x = _truncated_cg(damped_hessian, slope, curvature + lift[:, None, None])
+    predicted = 2 * _dot(slope, x) - _dot(x, damped_hessian(x)) + lift * _dot(x, x)
     return p_right @ x @ p_left.mT, predicted
 
 
-def _truncated_cg(hessian: Callable[[Tensor], Tensor], slope: Tensor, curvature: Tensor, lift: Tensor) -> Tensor:
-    """A few preconditioned conjugate-gradient steps on `hessian(x) + lift x = slope`, each problem for itself."""
-    preconditioner = curvature + lift
-    x, residual = torch.zeros_like(slope), slope
+def _truncated_cg(matrix: Callable[[Tensor], Tensor], slope: Tensor, preconditioner: Tensor) -> Tensor:
+    """A few conjugate-gradient steps on `matrix(x) = slope`, preconditioned by a diagonal, each problem for itself.
+
+    A problem stops at its tolerance, or where the matrix is concave along the direction; if that is the first one,
+    the preconditioned slope itself is returned.
+    """
+    x, residual = torch.zeros_like(slope), slope.clone()
     z = p = residual / preconditioner
     energy = first = _dot(residual, z)
+    size = energy  # p^T preconditioner p, by its recurrence
     alive = energy > 0
     for k in range(_CG_STEPS):
-        image = hessian(p) + lift * p
+        image = matrix(p)
         bend = _dot(p, image)
-        concave = bend <= 1e-6 * _dot(p, preconditioner * p)
-        if k == 0:  # down a concave direction the damped Gauss-Newton step itself is the fallback
+        concave = bend <= 1e-6 * size
+        if k == 0:
             x = torch.where((alive & concave)[:, None, None], p, x)
         alive = alive & ~concave
-        length = torch.where(alive, energy / bend, torch.zeros_like(bend))[:, None, None]
-        x, residual = x + length * p, residual - length * image
+        length = torch.where(alive, energy / bend, 0.0)[:, None, None]
+        x.addcmul_(length, p)
+        residual.addcmul_(length, image, value=-1)
         z = residual / preconditioner
         next_energy = _dot(residual, z)
         alive = alive & (next_energy > _CG_TOLERANCE**2 * first)
         if not alive.any():
             break
-        p = torch.where(alive[:, None, None], z + (next_energy / energy)[:, None, None] * p, p)
+        turn = torch.where(alive, next_energy / energy, 0.0)
+        p = torch.addcmul(z, turn[:, None, None], p)
+        size = next_energy + turn.square() * size
         energy = torch.where(alive, next_energy, energy)
     return x
 
@@ -284,7 +294,8 @@ def _divide(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return (x * y).sum((-2, -1))
+    """Inner product of every pair of matrices, `(b)`."""
+    return (x.flatten(1).unsqueeze(-2) @ y.flatten(1).unsqueeze(-1)).flatten()
 
 
 def _diagonal(x: Tensor) -> Tensor:

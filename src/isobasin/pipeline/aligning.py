@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from isobasin.alignment import Alignment, LayerAlignment, LayerStatistics, condition_of
 from isobasin.architectures.resolve import check_comparable
+from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits
 from isobasin.matching.attention import Match, Method, distance, match
 from isobasin.matching.heads import HeadCost
-from isobasin.model import Fingerprint, Model, Source, batches, open_model, read_blocks
+from isobasin.model import Blocks, Fingerprint, Source, TensorBlocks, batches, open_model, read_blocks
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Progress, Running, silent
 from isobasin.symmetries.groups import AttentionGroup
@@ -80,8 +83,42 @@ def align(
         return replace(alignment, verified=verified)
 
 
-def match_models(a: Model, b: Model, matching: Matching, running: Running) -> Alignment:
-    """Match all blocks of two open models, as many at a time as fit in memory; arguments as `align`."""
+def align_tensors(
+    reference: Mapping[str, Tensor],
+    model: Mapping[str, Tensor],
+    specification: Specification,
+    *,
+    method: Method | str = Method.gauss_newton,
+    head_cost: HeadCost | str = HeadCost.rotary,
+    device: str = "cpu",
+    max_condition: float | None = None,
+    verify: bool = True,
+) -> Alignment:
+    """`align` for tensors in memory and an architecture of your own; arguments as there.
+
+    Args:
+        reference: Tensors by name.
+        model: Tensors of the same names and shapes.
+        specification: Where the attention blocks' projections lie and which group each block has.
+        method: Stage-2 solver.
+        head_cost: What stage 1 compares.
+        device: "cpu" or "cuda".
+        max_condition: Largest condition number of a map on GL(n).
+        verify: Compare the blocks' functions before and after, as `attend` computes them.
+
+    Returns:
+        The alignment; `Alignment.moved_tensors` makes the move.
+
+    Raises:
+        TensorError: A tensor is missing, misshapen or not finite.
+    """
+    matching = Matching(Method(method), HeadCost(head_cost), max_condition)
+    blocks = [TensorBlocks(n, t, specification) for n, t in (("reference", reference), ("model", model))]
+    return match_models(blocks[0], blocks[1], matching, Running(device, verify=verify))
+
+
+def match_models(a: Blocks, b: Blocks, matching: Matching, running: Running) -> Alignment:
+    """Match all blocks of two models, as many at a time as fit in memory; arguments as `align`."""
     sites, dtype = b.specification.sites, running.dtype or b.dtype()
     eps = max(torch.finfo(model.dtype()).eps for model in (a, b))
     prints = Fingerprint(), Fingerprint()

@@ -1,0 +1,175 @@
+"""End to end on random checkpoints of real shapes: time against the floor, and peak memory against depth.
+
+    python benchmarks/checkpoints.py time   [--threads 1] [--folder DIR]
+    python benchmarks/checkpoints.py memory [--folder DIR]
+
+The floor is what any aligner must do: read the attention of both checkpoints and the rest of the model, write the
+model's bytes (timed here, on the same files), and the matrix products of matching and moving, counted and divided by
+this machine's measured float64 rate: stage 1's products of stacked projections, one triangular factorisation per side
+and head, and the moved projections. The solver's own iterations are not in the floor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from timing import best_of
+
+import isobasin
+from isobasin.model import Model, open_model
+from isobasin.symmetries.groups import AttentionGroup
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2-small": {
+        "class": "GPT2LMHeadModel",
+        "config": {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257},
+        "dtype": torch.float32,
+    },
+    "llama-1b": {
+        "class": "LlamaForCausalLM",
+        "config": {
+            "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 8192, "vocab_size": 128256,
+            "tie_word_embeddings": True,
+        },
+        "dtype": torch.bfloat16,
+    },
+}  # fmt: skip
+
+
+def make(folder: Path, shape: dict[str, Any], seed: int, **changes: int) -> Path:
+    """A random checkpoint of a real shape, one shard a few layers: normal weights of deviation 0.02."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**{**shape["config"], **changes})
+    config.architectures = [shape["class"]]
+    with torch.device("meta"):
+        model = getattr(transformers, shape["class"])(config)
+    generator = torch.Generator().manual_seed(seed)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    names = [name for name in model.state_dict() if name not in tied]
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps({**config.to_dict(), "architectures": [shape["class"]]}, default=str)
+    )
+    shards = [names[i : i + 40] for i in range(0, len(names), 40)]
+    index: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {
+            n: torch.empty(model.state_dict()[n].shape).normal_(0, 0.02, generator=generator).to(shape["dtype"])
+            for n in shard
+        }
+        save_file(tensors, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder
+
+
+def products(group: AttentionGroup, width: int) -> float:
+    """Floating-point operations of one layer's matrix products that no aligner can do without."""
+    h, g, s = group.heads, group.groups, group.queries
+    n, m = group.query_key.features, group.value_output.features
+    stage1 = 2 * width * ((h * n) ** 2 + (g * n) ** 2 + (g * m) ** 2 + (h * m) ** 2)
+    if group.query_key.planes:  # only the same plane of two heads is compared: complex, so four times the real work
+        stage1 = 2 * width * (4 * (n // 2) * (h**2 + g**2) + (g * m) ** 2 + (h * m) ** 2)
+    factors = sum(2 * rows * (2 * k) ** 2 for rows, k in ((s * width, m), (width, m)))
+    factors += 0 if group.query_key.planes else sum(2 * rows * (2 * n) ** 2 for rows in (s * width, width))
+    moves = 2 * width * (h * m * m + g * m * m) + (0 if group.query_key.planes else 2 * width * (h * n * n + g * n * n))
+    return stage1 + g * factors + moves
+
+
+def measured_rate() -> float:
+    """Float64 operations a second of a large matrix product."""
+    x = torch.randn(2048, 2048, dtype=torch.float64)
+    seconds, _ = best_of(3, lambda: x @ x)
+    return 2 * 2048**3 / seconds
+
+
+def copy_bytes(a: Model, b: Model, target: Path) -> None:
+    """Read both models' attention and all of b, write b's bytes."""
+    for model in (a, b):
+        for site in model.specification.sites:
+            model.stored(site)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for file in b.checkpoint.files:
+        with (b.checkpoint.folder / file).open("rb") as source, (target / file).open("wb") as copy:
+            while chunk := source.read(2**24):
+                copy.write(chunk)
+
+
+def bench_time(folder: Path, threads: int, rounds: int) -> None:
+    torch.set_num_threads(threads)
+    for name, shape in SHAPES.items():
+        a, b = (make(folder / f"{name}-{seed}", shape, seed) for seed in (0, 1))
+        sibling = folder / f"{name}-sibling"
+        isobasin.scramble(a, sibling, seed=3, condition=10.0, verify=False)
+        rate = measured_rate()
+        for kind, model in (("independent", b), ("scrambled copy", sibling)):
+            with open_model(a) as one, open_model(model) as other:
+                moving, _ = best_of(rounds, lambda one=one, other=other: copy_bytes(one, other, folder / "copy"))
+                flops = sum(products(site.group, site.width) for site in other.specification.sites)
+            seconds, alignment = best_of(
+                rounds, lambda a=a, model=model: isobasin.align(a, model, folder / "out", verify=False, force=True)
+            )
+            floor = moving + flops / rate
+            steps = [layer.statistics.iterations for layer in alignment.layers]
+            print(
+                f"{name}, {kind}: {seconds:.2f} s, floor {floor:.2f} s (bytes {moving:.2f}, products {flops / rate:.2f} "
+                f"at {rate / 1e9:.0f} GFLOP/s), ratio {seconds / floor:.2f}; {min(steps)}-{max(steps)} steps; "
+                f"{threads} thread(s)"
+            )
+
+
+def bench_memory(folder: Path) -> None:
+    peaks: dict[int, int] = {}
+    for layers in (12, 48):
+        a, b = (make(folder / f"deep{layers}-{s}", SHAPES["gpt2-small"], s, n_layer=layers) for s in (0, 1))
+        command = [sys.executable, __file__, "peak", "--folder", str(folder), str(a), str(b)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        size = sum(f.stat().st_size for f in b.glob("*.safetensors")) / 1e6
+        peaks[layers] = found["peak"] - found["start"]
+        print(
+            f"{layers} layers, {size:.0f} MB a checkpoint: {peaks[layers] / 1e6:.0f} MB above the start of the process"
+        )
+    print(f"48 layers / 12 layers: {peaks[48] / peaks[12]:.2f}")
+
+
+def peak(folder: Path, a: str, b: str) -> None:
+    """Align in this process and print its peak memory, before and after, in bytes."""
+    import transformers.models.gpt2  # noqa: F401
+
+    import isobasin.pipeline.aligning
+
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    isobasin.align(a, b, folder / "out", verify=False, force=True)
+    print(json.dumps({"start": start, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["time", "memory", "peak"])
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    if arguments.what == "peak":
+        peak(arguments.folder, *arguments.models)
+    else:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
+            if arguments.what == "time":
+                bench_time(Path(scratch), arguments.threads, arguments.rounds)
+            else:
+                bench_memory(Path(scratch))
