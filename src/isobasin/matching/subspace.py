@@ -176,13 +176,19 @@ def cap_condition(core: Core, u: Tensor, limit: float) -> Tensor:
 
     The orthogonal start, of condition 1, replaces it where that has the lower objective.
     """
-    left, sigma, right = torch.linalg.svd(u)
+    sigma = torch.linalg.svdvals(u)
+    over = sigma[..., 0] > sigma[..., -1] * limit
+    if not over.any():
+        return u
+    problem = core[over]
+    left, sigma, right = torch.linalg.svd(u[over])
     middle, half = sigma.log().mean(-1, keepdim=True), 0.5 * math.log(limit)
     clamped = left * sigma.log().clamp(middle - half, middle + half).exp().unsqueeze(-2) @ right
-    plain = orthogonal_start(core)
-    lower = core.objective(clamped) <= core.objective(plain)
-    capped = torch.where(lower[..., None, None], clamped, plain)
-    return torch.where((sigma[..., 0] > sigma[..., -1] * limit)[..., None, None], capped, u)
+    plain = orthogonal_start(problem)
+    lower = problem.objective(clamped) <= problem.objective(plain)
+    result = u.clone()
+    result[over] = torch.where(lower[..., None, None], clamped, plain)
+    return result
 
 
 class _Descent:
