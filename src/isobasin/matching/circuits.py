@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -27,12 +28,7 @@ def _tall(group: AttentionGroup, weights: AttentionWeights) -> list[Factors]:
 def _squared_norm(f: Factors) -> Tensor:
     """`||L R^T||²` of every key/value head, `(..., g)`."""
     linear = ((f.left.mT @ f.left) * (f.right.mT @ f.right)).sum((-2, -1))
-    return linear + (_columns(f.left_planes) * _columns(f.right_planes)).sum(-1)
-
-
-def _columns(x: Tensor) -> Tensor:
-    """Squared norm of every column."""
-    return x.abs().square().sum(-2)
+    return linear + (column_squares(f.left_planes) * column_squares(f.right_planes)).sum(-1)
 
 
 def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtype) -> Tensor:
@@ -45,8 +41,8 @@ def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtyp
     rho = _ROUNDING * torch.finfo(dtype).eps
     worst = torch.zeros((), dtype=torch.float64)
     for f in _tall(group, weights):
-        columns = (_columns(f.left) * _columns(f.right)).sum(-1)
-        columns = columns + (_columns(f.left_planes) * _columns(f.right_planes)).sum(-1)
+        columns = (column_squares(f.left) * column_squares(f.right)).sum(-1)
+        columns = columns + (column_squares(f.left_planes) * column_squares(f.right_planes)).sum(-1)
         norm = _squared_norm(f)
         ratio = torch.where(norm > 0, columns / norm, 1).clamp(min=0).sqrt()
         worst = worst.to(ratio.device).maximum(rho * 2**0.5 * ratio.amax(-1))

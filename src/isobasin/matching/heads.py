@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
+from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -87,7 +88,7 @@ def _distances(a: Factors, b: Factors) -> Tensor:
 def _squares(x: Factors) -> Tensor:
     """Squared norm of every head's circuit, `(..., g, s)`; one side's single slot broadcasts."""
     linear = ((x.left.mT @ x.left) * (x.right.mT @ x.right)).sum((-2, -1))
-    planes = (x.left_planes.abs().square().sum(-2) * x.right_planes.abs().square().sum(-2)).sum(-1)
+    planes = (column_squares(x.left_planes) * column_squares(x.right_planes)).sum(-1)
     return linear + planes
 
 

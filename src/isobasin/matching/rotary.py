@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isobasin.symmetries.bilinear import column_squares
+
 _GRID = 32
 _NEWTON_STEPS = 60
 
@@ -37,8 +39,8 @@ class PlaneProblem:
     def of(cls, a_left: Tensor, b_left: Tensor, a_right: Tensor, b_right: Tensor) -> PlaneProblem:
         """From complex columns of the reference (a) and the model (b), `(..., rows, p)`."""
         return cls(
-            b_left.abs().square().sum(-2),
-            b_right.abs().square().sum(-2),
+            column_squares(b_left),
+            column_squares(b_right),
             (b_left.conj() * a_left).sum(-2),
             (b_right.conj() * a_right).sum(-2),
         )

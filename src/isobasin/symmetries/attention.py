@@ -167,13 +167,17 @@ def _permuted(element: AttentionElement, outer: Tensor) -> AttentionElement:
 
 def permute(weights: AttentionWeights, outer: Tensor, inner: Tensor) -> AttentionWeights:
     """The head permutation alone: whole heads moved, nothing else."""
+    heads = (outer.unsqueeze(-1) * inner.shape[-1] + inner).flatten(-2)
 
     def queries(x: Tensor) -> Tensor:
-        return permutation.take(permutation.take(x, outer), inner)
+        return permutation.take(x.flatten(inner.ndim - 2, inner.ndim - 1), heads).reshape(x.shape)
 
-    moved = {"query": queries, "query_bias": queries, "output": queries}
-    heads = {n: t for n, t in weights.tensors().items() if n != "output_bias"}
-    return replace(weights, **{n: moved[n](t) if n in moved else permutation.take(t, outer) for n, t in heads.items()})
+    moved = {
+        name: queries(x) if name in ("query", "query_bias", "output") else permutation.take(x, outer)
+        for name, x in weights.tensors().items()
+        if name != "output_bias"
+    }
+    return replace(weights, **moved)
 
 
 def act(group: AttentionGroup, element: AttentionElement, weights: AttentionWeights) -> AttentionWeights:

@@ -11,8 +11,18 @@ multi-head attention).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+Columns = slice | list[int]
+
+
+def _columns(indices: Sequence[int]) -> Columns:
+    """Indices as a slice where they are evenly spaced, which makes a view of a tensor instead of a copy."""
+    first, step = (indices[0], indices[1] - indices[0]) if len(indices) > 1 else (indices[0] if indices else 0, 1)
+    even = list(range(first, first + step * len(indices), step)) if step > 0 else None
+    return slice(first, first + step * len(indices), step) if even == list(indices) else list(indices)
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,11 @@ class BilinearGroup:
         """The feature indices that no plane holds, in order: GL(len(linear)) acts on them."""
         rotated = {i for plane in self.planes for i in plane}
         return tuple(i for i in range(self.features) if i not in rotated)
+
+    @cached_property
+    def columns(self) -> tuple[Columns, Columns, Columns]:
+        """How to index the unrotated features, and the real and the imaginary ones of the planes."""
+        return _columns(self.linear), _columns([a for a, _ in self.planes]), _columns([b for _, b in self.planes])
 
     @property
     def dimension(self) -> int:
