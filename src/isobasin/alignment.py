@@ -167,7 +167,7 @@ class Alignment:
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write one safetensors file, all of it or nothing."""
         tensors = {
-            f"layers.{layer.layer}.{name}": torch.view_as_real(part) if part.is_complex() else part
+            f"layers.{layer.layer}.{name}": torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
             for layer in self.layers
             for name, part in layer.element.tensors().items()
         }

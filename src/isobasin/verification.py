@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, CheckpointError
 from isobasin.model import Model
 from isobasin.symmetries.attention import attend
@@ -89,14 +91,29 @@ def verify_models(
     dtype = _run_dtype(a, b)
     if dtype is None:
         max_abs, max_rel = _compare_by_layer(a, b, seed, device)
+        _explain(max_rel, a, b)
         how = "attention blocks one by one on random hidden states, other tensors by value (too large to run whole)"
         return Verification(max_abs, max_rel, tolerance, how)
     outputs = [_outputs(model.checkpoint.folder, dtype, seed, device) for model in (a, b)]
     if outputs[0].keys() != outputs[1].keys():
         raise ArchitectureError(f"{a.name} and {b.name} have different outputs: load both with the same head")
     max_abs, max_rel = _differences(outputs[0], outputs[1])
+    _explain(max_rel, a, b)
     how = f"whole models in {str(dtype).removeprefix('torch.')}, {len(outputs[0])} outputs on random inputs"
     return Verification(max_abs, max_rel, tolerance, how)
+
+
+def _explain(max_rel: float, *models: Model) -> None:
+    """Name the tensor from which outputs that are not finite come, if it is one.
+
+    Raises:
+        TensorError: A stored tensor has values that are NaN or infinite.
+    """
+    if math.isfinite(max_rel):
+        return
+    for model in models:
+        for name in model.checkpoint.tensors:
+            check_finite(model.checkpoint.read([name]), model.name)
 
 
 def _differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
@@ -109,7 +126,9 @@ def _differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, flo
             continue
         gap = float((x - b[name]).abs().nan_to_num(torch.inf, torch.inf).max())
         size = float(x.abs().max())
-        max_abs, max_rel = max(max_abs, gap), max(max_rel, gap / size if size else (torch.inf if gap else 0.0))
+        # An infinite gap can come with a size that is no number, which no comparison would see.
+        ratio = gap / size if size and math.isfinite(gap) else (torch.inf if gap else 0.0)
+        max_abs, max_rel = max(max_abs, gap), max(max_rel, ratio)
     return max_abs, max_rel
 
 

@@ -11,7 +11,7 @@ import torch
 
 from isobasin.alignment import LayerAlignment
 from isobasin.architectures.resolve import check_comparable
-from isobasin.checkpoints import Checkpoint
+from isobasin.checkpoints import Checkpoint, check_finite
 from isobasin.matching import circuits
 from isobasin.matching.circuits import Degeneracy
 from isobasin.model import Model, Source, open_model
@@ -203,6 +203,8 @@ def _other_tensors(a: Model, b: Model) -> Iterator[str]:
         eps = max(torch.finfo(t.dtype).eps for t in (x, y)) if x.dtype != y.dtype else 0.0
         x, y = x.double(), y.double()
         if not bool(((x - y).abs() <= eps * x.abs()).all()):
+            check_finite({name: x}, a.name)
+            check_finite({name: y}, b.name)
             yield name
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isobasin.checkpoints import Checkpoint, write_checkpoint
+from isobasin.checkpoints import Checkpoint, check_finite, write_checkpoint
 from isobasin.errors import IsobasinError, TensorError
 from isobasin.model import Source, open_checkpoint
 from isobasin.pipeline.moving import Moved, counted, deliver
@@ -59,6 +59,8 @@ def interpolate(
 def _points(a: Checkpoint, b: Checkpoint, t: float) -> Iterator[dict[str, Tensor]]:
     for name, info in a.tensors.items():
         x, y = a.read([name])[name], b.read([name])[name]
+        check_finite({name: x}, a.folder)
+        check_finite({name: y}, b.folder)
         if info.dtype.is_floating_point:
             yield {name: torch.lerp(x.to(torch.float64), y.to(torch.float64), t)}
         elif torch.equal(x, y):

@@ -1,0 +1,65 @@
+# Needs make and a Python of at least 3.11; everything else goes into .venv.
+
+PYTHONS ?= python3.13 python3.12 python3.11 python3 python
+VENV := .venv
+BIN := $(VENV)/bin
+# Its date says when .venv was last made complete.
+READY := $(VENV)/.ready
+TESTS ?= tests
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench clean
+
+help:
+	@echo "make demo     train, align and plot small models (under 3 minutes)"
+	@echo "make test     run the tests"
+	@echo "make lint     ruff, pyright, import-linter"
+	@echo "make format   let ruff rewrite what it can"
+	@echo "make bench    run the benchmarks"
+	@echo "make install  only make .venv, as every target above does first"
+	@echo "make clean    delete caches, build and demo output; .venv stays"
+
+install: $(READY)
+
+# A pyenv shim may be there without its Python, so each candidate has to run.
+$(READY): requirements.lock pyproject.toml
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  for candidate in $(PYTHONS); do \
+	    if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      echo "$$candidate -m venv $(VENV)"; \
+	      $$candidate -m venv $(VENV) && break; \
+	    fi; \
+	  done; \
+	fi
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  echo "isobasin needs Python >= 3.11 with venv, and none of these is one: $(PYTHONS)." >&2; \
+	  echo "Install one (on Debian and Ubuntu: python3 and python3-venv), or name it: make PYTHONS=/path/to/python" >&2; \
+	  exit 1; \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/isobasin demo
+
+test: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf build dist demo-output .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,91 @@
+"""`isobasin align`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.options import (
+    AllowPickleOption,
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ForceOption,
+    HeadCost,
+    JsonOption,
+    Method,
+    ModelArgument,
+    NoVerifyOption,
+    OutputOption,
+)
+
+EXAMPLE = "isobasin align runs/seed0 runs/seed1 -o runs/seed1-aligned"
+
+
+def align(
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="Local folder or hub id of the checkpoint that stays as it is.")
+    ],
+    model: ModelArgument,
+    output: OutputOption,
+    method: Annotated[
+        Method,
+        typer.Option(
+            "--method",
+            metavar="METHOD",
+            help="How heads are aligned: gauss-newton, or paper for the published algorithm, a baseline.",
+        ),
+    ] = Method.gauss_newton,
+    head_cost: Annotated[
+        HeadCost,
+        typer.Option(
+            "--head-cost",
+            metavar="COST",
+            help="What heads are compared by: rotary (the complete invariant), frobenius, or centred (the paper's).",
+        ),
+    ] = HeadCost.rotary,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = Dtype.keep,
+    max_condition: Annotated[
+        float | None,
+        typer.Option(
+            "--max-condition",
+            metavar="X",
+            help="Cap on any map's condition number; by default 1e8 for float64, 1e4 for float32, 100 for 16 bits.",
+        ),
+    ] = None,
+    force: ForceOption = False,
+    no_verify: NoVerifyOption = False,
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Move MODEL as near to REFERENCE as it gets without changing what it computes."""
+    with working("reading") as progress:
+        from isobasin.pipeline.aligning import align
+
+        found = align(
+            reference,
+            model,
+            output,
+            method=method.value,
+            head_cost=head_cost.value,
+            device=device.value,
+            dtype=dtype.resolve(),
+            max_condition=max_condition,
+            verify=not no_verify,
+            force=force,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
+    verified = None if found.verified is None else found.verified.to_json()
+    if as_json:
+        show_json({"output": str(output), "verified": verified, **found.to_json()})
+        return
+    from isobasin.cli.alignment_report import alignment_report, verification_line
+
+    show(*alignment_report(found, max_condition), verification_line(found.verified))
+    show_path("Written to", output)
+    show_path("The move itself, for `isobasin apply`:", output / "alignment.safetensors")

@@ -1,0 +1,91 @@
+"""What `align` tells people: a table of layers, and in words what was capped, rounded and verified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from isobasin.cli.tables import change, heads, layers, number, small, table
+
+if TYPE_CHECKING:
+    from isobasin.alignment import Alignment
+    from isobasin.verification import Verification
+
+# Float32 rounds a thousand times finer than this: only 16-bit types, or extreme maps, reach it.
+_WORTH_SAYING = 1e-5
+_STATUSES = {"max-iterations": "max steps"}
+
+
+def alignment_report(alignment: Alignment, max_condition: float | None) -> Iterator[RenderableType]:
+    """The table and the warnings below it.
+
+    Args:
+        alignment: What `align` found.
+        max_condition: The cap that the user chose, or None.
+    """
+    title = "Attention weights: distance to the reference"
+    found = table(
+        "layer",
+        "heads",
+        "before",
+        "after",
+        "change",
+        "condition",
+        "steps",
+        "status",
+        left=("heads", "status"),
+        title=title,
+    )
+    for layer in alignment.layers:
+        stats = layer.statistics
+        found.add_row(
+            str(layer.layer),
+            heads([int(i) for i in layer.element.head_permutation()]),
+            number(stats.distance_before),
+            number(stats.distance_after),
+            change(stats.distance_before, stats.distance_after),
+            number(stats.condition),
+            str(stats.iterations),
+            _STATUSES.get(stats.status, stats.status),
+        )
+    total = alignment.distance()
+    found.add_section()
+    before, after = total["before"], total["after"]
+    found.add_row("all", "", number(before), number(after), change(before, after), style="bold")
+    yield found
+    yield from _capped(alignment, max_condition)
+    yield from _rounding(alignment)
+
+
+def verification_line(verified: Verification | None) -> Text:
+    """How the result was verified."""
+    if verified is None:
+        return Text("Not verified.", "yellow")
+    return Text.assemble(("Verified", "green"), f": {difference(verified)}")
+
+
+def difference(verified: Verification) -> str:
+    """The figures of a comparison in words."""
+    figures = f"outputs differ by {small(verified.max_rel)} relative (allowed {small(verified.tolerance)}), "
+    return f"{figures}{small(verified.max_abs)} absolute; {verified.how}."
+
+
+def _capped(alignment: Alignment, max_condition: float | None) -> Iterator[Text]:
+    capped = [layer for layer in alignment.layers if layer.statistics.status == "capped"]
+    if capped:
+        cap = max_condition or max(layer.statistics.condition for layer in capped)
+        which = layers([layer.layer for layer in capped]).capitalize()
+        yield Text(f"{which}: condition capped at {number(cap)}; raise with --max-condition.", "yellow")
+
+
+def _rounding(alignment: Alignment) -> Iterator[str]:
+    """The predicted effect of storing few bits, where it can be seen."""
+    figures = [(layer.statistics.rounding, layer.layer) for layer in alignment.layers]
+    finite = [item for item in figures if math.isfinite(item[0])]
+    if finite and max(finite)[0] >= _WORTH_SAYING:
+        worst, layer = max(finite)
+        yield f"Predicted rounding: up to {small(worst)} of a head's circuits (layer {layer})."

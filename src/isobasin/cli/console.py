@@ -1,0 +1,142 @@
+"""Where the command line prints: results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+DEBUG = "ISOBASIN_DEBUG"
+
+# In a pipe nothing needs to fit a screen: wide enough that no table or sentence is ever folded.
+_PIPE_WIDTH = 1000
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on what is stdout or stderr now. Names and paths are printed as they are, never as markup."""
+    stream = sys.stderr if stderr else sys.stdout
+    fits_screen = stream.isatty() or "COLUMNS" in os.environ
+    return Console(file=stream, width=None if fits_screen else _PIPE_WIDTH, markup=False, highlight=False, emoji=False)
+
+
+def show(*items: RenderableType) -> None:
+    """Print results for people on stdout; a blank line follows a table."""
+    out = console()
+    with out.capture() as capture:
+        for item in items:
+            out.print(item)
+            if isinstance(item, Table):
+                out.print()
+    # Rich fills table rows with spaces, which a diff or an editor would show.
+    print(*(line.rstrip() for line in capture.get().splitlines()), sep="\n")
+
+
+def show_path(label: str, path: object) -> None:
+    """Print a path on a line of its own, never folded, so that it can be copied whole."""
+    print(f"{label} {path}")
+
+
+def show_json(content: dict[str, Any]) -> None:
+    """Print one JSON object on stdout; what is not a finite number is null."""
+    print(json.dumps(_finite(content), allow_nan=False))
+
+
+def complain(message: str) -> None:
+    """Print one line on stderr, whatever line breaks the message has."""
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    console(stderr=True).print(Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
+
+
+def debugging() -> bool:
+    """Whether the user asked for tracebacks and for what other libraries say."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+@contextmanager
+def working(what: str) -> Generator[Callable[[str, int, int], None]]:
+    """Progress on stderr, if it is a terminal, and silence of the libraries that do the work.
+
+    Args:
+        what: Shown until the library says what it does.
+
+    Yields:
+        The library's progress callback.
+    """
+    with quiet(), redirect_stdout(sys.stderr), _bars(what) as progress:
+        yield progress
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """No bars, warnings or logs of transformers and huggingface_hub, which read these variables when imported."""
+    if debugging():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
+    """One line for each kind of work, removed in the end."""
+    screen = console(stderr=True)
+    bars = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with bars:
+        first = bars.add_task(what, total=None, count="")
+        tasks: dict[str, TaskID] = {}
+
+        def progress(step: str, done: int, total: int) -> None:
+            bars.update(first, visible=False)
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=None, count="")
+            # Of a single step nothing can be told before it ends: its bar only pulses.
+            known = total > 1 or done == total
+            count = f"{done}/{total}" if total > 1 else ""
+            bars.update(tasks[step], completed=done, total=total if known else None, count=count)
+
+        yield progress
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every number that JSON can't hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,88 @@
+"""What `equivalent` tells people: the verdict, the evidence of every layer, and what else differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from isobasin.cli.tables import heads, layers, listed, number, small, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from isobasin.pipeline.comparing import Equivalence, LayerEvidence
+
+
+def equivalence_report(found: Equivalence) -> Iterator[RenderableType]:
+    """The table, where the theorem's conditions fail, what else differs, and the verdict."""
+    yield _evidence(found)
+    for layer in found.layers:
+        yield from _degenerate(layer)
+    if found.other_tensors:
+        yield f"Outside attention, tensors that differ: {listed(found.other_tensors)}."
+    if found.configuration:
+        yield f"In config.json, entries that differ: {listed(found.configuration)}."
+    yield _verdict(found)
+
+
+def _evidence(found: Equivalence) -> Table:
+    evidence = table(
+        "layer",
+        "equal",
+        "heads",
+        "circuits",
+        "biases",
+        "allowed",
+        "distance",
+        "condition",
+        left=("equal", "heads"),
+        title="Relative differences after the best move",
+    )
+    for layer in found.layers:
+        evidence.add_row(
+            str(layer.layer),
+            Text("yes", "green") if layer.equivalent else Text("no", "red"),
+            heads(layer.head_permutation),
+            small(layer.circuit_error),
+            small(layer.bias_error),
+            small(layer.tolerance),
+            small(layer.distance),
+            number(layer.condition),
+        )
+    return evidence
+
+
+def _degenerate(layer: LayerEvidence) -> Iterator[str]:
+    """Where the theorem's conditions fail in one layer."""
+    by_projection: dict[str, list[int]] = {}
+    for projection, head in layer.degeneracy.rank_deficient:
+        by_projection.setdefault(projection, []).append(head)
+    for projection, which in by_projection.items():
+        names = listed([str(head) for head in which])
+        yield f"Layer {layer.layer}: {projection} is rank-deficient in head{'s' * (len(which) > 1)} {names}."
+    if layer.degeneracy.duplicates:
+        pairs = listed([f"{i} and {j}" for i, j in layer.degeneracy.duplicates])
+        yield f"Layer {layer.layer}: duplicate heads, with equal attention scores: {pairs}."
+
+
+def _verdict(found: Equivalence) -> Text:
+    if found.equivalent:
+        return Text.assemble(("Equivalent", "bold green"), ": a move of the attention weights carries B to A.")
+    reasons: list[str] = []
+    unequal = [layer.layer for layer in found.layers if not layer.equivalent]
+    if unequal:
+        reasons.append(f"attention in {layers(unequal)}")
+    if found.other_tensors:
+        reasons.append(_count(found.other_tensors, "other tensor"))
+    if found.configuration:
+        reasons.append("config.json")
+    # Whatever the heads are like, tensors that no move in scope touches can't be carried anywhere.
+    proof = "" if found.conclusive else " The theorem's conditions fail, so attention that differs is no proof."
+    return Text.assemble(("Not equivalent", "bold red"), f": {'; '.join(reasons)}.{proof if unequal else ''}")
+
+
+def _count(names: tuple[str, ...], noun: str) -> str:
+    return f"{len(names)} {noun}{'s' * (len(names) != 1)}"

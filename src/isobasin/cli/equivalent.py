@@ -1,0 +1,39 @@
+"""`isobasin equivalent`."""
+
+from __future__ import annotations
+
+import typer
+
+from isobasin.cli.console import show, show_json, working
+from isobasin.cli.options import (
+    AllowPickleOption,
+    Device,
+    DeviceOption,
+    FirstArgument,
+    JsonOption,
+    SecondArgument,
+)
+
+EXAMPLE = "isobasin equivalent runs/seed0 scrambled"
+
+
+def equivalent(
+    a: FirstArgument,
+    b: SecondArgument,
+    device: DeviceOption = Device.cpu,
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask if a move that changes no function carries B to A: exit code 0 for yes, 1 for no."""
+    with working("reading") as progress:
+        from isobasin.pipeline.comparing import equivalent
+
+        found = equivalent(a, b, device=device.value, allow_pickle=allow_pickle, progress=progress)
+    if as_json:
+        show_json(found.to_json())
+    else:
+        from isobasin.cli.equivalence_report import equivalence_report
+
+        show(*equivalence_report(found))
+    if not found.equivalent:
+        raise typer.Exit(1)

@@ -1,0 +1,110 @@
+"""What happens when something goes wrong: one line on stderr and an exit code, never a traceback.
+
+Exit codes: 2 for whatever the user can mend, 70 for a bug, 130 after Ctrl-C, 128 + n after signal n.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Generator
+from types import FrameType
+
+import typer
+
+from isobasin.cli.console import DEBUG, complain, debugging
+from isobasin.errors import IsobasinError
+
+USER_ERROR, BUG, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
+
+
+class Terminated(SystemExit):
+    """The process was asked to end; an exception, so that half-written folders are removed on the way out."""
+
+
+@contextlib.contextmanager
+def reported() -> Generator[None]:
+    """Turn every failure inside into one line on stderr and an exit code."""
+    try:
+        try:
+            yield
+        finally:
+            # Here a closed pipe can be handled; at exit Python would complain of it.
+            sys.stdout.flush()
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        message, code = _explained(error)
+        if debugging():
+            traceback.print_exc()
+        if message:
+            complain(message)
+        raise typer.Exit(code) from error
+
+
+def catch_signals() -> None:
+    """Let SIGTERM and SIGHUP run the clean-up that an exception runs."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # A signal that is ignored was meant to be (nohup).
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    # A second signal must not interrupt the clean-up that the first one started.
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated(128 + number)
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    """What to say of a failure, if anything, and the exit code."""
+    stop = _stop_behind(error)
+    if isinstance(stop, Terminated):
+        return "terminated", int(stop.code or 0)
+    if stop is not None or isinstance(error, typer.Abort):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        _drop_stdout()
+        return "", CLOSED_PIPE
+    if isinstance(error, IsobasinError):
+        return str(error), USER_ERROR
+    if isinstance(error, OSError):
+        return _described(error), USER_ERROR
+    # Typer's exceptions have moved between click and its own copy of it: what they can do tells them apart.
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        return _usage(error, usage()), USER_ERROR
+    hint = f"this is a bug in isobasin; run with {DEBUG}=1 to see where"
+    return f"unexpected {type(error).__name__}: {error} ({hint})", BUG
+
+
+def _stop_behind(error: BaseException | None) -> BaseException | None:
+    """The signal that caused a failure: it may strike where others turn it into an error of theirs."""
+    while error is not None and not isinstance(error, (KeyboardInterrupt, Terminated)):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _described(error: OSError) -> str:
+    """An error of the operating system in words."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
+
+
+def _usage(error: BaseException, message: str) -> str:
+    """A wrong command line, and where to read about the right one."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "isobasin"
+    return f"{message.rstrip('.')}; see `{path} --help`"
+
+
+def _drop_stdout() -> None:
+    """Send what is still in stdout's buffer nowhere: its flush at exit would fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, sys.stdout.fileno())
+        os.close(descriptor)

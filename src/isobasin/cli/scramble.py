@@ -1,0 +1,58 @@
+"""`isobasin scramble`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from isobasin.cli.console import working
+from isobasin.cli.delivery import show_moved
+from isobasin.cli.options import (
+    AllowPickleOption,
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ForceOption,
+    JsonOption,
+    ModelArgument,
+    NoVerifyOption,
+    OutputOption,
+    SeedOption,
+)
+
+EXAMPLE = "isobasin scramble runs/seed0 -o scrambled --seed 1 --condition 10"
+
+
+def scramble(
+    model: ModelArgument,
+    output: OutputOption,
+    seed: SeedOption = 0,
+    condition: Annotated[
+        float, typer.Option("--condition", metavar="X", help="Condition number of every random map, at least 1.")
+    ] = 10.0,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = Dtype.keep,
+    force: ForceOption = False,
+    no_verify: NoVerifyOption = False,
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the same function with other weights: a random element of the symmetry group, applied."""
+    with working("reading") as progress:
+        from isobasin.pipeline.moving import apply, random_alignment
+
+        element = random_alignment(model, seed=seed, condition=condition, allow_pickle=allow_pickle)
+        moved = apply(
+            element,
+            model,
+            output,
+            device=device.value,
+            dtype=dtype.resolve(),
+            verify=not no_verify,
+            force=force,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
+    show_moved(moved, output, as_json)

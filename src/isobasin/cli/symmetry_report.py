@@ -1,0 +1,44 @@
+"""What `symmetry` tells people: sizes in a table, the groups in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+
+from isobasin.cli.tables import layers, ranges, table
+
+if TYPE_CHECKING:
+    from isobasin.pipeline.inventory import Symmetry
+
+
+def symmetry_report(found: Symmetry) -> Iterator[RenderableType]:
+    """The table, with equal neighbours in one row, and the group of each row."""
+    runs = [list(run) for _, run in groupby(found.layers, key=lambda layer: (layer.group, layer.parameters))]
+    sizes = table(
+        "layers",
+        "heads",
+        "dimension",
+        "parameters",
+        "redundant",
+        left=("layers",),
+        title="Symmetry of attention, per layer",
+    )
+    for run in runs:
+        group, parameters = run[0].group, run[0].parameters
+        row = _figures(group.dimension, parameters)
+        sizes.add_row(ranges([layer.layer for layer in run]), str(group.heads), *row)
+    sizes.add_section()
+    attention = sum(layer.parameters for layer in found.layers)
+    sizes.add_row("all attention", "", *_figures(found.dimension, attention))
+    sizes.add_row("whole model", "", *_figures(found.dimension, found.parameters), style="bold")
+    yield sizes
+    for run in runs:
+        yield f"{layers([layer.layer for layer in run]).capitalize()}: {run[0].group}"
+
+
+def _figures(dimension: int, parameters: int) -> tuple[str, str, str]:
+    share = f"{100 * dimension / parameters:.2f}%" if parameters else "–"
+    return f"{dimension:,}", f"{parameters:,}", share

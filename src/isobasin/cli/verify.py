@@ -1,0 +1,51 @@
+"""`isobasin verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from isobasin.cli.console import show, show_json, working
+from isobasin.cli.options import (
+    AllowPickleOption,
+    Device,
+    DeviceOption,
+    FirstArgument,
+    JsonOption,
+    SecondArgument,
+    SeedOption,
+)
+
+EXAMPLE = "isobasin verify runs/seed1 runs/seed1-aligned"
+
+
+def verify(
+    a: FirstArgument,
+    b: SecondArgument,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            metavar="X",
+            help="Relative difference that counts as equal; by default that of the stored types' rounding.",
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.cpu,
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the outputs of two checkpoints on random inputs: exit code 0 if they are equal, 1 if not."""
+    with working("verifying"):
+        from isobasin.pipeline.comparing import verify
+
+        found = verify(a, b, tolerance=tolerance, seed=seed, device=device.value, allow_pickle=allow_pickle)
+    if as_json:
+        show_json(found.to_json())
+    else:
+        from isobasin.cli.alignment_report import difference
+
+        show(f"{'Equal' if found.equal else 'Not equal'}: {difference(found)}")
+    if not found.equal:
+        raise typer.Exit(1)

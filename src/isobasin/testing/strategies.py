@@ -1,0 +1,156 @@
+"""hypothesis strategies for attention blocks: groups of every kind, weights that fit them, and elements.
+
+Shapes, kinds and seeds are drawn; the numbers come from the seed, so that weights are generic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from isobasin.symmetries import attention
+from isobasin.symmetries.attention import AttentionElement
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.weights import AttentionWeights
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+
+@dataclass(frozen=True)
+class Block:
+    """One attention block.
+
+    Attributes:
+        group: Its group.
+        weights: Generic weights of it.
+        angles: Rotations for `attend`, `(tokens, planes)`, or None; positions don't start at 0.
+        hidden: An input for `attend`, `(batch, tokens, width)`.
+        seed: What all numbers come from.
+    """
+
+    group: AttentionGroup
+    weights: AttentionWeights
+    angles: torch.Tensor | None
+    hidden: torch.Tensor
+    seed: int
+
+    def output(self, weights: AttentionWeights | None = None, *, causal: bool = False) -> torch.Tensor:
+        """The block's function at its input, of its own weights or of others."""
+        return attention.attend(
+            self.weights if weights is None else weights, self.group, self.hidden, self.angles, causal
+        )
+
+
+def random_weights(
+    group: AttentionGroup, width: int, biases: dict[str, bool], seed: int, batch: tuple[int, ...] = ()
+) -> AttentionWeights:
+    """Generic weights of a group, with the biases that are asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    g, s, n, m = group.groups, group.queries, group.query_key.features, group.value_output.features
+    shapes = {"query": (g, s, width, n), "key": (g, width, n), "value": (g, width, m), "output": (g, s, width, m)}
+    bias_shapes = {"query": (g, s, n), "key": (g, n), "value": (g, m), "output": (width,)}
+    shapes |= {f"{role}_bias": shape for role, shape in bias_shapes.items() if biases.get(role)}
+    return AttentionWeights(
+        **{
+            name: torch.randn(*batch, *shape, generator=generator, dtype=torch.float64) / width**0.5
+            for name, shape in shapes.items()
+        }
+    )
+
+
+def make_block(group: AttentionGroup, width: int, biases: dict[str, bool], seed: int, tokens: int = 6) -> Block:
+    """A block with generic weights, an input for it, and distinct rotary frequencies."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    planes = max(len(group.query_key.planes), len(group.value_output.planes))
+    frequencies = 1.3 ** -torch.arange(planes, dtype=torch.float64)
+    positions = torch.arange(tokens, dtype=torch.float64) + seed % 5
+    angles = positions.unsqueeze(-1) * frequencies if planes else None
+    hidden = torch.randn(3, tokens, width, generator=generator, dtype=torch.float64)
+    return Block(group, random_weights(group, width, biases, seed), angles, hidden, seed)
+
+
+def make_group(
+    groups: int,
+    queries: int,
+    features: int,
+    biases: dict[str, bool],
+    planes: tuple[tuple[int, int], ...] = (),
+    *,
+    rotary_value: bool = False,
+) -> AttentionGroup:
+    """The group of a block from its sizes, its biases and what rotates."""
+    query_key = BilinearGroup(features, planes)
+    return AttentionGroup(
+        groups,
+        queries,
+        query_key,
+        BilinearGroup(features, planes if rotary_value else ()),
+        key_shift=biases.get("key", False) and bool(query_key.linear),
+        value_shift=biases.get("value", False) and biases.get("output", False) and not rotary_value,
+    )
+
+
+def plane_layouts(features: int) -> SearchStrategy[tuple[tuple[int, int], ...]]:
+    """No planes, or some or all features in planes of half or interleaved order."""
+    from hypothesis import strategies as st
+
+    def half(pairs: int) -> tuple[tuple[int, int], ...]:
+        return tuple((j, j + pairs) for j in range(pairs))
+
+    def interleaved(pairs: int) -> tuple[tuple[int, int], ...]:
+        return tuple((2 * j, 2 * j + 1) for j in range(pairs))
+
+    pairs = st.integers(0, features // 2)
+    return st.one_of(pairs.map(half), pairs.map(interleaved))
+
+
+def seeds() -> SearchStrategy[int]:
+    """Seeds of generators."""
+    from hypothesis import strategies as st
+
+    return st.integers(0, 2**31 - 1)
+
+
+def biases() -> SearchStrategy[dict[str, bool]]:
+    """Which projections have a bias: the usual combinations, and any other."""
+    from hypothesis import strategies as st
+
+    return st.fixed_dictionaries({role: st.booleans() for role in ("query", "key", "value", "output")})
+
+
+def blocks(max_heads: int = 3, max_queries: int = 3, max_features: int = 5) -> SearchStrategy[Block]:
+    """Attention blocks: heads, grouped queries, planes of all layouts, biases, rotary values."""
+    from hypothesis import strategies as st
+
+    @st.composite
+    def draw_block(draw: Any) -> Block:
+        features = draw(st.integers(1, max_features))
+        has = draw(biases())
+        planes = draw(plane_layouts(features))
+        group = make_group(
+            draw(st.integers(1, max_heads)),
+            draw(st.integers(1, max_queries)),
+            features,
+            has,
+            planes,
+            rotary_value=draw(st.booleans()) and bool(planes),
+        )
+        width = draw(st.integers(features, features + 4))
+        return make_block(group, width, has, draw(seeds()), draw(st.integers(2, 7)))
+
+    return draw_block()
+
+
+def element(group: AttentionGroup, seed: int, condition: float = 10.0) -> AttentionElement:
+    """A random element from a seed."""
+    return attention.sample(group, torch.Generator().manual_seed(seed), condition=condition)
+
+
+def conditions(limit: float = 1e3) -> SearchStrategy[float]:
+    """Condition numbers from 1 to the limit, evenly in their logarithm."""
+    from hypothesis import strategies as st
+
+    return st.floats(0, 1).map(lambda x: limit**x)

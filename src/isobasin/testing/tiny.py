@@ -1,0 +1,180 @@
+"""Tiny random transformers models of every supported family, with the variants that change the attention's group."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_TEXT = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
+_VISION = {"image_size": 8, "patch_size": 4}
+_SCALE = 0.2
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """One configuration of one family: 2 layers, 4 heads, width 32.
+
+    Attributes:
+        model_type: As in `config.json`.
+        variant: What is unusual about it; empty for the family's usual form.
+        config: Arguments of the configuration class.
+        base: Class name of the model without head.
+        head: Class name of a model with one.
+        causal: Whether later positions are masked.
+        tolerance: Relative difference that two equal models in float64 may show as transformers runs them.
+        reason: Why that is more than float64 rounding; empty where it isn't.
+        amplified: That difference grows with the condition number of the maps between the two.
+        eager: The class has no other attention than transformers' own, whose softmax may be float32 elsewhere.
+    """
+
+    model_type: str
+    variant: str
+    config: dict[str, Any]
+    base: str
+    head: str
+    causal: bool = False
+    tolerance: float = 1e-9
+    reason: str = ""
+    amplified: bool = False
+    eager: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.model_type}-{self.variant}" if self.variant else self.model_type
+
+    def allowed(self, condition: float) -> float:
+        """`tolerance` between two models that maps of this condition number connect."""
+        return self.tolerance * (max(1.0, condition / 10) if self.amplified else 1.0)
+
+    def build(self, seed: int = 0, *, base: bool = False, dtype: torch.dtype = torch.float64) -> Any:
+        """A model in evaluation mode with every parameter random: the initialisers would set biases to zero."""
+        import transformers
+
+        architecture = getattr(transformers, self.base if base else self.head)
+        # The "eager" attention of some families computes its softmax in float32.
+        config = architecture.config_class(**self.config, attn_implementation="eager" if self.eager else "sdpa")
+        return randomise(architecture(config).double().eval(), seed).to(dtype)
+
+    def save(
+        self, folder: Path, seed: int = 0, *, base: bool = False, dtype: torch.dtype = torch.float64, **options: Any
+    ) -> Path:
+        """Save such a model as a checkpoint, and return the folder; `options` go to `save_pretrained`."""
+        self.build(seed, base=base, dtype=dtype).save_pretrained(folder, **options)
+        return folder
+
+
+def randomise(model: Any, seed: int) -> Any:
+    """Make every trainable parameter random, norm gains near 1, in place; the model itself is returned."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:  # RoFormer's rotary table is a frozen parameter
+                gain = name == "weight" and "Norm" in type(module).__name__
+                random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.data.copy_(_SCALE * random + gain)
+    return model
+
+
+def tiny(model_type: str, variant: str = "", /, **facts: Any) -> TinyModel:
+    """A configuration of a known family: its usual facts, and `config` changes."""
+    usual = dict(_FAMILIES[model_type])
+    config = {**usual.pop("config"), **facts.pop("config", {})}
+    return TinyModel(model_type, variant, config, **{**usual, **facts})
+
+
+def variant(name: str) -> TinyModel:
+    """The entry of `TINY_MODELS` that prints as `name`, such as "llama-biases"."""
+    return {str(model): model for model in TINY_MODELS}[name]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of `config.json`."""
+    return json.loads((folder / "config.json").read_text())
+
+
+def _encoder(name: str, head: str = "ForMaskedLM", **facts: Any) -> dict[str, Any]:
+    text = {**_SIZES, **_TEXT, "max_position_embeddings": 16}
+    return {"config": text, "base": f"{name}Model", "head": f"{name}{head}", **facts}
+
+
+def _decoder(name: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    names = {"base": f"{name}Model", "head": f"{name}ForCausalLM"}
+    return {"config": {**config, **_TEXT}, **names, "causal": True, **facts}
+
+
+def _vision(name: str) -> dict[str, Any]:
+    return {**_encoder(name, "ForImageClassification"), "config": {**_SIZES, **_VISION}}
+
+
+def _rope(share: float, kind: str = "default", **others: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": 1e4, "partial_rotary_factor": share, **others}
+
+
+# Measured on these models at condition 1e3: 5e-14 with RMSNorm, because its input, cast to float32, is mostly the very
+# same number; where it falls on the other side of a rounding boundary, one float32 step (6e-8) enters and grows.
+# GPT-J's scores: 1e-7 at condition 10, 1e-5 at 1e3, since queries and keys are rounded after the map.
+_RMS = {"tolerance": 1e-6, "reason": "transformers computes RMSNorm in float32 whatever the model's dtype"}
+_GPTJ = {
+    "tolerance": 1e-6,
+    "amplified": True,
+    "reason": "transformers casts GPT-J's queries and keys to float32 before their product",
+}
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "vit": _vision("ViT"),
+    "deit": _vision("DeiT"),
+    "bert": _encoder("Bert"),
+    "roberta": _encoder("Roberta"),
+    "roformer": _encoder("RoFormer", eager=True),
+    "distilbert": {
+        **_encoder("DistilBert"),
+        "config": {
+            "dim": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "hidden_dim": 48,
+            "max_position_embeddings": 16,
+            **_TEXT,
+        },
+    },
+    "gpt2": _decoder("GPT2", _GPT, head="GPT2LMHeadModel"),
+    "opt": _decoder(
+        "OPT",
+        {k: v for k, v in _SIZES.items() if k != "intermediate_size"} | {"ffn_dim": 48, "max_position_embeddings": 16},
+    ),
+    "llama": _decoder("Llama", _GROUPED, **_RMS),
+    "mistral": _decoder("Mistral", _GROUPED, **_RMS),
+    "qwen2": _decoder("Qwen2", _GROUPED, **_RMS),
+    "gpt_neox": _decoder("GPTNeoX", {**_SIZES, "rope_parameters": _rope(0.5)}),
+    "gptj": _decoder("GPTJ", {**_GPT, "rotary_dim": 4}, eager=True, **_GPTJ),
+}
+
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+TINY_MODELS = (
+    *(tiny(model_type) for model_type in _FAMILIES),
+    tiny("vit", "no-qkv-bias", config={"qkv_bias": False}),
+    tiny("bert", "decoder", config={"is_decoder": True}, head="BertLMHeadModel", causal=True),
+    tiny("opt", "no-bias", config={"enable_bias": False}),
+    tiny("llama", "biases", config={"attention_bias": True}),
+    tiny("llama", "head-dim", config={"head_dim": 12}),
+    tiny("llama", "multi-head", config={"num_key_value_heads": None}),
+    tiny("llama", "scaled", config={"rope_parameters": _LLAMA3, "max_position_embeddings": 64}),
+    tiny("qwen2", "head-dim", config={"head_dim": 6}),
+    tiny("gpt_neox", "no-bias", config={"attention_bias": False}),
+    tiny("gpt_neox", "whole", config={"rope_parameters": _rope(1.0)}),
+    tiny("gpt_neox", "scaled", config={"rope_parameters": _rope(0.5, "linear", factor=2.0)}),
+    tiny("roformer", "rotary-value", config={"rotary_value": True}),
+    tiny("gptj", "whole", config={"rotary_dim": 8}),
+)

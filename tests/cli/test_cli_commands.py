@@ -1,0 +1,203 @@
+"""What every command does and prints when all is well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tiny_program import edit_tensors
+from typer.testing import Result
+
+Cli = Callable[..., Result]
+LAYER_KEYS = {
+    "layer",
+    "head_permutation",
+    "distance_before",
+    "distance_after",
+    "condition",
+    "iterations",
+    "status",
+    "rounding",
+}
+
+
+def parsed(result: Result) -> dict[str, Any]:
+    """Standard output as JSON, strictly: one line, and no NaN."""
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(result.stdout, parse_constant=refuse)
+
+
+def test_align_brings_a_scrambled_model_back(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    result = cli("align", models["a"], scrambled, "-o", out, "--json")
+    assert result.exit_code == 0
+    found = parsed(result)
+    assert found.keys() == {"output", "verified", "distance", "layers"}
+    assert found["output"] == str(out)
+    assert found["verified"]["max_rel"] < 1e-5
+    assert found["distance"]["after"] < 1e-4 * found["distance"]["before"]
+    assert [layer["layer"] for layer in found["layers"]] == [0, 1]
+    assert all(layer.keys() == LAYER_KEYS and layer["status"] == "exact" for layer in found["layers"])
+    before, after = (load_file(folder / "model.safetensors") for folder in (models["a"], out))
+    assert all((before[name] - after[name]).abs().max() < 1e-4 for name in before)
+    assert (out / "alignment.safetensors").is_file()
+
+
+def test_align_without_verification_says_so(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    found = parsed(cli("align", models["a"], models["b"], "-o", tmp_path / "out", "--json", "--no-verify"))
+    assert found["verified"] is None
+    human = cli("align", models["a"], models["b"], "-o", tmp_path / "out2", "--no-verify")
+    assert "Not verified." in human.stdout
+
+
+def test_align_prints_a_table_and_what_was_capped_and_rounded(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    out = tmp_path / "with [red]brackets[/red]"
+    options = ("--max-condition", "1.5", "--dtype", "bfloat16")
+    result = cli("align", models["a"], models["b"], "-o", out, *options)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert "condition capped at 1.5; raise with --max-condition" in result.stdout
+    assert "Layers 0, 1:" in result.stdout
+    assert "Predicted rounding" in result.stdout
+    assert "Verified: outputs differ by" in result.stdout
+    assert f"Written to {out}\n" in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert any(row[:1] == ["all"] and row[-1].endswith("%") for row in rows)
+    assert load_file(out / "model.safetensors")["transformer.h.0.attn.c_attn.weight"].dtype.itemsize == 2
+
+
+@pytest.mark.parametrize("options", [("--method", "paper"), ("--head-cost", "frobenius"), ("--head-cost", "centred")])
+def test_align_takes_every_choice(cli: Cli, models: dict[str, Path], tmp_path: Path, options: tuple[str, str]):
+    result = cli("align", models["a"], models["b"], "-o", tmp_path / "out", "--no-verify", "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    assert parsed(result)["distance"]["after"] > 0
+
+
+def test_apply_makes_the_same_move_on_a_sibling(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    out = tmp_path / "applied"
+    found = parsed(cli("apply", scrambled / "alignment.safetensors", models["a"], "-o", out, "--json"))
+    assert found.keys() == {"output", "verified"}
+    assert found["verified"]["equal"] is True
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, scrambled))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    human = cli("apply", scrambled, models["b"], "-o", tmp_path / "sibling", "--no-verify")
+    assert human.stdout == f"Not verified.\nWritten to {tmp_path / 'sibling'}\n"
+
+
+def test_scramble_depends_on_the_seed_alone(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    weights: list[Any] = []
+    for name, seed in (("same", 4), ("other", 5)):
+        found = parsed(cli("scramble", models["a"], "-o", tmp_path / name, "--seed", seed, "--json", "--no-verify"))
+        assert found == {"output": str(tmp_path / name), "verified": None}
+        weights.append(load_file(tmp_path / name / "model.safetensors")["transformer.h.0.attn.c_attn.weight"])
+    first = load_file(scrambled / "model.safetensors")["transformer.h.0.attn.c_attn.weight"]
+    assert (weights[0] == first).all()
+    assert not (weights[1] == first).all()
+
+
+def test_verify_answers_with_its_exit_code(cli: Cli, models: dict[str, Path], scrambled: Path):
+    equal, unequal = cli("verify", models["a"], scrambled, "--json"), cli("verify", models["a"], models["b"], "--json")
+    assert (equal.exit_code, unequal.exit_code) == (0, 1)
+    assert parsed(equal)["equal"] is True
+    assert parsed(equal).keys() >= {"max_abs", "max_rel", "equal"}
+    assert parsed(unequal)["equal"] is False
+    assert parsed(unequal)["max_rel"] > 0.1
+    assert cli("verify", models["a"], scrambled, "--tolerance", "1e-15", "--seed", "3").exit_code == 1
+
+
+def test_verify_in_words(cli: Cli, models: dict[str, Path], scrambled: Path):
+    assert cli("verify", models["a"], scrambled).stdout.startswith("Equal: outputs differ by")
+    assert cli("verify", models["a"], models["b"]).stdout.startswith("Not equal: outputs differ by")
+
+
+def test_equivalent_answers_with_its_exit_code(cli: Cli, models: dict[str, Path], scrambled: Path):
+    yes, no = (cli("equivalent", models["a"], other, "--json") for other in (scrambled, models["b"]))
+    assert (yes.exit_code, no.exit_code) == (0, 1)
+    assert parsed(yes)["equivalent"] is True
+    assert parsed(no)["equivalent"] is False
+    assert parsed(no)["other_tensors"]
+    assert [layer["layer"] for layer in parsed(yes)["layers"]] == [0, 1]
+
+
+def test_equivalent_in_words(cli: Cli, models: dict[str, Path], scrambled: Path):
+    assert (
+        "Equivalent: a move of the attention weights carries B to A."
+        in cli("equivalent", models["a"], scrambled).stdout
+    )
+    no = cli("equivalent", models["a"], models["b"]).stdout
+    assert "Outside attention, tensors that differ: transformer.h.0.ln_1.bias" in no
+    assert "Not equivalent: attention in layers 0, 1;" in no
+
+
+def test_equivalent_says_where_the_theorem_fails(cli: Cli, models: dict[str, Path], copied: Callable[..., Path]):
+    folder = copied("a")
+
+    def duplicate(tensors: dict[str, Any]) -> None:
+        fused = tensors["transformer.h.1.attn.c_attn.weight"]
+        bias = tensors["transformer.h.1.attn.c_attn.bias"]
+        for start in (0, 16):  # queries and keys of heads of width 4: head 2 becomes head 0
+            fused[:, start + 8 : start + 12] = fused[:, start : start + 4]
+            bias[start + 8 : start + 12] = bias[start : start + 4]
+        tensors["transformer.h.0.attn.c_attn.weight"][:, 4:5] = 0  # a query feature of head 1
+
+    edit_tensors(folder, duplicate)
+    result = cli("equivalent", folder, models["a"])
+    assert result.exit_code == 1
+    assert "Layer 0: query is rank-deficient in head 1." in result.stdout
+    assert "Layer 1: duplicate heads, with equal attention scores: 0 and 2." in result.stdout
+    assert "The theorem's conditions fail" in result.stdout
+    layers = parsed(cli("equivalent", folder, models["a"], "--json"))["layers"]
+    assert layers[0]["rank_deficient"] == [["query", 1]]
+    assert layers[1]["duplicate_heads"] == [[0, 2]]
+
+
+def test_symmetry_counts(cli: Cli, models: dict[str, Path]):
+    found = parsed(cli("symmetry", models["llama"], "--json"))
+    assert found.keys() == {"layers", "dimension", "parameters"}
+    # Two key/value heads of four features: (C*)^2 on queries and keys, GL(4) on values and outputs.
+    expected = {"layer": 0, "group": "(QK (C*)^2 × VO GL(4))^2 ⋊ S_2 wr S_2", "dimension": 40, "parameters": 768}
+    assert found["layers"][0] == expected
+    assert found["dimension"] == 80
+    human = cli("symmetry", models["llama"]).stdout
+    assert f"Layers 0, 1: {expected['group']}" in human
+    rows = [line.split() for line in human.splitlines()]
+    assert ["all", "attention", "80", "1,536", "5.21%"] in rows
+
+
+def test_interpolate_is_the_straight_line(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    out = tmp_path / "quarter"
+    found = parsed(cli("interpolate", models["a"], models["b"], "-t", "0.25", "-o", out, "--json"))
+    assert found == {"output": str(out), "verified": None, "t": 0.25}
+    a, b, point = (load_file(folder / "model.safetensors") for folder in (models["a"], models["b"], out))
+    assert all((point[name] - (0.75 * a[name] + 0.25 * b[name])).abs().max() < 1e-6 for name in a)
+    human = cli("interpolate", models["a"], models["b"], "-o", tmp_path / "half")
+    assert human.stdout == f"Written to {tmp_path / 'half'}\n"
+
+
+def test_version(cli: Cli):
+    from isobasin import __version__
+
+    assert cli("--version").stdout == f"isobasin {__version__}\n"
+
+
+def test_demo_passes_its_options_on(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[tuple[Path, bool, bool]] = []
+
+    def run_demo(output: Path, *, quick: bool, force: bool, console: Any, progress: Any) -> dict[str, Any]:
+        calls.append((output, quick, force))
+        console.print("results")
+        return {"output": str(output), "seconds": 1.5}
+
+    monkeypatch.setattr("isobasin.demo.run.run_demo", run_demo)
+    assert parsed(cli("demo", "-o", tmp_path, "--quick", "--json")) == {"output": str(tmp_path), "seconds": 1.5}
+    assert cli("demo", "--force").stdout == "results\n"
+    assert calls == [(tmp_path, True, False), (Path("demo-output"), False, True)]

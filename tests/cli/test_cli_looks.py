@@ -1,0 +1,146 @@
+"""How tables, numbers and lists look, and what is offered."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from isobasin.cli import options, tables
+from isobasin.cli.alignment_report import alignment_report
+from isobasin.cli.console import show, show_json
+from isobasin.cli.equivalence_report import equivalence_report
+from isobasin.cli.main import app
+
+VERBS = ("align", "apply", "verify", "equivalent", "scramble", "symmetry", "interpolate", "demo")
+
+
+def test_choices_are_the_libraries():
+    from isobasin.matching.attention import Method
+    from isobasin.matching.heads import HeadCost
+    from isobasin.pipeline.settings import MAX_CONDITION
+
+    assert [str(choice) for choice in options.Method] == [str(choice) for choice in Method]
+    assert [str(choice) for choice in options.HeadCost] == [str(choice) for choice in HeadCost]
+    assert {choice.resolve() for choice in options.Dtype} == {None, *MAX_CONDITION}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_describes_everything_and_ends_with_an_example(verb: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    result = CliRunner().invoke(app, [verb, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: isobasin {verb} " in result.stdout
+    from typer.main import get_command
+
+    command: Any = get_command(app)
+    for parameter in command.commands[verb].params:
+        assert parameter.help, f"{verb} {parameter.name}"
+
+
+def test_no_command_shows_the_help():
+    result: Result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0
+    assert all(verb in result.stdout for verb in VERBS)
+
+
+def _layer(index: int, status: str, heads: int) -> Any:
+    statistics = SimpleNamespace(
+        distance_before=0.000123456,
+        distance_after=1.23456e-12,
+        condition=12345.678,
+        iterations=1000,
+        status=status,
+        rounding=0.0123,
+    )
+    element = SimpleNamespace(head_permutation=lambda: list(reversed(range(heads))))
+    return SimpleNamespace(layer=index, statistics=statistics, element=element)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_widest_rows_fit(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    statuses = ("exact", "converged", "max-iterations", "capped", "capped")
+    layers = tuple(_layer(98 + i, status, 64) for i, status in enumerate(statuses))
+    alignment: Any = SimpleNamespace(layers=layers, distance=lambda: {"before": 123456.0, "after": math.nan})
+    show(*alignment_report(alignment, None))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 or columns > 80
+    # One line per layer, and nothing cut off but long permutations.
+    rows = [line for line in shown.splitlines() if "63 62 61" in line]
+    assert len(rows) == 5
+    assert all(line.count("…") == 1 and line.endswith(word) for line, word in zip(rows, _shown(statuses), strict=True))
+    assert "Layers 101, 102: condition capped at 1.23e+04" in shown
+    assert "–" in shown
+
+
+def _shown(statuses: tuple[str, ...]) -> list[str]:
+    return [status.replace("max-iterations", "max steps") for status in statuses]
+
+
+def test_the_evidence_fits_a_screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "80")
+    degeneracy = SimpleNamespace(rank_deficient=(("key", 0), ("key", 3)), duplicates=((0, 1), (2, 5)))
+    layer = SimpleNamespace(
+        layer=100,
+        equivalent=False,
+        head_permutation=tuple(reversed(range(64))),
+        circuit_error=1.23e-10,
+        bias_error=math.inf,
+        tolerance=1e-9,
+        distance=0.0,
+        condition=1.234e-5,
+        degeneracy=degeneracy,
+    )
+    found: Any = SimpleNamespace(
+        layers=(layer,), other_tensors=("[bold]x",) * 7, configuration=("n_ctx",), equivalent=False, conclusive=False
+    )
+    show(*equivalence_report(found))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "key is rank-deficient in heads 0, 3." in shown
+    assert "duplicate heads, with equal attention scores: 0 and 1, 2 and 5." in shown
+    assert "[bold]x and 2 more." in shown
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (tables.heads([0, 1, 2]), "in order"),
+        (tables.heads([2, 0, 1]), "2 0 1"),
+        (tables.heads(list(range(11, -1, -1)), 14), "11 10 9 8 7 …"),
+        (tables.ranges([5, 0, 1, 2, 7, 8]), "0–2, 5, 7, 8"),
+        (tables.ranges([0, 1, 2, 3]), "0–3"),
+        (tables.layers([3]), "layer 3"),
+        (tables.layers([0, 3]), "layers 0, 3"),
+        (tables.listed(["a", "b"]), "a, b"),
+        (tables.listed(list("abcdefg")), "a, b, c, d, e and 2 more"),
+        (tables.number(math.nan), "–"),
+        (tables.number(0.0), "0"),
+        (tables.number(123.456), "123.5"),
+        (tables.number(1.5e-9), "1.50e-09"),
+        (tables.small(math.inf), "–"),
+        (tables.change(2.0, 1.0), "-50.0%"),
+        (tables.change(0.0, 1.0), "–"),
+    ],
+)
+def test_small_pieces(shown: str, text: str):
+    assert shown == text
+
+
+def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]):
+    show_json({"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}, "e": "é"})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}, "e": "é"}
+
+
+def test_progress_is_silent_without_a_terminal(cli: Callable[..., Result]):
+    from isobasin.cli.console import working
+
+    with working("reading") as progress:
+        progress("writing", 0, 2)
+        progress("writing", 2, 2)

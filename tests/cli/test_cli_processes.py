@@ -1,0 +1,125 @@
+"""The program in a process of its own: exit codes, streams, signals, and what `--help` imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_program import command, environment, run_process
+from typer.testing import Result
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys, isobasin\n"
+        "from isobasin.cli.main import app\n"
+        "for arguments in ([], ['--help'], ['align', '--help'], ['--version']):\n"
+        "    app(arguments, prog_name='isobasin', standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'huggingface_hub', 'numpy', 'scipy', 'safetensors'}\n"
+        "sys.exit(', '.join(sorted(heavy & sys.modules.keys())) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: isobasin align" in done.stdout
+
+
+def test_align_prints_json_alone(models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    done = run_process("align", models["a"], scrambled, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["verified"]["equal"] is True
+
+
+def test_a_failure_is_one_line_on_stderr(models: dict[str, Path], tmp_path: Path):
+    done = run_process("align", models["a"], tmp_path / "none", "-o", tmp_path / "out", "--json")
+    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [])
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_progress_goes_to_a_terminal_and_results_to_a_pipe(models: dict[str, Path], tmp_path: Path):
+    ours, theirs = pty.openpty()
+    arguments = command("scramble", models["llama"], "-o", tmp_path / "out", "--json")
+    variables = environment(TERM="xterm", COLUMNS="80")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=theirs, env=variables) as process:
+        os.close(theirs)
+        screen = b""
+        while chunk := _read(ours):
+            screen += chunk
+        assert process.stdout is not None
+        output = process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 0
+    assert json.loads(output)["verified"]["equal"] is True
+    assert b"verifying" in screen
+    assert b"error" not in screen
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # what Linux says when the other side has closed
+        return b""
+
+
+def _interrupted(models: dict[str, Path], out: Path, number: int) -> tuple[int, str, str]:
+    """Send a signal to `align` while its output is half written; exit code, stdout and stderr."""
+    # A shell that starts tests in the background makes them ignore Ctrl-C.
+    with subprocess.Popen(
+        command("align", models["a"], models["b"], "-o", out),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not any(out.parent.glob(f".{out.name}.partial-*/model.safetensors")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_signals_clean_up(number: int, code: int, line: str, models: dict[str, Path], tmp_path: Path):
+    assert _interrupted(models, tmp_path / "out", number) == (code, "", f"error: {line}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_leaves_no_output(models: dict[str, Path], tmp_path: Path, cli: Callable[..., Result]):
+    out = tmp_path / "out"
+    assert _interrupted(models, out, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert not out.exists()
+    assert all(entry.name.startswith(".out.partial-") for entry in tmp_path.iterdir())
+    assert cli("align", models["a"], models["b"], "-o", out, "--no-verify").exit_code == 0
+
+
+def test_a_closed_pipe_is_no_error():
+    with subprocess.Popen(
+        command("--version"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_the_installed_program_is_the_module():
+    program = Path(sys.executable).with_name("isobasin")
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.stdout == run_process("--version").stdout
+    assert done.stdout.startswith("isobasin ")

@@ -1,0 +1,131 @@
+"""What every family must satisfy, as assertions on checkpoint folders; `test_planted_bugs` shows that they can fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+import isobasin
+from isobasin.alignment import Alignment
+from isobasin.model import open_model
+from isobasin.symmetries import attention
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.weights import AttentionWeights
+from isobasin.testing.assertions import relative_difference
+
+Blocks = list[tuple[AttentionGroup, AttentionWeights]]
+
+
+def blocks(folder: Path) -> Blocks:
+    """Group and weights of every layer of a checkpoint."""
+    with open_model(folder) as model:
+        return [(site.group, site.read(model.stored(site))) for site in model.specification.sites]
+
+
+def assert_blocks_preserved(a: Blocks, b: Blocks, tolerance: float = 1e-9) -> None:
+    """Every layer's plain attention in float64, at several lengths and offsets, with and without a causal mask."""
+    generator = torch.Generator().manual_seed(7)
+    for (group, one), (other_group, other) in zip(a, b, strict=True):
+        assert group == other_group
+        planes = max(len(group.query_key.planes), len(group.value_output.planes))
+        frequencies = 1e4 ** -(torch.arange(planes, dtype=torch.float64) / max(planes, 1))
+        for length, offset, causal in ((1, 0, False), (6, 0, True), (9, 5, False), (9, 1000, True)):
+            hidden = torch.randn(2, length, one.key.shape[-2], generator=generator, dtype=torch.float64)
+            angles = (torch.arange(length, dtype=torch.float64) + offset).unsqueeze(-1) * frequencies
+            outputs = [attention.attend(w, group, hidden, angles, causal) for w in (one, other)]
+            found = relative_difference(*outputs)
+            assert found <= tolerance, f"attend at length {length}, offset {offset} differs by {found:.3g}"
+
+
+def relative_distances(a: AttentionWeights, b: AttentionWeights) -> dict[str, float]:
+    """`||A - B|| / ||A||` of every weight and bias."""
+    other = b.tensors()
+    assert a.tensors().keys() == other.keys()
+    return {name: float((t - other[name]).norm() / t.norm()) for name, t in a.tensors().items()}
+
+
+def worst_distance(a: Blocks, b: Blocks) -> float:
+    """The largest of `relative_distances` in any layer."""
+    return max(max(relative_distances(x, y).values()) for (_, x), (_, y) in zip(a, b, strict=True))
+
+
+def assert_recovered(original: Path, recovered: Path, tolerance: float) -> None:
+    """Every attention tensor of a file is back: whole stored tensors, and each role in them."""
+    for layer, ((_, x), (_, y)) in enumerate(zip(blocks(original), blocks(recovered), strict=True)):
+        for name, found in relative_distances(x, y).items():
+            assert found <= tolerance, f"layer {layer}: {name} is {found:.3g} from the original"
+    new = tensors(recovered)
+    for name in attention_names(original):
+        stored = tensors(original)[name].double()
+        assert float((new[name].double() - stored).norm() / stored.norm()) <= tolerance, name
+
+
+def assert_heads_undone(scrambled: Alignment, found: Alignment) -> None:
+    """The permutation found is exactly the inverse of the scramble's, in every layer."""
+    for one, other in zip(scrambled.layers, found.layers, strict=True):
+        there, back = one.element.head_permutation(), other.element.head_permutation()
+        assert torch.equal(there[back], torch.arange(len(there))), (there, back)
+
+
+def recover(original: Path, folder: Path, *, seed: int, condition: float, tolerance: float) -> Alignment:
+    """Scramble, align back, and assert that weights and heads are as they were."""
+    random = isobasin.random_alignment(original, seed=seed, condition=condition)
+    isobasin.apply(random, original, folder / "scrambled", verify=False)
+    assert worst_distance(blocks(original), blocks(folder / "scrambled")) > 0.1
+    found = isobasin.align(original, folder / "scrambled", folder / "aligned", verify=False)
+    assert_heads_undone(random, found)
+    assert_recovered(original, folder / "aligned", tolerance)
+    return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The model's safetensors files."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.name != "alignment.safetensors")
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, as they are stored."""
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
+    return found
+
+
+def header(path: Path) -> dict[str, object]:
+    """The header of a safetensors file, offsets left out."""
+    data = path.read_bytes()
+    entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return {n: {k: v for k, v in e.items() if k != "data_offsets"} for n, e in entries.items()}
+
+
+def attention_names(folder: Path) -> set[str]:
+    """Names of all attention tensors."""
+    with open_model(folder) as model:
+        return {name for site in model.specification.sites for name in site.shapes()}
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def assert_same_apart_from_attention(original: Path, moved: Path) -> None:
+    """Shards, keys, dtypes, shapes, metadata and all other tensors and files are what they were, to the bit."""
+    assert [p.name for p in weight_files(original)] == [p.name for p in weight_files(moved)]
+    for path in weight_files(original):
+        assert header(path) == header(moved / path.name)
+        assert list(header(path)) == list(header(moved / path.name))
+    old, new = tensors(original), tensors(moved)
+    for name in old.keys() - attention_names(original):
+        assert torch.equal(bits(old[name]), bits(new[name])), name
+    weights = {path.name for path in weight_files(original)}
+    others = {str(p.relative_to(original)) for p in original.rglob("*") if p.is_file()} - weights
+    others.discard("alignment.safetensors")
+    for name in others:
+        assert (original / name).read_bytes() == (moved / name).read_bytes(), name
+    kept = {str(p.relative_to(moved)) for p in moved.rglob("*") if p.is_file()} - weights - {"alignment.safetensors"}
+    assert kept == others

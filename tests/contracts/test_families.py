@@ -1,0 +1,167 @@
+"""One suite that holds every family and variant to the same laws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import isobasin
+from contracts.checks import (
+    assert_blocks_preserved,
+    assert_recovered,
+    assert_same_apart_from_attention,
+    blocks,
+    recover,
+    tensors,
+    weight_files,
+    worst_distance,
+)
+from isobasin.alignment import Alignment
+from isobasin.architectures.registry import families
+from isobasin.testing.assertions import assert_function_preserved
+from isobasin.testing.tiny import TINY_MODELS, tiny
+
+every_model = pytest.mark.parametrize("model", TINY_MODELS, ids=str)
+every_family = pytest.mark.parametrize("model", [m for m in TINY_MODELS if not m.variant], ids=str)
+
+
+def test_every_family_is_held_to_the_contract():
+    assert {model.model_type for model in TINY_MODELS} == {family.model_type for family in families()}
+    assert all(model.tolerance == 1e-9 or model.reason for model in TINY_MODELS)
+
+
+@every_model
+@pytest.mark.parametrize("condition", [1.0, 10.0, 1e3])
+def test_a_scrambled_float64_model_computes_the_same(model, condition, saved, tmp_path):
+    original = saved(model)
+    isobasin.scramble(original, tmp_path / "out", seed=1, condition=condition, verify=False)
+    assert_blocks_preserved(blocks(original), blocks(tmp_path / "out"), 1e-9)
+    assert_function_preserved(original, tmp_path / "out", model.allowed(condition))
+    assert worst_distance(blocks(original), blocks(tmp_path / "out")) > 0.1
+
+
+@every_family
+def test_a_scrambled_base_model_computes_the_same(model, saved, tmp_path):
+    original = saved(model, base=True)
+    isobasin.scramble(original, tmp_path / "out", seed=2, condition=1e3, verify=False)
+    assert_blocks_preserved(blocks(original), blocks(tmp_path / "out"), 1e-9)
+    assert_function_preserved(original, tmp_path / "out", model.allowed(1e3))
+
+
+@every_model
+def test_a_scrambled_float32_model_computes_the_same(model, saved, tmp_path):
+    original = saved(model, dtype=torch.float32)
+    isobasin.scramble(original, tmp_path / "out", seed=3, condition=10.0, verify=False)
+    assert_blocks_preserved(blocks(original), blocks(tmp_path / "out"), 1e-4)
+    assert_function_preserved(original, tmp_path / "out", 1e-4)
+
+
+@every_model
+@pytest.mark.parametrize("condition", [10.0, 1e3])
+def test_the_programs_own_verification_accepts_a_scramble(model, condition, saved, tmp_path):
+    moved = isobasin.scramble(saved(model), tmp_path / "out", seed=4, condition=condition)
+    assert moved.verified is not None
+    assert moved.verified.equal
+    assert moved.verified.max_rel <= model.allowed(condition)
+
+
+@every_model
+@pytest.mark.parametrize("condition", [10.0, 1e3])
+def test_align_brings_float64_weights_back(model, condition, saved, tmp_path):
+    found = recover(saved(model), tmp_path, seed=5, condition=condition, tolerance=1e-8)
+    assert all(layer.statistics.status == "exact" for layer in found.layers)
+    assert_function_preserved(tmp_path / "scrambled", tmp_path / "aligned", model.allowed(condition))
+
+
+@every_model
+def test_align_brings_float32_weights_back(model, saved, tmp_path):
+    recover(saved(model, dtype=torch.float32), tmp_path, seed=6, condition=10.0, tolerance=1e-4)
+    assert_function_preserved(tmp_path / "scrambled", tmp_path / "aligned", 1e-4)
+
+
+@every_family
+@pytest.mark.parametrize("seed", range(10, 14))
+def test_heads_are_in_the_right_order_every_time(model, seed, saved, tmp_path):
+    recover(saved(model), tmp_path, seed=seed, condition=100.0, tolerance=1e-8)
+
+
+WITHOUT_ROTATION = ("vit", "deit", "bert", "roberta", "distilbert", "gpt2", "opt")
+
+
+@pytest.mark.parametrize("model_type", WITHOUT_ROTATION)
+def test_the_published_method_fails_where_ours_recovers(model_type, saved, tmp_path):
+    """At condition 1e3 gradient descent from the orthogonal start doesn't come back; the function stays the same."""
+    original = saved(tiny(model_type))
+    isobasin.scramble(original, tmp_path / "scrambled", seed=7, condition=1e3, verify=False)
+    remaining: dict[str, float] = {}
+    for method in ("paper", "gauss-newton"):
+        out = tmp_path / method
+        found = isobasin.align(original, tmp_path / "scrambled", out, method=method, verify=False)
+        distance = found.distance()
+        size = sum(float(t.square().sum()) for _, w in blocks(original) for t in w.tensors().values()) ** 0.5
+        remaining[method] = distance["after"] / size
+        assert_blocks_preserved(blocks(tmp_path / "scrambled"), blocks(out))
+    assert remaining["paper"] > 1e-2
+    assert remaining["gauss-newton"] < 1e-8
+
+
+@every_model
+def test_everything_but_attention_stays_as_it_is(model, saved, tmp_path):
+    original = tmp_path / "original"
+    model.save(original, dtype=torch.float32)
+    (original / "tokenizer.json").write_text('{"made": "up"}\n')
+    (original / "notes").mkdir()
+    (original / "notes" / "README.md").write_bytes(b"\x00\xff kept as it is\n")
+    isobasin.scramble(original, tmp_path / "scrambled", seed=8, verify=False)
+    assert_same_apart_from_attention(original, tmp_path / "scrambled")
+    before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
+    isobasin.align(original, tmp_path / "scrambled", tmp_path / "aligned", verify=False)
+    assert_same_apart_from_attention(tmp_path / "scrambled", tmp_path / "aligned")
+    assert before == {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gpt_neox", "vit"])
+def test_shards_and_mixed_types_stay_as_they_are(model_type, tmp_path):
+    original = tmp_path / "original"
+    made = tiny(model_type).build(dtype=torch.float32)
+    for parameter in list(made.parameters())[::2]:
+        parameter.data = parameter.data.to(torch.float64)
+    made.save_pretrained(original, max_shard_size="20KB")
+    assert len(weight_files(original)) > 1
+    assert {t.dtype for t in tensors(original).values()} == {torch.float32, torch.float64}
+    isobasin.scramble(original, tmp_path / "scrambled", seed=9, verify=False)
+    assert_same_apart_from_attention(original, tmp_path / "scrambled")
+    isobasin.align(original, tmp_path / "scrambled", tmp_path / "aligned", verify=False)
+    assert_same_apart_from_attention(original, tmp_path / "aligned")
+    assert_recovered(original, tmp_path / "aligned", 1e-4)
+
+
+@every_model
+def test_an_alignment_is_a_group_element_that_can_be_kept(model, saved, tmp_path):
+    """Saved, loaded and applied it writes the same bits; the inverse undoes it; composing is applying in turn."""
+    original = saved(model)
+    isobasin.scramble(original, tmp_path / "scrambled", seed=10, verify=False)
+    found = isobasin.align(original, tmp_path / "scrambled", tmp_path / "aligned", verify=False)
+    found.save(tmp_path / "kept.safetensors")
+    for number, source in enumerate((tmp_path / "kept.safetensors", tmp_path / "aligned")):
+        isobasin.apply(Alignment.load(source), tmp_path / "scrambled", tmp_path / f"again{number}", verify=False)
+        for path in weight_files(tmp_path / "aligned"):
+            assert path.read_bytes() == (tmp_path / f"again{number}" / path.name).read_bytes()
+
+    isobasin.apply(found.inverse(), tmp_path / "aligned", tmp_path / "undone", verify=False)
+    assert_recovered(tmp_path / "scrambled", tmp_path / "undone", 1e-10)
+
+    second = isobasin.random_alignment(original, seed=11, condition=20.0)
+    isobasin.apply(second, tmp_path / "aligned", tmp_path / "in-turn", verify=False)
+    isobasin.apply(second.compose(found), tmp_path / "scrambled", tmp_path / "composed", verify=False)
+    assert_recovered(tmp_path / "in-turn", tmp_path / "composed", 1e-10)
+    assert worst_distance(blocks(tmp_path / "in-turn"), blocks(tmp_path / "aligned")) > 0.1
+
+
+def test_reference_with_a_head_and_model_without(saved, tmp_path):
+    """Names with and without the head's prefix mean the same blocks."""
+    model = tiny("llama")
+    model.build().base_model.save_pretrained(tmp_path / "base")
+    isobasin.scramble(tmp_path / "base", tmp_path / "scrambled", seed=12, verify=False)
+    isobasin.align(saved(model), tmp_path / "scrambled", tmp_path / "aligned", verify=False)
+    assert_recovered(tmp_path / "base", tmp_path / "aligned", 1e-8)

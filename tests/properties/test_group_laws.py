@@ -1,0 +1,143 @@
+"""The laws of `AttentionGroup` and `BilinearGroup`, over blocks of every kind."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isobasin.symmetries import attention, bilinear, permutation
+from isobasin.symmetries.weights import AttentionWeights
+from isobasin.testing.assertions import relative_difference
+from isobasin.testing.strategies import Block, blocks, conditions, element, make_block, make_group, seeds
+
+
+def assert_close(a: AttentionWeights, b: AttentionWeights, tolerance: float) -> None:
+    assert a.tensors().keys() == b.tensors().keys()
+    for name, tensor in a.tensors().items():
+        assert relative_difference(tensor, getattr(b, name)) <= tolerance, name
+
+
+@given(blocks(), seeds(), conditions(), st.booleans())
+def test_the_function_is_preserved(block: Block, seed: int, condition: float, causal: bool):
+    original = block.weights.map(torch.clone)
+    moved = attention.act(block.group, element(block.group, seed, condition), block.weights)
+    before, after = block.output(causal=causal), block.output(moved, causal=causal)
+    assert relative_difference(before, after) <= 1e-12 * max(condition, 10)
+    assert all(torch.equal(t, getattr(original, name)) for name, t in block.weights.tensors().items())
+
+
+@given(blocks())
+def test_the_identity_changes_nothing(block: Block):
+    moved = attention.act(block.group, attention.identity(block.group), block.weights)
+    assert all(torch.equal(t, getattr(moved, name)) for name, t in block.weights.tensors().items())
+
+
+@given(blocks(), seeds(), conditions(100))
+def test_the_inverse_undoes(block: Block, seed: int, condition: float):
+    group, g = block.group, element(block.group, seed, condition)
+    back = attention.act(group, attention.inverse(group, g), attention.act(group, g, block.weights))
+    assert_close(block.weights, back, 1e-10)
+    assert_close(
+        block.weights,
+        attention.act(group, attention.compose(group, g, attention.inverse(group, g)), block.weights),
+        1e-10,
+    )
+
+
+@given(blocks(), seeds(), seeds())
+def test_composition_acts_as_composition(block: Block, first_seed: int, second_seed: int):
+    group = block.group
+    first, second = element(group, first_seed), element(group, second_seed)
+    in_turn = attention.act(group, second, attention.act(group, first, block.weights))
+    at_once = attention.act(group, attention.compose(group, second, first), block.weights)
+    assert_close(in_turn, at_once, 1e-10)
+
+
+@given(blocks(), seeds(), seeds(), seeds())
+def test_composition_is_associative_and_has_a_unit(block: Block, x: int, y: int, z: int):
+    group = block.group
+    a, b, c = (element(group, seed) for seed in (x, y, z))
+    left = attention.compose(group, attention.compose(group, a, b), c)
+    right = attention.compose(group, a, attention.compose(group, b, c))
+    unit = attention.identity(group)
+    for one, other in (
+        (left, right),
+        (attention.compose(group, a, unit), a),
+        (attention.compose(group, unit, a), a),
+        (attention.compose(group, attention.inverse(group, a), a), unit),
+    ):
+        for name, part in one.tensors().items():
+            torch.testing.assert_close(part, other.tensors()[name], rtol=1e-9, atol=1e-9)
+
+
+@given(blocks(), seeds())
+def test_moving_keeps_heads_whole(block: Block, seed: int):
+    """Every query head of the moved block is one head of the original: its own attention output is unchanged."""
+    group, g = block.group, element(block.group, seed)
+    moved = attention.act(group, g, block.weights)
+    original = [_scores(block.weights, group, i) for i in range(group.heads)]
+    for new, old in enumerate(g.head_permutation().tolist()):
+        assert relative_difference(original[old], _scores(moved, group, new)) < 1e-9
+
+
+def _scores(weights: AttentionWeights, group: attention.AttentionGroup, head: int) -> torch.Tensor:
+    """`Q K^T` of one query head; what its planes add at no rotation is part of it."""
+    g, s = divmod(head, group.queries)
+    return weights.query[g, s] @ weights.key[g].mT
+
+
+@given(blocks(), seeds())
+def test_batches_act_one_by_one(block: Block, seed: int):
+    group = block.group
+    generator = torch.Generator().manual_seed(seed)
+    many = attention.sample(group, generator, (3,))
+    weights = [make_block(group, block.hidden.shape[-1], _biases(block), seed + i).weights for i in range(3)]
+    stacked = AttentionWeights(**{n: torch.stack([getattr(w, n) for w in weights]) for n in weights[0].tensors()})
+    moved = attention.act(group, many, stacked)
+    for i in range(3):
+        assert_close(attention.act(group, many[i], weights[i]), moved[i], 1e-12)
+
+
+def _biases(block: Block) -> dict[str, bool]:
+    return {r: getattr(block.weights, f"{r}_bias") is not None for r in ("query", "key", "value", "output")}
+
+
+@given(blocks(), seeds(), conditions())
+def test_bilinear_elements_as_matrices(block: Block, seed: int, condition: float):
+    """`L U^T` and `R U^{-1}` with U written out, and the condition number that was asked for."""
+    group = block.group.query_key
+    generator = torch.Generator().manual_seed(seed)
+    u = bilinear.sample(group, (2,), generator, condition)
+    x = torch.randn(2, 4, group.features, generator=generator, dtype=torch.float64)
+    matrix = bilinear.as_matrix(group, u)
+    torch.testing.assert_close(bilinear.act_left(group, u, x), x @ matrix.mT)
+    torch.testing.assert_close(bilinear.act_right(group, u, x), x @ torch.linalg.inv(matrix), rtol=1e-9, atol=1e-9)
+    singular = torch.linalg.svdvals(matrix)
+    torch.testing.assert_close(singular[:, 0] / singular[:, -1], bilinear.condition(u), rtol=1e-9, atol=0)
+    assert (bilinear.condition(u) <= condition * (1 + 1e-9)).all()
+    if len(group.linear) > 1:
+        inner = torch.linalg.svdvals(u.matrix)
+        torch.testing.assert_close(inner[:, 0] / inner[:, -1], torch.full((2,), condition).double(), rtol=1e-7, atol=0)
+
+
+@given(st.integers(1, 6), seeds(), seeds())
+def test_permutations(heads: int, x: int, y: int):
+    p, q = (permutation.sample((2,), heads, torch.Generator().manual_seed(seed)) for seed in (x, y))
+    values = torch.arange(2 * heads * 3).reshape(2, heads, 3)
+    assert permutation.is_permutation(p)
+    moved = permutation.take(values, p)
+    for batch in range(2):
+        for j in range(heads):
+            assert torch.equal(moved[batch, j], values[batch, p[batch, j]])
+    assert torch.equal(permutation.take(moved, q), permutation.take(values, permutation.take(p, q)))
+    assert torch.equal(permutation.take(moved, p.argsort(-1)), values)
+
+
+def test_a_rotated_key_bias_is_not_free():
+    """The counterpart: a shift that the group doesn't have changes the function."""
+    has = {"query": True, "key": True, "value": True, "output": True}
+    block = make_block(make_group(2, 1, 4, has, ((0, 2), (1, 3))), 6, has, 3)
+    assert not block.group.key_shift
+    shifted = AttentionWeights(**{**block.weights.tensors(), "key_bias": block.weights.key_bias + 1})  # pyright: ignore
+    assert relative_difference(block.output(), block.output(shifted)) > 1e-2

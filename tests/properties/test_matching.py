@@ -1,0 +1,340 @@
+"""What the solvers promise, on random, planted and degenerate problems."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from isobasin.matching import circuits, paper, rotary, subspace
+from isobasin.matching.attention import Method, distance, match
+from isobasin.matching.factors import query_key_factors, value_output_factors
+from isobasin.matching.heads import HeadCost, assign, head_costs
+from isobasin.symmetries import attention
+from isobasin.symmetries.weights import AttentionWeights
+from isobasin.testing.assertions import relative_difference
+from isobasin.testing.strategies import (
+    Block,
+    blocks,
+    conditions,
+    element,
+    make_block,
+    make_group,
+    random_weights,
+    seeds,
+)
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def core(seed: int, n: int, rows: int, noise: float, condition: float, heads: int = 3) -> subspace.Core:
+    """Reference factors that are the model's moved by a map of the given condition, plus noise."""
+    generator = torch.Generator().manual_seed(seed)
+    b_left, b_right = normal(generator, heads, rows, n), normal(generator, heads, rows, n)
+    u = torch.linalg.qr(normal(generator, heads, n, n)).Q * condition ** torch.linspace(-0.5, 0.5, n).double()
+    a_left = b_left @ u.mT + noise * normal(generator, heads, rows, n)
+    a_right = b_right @ torch.linalg.inv(u) + noise * normal(generator, heads, rows, n)
+    return subspace.reduce(a_left, b_left, a_right, b_right)
+
+
+problems = st.builds(
+    core, seeds(), st.integers(1, 6), st.integers(6, 14), st.sampled_from([0.0, 0.1, 1.0]), conditions()
+)
+
+
+@settings(max_examples=8)
+@given(problems)
+def test_newton_never_ends_above_the_paper_or_either_start(problem: subspace.Core):
+    found = subspace.gauss_newton(problem)
+    floor = 1e-20 * problem.scale()
+    for other in (
+        paper.gradient_descent(problem).objective,
+        problem.objective(subspace.orthogonal_start(problem)),
+        problem.objective(subspace.balanced_start(problem)),
+    ):
+        assert (found.objective <= other * (1 + 1e-6) + floor).all()
+    torch.testing.assert_close(problem.objective(found.matrix), found.objective, rtol=1e-8, atol=float(floor.max()))
+
+
+def unrelated(heads: int, n: int, seed: int) -> subspace.Core:
+    generator = torch.Generator().manual_seed(seed)
+    return subspace.reduce(*(normal(generator, heads, 4 * n, n) for _ in range(4)))
+
+
+@pytest.mark.xfail(reason="some 4 % of unrelated heads end in another, up to 4 % higher minimum", strict=True)
+def test_newton_never_ends_above_the_paper_on_unrelated_heads():
+    problem = unrelated(200, 8, 0)
+    assert (subspace.gauss_newton(problem).objective <= paper.gradient_descent(problem).objective * (1 + 1e-6)).all()
+
+
+def test_newton_is_as_good_as_the_paper_on_unrelated_heads_on_average():
+    problem = unrelated(100, 8, 0)
+    found, published = subspace.gauss_newton(problem).objective, paper.gradient_descent(problem).objective
+    assert (found <= published * 1.05).all()
+    assert found.mean() <= published.mean()
+
+
+@given(problems)
+def test_newton_ends_where_no_small_step_helps(problem: subspace.Core):
+    found = subspace.gauss_newton(problem)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        step = normal(generator, *found.matrix.shape) * 1e-4
+        nearby = problem.objective(found.matrix + step @ found.matrix)
+        above = nearby >= found.objective * (1 - 1e-6) - 1e-20 * problem.scale()
+        assert (above | ~found.converged).all()
+
+
+@given(seeds(), st.integers(1, 8), conditions())
+def test_newton_recovers_a_planted_map(seed: int, n: int, condition: float):
+    problem = core(seed, n, 12, 0.0, condition)
+    found = subspace.gauss_newton(problem)
+    assert (found.objective <= 1e-18 * problem.scale()).all()
+    assert found.converged.all()
+
+
+def full_objective(u: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    return (a - b @ u.mT).square().sum((-2, -1)) + (c - d @ torch.linalg.inv(u)).square().sum((-2, -1))
+
+
+@given(seeds(), st.integers(1, 5), st.integers(1, 9))
+def test_reduction_keeps_the_objective(seed: int, n: int, rows: int):
+    generator = torch.Generator().manual_seed(seed)
+    a, b, c, d = (normal(generator, 2, rows, n) for _ in range(4))
+    u = normal(generator, 2, n, n) + 2 * torch.eye(n)
+    expected = full_objective(u, a, b, c, d)
+    torch.testing.assert_close(subspace.reduce(a, b, c, d).objective(u), expected, rtol=1e-8, atol=1e-8)
+
+
+@given(seeds(), st.integers(1, 6), st.floats(-4, 4), st.sampled_from([0.0, 0.3, 3.0]))
+def test_planes_reach_the_global_minimum(seed: int, rows: int, spread: float, noise: float):
+    """Never above Brent, nor above any point of a dense grid over modulus and phase."""
+    generator = torch.Generator().manual_seed(seed)
+    planes = 5
+
+    def columns() -> Tensor:
+        return torch.complex(normal(generator, rows, planes), normal(generator, rows, planes))
+
+    b_left, b_right = columns() * math.exp(spread), columns()
+    u = torch.complex(*normal(generator, 2, planes))
+    a_left, a_right = b_left * u + noise * columns(), b_right / u.conj() + noise * columns()
+    problem = rotary.PlaneProblem.of(a_left, b_left, a_right, b_right)
+    found = rotary.align_planes(problem)
+
+    def objective(v: Tensor) -> Tensor:
+        return (a_left - b_left * v).abs().square().sum(-2) + (a_right - b_right / v.conj()).abs().square().sum(-2)
+
+    best = objective(found)
+    scale = a_left.abs().square().sum(-2) + a_right.abs().square().sum(-2)
+    constant = problem.objective(found) + scale
+    torch.testing.assert_close(constant, best, rtol=1e-8, atol=1e-8 * float(scale.max()))
+    assert (best <= objective(paper.brent_planes(problem)) + 1e-9 * scale).all()
+    moduli = found.abs().unsqueeze(-1) * torch.logspace(-2, 2, 161, dtype=torch.float64)
+    phases = torch.linspace(0, 2 * math.pi, 49, dtype=torch.float64)
+    grid = torch.polar(moduli.unsqueeze(-1).expand(-1, -1, 49), phases.expand(planes, 161, 49)).flatten(1)
+    left = problem.eta_left[:, None] * grid.abs().square() + problem.eta_right[:, None] / grid.abs().square()
+    cross = (grid.conj() * problem.gamma_left[:, None]).real + (problem.gamma_right[:, None] / grid).real
+    assert (constant <= (left - 2 * cross).amin(-1) + scale + 1e-9 * scale).all()
+    if noise == 0:
+        assert (best <= 1e-18 * scale).all()
+
+
+@given(seeds(), st.integers(1, 3), st.integers(1, 3), st.booleans())
+def test_assignment_is_the_best_of_all(seed: int, g: int, s: int, ties: bool):
+    """Against brute force over the whole wreath product."""
+    costs = normal(torch.Generator().manual_seed(seed), g, g, s, s)
+    costs = (2 * costs).round() if ties else costs
+    outer, inner = assign(costs)
+
+    def total(pi: tuple[int, ...], rho: tuple[tuple[int, ...], ...]) -> float:
+        return sum(float(costs[j, pi[j], t, rho[j][t]]) for j in range(g) for t in range(s))
+
+    orders = list(itertools.permutations(range(s)))
+    best = min(total(pi, rho) for pi in itertools.permutations(range(g)) for rho in itertools.product(orders, repeat=g))
+    found = total(tuple(outer.tolist()), tuple(tuple(row) for row in inner.tolist()))
+    assert found == pytest.approx(best, abs=1e-9)
+
+
+@given(seeds(), st.integers(1, 3), st.integers(1, 2))
+def test_grouped_assignment_undoes_a_permutation(seed: int, g: int, s: int):
+    group = make_group(g, s, 3, {})
+    weights = random_weights(group, 7, {}, seed)
+    g_random = element(group, seed)
+    moved = attention.permute(weights, g_random.outer, g_random.inner)
+    outer, inner = assign(head_costs(group, weights, moved))
+    back = attention.permute(moved, outer, inner)
+    assert all(torch.equal(t, getattr(back, name)) for name, t in weights.tensors().items())
+
+
+def formed_cost(group: attention.AttentionGroup, a: AttentionWeights, b: AttentionWeights, i: int, j: int) -> float:
+    """Squared distance of two query heads' circuits, with every circuit written out."""
+    total = 0.0
+    for factors in (query_key_factors, value_output_factors):
+        sides: list[list[Tensor]] = []
+        for weights, head in ((a, i), (b, j)):
+            f = factors(group, weights)
+            g, s = divmod(head, group.queries)
+            pick = [x[g, min(s, x.shape[1] - 1)] for x in (f.left, f.right, f.left_planes, f.right_planes)]
+            planes = [torch.outer(pick[2][:, p], pick[3][:, p].conj()) for p in range(pick[2].shape[-1])]
+            sides.append([pick[0] @ pick[1].mT, *planes])
+        total += sum(float((x - y).abs().square().sum()) for x, y in zip(*sides, strict=True))
+    return total
+
+
+@given(blocks(max_heads=2, max_queries=2), seeds())
+def test_costs_are_those_of_formed_circuits(block: Block, seed: int):
+    other = random_weights(block.group, block.hidden.shape[-1], _biases(block), seed)
+    costs = head_costs(block.group, block.weights, other)
+    s = block.group.queries
+    for i, j in itertools.product(range(block.group.heads), repeat=2):
+        expected = formed_cost(block.group, block.weights, other, i, j)
+        assert float(costs[i // s, j // s, i % s, j % s]) == pytest.approx(expected, rel=1e-8, abs=1e-8)
+
+
+def _biases(block: Block) -> dict[str, bool]:
+    return {r: getattr(block.weights, f"{r}_bias") is not None for r in ("query", "key", "value", "output")}
+
+
+@given(blocks(), seeds(), seeds(), conditions(100))
+def test_costs_do_not_change_under_the_continuous_group(block: Block, seed: int, other_seed: int, condition: float):
+    group = block.group
+    other = random_weights(group, block.hidden.shape[-1], _biases(block), other_seed)
+    g, unit = element(group, seed, condition), attention.identity(group)
+    still = attention.AttentionElement.from_tensors({**g.tensors(), "outer": unit.outer, "inner": unit.inner})
+    moved = attention.act(group, still, other)
+    kinds = [HeadCost.rotary] if group.query_key.planes else [HeadCost.rotary, HeadCost.frobenius, HeadCost.centred]
+    for kind in kinds:
+        before, after = head_costs(group, block.weights, other, kind), head_costs(group, block.weights, moved, kind)
+        zero = other.map(torch.zeros_like)
+        size = float(head_costs(group, block.weights, zero, kind).max() + head_costs(group, other, zero, kind).max())
+        assert float((before - after).abs().max()) < 1e-12 * condition * size
+
+
+@given(blocks(), seeds(), conditions(100))
+def test_circuit_error_is_blind_to_the_group_and_sees_the_rest(block: Block, seed: int, condition: float):
+    group = block.group
+    moved = attention.act(group, element(group, seed, condition), block.weights)
+    outer, inner = assign(head_costs(group, block.weights, moved))
+    ordered = attention.permute(moved, outer, inner)
+    assert float(circuits.circuit_error(group, block.weights, ordered)) < 1e-6
+    assert float(circuits.bias_error(group, block.weights, ordered)) < 1e-8
+    generator = torch.Generator().manual_seed(seed)
+    changed = block.weights.map(lambda t: t * (1 + 0.01 * normal(generator, *t.shape)))
+    assert 1e-4 < float(circuits.circuit_error(group, block.weights, changed)) < 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("condition", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("kind", ["vanilla", "grouped-rotary"])
+def test_rounding_is_predicted(dtype, condition, kind):
+    """Within a factor of 3 of what storing the weights does to the circuits."""
+    planes = () if kind == "vanilla" else tuple((j, j + 4) for j in range(4))
+    group = make_group(4, 1 if kind == "vanilla" else 2, 8, {}, planes)
+    weights = random_weights(group, 32, {}, 1)
+    moved = attention.act(group, element(group, 2, condition), weights)
+    stored = moved.map(lambda t: t.to(dtype).double())
+    measured = float(circuits.circuit_error(group, moved, stored))
+    predicted = float(circuits.rounding(group, moved, dtype))
+    assert predicted / 3 < measured < predicted * 3
+
+
+def test_degenerate_heads_are_named():
+    group = make_group(4, 1, 3, {})
+    weights = random_weights(group, 8, {}, 0)
+    assert circuits.degeneracy(group, weights) == circuits.Degeneracy((), ())
+    broken = weights.map(torch.clone)
+    broken.key[1, :, 2] = broken.key[1, :, 0] + broken.key[1, :, 1]
+    broken.value[3] = 0
+    broken.query[2], broken.key[2] = 2 * broken.query[0], broken.key[0] / 2
+    found = circuits.degeneracy(group, broken)
+    assert set(found.rank_deficient) == {("key", 1), ("value", 3)}
+    assert found.duplicates == ((0, 2),)
+
+
+@given(problems, st.sampled_from([1.0, 3.0, 50.0, 1e6]))
+def test_capping_honours_the_limit(problem: subspace.Core, limit: float):
+    free = subspace.gauss_newton(problem)
+    capped = subspace.cap_condition(problem, free.matrix, limit)
+    singular = torch.linalg.svdvals(capped)
+    assert (singular[:, 0] <= limit * singular[:, -1] * (1 + 1e-9)).all()
+    start = problem.objective(subspace.orthogonal_start(problem))
+    value = problem.objective(capped)
+    assert (value <= start * (1 + 1e-9) + 1e-12 * problem.scale()).all()
+    assert (value >= free.objective * (1 - 1e-9)).all()
+    within = torch.linalg.cond(free.matrix) <= limit
+    assert torch.equal(capped[within], free.matrix[within])
+
+
+def degenerate(kind: str, weights: AttentionWeights) -> AttentionWeights:
+    w = weights.map(torch.clone)
+    if kind == "zero head":
+        for tensor in (w.query, w.key, w.value, w.output):
+            tensor[0] = 0
+    elif kind == "zero keys":
+        w.key[:] = 0
+    elif kind == "rank deficient":
+        w.key[0, :, 1], w.value[1, :, 0] = w.key[0, :, 0], 0
+    elif kind == "duplicate heads":
+        for tensor in (w.query, w.key, w.value, w.output):
+            tensor[1] = tensor[0]
+    elif kind == "huge and tiny":
+        scales = {"query": 1e9, "query_bias": 1e9, "key": 1e-9, "key_bias": 1e-9}
+        return AttentionWeights(**{name: t * scales.get(name, 1) for name, t in w.tensors().items()})
+    else:
+        assert kind == "all zero"
+        return weights.map(torch.zeros_like)
+    return w
+
+
+@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("rotary_planes", [(), ((0, 2), (1, 3))], ids=["vanilla", "rotary"])
+@pytest.mark.parametrize("side", ["model", "reference", "both"])
+@pytest.mark.parametrize(
+    "kind", ["zero head", "zero keys", "rank deficient", "duplicate heads", "huge and tiny", "all zero"]
+)
+def test_degenerate_heads_stay_finite_and_exact(kind, side, rotary_planes, method):
+    has = {"query": True, "key": True, "value": True, "output": True}
+    group = make_group(3, 1, 4, has, rotary_planes)
+    block = make_block(group, 8, has, 4)
+    reference, model = block.weights, random_weights(group, 8, has, 5)
+    reference = degenerate(kind, reference) if side != "model" else reference
+    model = degenerate(kind, model) if side != "reference" else model
+    found = match(group, reference, model, method=method, max_condition=1e8)
+    for name, part in {**found.element.tensors(), **found.moved.tensors()}.items():
+        assert part.isfinite().all(), name
+    assert relative_difference(block.output(model), block.output(found.moved)) < 1e-6
+    after = distance(reference, found.moved)
+    assert after.isfinite()
+
+
+@given(blocks(), seeds(), st.sampled_from([HeadCost.rotary, HeadCost.frobenius, HeadCost.centred]))
+def test_matching_two_unrelated_blocks(block: Block, seed: int, cost: HeadCost):
+    """The distance never grows beyond that of the permuted model, the function stays, and the same input gives the
+    same answer to the bit."""
+    group = block.group
+    other = random_weights(group, block.hidden.shape[-1], _biases(block), seed)
+    found = match(group, block.weights, other, head_cost=cost, max_condition=1e6)
+    again = match(group, block.weights, other, head_cost=cost, max_condition=1e6)
+    for name, part in found.element.tensors().items():
+        assert torch.equal(part, again.element.tensors()[name]), name
+    permuted = attention.permute(other, found.element.outer, found.element.inner)
+    if not (group.key_shift or group.value_shift):
+        assert distance(block.weights, found.moved) <= distance(block.weights, permuted) * (1 + 1e-9) + 1e-9
+    assert relative_difference(block.output(other), block.output(found.moved)) < 1e-8
+
+
+@settings(max_examples=60)
+@given(blocks(), seeds(), conditions())
+def test_matching_recovers_any_element(block: Block, seed: int, condition: float):
+    group = block.group
+    moved = attention.act(group, element(group, seed, condition), block.weights)
+    found = match(group, block.weights, moved)
+    for name, tensor in block.weights.tensors().items():
+        assert relative_difference(tensor, getattr(found.moved, name)) < 1e-7, name

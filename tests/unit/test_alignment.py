@@ -1,0 +1,135 @@
+"""The alignment as a file and as an object; its group laws on models are in the contracts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from isobasin.alignment import Alignment, LayerAlignment, LayerStatistics
+from isobasin.errors import AlignmentError, OutputError
+from isobasin.symmetries import attention
+from isobasin.testing.strategies import make_group
+
+GROUPS = [
+    make_group(3, 2, 4, {"key": True, "value": True, "output": True}, ((0, 1),)),
+    make_group(4, 1, 2, {}),
+]
+
+
+def alignment(seed: int = 0, groups=GROUPS) -> Alignment:
+    generator = torch.Generator().manual_seed(seed)
+    layers = tuple(
+        LayerAlignment(i, group, attention.sample(group, generator), LayerStatistics(3.0, 1.0, 10.0, 5, "converged"))
+        for i, group in enumerate(groups)
+    )
+    return Alignment("made-up", layers, {"operation": "test", "model": "ü"})
+
+
+def test_load_reads_what_save_wrote_to_the_bit(tmp_path):
+    made = alignment()
+    made.save(tmp_path / "a.safetensors")
+    found = Alignment.load(tmp_path / "a.safetensors")
+    assert (found.model_type, dict(found.provenance)) == ("made-up", {"operation": "test", "model": "ü"})
+    for one, other in zip(made.layers, found.layers, strict=True):
+        assert (one.layer, one.group) == (other.layer, other.group)
+        assert one.to_json() == other.to_json()
+        for name, part in one.element.tensors().items():
+            assert torch.equal(part, other.element.tensors()[name]), name
+            assert part.dtype == other.element.tensors()[name].dtype
+
+
+def test_a_lazily_conjugated_element_is_saved_as_its_values(tmp_path):
+    made = alignment()
+    first = made.layers[0]
+    pair = replace(first.element.query_key, planes=first.element.query_key.planes.conj())
+    layers = (replace(first, element=replace(first.element, query_key=pair)), made.layers[1])
+    replace(made, layers=layers).save(tmp_path / "a.safetensors")
+    assert torch.equal(Alignment.load(tmp_path / "a.safetensors").layers[0].element.query_key.planes, pair.planes)
+
+
+def test_an_existing_file_is_kept_unless_forced(tmp_path):
+    path = tmp_path / "a.safetensors"
+    alignment().save(path)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="exists"):
+        alignment(1).save(path)
+    assert path.read_bytes() == before
+    alignment(1).save(path, force=True)
+    assert path.read_bytes() != before
+
+
+def damaged(kind: str, path) -> None:
+    if kind == "missing":
+        return
+    if kind == "no safetensors":
+        path.write_bytes(b"hello")
+        return
+    alignment().save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-9])
+        return
+    changes = {
+        "tensor gone": lambda: tensors.pop("layers.0.inner"),
+        "no permutation": lambda: tensors["layers.0.outer"].copy_(torch.tensor([0, 0, 1])),
+        "not finite": lambda: tensors["layers.1.query_key.matrix"].fill_(float("nan")),
+        "another shape": lambda: tensors.update({"layers.0.key_shift": torch.zeros(3, 3, dtype=torch.float64)}),
+        "another type": lambda: tensors.update({"layers.0.key_shift": torch.zeros(3, 2)}),
+        "no header": lambda: metadata.pop("isobasin"),
+        "other header": lambda: metadata.update({"isobasin": json.dumps({"layers": 3})}),
+    }
+    changes[kind]()
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing",
+        "no safetensors",
+        "truncated",
+        "tensor gone",
+        "no permutation",
+        "not finite",
+        "another shape",
+        "another type",
+        "no header",
+        "other header",
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(kind, tmp_path):
+    path = tmp_path / "a.safetensors"
+    damaged(kind, path)
+    with pytest.raises(AlignmentError) as caught:
+        Alignment.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_composition_refuses_another_architecture():
+    made = alignment()
+    for other, reason in (
+        (replace(made, model_type="other"), "other"),
+        (alignment(groups=GROUPS[:1]), "1"),
+        (alignment(groups=GROUPS[::-1]), "layer 0"),
+    ):
+        with pytest.raises(AlignmentError, match=reason):
+            made.compose(other)
+
+
+def test_json_and_notebook_show_every_layer():
+    made = alignment()
+    plain = json.loads(json.dumps(made.to_json(), allow_nan=False))
+    assert [layer["layer"] for layer in plain["layers"]] == [0, 1]
+    assert sorted(plain["layers"][0]["head_permutation"]) == list(range(6))
+    assert plain["distance"] == {"before": pytest.approx(3 * 2**0.5), "after": pytest.approx(2**0.5)}
+    assert "2 layers" in repr(made)
+    assert made._repr_html_().count("<tr>") == 3
+    assert json.dumps(made.inverse().to_json(), allow_nan=False)

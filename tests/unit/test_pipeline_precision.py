@@ -1,0 +1,112 @@
+"""16-bit checkpoints: rounding is predicted, maps are capped, and nothing is changed silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import isobasin
+from isobasin.errors import IsobasinError, VerificationError
+from isobasin.matching import circuits
+from isobasin.model import open_model
+from isobasin.symmetries import attention
+from isobasin.testing.assertions import assert_function_preserved
+from isobasin.testing.tiny import tiny
+
+HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+MODELS = pytest.mark.parametrize("model_type", ["gpt2", "llama", "gpt_neox", "qwen2"])
+
+
+def read(folder: Path):
+    with open_model(folder) as model:
+        return [(site.group, site.read(model.stored(site))) for site in model.specification.sites]
+
+
+@HALVES
+@MODELS
+def test_the_effect_of_rounding_is_predicted(model_type, dtype, tmp_path):
+    """Layer by layer within a factor of 3 of what writing the file did to the circuits."""
+    original = tiny(model_type).save(tmp_path / "original", dtype=torch.float32)
+    other = tiny(model_type).save(tmp_path / "other", seed=1, dtype=torch.float32)
+    found = isobasin.align(original, other, tmp_path / "out", dtype=dtype)
+    assert found.verified.equal
+    for layer, (group, before), (_, written) in zip(found.layers, read(other), read(tmp_path / "out"), strict=True):
+        moved = attention.act(group, layer.element, before)
+        measured = float(circuits.circuit_error(group, moved, written))
+        assert measured / 3 < layer.statistics.rounding < measured * 3
+        assert layer.statistics.rounding > 1e-4
+
+
+@HALVES
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+@pytest.mark.parametrize("limit", [None, 20.0])
+def test_maps_are_capped_and_that_is_reported(model_type, dtype, limit, tmp_path):
+    """The way back from a scramble at condition 1e3 needs maps that a 16-bit file can't hold."""
+    original = tiny(model_type).save(tmp_path / "original")
+    isobasin.scramble(original, tmp_path / "scrambled", seed=3, condition=1e3)
+    found = isobasin.align(original, tmp_path / "scrambled", tmp_path / "out", dtype=dtype, max_condition=limit)
+    assert found.verified.equal
+    for layer in found.layers:
+        assert layer.statistics.status == "capped"
+        sizes = torch.linalg.svdvals(layer.element.value_output.matrix)
+        assert (sizes[:, 0] <= sizes[:, -1] * (limit or 100.0) * (1 + 1e-9)).all()
+        assert 0 < layer.statistics.distance_after < layer.statistics.distance_before
+    assert_function_preserved(tmp_path / "scrambled", tmp_path / "out", found.verified.tolerance)
+
+
+@HALVES
+def test_without_a_cap_the_scrambles_inverse_is_found(dtype, tmp_path):
+    original = tiny("gpt2").save(tmp_path / "original")
+    isobasin.scramble(original, tmp_path / "scrambled", seed=3, condition=1e3)
+    found = isobasin.align(original, tmp_path / "scrambled", tmp_path / "out", dtype=dtype, max_condition=1e6)
+    assert [layer.statistics.status for layer in found.layers] == ["exact", "exact"]
+    eps = torch.finfo(dtype).eps
+    for (_, one), (_, other) in zip(read(original), read(tmp_path / "out"), strict=True):
+        for name, tensor in one.tensors().items():
+            assert float((tensor - getattr(other, name)).norm() / tensor.norm()) < eps, name
+
+
+ACCEPTED = [(torch.float16, 10.0), (torch.float16, 1e3), (torch.bfloat16, 10.0)]
+REFUSED = [(torch.float16, 1e5), (torch.bfloat16, 1e3), (torch.bfloat16, 1e5)]
+
+
+@pytest.mark.parametrize(("dtype", "condition"), ACCEPTED, ids=str)
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_16_bit_result_differs_by_no_more_than_is_reported(model_type, dtype, condition, tmp_path):
+    original = tiny(model_type).save(tmp_path / "original", dtype=torch.float32)
+    moved = isobasin.scramble(original, tmp_path / "out", seed=4, condition=condition, dtype=dtype)
+    assert moved.verified.max_rel <= moved.verified.tolerance <= 0.25
+    difference = assert_function_preserved(original, tmp_path / "out", 2 * moved.verified.tolerance)
+    assert difference > torch.finfo(dtype).eps / 10
+
+
+@pytest.mark.parametrize(("dtype", "condition"), REFUSED, ids=str)
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_an_ill_conditioned_16_bit_result_is_refused(model_type, dtype, condition, tmp_path):
+    """Never a silent change: the error says what to do, and nothing is written."""
+    original = tiny(model_type).save(tmp_path / "original", dtype=torch.float32)
+    with pytest.raises(VerificationError, match="--max-condition"):
+        isobasin.scramble(original, tmp_path / "out", seed=4, condition=condition, dtype=dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["original"]
+
+
+@HALVES
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_model_scrambled_at_1e3_and_stored_in_16_bits(model_type, dtype, tmp_path):
+    """What rounding lost can't come back, but the move itself is capped and keeps the function of its input."""
+    original = tiny(model_type).save(tmp_path / "original", dtype=torch.float32)
+    isobasin.scramble(original, tmp_path / "scrambled", seed=5, condition=1e3, dtype=dtype, verify=False)
+    found = isobasin.align(original, tmp_path / "scrambled", tmp_path / "out")
+    assert found.verified.equal
+    assert [layer.statistics.status for layer in found.layers] == ["capped", "capped"]
+    assert found.distance()["after"] < 0.5 * found.distance()["before"]
+    assert_function_preserved(tmp_path / "scrambled", tmp_path / "out", 2 * found.verified.tolerance)
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.0, -1.0, float("nan")])
+def test_a_limit_below_one_is_refused(limit, tmp_path):
+    original = tiny("gpt2").save(tmp_path / "original")
+    with pytest.raises(IsobasinError, match="at least 1"):
+        isobasin.align(original, original, max_condition=limit)
