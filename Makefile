@@ -58,7 +58,9 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/solvers.py
+	$(BIN)/python benchmarks/checkpoints.py time
+	$(BIN)/python benchmarks/checkpoints.py memory
 
 clean:
 	rm -rf build dist demo-output .pytest_cache .ruff_cache .hypothesis .import_linter_cache

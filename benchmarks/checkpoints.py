@@ -126,9 +126,9 @@ def bench_time(folder: Path, threads: int, rounds: int) -> None:
             floor = moving + flops / rate
             steps = [layer.statistics.iterations for layer in alignment.layers]
             print(
-                f"{name}, {kind}: {seconds:.2f} s, floor {floor:.2f} s (bytes {moving:.2f}, products {flops / rate:.2f} "
-                f"at {rate / 1e9:.0f} GFLOP/s), ratio {seconds / floor:.2f}; {min(steps)}-{max(steps)} steps; "
-                f"{threads} thread(s)"
+                f"{name}, {kind}: {seconds:.2f} s, floor {floor:.2f} s (bytes {moving:.2f}, products "
+                f"{flops / rate:.2f} at {rate / 1e9:.0f} GFLOP/s), ratio {seconds / floor:.2f}; "
+                f"{min(steps)}-{max(steps)} steps; {threads} thread(s)"
             )
 
 

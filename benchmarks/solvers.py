@@ -30,7 +30,7 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def gl_pairs(generator: torch.Generator) -> dict[str, Sides]:
-    """Reference and model sides `(A_L, B_L, A_R, B_R)` of one layer's Q-K (with the query bias row), by kind of pair."""
+    """Sides `(A_L, B_L, A_R, B_R)` of one layer's Q-K (with the query bias row), by kind of pair."""
 
     def side(rows: int = WIDTH) -> Tensor:
         return 0.02 * normal(generator, HEADS, rows, FEATURES)
@@ -105,7 +105,7 @@ def bench_rotary(rounds: int) -> None:
     gap = (problem.objective(u) - problem.objective(v)) / (problem.eta_left * problem.eta_right).sqrt()
     print(
         f"H, {PLANES} planes: ours {ours:.3f} s   scalar Brent {brent:.2f} s = {brent / ours:.1f}x   worst plane, "
-        f"(ours - theirs) / scale = {float(gap.max()):.1e}; Brent higher by more than 1e-6 on {int((gap < -1e-6).sum())}"
+        f"(ours - theirs) / scale = {float(gap.max()):.1e}; Brent higher by > 1e-6 on {int((gap < -1e-6).sum())}"
     )
 
 

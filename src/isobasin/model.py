@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -155,8 +156,25 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[
         yield Checkpoint.open(resolve(source, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
         return
     with tempfile.TemporaryDirectory(prefix="isobasin-") as folder:
-        source.save_pretrained(folder)
+        with quiet_transformers():
+            source.save_pretrained(folder)
         yield Checkpoint.open(folder)
+
+
+@contextmanager
+def quiet_transformers() -> Generator[None]:
+    """No progress bars or warnings of transformers while it saves or loads: they would mix with ours."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def understand(name: str, checkpoint: Checkpoint) -> Model:

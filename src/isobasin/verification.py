@@ -8,11 +8,9 @@ other tensors value by value.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import logging
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, CheckpointError
-from isobasin.model import Model
+from isobasin.model import Model, quiet_transformers
 from isobasin.symmetries.attention import attend
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -168,7 +166,7 @@ def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
     import transformers
 
     torch.manual_seed(seed)
-    with _quiet():
+    with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
             name = (config.architectures or ["AutoModel"])[0]
@@ -177,22 +175,6 @@ def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{folder}: transformers can't load it ({reason}): check the checkpoint") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """No progress bars or warnings of transformers while it loads."""
-    from transformers.utils import logging as transformers_logging
-
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _inputs(model: Any, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -72,6 +72,13 @@ def test_composition_is_associative_and_has_a_unit(block: Block, x: int, y: int,
 
 
 @given(blocks(), seeds())
+def test_sampled_shifts_are_zero_where_the_group_has_none(block: Block, seed: int):
+    g = element(block.group, seed)
+    assert bool(g.key_shift.any()) == block.group.key_shift
+    assert bool(g.value_shift.any()) == block.group.value_shift
+
+
+@given(blocks(), seeds())
 def test_moving_keeps_heads_whole(block: Block, seed: int):
     """Every query head of the moved block is one head of the original: its own attention output is unchanged."""
     group, g = block.group, element(block.group, seed)

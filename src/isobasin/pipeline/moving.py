@@ -17,7 +17,7 @@ from isobasin.alignment import FILE_NAME, Alignment, LayerAlignment, LayerStatis
 from isobasin.checkpoints import Checkpoint, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.matching import circuits
-from isobasin.model import Model, Source, open_model, understand
+from isobasin.model import Model, Source, open_model, quiet_transformers, understand
 from isobasin.pipeline.settings import Progress, Running, check_condition, silent
 from isobasin.symmetries import attention
 from isobasin.verification import Verification, tolerance_of, verify_models
@@ -176,7 +176,8 @@ def deliver(
     with tempfile.TemporaryDirectory(prefix="isobasin-") as folder:
         path = Path(folder) / "model"
         verified = write(path)
-        fresh: Any = type(source).from_pretrained(path, dtype=source.dtype)
+        with quiet_transformers():
+            fresh: Any = type(source).from_pretrained(path, dtype=source.dtype)
         return Moved(None, fresh.to(source.device).train(source.training), verified)
 
 
