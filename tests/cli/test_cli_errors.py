@@ -18,7 +18,7 @@ from tiny_program import edit_config, edit_tensors
 from torch import Tensor
 from typer.testing import Result
 
-from isobasin.cli.failures import Terminated
+from isobasin.cli import failures
 
 Cli = Callable[..., Result]
 QKV = "transformer.h.1.attn.c_attn.weight"
@@ -285,19 +285,10 @@ def test_values_out_of_range(cli: Cli, models: dict[str, Path], tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def wrapped(stop: BaseException) -> RuntimeError:
-    """What Python makes of a signal that strikes in `__set_name__`, say."""
-    error = RuntimeError("Error calling __set_name__")
-    error.__cause__ = stop
-    return error
-
-
 @pytest.mark.parametrize(
     ("failure", "code", "naming"),
     [
         (KeyboardInterrupt(), 130, ("interrupted",)),
-        (wrapped(KeyboardInterrupt()), 130, ("interrupted",)),
-        (wrapped(Terminated(143)), 143, ("terminated",)),
         (RuntimeError("first\nsecond"), 70, ("RuntimeError", "first second", "ISOBASIN_DEBUG=1")),
         (OSError(errno.EIO, "Input/output error", "/some/[file]"), 2, ("/some/[file]: Input/output error",)),
     ],
@@ -315,6 +306,20 @@ def test_failures_of_other_kinds(
 
     monkeypatch.setattr("isobasin.pipeline.inventory.symmetry", fail)
     check_failed(cli("symmetry", models["a"]), *naming, code=code)
+
+
+@pytest.mark.parametrize(("number", "code", "line"), [(2, 130, "interrupted"), (15, 143, "terminated")])
+def test_a_signal_that_a_library_made_another_error_of(
+    number: int, code: int, line: str, cli: Cli, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*arguments: object, **options: object) -> None:
+        raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
+
+    monkeypatch.setattr("isobasin.pipeline.inventory.symmetry", fail)
+    monkeypatch.setattr(failures, "received", lambda: number)
+    result = cli("symmetry", models["a"])
+    check_failed(result, code=code)
+    assert result.stderr == f"error: {line}\n"
 
 
 def test_debugging_shows_the_traceback_too(

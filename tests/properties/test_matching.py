@@ -68,17 +68,14 @@ def unrelated(heads: int, n: int, seed: int) -> subspace.Core:
     return subspace.reduce(*(normal(generator, heads, 4 * n, n) for _ in range(4)))
 
 
-@pytest.mark.xfail(reason="some 4 % of unrelated heads end in another, up to 4 % higher minimum", strict=True)
-def test_newton_never_ends_above_the_paper_on_unrelated_heads():
-    problem = unrelated(200, 8, 0)
-    assert (subspace.gauss_newton(problem).objective <= paper.gradient_descent(problem).objective * (1 + 1e-6)).all()
-
-
-def test_newton_is_as_good_as_the_paper_on_unrelated_heads_on_average():
-    problem = unrelated(100, 8, 0)
-    found, published = subspace.gauss_newton(problem).objective, paper.gradient_descent(problem).objective
-    assert (found <= published * 1.05).all()
-    assert found.mean() <= published.mean()
+@pytest.mark.parametrize(("n", "above"), [(4, 0), (8, 0), (16, 2), (32, 2)])
+def test_newton_ends_above_the_paper_on_hardly_any_unrelated_heads(n: int, above: int):
+    """Of 200 heads each; from one start alone some 4 % do, by up to 4 %. On more of them the paper ends above."""
+    problem = unrelated(200, n, 0)
+    ours, published = subspace.gauss_newton(problem).objective, paper.gradient_descent(problem).objective
+    assert int((ours > published * (1 + 1e-6)).sum()) <= above
+    assert (ours <= published * 1.01).all()
+    assert int((published > ours * (1 + 1e-6)).sum()) >= 20
 
 
 @given(problems)

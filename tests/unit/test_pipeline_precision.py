@@ -68,8 +68,8 @@ def test_without_a_cap_the_scrambles_inverse_is_found(dtype, tmp_path):
             assert float((tensor - getattr(other, name)).norm() / tensor.norm()) < eps, name
 
 
-ACCEPTED = [(torch.float16, 10.0), (torch.float16, 1e3), (torch.bfloat16, 10.0)]
-REFUSED = [(torch.float16, 1e5), (torch.bfloat16, 1e3), (torch.bfloat16, 1e5)]
+ACCEPTED = [(torch.float16, 10.0), (torch.bfloat16, 10.0)]
+REFUSED = [(torch.float16, 1e3), (torch.float16, 1e5), (torch.bfloat16, 1e3), (torch.bfloat16, 1e5)]
 
 
 @pytest.mark.parametrize(("dtype", "condition"), ACCEPTED, ids=str)
@@ -77,7 +77,7 @@ REFUSED = [(torch.float16, 1e5), (torch.bfloat16, 1e3), (torch.bfloat16, 1e5)]
 def test_a_16_bit_result_differs_by_no_more_than_is_reported(model_type, dtype, condition, tmp_path):
     original = tiny(model_type).save(tmp_path / "original", dtype=torch.float32)
     moved = isobasin.scramble(original, tmp_path / "out", seed=4, condition=condition, dtype=dtype)
-    assert moved.verified.max_rel <= moved.verified.tolerance <= 0.25
+    assert moved.verified.max_rel <= moved.verified.tolerance <= 0.1
     difference = assert_function_preserved(original, tmp_path / "out", 2 * moved.verified.tolerance)
     assert difference > torch.finfo(dtype).eps / 10
 

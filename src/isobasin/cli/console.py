@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from isobasin.cli.signals import stop_if_asked
+
 DEBUG = "ISOBASIN_DEBUG"
 
 # In a pipe nothing needs to fit a screen: wide enough that no table or sentence is ever folded.
@@ -122,6 +124,7 @@ def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
         tasks: dict[str, TaskID] = {}
 
         def progress(step: str, done: int, total: int) -> None:
+            stop_if_asked()
             bars.update(first, visible=False)
             if step not in tasks:
                 tasks[step] = bars.add_task(step, total=None, count="")

@@ -11,18 +11,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Generator
-from types import FrameType
 
 import typer
 
 from isobasin.cli.console import DEBUG, complain, debugging
+from isobasin.cli.signals import Terminated, received, stop_if_asked
 from isobasin.errors import IsobasinError
 
 USER_ERROR, BUG, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
-
-
-class Terminated(SystemExit):
-    """The process was asked to end; an exception, so that half-written folders are removed on the way out."""
 
 
 @contextlib.contextmanager
@@ -31,6 +27,7 @@ def reported() -> Generator[None]:
     try:
         try:
             yield
+            stop_if_asked()
         finally:
             # Here a closed pipe can be handled; at exit Python would complain of it.
             sys.stdout.flush()
@@ -45,27 +42,12 @@ def reported() -> Generator[None]:
         raise typer.Exit(code) from error
 
 
-def catch_signals() -> None:
-    """Let SIGTERM and SIGHUP run the clean-up that an exception runs."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        # A signal that is ignored was meant to be (nohup).
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _terminate)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    # A second signal must not interrupt the clean-up that the first one started.
-    signal.signal(number, signal.SIG_IGN)
-    raise Terminated(128 + number)
-
-
 def _explained(error: BaseException) -> tuple[str, int]:
     """What to say of a failure, if anything, and the exit code."""
-    stop = _stop_behind(error)
-    if isinstance(stop, Terminated):
-        return "terminated", int(stop.code or 0)
-    if stop is not None or isinstance(error, typer.Abort):
+    number = received()
+    if number not in (None, signal.SIGINT):
+        return "terminated", 128 + number
+    if number is not None or isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return "interrupted", INTERRUPTED
     if isinstance(error, BrokenPipeError):
         _drop_stdout()
@@ -80,13 +62,6 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return _usage(error, usage()), USER_ERROR
     hint = f"this is a bug in isobasin; run with {DEBUG}=1 to see where"
     return f"unexpected {type(error).__name__}: {error} ({hint})", BUG
-
-
-def _stop_behind(error: BaseException | None) -> BaseException | None:
-    """The signal that caused a failure: it may strike where others turn it into an error of theirs."""
-    while error is not None and not isinstance(error, (KeyboardInterrupt, Terminated)):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _described(error: OSError) -> str:

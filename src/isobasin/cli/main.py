@@ -11,7 +11,8 @@ from typer.core import TyperGroup
 
 from isobasin import __version__
 from isobasin.cli import align, apply, demo, equivalent, interpolate, scramble, symmetry, verify
-from isobasin.cli.failures import catch_signals, reported
+from isobasin.cli.failures import reported
+from isobasin.cli.signals import catch_signals
 
 
 class _Program(TyperGroup):

@@ -22,9 +22,15 @@ from torch import Tensor
 # f below this share of ||A||² is rounding: the pair is matched exactly and there is nothing to gain.
 _EXACT = 1e-26
 # Steps that share one eigenbasis, conjugate-gradient steps inside one, and their relative accuracy.
-_REFRESH = 5
+_REFRESH = 8
 _CG_STEPS = 8
 _CG_TOLERANCE = 1e-2
+# A start whose f is this many times its rival's is not followed; later, one that this many more falls like its last
+# would not bring below the rival.
+_CLEAR = 2.0
+_HOPE = 100.0
+# Two starts whose U differ by less than the root of this share are on their way to one minimum.
+_SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -132,16 +138,18 @@ def balanced_start(core: Core) -> Tensor:
 
 
 def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 1e-8) -> SubspaceSolution:
-    """Minimise (1) by damped Gauss-Newton, corrected for large residuals, from the better of two starts.
+    """Minimise (1) by Gauss-Newton steps in a trust region, corrected for large residuals, from two starts.
 
     At `B'_L = B_L U^T`, `B'_R = B_R U^{-1}` with residuals `E = A - B'` and Grams `G`, the step `U <- (I + X) U` solves
 
-        G_R X + X G_L + μX - (S X^T + X^T S) = E_L^T B'_L - S,        S = B'_R^T E_R.               (2)
+        G_R X + X G_L - (S X^T + X^T S) = E_L^T B'_L - S,        S = B'_R^T E_R.                  (2)
 
     Without the bracket (the residual's own curvature) this is the Gauss-Newton equation, a Sylvester equation that
     two symmetric eigendecompositions solve; alone it crawls where residuals stay large, as between models trained
-    apart. So it is the preconditioner of a few conjugate-gradient steps on (2), cut at negative curvature. A step
-    is taken only if f falls; μ follows the ratio of the fall to the one predicted.
+    apart. So it is the preconditioner of a few conjugate-gradient steps on (2), which end at the trust region's edge
+    or follow negative curvature to it. A step is taken only if f falls.
+
+    (1) is not convex: where neither start is clearly nearer, both are followed until one has no hope.
 
     Args:
         core: The reduced problems.
@@ -150,24 +158,22 @@ def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 1e-8)
     """
     shape = core.b_left.shape
     flat = Core(*(x.reshape(-1, *x.shape[-2:]) for x in vars(core).values()))
-    u, f = _better_start(flat)
-    # All of f but what the top rows hold can't be moved: it is computed once.
-    top = flat.top()
-    state = _Descent(top, f - top.objective(u), flat.scale() * _EXACT, u, f)
-    active = (f > state.floor).nonzero().squeeze(-1)
-    for iteration in range(max_iterations):
+    state = _Descent(Core(*(torch.cat([x, x]) for x in vars(flat).values())), _starts(flat))
+    active = state.contenders()
+    for step in range(max_iterations):
         if not len(active):
             break
-        if iteration % _REFRESH == 0:
+        if step % _REFRESH == 0:
             state.refresh_basis(active)
         active = active[_step(state, active, tolerance)]
-    converged = torch.ones_like(f, dtype=torch.bool)
+    converged = torch.ones_like(state.f, dtype=torch.bool)
     converged[active] = False
+    best = state.f.reshape(2, -1).argmin(0) * len(flat.b_left) + torch.arange(len(flat.b_left), device=state.f.device)
     return SubspaceSolution(
-        state.u.reshape(*shape[:-2], shape[-1], shape[-1]),
-        state.f.reshape(shape[:-2]),
-        state.iterations.reshape(shape[:-2]),
-        converged.reshape(shape[:-2]),
+        state.u[best].reshape(*shape[:-2], shape[-1], shape[-1]),
+        state.f[best].reshape(shape[:-2]),
+        state.iterations.reshape(2, -1).amax(0).reshape(shape[:-2]),
+        converged[best].reshape(shape[:-2]),
     )
 
 
@@ -191,107 +197,129 @@ def cap_condition(core: Core, u: Tensor, limit: float) -> Tensor:
     return result
 
 
-class _Descent:
-    """Where every problem of a batch stands."""
+def _starts(core: Core) -> Tensor:
+    """Both starts of every problem, `(2b, n, n)`."""
+    return torch.cat([balanced_start(core), orthogonal_start(core)])
 
-    def __init__(self, core: Core, constant: Tensor, floor: Tensor, u: Tensor, f: Tensor) -> None:
-        self.core, self.constant, self.floor, self.u, self.f = core, constant, floor, u, f
-        self.damping = torch.full_like(f, 1e-2)
-        self.iterations = torch.zeros_like(f, dtype=torch.int64)
+
+class _Descent:
+    """Where every problem of a batch stands; its second half has the same problems from the other start."""
+
+    def __init__(self, core: Core, u: Tensor) -> None:
+        self.core, self.u, self.f = core.top(), u, core.objective(u).nan_to_num(torch.inf, torch.inf)
+        self.floor = core.scale() * _EXACT
+        self.left, self.right = self.moved(u)
+        # All of f but what the top rows hold can't be moved: it is computed once.
+        self.constant = (self.f - self.core.objective(u)).nan_to_num(0.0)
+        self.radius = torch.ones_like(self.f)
+        self.iterations = torch.zeros_like(self.f, dtype=torch.int64)
         self.basis = torch.zeros(2, *u.shape, dtype=u.dtype, device=u.device)
 
-    def moved(self, active: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B'_L, B'_R)`."""
-        core, u = self.core[active], self.u[active]
-        return core.b_left @ u.mT, _divide(core.b_right, u)
+    def moved(self, u: Tensor, active: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """`(B'_L, B'_R)` at U."""
+        return self.core.b_left[active] @ u.mT, _divide(self.core.b_right[active], u)
+
+    def rivals(self) -> Tensor:
+        """The f of the same problem from the other start."""
+        return self.f.roll(len(self.f) // 2)
+
+    def merged(self, active: Tensor) -> Tensor:
+        """Which active problems have come to where the same problem from the balanced start is."""
+        half = len(self.f) // 2
+        here, there = self.u[active], self.u[active % half]
+        return (active >= half) & (_squares(here - there) <= _SAME * _squares(there))
+
+    def contenders(self) -> Tensor:
+        """What is worth following: not exact, nor far above its rival, nor above an exact one."""
+        rivals = self.rivals()
+        return ((self.f > self.floor) & (rivals > self.floor) & (self.f <= _CLEAR * rivals)).nonzero().squeeze(-1)
 
     def refresh_basis(self, active: Tensor) -> None:
         """Eigenvectors of `(G_R, G_L)`; they serve several steps, since the Grams change little."""
-        left, right = self.moved(active)
+        left, right = self.left[active], self.right[active]
         self.basis[:, active] = torch.linalg.eigh(torch.stack([right.mT @ right, left.mT @ left])).eigenvectors
 
 
-def _better_start(core: Core) -> tuple[Tensor, Tensor]:
-    starts = torch.stack([balanced_start(core), orthogonal_start(core)])
-    values = torch.stack([core.objective(u) for u in starts]).nan_to_num(torch.inf, torch.inf)
-    best = values.argmin(0)
-    each = torch.arange(len(best), device=best.device)
-    return starts[best, each], values[best, each]
-
-
 def _step(state: _Descent, active: Tensor, tolerance: float) -> Tensor:
-    """One damped step of the active problems, in place; returns which of them go on."""
-    u, f, damping, constant = state.u[active], state.f[active], state.damping[active], state.constant[active]
-    x, predicted = _direction(state, active, damping)
+    """One step of the active problems, in place; returns which of them go on."""
+    left, right = state.left[active], state.right[active]
+    u, f, radius, core = state.u[active], state.f[active], state.radius[active], state.core[active]
+    x, predicted, at_edge = _direction(core, left, right, state.basis[:, active], radius)
     trial = u + x @ u
-    value = (state.core[active].objective(trial) + constant).nan_to_num(torch.inf)
+    left, right = state.moved(trial, active)
+    value = _squares(core.a_left - left) + _squares(core.a_right - right) + state.constant[active]
+    value = value.nan_to_num(torch.inf, torch.inf)
     gain = f - value
     better, ratio = gain > 0, gain / predicted.clamp(min=torch.finfo(f.dtype).tiny)
     taken = active[better]
     state.u[taken], state.f[taken] = trial[better], value[better]
+    state.left[taken], state.right[taken] = left[better], right[better]
     state.iterations[active] += 1
-    eased = torch.where(ratio > 0.75, damping * 0.4, torch.where(ratio < 0.25, damping * 3 + 1e-3, damping))
-    state.damping[active] = torch.where(better, eased, damping * 4 + 1e-2)
+    shrunk = 0.3 * torch.minimum(_squares(x).sqrt(), radius)
+    radius = torch.where(ratio < 0.25, shrunk, torch.where((ratio > 0.75) & at_edge, 2 * radius, radius))
+    state.radius[active] = radius
     done = better & (gain <= tolerance * f) & (ratio > 0.25)
-    stuck = ~better & ((damping > 1e4) | (predicted <= 1e-12 * f))
-    return ~(done | stuck | (value <= state.floor[active]))
+    stuck = ~better & ((radius < 1e-9) | (predicted <= 1e-12 * f))
+    hopeless = better & (value - state.rivals()[active] > _HOPE * gain)
+    return ~(done | stuck | hopeless | state.merged(active) | (value <= state.floor[active]))
 
 
-def _direction(state: _Descent, active: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """X of (2) and the fall of f that the quadratic model predicts for it, by preconditioned CG."""
-    core, (p_right, p_left) = state.core[active], state.basis[:, active]
-    left, right = state.moved(active)
+def _direction(core: Core, left: Tensor, right: Tensor, basis: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """X of (2), the fall of f that the quadratic model predicts for it, and whether it ends at the edge."""
+    p_right, p_left = basis
     s = right.mT @ (core.a_right - right)
     slope = p_right.mT @ ((core.a_left - left).mT @ left - s) @ p_left
     s, turn = p_right.mT @ s @ p_left, p_right.mT @ p_left
     right, left = right @ p_right, left @ p_left
     gram_right, gram_left = right.mT @ right, left.mT @ left
     curvature = _diagonal(gram_right).unsqueeze(-1) + _diagonal(gram_left).unsqueeze(-2)
-    lift = damping * curvature.mean((-2, -1)) + torch.finfo(curvature.dtype).tiny
-    _diagonal(gram_right).add_(lift.unsqueeze(-1))
+    # Directions without curvature (rank-deficient heads) must not be divided by zero.
+    lift = 1e-9 * curvature.mean((-2, -1), keepdim=True) + torch.finfo(curvature.dtype).tiny
 
-    def damped_hessian(x: Tensor) -> Tensor:
+    def hessian(x: Tensor) -> Tensor:
         # In the eigenbases, `turn` apart, S X^T is s x^T turn and X^T S is turn x^T s.
         image = torch.baddbmm(x @ gram_left, gram_right, x)
         image = torch.baddbmm(image, s, x.mT @ turn, alpha=-1)
         return torch.baddbmm(image, turn, x.mT @ s, alpha=-1)
 
-    x = _truncated_cg(damped_hessian, slope, curvature + lift[:, None, None])
-    predicted = 2 * _dot(slope, x) - _dot(x, damped_hessian(x)) + lift * _dot(x, x)
-    return p_right @ x @ p_left.mT, predicted
+    x, at_edge = _truncated_cg(hessian, slope, curvature + lift, radius)
+    return p_right @ x @ p_left.mT, 2 * _dot(slope, x) - _dot(x, hessian(x)), at_edge
 
 
-def _truncated_cg(matrix: Callable[[Tensor], Tensor], slope: Tensor, preconditioner: Tensor) -> Tensor:
-    """A few conjugate-gradient steps on `matrix(x) = slope`, preconditioned by a diagonal, each problem for itself.
+def _truncated_cg(
+    matrix: Callable[[Tensor], Tensor], slope: Tensor, preconditioner: Tensor, radius: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A few conjugate-gradient steps on `matrix(x) = slope` inside `||x|| <= radius`, each problem for itself.
 
-    A problem stops at its tolerance, or where the matrix is concave along the direction; if that is the first one,
-    the preconditioned slope itself is returned.
+    A problem stops at its tolerance, at the edge, or where a direction is concave: then at the edge along it
+    (Steihaug's method).
+
+    Returns:
+        x, and whether it is at the edge.
     """
     x, residual = torch.zeros_like(slope), slope.clone()
     z = p = residual / preconditioner
     energy = first = _dot(residual, z)
-    size = energy  # p^T preconditioner p, by its recurrence
     alive = energy > 0
-    for k in range(_CG_STEPS):
+    at_edge = torch.zeros_like(alive)
+    for _ in range(_CG_STEPS):
         image = matrix(p)
-        bend = _dot(p, image)
-        concave = bend <= 1e-6 * size
-        if k == 0:
-            x = torch.where((alive & concave)[:, None, None], p, x)
-        alive = alive & ~concave
-        length = torch.where(alive, energy / bend, 0.0)[:, None, None]
-        x.addcmul_(length, p)
-        residual.addcmul_(length, image, value=-1)
+        bend, xx, xp, pp = _dot(p, image), _squares(x), _dot(x, p), _squares(p)
+        length = energy / bend
+        leaves = (bend <= 1e-12 * pp) | (xx + 2 * length * xp + length.square() * pp >= radius.square())
+        to_edge = (-xp + (xp.square() + pp * (radius.square() - xx)).clamp(min=0).sqrt()) / pp
+        step = torch.where(alive, torch.where(leaves, to_edge, length), 0.0)[:, None, None]
+        x.addcmul_(step, p)
+        residual.addcmul_(step, image, value=-1)
+        at_edge |= alive & leaves
         z = residual / preconditioner
         next_energy = _dot(residual, z)
-        alive = alive & (next_energy > _CG_TOLERANCE**2 * first)
+        alive = alive & ~leaves & (next_energy > _CG_TOLERANCE**2 * first)
         if not alive.any():
             break
-        turn = torch.where(alive, next_energy / energy, 0.0)
-        p = torch.addcmul(z, turn[:, None, None], p)
-        size = next_energy + turn.square() * size
+        p = torch.addcmul(z, torch.where(alive, next_energy / energy, 0.0)[:, None, None], p)
         energy = torch.where(alive, next_energy, energy)
-    return x
+    return x, at_edge
 
 
 def _divide(x: Tensor, u: Tensor) -> Tensor:
@@ -302,6 +330,10 @@ def _divide(x: Tensor, u: Tensor) -> Tensor:
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product of every pair of matrices, `(b)`."""
     return (x.flatten(1).unsqueeze(-2) @ y.flatten(1).unsqueeze(-1)).flatten()
+
+
+def _squares(x: Tensor) -> Tensor:
+    return _dot(x, x)
 
 
 def _diagonal(x: Tensor) -> Tensor:

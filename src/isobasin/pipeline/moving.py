@@ -154,7 +154,7 @@ def _tolerance(alignment: Alignment, model: Model, moved: Model) -> float:
     """What rounding explains: the types' own tolerance, or more where ill-conditioned maps amplify it."""
     worst = max((layer.statistics.rounding for layer in alignment.layers), default=0.0)
     predicted = 10 * worst * math.sqrt(len(alignment.layers)) if math.isfinite(worst) else 0.0
-    return max(tolerance_of(model, moved), min(predicted, 0.25))
+    return max(tolerance_of(model, moved), min(predicted, 0.05))
 
 
 def counted(items: Iterable[dict[str, Tensor]], total: int, progress: Progress) -> Iterator[dict[str, Tensor]]:

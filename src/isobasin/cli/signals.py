@@ -1,0 +1,55 @@
+"""Signals that end the program: they become exceptions, so that half-written folders are removed on the way out.
+
+An exception that a signal raises can strike inside a library that drops it or makes another of it (torch does, where
+it asks Python for a sequence's length). So the signal is also remembered, for all who ask later.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class Terminated(SystemExit):
+    """The process was asked to end; the code is 128 plus the signal's number."""
+
+
+class _Handler:
+    """Raises on the first signal, and remembers it; only Ctrl-C insists when it is repeated.
+
+    Another SIGTERM must not interrupt the clean-up that the first one started.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None or number == signal.SIGINT:
+            self.received = self.received or number
+            raise _exception(number)
+
+
+def catch_signals() -> None:
+    """Handle Ctrl-C, SIGTERM and SIGHUP alike; a signal that the caller made us ignore (nohup) stays ignored."""
+    handler = _Handler()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, handler)
+
+
+def received() -> int | None:
+    """The signal that asked this process to end, if one did."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return next((handler.received for handler in handlers if isinstance(handler, _Handler)), None)
+
+
+def stop_if_asked() -> None:
+    """Raise again what a signal raised and someone dropped."""
+    number = received()
+    if number is not None:
+        raise _exception(number)
+
+
+def _exception(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(128 + number)

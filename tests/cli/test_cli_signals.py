@@ -1,0 +1,57 @@
+"""What the signal handler does, without killing anyone."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator
+
+import pytest
+
+from isobasin.cli.signals import Terminated, catch_signals, received, stop_if_asked
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Generator[None]:
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    for number in _NUMBERS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_signal_raises_and_is_remembered():
+    assert received() is None
+    catch_signals()
+    stop_if_asked()
+    with pytest.raises(Terminated) as caught:
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.code == 143
+    assert received() == signal.SIGTERM
+    with pytest.raises(Terminated):
+        stop_if_asked()
+
+
+def test_a_second_one_does_not_disturb_the_clean_up():
+    catch_signals()
+    with pytest.raises(Terminated):
+        signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGTERM)
+    assert received() == signal.SIGHUP
+
+
+def test_ctrl_c_insists():
+    catch_signals()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert received() == signal.SIGINT
+
+
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    catch_signals()
+    signal.raise_signal(signal.SIGHUP)
+    assert received() is None
