@@ -113,10 +113,12 @@ def bench_time(folder: Path, threads: int, rounds: int) -> None:
     torch.set_num_threads(threads)
     for name, shape in SHAPES.items():
         a, b = (make(folder / f"{name}-{seed}", shape, seed) for seed in (0, 1))
-        sibling = folder / f"{name}-sibling"
-        isobasin.scramble(a, sibling, seed=3, condition=10.0, verify=False)
+        near, sibling = folder / f"{name}-near", folder / f"{name}-sibling"
+        isobasin.interpolate(a, b, 0.1, near)
+        isobasin.scramble(near, sibling, seed=3, condition=10.0, verify=False)
+        shutil.rmtree(near)
         rate = measured_rate()
-        for kind, model in (("independent", b), ("scrambled copy", sibling)):
+        for kind, model in (("near and scrambled (0.9 A + 0.1 B)", sibling), ("independent", b)):
             with open_model(a) as one, open_model(model) as other:
                 moving, _ = best_of(rounds, lambda one=one, other=other: copy_bytes(one, other, folder / "copy"))
                 flops = sum(products(site.group, site.width) for site in other.specification.sites)
@@ -136,7 +138,7 @@ def bench_memory(folder: Path) -> None:
     peaks: dict[int, int] = {}
     for layers in (12, 48):
         a, b = (make(folder / f"deep{layers}-{s}", SHAPES["gpt2-small"], s, n_layer=layers) for s in (0, 1))
-        command = [sys.executable, __file__, "peak", "--folder", str(folder), str(a), str(b)]
+        command = [sys.executable, __file__, "peak", str(a), str(b), "--folder", str(folder)]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         size = sum(f.stat().st_size for f in b.glob("*.safetensors")) / 1e6
         peaks[layers] = found["peak"] - found["start"]
