@@ -128,7 +128,7 @@ class Alignment:
             AlignmentError: Naming the first difference.
         """
         if model_type != self.model_type:
-            raise AlignmentError(f"the alignment is for {self.model_type} models, {name} is for {model_type}")
+            raise AlignmentError(f"the alignment is for {self.model_type}, but {name} is {model_type}")
         if len(groups) != len(self.layers):
             raise AlignmentError(f"the alignment has {len(self.layers)} layers, {name} has {len(groups)}")
         for layer, group in zip(self.layers, groups, strict=True):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Source = Union[str, "os.PathLike[str]", "PreTrainedModel"]
 
 # Float64 weights held at once of each model, unless one layer alone is larger: small layers are matched together.
-_BATCH_BYTES = 64 * 2**20
+_BATCH_BYTES = 32 * 2**20
 
 
 class Blocks(ABC):

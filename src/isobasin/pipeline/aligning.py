@@ -22,6 +22,7 @@ from isobasin.matching.heads import HeadCost
 from isobasin.model import Blocks, Fingerprint, Source, TensorBlocks, batches, open_model, read_blocks
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Progress, Running, silent
+from isobasin.symmetries import attention
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verification import Verification, compare_blocks
@@ -122,6 +123,8 @@ def match_models(a: Blocks, b: Blocks, matching: Matching, running: Running) -> 
     sites, dtype = b.specification.sites, running.dtype or b.dtype()
     eps = max(torch.finfo(model.dtype()).eps for model in (a, b))
     prints = Fingerprint(), Fingerprint()
+    # What is kept is allocated before the large temporaries, which could not be returned to the system around it.
+    elements = [attention.identity(site.group) for site in sites]
     layers: list[LayerAlignment] = []
     checks: list[Verification] = []
     for batch in batches(sites):
@@ -133,9 +136,9 @@ def match_models(a: Blocks, b: Blocks, matching: Matching, running: Running) -> 
             group, reference, moving, method=matching.method, head_cost=matching.head_cost, max_condition=limit
         )
         statistics = _statistics(found, reference, moving, group, dtype, eps)
-        element = found.element.to("cpu")
         for position, index in enumerate(batch):
-            layers.append(LayerAlignment(sites[index].layer, group, element[position], statistics[position]))
+            elements[index].copy_(found.element[position])
+            layers.append(LayerAlignment(sites[index].layer, group, elements[index], statistics[position]))
             if running.verify:
                 checks.append(_checked(sites[index].name, group, moving[position], found.moved[position]))
     running.progress("matching", len(sites), len(sites))

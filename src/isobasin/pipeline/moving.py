@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import FILE_NAME, Alignment, LayerAlignment, LayerStatistics, condition_of
-from isobasin.checkpoints import Checkpoint, write_checkpoint
+from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.matching import circuits
 from isobasin.model import Model, Source, open_model, quiet_transformers, understand
@@ -75,6 +75,8 @@ def apply(
     """
     running = Running(device, dtype, verify, force, progress)
     with open_model(model, allow_pickle=allow_pickle) as opened:
+        if output is not None:
+            check_output(output, [opened.checkpoint.folder], force)
         predicted = _with_rounding(alignment, opened, running)
         return deliver(model, output, lambda folder: write_moved(predicted, opened, folder, running))
 

@@ -76,6 +76,11 @@ class AttentionElement:
         """One element of a batch."""
         return self.from_tensors({name: part[index] for name, part in self.tensors().items()})
 
+    def copy_(self, other: AttentionElement) -> None:
+        """Take over another element's values, whatever device they are on."""
+        for name, part in other.tensors().items():
+            self.tensors()[name].copy_(part)
+
     def to(self, device: torch.device | str) -> AttentionElement:
         """The same element on another device."""
         return self.from_tensors({name: part.to(device) for name, part in self.tensors().items()})
