@@ -218,10 +218,9 @@ class Alignment:
 
     def __repr__(self) -> str:
         distance = self.distance()
-        return (
-            f"Alignment({self.model_type}, {len(self.layers)} layers, distance {distance['before']:.4g} -> "
-            f"{distance['after']:.4g})"
-        )
+        known = not math.isnan(distance["before"])  # an inverse or a composition was never matched
+        gap = f", distance {distance['before']:.4g} -> {distance['after']:.4g}" if known else ""
+        return f"Alignment({self.model_type}, {len(self.layers)} layers{gap})"
 
     def _repr_html_(self) -> str:
         columns = ("layer", "distance_before", "distance_after", "condition", "iterations", "status")
