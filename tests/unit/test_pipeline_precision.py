@@ -110,3 +110,20 @@ def test_a_limit_below_one_is_refused(limit, tmp_path):
     original = tiny("gpt2").save(tmp_path / "original")
     with pytest.raises(IsobasinError, match="at least 1"):
         isobasin.align(original, original, max_condition=limit)
+
+
+def test_a_copy_that_was_stored_in_an_ill_conditioned_gauge_is_recognised(tmp_path):
+    """Its circuits carry the rounding of that gauge, which its weights of now don't show."""
+    original = tiny("llama").save(tmp_path / "original", dtype=torch.float32)
+    isobasin.scramble(original, tmp_path / "scrambled", seed=5, condition=1e3)
+    isobasin.align(original, tmp_path / "scrambled", tmp_path / "restored")
+    found = isobasin.equivalent(original, tmp_path / "restored")
+    assert found.equivalent
+    assert max(layer.circuit_error for layer in found.layers) > 1e-7
+
+
+def test_a_model_that_differs_a_little_is_not_equivalent(tmp_path):
+    original = tiny("llama").save(tmp_path / "original", dtype=torch.float32)
+    other = tiny("llama").save(tmp_path / "other", seed=1, dtype=torch.float32)
+    isobasin.interpolate(original, other, 1e-3, tmp_path / "near")
+    assert not any(layer.equivalent for layer in isobasin.equivalent(original, tmp_path / "near").layers)

@@ -20,8 +20,10 @@ from isobasin.pipeline.settings import Matching, Progress, Running, check_device
 from isobasin.symmetries import attention
 from isobasin.verification import Verification, rest_of, verify_models
 
-# Relative error of a circuit that counts as rounding: at least this, and at most that share of the circuit.
-_FLOOR, _CEILING = 1e-9, 0.25
+# Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in
+# an ill-conditioned gauge before, and at most that share of the circuit.
+_FLOORS = {torch.float64: 1e-9, torch.float32: 1e-4}
+_CEILING = 0.25
 # Entries of config.json that say nothing about the function.
 _BOOKKEEPING = {
     "_name_or_path",
@@ -169,7 +171,8 @@ def _evidence(a: Model, b: Model, index: int, layer: LayerAlignment) -> LayerEvi
     reference, model = site.read(a.stored(site)), other.read(b.stored(other))
     moved = attention.act(group, layer.element, model)
     blurs = [float(circuits.rounding(group, w, m.dtype())) for w, m in ((reference, a), (model, b))]
-    tolerance = min(max(5 * math.hypot(*blurs), _FLOOR), _CEILING)
+    floor = max(_FLOORS.get(m.dtype(), 0.0) for m in (a, b))
+    tolerance = min(max(5 * math.hypot(*blurs), floor), _CEILING)
     error, bias = (
         float(circuits.circuit_error(group, reference, moved)),
         float(circuits.bias_error(group, reference, moved)),
