@@ -116,11 +116,9 @@ def degeneracy(group: AttentionGroup, weights: AttentionWeights, tolerance: floa
         values = torch.linalg.svdvals(heads.reshape(-1, *heads.shape[-2:]))
         thin = (values[:, -1] <= tolerance * values[:, 0]) | (values[:, 0] == 0)
         deficient += [(name, int(i)) for i in thin.nonzero().flatten()]
-    blank = weights.map(torch.zeros_like)
-    similarity = torch.zeros_like(weights.value)
-    scores = AttentionWeights(
-        weights.query, weights.key, similarity, blank.output, weights.query_bias, weights.key_bias
-    )
+    # Without values the circuits are the attention scores alone, which is what must be distinct.
+    values, outputs = torch.zeros_like(weights.value), torch.zeros_like(weights.output)
+    scores = AttentionWeights(weights.query, weights.key, values, outputs, weights.query_bias, weights.key_bias)
     apart = head_costs(group, scores, scores, HeadCost.rotary).transpose(-3, -2).flatten(-2).flatten(0, 1)
     size = _score_norms(group, scores)
     near = apart <= (tolerance * torch.maximum(size.unsqueeze(0), size.unsqueeze(1))).square()

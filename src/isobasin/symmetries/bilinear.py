@@ -33,9 +33,6 @@ class BilinearElement:
     matrix: Tensor
     planes: Tensor
 
-    def __getitem__(self, index: int | tuple[Tensor, ...]) -> BilinearElement:
-        return BilinearElement(self.matrix[index], self.planes[index])
-
 
 def linear_part(group: BilinearGroup, x: Tensor) -> Tensor:
     """The unrotated columns of `x`, `(..., rows, n)`."""
