@@ -31,6 +31,10 @@ class AlignmentError(IsobasinError):
     """An alignment can't be read, or doesn't fit the model it is applied to."""
 
 
+class RecordError(IsobasinError):
+    """Records of a measurement can't be read, or belong to another run."""
+
+
 class VerificationError(IsobasinError):
     """The moved model doesn't compute what the original computes; nothing was written."""
 

@@ -1,4 +1,4 @@
-"""A checkpoint whose meaning is known: tensors on disk, seen as attention blocks a few layers at a time."""
+"""A checkpoint whose meaning is known: tensors on disk, seen as blocks a few layers at a time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Union
 import torch
 from torch import Tensor
 
-from isobasin.architectures.resolve import specification
-from isobasin.architectures.schema import AttentionSite, Specification
+from isobasin.architectures.resolve import check_feedforwards, specification
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Site, Specification
 from isobasin.checkpoints import Checkpoint, check_finite, resolve
-from isobasin.errors import TensorError
+from isobasin.errors import ArchitectureError, TensorError
 from isobasin.symmetries.weights import AttentionWeights, stack
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ _BATCH_BYTES = 32 * 2**20
 
 
 class Blocks(ABC):
-    """Tensors whose meaning is known: the attention blocks of a model, wherever its tensors are.
+    """Tensors whose meaning is known: the blocks of a model, wherever its tensors are.
 
     Attributes:
         name: What the user called it.
-        specification: The attention blocks.
+        specification: What the tensors mean.
     """
 
     name: str
@@ -50,7 +50,16 @@ class Blocks(ABC):
     def dtypes(self) -> Mapping[str, torch.dtype]:
         """The stored type of every tensor."""
 
-    def stored(self, site: AttentionSite) -> dict[str, Tensor]:
+    @abstractmethod
+    def feedforwards(self) -> tuple[FeedForwardSite, ...]:
+        """The feed-forward blocks, refused where their tensors are not what the specification says.
+
+        Raises:
+            ArchitectureError: None are known.
+            TensorError: A tensor is missing, misshapen or unexplained.
+        """
+
+    def stored(self, site: Site) -> dict[str, Tensor]:
         """The stored tensors of one block; quantised ones and values that are not finite are refused."""
         tensors = self.read(site.shapes())
         for name, tensor in tensors.items():
@@ -60,10 +69,11 @@ class Blocks(ABC):
         check_finite(tensors, self.name)
         return tensors
 
-    def dtype(self) -> torch.dtype:
-        """The coarsest type that an attention tensor is stored in."""
+    def dtype(self, *, feedforward: bool = False) -> torch.dtype:
+        """The coarsest type that a tensor of attention, or of feed-forward blocks as well, is stored in."""
         dtypes = self.dtypes()
-        kinds = {dtypes[name] for site in self.specification.sites for name in site.shapes()}
+        sites: list[Site] = [*self.specification.sites, *(self.feedforwards() if feedforward else ())]
+        kinds = {dtypes[name] for site in sites for name in site.shapes()}
         return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
 
 
@@ -74,7 +84,7 @@ class Model(Blocks):
     Attributes:
         name: What the user called it.
         checkpoint: The files.
-        specification: The attention blocks.
+        specification: What they mean.
     """
 
     name: str
@@ -89,6 +99,11 @@ class Model(Blocks):
         """The stored type of every tensor."""
         return {name: info.dtype for name, info in self.checkpoint.tensors.items()}
 
+    def feedforwards(self) -> tuple[FeedForwardSite, ...]:
+        """The feed-forward blocks, checked against the checkpoint's header."""
+        shapes = {name: info.shape for name, info in self.checkpoint.tensors.items()}
+        return check_feedforwards(self.specification, self.checkpoint.config, shapes, source=self.name)
+
     def parameters(self) -> int:
         """Number of stored values of the whole checkpoint."""
         return sum(prod(info.shape) for info in self.checkpoint.tensors.values())
@@ -101,7 +116,7 @@ class TensorBlocks(Blocks):
     Attributes:
         name: What to call them in messages.
         tensors: By name; those that the specification doesn't name are left alone.
-        specification: The attention blocks.
+        specification: What they mean.
 
     Raises:
         TensorError: A tensor is missing or misshapen.
@@ -112,7 +127,7 @@ class TensorBlocks(Blocks):
     specification: Specification
 
     def __post_init__(self) -> None:
-        for site in self.specification.sites:
+        for site in (*self.specification.sites, *self.specification.feedforwards):
             for name, shape in site.shapes().items():
                 if name not in self.tensors:
                     raise TensorError(f"{self.name}: tensor {name!r} is missing; the specification names it")
@@ -127,6 +142,12 @@ class TensorBlocks(Blocks):
     def dtypes(self) -> Mapping[str, torch.dtype]:
         """The type of every tensor."""
         return {name: tensor.dtype for name, tensor in self.tensors.items()}
+
+    def feedforwards(self) -> tuple[FeedForwardSite, ...]:
+        """The feed-forward blocks that the specification names."""
+        if not self.specification.feedforwards:
+            raise ArchitectureError(f"{self.name}: the specification names no feed-forward blocks")
+        return self.specification.feedforwards
 
 
 @contextmanager
@@ -197,17 +218,16 @@ def batches(sites: Sequence[AttentionSite], limit: int = _BATCH_BYTES) -> Iterat
 
 
 def _alike(one: AttentionSite, other: AttentionSite) -> bool:
-    biases = [[p.bias is None for p in s.projections.values()] for s in (one, other)]
-    return one.group == other.group and one.width == other.width and biases[0] == biases[1]
+    return one.group == other.group and one.width == other.width and one.biases == other.biases
 
 
 class Fingerprint:
-    """SHA-256 of a model's attention tensors, fed as they are read."""
+    """SHA-256 of the tensors that are matched, fed as they are read."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def update(self, site: AttentionSite, tensors: dict[str, Tensor]) -> None:
+    def update(self, site: Site, tensors: dict[str, Tensor]) -> None:
         """Add one block, in a fixed order and under names without prefix."""
         for role, projection in site.projections.items():
             for part in ("weight", "bias"):

@@ -2,15 +2,15 @@
 
 The whole models run one after the other, in float64 where that fits in memory (transformers itself keeps some
 steps in float32: RMSNorm, rotary tables, a few softmaxes and GPT-J's scores; two equal Llamas then agree to a few
-1e-6 only). Where a model doesn't fit, attention blocks are compared one by one on random hidden states, and all
-other tensors value by value.
+1e-6 only). Where a model doesn't fit, attention and feed-forward blocks are compared one by one on random hidden
+states, and all other tensors value by value.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ import psutil
 import torch
 from torch import Tensor
 
+from isobasin.architectures.schema import FeedForwardSite
 from isobasin.checkpoints import check_finite
-from isobasin.errors import ArchitectureError, CheckpointError
+from isobasin.errors import ArchitectureError, CheckpointError, TensorError
 from isobasin.model import Model, quiet_transformers
 from isobasin.symmetries.attention import attend
+from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -68,9 +70,10 @@ class Verification:
         }
 
 
-def tolerance_of(*models: Model) -> float:
-    """The default tolerance: that of the coarsest type among the models."""
-    return max(TOLERANCES.get(model.dtype(), TOLERANCES[torch.bfloat16]) for model in models)
+def tolerance_of(*models: Model, feedforward: bool = False) -> float:
+    """The default tolerance: that of the coarsest type of the models' attention, or feed-forward blocks as well."""
+    types = [model.dtype(feedforward=feedforward) for model in models]
+    return max(TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16]) for dtype in types)
 
 
 def verify_models(
@@ -90,7 +93,7 @@ def verify_models(
     if dtype is None:
         max_abs, max_rel = _compare_by_layer(a, b, seed, device)
         _explain(max_rel, a, b)
-        how = "attention blocks one by one on random hidden states, other tensors by value (too large to run whole)"
+        how = "blocks one by one on random hidden states, other tensors by value (too large to run whole)"
         return Verification(max_abs, max_rel, tolerance, how)
     outputs = [_outputs(model.checkpoint.folder, dtype, seed, device) for model in (a, b)]
     if outputs[0].keys() != outputs[1].keys():
@@ -165,12 +168,14 @@ def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
     """
     import transformers
 
+    from isobasin import models
+
     torch.manual_seed(seed)
     with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
             name = (config.architectures or ["AutoModel"])[0]
-            head = getattr(transformers, name, transformers.AutoModel)
+            head = getattr(transformers, name, None) or getattr(models, name, transformers.AutoModel)
             return head.from_pretrained(folder, dtype=dtype).eval()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -232,26 +237,65 @@ def compare_blocks(
     return Verification(*_differences(*outputs), tolerance, "attention blocks one by one on random hidden states")
 
 
+def compare_feedforward(
+    activation: str, a: FeedForwardWeights, b: FeedForwardWeights, *, tolerance: float = 1e-6, seed: int = 0
+) -> Verification:
+    """Compare the functions of two feed-forward blocks in float64 on random hidden states.
+
+    Args:
+        activation: Its name in transformers.
+        a: The original, without leading dimensions.
+        b: The other one.
+        tolerance: Relative difference that counts as equal.
+        seed: Of the hidden states.
+    """
+    from transformers.activations import ACT2FN
+
+    if activation not in ACT2FN:
+        raise ArchitectureError(f"activation {activation!r} is unknown to transformers; name one that it has")
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(2 * max(_LENGTHS), a.up.shape[-1], generator=generator, dtype=torch.float64).to(a.up.device)
+    outputs = [{"block": feed_forward(weights, ACT2FN[activation], hidden)} for weights in (a, b)]
+    return Verification(*_differences(*outputs), tolerance, "feed-forward blocks one by one on random hidden states")
+
+
 def _compare_by_layer(a: Model, b: Model, seed: int, device: str) -> tuple[float, float]:
-    """Every attention block on random hidden states, and every other tensor by value."""
-    max_abs, max_rel = _compare_rest(a, b)
+    """Every block of either kind on random hidden states, and every other tensor by value."""
+    pairs = list(zip(known_feedforwards(a), known_feedforwards(b), strict=False))
+    max_abs, max_rel = _compare_rest(a, b, [one for one, _ in pairs], [other for _, other in pairs])
     for one, other in zip(a.specification.sites, b.specification.sites, strict=True):
         blocks = [site.read(model.stored(site), device) for model, site in ((a, one), (b, other))]
         found = compare_blocks(one.group, *blocks, seed=seed)
         max_abs, max_rel = max(max_abs, found.max_abs), max(max_rel, found.max_rel)
+    for one, other in pairs:
+        if one.activation != other.activation:
+            return float("inf"), float("inf")
+        blocks = [site.read(model.stored(site), device) for model, site in ((a, one), (b, other))]
+        found = compare_feedforward(one.activation, *blocks, seed=seed)
+        max_abs, max_rel = max(max_abs, found.max_abs), max(max_rel, found.max_rel)
     return max_abs, max_rel
 
 
-def rest_of(model: Model) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor outside the attention blocks."""
-    known = {name for site in model.specification.sites for name in site.shapes()}
+def known_feedforwards(model: Model) -> Sequence[FeedForwardSite]:
+    """The feed-forward blocks of a model; none where anything about them is not understood."""
+    try:
+        return model.feedforwards()
+    except (ArchitectureError, TensorError):
+        return ()
+
+
+def rest_of(model: Model, feedforwards: Sequence[FeedForwardSite] = ()) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor outside the attention blocks and these feed-forward blocks."""
+    known = {name for site in (*model.specification.sites, *feedforwards) for name in site.shapes()}
     return {name: info.shape for name, info in model.checkpoint.tensors.items() if name not in known}
 
 
-def _compare_rest(a: Model, b: Model) -> tuple[float, float]:
-    """Differences of all tensors outside the attention blocks; infinite where one is only in one model."""
-    names = rest_of(a)
-    if names != rest_of(b):
+def _compare_rest(
+    a: Model, b: Model, ours: Sequence[FeedForwardSite], theirs: Sequence[FeedForwardSite]
+) -> tuple[float, float]:
+    """Differences of all tensors outside the blocks; infinite where one is only in one model."""
+    names = rest_of(a, ours)
+    if names != rest_of(b, theirs):
         return float("inf"), float("inf")
     max_abs = max_rel = 0.0
     for name in names:

@@ -162,7 +162,7 @@ def test_equivalent_says_where_the_theorem_fails(cli: Cli, models: dict[str, Pat
 
 def test_symmetry_counts(cli: Cli, models: dict[str, Path]):
     found = parsed(cli("symmetry", models["llama"], "--json"))
-    assert found.keys() == {"layers", "dimension", "parameters"}
+    assert found.keys() == {"layers", "dimension", "parameters", "feedforward"}
     # Two key/value heads of four features: (C*)^2 on queries and keys, GL(4) on values and outputs.
     expected = {"layer": 0, "group": "(QK (C*)^2 × VO GL(4))^2 ⋊ S_2 wr S_2", "dimension": 40, "parameters": 768}
     assert found["layers"][0] == expected
@@ -171,6 +171,52 @@ def test_symmetry_counts(cli: Cli, models: dict[str, Path]):
     assert f"Layers 0, 1: {expected['group']}" in human
     rows = [line.split() for line in human.splitlines()]
     assert ["all", "attention", "80", "1,536", "5.21%"] in rows
+    # Three projections of 24 units of width 16; up and down trade one number for each unit.
+    units = {"layer": 1, "group": "(R*)^24 ⋊ S_24", "dimension": 24, "parameters": 1152}
+    assert found["feedforward"] == {"layers": [{**units, "layer": 0}, units], "dimension": 48}
+    assert "Layers 0, 1, feed-forward: (R*)^24 ⋊ S_24" in human
+    assert ["all", "feed-forward", "48", "2,304", "2.08%"] in rows
+    assert any(row[:3] == ["whole", "model", "128"] for row in rows)
+
+
+def test_feedforward_blocks_are_scrambled_aligned_and_recognised(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    original, scrambled, out = models["llama"], tmp_path / "scrambled", tmp_path / "out"
+    moved = parsed(cli("scramble", original, "-o", scrambled, "--feedforward", "--seed", "2", "--json"))
+    assert moved["verified"]["equal"] is True
+    before, between = (load_file(folder / "model.safetensors") for folder in (original, scrambled))
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert (before[name] - between[name]).abs().max() > 0.1
+
+    equivalent = cli("equivalent", original, scrambled, "--json")
+    assert equivalent.exit_code == 0
+    assert parsed(equivalent)["moved_feedforward"] == [0, 1]
+    words = cli("equivalent", original, scrambled).stdout
+    assert "Feed-forward blocks of layers 0, 1 are equal after a move of their units." in words
+    assert "Equivalent: a move of the attention and feed-forward weights carries B to A." in words
+
+    found = parsed(cli("align", original, scrambled, "-o", out, "--feedforward", "--json"))
+    assert found["feedforward"]["distance"]["after"] < 1e-5 * found["feedforward"]["distance"]["before"]
+    assert [layer["status"] for layer in found["feedforward"]["layers"]] == ["exact", "exact"]
+    assert all(layer["units"] == 24 >= layer["moved_units"] > 12 for layer in found["feedforward"]["layers"])
+    after = load_file(out / "model.safetensors")
+    assert all((before[name] - after[name]).abs().max() < 1e-4 for name in before)
+    again = parsed(cli("apply", out, scrambled, "-o", tmp_path / "again", "--json"))
+    assert again["verified"]["equal"] is True
+    assert (load_file(tmp_path / "again" / "model.safetensors")[name] == after[name]).all()
+
+
+def test_without_the_option_feedforward_blocks_stay(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    found = parsed(cli("align", models["a"], models["b"], "-o", tmp_path / "out", "--no-verify", "--json"))
+    assert "feedforward" not in found
+    before, after = (load_file(folder / "model.safetensors") for folder in (models["b"], tmp_path / "out"))
+    assert all((before[name] == after[name]).all() for name in before if ".mlp." in name)
+
+
+def test_align_prints_a_table_of_feedforward_blocks(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    shown = cli("align", models["a"], models["b"], "-o", tmp_path / "out", "--feedforward", "--no-verify").stdout
+    assert "Feed-forward weights: distance to the reference" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert sum(row[1:2] == ["64"] and row[-1:] == ["optimal"] for row in rows) == 2
 
 
 def test_interpolate_is_the_straight_line(cli: Cli, models: dict[str, Path], tmp_path: Path):

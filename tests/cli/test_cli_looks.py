@@ -67,7 +67,9 @@ def test_the_widest_rows_fit(columns: int, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("COLUMNS", str(columns))
     statuses = ("exact", "converged", "max-iterations", "capped", "capped")
     layers = tuple(_layer(98 + i, status, 64) for i, status in enumerate(statuses))
-    alignment: Any = SimpleNamespace(layers=layers, distance=lambda: {"before": 123456.0, "after": math.nan})
+    alignment: Any = SimpleNamespace(
+        layers=layers, feedforward=(), distance=lambda: {"before": 123456.0, "after": math.nan}
+    )
     show(*alignment_report(alignment, None))
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80 or columns > 80
@@ -98,12 +100,18 @@ def test_the_evidence_fits_a_screen(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         degeneracy=degeneracy,
     )
     found: Any = SimpleNamespace(
-        layers=(layer,), other_tensors=("[bold]x",) * 7, configuration=("n_ctx",), equivalent=False, conclusive=False
+        layers=(layer,),
+        feedforward=(0, 1, 2),
+        other_tensors=("[bold]x",) * 7,
+        configuration=("n_ctx",),
+        equivalent=False,
+        conclusive=False,
     )
     show(*equivalence_report(found))
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "key is rank-deficient in heads 0, 3." in shown
+    assert "Feed-forward blocks of layers 0–2 are equal after a move of their units." in shown
     assert "duplicate heads, with equal attention scores: 0 and 1, 2 and 5." in shown
     assert "[bold]x and 2 more." in shown
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers.activations import ACT2FN
 
 import isobasin
 from isobasin.alignment import Alignment
+from isobasin.architectures.schema import FeedForwardSite
 from isobasin.model import open_model
 from isobasin.symmetries import attention
+from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
@@ -113,14 +116,62 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
+def feedforward_sites(folder: Path) -> tuple[FeedForwardSite, ...]:
+    """The feed-forward blocks of a checkpoint."""
+    with open_model(folder) as model:
+        return model.feedforwards()
+
+
+def feedforwards(folder: Path) -> list[tuple[FeedForwardSite, FeedForwardWeights]]:
+    """Feed-forward block and its weights of every layer of a checkpoint."""
+    stored = tensors(folder)
+    return [(site, site.read(stored)) for site in feedforward_sites(folder)]
+
+
+def feedforward_names(folder: Path) -> set[str]:
+    """Names of all feed-forward tensors."""
+    return {name for site in feedforward_sites(folder) for name in site.shapes()}
+
+
+def assert_feedforwards_preserved(a: Path, b: Path, tolerance: float = 1e-9) -> None:
+    """Every layer's plain feed-forward block in float64, at random hidden states."""
+    generator = torch.Generator().manual_seed(7)
+    for (site, one), (other_site, other) in zip(feedforwards(a), feedforwards(b), strict=True):
+        assert (site.group, site.activation) == (other_site.group, other_site.activation)
+        hidden = torch.randn(50, site.width, generator=generator, dtype=torch.float64)
+        outputs = [feed_forward(weights, ACT2FN[site.activation], hidden) for weights in (one, other)]
+        found = relative_difference(*outputs)
+        assert found <= tolerance, f"layer {site.layer}: feed-forward block differs by {found:.3g}"
+
+
+def feedforward_distance(a: Path, b: Path) -> float:
+    """The largest `||A - B|| / ||A||` of any weight or bias that moves with units."""
+    pairs = zip(feedforwards(a), feedforwards(b), strict=True)
+    parts = [(t, getattr(y, n)) for (_, x), (_, y) in pairs for n, t in x.tensors().items() if n != "down_bias"]
+    return max(float((t - other).norm() / t.norm()) for t, other in parts)
+
+
+def assert_tensors_equal(a: Path, b: Path, names: set[str], tolerance: float) -> None:
+    """Every one of these stored tensors is the same up to a relative distance."""
+    old, new = tensors(a), tensors(b)
+    for name in names:
+        found = float((new[name].double() - old[name].double()).norm() / old[name].double().norm())
+        assert found <= tolerance, f"{name} is {found:.3g} from the original"
+
+
 def assert_same_apart_from_attention(original: Path, moved: Path) -> None:
     """Shards, keys, dtypes, shapes, metadata and all other tensors and files are what they were, to the bit."""
+    assert_same_apart_from(attention_names(original), original, moved)
+
+
+def assert_same_apart_from(names: set[str], original: Path, moved: Path) -> None:
+    """The same, apart from these tensors."""
     assert [p.name for p in weight_files(original)] == [p.name for p in weight_files(moved)]
     for path in weight_files(original):
         assert header(path) == header(moved / path.name)
         assert list(header(path)) == list(header(moved / path.name))
     old, new = tensors(original), tensors(moved)
-    for name in old.keys() - attention_names(original):
+    for name in old.keys() - names:
         assert torch.equal(bits(old[name]), bits(new[name])), name
     weights = {path.name for path in weight_files(original)}
     others = {str(p.relative_to(original)) for p in original.rglob("*") if p.is_file()} - weights

@@ -10,9 +10,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from isobasin.alignment import Alignment, LayerAlignment, LayerStatistics
+from isobasin.alignment import (
+    Alignment,
+    FeedForwardAlignment,
+    FeedForwardStatistics,
+    LayerAlignment,
+    LayerStatistics,
+)
 from isobasin.errors import AlignmentError, OutputError
-from isobasin.symmetries import attention
+from isobasin.symmetries import attention, feedforward
+from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.testing.strategies import make_group
 
 GROUPS = [
@@ -30,6 +37,18 @@ def alignment(seed: int = 0, groups=GROUPS) -> Alignment:
     return Alignment("made-up", layers, {"operation": "test", "model": "ü"})
 
 
+UNITS = [FeedForwardGroup(5, Scale.signed, Scale.positive, 2), FeedForwardGroup(3)]
+
+
+def with_feedforward(seed: int = 0, units=UNITS) -> Alignment:
+    generator = torch.Generator().manual_seed(seed)
+    moved = tuple(
+        FeedForwardAlignment(i, group, feedforward.sample(group, generator), FeedForwardStatistics(4.0, 2.0, "optimal"))
+        for i, group in enumerate(units)
+    )
+    return replace(alignment(seed), feedforward=moved)
+
+
 def test_load_reads_what_save_wrote_to_the_bit(tmp_path):
     made = alignment()
     made.save(tmp_path / "a.safetensors")
@@ -41,6 +60,27 @@ def test_load_reads_what_save_wrote_to_the_bit(tmp_path):
         for name, part in one.element.tensors().items():
             assert torch.equal(part, other.element.tensors()[name]), name
             assert part.dtype == other.element.tensors()[name].dtype
+
+
+def test_feedforward_is_kept_to_the_bit(tmp_path):
+    made = with_feedforward()
+    made.save(tmp_path / "a.safetensors")
+    found = Alignment.load(tmp_path / "a.safetensors")
+    assert [layer.to_json() for layer in found.layers] == [layer.to_json() for layer in made.layers]
+    for one, other in zip(made.feedforward, found.feedforward, strict=True):
+        assert (one.layer, one.group, one.statistics) == (other.layer, other.group, other.statistics)
+        for name, part in one.element.tensors().items():
+            assert torch.equal(part, other.element.tensors()[name]), name
+
+
+def test_a_file_without_feedforward_has_the_form_that_it_always_had(tmp_path):
+    alignment().save(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["isobasin"])
+        assert file.metadata()["format"] == "1"
+        assert all(name.startswith("layers.") for name in file.keys())  # noqa: SIM118, not a dictionary
+    assert header.keys() == {"model_type", "provenance", "layers"}
+    assert Alignment.load(tmp_path / "a.safetensors").feedforward == ()
 
 
 def test_a_lazily_conjugated_element_is_saved_as_its_values(tmp_path):
@@ -69,7 +109,7 @@ def damaged(kind: str, path) -> None:
     if kind == "no safetensors":
         path.write_bytes(b"hello")
         return
-    alignment().save(path)
+    with_feedforward().save(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
@@ -82,6 +122,11 @@ def damaged(kind: str, path) -> None:
         "not finite": lambda: tensors["layers.1.query_key.matrix"].fill_(float("nan")),
         "another shape": lambda: tensors.update({"layers.0.key_shift": torch.zeros(3, 3, dtype=torch.float64)}),
         "another type": lambda: tensors.update({"layers.0.key_shift": torch.zeros(3, 2)}),
+        "unit gone": lambda: tensors.pop("feedforward.1.permutation"),
+        "no unit permutation": lambda: tensors["feedforward.1.permutation"].fill_(0),
+        "a scale that the group lacks": lambda: tensors["feedforward.0.gate"].neg_(),
+        "scaled though none is free": lambda: tensors["feedforward.1.up"].mul_(2),
+        "scale of nothing": lambda: tensors["feedforward.0.up"].zero_(),
         "no header": lambda: metadata.pop("isobasin"),
         "other header": lambda: metadata.update({"isobasin": json.dumps({"layers": 3})}),
     }
@@ -100,6 +145,11 @@ def damaged(kind: str, path) -> None:
         "not finite",
         "another shape",
         "another type",
+        "unit gone",
+        "no unit permutation",
+        "a scale that the group lacks",
+        "scaled though none is free",
+        "scale of nothing",
         "no header",
         "other header",
     ],
@@ -122,6 +172,35 @@ def test_composition_refuses_another_architecture():
     ):
         with pytest.raises(AlignmentError, match=reason):
             made.compose(other)
+
+
+def test_composition_compares_feedforward_where_both_have_it():
+    made = with_feedforward()
+    for units in (UNITS[:1], UNITS[::-1]):
+        with pytest.raises(AlignmentError, match="layer"):
+            made.compose(with_feedforward(units=units))
+    for composed in (made.compose(alignment(1)), alignment(1).compose(made)):
+        assert [layer.element for layer in composed.feedforward] == [layer.element for layer in made.feedforward]
+
+
+def test_feedforward_is_told_beside_attention():
+    made = with_feedforward()
+    assert made.distance() == alignment().distance()
+    plain = json.loads(json.dumps(made.to_json(), allow_nan=False))
+    assert plain["feedforward"]["distance"] == {"before": pytest.approx(4 * 2**0.5), "after": pytest.approx(8**0.5)}
+    assert plain["feedforward"]["layers"][0] == {
+        "layer": 0,
+        "units": 5,
+        "moved_units": int((made.feedforward[0].element.permutation != torch.arange(5)).sum()),
+        "distance_before": 4.0,
+        "distance_after": 2.0,
+        "status": "optimal",
+    }
+    assert "feedforward" not in alignment().to_json()
+    assert "feed-forward 5.657 -> 2.828" in repr(made)
+    assert repr(made.inverse()) == "Alignment(made-up, 2 layers, with feed-forward)"
+    assert made._repr_html_().count("<tr>") == 6
+    assert json.dumps(made.inverse().to_json(), allow_nan=False)
 
 
 def test_json_and_notebook_show_every_layer():

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from isobasin import demo, verify
 from isobasin.alignment import Alignment
 from isobasin.demo import place
-from isobasin.demo.measure import heads_only
 from isobasin.errors import DependencyError, OutputError
-from isobasin.symmetries import attention
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -69,15 +66,6 @@ def test_scrambling_is_exact_and_align_undoes_it(ran: tuple[Path, dict[str, Any]
     planted = Alignment.load(folder / place.SCRAMBLED)
     assert any(list(layer.element.head_permutation()) != [0, 1, 2, 3] for layer in planted.layers)
     assert verify(folder / "model-1", folder / place.RESTORED).max_rel <= 1e-9
-
-
-def test_heads_only_keeps_the_permutation_and_nothing_else(ran: tuple[Path, dict[str, Any], str, str]):
-    alignment = Alignment.load(ran[0] / place.SCRAMBLED)
-    for full, bare in zip(alignment.layers, heads_only(alignment).layers, strict=True):
-        assert torch.equal(bare.element.head_permutation(), full.element.head_permutation())
-        parts, identity = bare.element.tensors(), attention.identity(full.group).tensors()
-        for name in identity.keys() - {"outer", "inner"}:
-            assert torch.equal(parts[name], identity[name])
 
 
 def test_output_is_printed_and_saved(ran: tuple[Path, dict[str, Any], str, str]):

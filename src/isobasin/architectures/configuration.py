@@ -57,6 +57,11 @@ def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
     Raises:
         ArchitectureError: If transformers refuses it.
     """
+    if model_type not in CONFIG_MAPPING:
+        # Ours; not at the top, because model classes take seconds to import.
+        from isobasin.models import ensure_registered
+
+        ensure_registered()
     configuration_class: Any = CONFIG_MAPPING[model_type]
     try:
         # A copy, because transformers fills defaults into the nested dictionaries that it is given.

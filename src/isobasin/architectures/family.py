@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isobasin.architectures.configuration import Config
-from isobasin.architectures.schema import AttentionSite
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+
+
+def _none(config: Config) -> list[FeedForwardSite]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,11 @@ class Family:
         blocks: From a transformers configuration to the attention blocks, with the base model's names.
         buffers: Name endings of tensors that older checkpoints keep inside attention modules, and that are no
             parameters: causal masks and rotary tables. transformers ignores them, and so do we.
+        feedforwards: From a configuration to the feed-forward blocks, likewise; none are known by default.
     """
 
     model_type: str
     prefixes: tuple[str, ...]
     blocks: Callable[[Config], list[AttentionSite]]
     buffers: tuple[str, ...] = ()
+    feedforwards: Callable[[Config], list[FeedForwardSite]] = _none

@@ -50,6 +50,15 @@ class Projections:
         return iter((self.query, self.key, self.value, self.output))
 
 
+@dataclass(frozen=True)
+class FeedForwardProjections:
+    """The projections of a feed-forward block; `gate` is None where there is none."""
+
+    up: Projection
+    gate: Projection | None
+    down: Projection
+
+
 def half_planes(rotated: int) -> tuple[Plane, ...]:
     """Feature `j` turns with `j + rotated/2` (most Hugging Face models, their `rotate_half`)."""
     half = _half(rotated)
@@ -96,6 +105,38 @@ def fused_heads(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Project
     return Projections(
         query, key, value, _projection(output, "width (head feature)", sizes, heads=sizes.heads, bias=bias)
     )
+
+
+def linears(
+    width: int, units: int, up: str, down: str, gate: str | None = None, *, bias: bool
+) -> FeedForwardProjections:
+    """The `nn.Linear` modules of a feed-forward block; `bias` is about all of them."""
+
+    def projection(module: str, pattern: str) -> Projection:
+        return _units(module, pattern, width, units, bias=bias)
+
+    into = "feature width"
+    return FeedForwardProjections(
+        up=projection(up, into),
+        gate=None if gate is None else projection(gate, into),
+        down=projection(down, "width feature"),
+    )
+
+
+def transposed_linears(width: int, units: int, up: str, down: str, *, bias: bool) -> FeedForwardProjections:
+    """Two `Conv1D` modules of a feed-forward block without gate, stored inputs first."""
+    return FeedForwardProjections(
+        up=_units(up, "width feature", width, units, bias=bias),
+        gate=None,
+        down=_units(down, "feature width", width, units, bias=bias),
+    )
+
+
+def _units(module: str, pattern: str, width: int, units: int, *, bias: bool) -> Projection:
+    if units < 1:
+        raise ArchitectureError(f"a feed-forward block of {units} units: there must be at least one")
+    layout = Layout(pattern, (("width", width), ("feature", units)))
+    return Projection(f"{module}.weight", f"{module}.bias" if bias else None, layout)
 
 
 def _projection(module: str, pattern: str, sizes: Sizes, *, heads: int, bias: bool) -> Projection:

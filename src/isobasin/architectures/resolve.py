@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from isobasin.architectures.configuration import Config, build, check_supported, described, key
 from isobasin.architectures.registry import Family, family
-from isobasin.architectures.schema import AttentionSite, Specification
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Site, Specification
 from isobasin.errors import ArchitectureError, TensorError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,15 +32,49 @@ def specification(folder_config: Mapping[str, Any], shapes: Shapes, *, source: s
         raise ArchitectureError(f"{source}: {error}") from error
     try:
         found = bare.renamed(_prefix(bare, entry, shapes))
-        _check_shapes(found, shapes, config)
-        _check_explained(found, entry, shapes, config)
+        _check_shapes(found.sites, shapes, described(config))
+        _check_explained(found.sites, entry.buffers, shapes, config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found
 
 
-def check_comparable(reference: Specification, model: Specification) -> None:
-    """Check that two checkpoints have attention blocks of the same kind; names and prefixes may differ.
+def check_feedforwards(
+    found: Specification, folder_config: Mapping[str, Any], shapes: Shapes, *, source: str
+) -> tuple[FeedForwardSite, ...]:
+    """The feed-forward blocks of a specification, checked against the tensors that are there.
+
+    Separate from `specification`, because attention can be moved whatever lies in the feed-forward modules.
+
+    Args:
+        found: What `specification` returned.
+        folder_config: The contents of `config.json`.
+        shapes: Name and shape of every tensor in the checkpoint.
+        source: What to call the checkpoint in messages.
+
+    Raises:
+        ArchitectureError: None are known.
+        TensorError: A tensor is missing, misshapen or unexplained.
+    """
+    if not found.feedforwards:
+        raise ArchitectureError(f"{source}: no feed-forward blocks are known for model type {found.model_type!r}")
+    _, config, _ = _configured(folder_config)
+    try:
+        units = found.feedforwards[0].group.units
+        _check_shapes(found.feedforwards, shapes, f"{described(config)}, {units} feed-forward units")
+        _check_explained(found.feedforwards, (), shapes, config)
+    except TensorError as error:
+        raise TensorError(f"{source}: {error}") from error
+    return found.feedforwards
+
+
+def check_comparable(reference: Specification, model: Specification, *, feedforward: bool = False) -> None:
+    """Check that two checkpoints have blocks of the same kind; names and prefixes may differ.
+
+    Args:
+        reference: One of them.
+        model: The other.
+        feedforward: Compare the feed-forward blocks as well as attention.
 
     Raises:
         ArchitectureError: With the first difference, in words.
@@ -53,7 +87,15 @@ def check_comparable(reference: Specification, model: Specification) -> None:
         raise ArchitectureError(
             f"reference has {len(reference.sites)} layers, model has {len(model.sites)}; they must be equal"
         )
-    for ours, theirs in zip(reference.sites, model.sites, strict=True):
+    _check_equal(reference.sites, model.sites)
+    if feedforward:
+        _check_equal(reference.feedforwards, model.feedforwards)
+
+
+def _check_equal(
+    reference: Sequence[AttentionSite | FeedForwardSite], model: Sequence[AttentionSite | FeedForwardSite]
+) -> None:
+    for ours, theirs in zip(reference, model, strict=True):
         # Facts in the order in which a reader would look for them; the first that differs is the message.
         for one, other in zip(_facts(ours), _facts(theirs), strict=True):
             if one != other:
@@ -62,19 +104,21 @@ def check_comparable(reference: Specification, model: Specification) -> None:
                 )
 
 
-def _facts(site: AttentionSite) -> list[str]:
+def _facts(site: AttentionSite | FeedForwardSite) -> list[str]:
     """What must be equal in two blocks, in words: all of the group, the width, and which biases there are."""
-    group = site.group
-    biases = [name for name, projection in site.projections.items() if projection.bias is not None]
-    return [
-        f"{group.heads} heads of {group.query_key.features} features",
-        f"{group.groups} key/value heads of {group.value_output.features} features",
-        f"width {site.width}",
-        f"rotary positions on features {group.query_key.planes}",
-        f"rotary values on features {group.value_output.planes}",
-        f"biases on {', '.join(biases) or 'nothing'}",
-        f"group {group}",
-    ]
+    biases = f"biases on {', '.join(site.biases) or 'nothing'}"
+    if isinstance(site, AttentionSite):
+        group = site.group
+        return [
+            f"{group.heads} heads of {group.query_key.features} features",
+            f"{group.groups} key/value heads of {group.value_output.features} features",
+            f"width {site.width}",
+            f"rotary positions on features {group.query_key.planes}",
+            f"rotary values on features {group.value_output.planes}",
+            biases,
+            f"group {group}",
+        ]
+    return [f"{site.group.units} feed-forward units", f"width {site.width}", biases, f"group {site.group}"]
 
 
 def _configured(folder_config: Mapping[str, Any]) -> tuple[Family, Config, Specification]:
@@ -85,7 +129,7 @@ def _configured(folder_config: Mapping[str, Any]) -> tuple[Family, Config, Speci
         raise ArchitectureError("config.json has no model_type, so its architecture is unknown; add it")
     entry = family(model_type)
     config = build(model_type, folder_config)
-    return entry, config, Specification(model_type, tuple(entry.blocks(config)))
+    return entry, config, Specification(model_type, tuple(entry.blocks(config)), tuple(entry.feedforwards(config)))
 
 
 def _prefix(bare: Specification, entry: Family, shapes: Shapes) -> str:
@@ -105,9 +149,9 @@ def _prefix(bare: Specification, entry: Family, shapes: Shapes) -> str:
     return found[0]
 
 
-def _check_shapes(found: Specification, shapes: Shapes, config: Config) -> None:
+def _check_shapes(sites: Sequence[Site], shapes: Shapes, sizes: str) -> None:
     """Check that every needed tensor is there, in the shape that follows from the configuration."""
-    needed = {name: shape for site in found.sites for name, shape in site.shapes().items()}
+    needed = {name: shape for site in sites for name, shape in site.shapes().items()}
     missing = [name for name in needed if name not in shapes]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -115,36 +159,38 @@ def _check_shapes(found: Specification, shapes: Shapes, config: Config) -> None:
     for name, shape in needed.items():
         if tuple(shapes[name]) != shape:
             raise TensorError(
-                f"tensor {name!r} has shape {tuple(shapes[name])}, expected {shape} from {described(config)} "
-                "in config.json"
+                f"tensor {name!r} has shape {tuple(shapes[name])}, expected {shape} from {sizes} in config.json"
             )
 
 
-def _check_explained(found: Specification, entry: Family, shapes: Shapes, config: Config) -> None:
-    """Check that no other tensor lies in an attention module: the block might use it."""
-    known = {name for site in found.sites for name in site.shapes()}
-    modules = re.compile("|".join(sorted({_any_layer(site, path) for site in found.sites for path in _modules(site)})))
-    endings = tuple(f".{ending}" for ending in entry.buffers)
+def _check_explained(sites: Sequence[Site], buffers: Iterable[str], shapes: Shapes, config: Config) -> None:
+    """Check that no other tensor lies in the blocks' modules: the blocks might use it."""
+    known = {name for site in sites for name in site.shapes()}
+    modules = re.compile("|".join(sorted({_any_layer(site, path) for site in sites for path in _modules(site)})))
+    endings = tuple(f".{ending}" for ending in buffers)
+    kind = "an attention" if isinstance(sites[0], AttentionSite) else "a feed-forward"
     for name in shapes:
         match = modules.match(name)
         if match is None or name in known or name.endswith(endings):
             continue
         layer = next(int(index) for index in match.groups() if index is not None)
-        if layer >= len(found.sites):
+        if layer >= len(sites):
             raise TensorError(
                 f"tensor {name!r} belongs to layer {layer}, but config.json has "
-                f"{key(config, 'num_hidden_layers')} {len(found.sites)}"
+                f"{key(config, 'num_hidden_layers')} {len(sites)}"
             )
-        raise TensorError(f"tensor {name!r} is unexpected in an attention module, so no move of it is known exact")
+        raise TensorError(f"tensor {name!r} is unexpected in {kind} module, so no move of it is known exact")
 
 
-def _modules(site: AttentionSite) -> set[str]:
-    """The modules that hold the block's attention and nothing else: around Q, K and V, and of O itself."""
-    around = {p.weight.rsplit(".", 2)[0] for p in (site.query, site.key, site.value)}
-    return around | {site.output.weight.rsplit(".", 1)[0]}
+def _modules(site: Site) -> set[str]:
+    """The modules that hold the block and nothing else: around the projections that read, and of each by itself."""
+    own = {projection.weight.rsplit(".", 1)[0] for projection in site.projections.values()}
+    reading = (projection for projection in site.projections.values() if projection is not site.writer)
+    around = {projection.weight.rsplit(".", 2)[0] for projection in reading}
+    return own | {module for module in around if not module.endswith(f".{site.layer}")}
 
 
-def _any_layer(site: AttentionSite, module: str) -> str:
+def _any_layer(site: Site, module: str) -> str:
     """A regular expression for the names inside `module` in any layer; its group is the layer's index."""
     before, index, after = module.partition(f".{site.layer}.")
     if not index:

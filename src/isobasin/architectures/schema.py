@@ -1,4 +1,4 @@
-"""What a checkpoint means: where each attention projection lies, and which symmetry group it has.
+"""What a checkpoint means: where each projection of a block lies, and which symmetry group the block has.
 
 A specification states facts only. Reading and writing follow from them: the stored form of a projection is
 one einops pattern (`Layout`), and the inverse is derived from the same pattern.
@@ -6,13 +6,16 @@ one einops pattern (`Layout`), and the inverse is derived from the same pattern.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -31,6 +34,9 @@ class Layout:
     * GPT-NeoX: `"(head part feature) width"`, pick `("part", 2, 1)` for the values
     * fused `[Q | K | V]` with grouped queries: `"(head feature) width"`, pick `("head", h, g)` for the keys
     * TransformerLens: `"head width feature"`
+
+    A feed-forward projection has no heads, and its units are the features: `"feature width"` for an `nn.Linear` into
+    them.
 
     Attributes:
         pattern: The stored axes.
@@ -100,7 +106,7 @@ class Layout:
 class Projection:
     """One projection: the names of its stored tensors and how its heads lie in them.
 
-    The bias of an output projection has no heads: it is stored as it is.
+    The bias of a projection into the residual stream has no heads: it is stored as it is.
     """
 
     weight: str
@@ -109,7 +115,73 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class AttentionSite:
+class Site(ABC):
+    """One block of a checkpoint, of either kind.
+
+    Attributes:
+        layer: Index of the layer, from 0.
+        name: The module's path in the checkpoint, for messages.
+    """
+
+    layer: int
+    name: str
+
+    @property
+    @abstractmethod
+    def projections(self) -> dict[str, Projection]:
+        """The projections by their role, which is also the field's name."""
+
+    @property
+    @abstractmethod
+    def writer(self) -> Projection:
+        """The projection into the residual stream."""
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream that the block reads and writes."""
+        return dict(self.writer.layout.sizes)["width"]
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """The roles that have a bias."""
+        return tuple(role for role, projection in self.projections.items() if projection.bias is not None)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every stored tensor of the block and the shape it must have."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for projection in self.projections.values():
+            shapes[projection.weight] = projection.layout.shape()
+            if projection.bias is not None:
+                bias = (self.width,) if projection is self.writer else projection.layout.shape(bias=True)
+                shapes[projection.bias] = bias
+        return shapes
+
+    def named(self, change: Callable[[str], str]) -> Self:
+        """The same block with all its names changed."""
+
+        def projection(old: Projection) -> Projection:
+            return replace(old, weight=change(old.weight), bias=None if old.bias is None else change(old.bias))
+
+        roles = {role: projection(old) for role, old in self.projections.items()}
+        return replace(self, name=change(self.name), **roles)
+
+    def _write(self, tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """New stored tensors of the block from weights and biases by role, in the axes that the layouts read."""
+        new = {name: tensors[name] for name in self.shapes()}
+        for role, projection in self.projections.items():
+            bias = parts.get(f"{role}_bias")
+            if (projection.bias is None) != (bias is None):
+                raise ValueError(f"{self.name}: the {role} bias must be given if, and only if, the block has one")
+            new[projection.weight] = projection.layout.write(new[projection.weight], parts[role])
+            if projection.bias is not None and bias is not None:
+                stored = new[projection.bias]
+                whole = projection is self.writer
+                new[projection.bias] = bias.to(stored) if whole else projection.layout.write(stored, bias, bias=True)
+        return new
+
+
+@dataclass(frozen=True)
+class AttentionSite(Site):
     """One attention block of a checkpoint.
 
     Attributes:
@@ -119,8 +191,6 @@ class AttentionSite:
         group: The block's symmetry group.
     """
 
-    layer: int
-    name: str
     query: Projection
     key: Projection
     value: Projection
@@ -133,19 +203,9 @@ class AttentionSite:
         return {"query": self.query, "key": self.key, "value": self.value, "output": self.output}
 
     @property
-    def width(self) -> int:
-        """Width of the residual stream that the block reads and writes."""
-        return dict(self.query.layout.sizes)["width"]
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every stored tensor of the block and the shape it must have."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for projection in self.projections.values():
-            shapes[projection.weight] = projection.layout.shape()
-            if projection.bias is not None:
-                bias = (self.width,) if projection is self.output else projection.layout.shape(bias=True)
-                shapes[projection.bias] = bias
-        return shapes
+    def writer(self) -> Projection:
+        """The output projection."""
+        return self.output
 
     def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> AttentionWeights:
         """The block's weights in float64, without leading dimensions."""
@@ -169,53 +229,76 @@ class AttentionSite:
 
     def write(self, tensors: Mapping[str, Tensor], weights: AttentionWeights) -> dict[str, Tensor]:
         """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
-        new = {name: tensors[name] for name in self.shapes()}
+        return self._write(tensors, weights.tensors())
+
+
+@dataclass(frozen=True)
+class FeedForwardSite(Site):
+    """One feed-forward block of a checkpoint.
+
+    Attributes:
+        layer: Index of the layer, from 0.
+        name: The module's path in the checkpoint, for messages.
+        up: The projection that the activation reads, or in a gated block the one that it multiplies.
+        gate: The projection that the activation reads, in a gated block; None otherwise.
+        down: The projection into the residual stream.
+        group: The block's symmetry group.
+        activation: Its name in transformers; what verification of single blocks computes with.
+    """
+
+    up: Projection
+    gate: Projection | None
+    down: Projection
+    group: FeedForwardGroup
+    activation: str
+
+    @property
+    def projections(self) -> dict[str, Projection]:
+        """The projections by their role."""
+        gate = {} if self.gate is None else {"gate": self.gate}
+        return {"up": self.up, **gate, "down": self.down}
+
+    @property
+    def writer(self) -> Projection:
+        """The down projection."""
+        return self.down
+
+    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> FeedForwardWeights:
+        """The block's weights in float64, without leading dimensions."""
+        parts: dict[str, Tensor] = {}
         for role, projection in self.projections.items():
-            if (projection.bias is None) != (getattr(weights, f"{role}_bias") is None):
-                raise ValueError(f"{self.name}: the {role} bias must be given if, and only if, the block has one")
-        rows = {
-            self.query: (weights.query, weights.query_bias),
-            self.key: (weights.key, weights.key_bias),
-            self.value: (weights.value, weights.value_bias),
-            self.output: (weights.output, None),
-        }
-        for projection, (weight, bias) in rows.items():
-            new[projection.weight] = projection.layout.write(new[projection.weight], weight)
-            if projection.bias is not None and bias is not None:  # an output bias has no heads
-                new[projection.bias] = projection.layout.write(new[projection.bias], bias, bias=True)
-        if self.output.bias is not None and weights.output_bias is not None:
-            new[self.output.bias] = weights.output_bias.to(tensors[self.output.bias])
-        return new
+            weight = tensors[projection.weight].to(device, torch.float64)
+            parts[role] = projection.layout.read(weight)[0].mT
+            if projection.bias is not None:
+                bias = tensors[projection.bias].to(device, torch.float64)
+                whole = projection is self.down
+                parts[f"{role}_bias"] = bias if whole else projection.layout.read(bias, bias=True)[0]
+        return FeedForwardWeights(**parts)
+
+    def write(self, tensors: Mapping[str, Tensor], weights: FeedForwardWeights) -> dict[str, Tensor]:
+        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
+        return self._write(tensors, {name: t.mT if t.ndim == 2 else t for name, t in weights.tensors().items()})
 
 
 @dataclass(frozen=True)
 class Specification:
-    """A checkpoint's architecture: its attention blocks in order.
+    """A checkpoint's architecture: its blocks in order.
 
     Attributes:
         model_type: As in the configuration, or any name for a home-made architecture.
         sites: The attention blocks.
+        feedforwards: The feed-forward blocks. Those of a checkpoint are facts about its family, compared with its
+            tensors only where they are used (`Blocks.feedforwards`); none for families that don't state them.
     """
 
     model_type: str
     sites: tuple[AttentionSite, ...]
+    feedforwards: tuple[FeedForwardSite, ...] = ()
 
     def renamed(self, prefix: str) -> Specification:
         """The same facts with `prefix` before every tensor name (a head model's base-model prefix)."""
-
-        def name(projection: Projection) -> Projection:
-            bias = None if projection.bias is None else prefix + projection.bias
-            return replace(projection, weight=prefix + projection.weight, bias=bias)
-
-        sites = tuple(
-            replace(
-                site,
-                name=prefix + site.name,
-                query=name(site.query),
-                key=name(site.key),
-                value=name(site.value),
-                output=name(site.output),
-            )
-            for site in self.sites
+        return replace(
+            self,
+            sites=tuple(site.named(lambda name: prefix + name) for site in self.sites),
+            feedforwards=tuple(site.named(lambda name: prefix + name) for site in self.feedforwards),
         )
-        return replace(self, sites=sites)

@@ -1,13 +1,17 @@
-"""From the facts of a family to its attention blocks and their symmetry group, which is decided only here."""
+"""From the facts of a family to its blocks and their symmetry groups."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
-from isobasin.architectures.layouts import Plane, Projections, Sizes
-from isobasin.architectures.schema import AttentionSite, Projection
+from isobasin.architectures.activations import feedforward_group
+from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.errors import ArchitectureError
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+
+AnySite = TypeVar("AnySite", AttentionSite, FeedForwardSite)
 
 
 def attention_group(
@@ -43,12 +47,20 @@ def attention_group(
 
 def attention_sites(layers: int, name: str, projections: Projections, group: AttentionGroup) -> list[AttentionSite]:
     """Equal blocks in all layers; `{layer}` in the names becomes the layer's index."""
+    return _repeated(layers, AttentionSite(0, name, *projections, group=group))
 
-    def at(layer: int, projection: Projection) -> Projection:
-        bias = None if projection.bias is None else projection.bias.format(layer=layer)
-        return replace(projection, weight=projection.weight.format(layer=layer), bias=bias)
 
-    return [
-        AttentionSite(layer, name.format(layer=layer), *(at(layer, p) for p in projections), group=group)
-        for layer in range(layers)
-    ]
+def feedforward_sites(
+    layers: int, name: str, projections: FeedForwardProjections, activation: str
+) -> list[FeedForwardSite]:
+    """Equal feed-forward blocks in all layers; `{layer}` in the names becomes the layer's index."""
+    up, gate, down = projections.up, projections.gate, projections.down
+    group = feedforward_group(dict(up.layout.sizes)["feature"], activation, gated=gate is not None)
+    return _repeated(layers, FeedForwardSite(0, name, up, gate, down, group, activation))
+
+
+def _repeated(layers: int, template: AnySite) -> list[AnySite]:
+    def at(layer: int) -> AnySite:
+        return replace(template.named(lambda name: name.format(layer=layer)), layer=layer)
+
+    return [at(layer) for layer in range(layers)]

@@ -13,6 +13,7 @@ from isobasin.cli.options import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    FeedForwardOption,
     ForceOption,
     HeadCost,
     JsonOption,
@@ -47,6 +48,7 @@ def align(
             help="What heads are compared by: rotary (the complete invariant), frobenius, or centred (the paper's).",
         ),
     ] = HeadCost.rotary,
+    feedforward: FeedForwardOption = False,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = Dtype.keep,
     max_condition: Annotated[
@@ -72,6 +74,7 @@ def align(
             output,
             method=method.value,
             head_cost=head_cost.value,
+            feedforward=feedforward,
             device=device.value,
             dtype=dtype.resolve(),
             max_condition=max_condition,

@@ -12,6 +12,8 @@ from rich.text import Text
 from isobasin.cli.tables import change, heads, layers, number, small, table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from isobasin.alignment import Alignment
     from isobasin.verification import Verification
 
@@ -57,8 +59,34 @@ def alignment_report(alignment: Alignment, max_condition: float | None) -> Itera
     before, after = total["before"], total["after"]
     found.add_row("all", "", number(before), number(after), change(before, after), style="bold")
     yield found
+    if alignment.feedforward:
+        yield _feedforward(alignment)
     yield from _capped(alignment, max_condition)
     yield from _rounding(alignment)
+
+
+def _feedforward(alignment: Alignment) -> Table:
+    found = table(
+        "layer",
+        "units",
+        "moved",
+        "before",
+        "after",
+        "change",
+        "status",
+        left=("status",),
+        title="Feed-forward weights: distance to the reference",
+    )
+    for layer in alignment.feedforward:
+        stats = layer.statistics
+        before, after = stats.distance_before, stats.distance_after
+        figures = number(before), number(after), change(before, after)
+        found.add_row(str(layer.layer), f"{layer.group.units:,}", f"{layer.moved_units:,}", *figures, stats.status)
+    total = alignment.feedforward_distance()
+    before, after = total["before"], total["after"]
+    found.add_section()
+    found.add_row("all", "", "", number(before), number(after), change(before, after), style="bold")
+    return found
 
 
 def verification_line(verified: Verification | None) -> Text:

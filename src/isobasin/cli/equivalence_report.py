@@ -21,6 +21,9 @@ def equivalence_report(found: Equivalence) -> Iterator[RenderableType]:
     yield _evidence(found)
     for layer in found.layers:
         yield from _degenerate(layer)
+    if found.feedforward:
+        which = layers(found.feedforward)
+        yield f"Feed-forward blocks of {which} are equal after a move of their units."
     if found.other_tensors:
         yield f"Outside attention, tensors that differ: {listed(found.other_tensors)}."
     if found.configuration:
@@ -70,7 +73,8 @@ def _degenerate(layer: LayerEvidence) -> Iterator[str]:
 
 def _verdict(found: Equivalence) -> Text:
     if found.equivalent:
-        return Text.assemble(("Equivalent", "bold green"), ": a move of the attention weights carries B to A.")
+        moved = "attention and feed-forward" if found.feedforward else "attention"
+        return Text.assemble(("Equivalent", "bold green"), f": a move of the {moved} weights carries B to A.")
     reasons: list[str] = []
     unequal = [layer.layer for layer in found.layers if not layer.equivalent]
     if unequal:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from isobasin import __version__
-from isobasin.cli import align, apply, demo, equivalent, interpolate, scramble, symmetry, verify
+from isobasin.cli import align, apply, barrier, demo, equivalent, experiment, interpolate, scramble, symmetry, verify
 from isobasin.cli.failures import reported
 from isobasin.cli.signals import catch_signals
 
@@ -66,10 +66,12 @@ _VERBS: tuple[tuple[Callable[..., None], str], ...] = (
     (scramble.scramble, scramble.EXAMPLE),
     (symmetry.symmetry, symmetry.EXAMPLE),
     (interpolate.interpolate, interpolate.EXAMPLE),
+    (barrier.barrier, barrier.EXAMPLE),
     (demo.demo, demo.EXAMPLE),
 )
 for _function, _example in _VERBS:
     app.command(epilog=f"Example: {_example}")(_function)
+app.add_typer(experiment.app, name="experiment")
 
 
 def run() -> None:

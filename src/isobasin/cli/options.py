@@ -21,6 +21,8 @@ class Method(StrEnum):
 
     gauss_newton = "gauss-newton"
     paper = "paper"
+    orthogonal = "orthogonal"
+    heads = "heads"
 
 
 class HeadCost(StrEnum):
@@ -29,6 +31,8 @@ class HeadCost(StrEnum):
     rotary = "rotary"
     frobenius = "frobenius"
     centred = "centred"
+    spectral = "spectral"
+    cosine = "cosine"
 
 
 class Device(StrEnum):
@@ -82,3 +86,15 @@ AllowPickleOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for machines.")]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random numbers.")]
+HeadCostOption = Annotated[
+    HeadCost,
+    typer.Option(
+        "--head-cost",
+        metavar="COST",
+        help="What heads are compared by: rotary (the complete invariant), frobenius, centred (the paper's), spectral "
+        "or cosine.",
+    ),
+]
+FeedForwardOption = Annotated[
+    bool, typer.Option("--feedforward", help="Match the units of feed-forward blocks as well as the heads.")
+]

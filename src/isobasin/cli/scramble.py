@@ -14,6 +14,7 @@ from isobasin.cli.options import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    FeedForwardOption,
     ForceOption,
     JsonOption,
     ModelArgument,
@@ -32,6 +33,7 @@ def scramble(
     condition: Annotated[
         float, typer.Option("--condition", metavar="X", help="Condition number of every random map, at least 1.")
     ] = 10.0,
+    feedforward: FeedForwardOption = False,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = Dtype.keep,
     force: ForceOption = False,
@@ -43,7 +45,9 @@ def scramble(
     with working("reading") as progress:
         from isobasin.pipeline.moving import apply, random_alignment
 
-        element = random_alignment(model, seed=seed, condition=condition, allow_pickle=allow_pickle)
+        element = random_alignment(
+            model, seed=seed, condition=condition, feedforward=feedforward, allow_pickle=allow_pickle
+        )
         moved = apply(
             element,
             model,

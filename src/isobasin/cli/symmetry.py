@@ -9,7 +9,7 @@ EXAMPLE = "isobasin symmetry openai-community/gpt2"
 
 
 def symmetry(model: ModelArgument, allow_pickle: AllowPickleOption = False, as_json: JsonOption = False) -> None:
-    """Show the symmetry group of every attention layer and what share of the parameters is redundant."""
+    """Show the symmetry group of every layer and what share of the parameters is redundant."""
     with working("reading"):
         from isobasin.pipeline.inventory import symmetry
 

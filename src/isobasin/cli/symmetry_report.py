@@ -24,19 +24,26 @@ def symmetry_report(found: Symmetry) -> Iterator[RenderableType]:
         "parameters",
         "redundant",
         left=("layers",),
-        title="Symmetry of attention, per layer",
+        title="Symmetry, attention per layer",
     )
     for run in runs:
         group, parameters = run[0].group, run[0].parameters
         row = _figures(group.dimension, parameters)
         sizes.add_row(ranges([layer.layer for layer in run]), str(group.heads), *row)
+    others = [list(run) for _, run in groupby(found.feedforward, key=lambda layer: (layer.group, layer.parameters))]
     sizes.add_section()
     attention = sum(layer.parameters for layer in found.layers)
     sizes.add_row("all attention", "", *_figures(found.dimension, attention))
-    sizes.add_row("whole model", "", *_figures(found.dimension, found.parameters), style="bold")
+    if others:
+        units = sum(layer.parameters for layer in found.feedforward)
+        sizes.add_row("all feed-forward", "", *_figures(found.feedforward_dimension, units))
+    total = found.dimension + found.feedforward_dimension
+    sizes.add_row("whole model", "", *_figures(total, found.parameters), style="bold")
     yield sizes
     for run in runs:
         yield f"{layers([layer.layer for layer in run]).capitalize()}: {run[0].group}"
+    for run in others:
+        yield f"{layers([layer.layer for layer in run]).capitalize()}, feed-forward: {run[0].group}"
 
 
 def _figures(dimension: int, parameters: int) -> tuple[str, str, str]:

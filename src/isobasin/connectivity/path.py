@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from isobasin.errors import TensorError
+from isobasin.records.curves import height
 
 POINTS = 25
 """How many points of the line the paper evaluates, ends included."""
@@ -24,48 +27,91 @@ def points(count: int = POINTS) -> tuple[float, ...]:
     return tuple(i / (count - 1) for i in range(count))
 
 
-def interpolated(a: State, b: State, t: float, module: Module) -> Module:
-    """Set a module to the point `(1 - t) a + t b` of the line between two states.
+class LinearPath(Generic[Module]):
+    """The path `θ(t) = (1 - t) A + t B`, walked by one module whose weights are set in place.
 
-    Args:
-        a: State dict of one end, t = 0.
-        b: State dict of the other end, t = 1.
-        t: Where on the line.
-        module: Has tensors of the same names and shapes; it is changed in place, and its types stay.
+    Only tensors that differ between the ends are touched, each in float64 and cast once to the module's type.
 
-    Returns:
-        The module.
-
-    Raises:
-        TensorError: Names or shapes differ, or a tensor that is not floating-point differs between the ends.
+    Attributes:
+        module: What the losses are computed with; it has the weights of the point that was asked for last.
     """
-    state: dict[str, Tensor] = module.state_dict()
-    _check_alike(a, b, state)
-    with torch.no_grad():
+
+    def __init__(self, a: State, b: State, module: Module) -> None:
+        """The line between two states; the module is put at A.
+
+        Args:
+            a: State dict of one end, t = 0.
+            b: State dict of the other end, t = 1. Neither may share memory with the module.
+            module: Has tensors of the same names and shapes; it is changed in place, and its types stay.
+
+        Raises:
+            TensorError: Names or shapes differ, or a tensor that is not floating-point differs between the ends.
+        """
+        self.module = module
+        state: dict[str, Tensor] = module.state_dict()
+        _check_alike(a, b, state)
+        self._moving: list[tuple[Tensor, Tensor, Tensor]] = []
         for name, slot in state.items():
             x, y = a[name], b[name]
-            if x.is_floating_point():
-                slot.copy_(torch.lerp(x.to(torch.float64), y.to(torch.float64), t))
-            elif torch.equal(x, y):
-                slot.copy_(x)
-            else:
+            slot.copy_(x)
+            if torch.equal(x, y):
+                continue
+            if not x.is_floating_point():
                 raise TensorError(f"tensor {name!r} is {x.dtype} and differs: there is no line between the two")
-    return module
+            self._moving.append((slot, x, y))
+
+    @classmethod
+    def between(cls, a: Module, b: nn.Module) -> LinearPath[Module]:
+        """The line between two modules, neither of which is changed: a copy of `a` walks it."""
+        return cls(a.state_dict(), b.state_dict(), copy.deepcopy(a))
+
+    @torch.no_grad()
+    def at(self, t: float) -> Module:
+        """The module at `(1 - t) A + t B`; the ends are met exactly."""
+        for slot, x, y in self._moving:
+            if t in (0, 1):
+                slot.copy_(y if t else x)
+            else:
+                slot.copy_(torch.lerp(x.to(torch.float64), y.to(torch.float64), t))
+        return self.module
 
 
-def losses_along(
-    a: State, b: State, module: Module, loss: Callable[[Module], float], t: Sequence[float] | None = None
-) -> list[float]:
-    """The loss at every point of the line between two states.
+@dataclass(frozen=True)
+class LossCurve:
+    """The loss along a path.
+
+    Attributes:
+        t: The points.
+        losses: At each of them.
+        height: Of the barrier: at least 0, the value at both ends.
+        worst_t: Where it is reached first; 0 if nothing rises above the line.
+    """
+
+    t: tuple[float, ...]
+    losses: tuple[float, ...]
+    height: float
+    worst_t: float
+
+
+def barrier(
+    path: LinearPath[Module], loss_fn: Callable[[Module], float], t: Sequence[float] | None = None
+) -> LossCurve:
+    """The loss barrier `sup_t [ L(θ(t)) - (1 - t) L(A) - t L(B) ]` of a path (arXiv 2606.17830, section 5).
+
+    The paper writes `t A + (1 - t) B`: the same supremum, with t counted from the other end.
 
     Args:
-        a: State dict of one end, t = 0.
-        b: State dict of the other end, t = 1. Neither may share memory with `module`.
-        module: What the loss is computed with; it is left at the last point.
-        loss: The loss of a module.
-        t: The points; None for the paper's 25.
+        path: From A to B, as in `LinearPath.between(a, b)`.
+        loss_fn: Any loss of a module. One that is not a number counts as infinite.
+        t: The points, rising from 0 to 1; None for the paper's 25.
+
+    Raises:
+        ValueError: The points aren't those, or the loss of an end is not finite.
     """
-    return [loss(interpolated(a, b, at, module)) for at in (points() if t is None else t)]
+    at = tuple(points() if t is None else t)
+    losses = tuple(float(loss_fn(path.at(point))) for point in at)
+    found = height(losses, at)
+    return LossCurve(at, losses, found.height, found.t)
 
 
 def _check_alike(a: State, b: State, module: State) -> None:

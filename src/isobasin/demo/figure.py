@@ -38,7 +38,7 @@ def draw(pairs: Sequence[Pair], paths: Sequence[Path]) -> None:
     for pair, axis in zip(pairs, axes, strict=True):
         for way, curve in pair.curves.items():
             axis.plot(pair.t, curve.losses, label=way, markersize=3.5, linewidth=1.6, markevery=2, **_STYLES[way])
-        heights = ", ".join(f"{way} {curve.barrier.height:.2f}" for way, curve in pair.curves.items())
+        heights = ", ".join(f"{way} {curve.height:.2f}" for way, curve in pair.curves.items())
         axis.set_title(f"model {pair.first} to model {pair.second}\n", fontsize=11)
         axis.text(0.5, 1.03, f"barrier: {heights}", fontsize=8.5, ha="center", transform=axis.transAxes)
         axis.set_xlabel(rf"$t$: weights $(1-t)\,\theta_{pair.first} + t\,\theta_{pair.second}$")

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isobasin.alignment import Alignment
-from isobasin.connectivity.barrier import Barrier, barrier
-from isobasin.connectivity.path import losses_along
+from isobasin.connectivity.path import LinearPath, LossCurve, barrier
 from isobasin.demo import place
 from isobasin.demo.digits import Images, evaluate
+from isobasin.matching.attention import Method
 from isobasin.pipeline.aligning import align
 from isobasin.pipeline.moving import apply, random_alignment
-from isobasin.symmetries import attention
 from isobasin.verification import load
 
 NAIVE, HEADS, ALIGNED = "naive", "heads only", "aligned"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The test loss along one line.
-
-    Attributes:
-        losses: At every point.
-        barrier: Above the straight line between its ends.
-    """
-
-    losses: tuple[float, ...]
-    barrier: Barrier
 
 
 @dataclass(frozen=True)
@@ -52,20 +37,20 @@ class Pair:
     first: int
     second: int
     t: tuple[float, ...]
-    curves: dict[str, Curve]
+    curves: dict[str, LossCurve]
     distance: dict[str, float]
 
     def percent(self, way: str) -> float | None:
         """A barrier in per cent of the naive one, if there is a naive one."""
-        naive = self.curves[NAIVE].barrier.height
-        return 100 * self.curves[way].barrier.height / naive if naive > 0 else None
+        naive = self.curves[NAIVE].height
+        return 100 * self.curves[way].height / naive if naive > 0 else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         curves = {
             way: {
-                "barrier": curve.barrier.height,
-                "worst_t": curve.barrier.t,
+                "barrier": curve.height,
+                "worst_t": curve.worst_t,
                 "percent_of_naive": self.percent(way),
                 "losses": list(curve.losses),
             }
@@ -83,7 +68,7 @@ def measure_pair(
     alignment = align(a, b, aligned)
     with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
         permuted = Path(scratch) / "heads"
-        apply(heads_only(alignment), b, permuted)
+        align(a, b, permuted, method=Method.heads)
         ends = {NAIVE: _state(b), HEADS: _state(permuted), ALIGNED: _state(aligned)}
     start, module = _state(a), load(a, torch.float32)
 
@@ -91,27 +76,12 @@ def measure_pair(
         advance()
         return evaluate(point, test)[0]
 
-    curves: dict[str, Curve] = {}
-    for way, end in ends.items():
-        losses = losses_along(start, end, module, loss, t)
-        curves[way] = Curve(tuple(losses), barrier(losses, t))
+    curves = {way: barrier(LinearPath(start, end, module), loss, t) for way, end in ends.items()}
     return Pair(first, second, t, curves, alignment.distance())
 
 
 def _state(folder: Path) -> dict[str, Tensor]:
     return load(folder, torch.float32).state_dict()
-
-
-def heads_only(alignment: Alignment) -> Alignment:
-    """Stage 1 of an alignment alone: its head permutations, and the identity otherwise."""
-    layers = [
-        replace(
-            layer,
-            element=replace(attention.identity(layer.group), outer=layer.element.outer, inner=layer.element.inner),
-        )
-        for layer in alignment.layers
-    ]
-    return replace(alignment, layers=tuple(layers), provenance={"operation": "heads only"}, verified=None)
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,10 @@ def barriers_table(pairs: Sequence[Pair]) -> Table:
         table.add_column(way, justify="right")
         table.add_column("%", justify="right")
     for pair in pairs:
-        row = [f"{pair.first} and {pair.second}", f"{pair.curves[NAIVE].barrier.height:.3f}"]
+        row = [f"{pair.first} and {pair.second}", f"{pair.curves[NAIVE].height:.3f}"]
         for way in (HEADS, ALIGNED):
             percent = pair.percent(way)
-            row += [f"{pair.curves[way].barrier.height:.3f}", "–" if percent is None else f"{percent:.1f}"]
+            row += [f"{pair.curves[way].height:.3f}", "–" if percent is None else f"{percent:.1f}"]
         table.add_row(*row)
     return table
 

@@ -29,21 +29,28 @@ class Method(StrEnum):
 
     * gauss_newton: two starts and damped Newton steps on GL(n); the exact root on planes.
     * paper: orthogonal start and gradient descent on GL(n); scalar Brent on planes.
+    * orthogonal: the paper's start alone: the nearest orthogonal map on GL(n), the nearest rotation on planes.
+    * heads: no stage 2: heads are permuted, and nothing else is moved.
     """
 
     gauss_newton = "gauss-newton"
     paper = "paper"
+    orthogonal = "orthogonal"
+    heads = "heads"
 
 
 @dataclass(frozen=True)
 class _Solvers:
     linear: Callable[[subspace.Core], subspace.SubspaceSolution]
     planes: Callable[[rotary.PlaneProblem], Tensor]
+    shifts: bool = True
 
 
 _SOLVERS = {
     Method.gauss_newton: _Solvers(subspace.gauss_newton, rotary.align_planes),
     Method.paper: _Solvers(paper.gradient_descent, paper.brent_planes),
+    Method.orthogonal: _Solvers(subspace.orthogonal, rotary.turn_planes),
+    Method.heads: _Solvers(subspace.unmoved, rotary.unmoved_planes, shifts=False),
 }
 
 
@@ -115,7 +122,9 @@ def align_heads(
     batch = tuple(outer.shape[:-1])
     start = attention.identity(group, batch, outer.device)
     element = replace(start, outer=outer, inner=inner, query_key=solved[0].element, value_output=solved[1].element)
-    element, moved = _shift_biases(group, reference, model, element)
+    if solvers.shifts:
+        element = _with_shifts(group, reference, model, element)
+    moved = attention.act(group, element, model)
     return Match(
         element,
         moved,
@@ -153,10 +162,10 @@ def _align_pair(group: BilinearGroup, a: Factors, b: Factors, solvers: _Solvers,
     return _PairSolution(element, count, converged, capped)
 
 
-def _shift_biases(
+def _with_shifts(
     group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights, element: AttentionElement
-) -> tuple[AttentionElement, AttentionWeights]:
-    """The free shifts that bring the biases nearest, and the weights moved by the whole element.
+) -> AttentionElement:
+    """The element with the free shifts that bring the biases nearest.
 
     κ makes the free key biases equal. v solves `min ||c - v||² + ||e + v Ō||²`, where c and e are what the value
     and output biases still differ by and `Ō` stacks the output projections of all heads.
@@ -175,9 +184,7 @@ def _shift_biases(
         normal.diagonal(dim1=-2, dim2=-1).add_(1)
         shift = torch.cholesky_solve((gap.unsqueeze(-2) - rest).mT, torch.linalg.cholesky(normal)).squeeze(-1)
         element = replace(element, value_shift=shift.unflatten(-1, (group.groups, -1)))
-    if group.key_shift or group.value_shift:
-        moved = attention.act(group, element, model)
-    return element, moved
+    return element
 
 
 def distance(a: AttentionWeights, b: AttentionWeights) -> Tensor:

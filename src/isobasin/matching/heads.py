@@ -29,11 +29,15 @@ class HeadCost(StrEnum):
     * frobenius: `||M - M'||² + ||N - N'||²`; under rotary positions M is not a complete invariant.
     * centred: the paper's, with `M (I - 11^T/d)`; exact where `1^T x` is constant over tokens, as after a
       LayerNorm without gain and bias.
+    * spectral: the squared largest singular values of `M - M'` and `N - N'`.
+    * cosine: `2 - cos(M, M') - cos(N, N')`, blind to how large a circuit is.
     """
 
     rotary = "rotary"
     frobenius = "frobenius"
     centred = "centred"
+    spectral = "spectral"
+    cosine = "cosine"
 
 
 def head_costs(
@@ -42,7 +46,7 @@ def head_costs(
     model: AttentionWeights,
     cost: HeadCost = HeadCost.rotary,
 ) -> Tensor:
-    """Squared distance between the circuits of every pair of heads.
+    """How far apart the circuits of every pair of heads are.
 
     Args:
         group: The blocks' group.
@@ -54,7 +58,8 @@ def head_costs(
         `(..., g, g', s, s')`: reference's query head (g, s) against the model's (g', s').
     """
     pairs = [_circuits(group, w, cost) for w in (reference, model)]
-    return sum((_distances(a, b) for a, b in zip(*pairs, strict=True)), start=torch.zeros(()))
+    distances = {HeadCost.spectral: _spectral, HeadCost.cosine: _cosine}.get(cost, _distances)
+    return sum((distances(a, b) for a, b in zip(*pairs, strict=True)), start=torch.zeros(()))
 
 
 def _circuits(group: AttentionGroup, weights: AttentionWeights, cost: HeadCost) -> tuple[Factors, Factors]:
@@ -76,6 +81,33 @@ def _flat(linear: Tensor, planes: Tensor) -> Tensor:
     missing = planes.shape[-2] - linear.shape[-2]
     linear = torch.nn.functional.pad(linear, (0, 0, 0, missing))
     return torch.cat([linear, planes.real, planes.imag], dim=-1)
+
+
+def _spectral(a: Factors, b: Factors) -> Tensor:
+    """`||A_i - B_j||_2²` of all pairs.
+
+    The largest eigenvalue of `G_L G_R`, the Grams of `[L_i, L'_j]` and `[R_i, -R'_j]`.
+    """
+    left, right = _pair_gram(a.left, b.left, 1), _pair_gram(a.right, b.right, -1)
+    values, vectors = torch.linalg.eigh(left)
+    root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    return torch.linalg.eigvalsh(root.mT @ right @ root)[..., -1].clamp(min=0)
+
+
+def _pair_gram(x: Tensor, y: Tensor, sign: int) -> Tensor:
+    """Gram matrix of the columns `[x_i, ± y_j]` of every pair of heads, `(..., g, g', s, s', 2n, 2n)`."""
+    cross = sign * _gram(x, y).movedim(-3, -5).movedim(-2, -3)
+    own = [(t.mT @ t).unsqueeze(i).unsqueeze(j) for t, i, j in ((x, -4, -3), (y, -5, -4))]
+    own = [t.expand(cross.shape) for t in own]
+    return torch.cat([torch.cat([own[0], cross], -1), torch.cat([cross.mT, own[1]], -1)], -2)
+
+
+def _cosine(a: Factors, b: Factors) -> Tensor:
+    """`1 - <A_i, B_j> / ||A_i|| ||B_j||` of all pairs; a circuit that is zero is at distance 1 from all."""
+    squares_a, squares_b = _squares(a), _squares(b)
+    norms = (squares_a[..., :, None, :, None] * squares_b[..., None, :, None, :]).sqrt()
+    inner = _inner(a.left, b.left, a.right, b.right)
+    return 1 - torch.where(norms > 0, inner / norms, torch.zeros_like(inner))
 
 
 def _distances(a: Factors, b: Factors) -> Tensor:

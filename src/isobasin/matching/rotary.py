@@ -74,6 +74,17 @@ def align_planes(problem: PlaneProblem) -> Tensor:
     return torch.where(dead, torch.ones_like(phase), phase * (r + balance).exp())
 
 
+def turn_planes(problem: PlaneProblem) -> Tensor:
+    """The best u of modulus 1: a rotation of the plane, `(..., p)`."""
+    turn = problem.gamma_left + problem.gamma_right
+    return torch.where(turn.abs() > 0, turn, torch.ones_like(turn)).sgn()
+
+
+def unmoved_planes(problem: PlaneProblem) -> Tensor:
+    """Leave all planes as they are: u = 1, `(..., p)`."""
+    return torch.ones_like(problem.gamma_left)
+
+
 def _lowest(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """The global minimiser r: a grid, then the two lowest of its basins refined, then the lower of them."""
     shape, (a, b, c) = a.shape, (x.flatten() for x in (a, b, c))

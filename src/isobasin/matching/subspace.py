@@ -111,6 +111,23 @@ def orthogonal_start(core: Core) -> Tensor:
     return polar(core.a_left.mT @ core.b_left + core.a_right.mT @ core.b_right)
 
 
+def orthogonal(core: Core) -> SubspaceSolution:
+    """The paper's start, and no step from it."""
+    return _still(core, orthogonal_start(core))
+
+
+def unmoved(core: Core) -> SubspaceSolution:
+    """Leave all heads as they are: U = I."""
+    *batch, _, n = core.b_left.shape
+    return _still(core, torch.eye(n, dtype=core.b_left.dtype, device=core.b_left.device).expand(*batch, n, n))
+
+
+def _still(core: Core, u: Tensor) -> SubspaceSolution:
+    """A solution that took no steps."""
+    f = core.objective(u)
+    return SubspaceSolution(u, f, torch.zeros_like(f, dtype=torch.int64), torch.ones_like(f, dtype=torch.bool))
+
+
 def _balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """`(E^T, E^{-T})` of the map E that gives `L E^T` and `R E^{-1}` equal, diagonal Grams.
 

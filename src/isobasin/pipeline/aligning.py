@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,21 +12,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isobasin.alignment import Alignment, LayerAlignment, LayerStatistics, condition_of
+from isobasin.alignment import (
+    Alignment,
+    FeedForwardAlignment,
+    FeedForwardStatistics,
+    LayerAlignment,
+    LayerStatistics,
+    condition_of,
+)
 from isobasin.architectures.resolve import check_comparable
-from isobasin.architectures.schema import Specification
+from isobasin.architectures.schema import FeedForwardSite, Specification
 from isobasin.checkpoints import check_output
 from isobasin.errors import VerificationError
-from isobasin.matching import circuits
+from isobasin.matching import circuits, feedforward
 from isobasin.matching.attention import Match, Method, distance, match
+from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import HeadCost
 from isobasin.model import Blocks, Fingerprint, Source, TensorBlocks, batches, open_model, read_blocks
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Progress, Running, silent
 from isobasin.symmetries import attention
+from isobasin.symmetries.feedforward import FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
-from isobasin.verification import Verification, compare_blocks
+from isobasin.verification import Verification, compare_blocks, compare_feedforward
 
 
 def align(
@@ -35,6 +45,7 @@ def align(
     *,
     method: Method | str = Method.gauss_newton,
     head_cost: HeadCost | str = HeadCost.rotary,
+    feedforward: bool = False,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     max_condition: float | None = None,
@@ -48,12 +59,18 @@ def align(
     Stage 1 assigns heads, stage 2 aligns each of them in its group: GL(d_h) on V-O and, without rotary positions,
     on Q-K; plane-wise complex scalings on Q-K with them (arXiv 2606.17830, Theorems 2.1, 4.1, 4.2 and section 3).
 
+    While the basis of the residual stream is fixed, no tensor belongs to two blocks, and each block's element moves its
+    own tensors only. So the distance is a sum over blocks, and one sweep over attention and feed-forward blocks already
+    is the optimum of coordinate descent: a second would change nothing.
+
     Args:
         reference: Folder, hub id, or transformers model; it is not moved.
         model: The one to move, of the same architecture.
         output: Folder to write the moved model to, with `alignment.safetensors`; None writes nothing.
         method: "gauss-newton", or "paper" for the published algorithm.
         head_cost: "rotary" (the complete invariant), "frobenius", or "centred" (the paper's).
+        feedforward: Move the feed-forward blocks too: their units are permuted, and scaled where the activation lets
+            scales pass.
         device: "cpu" or "cuda".
         dtype: Type of the moved weights; None keeps each tensor's.
         max_condition: Largest condition number of a map on GL(n); None: 1e8 for float64, 1e4 for float32, 100 for
@@ -70,11 +87,11 @@ def align(
         IsobasinError: A subclass says what is wrong with the input or the output, in one line.
         VerificationError: The moved model computes something else; nothing was written.
     """
-    matching = Matching(Method(method), HeadCost(head_cost), max_condition)
+    matching = Matching(Method(method), HeadCost(head_cost), max_condition, feedforward)
     running = Running(device, dtype, verify, force, progress)
     with ExitStack() as stack:
         a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
-        check_comparable(a.specification, b.specification)
+        check_comparable(a.specification, b.specification, feedforward=feedforward)
         if output is None:
             return match_models(a, b, matching, running)
         check_output(output, [a.checkpoint.folder, b.checkpoint.folder], force)
@@ -91,6 +108,7 @@ def align_tensors(
     *,
     method: Method | str = Method.gauss_newton,
     head_cost: HeadCost | str = HeadCost.rotary,
+    feedforward: bool = False,
     device: str = "cpu",
     max_condition: float | None = None,
     verify: bool = True,
@@ -100,9 +118,10 @@ def align_tensors(
     Args:
         reference: Tensors by name.
         model: Tensors of the same names and shapes.
-        specification: Where the attention blocks' projections lie and which group each block has.
+        specification: Where the blocks' projections lie and which group each block has.
         method: Stage-2 solver.
         head_cost: What stage 1 compares.
+        feedforward: Move the feed-forward blocks too, which the specification must name.
         device: "cpu" or "cuda".
         max_condition: Largest condition number of a map on GL(n).
         verify: Compare the blocks' functions before and after, as `attend` computes them.
@@ -112,23 +131,55 @@ def align_tensors(
 
     Raises:
         TensorError: A tensor is missing, misshapen or not finite.
+        ArchitectureError: Feed-forward blocks are asked for, and the specification names none.
     """
-    matching = Matching(Method(method), HeadCost(head_cost), max_condition)
+    matching = Matching(Method(method), HeadCost(head_cost), max_condition, feedforward)
     blocks = [TensorBlocks(n, t, specification) for n, t in (("reference", reference), ("model", model))]
     return match_models(blocks[0], blocks[1], matching, Running(device, verify=verify))
 
 
 def match_models(a: Blocks, b: Blocks, matching: Matching, running: Running) -> Alignment:
     """Match all blocks of two models, as many at a time as fit in memory; arguments as `align`."""
+    prints = Fingerprint(), Fingerprint()
+    pairs = list(zip(a.feedforwards(), b.feedforwards(), strict=True)) if matching.feedforward else []
+    steps = len(b.specification.sites) + len(pairs)
+    running.progress("matching", 0, steps)
+    layers, checks = _match_attention(a, b, matching, running, prints, steps)
+    moved: list[FeedForwardAlignment] = []
+    for ours, theirs in pairs:
+        entry, check = _match_feedforward(a, ours, b, theirs, running, prints)
+        moved.append(entry)
+        checks += check
+        running.progress("matching", len(layers) + len(moved), steps)
+    facts = {
+        "operation": "align",
+        "reference": a.name,
+        "reference_sha256": prints[0].hexdigest(),
+        "model": b.name,
+        "model_sha256": prints[1].hexdigest(),
+        "method": str(matching.method),
+        "head_cost": str(matching.head_cost),
+    }
+    verified = max(checks, key=lambda check: check.max_rel, default=None)
+    return Alignment(b.specification.model_type, tuple(layers), facts, verified, tuple(moved))
+
+
+def _match_attention(
+    a: Blocks,
+    b: Blocks,
+    matching: Matching,
+    running: Running,
+    prints: tuple[Fingerprint, Fingerprint],
+    steps: int,
+) -> tuple[list[LayerAlignment], list[Verification]]:
+    """Match the attention blocks, those that are alike together."""
     sites, dtype = b.specification.sites, running.dtype or b.dtype()
     eps = max(torch.finfo(model.dtype()).eps for model in (a, b))
-    prints = Fingerprint(), Fingerprint()
     # What is kept is allocated before the large temporaries, which could not be returned to the system around it.
     elements = [attention.identity(site.group) for site in sites]
     layers: list[LayerAlignment] = []
     checks: list[Verification] = []
     for batch in batches(sites):
-        running.progress("matching", len(layers), len(sites))
         reference, moving = (read_blocks(m, batch, running.device, f) for m, f in zip((a, b), prints, strict=True))
         group = sites[batch[0]].group
         limit = matching.limit(dtype)
@@ -140,24 +191,41 @@ def match_models(a: Blocks, b: Blocks, matching: Matching, running: Running) -> 
             elements[index].copy_(found.element[position])
             layers.append(LayerAlignment(sites[index].layer, group, elements[index], statistics[position]))
             if running.verify:
-                checks.append(_checked(sites[index].name, group, moving[position], found.moved[position]))
-    running.progress("matching", len(sites), len(sites))
-    facts = {
-        "operation": "align",
-        "reference": a.name,
-        "reference_sha256": prints[0].hexdigest(),
-        "model": b.name,
-        "model_sha256": prints[1].hexdigest(),
-        "method": str(matching.method),
-        "head_cost": str(matching.head_cost),
-    }
-    verified = max(checks, key=lambda check: check.max_rel, default=None)
-    return Alignment(b.specification.model_type, tuple(layers), facts, verified)
+                check = compare_blocks(group, moving[position], found.moved[position])
+                checks.append(_accepted(sites[index].name, check))
+        running.progress("matching", len(layers), steps)
+    return layers, checks
 
 
-def _checked(name: str, group: AttentionGroup, original: AttentionWeights, moved: AttentionWeights) -> Verification:
+def _match_feedforward(
+    a: Blocks,
+    ours: FeedForwardSite,
+    b: Blocks,
+    theirs: FeedForwardSite,
+    running: Running,
+    prints: tuple[Fingerprint, Fingerprint],
+) -> tuple[FeedForwardAlignment, list[Verification]]:
+    """Match one feed-forward block."""
+    weights: list[FeedForwardWeights] = []
+    for blocks, site, fingerprint in ((a, ours, prints[0]), (b, theirs, prints[1])):
+        stored = blocks.stored(site)
+        fingerprint.update(site, stored)
+        weights.append(site.read(stored, running.device))
+    reference, model = weights
+    found = match_feedforward(theirs.group, reference, model)
+    size = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
+    eps = max(torch.finfo(blocks.dtype(feedforward=True)).eps for blocks in (a, b))
+    after = feedforward.distance(reference, found.moved)
+    status = "exact" if after <= size * min(max(1e-9, 20 * eps), 1e-3) else "optimal"
+    statistics = FeedForwardStatistics(feedforward.distance(reference, model), after, status)
+    entry = FeedForwardAlignment(theirs.layer, theirs.group, found.element.to("cpu"), statistics)
+    if not running.verify:
+        return entry, []
+    return entry, [_accepted(theirs.name, compare_feedforward(theirs.activation, model, found.moved))]
+
+
+def _accepted(name: str, check: Verification) -> Verification:
     """How one block's function compares before and after; a move that changes it is refused."""
-    check = compare_blocks(group, original, moved)
     if not check.equal:
         raise VerificationError(
             f"{name}: the moved block's outputs differ by {check.max_rel:.2g} relative: lower --max-condition"

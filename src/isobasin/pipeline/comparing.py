@@ -12,18 +12,21 @@ import torch
 from isobasin.alignment import LayerAlignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import Checkpoint, check_finite
-from isobasin.matching import circuits
+from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
 from isobasin.model import Model, Source, open_model
 from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.settings import Matching, Progress, Running, check_device, silent
 from isobasin.symmetries import attention
-from isobasin.verification import Verification, rest_of, verify_models
+from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
+from isobasin.verification import Verification, known_feedforwards, rest_of, verify_models
 
 # Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in
 # an ill-conditioned gauge before, and at most that share of the circuit.
 _FLOORS = {torch.float64: 1e-9, torch.float32: 1e-4}
 _CEILING = 0.25
+# How many roundings of the stored type two scaled copies of a unit may be apart.
+_SCALE_ROUNDING = 16
 # Entries of config.json that say nothing about the function.
 _BOOKKEEPING = {
     "_name_or_path",
@@ -109,13 +112,16 @@ class Equivalence:
 
     Attributes:
         layers: Every attention block.
-        other_tensors: Names of tensors outside attention that differ, or that only one model has.
+        other_tensors: Names of tensors outside attention that differ, or that only one model has; those of
+            feed-forward blocks only where no move of the block's units explains it.
         configuration: Entries of config.json that differ and that may matter.
+        feedforward: Layers whose feed-forward blocks differ by a move of their units.
     """
 
     layers: tuple[LayerEvidence, ...]
     other_tensors: tuple[str, ...]
     configuration: tuple[str, ...]
+    feedforward: tuple[int, ...] = ()
 
     @property
     def equivalent(self) -> bool:
@@ -134,6 +140,7 @@ class Equivalence:
             "conclusive": self.conclusive,
             "other_tensors": list(self.other_tensors),
             "configuration": list(self.configuration),
+            "moved_feedforward": list(self.feedforward),
             "layers": [layer.to_json() for layer in self.layers],
         }
 
@@ -145,7 +152,8 @@ def equivalent(
 
     Head by head, equal circuits (`Q K^T` and `V O^T`, plane by plane under rotary positions) are equal functions,
     and with full column rank and pairwise distinct heads the converse holds (arXiv 2606.17830, Theorems 2.1, 4.1,
-    4.2). Everything outside the attention blocks must be equal as it is: the group in scope is that of attention.
+    4.2). Feed-forward blocks may differ by a permutation of their units, and by scales where the activation lets them
+    pass. Everything else must be equal as it is.
 
     Args:
         a: The reference: folder, hub id, or transformers model.
@@ -159,8 +167,14 @@ def equivalent(
         check_comparable(one.specification, other.specification)
         alignment = match_models(one, other, Matching(max_condition=math.inf), running)
         evidence = tuple(_evidence(one, other, i, layer) for i, layer in enumerate(alignment.layers))
+        unequal = list(_other_tensors(one, other))
+        moved = _moved_feedforwards(one, other, set(unequal), device)
+        explained = {name for names in moved.values() for name in names}
         return Equivalence(
-            evidence, tuple(_other_tensors(one, other)), tuple(_configuration(one.checkpoint, other.checkpoint))
+            evidence,
+            tuple(name for name in unequal if name not in explained),
+            tuple(differing_entries(one.checkpoint, other.checkpoint)),
+            tuple(moved),
         )
 
 
@@ -191,6 +205,34 @@ def _evidence(a: Model, b: Model, index: int, layer: LayerAlignment) -> LayerEvi
     )
 
 
+def _moved_feedforwards(a: Model, b: Model, unequal: set[str], device: str) -> dict[int, set[str]]:
+    """The unequal feed-forward blocks that a group element carries from b to a: names of their tensors by layer."""
+    moved: dict[int, set[str]] = {}
+    for ours, theirs in zip(known_feedforwards(a), known_feedforwards(b), strict=False):
+        names = {*ours.shapes(), *theirs.shapes()}
+        alike = ours.group == theirs.group and ours.width == theirs.width and ours.biases == theirs.biases
+        if not alike or not names & unequal:
+            continue
+        stored = a.stored(ours), b.stored(theirs)
+        types = {tensor.dtype for tensors in stored for tensor in tensors.values()}
+        eps = max(torch.finfo(dtype).eps for dtype in types)
+        # Scales are estimated from rounded weights; a permutation alone rounds nothing.
+        slack = max(_SCALE_ROUNDING * eps, _FLOORS[torch.float64]) if ours.group.scaled else eps * (len(types) > 1)
+        reference, model = ours.read(stored[0], device), theirs.read(stored[1], device)
+        if _carried(ours.group, reference, model, slack):
+            moved[ours.layer] = names
+    return moved
+
+
+def _carried(group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights, slack: float) -> bool:
+    """Whether the best move makes every weight equal up to this relative difference."""
+    sizes = [feedforward.unit_sizes(group, weights) for weights in (reference, model)]
+    if not torch.allclose(*sizes, rtol=1e-6 + 100 * slack, atol=1e-6 * float(sizes[0].max())):
+        return False  # no need of an assignment to see that they are others
+    moved = feedforward.match_feedforward(group, reference, model).moved.tensors()
+    return all(bool(((x - moved[n]).abs() <= slack * x.abs()).all()) for n, x in reference.tensors().items())
+
+
 def _other_tensors(a: Model, b: Model) -> Iterator[str]:
     """Names of tensors outside attention that aren't equal up to one rounding of the coarser type."""
     ours, theirs = rest_of(a), rest_of(b)
@@ -211,7 +253,7 @@ def _other_tensors(a: Model, b: Model) -> Iterator[str]:
             yield name
 
 
-def _configuration(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
+def differing_entries(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
     """Entries of config.json that differ, bookkeeping and dropout left out."""
     for key in sorted(a.config.keys() | b.config.keys()):
         ignored = key in _BOOKKEEPING or "dropout" in key or key.endswith(("_token_id", "_pdrop", "drop"))

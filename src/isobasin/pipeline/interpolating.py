@@ -81,4 +81,7 @@ def check_same_tensors(a: Checkpoint, b: Checkpoint) -> None:
                 raise TensorError(f"tensor {name!r} is in {one.folder} but not in {other.folder}: give two of one kind")
             shape = other.tensors[name].shape
             if info.shape != shape:
-                raise TensorError(f"tensor {name!r} has shape {info.shape} in {one.folder}, {shape} in {other.folder}")
+                raise TensorError(
+                    f"tensor {name!r} has shape {info.shape} in {one.folder}, {shape} in {other.folder}: "
+                    "give two of one kind"
+                )

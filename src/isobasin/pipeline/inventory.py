@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from isobasin.architectures.schema import Site
 from isobasin.model import Source, open_model
+from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
+from isobasin.verification import known_feedforwards
 
 
 @dataclass(frozen=True)
@@ -26,38 +29,68 @@ class LayerSymmetry:
 
 
 @dataclass(frozen=True)
+class FeedForwardSymmetry:
+    """The group of one feed-forward block.
+
+    Attributes:
+        layer: Index of the layer.
+        group: The group.
+        parameters: Number of weights and biases that it acts on.
+    """
+
+    layer: int
+    group: FeedForwardGroup
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Symmetry:
-    """The attention symmetry of a model.
+    """The symmetry of a model's blocks.
 
     Attributes:
         layers: Every attention block.
         parameters: Stored values of the whole model.
+        feedforward: Every feed-forward block; none where they are not known.
     """
 
     layers: tuple[LayerSymmetry, ...]
     parameters: int
+    feedforward: tuple[FeedForwardSymmetry, ...] = ()
 
     @property
     def dimension(self) -> int:
-        """Directions in which the weights can move without changing the function."""
+        """Directions in which attention weights can move without changing the function."""
         return sum(layer.group.dimension for layer in self.layers)
 
+    @property
+    def feedforward_dimension(self) -> int:
+        """The same for the weights of feed-forward blocks; their permutations are discrete and add nothing."""
+        return sum(layer.group.dimension for layer in self.feedforward)
+
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        layers = [
-            {
-                "layer": layer.layer,
-                "group": str(layer.group),
-                "dimension": layer.group.dimension,
-                "parameters": layer.parameters,
-            }
-            for layer in self.layers
-        ]
-        return {"layers": layers, "dimension": self.dimension, "parameters": self.parameters}
+        """Plain values for JSON; "dimension" is that of attention."""
+        return {
+            "layers": [_plain(layer) for layer in self.layers],
+            "dimension": self.dimension,
+            "parameters": self.parameters,
+            "feedforward": {
+                "layers": [_plain(layer) for layer in self.feedforward],
+                "dimension": self.feedforward_dimension,
+            },
+        }
+
+
+def _plain(layer: LayerSymmetry | FeedForwardSymmetry) -> dict[str, Any]:
+    return {
+        "layer": layer.layer,
+        "group": str(layer.group),
+        "dimension": layer.group.dimension,
+        "parameters": layer.parameters,
+    }
 
 
 def symmetry(model: Source, *, allow_pickle: bool = False) -> Symmetry:
-    """The group of every attention block (arXiv 2606.17830, Theorems 2.1, 4.1, 4.2) and its dimension.
+    """The group of every block and its dimension (attention: arXiv 2606.17830, Theorems 2.1, 4.1, 4.2).
 
     Only headers are read.
 
@@ -66,8 +99,13 @@ def symmetry(model: Source, *, allow_pickle: bool = False) -> Symmetry:
         allow_pickle: Load pickled weights, with `weights_only`.
     """
     with open_model(model, allow_pickle=allow_pickle) as opened:
-        layers = tuple(
-            LayerSymmetry(site.layer, site.group, sum(prod(shape) for shape in site.shapes().values()))
-            for site in opened.specification.sites
+        layers = tuple(LayerSymmetry(site.layer, site.group, _size(site)) for site in opened.specification.sites)
+        feedforward = tuple(
+            FeedForwardSymmetry(site.layer, site.group, _size(site)) for site in known_feedforwards(opened)
         )
-        return Symmetry(layers, opened.parameters())
+        return Symmetry(layers, opened.parameters(), feedforward)
+
+
+def _size(site: Site) -> int:
+    """Number of weights and biases of a block."""
+    return sum(prod(shape) for shape in site.shapes().values())

@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from isobasin.alignment import FILE_NAME, Alignment, LayerAlignment, LayerStatistics, condition_of
+from isobasin.alignment import (
+    FILE_NAME,
+    Alignment,
+    FeedForwardAlignment,
+    FeedForwardStatistics,
+    LayerAlignment,
+    LayerStatistics,
+    condition_of,
+)
 from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.matching import circuits
 from isobasin.model import Model, Source, open_model, quiet_transformers, understand
 from isobasin.pipeline.settings import Progress, Running, check_condition, silent
 from isobasin.symmetries import attention
+from isobasin.symmetries.feedforward import sample
 from isobasin.verification import Verification, tolerance_of, verify_models
 
 if TYPE_CHECKING:
@@ -81,10 +90,13 @@ def apply(
         return deliver(model, output, lambda folder: write_moved(predicted, opened, folder, running))
 
 
-def random_alignment(model: Source, *, seed: int = 0, condition: float = 10.0, allow_pickle: bool = False) -> Alignment:
+def random_alignment(
+    model: Source, *, seed: int = 0, condition: float = 10.0, feedforward: bool = False, allow_pickle: bool = False
+) -> Alignment:
     """A random group element for every block: heads permuted, every map of the given condition number.
 
-    Bias shifts, where they are free, are as large as the weights themselves.
+    Bias shifts, where they are free, are as large as the weights themselves. With `feedforward`, units of feed-forward
+    blocks are permuted too, and scaled by ratios up to `condition` where the activation lets scales pass.
     """
     check_condition("condition", condition)
     generator = torch.Generator().manual_seed(seed)
@@ -95,8 +107,14 @@ def random_alignment(model: Source, *, seed: int = 0, condition: float = 10.0, a
             element = attention.sample(site.group, generator, condition=condition, shift=scale)
             statistics = LayerStatistics(condition=condition_of(element))
             layers.append(LayerAlignment(site.layer, site.group, element, statistics))
+        moved = tuple(
+            FeedForwardAlignment(
+                site.layer, site.group, sample(site.group, generator, condition=condition), FeedForwardStatistics()
+            )
+            for site in (opened.feedforwards() if feedforward else ())
+        )
         provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
-        return Alignment(opened.specification.model_type, tuple(layers), provenance)
+        return Alignment(opened.specification.model_type, tuple(layers), provenance, feedforward=moved)
 
 
 def scramble(
@@ -105,6 +123,7 @@ def scramble(
     *,
     seed: int = 0,
     condition: float = 10.0,
+    feedforward: bool = False,
     allow_pickle: bool = False,
     dtype: torch.dtype | None = None,
     verify: bool = True,
@@ -112,7 +131,9 @@ def scramble(
     progress: Progress = silent,
 ) -> Moved:
     """The same function with other weights: `random_alignment`, applied; arguments as there and in `apply`."""
-    element = random_alignment(model, seed=seed, condition=condition, allow_pickle=allow_pickle)
+    element = random_alignment(
+        model, seed=seed, condition=condition, feedforward=feedforward, allow_pickle=allow_pickle
+    )
     options = {"dtype": dtype, "verify": verify, "force": force, "allow_pickle": allow_pickle, "progress": progress}
     return apply(element, model, output, **options)  # pyright: ignore[reportArgumentType]
 
@@ -143,7 +164,7 @@ def write_moved(
     return write_checkpoint(
         model.checkpoint,
         output,
-        counted(alignment.moved(model, running.device), len(alignment.layers), running.progress),
+        counted(alignment.moved(model, running.device), alignment.blocks, running.progress),
         dtype=running.dtype,
         force=running.force,
         inputs=list(inputs),
@@ -156,7 +177,8 @@ def _tolerance(alignment: Alignment, model: Model, moved: Model) -> float:
     """What rounding explains: the types' own tolerance, or more where ill-conditioned maps amplify it."""
     worst = max((layer.statistics.rounding for layer in alignment.layers), default=0.0)
     predicted = 10 * worst * math.sqrt(len(alignment.layers)) if math.isfinite(worst) else 0.0
-    return max(tolerance_of(model, moved), min(predicted, 0.05))
+    own = tolerance_of(model, moved, feedforward=bool(alignment.feedforward))
+    return max(own, min(predicted, 0.05))
 
 
 def counted(items: Iterable[dict[str, Tensor]], total: int, progress: Progress) -> Iterator[dict[str, Tensor]]:
@@ -185,8 +207,7 @@ def deliver(
 
 def _with_rounding(alignment: Alignment, model: Model, running: Running) -> Alignment:
     """The alignment with the rounding predicted for this model and the type of the result."""
-    sites = model.specification.sites
-    alignment.check_fits(model.specification.model_type, [site.group for site in sites], model.name)
+    sites, _ = alignment.sites(model)
     dtype = running.dtype or model.dtype()
     layers: list[LayerAlignment] = []
     for layer, site in zip(alignment.layers, sites, strict=True):

@@ -30,11 +30,13 @@ class Matching:
         method: Stage-2 solver.
         head_cost: What stage 1 compares.
         max_condition: Largest condition number of any map on GL(n); None: by the type of the result.
+        feedforward: Match the feed-forward blocks as well as attention.
     """
 
     method: Method = Method.gauss_newton
     head_cost: HeadCost = HeadCost.rotary
     max_condition: float | None = None
+    feedforward: bool = False
 
     def __post_init__(self) -> None:
         if self.max_condition is not None:

@@ -2,11 +2,12 @@
 
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import Plane, separate
-from isobasin.architectures.schema import AttentionSite
-from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.architectures.layouts import Plane, linears, separate
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 
-_ATTENTION = "encoder.layer.{layer}.attention"
+_LAYER = "encoder.layer.{layer}"
+_ATTENTION = f"{_LAYER}.attention"
 
 
 def blocks(config: Config, planes: tuple[Plane, ...] = (), *, rotary_value: bool = False) -> list[AttentionSite]:
@@ -25,4 +26,16 @@ def blocks(config: Config, planes: tuple[Plane, ...] = (), *, rotary_value: bool
     return attention_sites(layers(config), _ATTENTION, projections, group)
 
 
-FAMILY = Family("bert", ("bert.",), blocks)
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of an encoder of BERT's kind."""
+    projections = linears(
+        config.hidden_size,
+        config.intermediate_size,
+        f"{_LAYER}.intermediate.dense",
+        f"{_LAYER}.output.dense",
+        bias=True,
+    )
+    return feedforward_sites(layers(config), _LAYER, projections, config.hidden_act)
+
+
+FAMILY = Family("bert", ("bert.",), blocks, feedforwards=feedforwards)

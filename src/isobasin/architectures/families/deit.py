@@ -1,6 +1,6 @@
-"""DeiT: the attention of ViT."""
+"""DeiT: the blocks of ViT."""
 
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
 
-FAMILY = Family("deit", ("deit.",), vit.blocks)
+FAMILY = Family("deit", ("deit.",), vit.blocks, feedforwards=vit.feedforwards)

@@ -2,11 +2,13 @@
 
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import separate
-from isobasin.architectures.schema import AttentionSite
-from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.architectures.layouts import linears, separate
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 
-_ATTENTION = "transformer.layer.{layer}.attention"
+_LAYER = "transformer.layer.{layer}"
+_ATTENTION = f"{_LAYER}.attention"
+_FEEDFORWARD = f"{_LAYER}.ffn"
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -24,4 +26,12 @@ def blocks(config: Config) -> list[AttentionSite]:
     return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
-FAMILY = Family("distilbert", ("distilbert.",), blocks)
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a DistilBERT."""
+    projections = linears(
+        config.hidden_size, config.hidden_dim, f"{_FEEDFORWARD}.lin1", f"{_FEEDFORWARD}.lin2", bias=True
+    )
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation)
+
+
+FAMILY = Family("distilbert", ("distilbert.",), blocks, feedforwards=feedforwards)

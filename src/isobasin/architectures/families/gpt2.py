@@ -6,11 +6,12 @@
 
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import fused_blocks
-from isobasin.architectures.schema import AttentionSite
-from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.architectures.layouts import fused_blocks, transposed_linears
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 
 _ATTENTION = "h.{layer}.attn"
+_FEEDFORWARD = "h.{layer}.mlp"
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -20,4 +21,13 @@ def blocks(config: Config) -> list[AttentionSite]:
     return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
-FAMILY = Family("gpt2", ("transformer.",), blocks, buffers=("attn.bias", "attn.masked_bias"))
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a GPT-2."""
+    units = 4 * config.hidden_size if config.n_inner is None else config.n_inner
+    projections = transposed_linears(
+        config.hidden_size, units, f"{_FEEDFORWARD}.c_fc", f"{_FEEDFORWARD}.c_proj", bias=True
+    )
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
+
+
+FAMILY = Family("gpt2", ("transformer.",), blocks, ("attn.bias", "attn.masked_bias"), feedforwards)

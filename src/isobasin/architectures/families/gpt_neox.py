@@ -1,16 +1,17 @@
 """GPT-NeoX: queries, keys and values fused head by head.
 
-Rotary positions turn the first features of a head, in half order. `attention_bias` is about both modules;
-`use_parallel_residual` is outside the attention.
+Rotary positions turn the first features of a head, in half order. `attention_bias` is about both modules of the
+attention; `use_parallel_residual` is outside the blocks.
 """
 
 from isobasin.architectures.configuration import Config, layers, rotary_factor, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import fused_heads, half_planes
-from isobasin.architectures.schema import AttentionSite
-from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.architectures.layouts import fused_heads, half_planes, linears
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 
 _ATTENTION = "layers.{layer}.attention"
+_FEEDFORWARD = "layers.{layer}.mlp"
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -21,9 +22,22 @@ def blocks(config: Config) -> list[AttentionSite]:
     return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
 
 
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a GPT-NeoX."""
+    projections = linears(
+        config.hidden_size,
+        config.intermediate_size,
+        f"{_FEEDFORWARD}.dense_h_to_4h",
+        f"{_FEEDFORWARD}.dense_4h_to_h",
+        bias=True,
+    )
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
+
+
 FAMILY = Family(
     "gpt_neox",
     ("gpt_neox.",),
     blocks,
     buffers=("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"),
+    feedforwards=feedforwards,
 )

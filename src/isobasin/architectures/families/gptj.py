@@ -1,16 +1,17 @@
-"""GPT-J: separate projections without biases.
+"""GPT-J: separate projections, without biases in the attention.
 
 Rotary positions turn the first `rotary_dim` features of a head, in interleaved order.
 """
 
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import interleaved_planes, separate
-from isobasin.architectures.schema import AttentionSite
-from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.architectures.layouts import interleaved_planes, linears, separate
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "h.{layer}.attn"
+_FEEDFORWARD = "h.{layer}.mlp"
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -32,4 +33,13 @@ def blocks(config: Config) -> list[AttentionSite]:
     return attention_sites(layers(config), _ATTENTION, projections, group)
 
 
-FAMILY = Family("gptj", ("transformer.",), blocks, buffers=("attn.bias", "attn.masked_bias", "attn.embed_positions"))
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a GPT-J."""
+    units = 4 * config.hidden_size if config.n_inner is None else config.n_inner
+    projections = linears(config.hidden_size, units, f"{_FEEDFORWARD}.fc_in", f"{_FEEDFORWARD}.fc_out", bias=True)
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
+
+
+FAMILY = Family(
+    "gptj", ("transformer.",), blocks, ("attn.bias", "attn.masked_bias", "attn.embed_positions"), feedforwards
+)

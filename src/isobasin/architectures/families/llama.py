@@ -1,16 +1,17 @@
 """Llama: grouped queries, and rotary positions on all features in half order.
 
-`attention_bias` is about all four projections.
+`attention_bias` is about all four projections, `mlp_bias` about all three of the gated feed-forward block.
 """
 
 from isobasin.architectures.configuration import Config, layers, rotary_factor, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import half_planes, separate
-from isobasin.architectures.schema import AttentionSite
-from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.architectures.layouts import half_planes, linears, separate
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "layers.{layer}.self_attn"
+_FEEDFORWARD = "layers.{layer}.mlp"
 
 
 def decoder_blocks(config: Config, *, bias: bool, output_bias: bool) -> list[AttentionSite]:
@@ -37,8 +38,20 @@ def blocks(config: Config) -> list[AttentionSite]:
     return decoder_blocks(config, bias=config.attention_bias, output_bias=config.attention_bias)
 
 
+def decoder_feedforwards(config: Config, *, bias: bool) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a decoder of Llama's kind."""
+    up, gate, down = (f"{_FEEDFORWARD}.{name}_proj" for name in ("up", "gate", "down"))
+    projections = linears(config.hidden_size, config.intermediate_size, up, down, gate, bias=bias)
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a Llama."""
+    return decoder_feedforwards(config, bias=config.mlp_bias)
+
+
 # Question answering puts "transformer." before the names, all other heads "model.".
 PREFIXES = ("model.", "transformer.")
 BUFFERS = ("rotary_emb.inv_freq",)
 
-FAMILY = Family("llama", PREFIXES, blocks, BUFFERS)
+FAMILY = Family("llama", PREFIXES, blocks, BUFFERS, feedforwards)

@@ -5,4 +5,10 @@ from functools import partial
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
 
-FAMILY = Family("mistral", llama.PREFIXES, partial(llama.decoder_blocks, bias=False, output_bias=False), llama.BUFFERS)
+FAMILY = Family(
+    "mistral",
+    llama.PREFIXES,
+    partial(llama.decoder_blocks, bias=False, output_bias=False),
+    llama.BUFFERS,
+    partial(llama.decoder_feedforwards, bias=False),
+)

@@ -1,12 +1,13 @@
-"""OPT: separate projections; `enable_bias` is about all four."""
+"""OPT: separate projections; `enable_bias` is about all of them."""
 
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import separate
-from isobasin.architectures.schema import AttentionSite
-from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.architectures.layouts import linears, separate
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 
-_ATTENTION = "decoder.layers.{layer}.self_attn"
+_LAYER = "decoder.layers.{layer}"
+_ATTENTION = f"{_LAYER}.self_attn"
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -24,4 +25,10 @@ def blocks(config: Config) -> list[AttentionSite]:
     return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
-FAMILY = Family("opt", ("model.",), blocks)
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of an OPT."""
+    projections = linears(config.hidden_size, config.ffn_dim, f"{_LAYER}.fc1", f"{_LAYER}.fc2", bias=config.enable_bias)
+    return feedforward_sites(layers(config), _LAYER, projections, config.activation_function)
+
+
+FAMILY = Family("opt", ("model.",), blocks, feedforwards=feedforwards)

@@ -8,4 +8,10 @@ from functools import partial
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
 
-FAMILY = Family("qwen2", llama.PREFIXES, partial(llama.decoder_blocks, bias=True, output_bias=False), llama.BUFFERS)
+FAMILY = Family(
+    "qwen2",
+    llama.PREFIXES,
+    partial(llama.decoder_blocks, bias=True, output_bias=False),
+    llama.BUFFERS,
+    partial(llama.decoder_feedforwards, bias=False),
+)

@@ -15,4 +15,4 @@ def blocks(config: Config) -> list[AttentionSite]:
     return bert.blocks(config, interleaved_planes(sizes(config).features), rotary_value=config.rotary_value)
 
 
-FAMILY = Family("roformer", ("roformer.",), blocks)
+FAMILY = Family("roformer", ("roformer.",), blocks, feedforwards=bert.feedforwards)

@@ -2,12 +2,13 @@
 
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import separate
-from isobasin.architectures.schema import AttentionSite
-from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.architectures.layouts import linears, separate
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 
 # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
-_ATTENTION = "encoder.layer.{layer}.attention"
+_LAYER = "encoder.layer.{layer}"
+_ATTENTION = f"{_LAYER}.attention"
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -26,4 +27,16 @@ def blocks(config: Config) -> list[AttentionSite]:
     return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
-FAMILY = Family("vit", ("vit.",), blocks)
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a ViT."""
+    projections = linears(
+        config.hidden_size,
+        config.intermediate_size,
+        f"{_LAYER}.intermediate.dense",
+        f"{_LAYER}.output.dense",
+        bias=True,
+    )
+    return feedforward_sites(layers(config), _LAYER, projections, config.hidden_act)
+
+
+FAMILY = Family("vit", ("vit.",), blocks, feedforwards=feedforwards)

@@ -1,0 +1,131 @@
+"""What an alignment holds of every block: its group, the element that moves it, and how its match went."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from isobasin.symmetries import attention, bilinear, feedforward
+from isobasin.symmetries.attention import AttentionElement
+from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
+from isobasin.symmetries.groups import AttentionGroup
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """How the match of one attention block went.
+
+    Attributes:
+        distance_before: Frobenius distance of all attention weights and biases, reference to model.
+        distance_after: The same after the move.
+        condition: Largest condition number of any head's U or W.
+        iterations: Most steps that any head's stage 2 took.
+        status: "exact", "converged", "max-iterations", "capped", or "composed" for an element that no solver found.
+        rounding: Relative error of the circuits that storing the moved weights will cause (predicted).
+    """
+
+    distance_before: float = math.nan
+    distance_after: float = math.nan
+    condition: float = math.nan
+    iterations: int = 0
+    status: str = "composed"
+    rounding: float = math.nan
+
+
+@dataclass(frozen=True)
+class LayerAlignment:
+    """The group element of one attention block.
+
+    Attributes:
+        layer: Index of the layer.
+        group: The block's symmetry group.
+        element: What moves the model's block, float64, without leading dimensions.
+        statistics: How its match went.
+    """
+
+    layer: int
+    group: AttentionGroup
+    element: AttentionElement
+    statistics: LayerStatistics
+
+    def inverse(self) -> LayerAlignment:
+        """The entry that takes the move back."""
+        return self._bare(attention.inverse(self.group, self.element))
+
+    def compose(self, first: LayerAlignment) -> LayerAlignment:
+        """The entry that acts as `first` and then as this one."""
+        return self._bare(attention.compose(self.group, self.element, first.element))
+
+    def _bare(self, element: AttentionElement) -> LayerAlignment:
+        """The block with another element, and no statistics of a match but its condition."""
+        return replace(self, element=element, statistics=LayerStatistics(condition=condition_of(element)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        permutation = [int(i) for i in self.element.head_permutation()]
+        return {"layer": self.layer, "head_permutation": permutation, **plain(asdict(self.statistics))}
+
+
+@dataclass(frozen=True)
+class FeedForwardStatistics:
+    """How the match of one feed-forward block went.
+
+    Attributes:
+        distance_before: Frobenius distance of all its weights and biases, reference to model.
+        distance_after: The same after the move.
+        status: "exact" where that is rounding only, "optimal" otherwise, or "composed" for an element that was not
+            matched.
+    """
+
+    distance_before: float = math.nan
+    distance_after: float = math.nan
+    status: str = "composed"
+
+
+@dataclass(frozen=True)
+class FeedForwardAlignment:
+    """The group element of one feed-forward block.
+
+    Attributes:
+        layer: Index of the layer.
+        group: The block's symmetry group.
+        element: What moves the model's block, float64, without leading dimensions.
+        statistics: How its match went.
+    """
+
+    layer: int
+    group: FeedForwardGroup
+    element: FeedForwardElement
+    statistics: FeedForwardStatistics
+
+    @property
+    def moved_units(self) -> int:
+        """How many units change their place."""
+        order = self.element.permutation
+        return int((order != order.sort().values).sum())
+
+    def inverse(self) -> FeedForwardAlignment:
+        """The entry that takes the move back."""
+        return replace(self, element=feedforward.inverse(self.element), statistics=FeedForwardStatistics())
+
+    def compose(self, first: FeedForwardAlignment) -> FeedForwardAlignment:
+        """The entry that acts as `first` and then as this one."""
+        element = feedforward.compose(self.element, first.element)
+        return replace(self, element=element, statistics=FeedForwardStatistics())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON; the permutation is in the file only."""
+        units = {"layer": self.layer, "units": self.group.units, "moved_units": self.moved_units}
+        return {**units, **plain(asdict(self.statistics))}
+
+
+def condition_of(element: AttentionElement) -> float:
+    """Largest condition number of any head's U or W."""
+    pairs = (element.query_key, element.value_output)
+    return max(float(bilinear.condition(pair).max()) for pair in pairs)
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Values that JSON can hold: null for what is not a finite number."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

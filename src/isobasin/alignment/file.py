@@ -1,0 +1,191 @@
+"""The alignment file: one safetensors file with every element, and a header that says which group each belongs to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from isobasin.alignment.entries import (
+    FeedForwardAlignment,
+    FeedForwardStatistics,
+    LayerAlignment,
+    LayerStatistics,
+    plain,
+)
+from isobasin.checkpoints import write_file_atomically
+from isobasin.errors import AlignmentError
+from isobasin.symmetries import attention, feedforward
+from isobasin.symmetries.attention import AttentionElement
+from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, Scale
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.permutation import is_permutation
+
+FILE_NAME = "alignment.safetensors"
+_FORMAT = 1
+
+
+class Contents(NamedTuple):
+    """What a file holds."""
+
+    model_type: str
+    layers: tuple[LayerAlignment, ...]
+    feedforward: tuple[FeedForwardAlignment, ...]
+    provenance: Mapping[str, str]
+
+
+def write(contents: Contents, path: Path, *, force: bool) -> None:
+    """Write one safetensors file, all of it or nothing."""
+    header = {
+        "model_type": contents.model_type,
+        "provenance": dict(contents.provenance),
+        "layers": _headers(contents.layers),
+        # Left out if there are none, so that programs that know attention only can read the file.
+        **({"feedforward": _headers(contents.feedforward)} if contents.feedforward else {}),
+    }
+    metadata = {"format": str(_FORMAT), "isobasin": json.dumps(header)}
+    tensors = {name: part.contiguous().cpu() for name, part in _tensors(contents)}
+    write_file_atomically(path, lambda file: save_file(tensors, file, metadata), force)
+
+
+def read(path: Path) -> Contents:
+    """Read what `write` wrote; a folder stands for the alignment file that is in it.
+
+    Raises:
+        AlignmentError: If it is missing, damaged, or no alignment.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise AlignmentError(f"{file}: no such alignment: give the {FILE_NAME} that `isobasin align` wrote")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = _Header.model_validate_json((opened.metadata() or {}).get("isobasin", ""))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        layers = tuple(_load_layer(entry, tensors) for entry in header.layers)
+        moved = tuple(_load_feedforward(entry, tensors) for entry in header.feedforward)
+    except (SafetensorError, ValidationError, KeyError, ValueError, TypeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise AlignmentError(f"{file}: not an alignment, or damaged ({reason}): write it again") from error
+    return Contents(header.model_type, layers, moved, header.provenance)
+
+
+def _headers(entries: Sequence[LayerAlignment | FeedForwardAlignment]) -> list[dict[str, Any]]:
+    return [
+        {"layer": entry.layer, "group": asdict(entry.group), "statistics": plain(asdict(entry.statistics))}
+        for entry in entries
+    ]
+
+
+def _tensors(contents: Contents) -> Iterator[tuple[str, Tensor]]:
+    for kind, entries in (("layers", contents.layers), ("feedforward", contents.feedforward)):
+        for entry in entries:
+            for name, part in entry.element.tensors().items():
+                real = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
+                yield f"{kind}.{entry.layer}.{name}", real
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Bilinear(_Model):
+    """A bilinear group in a file."""
+
+    features: int
+    planes: tuple[tuple[int, int], ...]
+
+    def build(self) -> BilinearGroup:
+        return BilinearGroup(self.features, self.planes)
+
+
+class _Attention(_Model):
+    """An attention group in a file."""
+
+    groups: int
+    queries: int
+    query_key: _Bilinear
+    value_output: _Bilinear
+    key_shift: bool
+    value_shift: bool
+
+    def build(self) -> AttentionGroup:
+        pairs = self.query_key.build(), self.value_output.build()
+        return AttentionGroup(self.groups, self.queries, *pairs, self.key_shift, self.value_shift)
+
+
+class _FeedForward(_Model):
+    """A feed-forward group in a file."""
+
+    units: int
+    up: Scale
+    gate: Scale | None
+    degree: int
+
+    def build(self) -> FeedForwardGroup:
+        return FeedForwardGroup(self.units, self.up, self.gate, self.degree)
+
+
+class _Entry(_Model):
+    layer: int
+    statistics: dict[str, float | int | str | None]
+
+    def values(self) -> dict[str, Any]:
+        """The statistics, with the numbers that JSON can't hold."""
+        return {k: math.nan if v is None else v for k, v in self.statistics.items()}
+
+
+class _Layer(_Entry):
+    group: _Attention
+
+
+class _FeedForwardLayer(_Entry):
+    group: _FeedForward
+
+
+class _Header(_Model):
+    model_type: str
+    provenance: dict[str, str]
+    layers: list[_Layer]
+    feedforward: list[_FeedForwardLayer] = []
+
+
+def _load_layer(entry: _Layer, tensors: Mapping[str, Tensor]) -> LayerAlignment:
+    """One attention block from its entry in the header and its tensors, with every shape checked."""
+    group = entry.group.build()
+    parts = _parts(f"layers.{entry.layer}", attention.identity(group).tensors(), tensors)
+    if not (is_permutation(parts["outer"]) and is_permutation(parts["inner"])):
+        raise ValueError(f"layer {entry.layer}: head permutation is none")
+    return LayerAlignment(entry.layer, group, AttentionElement.from_tensors(parts), LayerStatistics(**entry.values()))
+
+
+def _load_feedforward(entry: _FeedForwardLayer, tensors: Mapping[str, Tensor]) -> FeedForwardAlignment:
+    """One feed-forward block, likewise; scales that the group doesn't have are refused."""
+    group = entry.group.build()
+    parts = _parts(f"feedforward.{entry.layer}", feedforward.identity(group).tensors(), tensors)
+    element = FeedForwardElement(**parts)
+    if not is_permutation(element.permutation):
+        raise ValueError(f"layer {entry.layer}: unit permutation is none")
+    if not feedforward.contains(group, element):
+        raise ValueError(f"layer {entry.layer}: a unit's scale is none of its group {group}")
+    return FeedForwardAlignment(entry.layer, group, element, FeedForwardStatistics(**entry.values()))
+
+
+def _parts(prefix: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one element, of the shapes and types of another one."""
+    parts: dict[str, Tensor] = {}
+    for name, like in expected.items():
+        part = tensors[f"{prefix}.{name}"]
+        part = torch.view_as_complex(part) if like.is_complex() else part
+        if part.shape != like.shape or part.dtype != like.dtype or not part.isfinite().all():
+            raise ValueError(f"{prefix}.{name} is {part.dtype} {tuple(part.shape)} or not finite")
+        parts[name] = part
+    return parts

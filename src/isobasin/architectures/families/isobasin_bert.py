@@ -1,0 +1,28 @@
+"""Our BERT with its own number of heads in some layers (`isobasin.models`)."""
+
+from collections.abc import Callable
+from copy import copy
+
+from isobasin.architectures.configuration import Config, layers
+from isobasin.architectures.families import bert
+from isobasin.architectures.family import Family
+from isobasin.architectures.schema import AttentionSite
+
+
+def regrouped(config: Config, usual: Callable[[Config], list[AttentionSite]]) -> list[AttentionSite]:
+    """The attention blocks of a family, each as if all layers had its heads."""
+    sites: list[AttentionSite] = []
+    for layer in range(layers(config)):
+        alike = copy(config)
+        if config.heads_per_layer is not None:
+            alike.num_attention_heads = config.heads_per_layer[layer]
+        sites.append(usual(alike)[layer])
+    return sites
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of such a BERT."""
+    return regrouped(config, bert.blocks)
+
+
+FAMILY = Family("isobasin_bert", bert.FAMILY.prefixes, blocks, feedforwards=bert.feedforwards)

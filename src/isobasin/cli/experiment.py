@@ -1,0 +1,213 @@
+"""`isobasin experiment`: run, list, report."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isobasin.cli.console import complain, console, quiet, show, show_json, show_path
+from isobasin.cli.options import Device, DeviceOption, JsonOption
+from isobasin.cli.signals import Terminated
+from isobasin.cli.tables import table
+
+if TYPE_CHECKING:
+    from isobasin.execution.tasks import Engine
+    from isobasin.experiments.run import Experiment, Summary
+
+EXAMPLES = {
+    "run": "isobasin experiment run digits --smoke -o digits-smoke",
+    "list": "isobasin experiment list",
+    "report": "isobasin experiment report digits-smoke",
+}
+FAILED = 1
+"""Exit code when cells failed."""
+
+app = typer.Typer(
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"Example: {EXAMPLES['run']}",
+)
+
+
+class EngineName(StrEnum):
+    """What runs the cells."""
+
+    local = "local"
+    ray = "ray"
+
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an experiment that was run.")]
+
+
+@app.callback(invoke_without_command=True)
+def experiment(context: typer.Context) -> None:
+    """Pretrain, draw parts anew, fine-tune, match, measure, ablate: whole studies from one file."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+
+
+@app.command(epilog=f"Example: {EXAMPLES['run']}")
+def run(
+    configuration: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged configuration such as digits."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="Folder for the results; an earlier run in it is continued."
+        ),
+    ] = None,
+    engine: Annotated[
+        EngineName, typer.Option("--engine", metavar="ENGINE", help="local, this machine; or ray, a cluster.")
+    ] = EngineName.local,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="ADDRESS", help="Of the Ray cluster; by default one is started here."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Cells at once: that many processes, or tasks of Ray."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of each cell.")] = None,
+    device: DeviceOption = Device.cpu,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Make all of it tiny and the data up, to see in seconds that it runs.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="SETTING", help="Only settings whose name has this in it; repeat it for more."),
+    ] = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models/--no-keep-models", help="Whether models stay that nothing needs any more.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Run an experiment, cell by cell; what is done already stays."""
+    began = time.monotonic()
+    folder = output or Path(f"experiment-{Path(configuration).stem}{'-smoke' if smoke else ''}")
+    with quiet():
+        from isobasin.cli.experiment_progress import watching
+        from isobasin.experiments.configuration import read
+        from isobasin.experiments.data import data_root
+        from isobasin.experiments.run import Experiment, run
+        from isobasin.experiments.work import RunOptions
+        from isobasin.pipeline.settings import check_device
+
+        check_device(device.value)
+        found = Experiment.begin(read(configuration), folder, smoke=smoke)
+        cells = found.cells(only or ())
+        runs = _engine(engine, ray_address, workers, threads, device, folder)
+        try:
+            with watching(found.left(cells), console(stderr=True)) as watcher:
+                summary = run(
+                    found, cells, runs, RunOptions(device.value, data_root()), watcher, keep_models=keep_models
+                )
+        except (KeyboardInterrupt, Terminated):
+            console(stderr=True).print("What is done is kept: the same command goes on from here.", soft_wrap=True)
+            raise
+    _show_summary(found, summary, time.monotonic() - began, as_json)
+
+
+def _engine(
+    name: EngineName, address: str | None, workers: int | None, threads: int | None, device: Device, folder: Path
+) -> Engine:
+    if name is EngineName.ray:
+        from isobasin.execution.cluster import Cluster
+
+        gpus = 1 if device is Device.cuda else 0
+        return Cluster(folder.resolve(), address=address, threads=threads or 1, gpus=gpus, workers=workers)
+    if address is not None:
+        raise typer.BadParameter("--ray-address goes with --engine ray")
+    from isobasin.execution.local import Here, Processes
+
+    return Here(threads) if workers in (None, 1) else Processes(workers, threads)
+
+
+def _show_summary(found: Experiment, summary: Summary, seconds: float, as_json: bool) -> None:
+    """What became of the run, on stdout; failures on stderr."""
+    if as_json:
+        show_json(
+            {
+                "output": str(found.folder),
+                "smoke": found.smoke,
+                "cells": summary.cells,
+                "kept": summary.kept,
+                "done": summary.done,
+                "failed": summary.failed,
+                "blocked": summary.blocked,
+                "seconds": seconds,
+            }
+        )
+    else:
+        lost = f", {len(summary.failed)} failed, {summary.blocked} not begun" if summary.failed else ""
+        show(f"{summary.cells} cells: {summary.done} done now, {summary.kept} before or not needed{lost}.")
+        show_path("Results:", found.folder)
+        show_path("Tables and figures: isobasin experiment report", found.folder)
+    for label, message in summary.failed.items():
+        complain(f"{label}: {message}")
+    if summary.failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command("list", epilog=f"Example: {EXAMPLES['list']}")
+def list_(
+    output: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="Folder of an experiment: the state of its cells.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the packaged configurations, or the state of an experiment's cells."""
+    with quiet():
+        found = _packaged() if output is None else _state(output)
+    if as_json:
+        show_json(found)
+    elif output is None:
+        rows = table("name", "cells", "title", left=["name", "title"])
+        for row in found["configurations"]:
+            rows.add_row(row["name"], str(row["cells"]), row["title"])
+        show(rows)
+    else:
+        rows = table("kind", *_STATES, left=["kind"])
+        for kind, counts in found["cells"].items():
+            rows.add_row(kind, *(str(counts.get(state, 0)) for state in _STATES))
+        show(found["title"], rows)
+        for label, message in found["failed"].items():
+            show(f"failed: {label}: {message}")
+
+
+_STATES = ("done", "to do", "failed", "not needed")
+
+
+def _packaged() -> dict[str, Any]:
+    from isobasin.experiments.configuration import packaged, read
+    from isobasin.experiments.plan import all_cells, plans
+
+    counts = {name: len(all_cells(plans(read(name)))) for name in packaged()}
+    rows = [{"name": name, "title": title, "cells": counts[name]} for name, title in packaged().items()]
+    return {"configurations": rows}
+
+
+def _state(output: Path) -> dict[str, Any]:
+    from isobasin.experiments.run import Experiment
+
+    found = Experiment.open(output)
+    return {"title": found.settings.title, "smoke": found.smoke, "cells": found.state(), "failed": found.failures()}
+
+
+@app.command(epilog=f"Example: {EXAMPLES['report']}")
+def report(output: FolderArgument, as_json: JsonOption = False) -> None:
+    """Write tables and figures of what is done so far into the experiment's folder."""
+    with quiet():
+        from isobasin.reports.experiment import write_experiment_report
+
+        files = write_experiment_report(output)
+    if as_json:
+        show_json({"output": str(output), "files": [str(file) for file in files]})
+        return
+    for file in files:
+        show_path("Written:", file)

@@ -1,0 +1,381 @@
+"""Losses along the lines between checkpoints, naive and aligned, recorded point by point."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isobasin.alignment import Alignment, LayerAlignment
+from isobasin.architectures.resolve import check_comparable
+from isobasin.checkpoints import Checkpoint, check_output
+from isobasin.connectivity import path as line
+from isobasin.connectivity.path import POINTS, LinearPath
+from isobasin.errors import ArchitectureError, IsobasinError, RecordError
+from isobasin.matching.attention import Method
+from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.model import Model, Source, open_checkpoint, read_blocks, understand
+from isobasin.pipeline.aligning import align
+from isobasin.pipeline.comparing import differing_entries
+from isobasin.pipeline.interpolating import check_same_tensors
+from isobasin.pipeline.settings import Progress, check_device, silent
+from isobasin.records.curves import NAIVE, finished_curves
+from isobasin.records.file import Key, Measured, RecordFile
+from isobasin.records.provenance import model_sha256, versions
+from isobasin.records.schema import (
+    AlignmentRecord,
+    DataRecord,
+    LayerRecord,
+    ModelRecord,
+    PointRecord,
+    RunRecord,
+)
+from isobasin.tasks.data import Examples
+from isobasin.tasks.kind import load_model
+from isobasin.tasks.losses import Evaluation, evaluate
+
+METHODS = (NAIVE, Method.heads.value, Method.paper.value, Method.gauss_newton.value)
+"""The ways of one figure: B as it is, its heads permuted, the published matching, and ours."""
+
+# Two runs that differ only in these are one run: it may be continued by a newer library.
+_INCIDENTAL = {"versions", "batch_weights"}
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How lines are measured.
+
+    Attributes:
+        methods: Ways that B is moved: "none", or a method of `align`.
+        points: Of every line, both ends included.
+        batch_size: Examples of one forward pass.
+        device: Where the losses are computed.
+        head_cost: What stage 1 compares.
+        feedforward: Match the units of feed-forward blocks as well.
+        temperature: Calibrate the softmax temperature at every point, as a control.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    points: int = POINTS
+    batch_size: int = 32
+    device: str = "cpu"
+    head_cost: HeadCost = HeadCost.rotary
+    feedforward: bool = False
+    temperature: bool = True
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+        known = [NAIVE, *(method.value for method in Method)]
+        for method in self.methods:
+            if method not in known:
+                raise IsobasinError(f"method {method!r}: there is none of this name; use {', '.join(known)}")
+        if not self.methods:
+            raise IsobasinError("methods: name at least one, such as none or gauss-newton")
+        for name, value, least in (("points", self.points, 2), ("batch size", self.batch_size, 1)):
+            if value < least:
+                raise IsobasinError(f"{name} is {value}: give at least {least}")
+
+    @property
+    def moves(self) -> bool:
+        """Whether any method moves B."""
+        return any(method != NAIVE for method in self.methods)
+
+
+def measure(
+    models: Sequence[Source],
+    examples: Examples,
+    output: str | os.PathLike[str],
+    measuring: Measuring | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    allow_pickle: bool = False,
+    force: bool = False,
+    accelerator: Any = None,
+    progress: Progress = silent,
+) -> Measured:
+    """Measure the loss along the straight line of every pair of models, B moved in every way asked for.
+
+    The line is `θ(t) = (1 - t) A + t B`; what is recorded of it is in `records.schema`. Every point is on the disk
+    before the next is begun: a call with the same arguments goes on where an interrupted one stopped.
+
+    Args:
+        models: At least two: folders, hub ids, or transformers models, with the same tensors.
+        examples: What the losses are computed on, from `tasks.prepare`.
+        output: Folder that gets `records.jsonl`.
+        measuring: Methods, points, and how losses are computed; None for the defaults.
+        settings: More to record, such as seeds.
+        allow_pickle: Load pickled weights, with `weights_only`.
+        force: Drop the records of another run.
+        accelerator: An `accelerate.Accelerator` whose processes share the batches; its device is used.
+        progress: Called as the work goes on.
+
+    Returns:
+        All records.
+
+    Raises:
+        IsobasinError: A subclass says what is wrong with the models, the data, or the output.
+    """
+    how = measuring or Measuring()
+    if len(models) < 2:
+        raise IsobasinError("models: give at least two; a line has two ends")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_checkpoint(m, allow_pickle=allow_pickle)) for m in models]
+        names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
+        _check_alike(names, opened, how)
+        check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
+        run = _run_record(names, opened, examples, how, settings or {}, progress)
+        lines = _Lines(run, names, opened, examples, how, accelerator, progress)
+        lines.open(Path(output), force)
+        for pair in itertools.combinations(range(len(models)), 2):
+            for method in how.methods:
+                lines.measure((pair, method))
+        return lines.finish()
+
+
+def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: Measuring) -> None:
+    """Refuse models between which there is no line, before any work."""
+    for name, other in zip(names[1:], checkpoints[1:], strict=True):
+        check_same_tensors(checkpoints[0], other)
+        for entry in differing_entries(checkpoints[0], other):
+            first, second = (checkpoint.config.get(entry) for checkpoint in (checkpoints[0], other))
+            raise ArchitectureError(
+                f"{names[0]} and {name}: {entry} is {first} in one and {second} in the other; "
+                "a line needs two of one architecture"
+            )
+    if how.moves:
+        first, *others = (understand(n, c).specification for n, c in zip(names, checkpoints, strict=True))
+        for other in others:
+            check_comparable(first, other)
+
+
+def _run_record(
+    names: Sequence[str],
+    checkpoints: Sequence[Checkpoint],
+    examples: Examples,
+    how: Measuring,
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> RunRecord:
+    """The first line, but for the batches' weights, which the first evaluation tells."""
+    hashes: list[str] = []
+    for checkpoint in checkpoints:
+        progress("hashing", len(hashes), len(checkpoints))
+        hashes.append(model_sha256(checkpoint))
+    progress("hashing", len(hashes), len(checkpoints))
+    facts = examples.facts
+    return RunRecord(
+        models=tuple(ModelRecord(name=n, sha256=h) for n, h in zip(names, hashes, strict=True)),
+        data=DataRecord(
+            source=facts.source,
+            split=facts.split,
+            task=str(facts.task),
+            examples=facts.examples,
+            sha256=facts.sha256,
+            notes=tuple(facts.notes),
+        ),
+        t=line.points(how.points),
+        methods=how.methods,
+        batch_weights=(),
+        settings={
+            "batch_size": how.batch_size,
+            "head_cost": how.head_cost.value,
+            "feedforward": how.feedforward,
+            "temperature": how.temperature,
+            **settings,
+        },
+        versions=versions(),
+    )
+
+
+class _Lines:
+    """All lines of a run: what is recorded of them, and what the next point needs."""
+
+    def __init__(
+        self,
+        run: RunRecord,
+        names: Sequence[str],
+        checkpoints: Sequence[Checkpoint],
+        examples: Examples,
+        how: Measuring,
+        accelerator: Any,
+        progress: Progress,
+    ) -> None:
+        self._run, self._names, self._checkpoints = run, names, checkpoints
+        self._examples, self._how, self._accelerator, self._progress = examples, how, accelerator, progress
+        self._device = how.device if accelerator is None else str(accelerator.device)
+        self._writes = accelerator is None or accelerator.is_main_process
+        self._points: dict[Key, dict[float, PointRecord]] = {}
+        pairs = len(checkpoints) * (len(checkpoints) - 1) // 2
+        self._total = pairs * len(how.methods) * how.points
+
+    def open(self, output: Path, force: bool) -> None:
+        """Continue the records in a folder, or begin them with the first evaluation."""
+        if force and self._writes:
+            self._drop_other(output)
+        self._wait()
+        self._file = RecordFile(output)
+        found = self._file.measured
+        if found is not None:
+            self._check_same(found.run)
+            self._points = {key: {point.t: point for point in points} for key, points in found.points.items()}
+        self._wait()
+        self._module = load_model(self._checkpoints[0].folder, self._examples.kind, self._device)
+        if found is None:
+            key: Key = ((0, 1), self._how.methods[0])
+            first = self._evaluate()
+            self._run = self._run.model_copy(update={"batch_weights": first.batch_weights})
+            self._append(self._run)
+            self._add(_point(key, 0.0, first, 0.0))
+        self._tell()
+
+    def measure(self, key: Key) -> None:
+        """Record the points of a line that are missing."""
+        missing = [t for t in self._run.t if t not in self._points.get(key, {})]
+        if not missing:
+            return
+        (first, second), method = key
+        with self._moved(first, second, method) as folder:
+            ends = [load_model(f, self._examples.kind, self._device) for f in (self._checkpoints[first].folder, folder)]
+            path = LinearPath(ends[0].state_dict(), ends[1].state_dict(), self._module)
+            for t in missing:
+                known = self._known(key, t)
+                if known is None:
+                    started = time.perf_counter()
+                    path.at(t)
+                    passed = time.perf_counter() - started
+                    known = _point(key, t, self._evaluate(), passed)
+                self._add(known)
+                self._tell()
+
+    def finish(self) -> Measured:
+        """Record what the whole lines say; all records."""
+        if self._writes:
+            before = RecordFile.read(self._file.path)
+            for key, found in finished_curves(before).items():
+                if before.curves.get(key) != found:
+                    self._file.append(found)
+        self._wait()
+        return RecordFile.read(self._file.path)
+
+    def _known(self, key: Key, t: float) -> PointRecord | None:
+        """A point that is an end which another line has too: A's for all of its lines, B's where it isn't moved."""
+        (first, second), method = key
+        index = first if t == 0 else second if t == 1 and method == NAIVE else None
+        for (pair, other), points in self._points.items():
+            for at, model in ((0.0, pair[0]), (1.0, pair[1] if other == NAIVE else None)):
+                if index is not None and index == model and at in points:
+                    return points[at].model_copy(update={"pair": key[0], "method": method, "t": t})
+        return None
+
+    @contextmanager
+    def _moved(self, first: int, second: int, method: str) -> Generator[Path]:
+        """The folder of B after the move, which is verified."""
+        if method == NAIVE:
+            yield self._checkpoints[second].folder
+            return
+        a, b = (self._checkpoints[index].folder for index in (first, second))
+        with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
+            started = time.perf_counter()
+            found = align(
+                a,
+                b,
+                Path(scratch) / "moved",
+                method=method,
+                head_cost=self._how.head_cost,
+                feedforward=self._how.feedforward,
+                device=torch.device(self._device).type,
+                progress=self._progress,
+            )
+            seconds = time.perf_counter() - started
+            self._append(self._alignment_record((first, second), method, found, seconds))
+            yield Path(scratch) / "moved"
+
+    def _alignment_record(
+        self, pair: tuple[int, int], method: str, found: Alignment, seconds: float
+    ) -> AlignmentRecord:
+        one, other = (understand(self._names[index], self._checkpoints[index]) for index in pair)
+        rows = [_layer_record(one, other, i, layer, self._how.head_cost) for i, layer in enumerate(found.layers)]
+        return AlignmentRecord(pair=pair, method=method, seconds=seconds, layers=tuple(rows))
+
+    def _evaluate(self) -> Evaluation:
+        return evaluate(
+            self._module,
+            self._examples,
+            batch_size=self._how.batch_size,
+            device=self._device,
+            accelerator=self._accelerator,
+            temperature=self._how.temperature,
+        )
+
+    def _add(self, point: PointRecord) -> None:
+        self._append(point)
+        self._points.setdefault((point.pair, point.method), {})[point.t] = point
+
+    def _append(self, record: RunRecord | AlignmentRecord | PointRecord) -> None:
+        if self._writes:
+            self._file.append(record)
+
+    def _wait(self) -> None:
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()
+
+    def _tell(self) -> None:
+        self._progress("losses", sum(len(points) for points in self._points.values()), self._total)
+
+    def _check_same(self, found: RunRecord) -> None:
+        """Refuse to continue the records of another run, naming what differs."""
+        old, new = (run.model_dump(mode="json", exclude=_INCIDENTAL) for run in (found, self._run))
+        different = [name for name in new if old.get(name) != new[name]]
+        if different:
+            raise RecordError(
+                f"{self._file.path}: records another run (its {', '.join(different)} differ): "
+                "name another folder, or drop it with --force"
+            )
+
+    def _drop_other(self, output: Path) -> None:
+        """Delete the records in a folder unless they are this run's."""
+        try:
+            self._file = RecordFile(output)
+            if self._file.measured is not None:
+                self._check_same(self._file.measured.run)
+        except RecordError:
+            (output / "records.jsonl").unlink()
+
+
+def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) -> PointRecord:
+    return PointRecord(
+        pair=key[0],
+        method=key[1],
+        t=t,
+        loss=found.loss,
+        batch_losses=found.batch_losses,
+        metrics=found.metrics,
+        calibrated_loss=found.calibrated_loss,
+        temperature=found.temperature,
+        seconds=found.seconds,
+        interpolation_seconds=interpolation_seconds,
+    )
+
+
+def _layer_record(a: Model, b: Model, index: int, layer: LayerAlignment, cost: HeadCost) -> LayerRecord:
+    blocks = [read_blocks(model, [index]) for model in (a, b)]
+    costs = head_costs(layer.group, *blocks, cost)[0].transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    statistics = layer.statistics
+    return LayerRecord(
+        layer=layer.layer,
+        distance_before=statistics.distance_before,
+        distance_after=statistics.distance_after,
+        condition=statistics.condition,
+        iterations=statistics.iterations,
+        status=statistics.status,
+        head_permutation=tuple(layer.element.head_permutation().tolist()),
+        head_costs=tuple(tuple(row) for row in costs.tolist()),
+    )

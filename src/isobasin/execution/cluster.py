@@ -1,0 +1,160 @@
+"""An engine on a Ray cluster. Its machines share the folder of results."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isobasin.errors import DependencyError, IsobasinError
+from isobasin.execution.local import set_threads
+from isobasin.execution.tasks import Failure, Function, Listener, Schedule, Success, Task, attempt
+
+# How often Ray begins a task again whose process or machine dies.
+_RETRIES = 3
+# Seconds between two looks at whether the user wants to stop.
+_PATIENCE = 0.5
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Runs tasks on a Ray cluster; one whose process or machine dies is begun again elsewhere.
+
+    Attributes:
+        folder: Where the tasks read and write; every machine of the cluster has it under this path.
+        address: Of the cluster; None starts one on this machine for the time of the run.
+        threads: Cores of one task, and threads of torch in it.
+        gpus: GPUs of one task.
+        workers: Most tasks at once; None for as many as the cluster has room for.
+    """
+
+    folder: Path
+    address: str | None = None
+    threads: int = 1
+    gpus: float = 0
+    workers: int | None = None
+
+    def run(self, tasks: Sequence[Task], function: Function, listener: Listener) -> None:
+        """See `Engine.run`.
+
+        Raises:
+            DependencyError: Ray is missing.
+            IsobasinError: The cluster can't be reached, or one of its machines doesn't see the folder.
+        """
+        ray = _ray()
+        schedule = Schedule(tasks, listener)
+        with _connected(ray, self.address):
+            _check_shared(ray, self.folder)
+            remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=_RETRIES)(_work)
+            self._run(ray, lambda task: remote.remote(function, task.payload, self.threads), schedule)
+
+    def _run(self, ray: Any, submit: Callable[[Task], Any], schedule: Schedule) -> None:
+        running: dict[Any, Task] = {}
+        try:
+            while True:
+                # Ray would queue all, but then what starts isn't known.
+                while len(running) < (self.workers or self._room(ray)):
+                    task = schedule.next()
+                    if task is None:
+                        break
+                    running[submit(task)] = task
+                if not running:
+                    return
+                ready, _ = ray.wait(list(running), timeout=_PATIENCE)
+                for reference in ready:
+                    schedule.end(running.pop(reference), _outcome(ray, reference))
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def _room(self, ray: Any) -> int:
+        """How many tasks the cluster has room for now; at least one, which then waits for a machine."""
+        there: dict[str, float] = ray.cluster_resources()
+        rooms = [there.get("CPU", 0) / self.threads]
+        if self.gpus:
+            rooms.append(there.get("GPU", 0) / self.gpus)
+        return max(1, int(min(rooms)))
+
+
+def _ray() -> Any:
+    """The library, told to keep to itself."""
+    os.environ.update(_QUIET)
+    try:
+        import ray
+    except ImportError as error:
+        raise DependencyError('the engine ray needs Ray: pip install "isobasin[ray]"') from error
+    return ray
+
+
+@contextmanager
+def _connected(ray: Any, address: str | None) -> Generator[None]:
+    """A connection to the cluster; one that was there before is used, and left."""
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = "on this machine" if address is None else f"at {address}"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise IsobasinError(f"Ray {where}: no connection ({reason}): check the address, or leave it out") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_shared(ray: Any, folder: Path) -> None:
+    """Refuse a folder that a machine of the cluster doesn't see."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    mark = folder.resolve() / f".shared-{secrets.token_hex(4)}"
+    mark.touch()
+    try:
+        look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+        nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        strategies = {node: NodeAffinitySchedulingStrategy(node_id=node, soft=False) for node in nodes}
+        answers = {node: look.options(scheduling_strategy=there).remote(mark) for node, there in strategies.items()}
+        for node, answer in answers.items():
+            if not _sees_folder(ray, answer):
+                raise IsobasinError(f"{folder}: {nodes[node]} doesn't see it: use a folder that all machines share")
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def _sees_folder(ray: Any, answer: Any) -> bool:
+    try:
+        return bool(ray.get(answer))
+    except ray.exceptions.RayError as error:
+        raise IsobasinError(f"Ray: a machine of the cluster doesn't answer ({_first_line(error)})") from error
+
+
+def _sees(path: Path) -> bool:
+    return path.exists()
+
+
+def _work(function: Function, payload: Any, threads: int) -> Success | Failure:
+    """What runs on the cluster."""
+    set_threads(threads)
+    return attempt(function, payload, _silent)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """No way back for progress."""
+
+
+def _outcome(ray: Any, reference: Any) -> Success | Failure:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return Failure(f"Ray gave it up after {_RETRIES + 1} attempts ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

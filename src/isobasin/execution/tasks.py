@@ -1,0 +1,138 @@
+"""Tasks that need each other, and what becomes of them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from isobasin.errors import IsobasinError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of its steps are, and how many there are."""
+
+Function = Callable[[Any, Progress], Any]
+"""What is done with a task's payload. It is sent to other processes by name, so it lies in a module."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Something to do.
+
+    Attributes:
+        key: Its name.
+        payload: What the function gets; it can be pickled.
+        needs: Keys of the tasks that have to be done before.
+    """
+
+    key: str
+    payload: Any
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task isn't done.
+
+    Attributes:
+        message: One line.
+        trace: The traceback of an unexpected error, or "".
+        because: Key of the failed task that this one needs; "" if it failed itself.
+    """
+
+    message: str
+    trace: str = ""
+    because: str = ""
+
+
+@dataclass(frozen=True)
+class Success:
+    """What a task returned."""
+
+    value: Any
+
+
+class Listener(Protocol):
+    """Who is told how it goes; all calls come from the thread that runs the engine."""
+
+    def started(self, task: Task) -> None:
+        """A task begins."""
+
+    def progress(self, task: Task, what: str, done: int, total: int) -> None:
+        """A step of a running task is done; only some engines say so."""
+
+    def done(self, task: Task, value: Any) -> None:
+        """A task returned something."""
+
+    def failed(self, task: Task, failure: Failure) -> None:
+        """A task failed, or can't be run since one that it needs failed."""
+
+
+class Engine(Protocol):
+    """Runs tasks."""
+
+    def run(self, tasks: Sequence[Task], function: Function, listener: Listener) -> None:
+        """Do all tasks, each as soon as what it needs is done; a failure stops only what needs the failed task.
+
+        An exception of the listener, and an interrupt, stop everything: no process that the engine started is left.
+
+        Raises:
+            ValueError: A task needs one that doesn't come before it, or two have one key.
+        """
+        ...
+
+
+def attempt(function: Function, payload: Any, progress: Progress) -> Success | Failure:
+    """Do a task; what goes wrong becomes a failure, an interrupt excepted."""
+    try:
+        return Success(function(payload, progress))
+    except IsobasinError as error:
+        return Failure(_one_line(str(error)))
+    except Exception as error:
+        return Failure(_one_line(f"unexpected {type(error).__name__}: {error}"), traceback.format_exc())
+
+
+def _one_line(message: str) -> str:
+    return " ".join(part.strip() for part in message.splitlines() if part.strip())
+
+
+class Schedule:
+    """Which tasks may start, in the order given; it tells the listener."""
+
+    def __init__(self, tasks: Sequence[Task], listener: Listener) -> None:
+        """Check the graph.
+
+        Raises:
+            ValueError: A task needs one that doesn't come before it, or two have one key.
+        """
+        self._waiting: dict[str, Task] = {}
+        for task in tasks:
+            if task.key in self._waiting or any(need not in self._waiting for need in task.needs):
+                raise ValueError(f"task {task.key} is there twice, or comes before one that it needs")
+            self._waiting[task.key] = task
+        self._done: set[str] = set()
+        self._listener = listener
+
+    def next(self) -> Task | None:
+        """Take the first task whose needs are done, if there is one now; the listener hears that it starts."""
+        for key, task in self._waiting.items():
+            if self._done.issuperset(task.needs):
+                del self._waiting[key]
+                self._listener.started(task)
+                return task
+        return None
+
+    def end(self, task: Task, outcome: Success | Failure) -> None:
+        """Note how a task ended; after a failure, drop all that need it."""
+        if isinstance(outcome, Success):
+            self._done.add(task.key)
+            self._listener.done(task, outcome.value)
+            return
+        self._listener.failed(task, outcome)
+        lost = {task.key}
+        for key, other in list(self._waiting.items()):
+            if lost.intersection(other.needs):
+                lost.add(key)
+                del self._waiting[key]
+                self._listener.failed(other, Failure("what it needs failed", because=task.key))

@@ -1,0 +1,1 @@
+"""The paper's protocol: train, re-initialise, fine-tune, match, measure, ablate (arXiv 2606.17830, section 5)."""

@@ -1,0 +1,322 @@
+"""What each part of matching is worth: the paper's ablations, and the wrong group where rotary positions broke it.
+
+Everything is measured on one pair of checkpoints. Barriers are those of the line from A to B after a move.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isobasin.alignment import Alignment
+from isobasin.architectures.resolve import check_comparable
+from isobasin.connectivity.path import POINTS, LinearPath, LossCurve, barrier, points
+from isobasin.errors import IsobasinError
+from isobasin.matching import heads as stage_one
+from isobasin.matching.attention import Method, align_heads
+from isobasin.matching.heads import HeadCost
+from isobasin.model import Model, open_model, read_blocks
+from isobasin.pipeline.aligning import match_models
+from isobasin.pipeline.moving import write_moved
+from isobasin.pipeline.settings import Matching, Running
+from isobasin.records.curves import NAIVE
+from isobasin.symmetries import attention
+from isobasin.symmetries.groups import BilinearGroup
+from isobasin.symmetries.weights import AttentionWeights
+from isobasin.tasks.data import Examples
+from isobasin.tasks.kind import load_model
+from isobasin.tasks.losses import evaluate
+
+ALL = 24
+"""Up to so many head permutations are all tried; of more, some are drawn."""
+
+Folder = str | os.PathLike[str]
+Heads = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
+"""A head permutation as `AttentionElement` has it: outer, and inner for every group."""
+
+
+@dataclass(frozen=True)
+class AblationOptions:
+    """How ablations measure.
+
+    Attributes:
+        points: Of every line.
+        batch_size: Examples of a forward pass.
+        device: Where the losses are computed.
+        permutations: How many head permutations are drawn where there are more than 24.
+        seed: Of that draw.
+        feedforward: Match feed-forward blocks as well.
+    """
+
+    points: int = POINTS
+    batch_size: int = 256
+    device: str = "cpu"
+    permutations: int = 23
+    seed: int = 0
+    feedforward: bool = False
+
+
+def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, layer: int = 0) -> dict[str, Any]:
+    """Where the chosen head permutation ranks among all of one layer, or among drawn ones and itself.
+
+    Every permutation is followed by stage 2; the other layers are aligned as always. With barriers L,
+    `L̂ = 100 (L_chosen - L_best) / (L_naive - L_best)`: 0 is the best of them, 100 as bad as not moving B.
+
+    Args:
+        a: The reference's folder.
+        b: The folder of the model that is moved.
+        examples: What the losses are computed on.
+        options: How they are.
+        layer: Whose heads are permuted.
+
+    Returns:
+        "layer", "rank" (1 is the best), "of", "l_hat", "naive" (a curve), and "permutations" in order of rank, each
+        with its "heads", stage 1's "cost", whether it was "chosen", and its curve.
+    """
+    with _Pair.open(a, b, examples, options) as pair:
+        base = pair.match(Matching(feedforward=options.feedforward))
+        site = pair.b.specification.sites[layer]
+        weights = [read_blocks(model, [layer]) for model in (pair.a, pair.b)]
+        table = stage_one.head_costs(site.group, *weights)[0]
+        chosen = _heads_of(base, layer)
+        rows: list[dict[str, Any]] = []
+        for heads in _permutations(site.group.groups, site.group.queries, chosen, options):
+            moved = _with_heads(base, layer, heads, weights, Matching().limit(pair.b.dtype()))
+            cost = _cost(table, heads)
+            rows.append({"heads": _flat(heads), "cost": cost, "chosen": heads == chosen, **pair.curve(moved)})
+        naive = pair.curve(None)
+    rows.sort(key=lambda row: row["barrier"])
+    rank = next(i for i, row in enumerate(rows, start=1) if row["chosen"])
+    best, found = rows[0]["barrier"], rows[rank - 1]["barrier"]
+    room = naive["barrier"] - best
+    l_hat = 100 * (found - best) / room if room > 0 else None
+    return {"layer": layer, "rank": rank, "of": len(rows), "l_hat": l_hat, "naive": naive, "permutations": rows}
+
+
+def stage_2(a: Folder, b: Folder, examples: Examples, options: AblationOptions) -> dict[str, Any]:
+    """Barriers with stage 2 left out, with its start alone, by gradient descent, and by Gauss-Newton.
+
+    Returns:
+        "methods": by name, from "none" on, a curve with its "percent" of the naive barrier and the weights' "distance".
+    """
+    with _Pair.open(a, b, examples, options) as pair:
+        found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
+        for method in (Method.heads, Method.orthogonal, Method.paper, Method.gauss_newton):
+            moved = pair.match(Matching(method, feedforward=options.feedforward))
+            found[NAIVE].setdefault("distance", moved.distance()["before"])
+            found[method.value] = {**pair.curve(moved), "distance": moved.distance()["after"]}
+    return {"methods": _with_percent(found)}
+
+
+def head_costs(a: Folder, b: Folder, examples: Examples, options: AblationOptions) -> dict[str, Any]:
+    """Barriers and head permutations by every cost that stage 1 knows; stage 2 follows as always.
+
+    Returns:
+        "costs": by name, and "none", a curve with its "percent" of the naive barrier, the "heads" of every layer, and
+        the weights' "distance".
+    """
+    with _Pair.open(a, b, examples, options) as pair:
+        found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
+        for cost in HeadCost:
+            moved = pair.match(Matching(head_cost=cost, feedforward=options.feedforward))
+            heads = [_flat(_heads_of(moved, index)) for index in range(len(moved.layers))]
+            same = next((row for row in found.values() if row.get("heads") == heads), None)
+            curve = pair.curve(moved) if same is None else same
+            found[cost.value] = {**curve, "heads": heads, "distance": moved.distance()["after"]}
+    return {"costs": _with_percent(found)}
+
+
+def symmetry_breaking(
+    a: Folder, b: Folder, examples: Examples, offsets: Sequence[int], options: AblationOptions
+) -> dict[str, Any]:
+    """A rotary pair aligned by GL(d_h), which rotary positions broke, against H(d_h), which they left.
+
+    Under rotary positions the scores of tokens at distance n are `x Q R_n K^T y^T`. A map of GL leaves `Q K^T` as it is
+    and changes the forms `Q R_n K^T` at n ≠ 0; one of H leaves all of them (arXiv 2606.17830, Theorem 4.2).
+
+    Args:
+        a: The reference's folder.
+        b: The folder of the model that is moved; it has rotary positions.
+        examples: What the losses are computed on.
+        offsets: The distances n.
+        options: How losses are computed.
+
+    Returns:
+        "naive" (a curve) and "groups": for "H" and "GL", "change" by offset (`||Q' R_n K'^T - Q R_n K^T||` over
+        `||Q R_n K^T||`, Frobenius, all heads of all layers together), the "loss" of B after the move, "loss_before",
+        and its curve.
+
+    Raises:
+        IsobasinError: The models have no rotary positions.
+    """
+    with _Pair.open(a, b, examples, options) as pair:
+        if not any(site.group.query_key.planes for site in pair.b.specification.sites):
+            raise IsobasinError(f"{pair.b.name}: has no rotary positions, so that GL is the right group for it")
+        naive = pair.curve(None)
+        groups: dict[str, Any] = {}
+        for name, wrong in (("H", False), ("GL", True)):
+            one = pair.in_wrong_group() if wrong else pair
+            moved = one.match(Matching(feedforward=options.feedforward))
+            curve = one.curve(moved)
+            change = {str(offset): _change(pair.b, moved, offset) for offset in offsets}
+            before = naive["losses"][-1]
+            groups[name] = {"change": change, "loss": curve["losses"][-1], "loss_before": before, **curve}
+    return {"naive": naive, "groups": groups}
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Two open models and what the losses between them need."""
+
+    a: Model
+    b: Model
+    examples: Examples
+    options: AblationOptions
+    exact: bool = True
+
+    @classmethod
+    @contextmanager
+    def open(cls, a: Folder, b: Folder, examples: Examples, options: AblationOptions) -> Generator[_Pair]:
+        with ExitStack() as stack:
+            one, other = (stack.enter_context(open_model(folder)) for folder in (a, b))
+            check_comparable(one.specification, other.specification)
+            yield cls(one, other, examples, options)
+
+    def in_wrong_group(self) -> _Pair:
+        """The same pair as if positions weren't rotary: all of GL(d_h) on Q-K."""
+
+        def wrong(model: Model) -> Model:
+            sites = tuple(
+                replace(site, group=replace(site.group, query_key=BilinearGroup(site.group.query_key.features)))
+                for site in model.specification.sites
+            )
+            return replace(model, specification=replace(model.specification, sites=sites))
+
+        return replace(self, a=wrong(self.a), b=wrong(self.b), exact=False)
+
+    def match(self, matching: Matching) -> Alignment:
+        """The alignment of B to A."""
+        return match_models(self.a, self.b, matching, Running(verify=False))
+
+    def curve(self, alignment: Alignment | None) -> dict[str, Any]:
+        """The losses from A to B after a move, or to B as it is; a move is verified unless it is in the wrong group."""
+        kind, device = self.examples.kind, self.options.device
+        with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
+            end = self.b.checkpoint.folder
+            if alignment is not None:
+                end = Path(scratch) / "moved"
+                write_moved(alignment, self.b, end, Running(verify=self.exact))
+            first, last = (load_model(folder, kind, device) for folder in (self.a.checkpoint.folder, end))
+
+        def loss(module: Any) -> float:
+            return evaluate(
+                module, self.examples, batch_size=self.options.batch_size, device=device, temperature=False
+            ).loss
+
+        return _plain(barrier(LinearPath.between(first, last), loss, points(self.options.points)))
+
+
+def _plain(curve: LossCurve) -> dict[str, Any]:
+    return {"barrier": curve.height, "worst_t": curve.worst_t, "t": list(curve.t), "losses": list(curve.losses)}
+
+
+def _with_percent(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    naive = found[NAIVE]["barrier"]
+    return {
+        name: {**row, "percent": 100 * row["barrier"] / naive if naive > 0 else None} for name, row in found.items()
+    }
+
+
+def _heads_of(alignment: Alignment, layer: int) -> Heads:
+    element = alignment.layers[layer].element
+    return tuple(element.outer.tolist()), tuple(map(tuple, element.inner.tolist()))
+
+
+def _flat(heads: Heads) -> list[int]:
+    """Which of B's query heads each of A's is."""
+    outer, inner = heads
+    queries = len(inner[0])
+    return [group * queries + slot for group, slots in zip(outer, inner, strict=True) for slot in slots]
+
+
+def _permutations(groups: int, queries: int, chosen: Heads, options: AblationOptions) -> Iterator[Heads]:
+    """All head permutations if they are few; else the chosen one and others that are drawn, all different."""
+    if math.factorial(groups) * math.factorial(queries) ** groups <= ALL:
+        inner = list(itertools.permutations(range(queries)))
+        yield from itertools.product(itertools.permutations(range(groups)), itertools.product(inner, repeat=groups))
+        return
+    draw, seen = random.Random(options.seed), {chosen}
+    yield chosen
+    while len(seen) <= options.permutations:
+        slots = tuple(tuple(draw.sample(range(queries), queries)) for _ in range(groups))
+        heads = tuple(draw.sample(range(groups), groups)), slots
+        if heads not in seen:
+            seen.add(heads)
+            yield heads
+
+
+def _with_heads(
+    base: Alignment, layer: int, heads: Heads, weights: Sequence[AttentionWeights], limit: float
+) -> Alignment:
+    """The alignment with another head permutation in one layer, and stage 2 after it."""
+    outer, inner = (torch.tensor([part]) for part in heads)
+    found = align_heads(base.layers[layer].group, *weights, outer, inner, max_condition=limit)
+    layers = list(base.layers)
+    layers[layer] = replace(layers[layer], element=found.element[0])
+    return replace(base, layers=tuple(layers))
+
+
+def _cost(table: Tensor, heads: Heads) -> float:
+    """Stage 1's total cost of a head permutation; `table` is `(g, g', s, s')`."""
+    outer, inner = heads
+    return float(sum(table[i, j, s, t] for i, j in enumerate(outer) for s, t in enumerate(inner[i])))
+
+
+def _change(model: Model, alignment: Alignment, offset: int) -> float:
+    """How much a move changes the forms `Q R_n K^T` of all heads together, relative."""
+    base = _rotary_base(model.checkpoint.config)
+    squares = torch.zeros(2, dtype=torch.float64)
+    for index, (site, layer) in enumerate(zip(model.specification.sites, alignment.layers, strict=True)):
+        block = read_blocks(model, [index])[0]
+        before = attention.permute(block, layer.element.outer, layer.element.inner)
+        after = attention.act(layer.group, layer.element, block)
+        planes = site.group.query_key.planes
+        sides = [(_rotated(w.query, planes, base, offset), w.key.unsqueeze(-3)) for w in (before, after)]
+        squares[0] += _form_square([sides[1][0], -sides[0][0]], [sides[1][1], sides[0][1]])
+        squares[1] += _form_square([sides[0][0]], [sides[0][1]])
+    return float((squares[0] / squares[1]).sqrt())
+
+
+def _form_square(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """`||Σ_k L_k R_k^T||²` over all heads, by triangular factors: Gram matrices would lose small differences."""
+    shape = left[0].shape
+    factors = [torch.linalg.qr(torch.cat([x.expand(shape) for x in side], -1), mode="r").R for side in (left, right)]
+    return (factors[0] @ factors[1].mT).square().sum()
+
+
+def _rotated(query: Tensor, planes: Sequence[tuple[int, int]], base: float, offset: int) -> Tensor:
+    """Queries turned by n positions; plane j of p turns by `n base^{-j/p}`."""
+    turned = query.clone()
+    for j, (x, y) in enumerate(planes):
+        angle = offset * base ** (-j / len(planes))
+        cos, sin = math.cos(angle), math.sin(angle)
+        turned[..., x] = cos * query[..., x] - sin * query[..., y]
+        turned[..., y] = sin * query[..., x] + cos * query[..., y]
+    return turned
+
+
+def _rotary_base(config: dict[str, Any]) -> float:
+    """θ of the rotary frequencies, as configurations of different ages name it."""
+    parameters = config.get("rope_parameters") or {}
+    return float(parameters.get("rope_theta") or config.get("rope_theta") or config.get("rotary_emb_base") or 10_000)

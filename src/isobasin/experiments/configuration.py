@@ -1,0 +1,119 @@
+"""Configurations of experiments: YAML files, and those that come with the package."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from isobasin.errors import IsobasinError
+from isobasin.experiments.settings import ExperimentSettings, near
+
+_PACKAGED = "configs"
+_SUFFIX = ".yaml"
+
+
+class ConfigurationError(IsobasinError):
+    """An experiment's configuration can't be found or read, or an entry of it is wrong."""
+
+
+def packaged() -> dict[str, str]:
+    """The configurations that come with the package: their titles, by name."""
+    return {name: read(name).title for name in _names()}
+
+
+def read(source: str | os.PathLike[str]) -> ExperimentSettings:
+    """Read a configuration.
+
+    Args:
+        source: A YAML file, or the name of a packaged configuration such as "digits".
+
+    Raises:
+        ConfigurationError: It can't be found or read, or an entry of it is wrong; names file and entry.
+    """
+    name = os.fspath(source)
+    path = Path(name)
+    if not path.exists():
+        if name.endswith((_SUFFIX, ".yml")):
+            raise ConfigurationError(f"{name}: no such file: check the path")
+        if name not in _names():
+            raise ConfigurationError(f"{name!r} is no file, and no packaged configuration: {near(name, _names())}")
+        path = _home() / f"{name}{_SUFFIX}"
+    return _checked(_parsed(path), name)
+
+
+def _home() -> Path:
+    return Path(str(files("isobasin.experiments"))) / _PACKAGED
+
+
+def _names() -> list[str]:
+    """Of all packaged configurations; those of folders come last."""
+    found = [path.relative_to(_home()).with_suffix("").as_posix() for path in _home().rglob(f"*{_SUFFIX}")]
+    return sorted(found, key=lambda name: ("/" in name, name))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        # Before the merge keys are resolved: what they bring may be replaced.
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: can't be read ({error.strerror}): check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigurationError(f"{path}{where}: isn't valid YAML ({reason})") from error
+
+
+def _checked(content: Any, name: str) -> ExperimentSettings:
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{name}: isn't an experiment: it has no entries such as title, models and data")
+    try:
+        return ExperimentSettings.model_validate(content)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ConfigurationError(f"{name}: {_said(found[0])}{more}") from error
+
+
+def _said(error: Any) -> str:
+    """One of pydantic's errors in words."""
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"unknown entry {where}: {near(str(error['loc'][-1]), _fields(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{where}: {message}" if where else message
+    given = error["input"]
+    shown = "" if isinstance(given, (dict, list)) else f", not {given!r}"
+    return f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]}{shown}"
+
+
+def _fields(place: tuple[int | str, ...]) -> list[str]:
+    """Which entries there are at a place of the file."""
+    kind: Any = ExperimentSettings
+    for step in place:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[str(step)].annotation
+        else:
+            # The values of a table, or the items of a list.
+            kind = next(item for item in get_args(kind)[::-1] if item is not Ellipsis)
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []

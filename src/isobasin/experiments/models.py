@@ -1,0 +1,182 @@
+"""Untrained transformers models from an experiment's settings."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from isobasin.errors import ArchitectureError
+from isobasin.experiments.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Names in transformers, or in isobasin.models.
+_CLASSES = {
+    ("vit", "absolute", "image-classification"): "ViTForImageClassification",
+    ("vit", "rotary", "image-classification"): "IsobasinViTForImageClassification",
+    ("bert", "absolute", "text-classification"): "BertForSequenceClassification",
+    ("bert", "absolute", "masked-lm"): "BertForMaskedLM",
+    ("bert", "rotary", "text-classification"): "RoFormerForSequenceClassification",
+    ("bert", "rotary", "masked-lm"): "RoFormerForMaskedLM",
+    ("gpt2", "absolute", "causal-lm"): "GPT2LMHeadModel",
+    ("gpt2", "rotary", "causal-lm"): "GPTNeoXForCausalLM",
+    ("llama", "rotary", "causal-lm"): "LlamaForCausalLM",
+}
+
+_SIZES = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "feedforward": "intermediate_size",
+    "activation": "hidden_act",
+    "length": "max_position_embeddings",
+}
+_GPT2_SIZES = {
+    "layers": "n_layer",
+    "width": "n_embd",
+    "heads": "n_head",
+    "feedforward": "n_inner",
+    "activation": "activation_function",
+    "length": "n_positions",
+}
+_DROPOUTS = {
+    "vit": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "roformer": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "gpt_neox": ("attention_dropout", "hidden_dropout", "classifier_dropout"),
+    "llama": ("attention_dropout",),
+}
+# Apart from its positions, GPT-NeoX as GPT-2 is: residual branches in turn, tied embeddings, GPT-2's activation.
+_FACTS: dict[str, dict[str, Any]] = {
+    "gpt_neox": {
+        "use_parallel_residual": False,
+        "tie_word_embeddings": True,
+        "hidden_act": "gelu_new",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
+    },
+    "llama": {"tie_word_embeddings": False},
+}
+
+
+def new_model(
+    settings: ModelSettings,
+    task: str,
+    *,
+    num_labels: int | None = None,
+    vocab_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    length: int | None = None,
+    pad_token_id: int | None = None,
+    seed: int,
+) -> PreTrainedModel:
+    """An untrained model on the CPU in float32, as transformers initialises it; the same for the same arguments.
+
+    Args:
+        settings: The model.
+        task: "image-classification", "text-classification", "causal-lm" or "masked-lm".
+        num_labels: Classes, of a classification.
+        vocab_size: Tokens, of a text model.
+        image_size: Side of the images, or height and width.
+        channels: Of the images.
+        length: Longest sequence of tokens.
+        pad_token_id: Of the tokenizer.
+        seed: Of the weights.
+
+    Raises:
+        ArchitectureError: Such a model doesn't exist, or its sizes don't fit together.
+    """
+    model_class = _model_class(settings, task)
+    if settings.family == "vit":
+        facts: dict[str, Any] = {"num_labels": num_labels, "image_size": image_size, "num_channels": channels}
+        _check_image(settings, image_size)
+    else:
+        facts = {"vocab_size": vocab_size, "length": length}
+        facts |= {"num_labels": num_labels} if task == "text-classification" else {}
+    missing = [name for name, value in facts.items() if value is None]
+    if missing:
+        raise ArchitectureError(f"a {settings.family} model for {task} needs {' and '.join(missing)}")
+    _check_heads(settings)
+    config = _configuration(model_class.config_class, settings, facts, pad_token_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream("model", seed))
+        return model_class(config)
+
+
+def stream(purpose: str, seed: int) -> int:
+    """A seed of 32 bits for one purpose: what is drawn for two purposes has nothing in common at the same seed."""
+    return int.from_bytes(sha256(f"{purpose} {seed}".encode()).digest()[:4], "big")
+
+
+def _model_class(settings: ModelSettings, task: str) -> Any:
+    import transformers
+
+    from isobasin import models
+
+    family, positions = settings.family, settings.positions
+    name = _CLASSES.get((family, positions, task))
+    if name is not None:
+        return getattr(transformers, name, None) or getattr(models, name)
+    tasks = {t for f, p, t in _CLASSES if (f, p) == (family, positions)}
+    if not tasks:
+        raise ArchitectureError(f"{family} has no {positions} positions: write `positions: rotary`")
+    raise ArchitectureError(f"{family} is no model for {task}, only for {' and '.join(sorted(tasks))}")
+
+
+def _check_image(settings: ModelSettings, image_size: int | tuple[int, int] | None) -> None:
+    if settings.patch is None:
+        raise ArchitectureError("a vit model needs `patch`, the side of its patches")
+    sides = (image_size,) * 2 if image_size is None or isinstance(image_size, int) else image_size
+    if any(side is not None and side % settings.patch for side in sides):
+        shape = " x ".join(map(str, sides))
+        raise ArchitectureError(f"images of {shape} can't be cut into patches of side {settings.patch}")
+
+
+def _check_heads(settings: ModelSettings) -> None:
+    width, heads = settings.width, settings.heads
+    if width % heads:
+        raise ArchitectureError(f"width {width} is not a multiple of heads {heads}")
+    if settings.positions == "rotary" and (width // heads) % 2:
+        raise ArchitectureError(f"heads of {width // heads} features can't rotate: width / heads must be even")
+    if settings.key_value_heads is not None:
+        if settings.family != "llama":
+            raise ArchitectureError(f"only llama has key_value_heads, not {settings.family}")
+        if heads % settings.key_value_heads:
+            raise ArchitectureError(f"heads {heads} is not a multiple of key_value_heads {settings.key_value_heads}")
+
+
+def _configuration(config_class: Any, settings: ModelSettings, facts: dict[str, Any], pad_token_id: int | None) -> Any:
+    """The configuration; `options` come last."""
+    from transformers.activations import ACT2FN
+
+    kind = config_class.model_type.removeprefix("isobasin_")
+    names = _GPT2_SIZES if kind == "gpt2" else _SIZES
+    sizes = {name: getattr(settings, name) for name in ("layers", "width", "heads", "feedforward")}
+    values = {names.get(name, name): value for name, value in {**sizes, **facts}.items()}
+    values |= dict.fromkeys(_DROPOUTS[kind], settings.dropout) | _FACTS.get(kind, {})
+    if kind == "vit":
+        values["patch_size"] = settings.patch
+    else:
+        # The families' own defaults are tokens of their own vocabularies.
+        values |= {"pad_token_id": pad_token_id, "bos_token_id": None, "eos_token_id": None}
+    if config_class.model_type == "isobasin_vit":
+        values["rotary"] = True
+    if settings.key_value_heads is not None:
+        values["num_key_value_heads"] = settings.key_value_heads
+    if settings.activation is not None:
+        if settings.activation not in ACT2FN:
+            raise ArchitectureError(f"transformers has no activation {settings.activation!r}, see its ACT2FN")
+        values[names["activation"]] = settings.activation
+    usual = config_class()
+    unknown = [name for name in settings.options if not hasattr(usual, name)]
+    if unknown:
+        raise ArchitectureError(f"options has {unknown[0]!r}, which {config_class.__name__} doesn't know")
+    try:
+        return config_class(**{**values, **settings.options})
+    except Exception as error:  # validation of all kinds, by transformers
+        message = " ".join(str(error).split())
+        raise ArchitectureError(f"transformers refuses the configuration of {settings.family}: {message}") from error

@@ -1,0 +1,299 @@
+"""What an experiment's YAML file says, checked when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+Part = TypeVar("Part")
+
+
+class Settings(BaseModel):
+    """Frozen; unknown entries are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scope(StrEnum):
+    """What is drawn anew before fine-tuning."""
+
+    first_attention = "first-attention"
+    all_attention = "all-attention"
+    first_layer = "first-layer"
+    entire_model = "entire-model"
+
+    @property
+    def feedforward(self) -> bool:
+        """Whether FFNs are drawn anew as well, so that they have to be matched."""
+        return self in (Scope.first_layer, Scope.entire_model)
+
+
+class ModelSettings(Settings):
+    """One model; the sizes of its data (labels, vocabulary, image) follow from the data.
+
+    Attributes:
+        family: "vit", "bert", "gpt2" or "llama".
+        positions: "absolute", or "rotary": an own ViT with RoPE, RoFormer for BERT, GPT-NeoX for GPT-2. Llama has
+            only "rotary".
+        layers, width, heads, feedforward: Layers, model width, attention heads, FFN width.
+        key_value_heads: Of Llama; None for as many as heads.
+        patch: Side of a ViT's patches.
+        activation: Of the FFN; None for the family's default.
+        dropout: Everywhere.
+        options: Further entries of the transformers configuration.
+    """
+
+    family: Literal["vit", "bert", "gpt2", "llama"]
+    positions: Literal["absolute", "rotary"] = "absolute"
+    layers: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
+    feedforward: PositiveInt
+    key_value_heads: PositiveInt | None = None
+    patch: PositiveInt | None = None
+    activation: str | None = None
+    dropout: float = Field(0.0, ge=0, lt=1)
+    options: dict[str, Any] = {}
+
+
+class TokenizerSettings(Settings):
+    """A tokenizer made from the training texts."""
+
+    kind: Literal["characters", "bpe"] = "bpe"
+    size: PositiveInt = 4096
+
+
+class DataSettings(Settings):
+    """One set of data.
+
+    Attributes:
+        source: Hub id, "digits" (scikit-learn's), or a path; `{data}` at its start stands for the folder that
+            ISOBASIN_DATA names, and for `../shared/data` without it.
+        name: The hub's configuration name, such as "wikitext-103-raw-v1".
+        task: What is learnt.
+        train, test: Splits, in the notation of `datasets` ("train[:90%]"), or a file of the folder `source`.
+        holdout: With one split only: the share of it that is shuffled away as the test part.
+        columns: Which column has which role ("image", "text", "text_pair", "label").
+        max_train, max_test: At most so many examples, chosen at random.
+        length: Tokens of an example.
+        tokenizer: How text is cut.
+        image_size: Side that images are brought to; None for their own.
+    """
+
+    source: str
+    name: str | None = None
+    task: Literal["image-classification", "text-classification", "causal-lm", "masked-lm"]
+    train: str = "train"
+    test: str | None = "test"
+    holdout: float | None = Field(None, gt=0, lt=1)
+    columns: dict[str, str] = {}
+    max_train: PositiveInt | None = None
+    max_test: PositiveInt | None = None
+    length: PositiveInt | None = None
+    tokenizer: TokenizerSettings | None = None
+    image_size: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.test is None) == (self.holdout is None):
+            raise ValueError("give either test or holdout, and the other one as null")
+        if self.task == "image-classification":
+            if self.tokenizer is not None or self.length is not None:
+                raise ValueError("tokenizer and length are for texts, not for images")
+        elif self.length is None or self.tokenizer is None:
+            raise ValueError("length and tokenizer are needed for texts")
+        return self
+
+
+class TrainingSettings(Settings):
+    """How something is trained: AdamW and a schedule of transformers' Trainer.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch: Examples of one step.
+        rate: Largest learning rate.
+        warmup: Steps until it is reached.
+        schedule: How it falls, as Trainer names it.
+        weight_decay: Of AdamW.
+        betas: Of AdamW.
+        clip: Largest norm of the gradient; 0 for none.
+        save_every: Steps between states that an interrupted training resumes from; None for none.
+    """
+
+    steps: PositiveInt
+    batch: PositiveInt
+    rate: float = Field(gt=0)
+    warmup: int = Field(0, ge=0)
+    schedule: str = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(1.0, ge=0)
+    save_every: PositiveInt | None = None
+
+
+class AblationSettings(Settings):
+    """Which ablations are run, on the pairs of one scope; all are off unless they are asked for.
+
+    Attributes:
+        stage_1: Rank of the chosen head permutation of the first layer among all of at most 24, or among
+            `permutations` random ones and itself.
+        permutations: How many random ones.
+        stage_2: Barriers with stage 2 left out, with its start only, by gradient descent, by Gauss-Newton.
+        head_costs: Barriers and permutations for every cost that stage 1 knows.
+        reinitialise: Loss of the pretrained model with one attention layer drawn anew, layer by layer.
+        symmetry_breaking: A rotary pair aligned by GL instead of H, at these offsets.
+        scope: Whose pairs.
+    """
+
+    stage_1: bool = False
+    permutations: PositiveInt = 23
+    stage_2: bool = False
+    head_costs: bool = False
+    reinitialise: bool = False
+    symmetry_breaking: tuple[NonNegativeInt, ...] = ()
+    scope: Scope = Scope.first_attention
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether anything is ablated on pairs of models."""
+        return self.stage_1 or self.stage_2 or self.head_costs or bool(self.symmetry_breaking)
+
+
+class SettingSettings(Settings):
+    """One model on one set of data.
+
+    Attributes:
+        name: How it is called, in tables and for `--only`; None for "MODEL on DATA".
+        model, data: Names in the experiment's tables.
+        pretrain, finetune: Names in its table of trainings.
+        from_scratch: Another name there, for the scope entire-model, which keeps nothing of the pretrained one; None
+            for the one of `finetune`.
+        pretrain_data: Name of what the model is pretrained on, if that is something else. A classifier with another
+            number of labels is replaced, and then trained even where everything else is frozen.
+        scopes, heads, freeze: Replace the experiment's own for this setting.
+        ablations: What is ablated here.
+    """
+
+    name: str | None = None
+    model: str
+    data: str
+    pretrain: str
+    finetune: str
+    from_scratch: str | None = None
+    pretrain_data: str | None = None
+    scopes: tuple[Scope, ...] | None = Field(None, min_length=1)
+    heads: tuple[PositiveInt | None, ...] | None = Field(None, min_length=1)
+    freeze: tuple[bool, ...] | None = Field(None, min_length=1)
+    ablations: AblationSettings = AblationSettings()
+
+    @property
+    def title(self) -> str:
+        """How it is called."""
+        return self.name or f"{self.model} on {self.data}"
+
+
+class ExperimentSettings(Settings):
+    """A whole file.
+
+    Attributes:
+        schema_version: Of this format.
+        title: One line for people.
+        models, data, training: What the settings name.
+        settings: What is run.
+        scopes: What is drawn anew.
+        heads: How many heads the replaced attention has; null for as many as before.
+        freeze: Whether everything else is frozen while fine-tuning.
+        pretrain_seed: Of the pretrained model.
+        seeds: One fine-tuned model for each; all pairs are measured.
+        methods: As in `isobasin barrier`.
+        points: Of every line.
+        batch: Examples of a forward pass when measuring.
+    """
+
+    schema_version: Literal[1] = 1
+    title: str
+    models: dict[str, ModelSettings]
+    data: dict[str, DataSettings]
+    training: dict[str, TrainingSettings]
+    settings: tuple[SettingSettings, ...] = Field(min_length=1)
+    scopes: tuple[Scope, ...] = Field(tuple(Scope), min_length=1)
+    heads: tuple[PositiveInt | None, ...] = Field((None,), min_length=1)
+    freeze: tuple[bool, ...] = Field((True,), min_length=1)
+    pretrain_seed: int = 0
+    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=2)
+    methods: tuple[Literal["none", "heads", "orthogonal", "paper", "gauss-newton"], ...] = (
+        "none",
+        "heads",
+        "paper",
+        "gauss-newton",
+    )
+    points: int = Field(25, ge=2)
+    batch: PositiveInt = 256
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("scopes", "heads", "freeze", "seeds", "methods"):
+            _check_unique(name, getattr(self, name))
+        _check_unique("settings", [setting.title for setting in self.settings])
+        if "none" not in self.methods:
+            raise ValueError('methods lacks "none", the naive line that all others are compared with')
+        for setting in self.settings:
+            try:
+                self._check(setting)
+            except ValueError as error:
+                raise ValueError(f"settings: {setting.title}: {error}") from None
+        return self
+
+    def _check(self, setting: SettingSettings) -> None:
+        """Refuse a setting that names what isn't there, or whose parts don't fit."""
+        model = _named("model", setting.model, self.models)
+        data = [_named("data", name, self.data) for name in (setting.data, setting.pretrain_data) if name is not None]
+        for name in (setting.pretrain, setting.finetune, setting.from_scratch or setting.finetune):
+            _named("training", name, self.training)
+        for part in data:
+            if part.task not in TASKS[model.family]:
+                raise ValueError(f"family {model.family} has no task {part.task}: choose from {TASKS[model.family]}")
+        if len({part.task for part in data}) > 1:
+            raise ValueError("pretrain_data has another task than data")
+        for count in setting.heads or self.heads:
+            if count is not None and model.width % count:
+                raise ValueError(f"heads has {count}, which doesn't divide the width {model.width}")
+        ablations = setting.ablations
+        if ablations.on_pairs and ablations.scope not in (setting.scopes or self.scopes):
+            raise ValueError(f"ablations.scope is {ablations.scope}, which isn't among the scopes")
+        if ablations.symmetry_breaking and model.positions != "rotary":
+            raise ValueError("ablations.symmetry_breaking is for rotary positions only")
+
+
+TASKS = {
+    "vit": ("image-classification",),
+    "bert": ("text-classification", "masked-lm"),
+    "gpt2": ("causal-lm",),
+    "llama": ("causal-lm",),
+}
+"""What each family is trained for."""
+
+
+def near(name: str, choices: Iterable[str]) -> str:
+    """What was perhaps meant by a wrong name, or what there is."""
+    known = list(choices)
+    found = get_close_matches(name, known, n=1)
+    return f"did you mean {found[0]!r}?" if found else f"there is {', '.join(map(repr, known)) or 'none'}"
+
+
+def _named(kind: str, name: str, table: dict[str, Part]) -> Part:
+    if name not in table:
+        raise ValueError(f"{kind} {name!r} isn't defined: {near(name, table)}")
+    return table[name]
+
+
+def _check_unique(name: str, values: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{name} has {value!r} twice")
+        seen.add(value)

@@ -1,0 +1,274 @@
+"""What is done for a cell of each kind. The results are plain values for JSON."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from isobasin.execution.tasks import Progress
+from isobasin.experiments.cells import MODEL
+from isobasin.experiments.data import Part, examples, first_examples, image_shape, new_processor, processor_files, rows
+from isobasin.experiments.settings import DataSettings, ModelSettings, Scope, TrainingSettings
+from isobasin.tasks.kind import TaskKind, load_model
+
+if TYPE_CHECKING:
+    from isobasin.tasks.data import Examples
+
+# States that an interrupted training resumes from; removed when the cell is done.
+_STATES = "training"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What may differ between runs of one experiment without changing what is asked.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        data_root: The folder that `{data}` stands for.
+    """
+
+    device: str
+    data_root: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell, ready to be done.
+
+    Attributes:
+        spec: Of the cell.
+        needs: Folders of the cells that it needs, in their order.
+        folder: Where its files go.
+        options: Of the run.
+        progress: Called as the work goes on.
+    """
+
+    spec: dict[str, Any]
+    needs: tuple[Path, ...]
+    folder: Path
+    options: RunOptions
+    progress: Progress
+
+    @property
+    def data(self) -> DataSettings:
+        """Its data."""
+        return DataSettings.model_validate(self.spec["data"])
+
+    @property
+    def kind(self) -> TaskKind:
+        """What is learnt."""
+        return TaskKind(self.data.task)
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """Models of the cells that it needs."""
+        return tuple(folder / MODEL for folder in self.needs)
+
+    def load(self, index: int = 0) -> Any:
+        """One of those models, on the CPU."""
+        return load_model(self.models[index], self.kind)
+
+    def examples(self, part: Part, model: Path, labels: tuple[str, ...] | None) -> Examples:
+        """Its training or test examples."""
+        return examples(self.data, part, self.options.data_root, model, labels)
+
+    def tests(self) -> Examples:
+        """Test examples for the models that it needs."""
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(self.models[0])
+        return self.examples("test", self.models[0], _labels(config, self.kind))
+
+
+def _pretrain(job: Job) -> dict[str, Any]:
+    from isobasin.experiments.models import new_model
+
+    data, model = job.data, job.folder / MODEL
+    dataset = rows(data, "train", job.options.data_root)
+    processor = new_processor(data, dataset)
+    (processor.tokenizer or processor.images).save_pretrained(model)
+    found = first_examples(data, job.options.data_root, processor)
+    facts: dict[str, Any] = {"num_labels": found.facts.num_labels, "length": data.length}
+    if job.kind is TaskKind.image_classification:
+        facts["image_size"], facts["channels"] = image_shape(data, dataset)
+    else:
+        facts |= {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
+    untrained = new_model(ModelSettings.model_validate(job.spec["model"]), data.task, seed=job.spec["seed"], **facts)
+    _name_labels(untrained, found)
+    return _trained(job, untrained, found)
+
+
+def _finetune(job: Job) -> dict[str, Any]:
+    from isobasin.experiments.scopes import reinitialise, trainable
+
+    spec, base = job.spec, job.models[0]
+    model, fresh = job.load(), set[str]()
+    labels = None if spec["new_classifier"] else _labels(model.config, job.kind)
+    found = job.examples("train", base, labels)
+    if spec["new_classifier"]:
+        model, fresh = _with_classifier(base, model, found)
+    model = reinitialise(model, Scope(spec["scope"]), spec["seed"], spec["heads"])
+    trainable(model, Scope(spec["scope"]), spec["freeze"])
+    for name, parameter in model.named_parameters():
+        if name in fresh:
+            parameter.requires_grad_(True)
+    (job.folder / MODEL).mkdir(exist_ok=True)
+    for file in processor_files(base):
+        shutil.copyfile(file, job.folder / MODEL / file.name)
+    return _trained(job, model, found)
+
+
+def _trained(job: Job, model: Any, found: Examples) -> dict[str, Any]:
+    """Train a model, store it, and say how well it does on the test part."""
+    from isobasin.experiments.training import train
+
+    settings = TrainingSettings.model_validate(job.spec["training"])
+    states = job.folder / _STATES
+    log = asdict(
+        train(
+            model,
+            found,
+            settings,
+            seed=job.spec["seed"],
+            folder=states,
+            device=job.options.device,
+            progress=lambda done, total: job.progress("training", done, total),
+        )
+    )
+    # Of this attempt alone; the record has the seconds of the cell.
+    del log["seconds"]
+    shutil.rmtree(states, ignore_errors=True)
+    model.save_pretrained(job.folder / MODEL)
+    tests = job.examples("test", job.folder / MODEL, _labels(model.config, job.kind))
+    test = _evaluated(job, model, tests, settings.batch)
+    return {"train_data": _facts(found), "test_data": _facts(tests), "training": log, "test": test}
+
+
+def _evaluated(job: Job, model: Any, tests: Examples, batch: int) -> dict[str, Any]:
+    from isobasin.tasks.losses import evaluate
+
+    model = model.to(job.options.device).eval()
+    found = evaluate(model, tests, batch_size=batch, device=job.options.device, temperature=False)
+    return {"loss": found.loss, "metrics": dict(found.metrics)}
+
+
+def _labels(config: Any, kind: TaskKind) -> tuple[str, ...] | None:
+    """Names of a model's classes; None for a language model."""
+    return tuple(config.id2label[index] for index in range(config.num_labels)) if kind.classifies else None
+
+
+def _name_labels(model: Any, found: Examples) -> None:
+    """Give a model's classes the names that the data have for them."""
+    names = found.facts.label_names
+    if names is not None:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: index for index, name in enumerate(names)}
+
+
+def _with_classifier(folder: Path, model: Any, found: Examples) -> tuple[Any, set[str]]:
+    """The model with a classifier for other classes, drawn anew where their number differs, and what was drawn."""
+    with torch.random.fork_rng(devices=[]):
+        # The same for all seeds: only the scope is to differ between them.
+        torch.manual_seed(0)
+        changed, report = type(model).from_pretrained(
+            folder, num_labels=found.facts.num_labels, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    _name_labels(changed, found)
+    return changed, {name for name, *_ in report["mismatched_keys"]}
+
+
+def _facts(found: Examples) -> dict[str, Any]:
+    """What is recorded of examples."""
+    facts = found.facts
+    return {"source": facts.source, "examples": facts.examples, "sha256": facts.sha256, "notes": list(facts.notes)}
+
+
+def _pair(job: Job) -> dict[str, Any]:
+    from isobasin.connectivity.measure import Measuring, measure
+    from isobasin.experiments.lines import line_results
+
+    spec = job.spec
+    how = Measuring(
+        methods=tuple(spec["methods"]),
+        points=spec["points"],
+        batch_size=spec["batch"],
+        device=job.options.device,
+        feedforward=spec["feedforward"],
+    )
+    # Records name the models: relative paths say nothing of the machine.
+    models = [os.path.relpath(model) for model in job.models]
+    return line_results(measure(models, job.tests(), job.folder, how, force=True, progress=job.progress))
+
+
+def _reinitialise(job: Job) -> dict[str, Any]:
+    """Losses of the pretrained model as it is, and with the attention of one layer drawn anew."""
+    from isobasin.experiments.scopes import reinitialise_layer
+
+    model, tests, batch = job.load(), job.tests(), job.spec["batch"]
+    count, seeds = model.config.num_hidden_layers, job.spec["seeds"]
+    layers: list[dict[str, Any]] = []
+    for layer in range(count):
+        drawn = (reinitialise_layer(model, layer, seed) for seed in seeds)
+        layers.append({"layer": layer, "draws": [_evaluated(job, one, tests, batch) for one in drawn]})
+        job.progress("drawing layers anew", layer + 1, count)
+    return {"test_data": _facts(tests), "pretrained": _evaluated(job, model, tests, batch), "layers": layers}
+
+
+def _on_pair(job: Job, measured: Callable[..., dict[str, Any]], *extra: Any) -> dict[str, Any]:
+    """One of the ablations on the two models that the cell needs."""
+    from isobasin.experiments.ablations import AblationOptions
+
+    spec = job.spec
+    options = AblationOptions(
+        points=spec["points"],
+        batch_size=spec["batch"],
+        device=job.options.device,
+        permutations=spec.get("permutations", 23),
+        seed=spec.get("seed", 0),
+        feedforward=spec["feedforward"],
+    )
+    tests = job.tests()
+    return {"test_data": _facts(tests), **measured(*job.models, tests, *extra, options)}
+
+
+def _stage_1(job: Job) -> dict[str, Any]:
+    from isobasin.experiments.ablations import stage_1
+
+    return _on_pair(job, stage_1)
+
+
+def _stage_2(job: Job) -> dict[str, Any]:
+    from isobasin.experiments.ablations import stage_2
+
+    return _on_pair(job, stage_2)
+
+
+def _head_costs(job: Job) -> dict[str, Any]:
+    from isobasin.experiments.ablations import head_costs
+
+    return _on_pair(job, head_costs)
+
+
+def _symmetry_breaking(job: Job) -> dict[str, Any]:
+    from isobasin.experiments.ablations import symmetry_breaking
+
+    return _on_pair(job, symmetry_breaking, tuple(job.spec["offsets"]))
+
+
+WORK: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "pair": _pair,
+    "reinitialise": _reinitialise,
+    "stage-1": _stage_1,
+    "stage-2": _stage_2,
+    "head-costs": _head_costs,
+    "symmetry-breaking": _symmetry_breaking,
+}
+"""What is done, by kind."""

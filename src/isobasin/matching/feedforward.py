@@ -1,0 +1,225 @@
+"""From the weights of two feed-forward blocks to the group element that brings one onto the other.
+
+The distance is a sum over units, so the best scales of every pair of units and then one assignment over all pairs
+give the joint optimum over permutations and scales. With `η = ||row||²` of the model, `γ = <row, row_A>`, biases as
+one more entry, a branch scaled by s and `down` by `s^-m` cost, up to a constant,
+
+    η s² - 2 γ s + η' s^{-2m} - 2 γ' s^{-m},                                                              (1)
+
+whose stationary points for m = 1 are the roots of `η s⁴ - γ s³ + γ' s - η'`. Inner products of all pairs are matrix
+products; nothing of size f × f × d is formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from isobasin.symmetries import feedforward
+from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
+
+# Pairs of units whose scales are computed at once: their temporaries then stay in a processor's cache.
+_PAIRS = 2**17
+_NEWTON_STEPS = 60
+# Of coordinate descent where both branches of a gated unit have scales. An error of the scales is squared in a cost,
+# so that costs need few; those of the chosen pairs go on until nothing changes.
+_COST_SWEEPS = 12
+_SWEEPS = 1000
+
+
+@dataclass(frozen=True)
+class FeedForwardMatch:
+    """What matching found for one block.
+
+    Attributes:
+        element: Brings the model onto the reference.
+        moved: The model's weights after it.
+    """
+
+    element: FeedForwardElement
+    moved: FeedForwardWeights
+
+
+def match_feedforward(
+    group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights
+) -> FeedForwardMatch:
+    """Find the element of `group` that brings `model` nearest to `reference`, in all weights and biases.
+
+    The global minimum over permutations and scales; where both branches of a gated block have continuous scales, those
+    of a pair of units are found by coordinate descent from equal norms, which may end in a local minimum. A unit
+    whose weights into or out of it are all zero keeps its scale.
+
+    Args:
+        group: The block's group.
+        reference: Float64 weights without leading dimensions.
+        model: Weights of the same shapes.
+    """
+    a, b = _branches(reference), _branches(model)
+    # The distance needs no more than inner products; the norms of the reference's rows are a constant.
+    order = torch.from_numpy(linear_sum_assignment(_costs(group, a, b))[1]).to(model.up.device)
+    rows = {name: branch[order] for name, branch in b.items()}
+    pairs = _Pairs(
+        {name: branch.square().sum(-1) for name, branch in rows.items()},
+        {name: (branch * rows[name]).sum(-1) for name, branch in a.items()},
+    )
+    element = FeedForwardElement(order, *_scales(group, pairs, _SWEEPS))
+    return FeedForwardMatch(element, feedforward.act(group, element, model))
+
+
+def distance(a: FeedForwardWeights, b: FeedForwardWeights) -> float:
+    """Frobenius distance of all weights and biases."""
+    return float(torch.stack([(t - getattr(b, name)).square().sum() for name, t in a.tensors().items()]).sum().sqrt())
+
+
+def unit_sizes(group: FeedForwardGroup, weights: FeedForwardWeights) -> Tensor:
+    """What no scale changes of every unit, in ascending order: `||up||^m ||gate||^n ||down||`, `(f)`.
+
+    Blocks in one orbit have equal sizes, and comparing them costs next to nothing.
+    """
+    m, n = group.powers
+    norms = {name: branch.norm(dim=-1) for name, branch in _branches(weights).items()}
+    return (norms["up"] ** m * norms.get("gate", torch.ones_like(norms["up"])) ** n * norms["down"]).sort().values
+
+
+def _branches(weights: FeedForwardWeights) -> dict[str, Tensor]:
+    """What moves with a unit: its rows, each with its bias as one more column."""
+    parts = weights.tensors()
+    biases = {name: parts.get(f"{name}_bias") for name in ("up", "gate")}
+    branches = {name: parts[name] for name in ("up", "gate", "down") if name in parts}
+    return {
+        name: rows if (bias := biases.get(name)) is None else torch.cat([rows, bias.unsqueeze(-1)], dim=-1)
+        for name, rows in branches.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What (1) needs of pairs of units: η and γ of every branch by name, of shapes that broadcast."""
+
+    eta: dict[str, Tensor]
+    gamma: dict[str, Tensor]
+
+
+def _costs(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> np.ndarray:
+    """The least squared distance over scales of every pair of units, less the reference's norms, `(f, f)`."""
+    units = group.units
+    costs = np.empty((units, units))
+    eta = {name: branch.square().sum(-1) for name, branch in b.items()}
+    step = max(1, _PAIRS // units)
+    for start in range(0, units, step):
+        rows = slice(start, start + step)
+        pairs = _Pairs(eta, {name: branch[rows] @ b[name].mT for name, branch in a.items()})
+        costs[rows] = _value(group, pairs, *_scales(group, pairs, _COST_SWEEPS)).cpu().numpy()
+    return costs
+
+
+def _value(group: FeedForwardGroup, pairs: _Pairs, up: Tensor, gate: Tensor) -> Tensor:
+    """The squared distance at given scales, less the reference's norms."""
+    m, n = group.powers
+    scales = {"up": up, "gate": gate, "down": 1 / (up**m * gate**n)}
+    value = torch.zeros_like(up)
+    for name, eta in pairs.eta.items():
+        value += scales[name] * (scales[name] * eta - 2 * pairs.gamma[name])
+    return value
+
+
+def _scales(group: FeedForwardGroup, pairs: _Pairs, sweeps: int) -> tuple[Tensor, Tensor]:
+    """The best scales `(s, r)` of the up and gate branches of every pair."""
+    m, n = group.powers
+    ones = torch.ones_like(pairs.gamma["up"])
+
+    def up_for(gate: Tensor) -> Tensor:
+        return _scale(group.up, m, pairs, "up", gate**-n)
+
+    if group.gate is None or group.gate is Scale.none:
+        return _scale(group.up, m, pairs, "up"), ones
+    if group.gate is Scale.sign:
+        options = [(up_for(r), r) for r in (ones, -ones)]
+        values = [_value(group, pairs, *option) for option in options]
+        first = values[0] <= values[1]
+        return torch.where(first, options[0][0], options[1][0]), torch.where(first, ones, -ones)
+    up, gate = ones, _level(group, pairs.eta) * ones
+    for _ in range(sweeps):
+        up, old = up_for(gate), gate
+        gate = _scale(group.gate, n, pairs, "gate", up**-m)
+        if bool(((gate - old).abs() <= 1e-14 * gate).all()):
+            break
+    return up_for(gate), gate
+
+
+def _level(group: FeedForwardGroup, eta: dict[str, Tensor]) -> Tensor:
+    """The gate's scale at which all three branches of a unit have one norm."""
+    m, n = group.powers
+    tiny = torch.finfo(torch.float64).tiny ** 0.25
+    up, gate, down = (eta[name].clamp(min=tiny).log() / 2 for name in ("up", "gate", "down"))
+    level = (down + m * up + n * gate) / (1 + m + n)
+    return (level - gate).exp()
+
+
+def _scale(kind: Scale, power: int, pairs: _Pairs, branch: str, down: Tensor | None = None) -> Tensor:
+    """The best scale of one branch, where `down` is what the other one multiplies the down row by."""
+    eta, gamma = pairs.eta[branch], pairs.gamma[branch]
+    eta_down, gamma_down = pairs.eta["down"], pairs.gamma["down"]
+    if down is not None:
+        eta_down, gamma_down = eta_down * down.square(), gamma_down * down
+    if kind is Scale.none:
+        return torch.ones_like(gamma)
+    if kind is Scale.sign:
+        return torch.where(gamma + gamma_down < 0, -torch.ones_like(gamma), torch.ones_like(gamma))
+    tiny = torch.finfo(torch.float64).tiny ** 0.25
+    dead = (eta < tiny) | (eta_down < tiny)
+    eta, eta_down = (e.clamp(min=tiny) for e in (eta, eta_down))
+    balance = (eta_down / eta) ** (0.5 / (1 + power))
+    level = eta * balance.square()
+    p, q = gamma * (balance / level), gamma_down / (level * balance**power)
+    sign = torch.ones_like(p)
+    if kind is Scale.signed:
+        # With w -> 1/w, (2) at (p, q) becomes (2) at (q, p): the sign that makes p + q positive has the lower minimum.
+        sign = torch.where(p + q < 0, -sign, sign)
+    scale = _lowest(sign * p, sign * q, power) * sign * balance
+    return torch.where(dead, torch.ones_like(scale), scale)
+
+
+def _lowest(p: Tensor, q: Tensor, m: int) -> Tensor:
+    """The global minimiser over w > 0 of (1) at balanced norms,
+
+        f(w) = w² - 2 p w + w^{-2m} - 2 q w^{-m},
+        f'(w) / 2 = w - p - m w^{-2m-1} + m q w^{-m-1}.                                                    (2)
+
+    (2) rises from -∞ and is concave up to `c = (2 (2m + 1) / (q (m + 2)))^{1/m}` and convex beyond (concave everywhere
+    for q ≤ 0). So Newton's steps climb to the lowest root if it is below c, and descend from above to the highest if
+    that is beyond; the global minimum is one of the two.
+    """
+    low = (m / (1 + (-p).clamp(min=0) + m * q.clamp(min=0))).clamp(max=1) ** (1 / m)
+    high = m + p.clamp(min=0)
+    w = _newton(low, p, q, m, low, torch.maximum(high, high - m * q))
+    beyond = ((q > 0) & (2 * (2 * m + 1) < q * (m + 2) * high**m)).nonzero(as_tuple=True)
+    if beyond[0].numel():
+        p, q, low, high = (x[beyond] for x in (p, q, low, high))
+        other, found = _newton(high, p, q, m, low, high), w[beyond]
+        lower = _reduced(other, p, q, m) < _reduced(found, p, q, m).nan_to_num(torch.inf)
+        w[beyond] = torch.where(lower, other, found)
+    return w
+
+
+def _reduced(w: Tensor, p: Tensor, q: Tensor, m: int) -> Tensor:
+    down = w**-m
+    return w * (w - 2 * p) + down * (down - 2 * q)
+
+
+def _newton(w: Tensor, p: Tensor, q: Tensor, m: int, low: Tensor, high: Tensor) -> Tensor:
+    """A root of (2) by Newton's steps from w, inside the bracket."""
+    for _ in range(_NEWTON_STEPS):
+        v = 1 / w
+        down = v**m
+        slope = w - p + m * v * down * (q - down)
+        bend = 1 + m * v * v * down * ((2 * m + 1) * down - (m + 1) * q)
+        new = torch.clamp(w - slope / bend, low, high)
+        if bool(((new - w).abs() <= 1e-9 * w).all()):  # quadratic: the error that is left is its square
+            return new
+        w = new
+    return w

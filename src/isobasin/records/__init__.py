@@ -1,0 +1,1 @@
+"""What was measured, line by line: one JSON object for each, in a file that only grows."""

@@ -1,0 +1,136 @@
+"""What the points of a line say together: the barrier, its error, and its share of the naive one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isobasin.records.file import Key, Measured
+from isobasin.records.schema import CurveRecord, PointRecord, RunRecord
+
+NAIVE = "none"
+"""The method that leaves B as it is."""
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """How far the loss rises above the straight line between the losses of the two ends.
+
+    Attributes:
+        height: At least 0, the value at both ends.
+        t: Where it is reached first; 0 if nothing rises above the line.
+    """
+
+    height: float
+    t: float
+
+
+def height(losses: Sequence[float], t: Sequence[float]) -> Barrier:
+    """The barrier `sup_t [ L(θ(t)) - (1 - t) L(A) - t L(B) ]` on the path `θ(t) = (1 - t) A + t B`.
+
+    The paper (arXiv 2606.17830, section 5) writes `t A + (1 - t) B`: the same supremum, with t counted from the other
+    end.
+
+    Args:
+        losses: `L(θ(t))` at every point, both ends included. A loss that is not a number counts as infinite.
+        t: The points, rising from 0 to 1.
+
+    Raises:
+        ValueError: The points aren't those, or the loss of an end is not finite.
+    """
+    if len(losses) != len(t):
+        raise ValueError(f"{len(losses)} losses at {len(t)} points: give one loss for every point")
+    if len(t) < 2 or t[0] != 0 or t[-1] != 1 or any(not a < b for a, b in itertools.pairwise(t)):
+        raise ValueError("the points t must rise from 0 to 1")
+    first, last = losses[0], losses[-1]
+    if not (math.isfinite(first) and math.isfinite(last)):
+        raise ValueError(f"the losses of the ends are {first} and {last}: a barrier needs both finite")
+    rises = [
+        math.inf if math.isnan(loss) else loss - ((1 - at) * first + at * last)
+        for loss, at in zip(losses, t, strict=True)
+    ]
+    worst = max(range(len(rises)), key=rises.__getitem__)
+    return Barrier(rises[worst], t[worst])
+
+
+def curve(run: RunRecord, points: Sequence[PointRecord], naive: CurveRecord | None = None) -> CurveRecord:
+    """What the points of one line say.
+
+    Args:
+        run: The run they belong to.
+        points: One for every t of the run, in its order.
+        naive: The curve of method "none" of the same pair; without it `relative` is None, unless this is that curve.
+
+    Raises:
+        ValueError: Points are missing, or aren't of one line.
+    """
+    if tuple(point.t for point in points) != run.t or len({(point.pair, point.method) for point in points}) != 1:
+        raise ValueError(f"a curve needs the {len(run.t)} points of one line, by rising t")
+    barrier, worst_t = _supremum([point.loss for point in points], run.t)
+    calibrated = [point.calibrated_loss for point in points]
+    absent = all(loss is None for loss in calibrated)
+    calibrated_barrier, calibrated_worst_t = (None, None) if absent else _supremum(calibrated, run.t)
+    pair, method = points[0].pair, points[0].method
+    whole = barrier if method == NAIVE else None if naive is None else naive.barrier
+    forward = sum(point.seconds for point in points)
+    return CurveRecord(
+        pair=pair,
+        method=method,
+        barrier=barrier,
+        worst_t=worst_t,
+        barrier_error=None if barrier is None else _error(run, points, worst_t),
+        relative=_share(barrier, whole),
+        share_of_ends=_share(barrier, _mean_of_ends(points)),
+        calibrated_barrier=calibrated_barrier,
+        calibrated_worst_t=calibrated_worst_t,
+        overhead=sum(point.interpolation_seconds for point in points) / forward if forward > 0 else 0.0,
+    )
+
+
+def finished_curves(measured: Measured) -> dict[Key, CurveRecord]:
+    """The curve of every line that has all its points, computed from them; the naive ones come first."""
+    found: dict[Key, CurveRecord] = {}
+    lines = [key for key, points in measured.points.items() if len(points) == len(measured.run.t)]
+    for key in sorted(lines, key=lambda key: key[1] != NAIVE):
+        found[key] = curve(measured.run, measured.points[key], found.get((key[0], NAIVE)))
+    return found
+
+
+def _supremum(losses: Sequence[float | None], t: Sequence[float]) -> tuple[float | None, float]:
+    """The barrier and where it is; None, and the first such point, if a loss isn't a number."""
+    values = [math.inf if loss is None else loss for loss in losses]
+    if math.inf in values:
+        return None, t[values.index(math.inf)]
+    found = height(values, t)
+    return found.height, found.t
+
+
+def _error(run: RunRecord, points: Sequence[PointRecord], worst_t: float) -> float | None:
+    """Standard error of the rise `l_b(t) - (1 - t) l_b(0) - t l_b(1)` at the worst t, over the batches b.
+
+    With shares p_b of the weights, `n / (n - 1) sum_b p_b² (r_b - r)²`, where `r = sum_b p_b r_b`, estimates the
+    variance of r; for equal weights it is the usual `s² / n`.
+    """
+    batches = [points[index].batch_losses for index in (0, run.t.index(worst_t), -1)]
+    total, count = sum(run.batch_weights), len(run.batch_weights)
+    if count < 2 or total <= 0 or any(loss is None for losses in batches for loss in losses):
+        return None
+    rises = [
+        (at or 0.0) - (1 - worst_t) * (first or 0.0) - worst_t * (last or 0.0)
+        for first, at, last in zip(*batches, strict=True)
+    ]
+    shares = [weight / total for weight in run.batch_weights]
+    mean = sum(share * rise for share, rise in zip(shares, rises, strict=True))
+    squares = sum((share * (rise - mean)) ** 2 for share, rise in zip(shares, rises, strict=True))
+    return math.sqrt(count / (count - 1) * squares)
+
+
+def _mean_of_ends(points: Sequence[PointRecord]) -> float | None:
+    first, last = points[0].loss, points[-1].loss
+    return None if first is None or last is None else (first + last) / 2
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or whole is None or whole <= 0 else part / whole

@@ -1,0 +1,174 @@
+"""The lines of `records.jsonl`. Everything that is shown of a measurement is computed from them."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+"""Raised when a line changes its meaning; files of another version are refused."""
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+"""A measured value; None stands for what isn't finite, in memory as in the file."""
+
+
+class Line(BaseModel):
+    """One line: frozen, and unknown fields are refused. Values that aren't finite are stored as null."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelRecord(Line):
+    """One model of a run.
+
+    Attributes:
+        name: What the user called it.
+        sha256: Of all its tensors and its configuration.
+    """
+
+    name: str
+    sha256: str
+
+
+class DataRecord(Line):
+    """What the losses were computed on.
+
+    Attributes:
+        source: Hub id or path, as given.
+        split: Which part of it.
+        task: "image-classification", "text-classification", "causal-lm" or "masked-lm".
+        examples: How many.
+        sha256: Of the examples as the models see them.
+        notes: What a reader has to know, such as a processor that was made up.
+    """
+
+    source: str
+    split: str | None
+    task: str
+    examples: int
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+class RunRecord(Line):
+    """The first line: what was measured, with which inputs, versions and seeds.
+
+    Attributes:
+        models: In the order given; pairs name them by index.
+        t: Points of every line, from 0 to 1: `θ(t) = (1 - t) A + t B`.
+        methods: Ways that B is moved: "none", "heads", "orthogonal", "paper", "gauss-newton".
+        batch_weights: How many predictions each batch has; their losses are averaged with these weights.
+        settings: Options, seeds.
+        versions: Of isobasin, Python and the libraries.
+    """
+
+    kind: Literal["run"] = "run"
+    schema_version: int = SCHEMA_VERSION
+    models: tuple[ModelRecord, ...]
+    data: DataRecord
+    t: tuple[float, ...]
+    methods: tuple[str, ...]
+    batch_weights: tuple[float, ...]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+
+class LayerRecord(Line):
+    """How one attention layer was aligned.
+
+    Attributes:
+        layer: Index.
+        distance_before, distance_after: Frobenius distance of the attention weights.
+        condition: Largest condition number of a map.
+        iterations: Steps of stage 2.
+        status: "exact", "converged", "capped" or "max-iterations".
+        head_permutation: Which of B's heads each of A's is.
+        head_costs: Stage 1's cost of every pair of heads, A's by row.
+    """
+
+    layer: int
+    distance_before: Number
+    distance_after: Number
+    condition: Number
+    iterations: int
+    status: str
+    head_permutation: tuple[int, ...]
+    head_costs: tuple[tuple[Number, ...], ...]
+
+
+class AlignmentRecord(Line):
+    """One alignment of a pair."""
+
+    kind: Literal["alignment"] = "alignment"
+    pair: tuple[int, int]
+    method: str
+    seconds: float
+    layers: tuple[LayerRecord, ...]
+
+
+class PointRecord(Line):
+    """The loss at one point of one line.
+
+    Attributes:
+        pair: Indices of A and B.
+        method: How B was moved.
+        t: Where on the line.
+        loss: Mean over all predictions; null if it isn't a number.
+        batch_losses: Mean of every batch.
+        metrics: "accuracy", or "perplexity" and "bits_per_character".
+        calibrated_loss: The loss with the softmax temperature that makes it least; null if it wasn't computed.
+        temperature: That temperature.
+        seconds: Of the forward passes.
+        interpolation_seconds: Of setting the weights.
+    """
+
+    kind: Literal["point"] = "point"
+    pair: tuple[int, int]
+    method: str
+    t: float
+    loss: Number
+    batch_losses: tuple[Number, ...]
+    metrics: dict[str, Number]
+    calibrated_loss: Number
+    temperature: Number
+    seconds: float
+    interpolation_seconds: float
+
+
+class CurveRecord(Line):
+    """What a whole line says, computed from its points.
+
+    Attributes:
+        pair: Indices of A and B.
+        method: How B was moved.
+        barrier: `sup_t [ L(θ(t)) - (1 - t) L(A) - t L(B) ]`; null if a loss on the way isn't a number.
+        worst_t: Where it is reached.
+        barrier_error: Standard error over batches of the rise at `worst_t`; null with fewer than two batches.
+        relative: Share of the barrier of method "none" of this pair; null if that is 0 or wasn't measured.
+        share_of_ends: Share of the mean loss of the two ends.
+        calibrated_barrier: The same supremum of the calibrated losses, or null.
+        calibrated_worst_t: Where that is reached.
+        overhead: Seconds of interpolation as a share of the seconds of forward passes.
+    """
+
+    kind: Literal["curve"] = "curve"
+    pair: tuple[int, int]
+    method: str
+    barrier: Number
+    worst_t: float
+    barrier_error: Number
+    relative: Number
+    share_of_ends: Number
+    calibrated_barrier: Number
+    calibrated_worst_t: Number
+    overhead: float
+
+
+Record = Annotated[RunRecord | AlignmentRecord | PointRecord | CurveRecord, Field(discriminator="kind")]

@@ -1,0 +1,1 @@
+"""What is shown of a measurement: tables, figures and a page, from its records alone."""

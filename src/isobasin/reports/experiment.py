@@ -1,0 +1,79 @@
+"""Tables and figures of an experiment, from the records of its cells alone."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from isobasin.checkpoints.output import disk_errors, write_file_atomically
+from isobasin.experiments.cells import Cell
+from isobasin.experiments.run import Experiment
+from isobasin.reports import experiment_figures
+from isobasin.reports.experiment_tables import tables
+
+REPORT = "report"
+"""The folder that tables and figures are written to."""
+
+PAGE = "report.md"
+
+
+def write_experiment_report(folder: str | os.PathLike[str]) -> list[Path]:
+    """Write `report.md`, a CSV for each of its tables, and the figures as PNG and SVG, into `report` of the folder.
+
+    An unfinished experiment is shown as far as it came; models aren't needed.
+
+    Args:
+        folder: Of an experiment.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ConfigurationError: No experiment was run in the folder.
+        DependencyError: matplotlib is missing.
+        OutputError: The folder can't be written.
+    """
+    experiment = Experiment.open(Path(folder))
+    target = experiment.folder / REPORT
+    experiment_figures.require_matplotlib()
+
+    @cache
+    def results(cell: Cell) -> dict[str, Any] | None:
+        record = experiment.store.record(cell)
+        return None if record is None else record["result"]
+
+    with disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+    figures: list[Path] = []
+    for plan in experiment.plans:
+        figures += experiment_figures.curves(plan, results, target)
+        figures += experiment_figures.permutations(plan, results, target)
+    figures += experiment_figures.layers(experiment.plans, results, target)
+    found = tables(experiment.plans, results)
+    for table in found:
+        _write(target / f"{table.name}.csv", table.csv())
+    images = [f"![{path.stem}]({path.name})" for path in figures if path.suffix == ".png"]
+    parts = [_head(experiment), *(table.markdown() for table in found), *images]
+    _write(target / PAGE, "\n\n".join(parts) + "\n")
+    return [target / PAGE, *(target / f"{table.name}.csv" for table in found), *figures]
+
+
+def _head(experiment: Experiment) -> str:
+    """Title, and how far the experiment is."""
+    states = experiment.state()
+    total = sum(counts.total() for counts in states.values())
+    left = sum(counts["to do"] + counts["failed"] for counts in states.values())
+    progress = f"All {total} cells are done." if not left else f"{left} of {total} cells are still to do."
+    lines = [f"# {experiment.settings.title}", "", progress]
+    if experiment.smoke:
+        lines += ["", "A smoke run: tiny models on made-up data. These figures say only that everything runs."]
+    return "\n".join(lines)
+
+
+def _write(path: Path, text: str) -> None:
+    def write(staging: Path) -> None:
+        staging.write_text(text, encoding="utf-8")
+
+    write_file_atomically(path, write, force=True)

@@ -1,0 +1,129 @@
+"""An experiment's figures in the paper's form: lines by scope, all head permutations, layers drawn anew."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from isobasin.checkpoints.output import write_file_atomically
+from isobasin.experiments.plan import SettingPlan
+from isobasin.reports.experiment_tables import Result, Results, Spread, measured
+from isobasin.reports.figures import Panel, Row, draw, require_matplotlib
+from isobasin.reports.style import Style, brief, styles
+
+_SUFFIXES = ("png", "svg")
+_ALONG = r"$t$: weights $(1-t)\,\theta_A + t\,\theta_B$"
+_CHOSEN, _OTHER = "chosen", "other permutations"
+_LOOKS = {
+    _OTHER: Style("another head permutation", "other", "#8A8F98", "#A8ADB4", (), ""),
+    "none": styles(["none"])["none"],
+    _CHOSEN: Style("the chosen one", "chosen", "#0072B2", "#56B4E9", (), "o"),
+}
+
+
+def curves(plan: SettingPlan, results: Results, folder: Path) -> list[Path]:
+    """Losses along the lines of one setting: a row for every scope, a column for every pair of seeds."""
+    rows: list[Row] = []
+    methods: list[str] = []
+    for group in plan.groups:
+        panels: list[Panel] = []
+        for (a, b), result in measured(group, results).items():
+            methods += [method for method in result["lines"] if method not in methods]
+            lines = {method: _line(result["t"], line["losses"]) for method, line in result["lines"].items()}
+            panels.append(Panel(lines, title=f"seeds {a} and {b}", note=_note(result)))
+        if panels:
+            rows.append(Row(f"{group.title}\nloss", panels))
+    if not rows:
+        return []
+    rows[-1] = Row(rows[-1].label, [_with_axis(panel) for panel in rows[-1].panels])
+    paths = _paths(folder, "curves", plan.setting.title)
+    draw(rows, styles(methods), plan.setting.title, paths)
+    return paths
+
+
+def permutations(plan: SettingPlan, results: Results, folder: Path) -> list[Path]:
+    """Losses along the lines after every head permutation of the first layer, each followed by stage 2."""
+    rows: list[Row] = []
+    for group in plan.groups:
+        done = ((seeds, results(cell)) for seeds, cell in group.ablations.get("stage-1", {}).items())
+        panels = [_permuted(seeds, result) for seeds, result in done if result is not None]
+        if panels:
+            rows.append(Row(f"{group.title}\nloss", [_with_axis(panel) for panel in panels]))
+    if not rows:
+        return []
+    paths = _paths(folder, "permutations", plan.setting.title)
+    draw(rows, _LOOKS | _others(rows), f"{plan.setting.title}: all head permutations", paths)
+    return paths
+
+
+def _permuted(seeds: tuple[int, int], result: Result) -> Panel:
+    naive = result["naive"]
+    lines = {"none": _line(naive["t"], naive["losses"])}
+    faint: dict[str, Any] = {}
+    for index, row in enumerate(result["permutations"]):
+        if row["chosen"]:
+            lines[_CHOSEN] = _line(row["t"], row["losses"])
+        else:
+            faint[f"{_OTHER} {index}"] = _line(row["t"], row["losses"])
+    l_hat = "" if result["l_hat"] is None else rf", $\hat L$ = {brief(result['l_hat'])}"
+    note = f"rank {result['rank']} of {result['of']}{l_hat}"
+    return Panel(lines, faint=faint, title=f"seeds {seeds[0]} and {seeds[1]}", note=note)
+
+
+def _others(rows: Sequence[Row]) -> dict[str, Style]:
+    """How the permutations that weren't chosen look: all alike."""
+    return {name: _LOOKS[_OTHER] for row in rows for panel in row.panels for name in panel.faint or {}}
+
+
+def layers(plans: Sequence[SettingPlan], results: Results, folder: Path) -> list[Path]:
+    """The loss of every pretrained model against the layer whose attention is drawn anew."""
+    done = [(plan, results(plan.reinitialise)) for plan in plans if plan.reinitialise is not None]
+    found = [(plan.setting.title, result) for plan, result in done if result is not None]
+    if not found:
+        return []
+    figure = require_matplotlib()(figsize=(3.7 * len(found), 3.4), layout="constrained")
+    for (title, result), axis in zip(found, figure.subplots(1, len(found), squeeze=False)[0], strict=True):
+        spreads = [Spread.of([draw["loss"] for draw in layer["draws"]]) for layer in result["layers"]]
+        numbers = [layer["layer"] + 1 for layer in result["layers"]]
+        means = [math.nan if spread.mean is None else spread.mean for spread in spreads]
+        errors = [spread.deviation or 0.0 for spread in spreads]
+        axis.errorbar(numbers, means, yerr=errors, color="#0072B2", marker="o", capsize=3, label="one layer drawn anew")
+        axis.axhline(result["pretrained"]["loss"], color="#666666", linestyle="--", label="pretrained")
+        axis.set_title(title, fontsize=10.5)
+        axis.set_xlabel("layer")
+        axis.set_xticks(numbers)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylabel("loss (cross-entropy)")
+    axes = figure.axes[0]
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle("The attention of one layer drawn anew, without training", fontsize=12)
+    paths = _paths(folder, "reinitialise", "")
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        write_file_atomically(path, lambda to, m=metadata: figure.savefig(to, dpi=160, metadata=m), force=True)
+    return paths
+
+
+def _line(t: Sequence[float], losses: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    return list(t), [math.nan if loss is None else loss for loss in losses]
+
+
+def _note(result: Result) -> str:
+    found = result["lines"]
+    parts = (
+        f"{style.short} {'not finite' if found[method]['barrier'] is None else brief(found[method]['barrier'])}"
+        for method, style in styles(list(found)).items()
+    )
+    return "barrier: " + ", ".join(parts)
+
+
+def _with_axis(panel: Panel) -> Panel:
+    return Panel(panel.lines, panel.faint, panel.title, panel.note, _ALONG)
+
+
+def _paths(folder: Path, kind: str, title: str) -> list[Path]:
+    name = "-".join(filter(None, (kind, re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"))))
+    return [folder / f"{name}.{suffix}" for suffix in _SUFFIXES]

@@ -1,0 +1,174 @@
+"""`report.html`: one page that needs nothing else, neither files nor a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+from isobasin.checkpoints import write_file_atomically
+from isobasin.errors import DependencyError
+from isobasin.records.curves import NAIVE
+from isobasin.records.schema import LayerRecord
+from isobasin.reports.figures import EXTRA
+from isobasin.reports.style import PERCENT, STEEP, alike, brief, labels, metric_name, number, percent
+from isobasin.reports.view import Line, View, best, naive
+
+_ASSETS = files("isobasin.reports") / "assets"
+_SCRIPTS = ("svg.js", "curves.js", "heads.js", "layers.js", "page.js")
+
+# Digits of what is only drawn.
+_DIGITS = 5
+
+
+def write_page(shown: View, path: Path) -> None:
+    """Write the page of a measurement.
+
+    Raises:
+        DependencyError: Jinja2 is missing.
+        OutputError: The file can't be written.
+    """
+    text = render(shown)
+
+    def write(staging: Path) -> None:
+        staging.write_text(text, encoding="utf-8")
+
+    write_file_atomically(path, write, force=True)
+
+
+def render(shown: View) -> str:
+    """The page as text. Everything in it that came from outside is escaped.
+
+    Raises:
+        DependencyError: Jinja2 is missing.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise DependencyError(f"the report page needs Jinja2: {EXTRA}") from error
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    filters: dict[str, Any] = {"number": number, "percent": percent, "alike": alike, "entry": _entry}
+    environment.filters.update(filters)
+    return environment.from_string(_asset("page.html")).render(
+        css=_asset("page.css"),
+        scripts=[_asset(name) for name in _SCRIPTS],
+        data=payload(shown),
+        title=title(shown),
+        headline=headline(shown),
+        shown=shown,
+        naive=NAIVE,
+        done=shown.progress[0],
+        total=shown.progress[1],
+    )
+
+
+def title(shown: View) -> str:
+    """The models of the only pair, or how many there are, and the data."""
+    data = labels([shown.run.data.source])[0]
+    if len(shown.pairs) == 1:
+        return f"{shown.pairs[0].a} to {shown.pairs[0].b} on {data}"
+    return f"{len(shown.run.models)} models on {data}"
+
+
+def headline(shown: View) -> str:
+    """What the measurement found, in a sentence or two."""
+    found = [(before, after) for pair in shown.pairs if (before := naive(pair)) and (after := best(pair))]
+    starts = [before.curve.barrier for before, _ in found if before.curve]
+    ends = [after.curve.barrier for _, after in found if after.curve]
+    shares = [after.curve.relative for _, after in found if after.curve]
+    if not found or None in starts:
+        return "The loss along the straight line between two models, before and after aligning them."
+    where = "between the two models" if len(shown.pairs) == 1 else "between two of these models"
+    first = f"On the straight line {where} the loss rises by {_range(starts)}."
+    if None in ends or None in shares:
+        return first
+    return f"{first} After alignment ({found[0][1].style.name}) by {_range(ends)}: {_range(shares, True)} of that."
+
+
+def _range(values: Sequence[float | None], share: bool = False) -> str:
+    """One number, or the least and the greatest."""
+    known = [value for value in values if value is not None]
+    low, high = (brief(100 * value if share else value) for value in (min(known), max(known)))
+    return (low if low == high else f"{low} to {high}") + ("\u00a0%" if share else "")
+
+
+def payload(shown: View) -> dict[str, Any]:
+    """What the page's scripts draw. Heads' costs, which methods share, are listed once."""
+    costs: dict[tuple[tuple[float | None, ...], ...], int] = {}
+    pairs = [
+        {
+            "a": pair.a,
+            "b": pair.b,
+            "lines": [_line(line, shown.metrics) for line in pair.lines],
+            "layers": [
+                [_layer(layer, costs) for layer in line.alignment.layers] if line.alignment else None
+                for line in pair.lines
+            ],
+        }
+        for pair in shown.pairs
+    ]
+    return {
+        "t": shown.run.t,
+        "methods": [{"name": style.name, "dash": style.dash} for style in shown.styles.values()],
+        "quantities": _quantities(shown),
+        "pairs": pairs,
+        "costs": [[[_rounded(value) for value in row] for row in table] for table in costs],
+    }
+
+
+def _quantities(shown: View) -> list[dict[str, Any]]:
+    """What the curves can show: a chord joins the ends where the rise above it is the barrier."""
+    loss = {"id": "loss", "name": "loss", "chord": True, "percent": False, "log": False}
+    found = [loss]
+    for metric in shown.metrics:
+        scales = {"percent": metric in PERCENT, "log": metric in STEEP}
+        found.append({"id": metric, "name": metric_name(metric), "chord": False, **scales})
+    if shown.calibrated:
+        found.append({**loss, "id": "calibrated_loss", "name": "calibrated loss"})
+        found.append({**loss, "id": "temperature", "name": "temperature", "chord": False})
+    return found
+
+
+def _line(line: Line, metrics: Sequence[str]) -> dict[str, Any]:
+    """The measured points of a line by quantity; null is a value that isn't finite."""
+    quantities = ("loss", *metrics, "calibrated_loss", "temperature")
+    curve = line.curve
+    return {
+        "t": [point.t for point in line.points],
+        "values": {name: [_rounded(value) for value in line.values(name)] for name in quantities},
+        "barrier": None if curve is None else number(curve.barrier),
+        "worst": None if curve is None else curve.worst_t,
+        "calibratedBarrier": None if curve is None else number(curve.calibrated_barrier),
+        "calibratedWorst": None if curve is None else curve.calibrated_worst_t,
+    }
+
+
+def _layer(layer: LayerRecord, costs: dict[tuple[tuple[float | None, ...], ...], int]) -> dict[str, Any]:
+    return {
+        "layer": layer.layer,
+        "before": _rounded(layer.distance_before),
+        "after": _rounded(layer.distance_after),
+        "condition": _rounded(layer.condition),
+        "iterations": layer.iterations,
+        "status": layer.status,
+        "heads": layer.head_permutation,
+        "costs": costs.setdefault(layer.head_costs, len(costs)),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+
+def _entry(value: Any) -> str:
+    """A setting as people read it."""
+    if isinstance(value, list):
+        return ", ".join(map(_entry, cast(list[Any], value)))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace("null", "none")
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")

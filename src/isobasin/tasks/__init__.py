@@ -1,0 +1,1 @@
+"""Real data → batches → losses: what models are measured and trained on."""

@@ -1,0 +1,269 @@
+"""Images as pixels: prepared once and kept as bytes where they fit in memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isobasin.errors import DependencyError
+from isobasin.tasks import examples
+from isobasin.tasks.errors import EXTRA, DataError
+from isobasin.tasks.examples import Examples, Indices, as_index, chosen, digest, refacts
+from isobasin.tasks.kind import TaskKind
+from isobasin.tasks.labels import read_labels
+from isobasin.tasks.options import DataFacts, DataOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from isobasin.tasks.processors import Processor
+
+_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """`(x * factor - mean) / std` per channel, from stored pixels to what the model sees."""
+
+    factor: float
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels `(n, c, h, w)` in float32."""
+        return (pixels.float() * self.factor - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageExamples(Examples):
+    """Images in memory: bytes that are scaled when they are fetched, or finished floats without `scaling`."""
+
+    kind: TaskKind
+    facts: DataFacts
+    pixels: Tensor
+    labels: Tensor
+    scaling: Scaling | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Indices) -> dict[str, Tensor]:
+        """Pixels `(n, c, h, w)` and labels `(n,)`."""
+        rows = as_index(indices)
+        pixels = self.pixels[rows]
+        return {
+            "pixel_values": self.scaling(pixels) if self.scaling else pixels.float(),
+            "labels": self.labels[rows].long(),
+        }
+
+    def subset(self, indices: Indices) -> ImageExamples:
+        """Some of the examples; their facts are made anew."""
+        rows = as_index(indices)
+        pixels, labels = self.pixels[rows], self.labels[rows]
+        facts = refacts(self.facts, len(rows), _digest(pixels, labels, self.scaling))
+        return replace(self, pixels=pixels, labels=labels, facts=facts)
+
+
+@dataclass(frozen=True, eq=False)
+class LazyImages(Examples):
+    """Images that are decoded and processed when they are fetched."""
+
+    kind: TaskKind
+    facts: DataFacts
+    dataset: Dataset
+    labels: Tensor
+    reader: Reader
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Indices) -> dict[str, Tensor]:
+        """Pixels `(n, c, h, w)` and labels `(n,)`."""
+        rows = as_index(indices)
+        images = self.reader.images(self.dataset, rows.tolist())
+        return {"pixel_values": self.reader.finished(images), "labels": self.labels[rows].long()}
+
+    def subset(self, indices: Indices) -> LazyImages:
+        """Some of the examples; their facts are made anew."""
+        rows = as_index(indices)
+        dataset, labels = self.dataset.select(rows.tolist()), self.labels[rows]
+        facts = refacts(self.facts, len(rows), _stored_digest(dataset, labels, self.reader))
+        return replace(self, dataset=dataset, labels=labels, facts=facts)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """From rows of a data set to pixels.
+
+    Attributes:
+        processor: The image processor.
+        channels: 1 or 3.
+        source: For messages.
+    """
+
+    processor: Any
+    channels: int
+    source: str
+
+    def images(self, dataset: Dataset, rows: Sequence[int]) -> list[Any]:
+        """Rows as PIL images, gray or in colours as the model wants them."""
+        mode = "L" if self.channels == 1 else "RGB"
+        try:
+            values: Any = _as_arrays(dataset)[list(rows)]["image"]
+            return [_decoded(value).convert(mode) for value in values]
+        except (OSError, ValueError, TypeError) as error:
+            where = f"rows {rows[0]} to {rows[-1]}"
+            raise DataError(f"{self.source}: an image in {where} can't be read ({error})") from error
+
+    def finished(self, images: list[Any]) -> Tensor:
+        """What the model sees, `(n, c, h, w)`, float32."""
+        return torch.as_tensor(np.asarray(self.processor(images, return_tensors="np")["pixel_values"])).float()
+
+    def resized(self, images: list[Any]) -> Tensor:
+        """The same before values are scaled."""
+        options: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+        return torch.as_tensor(np.asarray(self.processor(images, **options)["pixel_values"]))
+
+    def scaling(self, images: list[Any]) -> Scaling | None:
+        """The scaling that turns bytes into what the model sees; None if the processor does anything else."""
+        finished, resized = self.finished(images), self.resized(images)
+        setting = self.processor
+        mean, std = (
+            torch.tensor(getattr(setting, name, None) or [default], dtype=torch.float32).expand(self.channels)
+            if getattr(setting, "do_normalize", False)
+            else torch.full((self.channels,), default)
+            for name, default in (("image_mean", 0.0), ("image_std", 1.0))
+        )
+        factor = float(setting.rescale_factor) if getattr(setting, "do_rescale", False) else 1.0
+        found = Scaling(factor, mean, std)
+        whole = torch.equal(resized.float().round().clamp(0, 255), resized.float())
+        return found if whole and torch.allclose(found(resized), finished, atol=1e-5) else None
+
+
+def prepare_images(dataset: Dataset, processor: Processor, options: DataOptions, config: Any) -> Examples:
+    """Processed images with labels, in memory if they fit."""
+    if processor.images is None:
+        raise DataError("images need an image processor: give a checkpoint whose configuration has an image_size")
+    labels = read_labels(dataset, config, options.source)
+    rows = chosen(len(dataset), options.max_examples, options.seed)
+    ids = labels.ids if rows is None else labels.ids[rows]
+    dataset = dataset if rows is None else dataset.select(rows.tolist())
+    reader = Reader(processor.images, processor.channels, options.source)
+    said = [note for note in (dataset.info.description or "").splitlines() if note]
+    split = options.split or (str(dataset.split) if dataset.split else None)
+    facts = DataFacts(
+        source=options.source,
+        split=split,
+        task=str(TaskKind.image_classification),
+        examples=len(ids),
+        sha256="",
+        notes=(*said, *processor.notes, *labels.notes),
+        num_labels=labels.count,
+        label_names=labels.names,
+    )
+    first = reader.images(dataset, range(min(4, len(dataset))))
+    scaling = reader.scaling(first)
+    shape = reader.finished(first).shape[1:]
+    _check_shape(shape, config)
+    if len(ids) * prod(shape) * (1 if scaling else 4) > examples.IN_MEMORY:
+        facts = replace(facts, sha256=_stored_digest(dataset, ids, reader))
+        return LazyImages(TaskKind.image_classification, facts, dataset, ids, reader)
+    pixels = _read_all(dataset, reader, shape, scaling)
+    facts = replace(facts, sha256=_digest(pixels, ids, scaling))
+    return ImageExamples(TaskKind.image_classification, facts, pixels, ids, scaling)
+
+
+def _read_all(dataset: Dataset, reader: Reader, shape: Sequence[int], scaling: Scaling | None) -> Tensor:
+    pixels = torch.empty((len(dataset), *shape), dtype=torch.uint8 if scaling else torch.float32)
+    kept = scaling is not None and _keeps(reader, reader.images(dataset, range(min(4, len(dataset)))))
+    for start in range(0, len(dataset), _ROWS):
+        rows = range(start, min(start + _ROWS, len(dataset)))
+        images = reader.images(dataset, rows)
+        if kept and {image.size for image in images} == {(shape[2], shape[1])}:
+            pixels[rows.start : rows.stop] = _stacked(images)
+        else:
+            pixels[rows.start : rows.stop] = reader.resized(images) if scaling else reader.finished(images)
+    return pixels
+
+
+def _keeps(reader: Reader, images: list[Any]) -> bool:
+    """Whether the processor leaves images as they are that have its size already."""
+    resized = reader.resized(images)
+    size = (resized.shape[3], resized.shape[2])
+    return {image.size for image in images} == {size} and torch.equal(resized.float(), _stacked(images).float())
+
+
+def _stacked(images: list[Any]) -> Tensor:
+    """Images of one size as bytes `(n, c, h, w)`."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
+
+
+def _as_arrays(dataset: Dataset) -> Dataset:
+    """Arrays of pixels as such: by default each is read as lists of numbers."""
+    import datasets
+
+    arrays = isinstance(dataset.features["image"], (datasets.Array2D, datasets.Array3D))
+    return dataset.with_format("numpy") if arrays else dataset
+
+
+def _check_shape(shape: Sequence[int], config: Any) -> None:
+    size = getattr(config, "image_size", None)
+    if config is None or size is None:
+        return
+    wanted = (config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    if tuple(shape) != wanted:
+        raise DataError(
+            f"the image processor makes images of shape {tuple(shape)}, the model takes {wanted}: "
+            "correct preprocessor_config.json beside the model"
+        )
+
+
+def _decoded(value: Any) -> Any:
+    """One cell as a PIL image: an image, encoded bytes, or an array of bytes."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DependencyError(f"images need the package pillow: {EXTRA}") from error
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, bytes):
+        return Image.open(io.BytesIO(value))
+    if isinstance(value, dict):
+        return Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
+    if isinstance(value, str):
+        return Image.open(value)
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise ValueError("an array of pixels has to be whole numbers from 0 to 255")
+    array = array.astype(np.uint8)
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
+
+
+def _digest(pixels: Tensor, labels: Tensor, scaling: Scaling | None) -> str:
+    said = (scaling.factor, scaling.mean.tolist(), scaling.std.tolist()) if scaling else ()
+    return digest({"pixels": pixels, "labels": labels}, said)
+
+
+def _stored_digest(dataset: Dataset, labels: Tensor, reader: Reader) -> str:
+    """SHA-256 of images as they are stored, the processor's settings and the labels."""
+    import hashlib
+
+    found = hashlib.sha256()
+    column = dataset.select_columns(["image"]).with_format("arrow")
+    for start in range(0, len(column), _ROWS):
+        part: Any = column[start : start + _ROWS]
+        for value in part["image"].to_pylist():
+            content = value["bytes"] if isinstance(value, dict) else value
+            if isinstance(value, dict) and content is None:
+                with open(value["path"], "rb") as file:
+                    content = file.read()
+            found.update(content if isinstance(content, bytes) else repr(content).encode())
+    return digest({"labels": labels}, found.hexdigest(), reader.processor.to_json_string(), reader.channels)

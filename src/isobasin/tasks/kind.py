@@ -1,0 +1,121 @@
+"""What a model is trained for, and how it is loaded for that."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from isobasin.checkpoints import Checkpoint
+from isobasin.errors import CheckpointError
+from isobasin.model import quiet_transformers
+from isobasin.tasks.errors import DataError
+
+
+class TaskKind(StrEnum):
+    """What is predicted."""
+
+    image_classification = "image-classification"
+    text_classification = "text-classification"
+    causal_lm = "causal-lm"
+    masked_lm = "masked-lm"
+
+    @property
+    def classifies(self) -> bool:
+        """One label for an example, rather than one for every token."""
+        return self in (TaskKind.image_classification, TaskKind.text_classification)
+
+
+_ENDINGS = {
+    "ForImageClassification": TaskKind.image_classification,
+    "ForSequenceClassification": TaskKind.text_classification,
+    "ForCausalLM": TaskKind.causal_lm,
+    "LMHeadModel": TaskKind.causal_lm,
+    "ForMaskedLM": TaskKind.masked_lm,
+}
+_LOADERS = {
+    TaskKind.image_classification: "AutoModelForImageClassification",
+    TaskKind.text_classification: "AutoModelForSequenceClassification",
+    TaskKind.causal_lm: "AutoModelForCausalLM",
+    TaskKind.masked_lm: "AutoModelForMaskedLM",
+}
+
+
+def kind_of(config: Any) -> TaskKind:
+    """The task that a configuration's `architectures` entry names, such as "ViTForImageClassification".
+
+    Args:
+        config: A transformers configuration, or its JSON as a mapping.
+
+    Raises:
+        DataError: It names none, or one without a loss that is measured here.
+    """
+    names: Any = config.get("architectures") if isinstance(config, Mapping) else config.architectures
+    for name in names or ():
+        for ending, kind in _ENDINGS.items():
+            if str(name).endswith(ending):
+                return kind
+    said = f"architectures is {list(names)}" if names else "it has no architectures entry"
+    raise DataError(f"the configuration doesn't say what the model is for ({said}): name it with --task")
+
+
+def load_model(folder: str | os.PathLike[str], kind: TaskKind | str, device: str | torch.device = "cpu") -> nn.Module:
+    """A checkpoint's model with the task's head, in evaluation mode.
+
+    Args:
+        folder: Local folder of the checkpoint.
+        kind: The task.
+        device: Where to put it.
+
+    Returns:
+        In float64 if the checkpoint is stored so, in float32 otherwise.
+
+    Raises:
+        CheckpointError: It can't be loaded, or lacks weights that the head needs.
+    """
+    import transformers
+
+    kind = TaskKind(kind)
+    register_own_models()
+    with quiet_transformers():
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder)
+            dtype = _dtype(Path(folder), config)
+            loader = getattr(transformers, _LOADERS[kind])
+            model, report = loader.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"{os.fspath(folder)}: can't be loaded for {kind} ({reason}): check it, and --task"
+            ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{os.fspath(folder)}: lacks {len(missing)} weights that {kind} needs, such as {missing[0]!r}: "
+            "fine-tune it for the task first, or name another with --task"
+        )
+    return model.to(device).eval()
+
+
+def _dtype(folder: Path, config: Any) -> torch.dtype:
+    """Float64 if any stored tensor is, else float32; from the configuration where the files aren't safetensors."""
+    try:
+        stored = {info.dtype for info in Checkpoint.open(folder).tensors.values()}
+    except CheckpointError:
+        stored = {config.dtype}
+    return torch.float64 if torch.float64 in stored else torch.float32
+
+
+def register_own_models() -> None:
+    """Make transformers' Auto classes know isobasin's own model types."""
+    try:
+        import_module("isobasin.models")
+    except ModuleNotFoundError as error:
+        if error.name != "isobasin.models":
+            raise

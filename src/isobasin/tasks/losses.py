@@ -1,0 +1,218 @@
+"""The loss and metrics of a model on prepared examples, and what a better softmax temperature would gain."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isobasin.tasks.calibration import Derivatives, Predictions, solve
+from isobasin.tasks.examples import IGNORED, Examples
+from isobasin.tasks.kind import TaskKind
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+# Logits kept for the temperature: at most so many, and always those of some predictions.
+_KEPT = 2**26
+_FEWEST = 1024
+# A pass over kept logits costs a small language model as much as it took to compute them if its vocabulary is large:
+# of those, one in vocabulary / 256 is kept.
+_SMALL_VOCABULARY = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model does.
+
+    Attributes:
+        loss: Mean cross-entropy over all predictions, in nats.
+        batch_losses: Mean of every batch.
+        batch_weights: Predictions of every batch.
+        metrics: "accuracy" of classification; "perplexity" of language models, with "bits_per_character" for causal
+            ones and "accuracy" for masked ones.
+        calibrated_loss: The loss with the softmax temperature that makes it least; None if that wasn't asked for.
+        temperature: That temperature.
+        seconds: Of all of it.
+    """
+
+    loss: float
+    batch_losses: tuple[float, ...]
+    batch_weights: tuple[float, ...]
+    metrics: dict[str, float]
+    calibrated_loss: float | None
+    temperature: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Sums over the predictions of one batch, and some of them for the temperature."""
+
+    index: int
+    loss: float
+    right: int
+    predictions: int
+    kept: Predictions | None
+
+
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    *,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    accelerator: Any = None,
+    temperature: bool = True,
+) -> Evaluation:
+    """Evaluate a model on all examples.
+
+    With several processes each takes every n-th batch, and all of them return the same result, that of one process.
+    The temperature is that of the convex `CE(β) = mean[logsumexp(β z) - β z_y]`, solved for in float64 sums on all
+    predictions, or on an even share of them where logits would take more than 256 MB or the vocabulary of a language
+    model is large; what it gains there is taken off the whole loss.
+
+    Args:
+        model: Of transformers; it is moved to the device, and its mode is kept.
+        examples: Prepared for it.
+        batch_size: Examples of a forward pass.
+        device: Where it runs; with an accelerator, its device instead.
+        accelerator: An `accelerate.Accelerator`, or None for this process alone.
+        temperature: Whether to look for the best softmax temperature.
+    """
+    started = time.perf_counter()
+    group = _Group(accelerator)
+    place: torch.device = torch.device(device) if accelerator is None else accelerator.device
+    with _evaluating(model), torch.inference_mode():
+        model.to(place)
+        stride = _stride(model, examples) if temperature else 0
+        mine = list(_batches(model, examples, batch_size, place, group, stride))
+        rows = group.gathered([(b.index, b.loss, b.right, b.predictions) for b in mine])
+        loss = sum(row[1] for row in rows) / max(sum(row[3] for row in rows), 1)
+        calibrated, best = _calibrated(mine, group, loss) if temperature else (None, None)
+    return Evaluation(
+        loss=loss,
+        batch_losses=tuple(row[1] / row[3] if row[3] else math.nan for row in rows),
+        batch_weights=tuple(float(row[3]) for row in rows),
+        metrics=_metrics(examples, loss, rows),
+        calibrated_loss=calibrated,
+        temperature=best,
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Group:
+    """The processes that share an evaluation."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self.count = 1 if accelerator is None else int(accelerator.num_processes)
+        self.rank = 0 if accelerator is None else int(accelerator.process_index)
+
+    def gathered(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The rows of all processes, in the order of their first entries, the same in every process."""
+        if self.count > 1:
+            from accelerate.utils import gather_object
+
+            rows = gather_object(rows)
+        return sorted(rows, key=lambda row: row[0])
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Generator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _stride(model: Any, examples: Examples) -> int:
+    """Of how many predictions one is kept for the temperature."""
+    labels = examples.fetch([0])["labels"]
+    count = max(int((_targets(examples.kind, labels) != IGNORED).sum()), 1) * len(examples)
+    classifies = examples.kind.classifies
+    width = model.config.num_labels if classifies else model.config.vocab_size
+    room = _KEPT / width if classifies else min(_KEPT, _SMALL_VOCABULARY * count) / width
+    return math.ceil(count / max(room, _FEWEST))
+
+
+def _targets(kind: TaskKind, labels: Tensor) -> Tensor:
+    """What every position predicts: of causal models the next token."""
+    return functional.pad(labels, (0, 1), value=IGNORED)[..., 1:] if kind == TaskKind.causal_lm else labels
+
+
+def _batches(
+    model: nn.Module, examples: Examples, size: int, device: torch.device, group: _Group, stride: int
+) -> Iterator[_Batch]:
+    """This process's batches, evaluated."""
+    extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    for index in range(group.rank, math.ceil(len(examples) / size), group.count):
+        batch = examples.fetch(range(index * size, min((index + 1) * size, len(examples))))
+        labels = _targets(examples.kind, batch.pop("labels")).to(device, non_blocking=True).reshape(-1)
+        inputs = _placed(batch, model, device)
+        logits: Tensor = model(**inputs, **extra).logits
+        yield _summed(index, logits.reshape(-1, logits.shape[-1]), labels, examples.kind, stride)
+
+
+def _placed(batch: Mapping[str, Tensor], model: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Inputs on the device; floating-point ones in the model's type."""
+    dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+    return {n: v.to(device, dtype if v.is_floating_point() else None, non_blocking=True) for n, v in batch.items()}
+
+
+def _summed(index: int, logits: Tensor, labels: Tensor, kind: TaskKind, stride: int) -> _Batch:
+    """The sums of one batch, accumulated in float64."""
+    if kind == TaskKind.masked_lm:
+        logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    predicted = labels != IGNORED
+    count = int(predicted.sum())
+    right = 0 if kind == TaskKind.causal_lm else int((logits.argmax(-1) == labels).sum())
+    kept = None
+    if stride:
+        rows = predicted.nonzero().squeeze(-1)[(-index * count) % stride :: stride]
+        kept = Predictions.of(logits[rows], labels[rows], float(losses[rows].sum(dtype=torch.float64)))
+    return _Batch(index, float(losses.sum(dtype=torch.float64)), right, count, kept)
+
+
+def _calibrated(mine: list[_Batch], group: _Group, loss: float) -> tuple[float, float | None]:
+    """The loss with the best temperature, and that; solved for on a sixteenth of what is kept, then on all."""
+
+    def mean(beta: float, every: int = 1) -> Derivatives:
+        rows = [(b.index, len(b.kept.right[::every]), *b.kept.sums(beta, every)) for b in mine if b.kept is not None]
+        rows = group.gathered(rows)
+        count = max(sum(row[1] for row in rows), 1)
+        value, slope, curvature = (sum(row[i] for row in rows) / count for i in (2, 3, 4))
+        return value, slope, curvature
+
+    kept = group.gathered([(b.index, len(b.kept.right), b.kept.loss) for b in mine if b.kept is not None])
+    before = sum(row[2] for row in kept) / max(sum(row[1] for row in kept), 1)
+    if not (math.isfinite(loss) and math.isfinite(before)):
+        return math.nan, None
+    start, _ = solve(lambda beta: mean(beta, 16))
+    beta, after = solve(mean, start if math.isfinite(start) else 1.0)
+    if not math.isfinite(after):
+        return math.nan, None
+    return (loss - (before - after), 1 / beta) if after < before else (loss, 1.0)
+
+
+def _metrics(examples: Examples, loss: float, rows: list[tuple[Any, ...]]) -> dict[str, float]:
+    accuracy = sum(row[2] for row in rows) / max(sum(row[3] for row in rows), 1)
+    if examples.kind.classifies:
+        return {"accuracy": accuracy}
+    perplexity = math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan
+    if examples.kind == TaskKind.masked_lm:
+        return {"perplexity": perplexity, "accuracy": accuracy}
+    characters = examples.facts.characters
+    bits = {"bits_per_character": loss / math.log(2) / characters} if characters else {}
+    return {"perplexity": perplexity, **bits}

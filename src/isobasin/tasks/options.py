@@ -1,0 +1,57 @@
+"""Which data are read, and what is known of them afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What a user says about the data.
+
+    Attributes:
+        source: Hub id, path of a file or folder, or "digits" (scikit-learn's).
+        name: The hub's configuration, such as "wikitext-103-raw-v1".
+        split: In the notation of `datasets`, such as "test" or "train[:90%]", or a file of the folder `source`. None:
+            "test", else "validation", else the only one.
+        columns: Role → column; the roles are "image", "text", "text_pair" and "label".
+        max_examples: At most so many examples, chosen at random.
+        length: Tokens of an example.
+        seed: Of that choice, and of masks.
+    """
+
+    source: str
+    name: str | None = None
+    split: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    max_examples: int | None = None
+    length: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the losses are computed on.
+
+    Attributes:
+        source: As the user named it.
+        split: Which part of it.
+        task: "image-classification", "text-classification", "causal-lm" or "masked-lm".
+        examples: How many.
+        sha256: Of the examples as models see them.
+        notes: What a reader has to know.
+        num_labels: Number of classes; None for language models.
+        characters: Characters per token; None for classification.
+        label_names: Of the classes, where they have names.
+    """
+
+    source: str
+    split: str | None
+    task: str
+    examples: int
+    sha256: str
+    notes: tuple[str, ...] = ()
+    num_labels: int | None = None
+    characters: float | None = None
+    label_names: tuple[str, ...] | None = None

@@ -1,0 +1,252 @@
+"""Rows from the hub, files, folders and arrays, by split."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobasin.errors import DependencyError
+from isobasin.tasks.errors import EXTRA, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from datasets import Dataset
+
+Read = Callable[[], "Dataset"]
+
+_FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".json": "json",
+    ".txt": "text",
+    ".npz": "npz",
+}
+_PACKED = (".xz", ".gz")
+_SYNONYMS = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
+_PART = re.compile(r"(?P<name>[^\[\]+]+)(?P<slice>\[[^\]]*\])?")
+
+
+def read_source(source: str, name: str | None, split: str | None) -> tuple[Dataset, list[str]]:
+    """One split of a source, columns as stored, and notes on how it was read.
+
+    Args:
+        source: "digits", a path, or a hub id.
+        name: The hub's configuration.
+        split: In the notation of `datasets`, or a file of a folder; None: "test", else "validation", else the only one.
+
+    Raises:
+        DataError: It can't be found or read.
+        DependencyError: A package is missing.
+    """
+    datasets = import_datasets()
+    notes: list[str] = []
+    path = Path(source).expanduser()
+    with _quiet(datasets):
+        if source == "digits":
+            splits = _digits()
+        elif path.is_dir():
+            splits = _folder(path, name, split, notes)
+        elif path.exists():
+            splits = _file(path, notes)
+        else:
+            splits = _hub(source, name, split)
+        return _select(splits, split, source), notes
+
+
+def import_datasets() -> Any:
+    """The `datasets` package.
+
+    Raises:
+        DependencyError: It is missing.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DependencyError(f"reading data needs the package datasets: {EXTRA}") from error
+    return datasets
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Generator[None]:
+    """No progress bars of `datasets`: they would mix with ours."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _select(splits: Mapping[str, Read], split: str | None, source: str) -> Dataset:
+    """The rows that a split's notation names."""
+    import datasets
+
+    parts = [
+        _PART.fullmatch(part.strip()) for part in (_default(splits, source) if split is None else split).split("+")
+    ]
+    chosen: list[Dataset] = []
+    for part in parts:
+        name = part["name"].strip() if part else ""
+        known = name if name in splits else _SYNONYMS.get(name, name)
+        if part is None or known not in splits:
+            raise DataError(f"{source}: has no split {split!r}: it has {_listed(splits)}")
+        rows = splits[known]()
+        if part["slice"]:
+            first, end = _bounds(part["slice"], len(rows), source)
+            if first >= end:
+                raise DataError(f"{source}: split {split!r} has no rows: it has {len(rows)} in all")
+            rows = rows.select(range(first, end))
+        chosen.append(rows)
+    return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+
+def _default(splits: Iterable[str], source: str) -> str:
+    names = list(splits)
+    found = next((name for name in ("test", "validation") if name in names), None)
+    if found is None and len(names) != 1:
+        raise DataError(f"{source}: choose one of its splits with --split: {_listed(names)}")
+    return found or names[0]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _bounds(part: str, length: int, source: str) -> tuple[int, int]:
+    """First row and one past the last of a slice such as "[:90%]"."""
+    import datasets
+
+    try:
+        (found,) = datasets.ReadInstruction.from_spec(f"rows{part}").to_absolute({"rows": length})
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"{source}: the slice {part} is not one of {length} rows: write [100:200] or [:90%]") from error
+    return found.from_, found.to
+
+
+def _hub(source: str, name: str | None, split: str | None) -> Mapping[str, Read]:
+    """All splits of a data set on the hub."""
+    import datasets
+
+    if source.startswith(("/", ".", "~")) or source.count("/") > 1 or Path(source).suffix in (*_FORMATS, *_PACKED):
+        raise DataError(f"{source}: no such file or folder: check the path")
+    try:
+        found = datasets.load_dataset(source, name)
+    except Exception as error:  # the hub's clients have no common base class
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        offline = "OfflineMode" in line or isinstance(error, ConnectionError)
+        why = "the hub can't be reached" if offline else f"the hub's data set can't be had ({line})"
+        raise DataError(f"{source}: is no local file or folder, and {why}: check the name and the network") from error
+    return {str(key): (lambda rows=rows: rows) for key, rows in found.items()}
+
+
+def _format(path: Path) -> str | None:
+    """The loader of a file, by its name without compression."""
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _PACKED]
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".", 1)[0]
+
+
+def _split_of(path: Path) -> str | None:
+    """The usual split that a file's name says: "train.csv", "test-00000-of-00002.parquet"."""
+    first = re.split(r"[-_.]", path.name, maxsplit=1)[0].lower()
+    whole = _stem(path).lower()
+    shard = re.fullmatch(r"([a-z]+)-\d+(-of-\d+)?", whole)
+    name = shard[1] if shard else whole
+    name = _SYNONYMS.get(name, name)
+    return name if name in ("train", "test", "validation") and first else None
+
+
+def _file(path: Path, notes: list[str]) -> Mapping[str, Read]:
+    """The splits of one file: itself, unless it holds arrays of several."""
+    kind = _format(path)
+    if kind is None:
+        raise DataError(f"{path}: unknown format: use one of {', '.join(_FORMATS)}, also with .xz or .gz")
+    if kind == "npz":
+        return _arrays(path)
+    return {_split_of(path) or "train": lambda: _load(kind, [path], notes)}
+
+
+def _folder(path: Path, name: str | None, split: str | None, notes: list[str]) -> Mapping[str, Read]:
+    """The splits of a folder: data files by name, one named file, or whatever `datasets` sees in it."""
+    import datasets
+
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        stored = datasets.load_from_disk(os.fspath(path))
+        parts = stored if isinstance(stored, dict) else {str(stored.split or "train"): stored}
+        return {str(key): (lambda rows=rows: rows) for key, rows in parts.items()}
+    named = _PART.fullmatch(split or "")
+    if named and (path / named["name"]).is_file():
+        (read,) = _file(path / named["name"], notes).values()
+        return {named["name"]: read}
+    files = sorted(file for file in path.iterdir() if file.is_file() and _format(file) not in (None, "npz"))
+    if not files:
+        return _guessed(path, name)
+    groups: dict[str, list[Path]] = {}
+    usual = any(_split_of(file) for file in files)
+    for file in files:
+        groups.setdefault((_split_of(file) or _stem(file)) if usual else "train", []).append(file)
+    return {key: (lambda group=group: _load_group(group, notes)) for key, group in groups.items()}
+
+
+def _load_group(files: list[Path], notes: list[str]) -> Dataset:
+    kinds = {_format(file) for file in files}
+    if len(kinds) > 1:
+        raise DataError(f"{files[0].parent}: {files[0].name} and {files[-1].name} differ in format: name one --split")
+    return _load(str(kinds.pop()), files, notes)
+
+
+def _guessed(path: Path, name: str | None) -> Mapping[str, Read]:
+    """A folder that `datasets` understands: images in a subfolder per class, or a copy of a hub repository."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset(os.fspath(path), name)
+    except Exception as error:  # every builder has its own errors
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: no data files or class folders of images that can be read ({line})") from error
+    return {str(key): (lambda rows=rows: rows) for key, rows in found.items()}
+
+
+def _load(kind: str, files: list[Path], notes: list[str]) -> Dataset:
+    """Rows of data files of one format."""
+    import datasets
+
+    from isobasin.tasks.tables import csv_arguments
+
+    arguments: dict[str, Any] = {"keep_linebreaks": True} if kind == "text" else {}
+    try:
+        if kind == "csv":
+            arguments, said = csv_arguments(files[0])
+            notes.extend(said)
+        split = _split_of(files[0]) or "train"
+        paths = [os.fspath(file) for file in files]
+        return datasets.load_dataset(kind, data_files={split: paths}, split=split, **arguments)
+    except DataError:
+        raise
+    except Exception as error:  # every builder has its own errors
+        cause = error.__cause__ or error
+        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise DataError(f"{files[0]}: can't be read as {kind} ({line})") from error
+
+
+def _digits() -> Mapping[str, Read]:
+    from isobasin.tasks.arrays import digits
+
+    return digits()
+
+
+def _arrays(path: Path) -> Mapping[str, Read]:
+    from isobasin.tasks.arrays import npz_splits
+
+    return npz_splits(path)

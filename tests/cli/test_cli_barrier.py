@@ -1,0 +1,170 @@
+"""`isobasin barrier`: real commands on tiny models."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_program import command, environment
+from typer.testing import Result
+
+Cli = Callable[..., Result]
+_LETTERS = "abcdefghijklmnopqr \n"
+_METHODS = ["none", "heads", "paper", "gauss-newton"]
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name a text and its characters."""
+    folder = tmp_path_factory.mktemp("text")
+    draw = random.Random(0)
+    (folder / "test.txt").write_text("".join(draw.choices(_LETTERS, k=1500)))
+    (folder / "characters.json").write_text(json.dumps({letter: i for i, letter in enumerate(_LETTERS)}))
+    return ["--data", str(folder / "test.txt"), "--tokenizer", str(folder / "characters.json"), "--length", "16"]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """All lines without what time they took."""
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    times = ("seconds", "interpolation_seconds", "overhead")
+    return [{key: value for key, value in line.items() if key not in times} for line in lines]
+
+
+def test_all_pairs_are_measured_and_shown(
+    cli: Cli, models: dict[str, Path], scrambled: Path, text: list[str], tmp_path: Path
+):
+    out = tmp_path / "out"
+    chosen = [models["a"], scrambled, models["b"]]
+    result = cli("barrier", *chosen, *text, "-o", out, "--points", 3)
+    assert result.exit_code == 0, result.stderr
+    assert all(part in result.stdout for part in ("naive", "heads", "paper", "ours", "causal-lm", "report.html"))
+    names = ("records.jsonl", "points.csv", "curves.csv", "barriers.png", "barriers.svg", "report.html")
+    assert all((out / name).stat().st_size > 500 for name in names)
+    with (out / "points.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3 * 4 * 3
+    page = (out / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page.replace("https://www.w3.org", "")
+    again = cli("barrier", *chosen, *text, "-o", out, "--points", 3, "--json")
+    found = json.loads(again.stdout)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert {(tuple(c["pair"]), c["method"]) for c in found["curves"]} == {(p, m) for p in pairs for m in _METHODS}
+    ours = next(c for c in found["curves"] if (c["pair"], c["method"]) == ([0, 1], "gauss-newton"))
+    assert ours["barrier"] == pytest.approx(0, abs=1e-4)
+
+
+def test_two_processes_measure_what_one_does(models: dict[str, Path], text: list[str], tmp_path: Path):
+    arguments = [
+        models["a"],
+        models["b"],
+        *text,
+        "--points",
+        3,
+        "--batch-size",
+        9,
+        "--method",
+        "none",
+        "--method",
+        "heads",
+    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "isobasin", "barrier"]
+    shared = environment(OMP_NUM_THREADS="1")
+    for start, out in ((launch, "two"), (command("barrier"), "one")):
+        done = subprocess.run(
+            [*start, *map(str, arguments), "-o", str(tmp_path / out)], capture_output=True, text=True, env=shared
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Report:") == 1
+    assert records(tmp_path / "two") == records(tmp_path / "one")
+
+
+def test_an_interrupted_run_is_gone_on_with(models: dict[str, Path], text: list[str], tmp_path: Path):
+    out = tmp_path / "out"
+    arguments = command("barrier", models["a"], models["b"], *text, "--points", 200, "--method", "none", "-o", out)
+    program = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and lines_so_far(out) < 7:
+        time.sleep(0.05)
+    program.send_signal(signal.SIGINT)
+    stdout, stderr = program.communicate(timeout=60)
+    assert program.returncode == 130, stderr
+    assert stdout == ""
+    assert stderr.splitlines()[-1] == "error: interrupted"
+    before = (out / "records.jsonl").read_bytes()
+    assert 5 < before.count(b"\n") < 200
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert (out / "records.jsonl").read_bytes().startswith(before)
+    points = [line["t"] for line in records(out) if line["kind"] == "point"]
+    assert len(points) == len(set(points)) == 200
+
+
+def lines_so_far(out: Path) -> int:
+    """How many records there are yet."""
+    path = out / "records.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("more", "naming"),
+    [
+        (["--points", "1"], ["points is 1"]),
+        (["--batch-size", "0"], ["batch size is 0"]),
+        (["--columns", "text"], ["ROLE=COLUMN"]),
+        (["--columns", "text=nothing"], ["nothing"]),
+        (["--split", "validation"], ["validation"]),
+        (["--method", "magic"], ["magic"]),
+        (["--length", "41"], ["41", "40"]),
+    ],
+)
+def test_wrong_options_are_named_and_nothing_is_written(
+    cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path, more: list[str], naming: list[str]
+):
+    result = cli("barrier", models["a"], models["b"], *text, *more, "-o", tmp_path / "out")
+    assert result.exit_code == 2, result.stdout
+    assert result.stderr.count("\n") == 1
+    assert all(name in result.stderr for name in naming), result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_inputs_are_named_and_nothing_is_written(
+    cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path
+):
+    a, out = models["a"], tmp_path / "out"
+    for arguments, naming in (
+        ([a, *text], "at least two"),
+        ([a, models["wide"], *text], "has shape"),
+        ([a, models["two-heads"], *text, "--method", "none"], "n_head"),
+        ([a, tmp_path / "nowhere", *text], "nowhere"),
+        ([a, models["b"], "--data", tmp_path / "nothing.txt", *text[2:]], "nothing.txt"),
+        ([a, models["b"], *text[:2]], "--tokenizer"),
+    ):
+        result = cli("barrier", *arguments, "-o", out)
+        assert result.exit_code == 2, result.stdout
+        assert result.stderr.count("\n") == 1
+        assert naming in result.stderr
+        assert list(tmp_path.iterdir()) == []
+    inside = cli("barrier", a, models["b"], *text, "-o", a / "out")
+    assert inside.exit_code == 2
+    assert not (a / "out").exists()
+
+
+def test_another_runs_records_are_kept(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):
+    start = "barrier", models["a"], models["b"], *text, "-o", tmp_path, "--method", "none", "--points"
+    assert cli(*start, 2).exit_code == 0
+    before = (tmp_path / "records.jsonl").read_bytes()
+    refused = cli(*start, 3)
+    assert refused.exit_code == 2
+    assert "--force" in refused.stderr
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    assert cli(*start, 3, "--force").exit_code == 0
+    assert (tmp_path / "records.jsonl").read_bytes() != before

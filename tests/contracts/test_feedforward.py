@@ -1,0 +1,141 @@
+"""The laws of `test_families` for feed-forward blocks, in every family and for every kind of activation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import isobasin
+from contracts.checks import (
+    assert_blocks_preserved,
+    assert_feedforwards_preserved,
+    assert_same_apart_from,
+    assert_tensors_equal,
+    attention_names,
+    blocks,
+    feedforward_distance,
+    feedforward_names,
+    tensors,
+    weight_files,
+)
+from isobasin.alignment import Alignment
+from isobasin.testing.assertions import assert_function_preserved
+from isobasin.testing.tiny import TINY_MODELS, tiny
+
+VARIANTS = (
+    tiny("bert", "ff-relu", config={"hidden_act": "relu"}),
+    tiny("bert", "ff-tanh", config={"hidden_act": "tanh"}),
+    tiny("vit", "ff-relu2", config={"hidden_act": "relu2"}),
+    tiny("gpt2", "ff-inner", config={"n_inner": 20, "activation_function": "relu"}),
+    tiny("llama", "ff-biases", config={"mlp_bias": True}),
+    tiny("llama", "ff-reglu", config={"hidden_act": "relu", "mlp_bias": True}),
+    tiny("mistral", "ff-relu2", config={"hidden_act": "relu2"}),
+    tiny("qwen2", "ff-tanh", config={"hidden_act": "tanh"}),
+)
+MODELS = (*(model for model in TINY_MODELS if not model.variant), tiny("opt", "no-bias", config={"enable_bias": False}))
+SCALED = ("opt", "llama", "mistral", "qwen2")
+every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)
+
+
+@every_model
+@pytest.mark.parametrize("condition", [1.0, 1e3])
+def test_scrambled_units_and_heads_compute_the_same_in_float64(model, condition, saved, tmp_path):
+    original, out = saved(model), tmp_path / "out"
+    isobasin.scramble(original, out, seed=1, condition=condition, feedforward=True, verify=False)
+    assert_feedforwards_preserved(original, out, 1e-9)
+    assert_blocks_preserved(blocks(original), blocks(out), 1e-9)
+    assert_function_preserved(original, out, model.allowed(condition))
+    assert feedforward_distance(original, out) > 0.1
+
+
+@every_model
+def test_scrambled_units_and_heads_compute_the_same_in_float32(model, saved, tmp_path):
+    original = saved(model, dtype=torch.float32)
+    isobasin.scramble(original, tmp_path / "out", seed=3, feedforward=True, verify=False)
+    assert_feedforwards_preserved(original, tmp_path / "out", 1e-4)
+    assert_function_preserved(original, tmp_path / "out", 1e-4)
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_align_brings_units_and_heads_back(model, dtype, saved, tmp_path):
+    """And the program's own verification accepts the way there and back."""
+    original, scrambled, out = saved(model, dtype=dtype), tmp_path / "scrambled", tmp_path / "aligned"
+    there = isobasin.scramble(original, scrambled, seed=5, condition=10.0, feedforward=True)
+    found = isobasin.align(original, scrambled, out, feedforward=True)
+    assert there.verified.equal
+    assert found.verified.equal
+    tolerance = 1e-8 if dtype == torch.float64 else 1e-4
+    assert_tensors_equal(original, out, attention_names(original) | feedforward_names(original), tolerance)
+    assert [layer.statistics.status for layer in found.feedforward] == ["exact", "exact"]
+    random = Alignment.load(scrambled)
+    for one, other in zip(random.feedforward, found.feedforward, strict=True):
+        there, back = one.element.permutation, other.element.permutation
+        assert torch.equal(there[back], torch.arange(len(there)))
+    assert isobasin.equivalent(original, scrambled).feedforward == (0, 1)
+
+
+@every_model
+def test_everything_else_stays_as_it_is(model, saved, tmp_path):
+    original, scrambled = saved(model, dtype=torch.float32), tmp_path / "scrambled"
+    moving = attention_names(original) | feedforward_names(original)
+    isobasin.scramble(original, scrambled, seed=8, feedforward=True, verify=False)
+    assert_same_apart_from(moving, original, scrambled)
+    isobasin.align(original, scrambled, tmp_path / "aligned", feedforward=True, verify=False)
+    assert_same_apart_from(moving, scrambled, tmp_path / "aligned")
+    isobasin.align(original, scrambled, tmp_path / "attention", verify=False)
+    assert_same_apart_from(attention_names(original), scrambled, tmp_path / "attention")
+
+
+@pytest.mark.parametrize("model", [m for m in MODELS if m.model_type not in SCALED], ids=str)
+def test_units_without_scales_move_without_rounding(model, saved, tmp_path):
+    """A permutation of 16-bit weights is exact: the same numbers, elsewhere, and back to the bit."""
+    original = saved(model, dtype=torch.bfloat16)
+    found = isobasin.random_alignment(original, seed=2, feedforward=True)
+    assert not any(layer.group.scaled for layer in found.feedforward)
+    isobasin.apply(found, original, tmp_path / "there", verify=False)
+    isobasin.apply(found.inverse(), tmp_path / "there", tmp_path / "back", verify=False)
+    before, between, after = (tensors(folder) for folder in (original, tmp_path / "there", tmp_path / "back"))
+    for name in feedforward_names(original):
+        assert torch.equal(before[name], after[name])
+        assert torch.equal(before[name].flatten().sort().values, between[name].flatten().sort().values)
+
+
+@every_model
+def test_an_alignment_with_feedforward_can_be_kept(model, saved, tmp_path):
+    """Saved, loaded and applied it writes the same bits; the inverse undoes it; composing is applying in turn."""
+    original, scrambled, aligned = saved(model), tmp_path / "scrambled", tmp_path / "aligned"
+    moving = attention_names(original) | feedforward_names(original)
+    isobasin.scramble(original, scrambled, seed=10, feedforward=True, verify=False)
+    found = isobasin.align(original, scrambled, aligned, feedforward=True, verify=False)
+    isobasin.apply(Alignment.load(aligned), scrambled, tmp_path / "again", verify=False)
+    for path in weight_files(aligned):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    isobasin.apply(found.inverse(), aligned, tmp_path / "undone", verify=False)
+    assert_tensors_equal(scrambled, tmp_path / "undone", moving, 1e-10)
+
+    second = isobasin.random_alignment(original, seed=11, condition=20.0, feedforward=True)
+    isobasin.apply(second, aligned, tmp_path / "in-turn", verify=False)
+    isobasin.apply(second.compose(found), scrambled, tmp_path / "composed", verify=False)
+    assert_tensors_equal(tmp_path / "in-turn", tmp_path / "composed", moving, 1e-10)
+    assert feedforward_distance(tmp_path / "in-turn", aligned) > 0.1
+
+
+@every_model
+def test_a_second_sweep_changes_nothing(model, saved, tmp_path):
+    """Of two unrelated models: heads and units share no tensor, so one sweep is where coordinate descent ends."""
+    other = model.save(tmp_path / "other", seed=1)
+    first = isobasin.align(saved(model), other, tmp_path / "once", feedforward=True, verify=False)
+    again = isobasin.align(saved(model), tmp_path / "once", tmp_path / "twice", feedforward=True, verify=False)
+    for layer in again.feedforward:
+        assert layer.moved_units == 0
+        torch.testing.assert_close(layer.element.up, torch.ones_like(layer.element.up), rtol=1e-6, atol=0)
+        torch.testing.assert_close(layer.element.gate, torch.ones_like(layer.element.gate), rtol=1e-6, atol=0)
+    assert again.feedforward_distance()["before"] == pytest.approx(first.feedforward_distance()["after"], rel=1e-12)
+    assert again.feedforward_distance()["after"] == pytest.approx(first.feedforward_distance()["after"], rel=1e-9)
+    assert again.distance()["after"] == pytest.approx(first.distance()["after"], rel=1e-6)
+    # Attention is moved the same whether or not units are.
+    alone = isobasin.align(saved(model), other, verify=False)
+    assert alone.distance() == first.distance()
+    assert alone.feedforward == ()
+    assert_tensors_equal(tmp_path / "once", tmp_path / "twice", feedforward_names(other), 1e-6)

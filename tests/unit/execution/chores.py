@@ -1,0 +1,83 @@
+"""Tasks for engines, in a module of their own so that other processes can import them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isobasin.errors import IsobasinError
+from isobasin.execution.tasks import Failure, Task
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Heard:
+    """A listener that keeps what it hears."""
+
+    events: list[tuple[str, str]] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    steps: list[tuple[str, str, int, int]] = field(default_factory=list)
+
+    def started(self, task: Task) -> None:
+        self.events.append(("started", task.key))
+
+    def progress(self, task: Task, what: str, done: int, total: int) -> None:
+        self.steps.append((task.key, what, done, total))
+
+    def done(self, task: Task, value: Any) -> None:
+        self.events.append(("done", task.key))
+        self.values[task.key] = value
+
+    def failed(self, task: Task, failure: Failure) -> None:
+        self.events.append(("failed", task.key))
+        self.failures[task.key] = failure
+
+
+def double(payload: Any, progress: Progress) -> Any:
+    progress("doubling", 1, 1)
+    return 2 * payload
+
+
+def chore(payload: dict[str, Any], progress: Progress) -> Any:
+    """Do what the payload says."""
+    if "error" in payload:
+        raise IsobasinError(payload["error"])
+    if "bug" in payload:
+        raise ZeroDivisionError(payload["bug"])
+    if "die" in payload:
+        die_once(Path(payload["die"]))
+    if "always" in payload:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "sleep" in payload:
+        time.sleep(payload["sleep"])
+    if "mark" in payload:
+        Path(payload["mark"]).write_text(str(os.getpid()))
+    if "meet" in payload:
+        return meet(Path(payload["meet"]), payload["count"])
+    return payload.get("value", os.getpid())
+
+
+def die_once(mark: Path) -> None:
+    """Kill this process, unless that was done before."""
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def meet(folder: Path, count: int) -> int:
+    """Wait for others: only tasks that run at once ever meet."""
+    (folder / f"{os.getpid()}-{threading.get_ident()}").touch()
+    end = time.monotonic() + 60
+    while len(list(folder.iterdir())) < count:
+        if time.monotonic() > end:
+            raise TimeoutError("the others didn't come")
+        time.sleep(0.02)
+    return os.getpid()

@@ -1,0 +1,95 @@
+"""The stage-2 methods and head costs that ablations compare."""
+
+import torch
+from torch import Tensor
+
+from isobasin.matching.attention import Method, distance, match
+from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.symmetries import attention
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.weights import AttentionWeights
+
+_WIDTH, _FEATURES = 12, 4
+_PLANES = ((0, 2), (1, 3))
+
+
+def _group(planes: tuple[tuple[int, int], ...] = (), queries: int = 1) -> AttentionGroup:
+    linear = BilinearGroup(_FEATURES, ())
+    return AttentionGroup(3, queries, BilinearGroup(_FEATURES, planes), linear, key_shift=False, value_shift=True)
+
+
+def _weights(seed: int, queries: int = 1) -> AttentionWeights:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    queried, shared = (3, queries, _WIDTH, _FEATURES), (3, _WIDTH, _FEATURES)
+    biases = draw(3, queries, _FEATURES), draw(3, _FEATURES), draw(3, _FEATURES), draw(_WIDTH)
+    return AttentionWeights(draw(*queried), draw(*shared), draw(*shared), draw(*queried), *biases)
+
+
+def _circuits(weights: AttentionWeights, group: int, slot: int) -> tuple[Tensor, Tensor]:
+    """Q K^T with the biases as one more row, and V O^T."""
+    assert weights.query_bias is not None
+    assert weights.key_bias is not None
+    query = torch.cat([weights.query[group, slot], weights.query_bias[group, slot][None]])
+    key = torch.cat([weights.key[group], weights.key_bias[group][None]])
+    return query @ key.T, weights.value[group] @ weights.output[group, slot].T
+
+
+def test_the_spectral_and_cosine_costs_are_what_they_are_called():
+    a, b = _weights(0, 2), _weights(1, 2)
+    group = _group(queries=2)
+    spectral, cosine = (head_costs(group, a, b, cost) for cost in (HeadCost.spectral, HeadCost.cosine))
+    for index in torch.cartesian_prod(torch.arange(3), torch.arange(3), torch.arange(2), torch.arange(2)):
+        i, j, s, t = index.tolist()
+        pairs = list(zip(_circuits(a, i, s), _circuits(b, j, t), strict=True))
+        norms = sum(torch.linalg.matrix_norm(x - y, 2) ** 2 for x, y in pairs)
+        angles = sum(1 - (x * y).sum() / (x.norm() * y.norm()) for x, y in pairs)
+        torch.testing.assert_close(spectral[i, j, s, t], norms)
+        torch.testing.assert_close(cosine[i, j, s, t], angles)
+
+
+def test_heads_alone_permutes_and_moves_nothing_else():
+    group, a = _group(_PLANES), _weights(0)
+    outer = torch.tensor([2, 0, 1])
+    b = attention.permute(_weights(0), outer, torch.zeros(3, 1, dtype=torch.int64))
+    found = match(group, a, b, method=Method.heads)
+    assert found.element.outer.tolist() == torch.argsort(outer).tolist()
+    for name, tensor in a.tensors().items():
+        torch.testing.assert_close(getattr(found.moved, name), tensor, rtol=0, atol=0)
+    far = match(group, a, _weights(7), method=Method.heads).element
+    still = attention.identity(group)
+    torch.testing.assert_close(far.query_key.planes, still.query_key.planes, rtol=0, atol=0)
+    torch.testing.assert_close(far.value_output.matrix, still.value_output.matrix, rtol=0, atol=0)
+    torch.testing.assert_close(far.value_shift, still.value_shift, rtol=0, atol=0)
+
+
+def test_the_orthogonal_start_is_orthogonal_and_every_further_method_comes_nearer():
+    for planes in ((), _PLANES):
+        group, a, b = _group(planes), _weights(0), _weights(1)
+        found = {method: match(group, a, b, method=method) for method in Method}
+        element = found[Method.orthogonal].element
+        eye = torch.eye(_FEATURES, dtype=torch.float64).expand(3, -1, -1)
+        matrix = element.value_output.matrix
+        torch.testing.assert_close(matrix @ matrix.mT, eye)
+        turns = element.query_key.planes
+        torch.testing.assert_close(turns.abs(), torch.ones_like(turns.abs()))
+        away = {method: float(distance(a, found[method].moved)) for method in Method}
+        assert away[Method.orthogonal] < away[Method.heads]
+        assert max(away[Method.paper], away[Method.gauss_newton]) < away[Method.orthogonal]
+
+
+def test_the_orthogonal_start_undoes_a_rotation():
+    group, a = _group(_PLANES), _weights(0)
+    turned = attention.identity(group)
+    turns = torch.polar(
+        torch.ones(3, 2, dtype=torch.float64), torch.linspace(0.3, 2.8, 6, dtype=torch.float64).view(3, 2)
+    )
+    turned.query_key.planes.copy_(turns)
+    rotations = torch.linalg.qr(torch.randn(3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))).Q
+    turned.value_output.matrix.copy_(rotations)
+    found = match(group, a, attention.act(group, turned, a), method=Method.orthogonal)
+    for name, tensor in a.tensors().items():
+        torch.testing.assert_close(getattr(found.moved, name), tensor, rtol=1e-12, atol=1e-12)
