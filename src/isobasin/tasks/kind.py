@@ -114,8 +114,4 @@ def _dtype(folder: Path, config: Any) -> torch.dtype:
 
 def register_own_models() -> None:
     """Make transformers' Auto classes know isobasin's own model types."""
-    try:
-        import_module("isobasin.models")
-    except ModuleNotFoundError as error:
-        if error.name != "isobasin.models":
-            raise
+    import_module("isobasin.models")

@@ -55,7 +55,10 @@ class TinyModel:
         """A model in evaluation mode with every parameter random: the initialisers would set biases to zero."""
         import transformers
 
-        architecture = getattr(transformers, self.base if base else self.head)
+        from isobasin import models
+
+        name = self.base if base else self.head
+        architecture = getattr(transformers, name, None) or getattr(models, name)
         # The "eager" attention of some families computes its softmax in float32.
         config = architecture.config_class(**self.config, attn_implementation="eager" if self.eager else "sdpa")
         return randomise(architecture(config).double().eval(), seed).to(dtype)
@@ -111,6 +114,10 @@ def _vision(name: str) -> dict[str, Any]:
     return {**_encoder(name, "ForImageClassification"), "config": {**_SIZES, **_VISION}}
 
 
+def _with(facts: dict[str, Any], **config: Any) -> dict[str, Any]:
+    return {**facts, "config": {**facts["config"], **config}}
+
+
 def _rope(share: float, kind: str = "default", **others: Any) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": 1e4, "partial_rotary_factor": share, **others}
 
@@ -152,6 +159,9 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": _decoder("Qwen2", _GROUPED, **_RMS),
     "gpt_neox": _decoder("GPTNeoX", {**_SIZES, "rope_parameters": _rope(0.5)}),
     "gptj": _decoder("GPTJ", {**_GPT, "rotary_dim": 4}, eager=True, **_GPTJ),
+    "isobasin_vit": _with(_vision("IsobasinViT"), rotary=True),
+    "isobasin_bert": _with(_encoder("IsobasinBert"), heads_per_layer=[8, 4]),
+    "isobasin_gpt2": _with(_decoder("IsobasinGPT2", _GPT, head="IsobasinGPT2LMHeadModel"), heads_per_layer=[2, 8]),
 }
 
 _LLAMA3 = {
@@ -177,4 +187,5 @@ TINY_MODELS = (
     tiny("gpt_neox", "scaled", config={"rope_parameters": _rope(0.5, "linear", factor=2.0)}),
     tiny("roformer", "rotary-value", config={"rotary_value": True}),
     tiny("gptj", "whole", config={"rotary_dim": 8}),
+    tiny("isobasin_vit", "absolute", config={"rotary": False, "heads_per_layer": [8, 4]}),
 )

@@ -102,6 +102,12 @@ HALF_8 = ((0, 4), (1, 5), (2, 6), (3, 7))
 HALF_4 = ((0, 2), (1, 3))
 PAIRS_8 = ((0, 1), (2, 3), (4, 5), (6, 7))
 FREE = group(key=True, value=True)
+
+
+def regrouped(heads: int) -> AttentionGroup:
+    return group(groups=heads, features=32 // heads, key=True, value=True)
+
+
 GROUPS = {
     "vit": FREE,
     "vit-no-qkv-bias": group(),
@@ -129,13 +135,19 @@ GROUPS = {
     "gptj-whole": group(PAIRS_8),
     "roformer": group(PAIRS_8, value=True),
     "roformer-rotary-value": group(PAIRS_8, values=PAIRS_8),
+    "isobasin_vit": group(HALF_8, value=True),
+    "isobasin_vit-absolute": (regrouped(8), FREE),
+    "isobasin_bert": (regrouped(8), FREE),
+    "isobasin_gpt2": (regrouped(2), regrouped(8)),
 }
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_group(case, saved):
-    for site in saved(case).specification.sites:
-        assert site.group == GROUPS[str(case)]
+    groups = GROUPS[str(case)]
+    sites = saved(case).specification.sites
+    for site, expected in zip(sites, groups if isinstance(groups, tuple) else (groups,) * 2, strict=True):
+        assert site.group == expected
         assert site.width == 32
 
 

@@ -34,6 +34,12 @@ def roformer_table(model: Any) -> Tables:
     return cos, sin
 
 
+def vit_table(model: Any) -> Tables:
+    """Positions count the class token, of 4 patches; 4 planes in half order."""
+    angles = torch.arange(5, dtype=torch.float64)[:, None] * 1e4 ** -(torch.arange(4, dtype=torch.float64) / 4)
+    return angles.cos(), angles.sin()
+
+
 @dataclass(frozen=True)
 class Watched:
     """Where a family's attention is watched.
@@ -64,6 +70,9 @@ _WATCHED = {
     "gpt_neox": Watched("GPTNeoXAttention", "dense", rotary_module),
     # GPT-J casts queries and keys to float32 before their product.
     "gptj": Watched("GPTJAttention", "out_proj", gptj_table, 1e-5),
+    "isobasin_vit": Watched("ViTAttention", "o_proj", vit_table),
+    "isobasin_bert": Watched("BertAttention", "output.dense"),
+    "isobasin_gpt2": Watched("GPT2Attention", "c_proj"),
 }
 
 
@@ -84,7 +93,7 @@ class Case(TinyModel):
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        if self.model_type in ("vit", "deit"):
+        if self.model_type in ("vit", "deit", "isobasin_vit"):
             generator = torch.Generator().manual_seed(1)
             return {"pixel_values": torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)}
         return {"input_ids": torch.arange(3, 3 + TOKENS)[None] * 5 % 50}
