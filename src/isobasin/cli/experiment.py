@@ -99,9 +99,9 @@ def run(
         from isobasin.pipeline.settings import check_device
 
         check_device(device.value)
-        found = Experiment.begin(read(configuration), folder, smoke=smoke)
-        cells = found.cells(only or ())
         runs = _engine(engine, ray_address, workers, threads, device, folder)
+        found = Experiment.begin(read(configuration), folder, smoke=smoke, only=only or ())
+        cells = found.cells(only or ())
         try:
             with watching(found.left(cells), console(stderr=True)) as watcher:
                 summary = run(

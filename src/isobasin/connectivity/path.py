@@ -50,7 +50,7 @@ class LinearPath(Generic[Module]):
         self.module = module
         state: dict[str, Tensor] = module.state_dict()
         _check_alike(a, b, state)
-        self._moving: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._moving: dict[str, tuple[Tensor, Tensor]] = {}
         for name, slot in state.items():
             x, y = a[name], b[name]
             slot.copy_(x)
@@ -58,7 +58,7 @@ class LinearPath(Generic[Module]):
                 continue
             if not x.is_floating_point():
                 raise TensorError(f"tensor {name!r} is {x.dtype} and differs: there is no line between the two")
-            self._moving.append((slot, x, y))
+            self._moving[name] = (x, y)
 
     @classmethod
     def between(cls, a: Module, b: nn.Module) -> LinearPath[Module]:
@@ -68,7 +68,10 @@ class LinearPath(Generic[Module]):
     @torch.no_grad()
     def at(self, t: float) -> Module:
         """The module at `(1 - t) A + t B`; the ends are met exactly."""
-        for slot, x, y in self._moving:
+        # Asked for anew: a loss may have moved the module to another device, and so given it other tensors.
+        state: dict[str, Tensor] = self.module.state_dict()
+        for name, (x, y) in self._moving.items():
+            slot = state[name]
             if t in (0, 1):
                 slot.copy_(y if t else x)
             else:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import socket
+import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ from isobasin.execution.tasks import Failure, Function, Listener, Schedule, Succ
 _RETRIES = 3
 # Seconds between two looks at whether the user wants to stop.
 _PATIENCE = 0.5
+# Seconds that a cluster has to answer.
+_KNOCKING = 10
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -98,16 +103,27 @@ def _connected(ray: Any, address: str | None) -> Generator[None]:
         yield
         return
     options: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
+    terminating = signal.getsignal(signal.SIGTERM)
     try:
+        _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = "on this machine" if address is None else f"at {address}"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise IsobasinError(f"Ray {where}: no connection ({reason}): check the address, or leave it out") from error
+        raise IsobasinError(f"Ray {where}: no connection ({_first_line(error)}): check the address") from error
+    # Ray has put its own handler in its place.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminating)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Knock where an address names host and port: Ray itself would wait for many minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), _KNOCKING).close()
 
 
 def _check_shared(ray: Any, folder: Path) -> None:

@@ -197,6 +197,6 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def set_threads(count: int) -> None:
     """Let torch, and what it uses, have so many threads in this process."""
     os.environ["OMP_NUM_THREADS"] = str(count)
-    import torch
-
-    torch.set_num_threads(count)
+    # Torch reads that when it is imported, which takes seconds: only where it is here already it has to be told.
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)

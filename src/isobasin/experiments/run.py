@@ -61,15 +61,19 @@ class Experiment:
         self.plans = plans(settings)
 
     @classmethod
-    def begin(cls, settings: ExperimentSettings, folder: Path, *, smoke: bool = False) -> Experiment:
+    def begin(
+        cls, settings: ExperimentSettings, folder: Path, *, smoke: bool = False, only: Sequence[str] = ()
+    ) -> Experiment:
         """Begin an experiment, or go on with it: cells that an earlier run did, by any configuration, stay.
 
         Args:
             settings: What to run.
             folder: Where; it may be an earlier run's.
             smoke: Shrink the settings before.
+            only: Names of settings, see `chosen`; checked before anything is written.
 
         Raises:
+            ConfigurationError: No setting has such a name.
             OutputError: The folder is something else's, or can't be written.
         """
         check_output(folder, force=True)
@@ -80,6 +84,7 @@ class Experiment:
                 which = "a full" if smoke else "a smoke"
                 raise OutputError(f"{folder}: holds {which} run: name another folder")
         found = cls(shrunk(settings) if smoke else settings, folder, smoke=smoke)
+        found.chosen(only)
         content = {"schema_version": SCHEMA_VERSION, "smoke": smoke, "settings": found.settings.model_dump(mode="json")}
         _write_json(folder / EXPERIMENT, content)
         return found

@@ -14,6 +14,7 @@ from isobasin.reports.experiment_tables import Result, Results, Spread, measured
 from isobasin.reports.figures import Panel, Row, draw, require_matplotlib
 from isobasin.reports.style import Style, brief, styles
 
+_COLUMNS = 4
 _SUFFIXES = ("png", "svg")
 _ALONG = r"$t$: weights $(1-t)\,\theta_A + t\,\theta_B$"
 _CHOSEN, _OTHER = "chosen", "other permutations"
@@ -55,7 +56,7 @@ def permutations(plan: SettingPlan, results: Results, folder: Path) -> list[Path
     if not rows:
         return []
     paths = _paths(folder, "permutations", plan.setting.title)
-    draw(rows, _LOOKS | _others(rows), f"{plan.setting.title}: all head permutations", paths)
+    draw(rows, _LOOKS | _others(rows), f"{plan.setting.title}: all head permutations (thin: those not chosen)", paths)
     return paths
 
 
@@ -84,27 +85,40 @@ def layers(plans: Sequence[SettingPlan], results: Results, folder: Path) -> list
     found = [(plan.setting.title, result) for plan, result in done if result is not None]
     if not found:
         return []
-    figure = require_matplotlib()(figsize=(3.7 * len(found), 3.4), layout="constrained")
-    for (title, result), axis in zip(found, figure.subplots(1, len(found), squeeze=False)[0], strict=True):
-        spreads = [Spread.of([draw["loss"] for draw in layer["draws"]]) for layer in result["layers"]]
-        numbers = [layer["layer"] + 1 for layer in result["layers"]]
-        means = [math.nan if spread.mean is None else spread.mean for spread in spreads]
-        errors = [spread.deviation or 0.0 for spread in spreads]
-        axis.errorbar(numbers, means, yerr=errors, color="#0072B2", marker="o", capsize=3, label="one layer drawn anew")
-        axis.axhline(result["pretrained"]["loss"], color="#666666", linestyle="--", label="pretrained")
-        axis.set_title(title, fontsize=10.5)
-        axis.set_xlabel("layer")
-        axis.set_xticks(numbers)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_ylabel("loss (cross-entropy)")
-    axes = figure.axes[0]
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle("The attention of one layer drawn anew, without training", fontsize=12)
+    figure_class = require_matplotlib()
+    from matplotlib import rc_context
+
+    columns = min(len(found), _COLUMNS)
+    rows = math.ceil(len(found) / columns)
     paths = _paths(folder, "reinitialise", "")
-    for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        write_file_atomically(path, lambda to, m=metadata: figure.savefig(to, dpi=160, metadata=m), force=True)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "isobasin"}):
+        figure = figure_class(figsize=(max(3.7 * columns, 5), 2.9 * rows + 1), layout="constrained")
+        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for (title, result), axis in zip(found, grid, strict=False):
+            _draw_layers(axis, title, result)
+        for axis in grid[len(found) :]:
+            axis.set_visible(False)
+        handles = grid[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+        figure.suptitle("One attention layer drawn anew, without training", fontsize=12)
+        for path in paths:
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            write_file_atomically(path, lambda to, m=metadata: figure.savefig(to, dpi=160, metadata=m), force=True)
     return paths
+
+
+def _draw_layers(axis: Any, title: str, result: Result) -> None:
+    spreads = [Spread.of([draw["loss"] for draw in layer["draws"]]) for layer in result["layers"]]
+    numbers = [layer["layer"] + 1 for layer in result["layers"]]
+    means = [math.nan if spread.mean is None else spread.mean for spread in spreads]
+    errors = [spread.deviation or 0.0 for spread in spreads]
+    axis.errorbar(numbers, means, yerr=errors, color="#0072B2", marker="o", capsize=3, label="drawn anew")
+    axis.axhline(result["pretrained"]["loss"], color="#666666", linestyle="--", label="pretrained")
+    axis.set_title(title, fontsize=10.5)
+    axis.set_xlabel("layer", fontsize=9)
+    axis.set_xticks(numbers)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_ylabel("loss (cross-entropy)")
 
 
 def _line(t: Sequence[float], losses: Sequence[float | None]) -> tuple[list[float], list[float]]:

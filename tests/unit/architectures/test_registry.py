@@ -12,7 +12,8 @@ def test_all_families_are_there():
     encoders = ["bert", "deit", "distilbert", "roberta", "roformer", "vit"]
     decoders = ["gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"]
     names = [entry.model_type for entry in families()]
-    assert names == sorted(encoders + decoders)
+    own = ["isobasin_bert", "isobasin_gpt2", "isobasin_vit"]
+    assert names == sorted(encoders + decoders + own)
     assert all(family(name).model_type == name for name in names)
 
 

@@ -67,6 +67,17 @@ def test_a_path_between_modules_changes_neither():
     assert all(torch.equal(x, y) for x, y in zip(before, (*a.parameters(), *b.parameters()), strict=True))
 
 
+def test_a_module_that_a_loss_moves_is_still_on_the_line():
+    path = quadratic()
+
+    def moving(point: nn.Linear) -> float:
+        loss = product(point)
+        point.weight = nn.Parameter(point.weight.detach().clone())
+        return loss
+
+    assert barrier(path, moving, [0, 0.25, 0.5, 1]).losses == pytest.approx([0, 1.5, 2, 0], abs=1e-12)
+
+
 def test_tied_weights_stay_tied():
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from isobasin.errors import IsobasinError
-from isobasin.execution.tasks import Failure, Task
+from isobasin.execution.tasks import Failure, Function, Task
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,6 +42,22 @@ class Heard:
         self.failures[task.key] = failure
 
 
+class Seen:
+    """A watcher of cells that looks away."""
+
+    def started(self, cell: Any) -> None:
+        pass
+
+    def progress(self, cell: Any, what: str, done: int, total: int) -> None:
+        pass
+
+    def done(self, cell: Any, seconds: float) -> None:
+        pass
+
+    def failed(self, cell: Any, failure: Failure) -> None:
+        pass
+
+
 def double(payload: Any, progress: Progress) -> Any:
     progress("doubling", 1, 1)
     return 2 * payload
@@ -63,6 +80,34 @@ def chore(payload: dict[str, Any], progress: Progress) -> Any:
     if "meet" in payload:
         return meet(Path(payload["meet"]), payload["count"])
     return payload.get("value", os.getpid())
+
+
+def sabotaged(payload: Any, progress: Progress, *, function: Function, signs: Path) -> Any:
+    """Do a cell, after every accident there is: on the first attempt one kind of cell loses its process, another its
+    machine."""
+    kind = payload.kind
+    (signs / f"attempt-{kind}-{uuid.uuid4().hex}").touch()
+    if kind == "pair":
+        die_once(signs / "died")
+    if kind == "finetune":
+        wait_for_the_loss(signs)
+    return function(payload, progress)
+
+
+def wait_for_the_loss(signs: Path) -> None:
+    """Say on which machine this is, and wait until one is lost."""
+    import ray
+
+    (signs / f"on-{ray.get_runtime_context().get_node_id()}").touch()
+    end = time.monotonic() + 120
+    while not (signs / "lost").exists():
+        if time.monotonic() > end:
+            raise TimeoutError("no machine was lost")
+        time.sleep(0.05)
+
+
+def sees_nothing(path: Path) -> bool:
+    return False
 
 
 def die_once(mark: Path) -> None:

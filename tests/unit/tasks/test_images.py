@@ -93,12 +93,13 @@ def test_floats_are_kept_where_the_processor_does_more():
     same(found.fetch(range(7))["pixel_values"], 1 - (seen() + 1) / 2)
 
 
+@pytest.mark.parametrize("size", [(6, 4), (8, 10)], ids=["resized", "of its size"])
 @pytest.mark.parametrize("options", [{"do_normalize": False}, {"do_rescale": False}, {"do_resize": False}, {}])
-def test_as_the_processor_makes_them(options):
+def test_as_the_processor_makes_them(options, size):
     from transformers import ViTImageProcessor
 
-    processor = ViTImageProcessor(size={"height": 6, "width": 4}, **options)
-    colours = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    processor = ViTImageProcessor(size={"height": size[0], "width": size[1]}, **options)
+    colours = np.random.default_rng(1).integers(0, 256, (4, 8, 10, 3), dtype=np.uint8)
     found = prepare(dataset(colours, LABELS[:4], "file"), KIND, Processor(images=processor, channels=3), OPTIONS)
     wanted = processor([Image.fromarray(x) for x in colours], return_tensors="pt")["pixel_values"].float()
     torch.testing.assert_close(found.fetch(range(4))["pixel_values"], wanted, atol=1e-5, rtol=1e-6)

@@ -1,0 +1,176 @@
+"""Reading configurations: what is wrong is said in one line that names file and entry."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_experiments import CONFIGURATION
+
+from isobasin.experiments.configuration import ConfigurationError, packaged, read
+from isobasin.experiments.settings import Scope
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def check_refused(source: object, *naming: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(str(source))
+    message = str(caught.value)
+    assert "\n" not in message
+    for name in (str(source), *naming):
+        assert name in message
+
+
+def test_a_file_is_read_with_its_defaults(tmp_path: Path):
+    settings = read(write(tmp_path / "small.yaml", CONFIGURATION))
+    assert settings.title == "small"
+    assert settings.models["rotary"].positions == "rotary"
+    assert settings.scopes == (Scope.first_attention,)
+    assert settings.heads == (None,)
+    assert settings.settings[0].title == "vit on digits"
+
+
+def test_digits_is_the_first_of_the_packaged_ones():
+    titles = packaged()
+    assert next(iter(titles)) == "digits"
+    assert len(titles) >= 15
+    assert "paper/vit-mnist" in titles
+    assert titles["paper/gpt2-enwik8"] == read("paper/gpt2-enwik8").title
+
+
+def test_the_known_recipe_is_the_papers():
+    for name in ("paper/gpt2-enwik8", "paper/llama-enwik8"):
+        for recipe in read(name).training.values():
+            assert (recipe.steps, recipe.batch, recipe.rate) == (60_000, 24, 2.5e-4)
+            assert (recipe.schedule, recipe.warmup, recipe.weight_decay) == ("cosine", 0, 0)
+
+
+def test_the_papers_grid_is_complete():
+    found = {
+        (model.family, model.positions, model.layers, setting.data)
+        for name in packaged()
+        if name.startswith("paper/")
+        for settings in [read(name)]
+        for setting in settings.settings
+        for model in [settings.models[setting.model]]
+    }
+    vit = [(1, "mnist"), (2, "mnist"), *((n, d) for n in (2, 4, 6) for d in ("cifar10", "cifar100")), (12, "imagenet")]
+    bert = [(layers, data) for layers in (2, 6) for data in ("agnews", "imdb", "dbpedia")]
+    lm = [(12, data) for data in ("enwik8", "wikitext103", "lm1b")]
+    wanted = {("vit", p, *rest) for p in ("absolute", "rotary") for rest in [*vit, (12, "cifar10"), (12, "cifar100")]}
+    wanted |= {("bert", p, *rest) for p in ("absolute", "rotary") for rest in bert}
+    wanted |= {("gpt2", p, *rest) for p in ("absolute", "rotary") for rest in lm}
+    wanted |= {("llama", "rotary", *rest) for rest in lm}
+    assert found == wanted
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_packaged_ones_run_all_scopes_with_three_seeds(name: str):
+    settings = read(name)
+    assert len(settings.seeds) == 3
+    assert settings.points == 25
+    assert set(settings.scopes) == set(Scope)
+
+
+def change(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(content: dict[str, Any]) -> None:
+        place: Any = content
+        for step in path[:-1]:
+            place = place[step]
+        if to is None:
+            del place[path[-1]]
+        else:
+            place[path[-1]] = to
+
+    return apply
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], tuple[str, ...]]] = {
+    "unknown entry": (change("sedes", to=[1, 2]), ("unknown entry sedes", "did you mean 'seeds'?")),
+    "unknown entry inside": (
+        change("models", "vit", "hedas", to=2),
+        ("unknown entry models.vit.hedas", "did you mean 'heads'?"),
+    ),
+    "unknown entry of a setting": (
+        change("settings", 0, "ablations", to={"stage1": True}),
+        ("settings.0.ablations.stage1", "did you mean 'stage_1'?"),
+    ),
+    "missing": (change("models", "vit", "layers", to=None), ("models.vit.layers is missing",)),
+    "wrong type": (change("models", "vit", "layers", to="many"), ("models.vit.layers", "integer", "'many'")),
+    "too small": (change("points", to=1), ("points", "greater than or equal to 2", "not 1")),
+    "unknown model": (change("settings", 0, "model", to="vitt"), ("model 'vitt' isn't defined", "did you mean 'vit'?")),
+    "unknown data": (change("settings", 0, "data", to="x"), ("data 'x' isn't defined", "there is 'digits'")),
+    "unknown training": (change("settings", 0, "finetune", to="slow"), ("training 'slow' isn't defined",)),
+    "unknown scope": (change("scopes", to=["first-atention"]), ("scopes.0", "'first-attention'", "first-atention")),
+    "seeds twice": (change("seeds", to=[1, 2, 1]), ("seeds has 1 twice",)),
+    "one seed": (change("seeds", to=[1]), ("seeds", "at least 2")),
+    "no naive line": (change("methods", to=["paper"]), ('methods lacks "none"',)),
+    "heads that don't divide": (change("heads", to=[3]), ("heads has 3", "width 16")),
+    "settings alike": (
+        lambda content: content["settings"].append(content["settings"][0]),
+        ("settings has 'vit on digits' twice",),
+    ),
+    "task of another family": (
+        change("data", "digits", to={"source": "x", "task": "causal-lm", "length": 8, "tokenizer": {}}),
+        ("family vit has no task causal-lm",),
+    ),
+    "test and holdout": (change("data", "digits", "holdout", to=0.1), ("data.digits", "either test or holdout")),
+    "text without tokenizer": (change("data", "digits", "task", to="causal-lm"), ("length and tokenizer",)),
+    "symmetry that isn't broken": (
+        change("settings", 0, "ablations", to={"symmetry_breaking": [1]}),
+        ("rotary positions only",),
+    ),
+    "ablated scope that isn't run": (
+        change("settings", 0, "ablations", to={"stage_1": True, "scope": "first-layer"}),
+        ("ablations.scope is first-layer",),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_entries(kind: str, tmp_path: Path):
+    content = copy.deepcopy(CONFIGURATION)
+    apply, naming = WRONG[kind]
+    apply(content)
+    check_refused(write(tmp_path / "wrong.yaml", content), *naming)
+
+
+def test_several_wrong_entries_are_counted(tmp_path: Path):
+    content = {**CONFIGURATION, "points": 1, "batch": 0, "extra": 1}
+    check_refused(write(tmp_path / "wrong.yaml", content), "(and 2 more)")
+
+
+@pytest.mark.parametrize(
+    ("content", "naming"),
+    [
+        ("title: [", ("line 1", "isn't valid YAML")),
+        ("title: a\nseeds: [1]\ntitle: b\n", ("line 3", "'title' is there twice")),
+        ("just words", ("isn't an experiment",)),
+        ("", ("isn't an experiment",)),
+    ],
+)
+def test_files_that_are_no_configuration(content: str, naming: tuple[str, ...], tmp_path: Path):
+    check_refused(write(tmp_path / "wrong.yaml", content), *naming)
+
+
+def test_merged_entries_may_be_replaced(tmp_path: Path):
+    text = yaml.safe_dump({name: part for name, part in CONFIGURATION.items() if name != "models"})
+    text += "models:\n  vit: &vit {family: vit, layers: 2, width: 16, heads: 2, feedforward: 16, patch: 4}\n"
+    settings = read(write(tmp_path / "merged.yaml", text + "  deep: {<<: *vit, layers: 5}\n"))
+    assert settings.models["deep"] == settings.models["vit"].model_copy(update={"layers": 5})
+    check_refused(write(tmp_path / "twice.yaml", text + "  vit: {<<: *vit, layers: 5}\n"), "'vit' is there twice")
+
+
+def test_what_is_not_there(tmp_path: Path):
+    check_refused(tmp_path / "none.yaml", "no such file")
+    check_refused("digitz", "did you mean 'digits'?")
+    check_refused("paper/vit-minst", "did you mean 'paper/vit-mnist'?")
+    check_refused(tmp_path, "can't be read")

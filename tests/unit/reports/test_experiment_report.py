@@ -1,0 +1,191 @@
+"""Tables and figures of an experiment, against numbers that are known."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import experiment_records
+import pytest
+from experiment_records import NAIVE, OURS
+
+from isobasin.experiments.cells import RECORD
+from isobasin.experiments.configuration import ConfigurationError
+from isobasin.reports.experiment import write_experiment_report
+from isobasin.reports.experiment_tables import Spread, Table
+
+pytest.importorskip("matplotlib")
+
+FILES = [
+    "report.md",
+    *(
+        f"{name}.csv"
+        for name in (
+            "ends",
+            "barriers",
+            "findings",
+            "stage-1",
+            "stage-2",
+            "head-costs",
+            "reinitialise",
+            "symmetry-breaking",
+        )
+    ),
+    *(
+        f"{name}.{suffix}"
+        for name in (
+            "curves-vit-on-digits",
+            "permutations-vit-on-digits",
+            "curves-rotary-on-digits",
+            "permutations-rotary-on-digits",
+            "reinitialise",
+        )
+        for suffix in ("png", "svg")
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "out"
+    experiment_records.write(folder)
+    written = write_experiment_report(folder)
+    assert [path.name for path in written] == FILES
+    return folder / "report"
+
+
+def rows(report: Path, name: str) -> list[dict[str, str]]:
+    with (report / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_files_are_there(report: Path):
+    assert sorted(path.name for path in report.iterdir()) == sorted(FILES)
+    page = (report / "report.md").read_text()
+    assert page.startswith("# a study\n\nAll 41 cells are done.\n")
+    for name in FILES:
+        assert (f"({name})" in page) == name.endswith(".png")
+        assert (report / name).stat().st_size > 0
+
+
+def test_barriers(report: Path):
+    found = rows(report, "barriers")
+    assert [(row["setting"], row["scope"], row["method"]) for row in found] == [
+        (setting, scope, method)
+        for setting in ("vit on digits", "rotary on digits")
+        for scope in ("first-attention", "entire-model")
+        for method in ("naive", "ours")
+    ]
+    naive, ours = found[0], found[1]
+    assert float(naive["barrier"]) == pytest.approx(statistics.fmean(NAIVE))
+    assert float(ours["barrier"]) == pytest.approx(statistics.fmean(OURS))
+    assert float(ours["barrier sd"]) == pytest.approx(statistics.stdev(OURS))
+    shares = [100 * a / b for a, b in zip(OURS, NAIVE, strict=True)]
+    assert float(ours["% of naive"]) == pytest.approx(statistics.fmean(shares))
+    assert float(ours["% of naive sd"]) == pytest.approx(statistics.stdev(shares))
+    assert float(ours["% of the ends' loss"]) == pytest.approx(100 * statistics.fmean(OURS))
+    # Of 0.02, 0.5 and 0.04 two are at most 5 % of the ends' loss, which is 1.
+    assert (naive["connected"], ours["connected"]) == ("no", "2 of 3")
+
+
+def test_ends_and_findings(report: Path):
+    first = rows(report, "ends")[0]
+    assert (first["models"], first["pretrained loss"]) == ("3", "0.5")
+    assert (float(first["loss"]), float(first["accuracy, %"])) == (1.0, pytest.approx(90))
+    assert rows(report, "findings") == [
+        {
+            "scope": scope,
+            "vit on digits": "2 of 3 (no)",
+            "rotary on digits": "2 of 3 (no)",
+            "paper: small data": "yes",
+            "paper: large data": large,
+        }
+        for scope, large in (("first-attention", "yes"), ("entire-model", "no"))
+    ]
+
+
+def test_ablations(report: Path):
+    first = rows(report, "stage-1")[0]
+    assert first == {
+        "setting": "vit on digits",
+        "scope": "first-attention",
+        "seeds": "1 and 2",
+        "rank": "2",
+        "of": "2",
+        "L̂": "25.0",
+        "naive barrier": "1.0",
+    }
+    second = {row["stage 2"]: row for row in rows(report, "stage-2")[:5]}
+    assert float(second["heads only"]["% of naive"]) == pytest.approx(81)
+    assert float(second["heads only"]["% of naive sd"]) == pytest.approx(1)
+    assert [row["paper, %"] for row in second.values()] == ["", "62–91", "10–16", "7–12", ""]
+    costs = rows(report, "head-costs")[:3]
+    assert [(row["head cost"], row["heads of the best"]) for row in costs] == [
+        ("naive", ""),
+        ("rotary", "3 of 3"),
+        ("cosine", "0 of 3"),
+    ]
+    layers = rows(report, "reinitialise")[:3]
+    assert [(row["layer"], float(row["loss"])) for row in layers] == [("none", 0.5), ("1", 1.5), ("2", 2.5)]
+    right, wrong = rows(report, "symmetry-breaking")
+    assert (right["setting"], right["group"], wrong["group"]) == ("rotary on digits", "H", "GL")
+    assert [float(row["loss added"]) for row in (right, wrong)] == [0, 0.75]
+    assert [float(row["n = 4"]) for row in (right, wrong)] == [0, 0.75]
+    assert [float(row["n = 0"]) for row in (right, wrong)] == [0, 0]
+
+
+def test_figures_name_what_they_show(report: Path):
+    curves = (report / "curves-vit-on-digits.svg").read_text()
+    for text in ("seeds 1 and 2", "seeds 2 and 3", "first-attention", "entire-model", "naive", "ours", "ours 0.5"):
+        assert text in curves
+    permutations = (report / "permutations-vit-on-digits.svg").read_text()
+    for text in ("rank 2 of 2", "the chosen one", "naive"):
+        assert text in permutations
+    assert "pretrained" in (report / "reinitialise.svg").read_text()
+
+
+def test_an_unfinished_experiment_is_shown_as_far_as_it_came(tmp_path: Path):
+    done = {"pair", "pretrain", "finetune"}
+    without = tuple({"stage-1", "stage-2", "head-costs", "reinitialise", "symmetry-breaking"} - done)
+    experiment = experiment_records.write(tmp_path / "out", without=without)
+    names = [path.name for path in write_experiment_report(tmp_path / "out")]
+    assert names[:4] == ["report.md", "ends.csv", "barriers.csv", "findings.csv"]
+    assert not any(name.startswith(("permutations", "reinitialise", "stage")) for name in names)
+    left = len(experiment.left(experiment.cells()))
+    assert f"{left} of 41 cells are still to do." in (tmp_path / "out" / "report" / "report.md").read_text()
+    experiment_records.write(tmp_path / "none", without=(*without, *done))
+    assert [path.name for path in write_experiment_report(tmp_path / "none")] == ["report.md"]
+
+
+def test_a_barrier_that_is_not_finite_is_no_connection(tmp_path: Path):
+    experiment = experiment_records.write(tmp_path / "out")
+    pair = experiment.plans[0].groups[0].pairs[1, 2]
+    path = experiment.store.path(pair) / RECORD
+    record = json.loads(path.read_text())
+    record["result"]["lines"]["gauss-newton"] = experiment_records.line(None, 1.0)
+    path.write_text(json.dumps(record))
+    write_experiment_report(tmp_path / "out")
+    ours = rows(tmp_path / "out" / "report", "barriers")[1]
+    assert ours["connected"] == "1 of 3"
+    assert float(ours["barrier"]) == pytest.approx(statistics.fmean(OURS[1:]))
+    assert "not finite" in (tmp_path / "out" / "report" / "curves-vit-on-digits.svg").read_text()
+
+
+def test_a_folder_without_experiment(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"has no experiment\.json"):
+        write_experiment_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_in_both_forms():
+    table = Table("t", "A title", "A note.", ("a", "b"), (("x|y", Spread((1.0, 2.0))), ("z", None)))
+    assert table.markdown() == (
+        "## A title\n\nA note.\n\n"
+        "| a    | b             |\n"
+        "|------|---------------|\n"
+        "| x\\|y | 1.500 ± 0.707 |\n"
+        "| z    | –             |"
+    )
+    assert table.csv() == "a,b,b sd\nx|y,1.5,0.7071067811865476\nz,,\n"
