@@ -87,7 +87,7 @@ class _Watcher:
 
     def _left(self) -> str:
         seconds = self._forecast.seconds(len(self._running))
-        return "" if seconds is None else f", about {_duration(seconds)} left"
+        return "" if seconds is None or self._ended == self._total else f", about {_duration(seconds)} left"
 
     def _line(self, text: str) -> None:
         if not self._screen.is_terminal:

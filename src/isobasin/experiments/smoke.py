@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from isobasin.experiments.settings import (
+    AblationSettings,
     DataSettings,
     ExperimentSettings,
     ModelSettings,
@@ -36,21 +38,18 @@ _COLUMNS = {
 def shrunk(settings: ExperimentSettings) -> ExperimentSettings:
     """The same experiment with tiny models, made-up data, and a few steps, points and examples.
 
-    scikit-learn's digits stay, since they need no download. What is left of numbers of heads, of freezing or not, and
-    of methods besides "none", is one each. Models that differ in size only are now the same: each scope is run once for
-    it, by the first setting that has it.
+    scikit-learn's digits stay, since they need no download. One is left of the numbers of heads, of freezing or not,
+    and of methods besides "none". Models that differ in size only are now the same, and scopes are dealt out among
+    those that are left; every ablation is run by the first setting that asks for it.
     """
     models = {name: _model(model) for name, model in settings.models.items()}
-    seen: set[Any] = set()
     return settings.model_copy(
         update={
             "title": f"{settings.title} (smoke run: made so small that its figures mean nothing)",
             "models": models,
             "data": {name: _data(data) for name, data in settings.data.items()},
             "training": {name: _training(training) for name, training in settings.training.items()},
-            "settings": tuple(
-                _setting(settings, setting, models[setting.model], seen) for setting in settings.settings
-            ),
+            "settings": tuple(_settings(settings, models)),
             "heads": _heads(settings.heads),
             "freeze": settings.freeze[:1],
             "seeds": settings.seeds[:2],
@@ -92,25 +91,33 @@ def _training(training: TrainingSettings) -> TrainingSettings:
     return training.model_copy(update={"steps": 2, "batch": 4, "warmup": 0, "save_every": None})
 
 
-def _setting(
-    settings: ExperimentSettings, setting: SettingSettings, model: ModelSettings, seen: set[Any]
-) -> SettingSettings:
-    """The setting with the scopes that no earlier one has for this model; at least one, or that of its ablations."""
-    ablations = setting.ablations.model_copy(update={"permutations": 2})
-    # All permutations of more heads would take longer than everything else.
-    heads = (None,) if ablations.stage_1 else _heads(setting.heads or settings.heads)
-    own = setting.scopes or settings.scopes
-    which = {scope: (model.model_dump_json(), scope) for scope in own}
-    scopes = [scope for scope in own if which[scope] not in seen or (ablations.on_pairs and scope is ablations.scope)]
-    seen.update(which.values())
-    return setting.model_copy(
-        update={
-            "scopes": tuple(scopes or own[:1]),
-            "heads": heads,
-            "freeze": None if setting.freeze is None else setting.freeze[:1],
-            "ablations": ablations,
-        }
-    )
+def _settings(settings: ExperimentSettings, models: dict[str, ModelSettings]) -> Iterator[SettingSettings]:
+    """The settings, each with its share of the scopes and ablations."""
+    distinct = list(dict.fromkeys(models[setting.model].model_dump_json() for setting in settings.settings))
+    ablated: set[str] = set()
+    for setting in settings.settings:
+        ablations = _ablations(setting.ablations, ablated)
+        own = setting.scopes or settings.scopes
+        share = own[distinct.index(models[setting.model].model_dump_json()) % len(own) :: len(distinct)]
+        needed = (ablations.scope,) if ablations.on_pairs else ()
+        # All permutations of more heads would take longer than everything else.
+        heads = (None,) if ablations.stage_1 else _heads(setting.heads or settings.heads)
+        yield setting.model_copy(
+            update={
+                "scopes": tuple(dict.fromkeys((*share, *needed))),
+                "heads": heads,
+                "freeze": None if setting.freeze is None else setting.freeze[:1],
+                "ablations": ablations,
+            }
+        )
+
+
+def _ablations(ablations: AblationSettings, ablated: set[str]) -> AblationSettings:
+    """Those that weren't run yet, which are noted."""
+    asked = {name for name, value in ablations if name not in ("permutations", "scope") and value}
+    off = {name: () if name == "symmetry_breaking" else False for name in asked & ablated}
+    ablated.update(asked)
+    return ablations.model_copy(update={**off, "permutations": 2})
 
 
 def _heads(heads: tuple[int | None, ...]) -> tuple[int | None, ...]:

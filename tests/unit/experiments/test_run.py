@@ -19,6 +19,7 @@ from isobasin.experiments.cells import Cell, comparable
 from isobasin.experiments.configuration import ConfigurationError
 from isobasin.experiments.data import data_root, rows
 from isobasin.experiments.run import Experiment, Summary, run
+from isobasin.experiments.scopes import reinitialise
 from isobasin.experiments.settings import DataSettings, ExperimentSettings, Scope
 from isobasin.experiments.work import Job, RunOptions
 from isobasin.records.file import RecordFile
@@ -90,6 +91,23 @@ def test_only_the_scope_differs_between_models(done: Experiment):
         for other in states[1:]:
             assert torch.equal(tensor, other[name]) != first, name
     assert any("0.attention" in name for name in states[0])
+
+
+def test_every_seed_draws_its_own_layer(tmp_path: Path):
+    still = {"steps": 1, "batch": 8, "rate": 1e-9}
+    setting = {**CONFIGURATION["settings"][0], "finetune": "still"}
+    settings = small(training={**CONFIGURATION["training"], "still": still}, settings=[setting], heads=[4])
+    experiment = Experiment.begin(settings, tmp_path / "out")
+    cells = experiment.cells()[:3]
+    assert run(experiment, cells, Here(), OPTIONS, Seen()).done == 3
+    models = [load_model(experiment.store.path(cell) / "model", "image-classification") for cell in cells]
+    for seed, model in enumerate(models[1:], start=1):
+        drawn = reinitialise(models[0], Scope.first_attention, seed, 4).state_dict()
+        assert model.state_dict().keys() == drawn.keys()
+        for name, tensor in model.state_dict().items():
+            assert torch.allclose(tensor, drawn[name], rtol=0, atol=1e-6), name
+    first, second = (model.state_dict() for model in models[1:])
+    assert max((first[name] - second[name]).abs().max().item() for name in first) > 1e-3
 
 
 def test_nothing_is_done_twice(done: Experiment):
