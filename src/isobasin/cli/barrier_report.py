@@ -15,26 +15,43 @@ if TYPE_CHECKING:
 
 
 def barrier_report(found: Measured) -> Iterator[RenderableType]:
-    """The data in words, and the table of all barriers."""
-    from isobasin.reports.style import labels, styles
+    """The data in words, the models by number, and the table of all barriers."""
+    from isobasin.reports.style import styles
 
-    run = found.run
+    run, looks = found.run, styles(found.run.methods)
     yield f"{run.data.examples:,} examples of {run.data.source} ({run.data.split}), {run.data.task}"
     yield from run.data.notes
-    names, looks = labels([model.name for model in run.models]), styles(run.methods)
-    rows = table(
-        "A", "B", "B is", "loss A", "loss B", "barrier", "of naive", "worst t", "calibrated", left=("A", "B", "B is")
-    )
+    yield _models(found)
+    rows = table("A", "B", "B is", "barrier", "of naive", "worst t", "calibrated", left=("B is",))
     for (pair, method), curve in found.curves.items():
-        points = found.points[pair, method]
-        rows.add_row(*(names[i] for i in pair), looks[method].short, *_figures(curve, points[0].loss, points[-1].loss))
+        rows.add_row(*(str(index + 1) for index in pair), looks[method].short, *_figures(curve))
     yield rows
 
 
-def _figures(curve: CurveRecord, first: float | None, last: float | None) -> list[str]:
+def _models(found: Measured) -> RenderableType:
+    """What each model does on its own: at one end of a line on which it isn't moved."""
+    from isobasin.reports.style import metric_name, number
+
+    rows = table("model", "loss", *(metric_name(name) for name in _metrics(found)), "name", left=("name",))
+    # Names that don't fit are folded: they are what tells the models apart.
+    rows.columns[-1].no_wrap, rows.columns[-1].overflow = False, "fold"
+    for index, model in enumerate(found.run.models):
+        end = next(
+            points[0 if pair[0] == index else -1]
+            for (pair, method), points in found.points.items()
+            if pair[0] == index or (pair[1] == index and method == found.run.methods[0])
+        )
+        rows.add_row(str(index + 1), number(end.loss), *(number(v) for v in end.metrics.values()), model.name)
+    return rows
+
+
+def _metrics(found: Measured) -> list[str]:
+    return list(next(iter(found.points.values()))[0].metrics)
+
+
+def _figures(curve: CurveRecord) -> list[str]:
     from isobasin.reports.style import number, percent
 
     error = "" if curve.barrier_error is None else f" ± {number(curve.barrier_error)}"
     barrier = "infinite" if curve.barrier is None else f"{number(curve.barrier)}{error}"
-    rest = percent(curve.relative), f"{curve.worst_t:.2f}", number(curve.calibrated_barrier)
-    return [number(first), number(last), barrier, *rest]
+    return [barrier, percent(curve.relative), f"{curve.worst_t:.2f}", number(curve.calibrated_barrier)]

@@ -168,6 +168,8 @@ def list_(
         show_json(found)
     elif output is None:
         rows = table("name", "cells", "title", left=["name", "title"])
+        # Titles are long: they are folded, and the names, which are to be copied, stay whole.
+        rows.columns[-1].no_wrap = False
         for row in found["configurations"]:
             rows.add_row(row["name"], str(row["cells"]), row["title"])
         show(rows)

@@ -357,7 +357,7 @@ def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) 
         t=t,
         loss=found.loss,
         batch_losses=found.batch_losses,
-        metrics=found.metrics,
+        metrics=dict(found.metrics.items()),
         calibrated_loss=found.calibrated_loss,
         temperature=found.temperature,
         seconds=found.seconds,
@@ -366,8 +366,12 @@ def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) 
 
 
 def _layer_record(a: Model, b: Model, index: int, layer: LayerAlignment, cost: HeadCost) -> LayerRecord:
-    blocks = [read_blocks(model, [index]) for model in (a, b)]
-    costs = head_costs(layer.group, *blocks, cost)[0].transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    costs = (
+        head_costs(layer.group, read_blocks(a, [index]), read_blocks(b, [index]), cost)[0]
+        .transpose(1, 2)
+        .flatten(2, 3)
+        .flatten(0, 1)
+    )
     statistics = layer.statistics
     return LayerRecord(
         layer=layer.layer,

@@ -87,7 +87,7 @@ def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, 
     with _Pair.open(a, b, examples, options) as pair:
         base = pair.match(Matching(feedforward=options.feedforward))
         site = pair.b.specification.sites[layer]
-        weights = [read_blocks(model, [layer]) for model in (pair.a, pair.b)]
+        weights = read_blocks(pair.a, [layer]), read_blocks(pair.b, [layer])
         table = stage_one.head_costs(site.group, *weights)[0]
         chosen = _heads_of(base, layer)
         rows: list[dict[str, Any]] = []
@@ -267,10 +267,10 @@ def _permutations(groups: int, queries: int, chosen: Heads, options: AblationOpt
 
 
 def _with_heads(
-    base: Alignment, layer: int, heads: Heads, weights: Sequence[AttentionWeights], limit: float
+    base: Alignment, layer: int, heads: Heads, weights: tuple[AttentionWeights, AttentionWeights], limit: float
 ) -> Alignment:
     """The alignment with another head permutation in one layer, and stage 2 after it."""
-    outer, inner = (torch.tensor([part]) for part in heads)
+    outer, inner = torch.tensor([heads[0]]), torch.tensor([heads[1]])
     found = align_heads(base.layers[layer].group, *weights, outer, inner, max_condition=limit)
     layers = list(base.layers)
     layers[layer] = replace(layers[layer], element=found.element[0])
