@@ -16,6 +16,7 @@ from isobasin.cli.options import (
     FeedForwardOption,
     ForceOption,
     HeadCost,
+    HeadCostOption,
     JsonOption,
     Method,
     ModelArgument,
@@ -37,17 +38,11 @@ def align(
         typer.Option(
             "--method",
             metavar="METHOD",
-            help="How heads are aligned: gauss-newton, or paper for the published algorithm, a baseline.",
+            help="How heads are aligned: gauss-newton; baselines are paper (the published algorithm), orthogonal (its "
+            "start alone) and heads (permuted only).",
         ),
     ] = Method.gauss_newton,
-    head_cost: Annotated[
-        HeadCost,
-        typer.Option(
-            "--head-cost",
-            metavar="COST",
-            help="What heads are compared by: rotary (the complete invariant), frobenius, or centred (the paper's).",
-        ),
-    ] = HeadCost.rotary,
+    head_cost: HeadCostOption = HeadCost.rotary,
     feedforward: FeedForwardOption = False,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = Dtype.keep,

@@ -28,7 +28,7 @@ from isobasin.pipeline.comparing import differing_entries
 from isobasin.pipeline.interpolating import check_same_tensors
 from isobasin.pipeline.settings import Progress, check_device, silent
 from isobasin.records.curves import NAIVE, finished_curves
-from isobasin.records.file import Key, Measured, RecordFile
+from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
 from isobasin.records.schema import (
     AlignmentRecord,
@@ -347,7 +347,7 @@ class _Lines:
             if self._file.measured is not None:
                 self._check_same(self._file.measured.run)
         except RecordError:
-            (output / "records.jsonl").unlink()
+            (output / NAME).unlink()
 
 
 def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) -> PointRecord:
@@ -357,7 +357,7 @@ def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) 
         t=t,
         loss=found.loss,
         batch_losses=found.batch_losses,
-        metrics=dict(found.metrics.items()),
+        metrics={**found.metrics},
         calibrated_loss=found.calibrated_loss,
         temperature=found.temperature,
         seconds=found.seconds,

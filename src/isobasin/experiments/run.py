@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -214,6 +214,7 @@ def perform(cell: Cell, progress: Progress, *, out: Path, options: RunOptions) -
         Seconds that it took.
     """
     from isobasin.model import quiet_transformers
+    from isobasin.records.provenance import versions
     from isobasin.tasks.kind import register_own_models
 
     register_own_models()
@@ -233,18 +234,11 @@ def perform(cell: Cell, progress: Progress, *, out: Path, options: RunOptions) -
             "spec": cell.spec,
             "needs": [need.key for need in cell.needs],
             "result": result,
-            "versions": _versions(),
+            "versions": versions(),
             "run": _circumstances(options) | {"seconds": seconds},
         }
         _write_json(folder / RECORD, record)
     return seconds
-
-
-@cache
-def _versions() -> dict[str, str]:
-    from isobasin.records.provenance import versions
-
-    return versions()
 
 
 def _circumstances(options: RunOptions) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from functools import cache
 from importlib import metadata
 
 import torch
@@ -26,6 +27,7 @@ _LIBRARIES = (
 _BOOKKEEPING = ("_name_or_path", "torch_dtype", "transformers_version")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Of Python and of every library that a result depends on."""
     found = {"python": platform.python_version()}
