@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +58,20 @@ def test_an_ignored_signal_stays_ignored():
     catch_signals()
     signal.raise_signal(signal.SIGHUP)
     assert received() is None
+
+
+def test_ctrl_c_inside_text_that_a_library_runs_keeps_the_exit_code(tmp_path: Path):
+    (tmp_path / "interrupted.py").write_text(
+        "from isobasin.cli.console import complain\n"
+        "from isobasin.cli.failures import reported\n"
+        "import typer\n"
+        "complain('console loaded')\n"
+        "try:\n"
+        "    with reported():\n"
+        "        exec('raise KeyboardInterrupt')\n"
+        "except typer.Exit as end:\n"
+        "    raise SystemExit(end.exit_code)\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert ended.stderr.splitlines() == ["error: console loaded", "error: interrupted"]

@@ -39,7 +39,17 @@ def reported() -> Generator[None]:
             traceback.print_exc()
         if message:
             complain(message)
+        _forget_interrupt()
         raise typer.Exit(code) from error
+
+
+def _forget_interrupt() -> None:
+    """Let the exit code be ours.
+
+    Where Ctrl-C strikes inside text that a library runs by `exec`, CPython takes it for unhandled, whoever catches it
+    later, and ends the process by the signal. Running other text takes that back.
+    """
+    exec("")
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
