@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Union
 import torch
 from torch import Tensor
 
-from isobasin.architectures.resolve import check_feedforwards, specification
+from isobasin.architectures.residual import Residual
+from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Site, Specification
 from isobasin.checkpoints import Checkpoint, check_finite, resolve
 from isobasin.errors import ArchitectureError, TensorError
@@ -51,6 +52,10 @@ class Blocks(ABC):
         """The stored type of every tensor."""
 
     @abstractmethod
+    def size(self, name: str) -> int:
+        """Number of values of a tensor."""
+
+    @abstractmethod
     def feedforwards(self) -> tuple[FeedForwardSite, ...]:
         """The feed-forward blocks, refused where their tensors are not what the specification says.
 
@@ -59,9 +64,22 @@ class Blocks(ABC):
             TensorError: A tensor is missing, misshapen or unexplained.
         """
 
+    @abstractmethod
+    def residual(self, *, keep_gains: bool = False) -> Residual:
+        """The residual stream; with `keep_gains`, no normalisation is folded into its readers.
+
+        Raises:
+            ArchitectureError: Nothing is known of it, or it is an output of the model.
+            TensorError: A tensor has no known part in it.
+        """
+
     def stored(self, site: Site) -> dict[str, Tensor]:
         """The stored tensors of one block; quantised ones and values that are not finite are refused."""
-        tensors = self.read(site.shapes())
+        return self.checked(site.shapes())
+
+    def checked(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The stored tensors of these names, likewise."""
+        tensors = self.read(names)
         for name, tensor in tensors.items():
             if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
                 kind = str(tensor.dtype).removeprefix("torch.")
@@ -104,6 +122,16 @@ class Model(Blocks):
         shapes = {name: info.shape for name, info in self.checkpoint.tensors.items()}
         return check_feedforwards(self.specification, self.checkpoint.config, shapes, source=self.name)
 
+    def residual(self, *, keep_gains: bool = False) -> Residual:
+        """The residual stream, with every tensor in the checkpoint's header accounted for."""
+        shapes = {name: info.shape for name, info in self.checkpoint.tensors.items()}
+        found, config = self.specification, self.checkpoint.config
+        return check_residual(found, config, shapes, source=self.name, keep_gains=keep_gains)
+
+    def size(self, name: str) -> int:
+        """Number of values of a tensor, from the header."""
+        return prod(self.checkpoint.tensors[name].shape)
+
     def parameters(self) -> int:
         """Number of stored values of the whole checkpoint."""
         return sum(prod(info.shape) for info in self.checkpoint.tensors.values())
@@ -143,11 +171,21 @@ class TensorBlocks(Blocks):
         """The type of every tensor."""
         return {name: tensor.dtype for name, tensor in self.tensors.items()}
 
+    def size(self, name: str) -> int:
+        """Number of values of a tensor."""
+        return self.tensors[name].numel()
+
     def feedforwards(self) -> tuple[FeedForwardSite, ...]:
         """The feed-forward blocks that the specification names."""
         if not self.specification.feedforwards:
             raise ArchitectureError(f"{self.name}: the specification names no feed-forward blocks")
         return self.specification.feedforwards
+
+    def residual(self, *, keep_gains: bool = False) -> Residual:
+        """The residual stream that the specification states."""
+        if self.specification.residual is None:
+            raise ArchitectureError(f"{self.name}: the specification says nothing of the residual stream")
+        return self.specification.residual
 
 
 @contextmanager
@@ -233,8 +271,12 @@ class Fingerprint:
             for part in ("weight", "bias"):
                 name = getattr(projection, part)
                 if name is not None:
-                    self._hash.update(f"{site.layer}.{role}.{part}".encode())
-                    self._hash.update(tensors[name].cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+                    self.add(f"{site.layer}.{role}.{part}", tensors[name])
+
+    def add(self, label: str, tensor: Tensor) -> None:
+        """Add one tensor by a name that says what it is in any checkpoint."""
+        self._hash.update(label.encode())
+        self._hash.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def hexdigest(self) -> str:
         """The digest so far."""

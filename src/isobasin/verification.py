@@ -216,6 +216,11 @@ def _images(config: Any, interpolates: bool, generator: torch.Generator) -> Iter
         yield f"{shape}", inputs | ({"interpolate_pos_encoding": True} if scale > 1 else {})
 
 
+def compare_tensors(a: dict[str, Tensor], b: dict[str, Tensor], *, tolerance: float = 1e-6) -> Verification:
+    """Compare named tensors value by value."""
+    return Verification(*_differences(a, b), tolerance, "blocks and all tensors along the residual stream")
+
+
 def compare_blocks(
     group: AttentionGroup, a: AttentionWeights, b: AttentionWeights, *, tolerance: float = 1e-6, seed: int = 0
 ) -> Verification:

@@ -181,7 +181,7 @@ def test_symmetry_counts(cli: Cli, models: dict[str, Path]):
 
 def test_feedforward_blocks_are_scrambled_aligned_and_recognised(cli: Cli, models: dict[str, Path], tmp_path: Path):
     original, scrambled, out = models["llama"], tmp_path / "scrambled", tmp_path / "out"
-    moved = parsed(cli("scramble", original, "-o", scrambled, "--feedforward", "--seed", "2", "--json"))
+    moved = parsed(cli("scramble", original, "-o", scrambled, "--scope", "block", "--seed", "2", "--json"))
     assert moved["verified"]["equal"] is True
     before, between = (load_file(folder / "model.safetensors") for folder in (original, scrambled))
     name = "model.layers.1.mlp.up_proj.weight"
@@ -194,7 +194,7 @@ def test_feedforward_blocks_are_scrambled_aligned_and_recognised(cli: Cli, model
     assert "Feed-forward blocks of layers 0, 1 are equal after a move of their units." in words
     assert "Equivalent: a move of the attention and feed-forward weights carries B to A." in words
 
-    found = parsed(cli("align", original, scrambled, "-o", out, "--feedforward", "--json"))
+    found = parsed(cli("align", original, scrambled, "-o", out, "--scope", "block", "--json"))
     assert found["feedforward"]["distance"]["after"] < 1e-5 * found["feedforward"]["distance"]["before"]
     assert [layer["status"] for layer in found["feedforward"]["layers"]] == ["exact", "exact"]
     assert all(layer["units"] == 24 >= layer["moved_units"] > 12 for layer in found["feedforward"]["layers"])
@@ -213,7 +213,7 @@ def test_without_the_option_feedforward_blocks_stay(cli: Cli, models: dict[str, 
 
 
 def test_align_prints_a_table_of_feedforward_blocks(cli: Cli, models: dict[str, Path], tmp_path: Path):
-    shown = cli("align", models["a"], models["b"], "-o", tmp_path / "out", "--feedforward", "--no-verify").stdout
+    shown = cli("align", models["a"], models["b"], "-o", tmp_path / "out", "--scope", "block", "--no-verify").stdout
     assert "Feed-forward weights: distance to the reference" in shown
     rows = [line.split() for line in shown.splitlines()]
     assert sum(row[1:2] == ["64"] and row[-1:] == ["optimal"] for row in rows) == 2

@@ -41,7 +41,7 @@ every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)
 @pytest.mark.parametrize("condition", [1.0, 1e3])
 def test_scrambled_units_and_heads_compute_the_same_in_float64(model, condition, saved, tmp_path):
     original, out = saved(model), tmp_path / "out"
-    isobasin.scramble(original, out, seed=1, condition=condition, feedforward=True, verify=False)
+    isobasin.scramble(original, out, seed=1, condition=condition, scope="block", verify=False)
     assert_feedforwards_preserved(original, out, 1e-9)
     assert_blocks_preserved(blocks(original), blocks(out), 1e-9)
     assert_function_preserved(original, out, model.allowed(condition))
@@ -51,7 +51,7 @@ def test_scrambled_units_and_heads_compute_the_same_in_float64(model, condition,
 @every_model
 def test_scrambled_units_and_heads_compute_the_same_in_float32(model, saved, tmp_path):
     original = saved(model, dtype=torch.float32)
-    isobasin.scramble(original, tmp_path / "out", seed=3, feedforward=True, verify=False)
+    isobasin.scramble(original, tmp_path / "out", seed=3, scope="block", verify=False)
     assert_feedforwards_preserved(original, tmp_path / "out", 1e-4)
     assert_function_preserved(original, tmp_path / "out", 1e-4)
 
@@ -61,8 +61,8 @@ def test_scrambled_units_and_heads_compute_the_same_in_float32(model, saved, tmp
 def test_align_brings_units_and_heads_back(model, dtype, saved, tmp_path):
     """And the program's own verification accepts the way there and back."""
     original, scrambled, out = saved(model, dtype=dtype), tmp_path / "scrambled", tmp_path / "aligned"
-    there = isobasin.scramble(original, scrambled, seed=5, condition=10.0, feedforward=True)
-    found = isobasin.align(original, scrambled, out, feedforward=True)
+    there = isobasin.scramble(original, scrambled, seed=5, condition=10.0, scope="block")
+    found = isobasin.align(original, scrambled, out, scope="block")
     assert there.verified.equal
     assert found.verified.equal
     tolerance = 1e-8 if dtype == torch.float64 else 1e-4
@@ -79,9 +79,9 @@ def test_align_brings_units_and_heads_back(model, dtype, saved, tmp_path):
 def test_everything_else_stays_as_it_is(model, saved, tmp_path):
     original, scrambled = saved(model, dtype=torch.float32), tmp_path / "scrambled"
     moving = attention_names(original) | feedforward_names(original)
-    isobasin.scramble(original, scrambled, seed=8, feedforward=True, verify=False)
+    isobasin.scramble(original, scrambled, seed=8, scope="block", verify=False)
     assert_same_apart_from(moving, original, scrambled)
-    isobasin.align(original, scrambled, tmp_path / "aligned", feedforward=True, verify=False)
+    isobasin.align(original, scrambled, tmp_path / "aligned", scope="block", verify=False)
     assert_same_apart_from(moving, scrambled, tmp_path / "aligned")
     isobasin.align(original, scrambled, tmp_path / "attention", verify=False)
     assert_same_apart_from(attention_names(original), scrambled, tmp_path / "attention")
@@ -91,7 +91,7 @@ def test_everything_else_stays_as_it_is(model, saved, tmp_path):
 def test_units_without_scales_move_without_rounding(model, saved, tmp_path):
     """A permutation of 16-bit weights is exact: the same numbers, elsewhere, and back to the bit."""
     original = saved(model, dtype=torch.bfloat16)
-    found = isobasin.random_alignment(original, seed=2, feedforward=True)
+    found = isobasin.random_alignment(original, seed=2, scope="block")
     assert not any(layer.group.scaled for layer in found.feedforward)
     isobasin.apply(found, original, tmp_path / "there", verify=False)
     isobasin.apply(found.inverse(), tmp_path / "there", tmp_path / "back", verify=False)
@@ -106,15 +106,15 @@ def test_an_alignment_with_feedforward_can_be_kept(model, saved, tmp_path):
     """Saved, loaded and applied it writes the same bits; the inverse undoes it; composing is applying in turn."""
     original, scrambled, aligned = saved(model), tmp_path / "scrambled", tmp_path / "aligned"
     moving = attention_names(original) | feedforward_names(original)
-    isobasin.scramble(original, scrambled, seed=10, feedforward=True, verify=False)
-    found = isobasin.align(original, scrambled, aligned, feedforward=True, verify=False)
+    isobasin.scramble(original, scrambled, seed=10, scope="block", verify=False)
+    found = isobasin.align(original, scrambled, aligned, scope="block", verify=False)
     isobasin.apply(Alignment.load(aligned), scrambled, tmp_path / "again", verify=False)
     for path in weight_files(aligned):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
     isobasin.apply(found.inverse(), aligned, tmp_path / "undone", verify=False)
     assert_tensors_equal(scrambled, tmp_path / "undone", moving, 1e-10)
 
-    second = isobasin.random_alignment(original, seed=11, condition=20.0, feedforward=True)
+    second = isobasin.random_alignment(original, seed=11, condition=20.0, scope="block")
     isobasin.apply(second, aligned, tmp_path / "in-turn", verify=False)
     isobasin.apply(second.compose(found), scrambled, tmp_path / "composed", verify=False)
     assert_tensors_equal(tmp_path / "in-turn", tmp_path / "composed", moving, 1e-10)
@@ -125,8 +125,8 @@ def test_an_alignment_with_feedforward_can_be_kept(model, saved, tmp_path):
 def test_a_second_sweep_changes_nothing(model, saved, tmp_path):
     """Of two unrelated models: heads and units share no tensor, so one sweep is where coordinate descent ends."""
     other = model.save(tmp_path / "other", seed=1)
-    first = isobasin.align(saved(model), other, tmp_path / "once", feedforward=True, verify=False)
-    again = isobasin.align(saved(model), tmp_path / "once", tmp_path / "twice", feedforward=True, verify=False)
+    first = isobasin.align(saved(model), other, tmp_path / "once", scope="block", verify=False)
+    again = isobasin.align(saved(model), tmp_path / "once", tmp_path / "twice", scope="block", verify=False)
     for layer in again.feedforward:
         assert layer.moved_units == 0
         torch.testing.assert_close(layer.element.up, torch.ones_like(layer.element.up), rtol=1e-6, atol=0)

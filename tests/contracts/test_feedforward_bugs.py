@@ -132,9 +132,9 @@ def test_a_mistake_that_changes_the_function_is_refused(name, plant, saved, tmp_
     with monkeypatch.context() as patch:
         plant(patch)
         with pytest.raises(VerificationError):
-            isobasin.scramble(original, tmp_path / "out", seed=1, condition=5.0, feedforward=True)
+            isobasin.scramble(original, tmp_path / "out", seed=1, condition=5.0, scope="block")
         assert not (tmp_path / "out").exists()
-        isobasin.scramble(original, tmp_path / "wrong", seed=1, condition=5.0, feedforward=True, verify=False)
+        isobasin.scramble(original, tmp_path / "wrong", seed=1, condition=5.0, scope="block", verify=False)
     with pytest.raises(AssertionError):
         assert_function_preserved(original, tmp_path / "wrong", 1e-4)
     with pytest.raises(AssertionError):
@@ -145,10 +145,10 @@ def test_a_mistake_that_changes_the_function_is_refused(name, plant, saved, tmp_
 def test_align_without_an_output_checks_block_by_block(name, plant, saved, tmp_path, monkeypatch):
     original = saved(MODELS[name])
     other = MODELS[name].save(tmp_path / "other", seed=1)
-    assert isobasin.align(original, other, feedforward=True).verified.equal
+    assert isobasin.align(original, other, scope="block").verified.equal
     plant(monkeypatch)
     with pytest.raises(VerificationError, match=r"mlp: the moved block's outputs differ"):
-        isobasin.align(original, other, feedforward=True)
+        isobasin.align(original, other, scope="block")
 
 
 def inverse_assignment(patch: Patch) -> None:
@@ -183,10 +183,10 @@ SPOILS_RECOVERY: list[tuple[str, str, Plant]] = [
 @pytest.mark.parametrize(("name", "plant"), [pytest.param(n, p, id=f"{what}-{n}") for what, n, p in SPOILS_RECOVERY])
 def test_a_mistake_that_keeps_the_function_spoils_recovery(name, plant, saved, tmp_path, monkeypatch):
     original, scrambled = saved(MODELS[name]), tmp_path / "scrambled"
-    isobasin.scramble(original, scrambled, seed=3, condition=5.0, feedforward=True, verify=False)
+    isobasin.scramble(original, scrambled, seed=3, condition=5.0, scope="block", verify=False)
 
     def recover(folder: Path) -> Alignment:
-        found = isobasin.align(original, scrambled, folder, feedforward=True)
+        found = isobasin.align(original, scrambled, folder, scope="block")
         assert_tensors_equal(original, folder, feedforward_names(original), 1e-8)
         return found
 
@@ -194,5 +194,5 @@ def test_a_mistake_that_keeps_the_function_spoils_recovery(name, plant, saved, t
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         recover(tmp_path / "planted")
-    assert isobasin.align(original, scrambled, feedforward=True).feedforward[0].statistics.status == "optimal"
+    assert isobasin.align(original, scrambled, scope="block").feedforward[0].statistics.status == "optimal"
     assert isobasin.equivalent(original, scrambled).feedforward == ()

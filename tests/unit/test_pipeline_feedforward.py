@@ -38,11 +38,11 @@ def test_unexplained_feedforward_is_refused_only_if_asked_for(tmp_path):
     for reference, model in ((usual, odd), (odd, usual)):
         assert isobasin.align(reference, model).feedforward == ()
         with pytest.raises(TensorError, match=r"mlp\.adapter\.weight' is unexpected in a feed-forward module"):
-            isobasin.align(reference, model, feedforward=True)
+            isobasin.align(reference, model, scope="block")
     with pytest.raises(TensorError, match="adapter"):
-        isobasin.scramble(odd, tmp_path / "out", feedforward=True)
+        isobasin.scramble(odd, tmp_path / "out", scope="block")
     with pytest.raises(TensorError, match="adapter"):
-        isobasin.random_alignment(usual, feedforward=True).apply(odd, tmp_path / "out")
+        isobasin.random_alignment(usual, scope="block").apply(odd, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert isobasin.symmetry(odd).feedforward == ()
 
@@ -52,9 +52,9 @@ def test_blocks_of_other_sizes_are_refused_only_if_asked_for(tmp_path):
     b = tiny("bert", config={"intermediate_size": 40}).save(tmp_path / "b")
     assert isobasin.align(a, b).layers
     with pytest.raises(ArchitectureError, match="48 feed-forward units, model has 40"):
-        isobasin.align(a, b, feedforward=True)
+        isobasin.align(a, b, scope="block")
     with pytest.raises(AlignmentError, match="layer 0: the alignment is for S_48"):
-        isobasin.random_alignment(a, feedforward=True).apply(b, tmp_path / "out")
+        isobasin.random_alignment(a, scope="block").apply(b, tmp_path / "out")
 
 
 def test_the_fingerprint_covers_what_was_matched(tmp_path):
@@ -63,7 +63,10 @@ def test_the_fingerprint_covers_what_was_matched(tmp_path):
     edit(changed, lambda tensors: tensors["transformer.h.1.mlp.c_fc.bias"].add_(1))
 
     def prints(feedforward: bool) -> list[str]:
-        return [isobasin.align(a, m, feedforward=feedforward).provenance["model_sha256"] for m in (b, changed)]
+        return [
+            isobasin.align(a, m, scope="block" if feedforward else "attention").provenance["model_sha256"]
+            for m in (b, changed)
+        ]
 
     assert len(set(prints(False))) == 1
     assert len({*prints(True), *prints(False)}) == 3
@@ -73,7 +76,7 @@ def test_the_fingerprint_covers_what_was_matched(tmp_path):
 def test_models_that_cannot_run_are_verified_block_by_block(model_type, tmp_path, monkeypatch):
     original = tiny(model_type).save(tmp_path / "original", dtype=torch.float32)
     monkeypatch.setattr(verification, "_run_dtype", lambda a, b: None)
-    moved = isobasin.scramble(original, tmp_path / "out", feedforward=True)
+    moved = isobasin.scramble(original, tmp_path / "out", scope="block")
     assert moved.verified.equal
     assert "blocks one by one" in moved.verified.how
     assert isobasin.verify(original, tmp_path / "out").equal
@@ -96,7 +99,7 @@ def test_a_wrong_block_is_refused_block_by_block_too(tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "_run_dtype", lambda a, b: None)
     monkeypatch.setattr(moving, "sample", lambda group, *a, **k: _rescaled(group))
     with pytest.raises(VerificationError):
-        isobasin.scramble(original, tmp_path / "out", feedforward=True)
+        isobasin.scramble(original, tmp_path / "out", scope="block")
     assert not (tmp_path / "out").exists()
 
 
@@ -111,17 +114,17 @@ def _rescaled(group: Any) -> Any:
 
 def test_tensors_in_memory_with_their_own_specification(tmp_path):
     original = tiny("llama").save(tmp_path / "original")
-    isobasin.scramble(original, tmp_path / "scrambled", feedforward=True, condition=5.0)
+    isobasin.scramble(original, tmp_path / "scrambled", scope="block", condition=5.0)
     a, b = (load_file(folder / "model.safetensors") for folder in (original, tmp_path / "scrambled"))
     with open_model(original) as opened:
         described = opened.specification
-    found = isobasin.align_tensors(a, b, described, feedforward=True)
+    found = isobasin.align_tensors(a, b, described, scope="block")
     assert found.verified.equal
     moved = found.moved_tensors(b, described)
     assert all(float((moved[name] - a[name]).abs().max()) < 1e-9 for name in a)
     bare = isobasin.Specification(described.model_type, described.sites)
     with pytest.raises(ArchitectureError, match="names no feed-forward blocks"):
-        isobasin.align_tensors(a, b, bare, feedforward=True)
+        isobasin.align_tensors(a, b, bare, scope="block")
     assert isobasin.align_tensors(a, b, bare).feedforward == ()
 
 
@@ -129,7 +132,7 @@ def test_tensors_in_memory_with_their_own_specification(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_equivalence_undoes_moves_of_units(model_type, dtype, tmp_path):
     original = tiny(model_type).save(tmp_path / "original", dtype=dtype)
-    isobasin.scramble(original, tmp_path / "scrambled", feedforward=True, condition=1.0, verify=False)
+    isobasin.scramble(original, tmp_path / "scrambled", scope="block", condition=1.0, verify=False)
     found = isobasin.equivalent(original, tmp_path / "scrambled")
     assert found.other_tensors == ()
     assert found.feedforward == (0, 1)
@@ -141,7 +144,7 @@ def test_equivalence_undoes_moves_of_units(model_type, dtype, tmp_path):
 def test_equivalence_is_not_fooled_by_one_changed_weight(model_type, tmp_path):
     """Not even where everything else is a move: one weight of one unit differs by a hundredth."""
     original = tiny(model_type).save(tmp_path / "original")
-    isobasin.scramble(original, tmp_path / "scrambled", feedforward=True)
+    isobasin.scramble(original, tmp_path / "scrambled", scope="block")
     with open_model(original) as opened:
         site = opened.feedforwards()[1]
     edit(tmp_path / "scrambled", lambda tensors: tensors[site.down.weight][0, 5].mul_(1.01))
@@ -168,6 +171,6 @@ def test_a_coarser_type_of_feedforward_sets_the_tolerance(tmp_path):
         if "fc" in name:
             parameter.data = parameter.data.to(torch.bfloat16)
     model.save_pretrained(tmp_path / "original")
-    moved = isobasin.scramble(tmp_path / "original", tmp_path / "out", feedforward=True)
+    moved = isobasin.scramble(tmp_path / "original", tmp_path / "out", scope="block")
     assert moved.verified.max_rel > 1e-4
     assert moved.verified.tolerance == verification.TOLERANCES[torch.bfloat16]

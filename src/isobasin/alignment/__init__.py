@@ -22,10 +22,13 @@ from isobasin.alignment.entries import (
     FeedForwardStatistics,
     LayerAlignment,
     LayerStatistics,
+    ResidualAlignment,
+    ResidualStatistics,
     condition_of,
     plain,
 )
 from isobasin.alignment.file import FILE_NAME, Contents, read, write
+from isobasin.alignment.stream import Turned
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Specification
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, Source, TensorBlocks
@@ -44,6 +47,8 @@ __all__ = [
     "FeedForwardStatistics",
     "LayerAlignment",
     "LayerStatistics",
+    "ResidualAlignment",
+    "ResidualStatistics",
     "condition_of",
 ]
 
@@ -58,6 +63,7 @@ class Alignment:
         provenance: Free facts: names and SHA-256 of the inputs, method, head cost.
         verified: How the moved model's outputs compare with the model's, if that was measured; not saved.
         feedforward: The feed-forward blocks in order; empty if they stay as they are.
+        residual: The residual stream, which moves before the blocks; None if it stays as it is.
     """
 
     model_type: str
@@ -65,6 +71,7 @@ class Alignment:
     provenance: Mapping[str, str]
     verified: Verification | None = None
     feedforward: tuple[FeedForwardAlignment, ...] = ()
+    residual: ResidualAlignment | None = None
 
     @property
     def blocks(self) -> int:
@@ -83,7 +90,9 @@ class Alignment:
         """The alignment that takes every move back."""
         layers = tuple(layer.inverse() for layer in self.layers)
         moved = tuple(layer.inverse() for layer in self.feedforward)
-        return Alignment(self.model_type, layers, {**self.provenance, "operation": "inverse"}, feedforward=moved)
+        stream = None if self.residual is None else self.residual.inverse()
+        facts = {**self.provenance, "operation": "inverse"}
+        return Alignment(self.model_type, layers, facts, feedforward=moved, residual=stream)
 
     def compose(self, first: Alignment) -> Alignment:
         """The alignment that acts as `first` and then as this one.
@@ -97,7 +106,12 @@ class Alignment:
         moved = self.feedforward or first.feedforward
         if self.feedforward and first.feedforward:
             moved = tuple(b.compose(a) for a, b in zip(first.feedforward, self.feedforward, strict=True))
-        return Alignment(self.model_type, layers, {"operation": "composed"}, feedforward=moved)
+        stream = self.residual or first.residual
+        if self.residual is not None and first.residual is not None:
+            if self.residual.group != first.residual.group or self.residual.keep_gains != first.residual.keep_gains:
+                raise AlignmentError("the two alignments move the residual stream by different groups")
+            stream = self.residual.compose(first.residual)
+        return Alignment(self.model_type, layers, {"operation": "composed"}, feedforward=moved, residual=stream)
 
     def check_fits(
         self,
@@ -163,16 +177,38 @@ class Alignment:
             AlignmentError: If the model has another architecture.
         """
         sites, moving = self.sites(model)
+        turned = self.turned(model, device)
+        model = turned or model
         for layer, site in zip(self.layers, sites, strict=True):
             stored = {name: tensor.to(device, torch.float64) for name, tensor in model.stored(site).items()}
             yield site.write(stored, attention.act(layer.group, layer.element.to(device), site.read(stored, device)))
         for layer, site in zip(self.feedforward, moving, strict=True):
             stored = {name: tensor.to(device, torch.float64) for name, tensor in model.stored(site).items()}
             yield site.write(stored, feedforward.act(layer.group, layer.element.to(device), site.read(stored, device)))
+        if turned is not None:
+            yield from turned.rest(name for site in (*sites, *moving) for name in site.shapes())
+
+    def turned(self, model: Blocks, device: str = "cpu") -> Turned | None:
+        """The model after the move of the residual stream alone; None if that stays as it is.
+
+        Raises:
+            AlignmentError: If the model's stream has another group.
+        """
+        if self.residual is None:
+            return None
+        stream = model.residual(keep_gains=self.residual.keep_gains)
+        norms = len(self.residual.element.gains)
+        if stream.group != self.residual.group or len(stream.norms) != norms:
+            raise AlignmentError(
+                f"the alignment moves a residual stream by {self.residual.group} and {norms} normalisations, "
+                f"{model.name} has {stream.group} and {len(stream.norms)}"
+            )
+        return Turned(model, stream, self.residual.element, device)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write one safetensors file, all of it or nothing."""
-        write(Contents(self.model_type, self.layers, self.feedforward, self.provenance), Path(path), force=force)
+        contents = Contents(self.model_type, self.layers, self.feedforward, self.provenance, self.residual)
+        write(contents, Path(path), force=force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Alignment:
@@ -182,7 +218,8 @@ class Alignment:
             AlignmentError: If it is missing, damaged, or no alignment.
         """
         found = read(Path(path))
-        return cls(found.model_type, found.layers, found.provenance, feedforward=found.feedforward)
+        blocks = found.feedforward, found.residual
+        return cls(found.model_type, found.layers, found.provenance, None, *blocks)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -193,12 +230,16 @@ class Alignment:
         if self.feedforward:
             layers = [layer.to_json() for layer in self.feedforward]
             found["feedforward"] = {"distance": plain(self.feedforward_distance()), "layers": layers}
+        if self.residual is not None:
+            found["residual"] = self.residual.to_json()
         return found
 
     def __repr__(self) -> str:
         gap = _gap("distance", self.distance())
         if self.feedforward:
             gap += _gap("feed-forward", self.feedforward_distance()) or ", with feed-forward"
+        if self.residual is not None:
+            gap += f", residual stream by {self.residual.group}"
         return f"Alignment({self.model_type}, {len(self.layers)} layers{gap})"
 
     def _repr_html_(self) -> str:

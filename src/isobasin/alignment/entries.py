@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from isobasin.symmetries import attention, bilinear, feedforward
+from isobasin.symmetries import attention, bilinear, feedforward, residual
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.residual import ResidualElement, ResidualGroup
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,56 @@ class FeedForwardAlignment:
         """Plain values for JSON; the permutation is in the file only."""
         units = {"layer": self.layer, "units": self.group.units, "moved_units": self.moved_units}
         return {**units, **plain(asdict(self.statistics))}
+
+
+@dataclass(frozen=True)
+class ResidualStatistics:
+    """How the match of a whole model went.
+
+    Attributes:
+        distance_before: Frobenius distance of all tensors along the residual stream with normalisations folded into
+            their readers, reference to model.
+        distance_after: The same after the move.
+        start: Where the map of the stream that was kept began: "embeddings", "identity", "activations".
+        sweeps: How often all factors were matched.
+        small_gains: How many gains of the reference were too small to divide by, so that the moved model has others.
+    """
+
+    distance_before: float = math.nan
+    distance_after: float = math.nan
+    start: str = "none"
+    sweeps: int = 0
+    small_gains: int = 0
+
+
+@dataclass(frozen=True)
+class ResidualAlignment:
+    """The group element of the residual stream; it acts before those of the blocks.
+
+    Attributes:
+        group: The stream's symmetry group.
+        element: What moves it, float64.
+        keep_gains: Whether no normalisation was folded.
+        statistics: How the match went.
+    """
+
+    group: ResidualGroup
+    element: ResidualElement
+    keep_gains: bool = False
+    statistics: ResidualStatistics = ResidualStatistics()
+
+    def inverse(self) -> ResidualAlignment:
+        """The entry that takes the move back."""
+        return replace(self, element=residual.inverse(self.group, self.element), statistics=ResidualStatistics())
+
+    def compose(self, first: ResidualAlignment) -> ResidualAlignment:
+        """The entry that acts as `first` and then as this one."""
+        return replace(self, element=residual.compose(self.element, first.element), statistics=ResidualStatistics())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON; the map is in the file only."""
+        facts = {"group": str(self.group), "width": self.group.width, "keep_gains": self.keep_gains}
+        return {**facts, **plain(asdict(self.statistics))}
 
 
 def condition_of(element: AttentionElement) -> float:

@@ -20,15 +20,18 @@ from isobasin.alignment.entries import (
     FeedForwardStatistics,
     LayerAlignment,
     LayerStatistics,
+    ResidualAlignment,
+    ResidualStatistics,
     plain,
 )
 from isobasin.checkpoints import write_file_atomically
 from isobasin.errors import AlignmentError
-from isobasin.symmetries import attention, feedforward
+from isobasin.symmetries import attention, feedforward, residual
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.permutation import is_permutation
+from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup
 
 FILE_NAME = "alignment.safetensors"
 _FORMAT = 1
@@ -41,6 +44,7 @@ class Contents(NamedTuple):
     layers: tuple[LayerAlignment, ...]
     feedforward: tuple[FeedForwardAlignment, ...]
     provenance: Mapping[str, str]
+    residual: ResidualAlignment | None = None
 
 
 def write(contents: Contents, path: Path, *, force: bool) -> None:
@@ -51,6 +55,7 @@ def write(contents: Contents, path: Path, *, force: bool) -> None:
         "layers": _headers(contents.layers),
         # Left out if there are none, so that programs that know attention only can read the file.
         **({"feedforward": _headers(contents.feedforward)} if contents.feedforward else {}),
+        **({"residual": _residual_header(contents.residual)} if contents.residual else {}),
     }
     metadata = {"format": str(_FORMAT), "isobasin": json.dumps(header)}
     tensors = {name: part.contiguous().cpu() for name, part in _tensors(contents)}
@@ -72,10 +77,11 @@ def read(path: Path) -> Contents:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         layers = tuple(_load_layer(entry, tensors) for entry in header.layers)
         moved = tuple(_load_feedforward(entry, tensors) for entry in header.feedforward)
+        stream = None if header.residual is None else _load_residual(header.residual, tensors)
     except (SafetensorError, ValidationError, KeyError, ValueError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise AlignmentError(f"{file}: not an alignment, or damaged ({reason}): write it again") from error
-    return Contents(header.model_type, layers, moved, header.provenance)
+    return Contents(header.model_type, layers, moved, header.provenance, stream)
 
 
 def _headers(entries: Sequence[LayerAlignment | FeedForwardAlignment]) -> list[dict[str, Any]]:
@@ -85,12 +91,20 @@ def _headers(entries: Sequence[LayerAlignment | FeedForwardAlignment]) -> list[d
     ]
 
 
+def _residual_header(entry: ResidualAlignment) -> dict[str, Any]:
+    facts = {"width": entry.group.width, "basis": str(entry.group.basis), "norms": len(entry.element.gains)}
+    return {**facts, "keep_gains": entry.keep_gains, "statistics": plain(asdict(entry.statistics))}
+
+
 def _tensors(contents: Contents) -> Iterator[tuple[str, Tensor]]:
     for kind, entries in (("layers", contents.layers), ("feedforward", contents.feedforward)):
         for entry in entries:
             for name, part in entry.element.tensors().items():
                 real = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
                 yield f"{kind}.{entry.layer}.{name}", real
+    if contents.residual is not None:
+        for name, part in contents.residual.element.tensors().items():
+            yield f"residual.{name}", part
 
 
 class _Model(BaseModel):
@@ -134,13 +148,23 @@ class _FeedForward(_Model):
         return FeedForwardGroup(self.units, self.up, self.gate, self.degree)
 
 
-class _Entry(_Model):
-    layer: int
+class _Statistics(_Model):
     statistics: dict[str, float | int | str | None]
 
     def values(self) -> dict[str, Any]:
         """The statistics, with the numbers that JSON can't hold."""
         return {k: math.nan if v is None else v for k, v in self.statistics.items()}
+
+
+class _Entry(_Statistics):
+    layer: int
+
+
+class _Residual(_Statistics):
+    width: int
+    basis: Basis
+    norms: int
+    keep_gains: bool
 
 
 class _Layer(_Entry):
@@ -156,6 +180,7 @@ class _Header(_Model):
     provenance: dict[str, str]
     layers: list[_Layer]
     feedforward: list[_FeedForwardLayer] = []
+    residual: _Residual | None = None
 
 
 def _load_layer(entry: _Layer, tensors: Mapping[str, Tensor]) -> LayerAlignment:
@@ -177,6 +202,17 @@ def _load_feedforward(entry: _FeedForwardLayer, tensors: Mapping[str, Tensor]) -
     if not feedforward.contains(group, element):
         raise ValueError(f"layer {entry.layer}: a unit's scale is none of its group {group}")
     return FeedForwardAlignment(entry.layer, group, element, FeedForwardStatistics(**entry.values()))
+
+
+def _load_residual(entry: _Residual, tensors: Mapping[str, Tensor]) -> ResidualAlignment:
+    """The residual stream's entry, likewise; a map that the group doesn't have is refused."""
+    group = ResidualGroup(entry.width, entry.basis)
+    like = torch.ones(entry.norms, entry.width, dtype=torch.float64)
+    parts = _parts("residual", residual.identity(group, like, like).tensors(), tensors)
+    element = ResidualElement(**parts)
+    if not residual.contains(group, element):
+        raise ValueError(f"the residual stream's map is none of {group}")
+    return ResidualAlignment(group, element, entry.keep_gains, ResidualStatistics(**entry.values()))
 
 
 def _parts(prefix: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.streams import Stream
 
 
 def _none(config: Config) -> list[FeedForwardSite]:
@@ -25,6 +26,7 @@ class Family:
         buffers: Name endings of tensors that older checkpoints keep inside attention modules, and that are no
             parameters: causal masks and rotary tables. transformers ignores them, and so do we.
         feedforwards: From a configuration to the feed-forward blocks, likewise; none are known by default.
+        stream: From a configuration to what is known of the residual stream; None if nothing is.
     """
 
     model_type: str
@@ -32,3 +34,4 @@ class Family:
     blocks: Callable[[Config], list[AttentionSite]]
     buffers: tuple[str, ...] = ()
     feedforwards: Callable[[Config], list[FeedForwardSite]] = _none
+    stream: Callable[[Config], Stream] | None = None

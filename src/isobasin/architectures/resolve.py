@@ -8,7 +8,9 @@ from typing import Any
 
 from isobasin.architectures.configuration import Config, build, check_supported, described, key
 from isobasin.architectures.registry import Family, family
+from isobasin.architectures.residual import Residual
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Site, Specification
+from isobasin.architectures.streams import find
 from isobasin.errors import ArchitectureError, TensorError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -66,6 +68,40 @@ def check_feedforwards(
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found.feedforwards
+
+
+def check_residual(
+    found: Specification, folder_config: Mapping[str, Any], shapes: Shapes, *, source: str, keep_gains: bool = False
+) -> Residual:
+    """The residual stream of a checkpoint, with every tensor's part in it known.
+
+    Args:
+        found: What `specification` returned.
+        folder_config: The contents of `config.json`.
+        shapes: Name and shape of every tensor in the checkpoint.
+        source: What to call the checkpoint in messages.
+        keep_gains: Leave the gains of normalisations with their coordinates.
+
+    Raises:
+        ArchitectureError: Nothing is known of it, or it is an output of the model.
+        TensorError: A tensor has no known part in it.
+    """
+    entry, config, bare = _configured(folder_config)
+    if entry.stream is None:
+        raise ArchitectureError(f"{source}: nothing is known of the residual stream of model type {found.model_type!r}")
+    feedforwards = check_feedforwards(found, folder_config, shapes, source=source)
+    try:
+        return find(
+            entry.stream(config),
+            list(zip(found.sites, feedforwards, strict=True)),
+            shapes,
+            prefix=_prefix(bare, entry, shapes),
+            tied=bool(getattr(config, "tie_word_embeddings", False)),
+            keep_gains=keep_gains,
+            buffers=entry.buffers,
+        )
+    except (ArchitectureError, TensorError) as error:
+        raise type(error)(f"{source}: {error}") from error
 
 
 def check_comparable(reference: Specification, model: Specification, *, feedforward: bool = False) -> None:

@@ -6,6 +6,7 @@ one einops pattern (`Layout`), and the inverse is derived from the same pattern.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from isobasin.architectures.residual import Residual
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -83,6 +85,12 @@ class Layout:
             else:
                 shape.append(sizes[token])
         return tuple(shape)
+
+    @property
+    def width_axis(self) -> int:
+        """The axis of the stored weight that runs along the residual stream."""
+        tokens = re.sub(r"\([^)]*\)", "()", self.pattern).split()
+        return tokens.index("width")
 
     def _sizes(self, bias: bool) -> dict[str, int]:
         return {name: size for name, size in self.sizes if not (bias and name == "width")}
@@ -289,11 +297,14 @@ class Specification:
         sites: The attention blocks.
         feedforwards: The feed-forward blocks. Those of a checkpoint are facts about its family, compared with its
             tensors only where they are used (`Blocks.feedforwards`); none for families that don't state them.
+        residual: The residual stream of a home-made architecture; None if it stays as it is. A checkpoint's depends
+            on which tensors it has (`Blocks.residual`).
     """
 
     model_type: str
     sites: tuple[AttentionSite, ...]
     feedforwards: tuple[FeedForwardSite, ...] = ()
+    residual: Residual | None = None
 
     def renamed(self, prefix: str) -> Specification:
         """The same facts with `prefix` before every tensor name (a head model's base-model prefix)."""

@@ -13,7 +13,6 @@ from isobasin.cli.options import (
     DeviceOption,
     Dtype,
     DtypeOption,
-    FeedForwardOption,
     ForceOption,
     HeadCost,
     HeadCostOption,
@@ -22,6 +21,8 @@ from isobasin.cli.options import (
     ModelArgument,
     NoVerifyOption,
     OutputOption,
+    Scope,
+    ScopeOption,
 )
 
 EXAMPLE = "isobasin align runs/seed0 runs/seed1 -o runs/seed1-aligned"
@@ -43,7 +44,7 @@ def align(
         ),
     ] = Method.gauss_newton,
     head_cost: HeadCostOption = HeadCost.rotary,
-    feedforward: FeedForwardOption = False,
+    scope: ScopeOption = Scope.attention,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = Dtype.keep,
     max_condition: Annotated[
@@ -69,7 +70,7 @@ def align(
             output,
             method=method.value,
             head_cost=head_cost.value,
-            feedforward=feedforward,
+            scope=scope.value,
             device=device.value,
             dtype=dtype.resolve(),
             max_condition=max_condition,

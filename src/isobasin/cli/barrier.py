@@ -14,10 +14,11 @@ from isobasin.cli.options import (
     AllowPickleOption,
     Device,
     DeviceOption,
-    FeedForwardOption,
     HeadCost,
     HeadCostOption,
     JsonOption,
+    Scope,
+    ScopeOption,
     SeedOption,
 )
 
@@ -100,7 +101,7 @@ def barrier(
         ),
     ] = _DEFAULT_WAYS,
     head_cost: HeadCostOption = HeadCost.rotary,
-    feedforward: FeedForwardOption = False,
+    scope: ScopeOption = Scope.attention,
     points: Annotated[int, typer.Option("--points", metavar="N", help="Points of each line, with its ends.")] = 25,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Examples of a forward pass.")] = 32,
     no_temperature: Annotated[
@@ -120,6 +121,7 @@ def barrier(
     with working("reading") as progress:
         from isobasin.connectivity.measure import Measuring, measure
         from isobasin.matching.heads import HeadCost as LibraryHeadCost
+        from isobasin.pipeline.settings import Scope as LibraryScope
         from isobasin.reports.write import write_report
         from isobasin.tasks.data import DataOptions
 
@@ -138,7 +140,7 @@ def barrier(
             batch_size=batch_size,
             device=device.value,
             head_cost=LibraryHeadCost(head_cost.value),
-            feedforward=feedforward,
+            scope=LibraryScope(scope.value),
             temperature=not no_temperature,
         )
         accelerator = _accelerator(device)

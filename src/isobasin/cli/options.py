@@ -35,6 +35,14 @@ class HeadCost(StrEnum):
     cosine = "cosine"
 
 
+class Scope(StrEnum):
+    """What of a model is moved."""
+
+    attention = "attention"
+    block = "block"
+    model = "model"
+
+
 class Device(StrEnum):
     """Where the work is done."""
 
@@ -95,6 +103,12 @@ HeadCostOption = Annotated[
         "or cosine.",
     ),
 ]
-FeedForwardOption = Annotated[
-    bool, typer.Option("--feedforward", help="Match the units of feed-forward blocks as well as the heads.")
+ScopeOption = Annotated[
+    Scope,
+    typer.Option(
+        "--scope",
+        metavar="SCOPE",
+        help="What is moved: attention (heads), block (feed-forward units too), or model (the residual stream as well, "
+        "for models that were trained apart).",
+    ),
 ]

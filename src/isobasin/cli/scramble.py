@@ -14,12 +14,13 @@ from isobasin.cli.options import (
     DeviceOption,
     Dtype,
     DtypeOption,
-    FeedForwardOption,
     ForceOption,
     JsonOption,
     ModelArgument,
     NoVerifyOption,
     OutputOption,
+    Scope,
+    ScopeOption,
     SeedOption,
 )
 
@@ -33,7 +34,7 @@ def scramble(
     condition: Annotated[
         float, typer.Option("--condition", metavar="X", help="Condition number of every random map, at least 1.")
     ] = 10.0,
-    feedforward: FeedForwardOption = False,
+    scope: ScopeOption = Scope.attention,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = Dtype.keep,
     force: ForceOption = False,
@@ -45,9 +46,7 @@ def scramble(
     with working("reading") as progress:
         from isobasin.pipeline.moving import apply, random_alignment
 
-        element = random_alignment(
-            model, seed=seed, condition=condition, feedforward=feedforward, allow_pickle=allow_pickle
-        )
+        element = random_alignment(model, seed=seed, condition=condition, scope=scope.value, allow_pickle=allow_pickle)
         moved = apply(
             element,
             model,

@@ -26,7 +26,7 @@ from isobasin.model import Model, Source, open_checkpoint, read_blocks, understa
 from isobasin.pipeline.aligning import align
 from isobasin.pipeline.comparing import differing_entries
 from isobasin.pipeline.interpolating import check_same_tensors
-from isobasin.pipeline.settings import Progress, check_device, silent
+from isobasin.pipeline.settings import Progress, Scope, check_device, silent
 from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
@@ -59,7 +59,7 @@ class Measuring:
         batch_size: Examples of one forward pass.
         device: Where the losses are computed.
         head_cost: What stage 1 compares.
-        feedforward: Match the units of feed-forward blocks as well.
+        scope: What of the models is matched.
         temperature: Calibrate the softmax temperature at every point, as a control.
     """
 
@@ -68,7 +68,7 @@ class Measuring:
     batch_size: int = 32
     device: str = "cpu"
     head_cost: HeadCost = HeadCost.rotary
-    feedforward: bool = False
+    scope: Scope = Scope.attention
     temperature: bool = True
 
     def __post_init__(self) -> None:
@@ -187,7 +187,7 @@ def _run_record(
         settings={
             "batch_size": how.batch_size,
             "head_cost": how.head_cost.value,
-            "feedforward": how.feedforward,
+            "scope": how.scope.value,
             "temperature": how.temperature,
             **settings,
         },
@@ -290,7 +290,7 @@ class _Lines:
                 Path(scratch) / "moved",
                 method=method,
                 head_cost=self._how.head_cost,
-                feedforward=self._how.feedforward,
+                scope=self._how.scope,
                 device=torch.device(self._device).type,
                 progress=self._progress,
             )

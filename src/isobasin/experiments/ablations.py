@@ -29,7 +29,7 @@ from isobasin.matching.heads import HeadCost
 from isobasin.model import Model, open_model, read_blocks
 from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.moving import write_moved
-from isobasin.pipeline.settings import Matching, Running
+from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.records.curves import NAIVE
 from isobasin.symmetries import attention
 from isobasin.symmetries.groups import BilinearGroup
@@ -56,7 +56,7 @@ class AblationOptions:
         device: Where the losses are computed.
         permutations: How many head permutations are drawn where there are more than 24.
         seed: Of that draw.
-        feedforward: Match feed-forward blocks as well.
+        scope: What of the models is matched.
     """
 
     points: int = POINTS
@@ -64,7 +64,7 @@ class AblationOptions:
     device: str = "cpu"
     permutations: int = 23
     seed: int = 0
-    feedforward: bool = False
+    scope: Scope = Scope.attention
 
 
 def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, layer: int = 0) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, 
         with its "heads", stage 1's "cost", whether it was "chosen", and its curve.
     """
     with _Pair.open(a, b, examples, options) as pair:
-        base = pair.match(Matching(feedforward=options.feedforward))
+        base = pair.match(Matching(scope=options.scope))
         site = pair.b.specification.sites[layer]
         weights = read_blocks(pair.a, [layer]), read_blocks(pair.b, [layer])
         table = stage_one.head_costs(site.group, *weights)[0]
@@ -113,7 +113,7 @@ def stage_2(a: Folder, b: Folder, examples: Examples, options: AblationOptions) 
     with _Pair.open(a, b, examples, options) as pair:
         found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
         for method in (Method.heads, Method.orthogonal, Method.paper, Method.gauss_newton):
-            moved = pair.match(Matching(method, feedforward=options.feedforward))
+            moved = pair.match(Matching(method, scope=options.scope))
             found[NAIVE].setdefault("distance", moved.distance()["before"])
             found[method.value] = {**pair.curve(moved), "distance": moved.distance()["after"]}
     return {"methods": _with_percent(found)}
@@ -129,7 +129,7 @@ def head_costs(a: Folder, b: Folder, examples: Examples, options: AblationOption
     with _Pair.open(a, b, examples, options) as pair:
         found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
         for cost in HeadCost:
-            moved = pair.match(Matching(head_cost=cost, feedforward=options.feedforward))
+            moved = pair.match(Matching(head_cost=cost, scope=options.scope))
             heads = [_flat(_heads_of(moved, index)) for index in range(len(moved.layers))]
             same = next((row for row in found.values() if row.get("heads") == heads), None)
             curve = pair.curve(moved) if same is None else same
@@ -167,7 +167,7 @@ def symmetry_breaking(
         groups: dict[str, Any] = {}
         for name, wrong in (("H", False), ("GL", True)):
             one = pair.in_wrong_group() if wrong else pair
-            moved = one.match(Matching(feedforward=options.feedforward))
+            moved = one.match(Matching(scope=options.scope))
             curve = one.curve(moved)
             change = {str(offset): _change(pair.b, moved, offset) for offset in offsets}
             before = naive["losses"][-1]

@@ -199,11 +199,16 @@ def _pair(job: Job) -> dict[str, Any]:
         points=spec["points"],
         batch_size=spec["batch"],
         device=job.options.device,
-        feedforward=spec["feedforward"],
+        scope=_matched(spec),
     )
     # Records name the models: relative paths say nothing of the machine.
     models = [os.path.relpath(model) for model in job.models]
     return line_results(measure(models, job.tests(), job.folder, how, force=True, progress=job.progress))
+
+
+def _matched(spec: dict[str, Any]) -> str:
+    """What of two models is matched: that which was drawn anew."""
+    return "block" if spec["feedforward"] else "attention"
 
 
 def _reinitialise(job: Job) -> dict[str, Any]:
@@ -231,7 +236,7 @@ def _on_pair(job: Job, measured: Callable[..., dict[str, Any]], *extra: Any) -> 
         device=job.options.device,
         permutations=spec.get("permutations", 23),
         seed=spec.get("seed", 0),
-        feedforward=spec["feedforward"],
+        scope=_matched(spec),
     )
     tests = job.tests()
     return {"test_data": _facts(tests), **measured(*job.models, tests, *extra, options)}

@@ -30,7 +30,8 @@ from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import HeadCost
 from isobasin.model import Blocks, Fingerprint, Source, TensorBlocks, batches, open_model, read_blocks
 from isobasin.pipeline.moving import write_moved
-from isobasin.pipeline.settings import Matching, Progress, Running, silent
+from isobasin.pipeline.settings import Matching, Progress, Running, Scope, silent
+from isobasin.pipeline.whole import match_whole
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
@@ -45,7 +46,8 @@ def align(
     *,
     method: Method | str = Method.gauss_newton,
     head_cost: HeadCost | str = HeadCost.rotary,
-    feedforward: bool = False,
+    scope: Scope | str = Scope.attention,
+    keep_gains: bool = False,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     max_condition: float | None = None,
@@ -69,8 +71,10 @@ def align(
         output: Folder to write the moved model to, with `alignment.safetensors`; None writes nothing.
         method: "gauss-newton", or "paper" for the published algorithm.
         head_cost: "rotary" (the complete invariant), "frobenius", or "centred" (the paper's).
-        feedforward: Move the feed-forward blocks too: their units are permuted, and scaled where the activation lets
-            scales pass.
+        scope: "attention", "block" (feed-forward blocks too), or "model": the residual stream as well, by all maps that
+            its normalisations let pass once their gains are folded into what reads them. The moved model then has the
+            reference's gains, so that a straight line between the two is one between the folded models.
+        keep_gains: With scope "model": fold nothing, which leaves permutations of the residual stream.
         device: "cpu" or "cuda".
         dtype: Type of the moved weights; None keeps each tensor's.
         max_condition: Largest condition number of a map on GL(n); None: 1e8 for float64, 1e4 for float32, 100 for
@@ -87,11 +91,11 @@ def align(
         IsobasinError: A subclass says what is wrong with the input or the output, in one line.
         VerificationError: The moved model computes something else; nothing was written.
     """
-    matching = Matching(Method(method), HeadCost(head_cost), max_condition, feedforward)
+    matching = Matching(Method(method), HeadCost(head_cost), max_condition, Scope(scope), keep_gains)
     running = Running(device, dtype, verify, force, progress)
     with ExitStack() as stack:
         a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
-        check_comparable(a.specification, b.specification, feedforward=feedforward)
+        check_comparable(a.specification, b.specification, feedforward=matching.feedforward)
         if output is None:
             return match_models(a, b, matching, running)
         check_output(output, [a.checkpoint.folder, b.checkpoint.folder], force)
@@ -108,7 +112,7 @@ def align_tensors(
     *,
     method: Method | str = Method.gauss_newton,
     head_cost: HeadCost | str = HeadCost.rotary,
-    feedforward: bool = False,
+    scope: Scope | str = Scope.attention,
     device: str = "cpu",
     max_condition: float | None = None,
     verify: bool = True,
@@ -121,7 +125,8 @@ def align_tensors(
         specification: Where the blocks' projections lie and which group each block has.
         method: Stage-2 solver.
         head_cost: What stage 1 compares.
-        feedforward: Move the feed-forward blocks too, which the specification must name.
+        scope: What is moved; the specification must name feed-forward blocks for "block" and the residual stream, too,
+            for "model".
         device: "cpu" or "cuda".
         max_condition: Largest condition number of a map on GL(n).
         verify: Compare the blocks' functions before and after, as `attend` computes them.
@@ -133,13 +138,43 @@ def align_tensors(
         TensorError: A tensor is missing, misshapen or not finite.
         ArchitectureError: Feed-forward blocks are asked for, and the specification names none.
     """
-    matching = Matching(Method(method), HeadCost(head_cost), max_condition, feedforward)
+    matching = Matching(Method(method), HeadCost(head_cost), max_condition, Scope(scope))
     blocks = [TensorBlocks(n, t, specification) for n, t in (("reference", reference), ("model", model))]
     return match_models(blocks[0], blocks[1], matching, Running(device, verify=verify))
 
 
 def match_models(a: Blocks, b: Blocks, matching: Matching, running: Running) -> Alignment:
-    """Match all blocks of two models, as many at a time as fit in memory; arguments as `align`."""
+    """Match two models; arguments as `align`."""
+    if matching.scope is not Scope.model:
+        return match_blocks(a, b, matching, running)
+    # Folded models are in float64, whatever the result is stored in.
+    dtype = running.dtype or max(b.dtype(feedforward=True), a.dtype(feedforward=True), key=lambda k: torch.finfo(k).eps)
+    inside = replace(matching, scope=Scope.block, keep_gains=False, max_condition=matching.limit(dtype))
+    within = replace(running, verify=False, dtype=dtype, progress=silent)
+    found = match_whole(a, b, lambda x, y: match_blocks(x, y, inside, within), matching, running)
+    facts = {**found.provenance, **_contents(a, b, matching), "scope": str(matching.scope)}
+    return replace(found, provenance=facts)
+
+
+def _contents(a: Blocks, b: Blocks, matching: Matching) -> dict[str, str]:
+    """SHA-256 of what is matched of two whole models."""
+    digests: dict[str, str] = {}
+    for role, blocks in (("reference", a), ("model", b)):
+        fingerprint = Fingerprint()
+        stream = blocks.residual(keep_gains=matching.keep_gains)
+        inside: set[str] = set()
+        for site in (*blocks.specification.sites, *blocks.feedforwards()):
+            fingerprint.update(site, blocks.stored(site))
+            inside |= site.shapes().keys()
+        outer = [name for name in stream.ordered() if name not in inside]
+        for index, name in enumerate(outer):
+            fingerprint.add(f"stream.{index}", blocks.checked([name])[name])
+        digests[f"{role}_sha256"] = fingerprint.hexdigest()
+    return digests
+
+
+def match_blocks(a: Blocks, b: Blocks, matching: Matching, running: Running) -> Alignment:
+    """Match all blocks of two models as they are, as many at a time as fit in memory; arguments as `align`."""
     prints = Fingerprint(), Fingerprint()
     pairs = list(zip(a.feedforwards(), b.feedforwards(), strict=True)) if matching.feedforward else []
     steps = len(b.specification.sites) + len(pairs)

@@ -20,14 +20,16 @@ from isobasin.alignment import (
     FeedForwardStatistics,
     LayerAlignment,
     LayerStatistics,
+    ResidualAlignment,
     condition_of,
 )
+from isobasin.alignment.stream import gains_of
 from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.matching import circuits
 from isobasin.model import Model, Source, open_model, quiet_transformers, understand
-from isobasin.pipeline.settings import Progress, Running, check_condition, silent
-from isobasin.symmetries import attention
+from isobasin.pipeline.settings import Progress, Running, Scope, check_condition, silent
+from isobasin.symmetries import attention, residual
 from isobasin.symmetries.feedforward import sample
 from isobasin.verification import Verification, tolerance_of, verify_models
 
@@ -91,12 +93,18 @@ def apply(
 
 
 def random_alignment(
-    model: Source, *, seed: int = 0, condition: float = 10.0, feedforward: bool = False, allow_pickle: bool = False
+    model: Source,
+    *,
+    seed: int = 0,
+    condition: float = 10.0,
+    scope: Scope | str = Scope.attention,
+    allow_pickle: bool = False,
 ) -> Alignment:
     """A random group element for every block: heads permuted, every map of the given condition number.
 
-    Bias shifts, where they are free, are as large as the weights themselves. With `feedforward`, units of feed-forward
-    blocks are permuted too, and scaled by ratios up to `condition` where the activation lets scales pass.
+    Bias shifts, where they are free, are as large as the weights themselves. In scope "block" units of feed-forward
+    blocks are permuted too, and scaled by ratios up to `condition` where the activation lets scales pass. In scope
+    "model" the residual stream is turned as well, and normalisations get other gains and biases.
     """
     check_condition("condition", condition)
     generator = torch.Generator().manual_seed(seed)
@@ -111,10 +119,18 @@ def random_alignment(
             FeedForwardAlignment(
                 site.layer, site.group, sample(site.group, generator, condition=condition), FeedForwardStatistics()
             )
-            for site in (opened.feedforwards() if feedforward else ())
+            for site in (opened.feedforwards() if Scope(scope) is not Scope.attention else ())
         )
         provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
-        return Alignment(opened.specification.model_type, tuple(layers), provenance, feedforward=moved)
+        stream = _random_residual(opened, generator, condition) if Scope(scope) is Scope.model else None
+        return Alignment(opened.specification.model_type, tuple(layers), provenance, feedforward=moved, residual=stream)
+
+
+def _random_residual(model: Model, generator: torch.Generator, condition: float) -> ResidualAlignment:
+    """A random move of the residual stream."""
+    stream = model.residual()
+    element = residual.sample(stream.group, *gains_of(model, stream), generator, condition)
+    return ResidualAlignment(stream.group, element)
 
 
 def scramble(
@@ -123,7 +139,7 @@ def scramble(
     *,
     seed: int = 0,
     condition: float = 10.0,
-    feedforward: bool = False,
+    scope: Scope | str = Scope.attention,
     allow_pickle: bool = False,
     dtype: torch.dtype | None = None,
     verify: bool = True,
@@ -131,9 +147,7 @@ def scramble(
     progress: Progress = silent,
 ) -> Moved:
     """The same function with other weights: `random_alignment`, applied; arguments as there and in `apply`."""
-    element = random_alignment(
-        model, seed=seed, condition=condition, feedforward=feedforward, allow_pickle=allow_pickle
-    )
+    element = random_alignment(model, seed=seed, condition=condition, scope=scope, allow_pickle=allow_pickle)
     options = {"dtype": dtype, "verify": verify, "force": force, "allow_pickle": allow_pickle, "progress": progress}
     return apply(element, model, output, **options)  # pyright: ignore[reportArgumentType]
 

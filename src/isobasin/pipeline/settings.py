@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 
@@ -18,6 +19,19 @@ Progress = Callable[[str, int, int], None]
 MAX_CONDITION = {torch.float64: 1e8, torch.float32: 1e4, torch.float16: 1e2, torch.bfloat16: 1e2}
 
 
+class Scope(StrEnum):
+    """What of a model is matched.
+
+    * attention: the heads of every attention block.
+    * block: feed-forward blocks too: their units are permuted, and scaled where the activation lets scales pass.
+    * model: the residual stream as well, with embeddings, heads and normalisations: whatever was trained apart.
+    """
+
+    attention = "attention"
+    block = "block"
+    model = "model"
+
+
 def silent(what: str, done: int, total: int) -> None:
     """No progress shown."""
 
@@ -30,17 +44,27 @@ class Matching:
         method: Stage-2 solver.
         head_cost: What stage 1 compares.
         max_condition: Largest condition number of any map on GL(n); None: by the type of the result.
-        feedforward: Match the feed-forward blocks as well as attention.
+        scope: What of the models is matched.
+        keep_gains: Whole models only: leave the gains of normalisations with their coordinates, so that the residual
+            stream is permuted only.
     """
 
     method: Method = Method.gauss_newton
     head_cost: HeadCost = HeadCost.rotary
     max_condition: float | None = None
-    feedforward: bool = False
+    scope: Scope = Scope.attention
+    keep_gains: bool = False
 
     def __post_init__(self) -> None:
         if self.max_condition is not None:
             check_condition("max condition", self.max_condition)
+        if self.keep_gains and self.scope is not Scope.model:
+            raise IsobasinError("--keep-gains is about the residual stream: it goes with --scope model")
+
+    @property
+    def feedforward(self) -> bool:
+        """Whether feed-forward blocks are matched as well as attention."""
+        return self.scope is not Scope.attention
 
     def limit(self, dtype: torch.dtype) -> float:
         """The largest condition number for a result stored in `dtype`."""

@@ -5,6 +5,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import Plane, linears, separate
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 
 _LAYER = "encoder.layer.{layer}"
 _ATTENTION = f"{_LAYER}.attention"
@@ -38,4 +39,28 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _LAYER, projections, config.hidden_act)
 
 
-FAMILY = Family("bert", ("bert.",), blocks, feedforwards=feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of a BERT: normalised after every sum, and read by a pooler or by a transform."""
+    words = "embeddings.word_embeddings.weight"
+    return Stream(
+        embeddings=(
+            (words, 1),
+            ("embeddings.position_embeddings.weight", 1),
+            ("embeddings.token_type_embeddings.weight", 1),
+        ),
+        heads=(
+            Head("pooler.dense", base=True),
+            Head("cls.predictions.transform.dense", transform="cls.predictions.transform.LayerNorm"),
+            Head("cls.predictions.decoder", tied=words),
+            Head("qa_outputs"),
+        ),
+        attention_norm=f"{_ATTENTION}.output.LayerNorm",
+        feedforward_norm=f"{_LAYER}.output.LayerNorm",
+        final_norm=None,
+        embedding_norm="embeddings.LayerNorm",
+        post=True,
+        outside=("classifier.", "cls.predictions.bias", "cls.seq_relationship."),
+    )
+
+
+FAMILY = Family("bert", ("bert.",), blocks, feedforwards=feedforwards, stream=stream)

@@ -3,4 +3,4 @@
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
 
-FAMILY = Family("deit", ("deit.",), vit.blocks, feedforwards=vit.feedforwards)
+FAMILY = Family("deit", ("deit.",), vit.blocks, feedforwards=vit.feedforwards, stream=vit.stream)

@@ -9,6 +9,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_blocks, transposed_linears
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 
 _ATTENTION = "h.{layer}.attn"
 _FEEDFORWARD = "h.{layer}.mlp"
@@ -30,4 +31,15 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
 
 
-FAMILY = Family("gpt2", ("transformer.",), blocks, ("attn.bias", "attn.masked_bias"), feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of a GPT-2."""
+    return Stream(
+        embeddings=(("wte.weight", 1), ("wpe.weight", 1)),
+        heads=(Head("lm_head", tied="wte.weight"), Head("score"), Head("classifier"), Head("qa_outputs")),
+        attention_norm="h.{layer}.ln_1",
+        feedforward_norm="h.{layer}.ln_2",
+        final_norm="ln_f",
+    )
+
+
+FAMILY = Family("gpt2", ("transformer.",), blocks, ("attn.bias", "attn.masked_bias"), feedforwards, stream)

@@ -9,6 +9,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_heads, half_planes, linears
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 
 _ATTENTION = "layers.{layer}.attention"
 _FEEDFORWARD = "layers.{layer}.mlp"
@@ -34,10 +35,22 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
 
 
+def stream(config: Config) -> Stream:
+    """The residual stream of a GPT-NeoX; both blocks may read the same sum, each through its own normalisation."""
+    return Stream(
+        embeddings=(("embed_in.weight", 1),),
+        heads=(Head("embed_out", tied="embed_in.weight"), Head("score"), Head("classifier"), Head("qa_outputs")),
+        attention_norm="layers.{layer}.input_layernorm",
+        feedforward_norm="layers.{layer}.post_attention_layernorm",
+        final_norm="final_layer_norm",
+    )
+
+
 FAMILY = Family(
     "gpt_neox",
     ("gpt_neox.",),
     blocks,
     buffers=("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"),
     feedforwards=feedforwards,
+    stream=stream,
 )

@@ -8,6 +8,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import interleaved_planes, linears, separate
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "h.{layer}.attn"
@@ -40,6 +41,17 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
 
 
+def stream(config: Config) -> Stream:
+    """The residual stream of a GPT-J: one normalisation serves both blocks of a layer."""
+    return Stream(
+        embeddings=(("wte.weight", 1),),
+        heads=(Head("lm_head", tied="wte.weight"), Head("score"), Head("qa_outputs")),
+        attention_norm="h.{layer}.ln_1",
+        feedforward_norm="h.{layer}.ln_1",
+        final_norm="ln_f",
+    )
+
+
 FAMILY = Family(
-    "gptj", ("transformer.",), blocks, ("attn.bias", "attn.masked_bias", "attn.embed_positions"), feedforwards
+    "gptj", ("transformer.",), blocks, ("attn.bias", "attn.masked_bias", "attn.embed_positions"), feedforwards, stream
 )

@@ -25,4 +25,4 @@ def blocks(config: Config) -> list[AttentionSite]:
     return regrouped(config, bert.blocks)
 
 
-FAMILY = Family("isobasin_bert", bert.FAMILY.prefixes, blocks, feedforwards=bert.feedforwards)
+FAMILY = Family("isobasin_bert", bert.FAMILY.prefixes, blocks, feedforwards=bert.feedforwards, stream=bert.stream)

@@ -29,4 +29,4 @@ def blocks(config: Config) -> list[AttentionSite]:
     return regrouped(config, _usual)
 
 
-FAMILY = Family("isobasin_vit", vit.FAMILY.prefixes, blocks, feedforwards=vit.feedforwards)
+FAMILY = Family("isobasin_vit", vit.FAMILY.prefixes, blocks, feedforwards=vit.feedforwards, stream=vit.stream)

@@ -8,6 +8,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import half_planes, linears, separate
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "layers.{layer}.self_attn"
@@ -50,8 +51,20 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return decoder_feedforwards(config, bias=config.mlp_bias)
 
 
+def stream(config: Config) -> Stream:
+    """The residual stream of a decoder of Llama's kind."""
+    return Stream(
+        embeddings=(("embed_tokens.weight", 1),),
+        heads=(Head("lm_head", tied="embed_tokens.weight"), Head("score"), Head("qa_outputs")),
+        attention_norm="layers.{layer}.input_layernorm",
+        feedforward_norm="layers.{layer}.post_attention_layernorm",
+        final_norm="norm",
+        mean=False,
+    )
+
+
 # Question answering puts "transformer." before the names, all other heads "model.".
 PREFIXES = ("model.", "transformer.")
 BUFFERS = ("rotary_emb.inv_freq",)
 
-FAMILY = Family("llama", PREFIXES, blocks, BUFFERS, feedforwards)
+FAMILY = Family("llama", PREFIXES, blocks, BUFFERS, feedforwards, stream)

@@ -11,4 +11,5 @@ FAMILY = Family(
     partial(llama.decoder_blocks, bias=False, output_bias=False),
     llama.BUFFERS,
     partial(llama.decoder_feedforwards, bias=False),
+    llama.stream,
 )

@@ -14,4 +14,5 @@ FAMILY = Family(
     partial(llama.decoder_blocks, bias=True, output_bias=False),
     llama.BUFFERS,
     partial(llama.decoder_feedforwards, bias=False),
+    llama.stream,
 )

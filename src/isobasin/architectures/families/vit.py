@@ -5,6 +5,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import linears, separate
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 
 # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
 _LAYER = "encoder.layer.{layer}"
@@ -39,4 +40,27 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _LAYER, projections, config.hidden_act)
 
 
-FAMILY = Family("vit", ("vit.",), blocks, feedforwards=feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of a ViT."""
+    return Stream(
+        embeddings=(
+            ("embeddings.cls_token", 2),
+            ("embeddings.distillation_token", 2),
+            ("embeddings.mask_token", 2),
+            ("embeddings.position_embeddings", 2),
+            ("embeddings.patch_embeddings.projection.weight", 0),
+            ("embeddings.patch_embeddings.projection.bias", 0),
+        ),
+        heads=(
+            Head("classifier"),
+            Head("cls_classifier"),
+            Head("distillation_classifier"),
+            Head("pooler.dense", base=True),
+        ),
+        attention_norm=f"{_LAYER}.layernorm_before",
+        feedforward_norm=f"{_LAYER}.layernorm_after",
+        final_norm="layernorm",
+    )
+
+
+FAMILY = Family("vit", ("vit.",), blocks, feedforwards=feedforwards, stream=stream)

@@ -1,0 +1,159 @@
+"""A model seen in another basis of its residual stream: the same function, tensor by tensor as they are asked for.
+
+With own gains g and biases n, new ones g' and n', and the map T, what reads a folded normalisation becomes
+
+    W' = diag(1/g') T^{-1} diag(g) W,      b' = b + n W - n' W',
+
+where W has shape (in, out); what writes moves as `W T`. Where a reader has no bias, n moves along the stream instead,
+`n' = g' * ((n / g) T)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from isobasin.architectures.residual import Norm, Residual, Role
+from isobasin.architectures.schema import FeedForwardSite, Specification
+from isobasin.errors import TensorError
+from isobasin.model import Blocks
+from isobasin.symmetries.residual import Basis, ResidualElement, move_axis, scale_axis
+
+
+@dataclass(frozen=True, eq=False)
+class Turned(Blocks):
+    """A model after a move of its residual stream, in float64 as it is computed.
+
+    Attributes:
+        model: The model before it.
+        stream: Its residual stream.
+        element: The move.
+        device: Where it is computed.
+    """
+
+    model: Blocks
+    stream: Residual
+    element: ResidualElement
+    device: str = "cpu"
+    _inverse: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        element = self.element.to(self.device)
+        linear = self.stream.group.basis is Basis.linear
+        object.__setattr__(self, "element", element)
+        object.__setattr__(self, "_inverse", torch.linalg.inv(element.matrix).mT if linear else element.matrix)
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the user called the model."""
+        return self.model.name
+
+    @property
+    def specification(self) -> Specification:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the tensors mean: the same as before."""
+        return self.model.specification
+
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The stored type of every tensor of the model."""
+        return self.model.dtypes()
+
+    def size(self, name: str) -> int:
+        """Number of values of a tensor."""
+        return self.model.size(name)
+
+    def feedforwards(self) -> tuple[FeedForwardSite, ...]:
+        """The feed-forward blocks of the model."""
+        return self.model.feedforwards()
+
+    def residual(self, *, keep_gains: bool = False) -> Residual:
+        """The residual stream of the model."""
+        return self.model.residual(keep_gains=keep_gains)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The moved tensors of these names."""
+        return {name: self._moved(name) for name in names}
+
+    def _moved(self, name: str) -> Tensor:
+        for index, norm in enumerate(self.stream.norms):
+            if name == norm.gain:
+                return self.element.gains[index]
+            if name == norm.bias:
+                return self._bias(index, norm)
+            for reader in norm.readers:
+                if name == reader.weight:
+                    return self._reader(index, norm, name, reader.axis)
+                if name == reader.bias:
+                    return self._reader_bias(index, norm, reader.weight, reader.axis, name)
+        tensor = self._own(name)
+        for item in self.stream.along:
+            if item.tensor == name:
+                tensor = move_axis(self._map(item.role), tensor, item.axis)
+        return tensor
+
+    def _own(self, name: str) -> Tensor:
+        """A tensor of the model as it was."""
+        tensor = self.model.checked([name])[name]
+        return tensor.to(self.device, torch.float64) if tensor.is_floating_point() else tensor
+
+    def _map(self, role: Role) -> Tensor:
+        """What an axis of this role is multiplied by."""
+        if role is Role.gain:
+            return self.element.matrix.abs()
+        return self.element.matrix if role is Role.vector else self._inverse
+
+    def _reader(self, index: int, norm: Norm, weight: str, axis: int) -> Tensor:
+        folded = scale_axis(self._own(norm.gain), self._own(weight), axis)
+        return scale_axis(1 / self.element.gains[index], move_axis(self._inverse, folded, axis), axis)
+
+    def _reader_bias(self, index: int, norm: Norm, weight: str, axis: int, name: str) -> Tensor:
+        bias = self._own(name)
+        if norm.bias is None:
+            return bias
+        before = torch.tensordot(self._own(norm.bias), self._own(weight), ([0], [axis]))
+        moved = self._reader(index, norm, weight, axis)
+        return bias + before - torch.tensordot(self._bias(index, norm), moved, ([0], [axis]))
+
+    def _bias(self, index: int, norm: Norm) -> Tensor:
+        """The normalisation's new bias n'."""
+        if norm.absorbed:
+            return self.element.biases[index]
+        assert norm.bias is not None
+        return self.element.gains[index] * (
+            offset(norm, self._own(norm.gain), self._own(norm.bias), self.name) @ self.element.matrix
+        )
+
+    def rest(self, done: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """The moved tensors that are not among these names, one at a time."""
+        for name in sorted(self.stream.names() - set(done)):
+            yield self.read([name])
+
+
+def offset(norm: Norm, gain: Tensor, bias: Tensor, name: str) -> Tensor:
+    """N / g of a normalisation whose bias moves along the stream.
+
+    Raises:
+        TensorError: A gain is 0 where the bias isn't: then the stream holds no such vector.
+    """
+    lost = (gain == 0) & (bias != 0)
+    if bool(lost.any()):
+        where = int(lost.nonzero()[0, 0])
+        raise TensorError(
+            f"{name}: {norm.gain!r} is 0 at {where} and {norm.bias!r} is not: the residual stream can't be moved, use "
+            "--scope block"
+        )
+    return torch.where(bias == 0, torch.zeros_like(bias), bias / gain)
+
+
+def gains_of(model: Blocks, stream: Residual, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """The gains and biases of all folded normalisations in float64, `(norms, d)` each; no bias is 0."""
+    width = stream.group.width
+    gains = torch.ones(len(stream.norms), width, dtype=torch.float64, device=device)
+    biases = torch.zeros_like(gains)
+    for index, norm in enumerate(stream.norms):
+        gains[index] = model.checked([norm.gain])[norm.gain].to(gains)
+        if norm.bias is not None:
+            biases[index] = model.checked([norm.bias])[norm.bias].to(gains)
+    return gains, biases

@@ -1,0 +1,89 @@
+"""Where the residual stream runs through a checkpoint's tensors, and which group of maps it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from isobasin.symmetries.residual import ResidualGroup
+
+
+class Role(StrEnum):
+    """How an axis moves with the stream's basis T.
+
+    * vector: as the stream itself, `x <- x T`: what writes into it.
+    * covector: as what reads from it without a folded normalisation between, by `T^{-1}`.
+    * gain: a factor of every coordinate, by `|T|`: it is permuted, and has no sign.
+    """
+
+    vector = "vector"
+    covector = "covector"
+    gain = "gain"
+
+
+@dataclass(frozen=True)
+class Along:
+    """An axis of a stored tensor that runs along the stream."""
+
+    tensor: str
+    axis: int
+    role: Role = Role.vector
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A projection that reads what a folded normalisation returns: its weight, the axis it reads along, its bias."""
+
+    weight: str
+    axis: int
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation `y = x̂ g + n` that is folded into its readers.
+
+    Attributes:
+        gain: The tensor g.
+        bias: The tensor n, or None.
+        readers: All that read y.
+    """
+
+    gain: str
+    bias: str | None
+    readers: tuple[Reader, ...]
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether n can pass into the readers' biases; where one has none, n moves along the stream as `n / g`."""
+        return self.bias is not None and all(reader.bias is not None for reader in self.readers)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The residual stream of a checkpoint.
+
+    Attributes:
+        group: Which maps it has.
+        along: Everything that runs along it but for folded normalisations and their readers.
+        norms: The folded normalisations.
+        centred: Whether normalisations subtract the mean.
+    """
+
+    group: ResidualGroup
+    along: tuple[Along, ...]
+    norms: tuple[Norm, ...] = ()
+    centred: bool = False
+
+    def ordered(self) -> list[str]:
+        """The tensors that it runs through, or that hold the biases of what reads it, each once."""
+        found: list[str | None] = [item.tensor for item in self.along]
+        for norm in self.norms:
+            found += [norm.gain, norm.bias]
+            for reader in norm.readers:
+                found += [reader.weight, reader.bias]
+        return list(dict.fromkeys(name for name in found if name is not None))
+
+    def names(self) -> set[str]:
+        """The same without order."""
+        return set(self.ordered())

@@ -1,0 +1,74 @@
+"""From the tensors along two residual streams to the map of the basis that brings one onto the other.
+
+Tensors come as matrices `(d, rest)` whose rows are the stream's coordinates. Over the maps T of a group,
+
+    minimise  Σ_vectors ||A - T^T B||² + Σ_covectors ||A - T^{-1} B||² + Σ_gains ||a - |T|^T b||²,
+
+which for orthogonal T is `max <T, C>`, `C = Σ B A^T`: orthogonal Procrustes, one assignment for signed permutations,
+and the problem of a head's map (`isobasin.matching.subspace`) for GL(d).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from isobasin.matching import subspace
+from isobasin.symmetries.residual import Basis, ResidualGroup, complement, lift
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class StreamPairs:
+    """The tensors along two streams, reference and model, by the way they move; each `(d, rest)` float64."""
+
+    vectors: Sequence[Pair]
+    covectors: Sequence[Pair]
+    gains: Sequence[Pair] = ()
+
+
+def fit(group: ResidualGroup, pairs: StreamPairs) -> Tensor:
+    """The best map T of the group, `(d, d)`."""
+    if group.basis is Basis.linear:
+        return _linear(group, pairs)
+    cross = _cross(group, [*pairs.vectors, *pairs.covectors])
+    if group.basis is Basis.orthogonal:
+        return subspace.polar(cross)
+    if group.basis is Basis.centred:
+        basis = complement(group.width, cross.device)
+        return lift(subspace.polar(basis.mT @ cross @ basis), basis)
+    gains = _cross(group, pairs.gains)
+    signs = torch.ones_like(cross)
+    if group.basis is Basis.signed:
+        signs[cross < 0] = -1
+    rows, columns = linear_sum_assignment((signs * cross + gains).cpu().numpy(), maximize=True)
+    matrix = torch.zeros_like(cross)
+    matrix[rows, columns] = signs[rows, columns]
+    return matrix
+
+
+def _cross(group: ResidualGroup, pairs: Sequence[Pair]) -> Tensor:
+    """C = Σ B A^T, `(d, d)`."""
+    total = torch.zeros(group.width, group.width, dtype=torch.float64, device=pairs[0][0].device if pairs else "cpu")
+    for a, b in pairs:
+        total.addmm_(b, a.mT)
+    return total
+
+
+def _linear(group: ResidualGroup, pairs: StreamPairs) -> Tensor:
+    """T on GL(d): with `L <- L U^T` and `R <- R U^{-1}`, vectors are L, covectors R, and T is U^T."""
+
+    def side(pairs: Sequence[Pair], which: int) -> Tensor:
+        stacked = [pair[which].mT for pair in pairs]
+        return torch.cat(stacked) if stacked else torch.zeros(1, group.width, dtype=torch.float64)
+
+    core = subspace.reduce(
+        side(pairs.vectors, 0), side(pairs.vectors, 1), side(pairs.covectors, 0), side(pairs.covectors, 1)
+    )
+    batched = subspace.Core(*(x.unsqueeze(0) for x in vars(core).values()))
+    return subspace.gauss_newton(batched).matrix[0].mT.contiguous()

@@ -1,0 +1,341 @@
+"""Matching whole models: the residual stream and all blocks together, by coordinate descent.
+
+Both models are brought to the gauge in which normalisations are folded into their readers, and in which what LayerNorm
+subtracts is left out. There the total distance is a sum over tensors that each belong to a few factors of the group;
+with the blocks fixed the stream's map is one Procrustes problem, and with the map fixed every block is matched as it is
+alone (arXiv 2606.17830, section 3; the residual map is this library's).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+from torch import Tensor
+
+from isobasin.alignment import Alignment, ResidualAlignment, ResidualStatistics
+from isobasin.alignment.stream import gains_of, offset
+from isobasin.architectures.residual import Residual, Role
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Specification
+from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
+from isobasin.matching.residual import StreamPairs, fit
+from isobasin.model import Blocks, TensorBlocks
+from isobasin.pipeline.settings import Matching, Running
+from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup, move_axis, scale_axis
+from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
+
+# Gains of the reference smaller than this share of their root mean square are replaced by it: readers are divided by
+# them.
+_SMALL_GAIN = 1e-3
+# A sweep that lowers the squared distance by a smaller share than this is the last.
+_FALL = 1e-5
+_SWEEPS = 100
+# Float64 copies of both models that are held at once, about.
+_COPIES = 5
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One axis along the stream: which tensor of either model, and how it moves; the models' names may differ."""
+
+    reference: str
+    model: str
+    axis: int
+    role: Role
+
+
+Tensors = dict[str, Tensor]
+
+
+def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
+    """All tensors along the stream and of all blocks in float64, normalisations folded and means left out."""
+    sites = (*blocks.specification.sites, *blocks.feedforwards())
+    names = stream.names() | {name for site in sites for name in site.shapes()}
+    own = {n: t.to(device, torch.float64) for n, t in blocks.checked(sorted(names)).items()}
+    tensors = dict(own)
+    for norm in stream.norms:
+        gain = own[norm.gain]
+        bias = None if norm.bias is None else own[norm.bias]
+        for reader in norm.readers:
+            tensors[reader.weight] = scale_axis(gain, own[reader.weight], reader.axis)
+            if bias is not None and norm.absorbed and reader.bias is not None:
+                tensors[reader.bias] = own[reader.bias] + torch.tensordot(
+                    bias, own[reader.weight], ([0], [reader.axis])
+                )
+        del tensors[norm.gain]
+        if norm.bias is not None and bias is not None:
+            del tensors[norm.bias]
+            if not norm.absorbed:
+                tensors[norm.bias] = offset(norm, gain, bias, blocks.name)
+    if stream.centred and stream.group.basis is Basis.centred:
+        _centre(stream, tensors)
+    return tensors
+
+
+def _centre(stream: Residual, tensors: Tensors) -> None:
+    """Leave out what no LayerNorm passes on: the mean of what writes, and of what reads."""
+    for item in stream.along:
+        tensors[item.tensor] = tensors[item.tensor] - tensors[item.tensor].mean(item.axis, keepdim=True)
+    for norm in stream.norms:
+        if norm.bias is None or norm.absorbed:
+            for reader in norm.readers:
+                tensors[reader.weight] = tensors[reader.weight] - tensors[reader.weight].mean(reader.axis, keepdim=True)
+
+
+def slots(a: Residual, b: Residual) -> list[Slot]:
+    """Every axis along the streams of two models that are alike, folded normalisations and all."""
+    found = [Slot(x.tensor, y.tensor, x.axis, x.role) for x, y in zip(a.along, b.along, strict=True)]
+    for ours, theirs in zip(a.norms, b.norms, strict=True):
+        for x, y in zip(ours.readers, theirs.readers, strict=True):
+            found.append(Slot(x.weight, y.weight, x.axis, Role.covector))
+        if ours.bias is not None and theirs.bias is not None and not ours.absorbed:
+            found.append(Slot(ours.bias, theirs.bias, 0, Role.vector))
+    return found
+
+
+def turn(stream: Residual, along: Iterable[Slot], tensors: Mapping[str, Tensor], matrix: Tensor) -> Tensors:
+    """A folded model in another basis."""
+    inverse = torch.linalg.inv(matrix).mT if stream.group.basis is Basis.linear else matrix
+    maps = {Role.vector: matrix, Role.covector: inverse, Role.gain: matrix.abs()}
+    new = dict(tensors)
+    for slot in along:
+        new[slot.model] = move_axis(maps[slot.role], new[slot.model], slot.axis)
+    return new
+
+
+def pairs(along: Iterable[Slot], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> StreamPairs:
+    """What the stream's map is fitted to."""
+
+    def rows(tensor: Tensor, axis: int) -> Tensor:
+        return torch.movedim(tensor, axis, 0).flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(-1)
+
+    found: dict[Role, list[tuple[Tensor, Tensor]]] = {role: [] for role in Role}
+    for slot in along:
+        found[slot.role].append((rows(a[slot.reference], slot.axis), rows(b[slot.model], slot.axis)))
+    return StreamPairs(found[Role.vector], found[Role.covector], found[Role.gain])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two folded models whose streams run through alike tensors.
+
+    Attributes:
+        a, b: Reference and model, as they were opened.
+        streams: Their residual streams.
+        along: Every axis along them.
+        tensors: Both in float64, folded.
+        device: Where they are.
+    """
+
+    a: Blocks
+    b: Blocks
+    streams: tuple[Residual, Residual]
+    along: tuple[Slot, ...]
+    tensors: tuple[Tensors, Tensors]
+    device: str
+
+    @classmethod
+    def of(cls, a: Blocks, b: Blocks, *, keep_gains: bool = False, device: str = "cpu") -> Pair:
+        """Fold two models.
+
+        Raises:
+            ArchitectureError: Their streams are not alike, or nothing is known of them.
+            IsobasinError: They don't fit in memory.
+        """
+        streams = a.residual(keep_gains=keep_gains), b.residual(keep_gains=keep_gains)
+        _check_alike(*streams)
+        _check_memory(a, b, streams)
+        along = tuple(slots(*streams))
+        return cls(a, b, streams, along, (fold(a, streams[0], device), fold(b, streams[1], device)), device)
+
+    @property
+    def group(self) -> ResidualGroup:
+        """The streams' group."""
+        return self.streams[1].group
+
+    def reference(self) -> TensorBlocks:
+        """The folded reference, as blocks that can be matched."""
+        return _as_blocks(self.a, self.tensors[0])
+
+    def turned(self, matrix: Tensor) -> TensorBlocks:
+        """The folded model in another basis."""
+        return _as_blocks(self.b, turn(self.streams[1], self.along, self.tensors[1], matrix))
+
+    def squares(self, moved: Mapping[str, Tensor]) -> float:
+        """The squared distance of the reference and a moved model."""
+        names = self.names()
+        return math.fsum(float((self.tensors[0][x] - moved[y]).square().sum()) for x, y in names)
+
+    def names(self) -> list[tuple[str, str]]:
+        """The tensors of either model that belong together, each once."""
+        found = {(slot.reference, slot.model): None for slot in self.along}
+        for ours, theirs in zip(_sites(self.a), _sites(self.b), strict=True):
+            for name in ("weight", "bias"):
+                for role in ours.projections:
+                    x, y = (getattr(site.projections[role], name) for site in (ours, theirs))
+                    if x is not None:
+                        found[x, y] = None
+        return list(found)
+
+    def outer(self) -> list[Slot]:
+        """The axes outside all blocks: embeddings, and the heads that outputs are read with."""
+        inside = {name for site in _sites(self.a) for name in site.shapes()}
+        return [slot for slot in self.along if slot.reference not in inside]
+
+    def fitted(self, along: Iterable[Slot], moved: Mapping[str, Tensor]) -> Tensor:
+        """The best map of the stream for a model whose blocks are moved already, looking at some axes."""
+        return fit(self.group, pairs(along, self.tensors[0], moved))
+
+
+def _sites(blocks: Blocks) -> tuple[AttentionSite | FeedForwardSite, ...]:
+    return (*blocks.specification.sites, *blocks.feedforwards())
+
+
+def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:
+    return TensorBlocks(blocks.name, tensors, _described(blocks))
+
+
+def _described(blocks: Blocks) -> Specification:
+    """What the blocks' tensors mean, the residual stream left out."""
+    return replace(blocks.specification, feedforwards=blocks.feedforwards(), residual=None)
+
+
+def _check_alike(a: Residual, b: Residual) -> None:
+    if a.group != b.group:
+        raise ArchitectureError(f"reference's residual stream has group {a.group}, model's {b.group}")
+    shapes = [([(x.axis, x.role) for x in s.along], [(len(n.readers), n.absorbed) for n in s.norms]) for s in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise ArchitectureError("the residual streams run through different tensors: give two models with one head")
+
+
+def _check_memory(a: Blocks, b: Blocks, streams: tuple[Residual, Residual]) -> None:
+    """Refuse models that don't fit in memory in float64, before the system ends the program."""
+    needed = 0
+    for blocks, stream in zip((a, b), streams, strict=True):
+        names = stream.names() | {name for site in _sites(blocks) for name in site.shapes()}
+        needed += 8 * _COPIES // 2 * sum(blocks.size(name) for name in names)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise IsobasinError(
+            f"--scope model holds both models in float64: about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are "
+            "free; use --scope block"
+        )
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where coordinate descent from one start ended.
+
+    Attributes:
+        start: What it is called.
+        matrix: The stream's map.
+        blocks: The elements of all blocks after it.
+        moved: The folded model's tensors after all moves.
+        squares: The squared distance.
+        sweeps: How often all factors were matched.
+    """
+
+    start: str
+    matrix: Tensor
+    blocks: Alignment
+    moved: Tensors
+    squares: float
+    sweeps: int
+
+
+Match = Callable[[Blocks, Blocks], Alignment]
+
+
+def descend(pair: Pair, start: str, matrix: Tensor, match: Match) -> Descent:
+    """Match blocks and stream in turn until the distance stops falling.
+
+    Args:
+        pair: The folded models.
+        start: What the start is called.
+        matrix: The stream's map to begin with.
+        match: Matches all blocks of two models.
+    """
+    best: Descent | None = None
+    for sweep in range(1, _SWEEPS + 1):
+        turned = pair.turned(matrix)
+        found = match(pair.reference(), turned)
+        moved = dict(turned.tensors)
+        for tensors in found.moved(turned, pair.device):
+            moved |= tensors
+        squares = pair.squares(moved)
+        if best is not None and not squares < best.squares * (1 - _FALL):
+            break
+        best = Descent(start, matrix, found, moved, squares, sweep)
+        matrix = matrix @ pair.fitted(pair.along, moved)
+    assert best is not None
+    return best
+
+
+def starts(pair: Pair) -> dict[str, Tensor]:
+    """Maps of the stream to begin with, by name."""
+    identity = torch.eye(pair.group.width, dtype=torch.float64, device=pair.device)
+    return {"embeddings": pair.fitted(pair.outer(), pair.tensors[1]), "identity": identity}
+
+
+def match_whole(a: Blocks, b: Blocks, match: Match, matching: Matching, running: Running) -> Alignment:
+    """Match two whole models.
+
+    Args:
+        a: The reference.
+        b: The model to move.
+        match: Matches all blocks of two models; used on folded ones.
+        matching: How whole models are matched.
+        running: Where.
+
+    Returns:
+        The alignment of the best start. The moved model has the reference's gains and biases of normalisations, so
+        that a straight line between the two files is one between the folded models.
+    """
+    pair = Pair.of(a, b, keep_gains=matching.keep_gains, device=running.device)
+    ends: list[Descent] = []
+    options = starts(pair)
+    for done, (name, matrix) in enumerate(options.items()):
+        running.progress("matching", done, len(options))
+        ends.append(descend(pair, name, matrix, match))
+    running.progress("matching", len(options), len(options))
+    best = min(ends, key=lambda end: end.squares)
+    found = replace(best.blocks, residual=_entry(pair, best, matching.keep_gains))
+    return replace(found, verified=_check(pair, best, found)) if running.verify else found
+
+
+def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
+    """Make the move on the model itself and fold what comes out: nothing but rounding may differ from the descent's.
+
+    Raises:
+        VerificationError: The move changes the function.
+    """
+    tensors = {name: t.to(pair.device, torch.float64) for name, t in pair.b.checked(pair.streams[1].names()).items()}
+    for moved in found.moved(pair.b, pair.device):
+        tensors |= moved
+    blocks = TensorBlocks(pair.b.name, tensors, replace(_described(pair.b), residual=pair.streams[1]))
+    again = fold(blocks, pair.streams[1], pair.device)
+    turned = pair.turned(end.matrix)
+    checks = [compare_tensors({y: end.moved[y] for _, y in pair.names()}, again)]
+    for site in turned.specification.sites:
+        checks.append(compare_blocks(site.group, site.read(turned.tensors), site.read(again)))
+    for site in turned.specification.feedforwards:
+        checks.append(compare_feedforward(site.activation, site.read(turned.tensors), site.read(again)))
+    worst = max(checks, key=lambda check: check.max_rel)
+    if not worst.equal:
+        raise VerificationError(f"the moved model differs by {worst.max_rel:.2g} relative: lower --max-condition")
+    return worst
+
+
+def _entry(pair: Pair, end: Descent, keep_gains: bool) -> ResidualAlignment:
+    """The residual stream's part of an alignment."""
+    gains, biases = gains_of(pair.a, pair.streams[0], pair.device)
+    own = gains_of(pair.b, pair.streams[1], pair.device)
+    limit = _SMALL_GAIN * gains.square().mean(-1, keepdim=True).sqrt()
+    small = gains.abs() < limit
+    element = ResidualElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
+    before = math.sqrt(pair.squares(pair.tensors[1]))
+    statistics = ResidualStatistics(before, math.sqrt(end.squares), end.start, end.sweeps, int(small.sum()))
+    return ResidualAlignment(pair.group, element.to("cpu"), keep_gains, statistics)

@@ -1,0 +1,208 @@
+"""The symmetry group of the residual stream: one map of the basis that all layers write into and read from.
+
+With row vectors x of width d, an element T takes x to `x T`: what writes into the stream moves as `W <- W T`, what
+reads from it as `W <- T^{-1} W`, W of shape (in, out). Which T a model allows follows from what stands between the
+stream and its readers. A normalisation `y = x̂ g + n` is folded into its readers first, `W <- diag(g) W` and
+`b <- b + n W`, and taken out of them again with any other gain and bias. That is no part of T, and T may then be any
+map that commutes with the bare normalisation x̂.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+
+class Basis(StrEnum):
+    """Which maps of the stream leave the function unchanged.
+
+    * permutation: S_d, where a gain or a tied embedding holds on to every coordinate.
+    * signed: signed permutations, S_d ⋉ {±1}^d: likewise where signs pass too (RMSNorm).
+    * centred: orthogonal maps that fix the vector of ones: O(d - 1). All that LayerNorm lets pass once its gain is
+      folded: it subtracts the mean, so that direction is no part of the stream.
+    * orthogonal: O(d): RMSNorm whose gain is folded.
+    * linear: GL(d): no normalisation at all.
+    """
+
+    permutation = "permutation"
+    signed = "signed"
+    centred = "centred"
+    orthogonal = "orthogonal"
+    linear = "linear"
+
+    @property
+    def discrete(self) -> bool:
+        """Whether elements only permute coordinates, and perhaps change their signs."""
+        return self in (Basis.permutation, Basis.signed)
+
+
+@dataclass(frozen=True)
+class ResidualGroup:
+    """The symmetry group of one model's residual stream.
+
+    Attributes:
+        width: d.
+        basis: Which maps it has.
+    """
+
+    width: int
+    basis: Basis
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the continuous part, gains and biases of normalisations not counted."""
+        d = self.width
+        continuous = {
+            Basis.centred: (d - 1) * (d - 2) // 2,
+            Basis.orthogonal: d * (d - 1) // 2,
+            Basis.linear: d * d,
+        }
+        return continuous.get(self.basis, 0)
+
+    def __str__(self) -> str:
+        d = self.width
+        names = {
+            Basis.permutation: f"S_{d}",
+            Basis.signed: f"{{±1}}^{d} ⋊ S_{d}",
+            Basis.centred: f"O({d - 1})",
+            Basis.orthogonal: f"O({d})",
+            Basis.linear: f"GL({d})",
+        }
+        return names[self.basis]
+
+
+@dataclass(frozen=True)
+class ResidualElement:
+    """A map of the stream, and the gains and biases that the folded normalisations have before and after.
+
+    Attributes:
+        matrix: T, `(d, d)` float64; `x <- x T`.
+        gains: Those after the move by normalisation, `(norms, d)`; no entry is 0.
+        biases: Likewise; a normalisation whose bias can't pass into its readers doesn't take this one, see
+            `isobasin.architectures.residual`.
+        old_gains: Those of the model that the element was found for: what the inverse goes back to.
+        old_biases: Likewise.
+    """
+
+    matrix: Tensor
+    gains: Tensor
+    biases: Tensor
+    old_gains: Tensor
+    old_biases: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parts by name; `ResidualElement(**parts)` is the inverse."""
+        return dict(vars(self))
+
+    def to(self, device: torch.device | str) -> ResidualElement:
+        """The same element on another device."""
+        return ResidualElement(**{name: part.to(device) for name, part in self.tensors().items()})
+
+
+def identity(group: ResidualGroup, gains: Tensor, biases: Tensor) -> ResidualElement:
+    """The element that moves nothing in a model with these gains and biases, `(norms, d)` each."""
+    matrix = torch.eye(group.width, dtype=torch.float64, device=gains.device)
+    return ResidualElement(matrix, gains, biases, gains.clone(), biases.clone())
+
+
+def contains(group: ResidualGroup, element: ResidualElement, tolerance: float = 1e-9) -> bool:
+    """Whether the map is one that the group has, up to rounding, and no gain is 0."""
+    t, d = element.matrix, group.width
+    if t.shape != (d, d) or not all(bool(x.isfinite().all()) for x in element.tensors().values()):
+        return False
+    if bool((element.gains == 0).any()):
+        return False
+    if group.basis is Basis.linear:
+        return bool(torch.linalg.svdvals(t)[-1] > 0)
+    if float((t @ t.mT - torch.eye(d, dtype=t.dtype, device=t.device)).abs().max()) > tolerance:
+        return False
+    if group.basis is Basis.centred:
+        return float((t.sum(0) - 1).abs().max()) <= tolerance * math.sqrt(d)
+    if group.basis.discrete:
+        allowed = (t == 0) | (t == 1) | ((t == -1) if group.basis is Basis.signed else torch.zeros_like(t).bool())
+        return bool(allowed.all())
+    return True
+
+
+def sample(
+    group: ResidualGroup, gains: Tensor, biases: Tensor, generator: torch.Generator, condition: float = 10.0
+) -> ResidualElement:
+    """A random element for a model with these gains and biases.
+
+    Args:
+        group: The group.
+        gains: `(norms, d)` float64; each is multiplied by a positive number, `ln` of it uniform on
+            ±½ ln(condition).
+        biases: `(norms, d)`; each gets a normal one added, of the size of the gains.
+        generator: CPU generator; the only source of randomness.
+        condition: Largest ratio of two gains' factors, and the condition number of a map in GL(d).
+    """
+    spread = (torch.rand(gains.shape, generator=generator, dtype=torch.float64) - 0.5) * math.log(condition)
+    shift = torch.randn(biases.shape, generator=generator, dtype=torch.float64).to(biases.device)
+    size = gains.square().mean().sqrt() if gains.numel() else gains.sum()
+    matrix = _sample_matrix(group, generator, condition).to(gains.device)
+    # A family of normalisations without biases has zeros here, and keeps them.
+    has_bias = (biases != 0).any(-1, keepdim=True)
+    moved = gains * spread.to(gains.device).exp()
+    return ResidualElement(matrix, moved, biases + shift * size * has_bias, gains.clone(), biases.clone())
+
+
+def _sample_matrix(group: ResidualGroup, generator: torch.Generator, condition: float) -> Tensor:
+    d = group.width
+
+    def rotation(n: int) -> Tensor:
+        q, r = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+        return q * r.diagonal().sign()
+
+    if group.basis.discrete:
+        order = torch.rand(d, generator=generator, dtype=torch.float64).argsort()
+        signs = torch.randint(0, 2, (d,), generator=generator).double() * 2 - 1
+        matrix = torch.eye(d, dtype=torch.float64)[order]
+        return matrix * signs if group.basis is Basis.signed else matrix
+    if group.basis is Basis.centred:
+        return lift(rotation(d - 1), complement(d))
+    if group.basis is Basis.orthogonal:
+        return rotation(d)
+    exponents = torch.linspace(-0.5, 0.5, d, dtype=torch.float64) * math.log(condition)
+    return rotation(d) @ (exponents.exp().unsqueeze(-1) * rotation(d))
+
+
+def compose(second: ResidualElement, first: ResidualElement) -> ResidualElement:
+    """The element that acts as `first` and then `second`."""
+    return replace(second, matrix=first.matrix @ second.matrix, old_gains=first.old_gains, old_biases=first.old_biases)
+
+
+def inverse(group: ResidualGroup, element: ResidualElement) -> ResidualElement:
+    """The element that takes the move back."""
+    matrix = torch.linalg.inv(element.matrix) if group.basis is Basis.linear else element.matrix.mT.contiguous()
+    return ResidualElement(matrix, element.old_gains, element.old_biases, element.gains, element.biases)
+
+
+def complement(width: int, device: torch.device | str = "cpu") -> Tensor:
+    """An orthonormal basis of what is orthogonal to the vector of ones, `(d, d - 1)` (Helmert's)."""
+    basis = torch.ones(width, width, dtype=torch.float64, device=device).triu()[:, 1:]
+    index = torch.arange(1, width, dtype=torch.float64, device=device)
+    basis[index.long(), torch.arange(width - 1, device=device)] = -index
+    return basis / (index * (index + 1)).sqrt()
+
+
+def lift(rotation: Tensor, basis: Tensor) -> Tensor:
+    """The map that acts as `rotation` on the span of `basis`' columns and fixes the vector of ones, `(d, d)`."""
+    d = basis.shape[0]
+    return basis @ rotation @ basis.mT + torch.full((d, d), 1 / d, dtype=basis.dtype, device=basis.device)
+
+
+def move_axis(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """`tensor` with `matrix` applied along an axis of the stream: `new[.. j ..] = Σ_i tensor[.. i ..] T[i, j]`."""
+    return torch.movedim(torch.movedim(tensor, axis, -1) @ matrix, -1, axis)
+
+
+def scale_axis(gains: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """`tensor` with each slice along an axis multiplied by its gain."""
+    shape = [1] * tensor.ndim
+    shape[axis] = -1
+    return tensor * gains.reshape(shape)

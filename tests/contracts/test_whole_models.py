@@ -1,0 +1,153 @@
+"""The laws of `test_families` for whole models: residual stream, normalisations, feed-forward units and heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import isobasin
+from contracts.checks import tensors
+from isobasin.alignment import Alignment
+from isobasin.architectures.registry import family
+from isobasin.errors import AlignmentError, ArchitectureError, TensorError
+from isobasin.model import open_model
+from isobasin.symmetries.residual import Basis
+from isobasin.testing.assertions import assert_function_preserved
+from isobasin.testing.tiny import TINY_MODELS, tiny
+
+UNTIED = {"tie_word_embeddings": False}
+VARIANTS = (
+    tiny("gpt2", "untied", config=UNTIED),
+    tiny("llama", "tied", config={"tie_word_embeddings": True}),
+    tiny("llama", "biases", config={"mlp_bias": True, "attention_bias": True}),
+    tiny("gpt_neox", "tied", config={"tie_word_embeddings": True}),
+)
+MODELS = tuple(m for m in TINY_MODELS if not m.variant and family(m.model_type).stream is not None)
+every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)
+
+
+def stream_of(folder: Path, **options: bool):
+    with open_model(folder) as opened:
+        return opened.residual(**options)
+
+
+def gap(a: Path, b: Path) -> float:
+    """The largest relative difference of any stored tensor."""
+    one, other = tensors(a), tensors(b)
+    assert one.keys() == other.keys()
+    return max(float((one[n] - other[n]).abs().max() / one[n].abs().max().clamp(min=1e-9)) for n in one)
+
+
+@every_model
+@pytest.mark.parametrize("condition", [1.0, 100.0])
+def test_a_scrambled_model_computes_the_same(model, condition, saved, tmp_path):
+    original, out = saved(model), tmp_path / "out"
+    isobasin.scramble(original, out, seed=1, condition=condition, scope="model", verify=False)
+    assert_function_preserved(original, out, 10 * model.allowed(condition), hidden=False)
+    assert gap(original, out) > 0.1
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_align_brings_a_whole_model_back(model, dtype, saved, tmp_path):
+    original, scrambled, out = saved(model, dtype=dtype), tmp_path / "scrambled", tmp_path / "aligned"
+    assert isobasin.scramble(original, scrambled, seed=5, condition=4.0, scope="model").verified.equal
+    found = isobasin.align(original, scrambled, out, scope="model")
+    assert found.verified.equal
+    statistics = found.residual.statistics
+    assert statistics.distance_after < (1e-7 if dtype == torch.float64 else 1e-4) * statistics.distance_before
+    # What LayerNorm subtracts is no part of the stream, so that tensors along it may differ by it; nothing else may.
+    if stream_of(original).group.basis is not Basis.centred:
+        assert gap(original, out) < (1e-6 if dtype == torch.float64 else 1e-3)
+
+
+@every_model
+def test_moves_compose_and_are_taken_back(model, saved, tmp_path):
+    original = saved(model)
+    first = isobasin.random_alignment(original, seed=2, condition=4.0, scope="model")
+    first.apply(original, tmp_path / "first", verify=False)
+    second = isobasin.random_alignment(tmp_path / "first", seed=3, condition=4.0, scope="model")
+    second.apply(tmp_path / "first", tmp_path / "second", verify=False)
+    second.compose(first).apply(original, tmp_path / "both", verify=False)
+    assert gap(tmp_path / "second", tmp_path / "both") < 1e-9
+    first.inverse().apply(tmp_path / "first", tmp_path / "back", verify=False)
+    assert gap(original, tmp_path / "back") < 1e-9
+
+
+@every_model
+def test_the_file_says_the_same(model, saved, tmp_path):
+    original = saved(model)
+    found = isobasin.random_alignment(original, seed=4, scope="model")
+    found.save(tmp_path / "move.safetensors")
+    loaded = Alignment.load(tmp_path / "move.safetensors")
+    assert loaded.residual.group == found.residual.group
+    for name, part in found.residual.element.tensors().items():
+        assert torch.equal(part, loaded.residual.element.tensors()[name])
+    loaded.apply(original, tmp_path / "loaded", verify=False)
+    found.apply(original, tmp_path / "found", verify=False)
+    assert gap(tmp_path / "loaded", tmp_path / "found") < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "basis"),
+    [
+        ("gpt2", {}, Basis.permutation),
+        ("gpt2", UNTIED, Basis.centred),
+        ("llama", UNTIED, Basis.orthogonal),
+        ("llama", {"tie_word_embeddings": True}, Basis.signed),
+        ("bert", {}, Basis.permutation),
+        ("vit", {}, Basis.centred),
+    ],
+)
+def test_the_group_is_the_one_that_the_architecture_allows(model_type, options, basis, tmp_path):
+    folder = tiny(model_type, "basis", config=options).save(tmp_path / "model")
+    assert stream_of(folder).group.basis is basis
+    kept = Basis.signed if model_type == "llama" else Basis.permutation
+    assert stream_of(folder, keep_gains=True).group.basis is kept
+
+
+def test_gains_can_be_kept(saved, tmp_path):
+    original = saved(tiny("llama", "kept-gains", config=UNTIED))
+    found = isobasin.align(original, original, tmp_path / "out", scope="model", keep_gains=True)
+    assert found.residual.keep_gains
+    assert found.residual.group.basis is Basis.signed
+    assert gap(original, tmp_path / "out") < 1e-9
+    other = isobasin.random_alignment(original, scope="model")
+    with pytest.raises(AlignmentError, match="different groups"):
+        other.compose(found)
+
+
+def test_a_model_without_head_is_refused(saved, tmp_path):
+    base = saved(tiny("llama", "base", config=UNTIED), base=True)
+    with pytest.raises(ArchitectureError, match="has no head, so its hidden states are its output"):
+        isobasin.align(base, base, tmp_path / "out", scope="model")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_that_nobody_knows_is_refused(saved, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny("llama", "unknown", config=UNTIED).save(tmp_path / "model")
+    file = folder / "model.safetensors"
+    save_file({**load_file(file), "model.extra.weight": torch.ones(32, 32)}, file, {"format": "pt"})
+    with pytest.raises(TensorError, match=r"'model.extra.weight' has no known part in the residual stream"):
+        isobasin.scramble(folder, tmp_path / "out", scope="model")
+
+
+def test_a_small_gain_of_the_reference_is_replaced(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny_llama = tiny("llama", "small-gain", config=UNTIED)
+    folders = [tiny_llama.save(tmp_path / str(seed), seed) for seed in (0, 1)]
+    file = folders[0] / "model.safetensors"
+    stored = load_file(file)
+    stored["model.norm.weight"][3] = 0
+    save_file(stored, file, {"format": "pt"})
+    found = isobasin.align(*folders, tmp_path / "out", scope="model")
+    assert found.verified.equal
+    assert found.residual.statistics.small_gains == 1
+    moved = tensors(tmp_path / "out")["model.norm.weight"]
+    assert moved[3] > 0
+    assert torch.equal(moved[4:], stored["model.norm.weight"][4:])
