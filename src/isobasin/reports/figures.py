@@ -233,9 +233,14 @@ def _note(pair: Pair, calibrated: bool = False) -> str:
             barrier = line.curve.calibrated_barrier if calibrated else line.curve.barrier
             barriers.append(f"{line.style.short} {'not finite' if barrier is None else number(barrier)}")
     unfinished = [line.style.short for line in pair.lines if line.curve is None]
-    parts = [("barrier", barriers), ("unfinished", unfinished)]
-    # A name and its number stay on one line.
-    texts = [f"{what}: {', '.join(item.replace(' ', _NBSP) for item in items)}" for what, items in parts if items]
+    return folded({"barrier": barriers, "unfinished": unfinished})
+
+
+def folded(parts: Mapping[str, Sequence[str]]) -> str:
+    """A panel's note on lines that it has room for: what there is of every part; an item isn't broken."""
+    texts = [
+        f"{what}: {', '.join(item.replace(' ', _NBSP) for item in items)}" for what, items in parts.items() if items
+    ]
     return _plain("\n".join(textwrap.wrap("; ".join(texts), 46)))
 
 
