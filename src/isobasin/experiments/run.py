@@ -15,10 +15,9 @@ from typing import Any, Protocol
 from pydantic_core import to_json
 
 from isobasin.checkpoints.output import check_output, disk_errors, write_file_atomically
-from isobasin.errors import OutputError
+from isobasin.errors import ConfigurationError, OutputError
 from isobasin.execution.tasks import Engine, Failure, Progress, Task
 from isobasin.experiments.cells import RECORD, SCHEMA_VERSION, TRAINED, Cell, Store
-from isobasin.experiments.configuration import ConfigurationError
 from isobasin.experiments.plan import SettingPlan, all_cells, pending, plans
 from isobasin.experiments.settings import ExperimentSettings, near
 from isobasin.experiments.smoke import shrunk

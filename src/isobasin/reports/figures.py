@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.checkpoints import write_file_atomically
-from isobasin.errors import DependencyError
+from isobasin.errors import BARRIER_EXTRA, DependencyError
 from isobasin.reports.style import PERCENT, STEEP, Style, metric_name, number
 from isobasin.reports.view import Pair, View
-
-EXTRA = 'pip install "isobasin[barrier]"'
-"""What brings matplotlib and Jinja2."""
 
 _COLUMNS = 4
 _WIDTH, _HEIGHT = 3.7, 2.9
@@ -71,7 +68,7 @@ def require_matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DependencyError(f"figures need matplotlib: {EXTRA}") from error
+        raise DependencyError(f"figures need matplotlib: {BARRIER_EXTRA}") from error
     return Figure
 
 

@@ -11,8 +11,8 @@ import experiment_records
 import pytest
 from experiment_records import NAIVE, OURS
 
+from isobasin.errors import ConfigurationError
 from isobasin.experiments.cells import RECORD
-from isobasin.experiments.configuration import ConfigurationError
 from isobasin.reports.experiment import write_experiment_report
 from isobasin.reports.experiment_tables import Spread, Table
 
