@@ -59,8 +59,11 @@ class Row:
     log: bool = False
 
 
-def require_matplotlib() -> Any:
+def require_matplotlib(extra: str = BARRIER_EXTRA) -> Any:
     """The figure class of matplotlib, which needs no display.
+
+    Args:
+        extra: What to install if it is missing.
 
     Raises:
         DependencyError: matplotlib is missing.
@@ -68,7 +71,7 @@ def require_matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DependencyError(f"figures need matplotlib: {BARRIER_EXTRA}") from error
+        raise DependencyError(f"figures need matplotlib: {extra}") from error
     return Figure
 
 
