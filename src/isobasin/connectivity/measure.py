@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from isobasin.errors import ArchitectureError, IsobasinError, RecordError
 from isobasin.matching.attention import Method
 from isobasin.matching.heads import HeadCost, head_costs
 from isobasin.model import Model, Source, open_checkpoint, read_blocks, understand
-from isobasin.pipeline.aligning import align
+from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.comparing import differing_entries
 from isobasin.pipeline.interpolating import check_same_tensors
-from isobasin.pipeline.settings import Progress, check_device, silent
+from isobasin.pipeline.moving import write_moved
+from isobasin.pipeline.settings import Matching, Progress, Running, check_device, silent
 from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
@@ -129,10 +130,11 @@ def measure(
     with ExitStack() as stack:
         opened = [stack.enter_context(open_checkpoint(m, allow_pickle=allow_pickle)) for m in models]
         names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
-        _check_alike(names, opened, how)
+        _check_alike(names, opened)
+        understood = _understood(names, opened, how) if how.moves else []
         check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
         run = _run_record(names, opened, examples, how, settings or {}, progress)
-        lines = _Lines(run, names, opened, examples, how, accelerator, progress)
+        lines = _Lines(run, understood, opened, examples, how, accelerator, progress)
         lines.open(Path(output), force)
         for pair in itertools.combinations(range(len(models)), 2):
             for method in how.methods:
@@ -140,7 +142,7 @@ def measure(
         return lines.finish()
 
 
-def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: Measuring) -> None:
+def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse models between which there is no line, before any work."""
     for name, other in zip(names[1:], checkpoints[1:], strict=True):
         check_same_tensors(checkpoints[0], other)
@@ -150,10 +152,14 @@ def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: M
                 f"{names[0]} and {name}: {entry} is {first} in one and {second} in the other; "
                 "a line needs two of one architecture"
             )
-    if how.moves:
-        first, *others = (understand(n, c).specification for n, c in zip(names, checkpoints, strict=True))
-        for other in others:
-            check_comparable(first, other)
+
+
+def _understood(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: Measuring) -> list[Model]:
+    """The models, refused where one can't be moved to another."""
+    models = [understand(name, checkpoint) for name, checkpoint in zip(names, checkpoints, strict=True)]
+    for model in models[1:]:
+        check_comparable(models[0].specification, model.specification, feedforward=how.feedforward)
+    return models
 
 
 def _run_record(
@@ -201,14 +207,14 @@ class _Lines:
     def __init__(
         self,
         run: RunRecord,
-        names: Sequence[str],
+        models: Sequence[Model],
         checkpoints: Sequence[Checkpoint],
         examples: Examples,
         how: Measuring,
         accelerator: Any,
         progress: Progress,
     ) -> None:
-        self._run, self._names, self._checkpoints = run, names, checkpoints
+        self._run, self._models, self._checkpoints = run, models, checkpoints
         self._examples, self._how, self._accelerator, self._progress = examples, how, accelerator, progress
         self._device = how.device if accelerator is None else str(accelerator.device)
         self._writes = accelerator is None or accelerator.is_main_process
@@ -281,19 +287,14 @@ class _Lines:
         if method == NAIVE:
             yield self._checkpoints[second].folder
             return
-        a, b = (self._checkpoints[index].folder for index in (first, second))
+        a, b = self._models[first], self._models[second]
+        matching = Matching(Method(method), self._how.head_cost, feedforward=self._how.feedforward)
+        running = Running(torch.device(self._device).type, progress=self._progress)
         with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
             started = time.perf_counter()
-            found = align(
-                a,
-                b,
-                Path(scratch) / "moved",
-                method=method,
-                head_cost=self._how.head_cost,
-                feedforward=self._how.feedforward,
-                device=torch.device(self._device).type,
-                progress=self._progress,
-            )
+            # The written model is verified as a whole: its blocks need no check of their own.
+            found = match_models(a, b, matching, replace(running, verify=False))
+            write_moved(found, b, Path(scratch) / "moved", running)
             seconds = time.perf_counter() - started
             self._append(self._alignment_record((first, second), method, found, seconds))
             yield Path(scratch) / "moved"
@@ -301,7 +302,7 @@ class _Lines:
     def _alignment_record(
         self, pair: tuple[int, int], method: str, found: Alignment, seconds: float
     ) -> AlignmentRecord:
-        one, other = (understand(self._names[index], self._checkpoints[index]) for index in pair)
+        one, other = (self._models[index] for index in pair)
         rows = [_layer_record(one, other, i, layer, self._how.head_cost) for i, layer in enumerate(found.layers)]
         return AlignmentRecord(pair=pair, method=method, seconds=seconds, layers=tuple(rows))
 
