@@ -17,6 +17,7 @@ import torch
 from isobasin.alignment import Alignment, LayerAlignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import Checkpoint, check_output
+from isobasin.checkpoints.output import sole_writer
 from isobasin.connectivity import path as line
 from isobasin.connectivity.path import POINTS, LinearPath
 from isobasin.errors import ArchitectureError, IsobasinError, RecordError
@@ -135,6 +136,8 @@ def measure(
         check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
         run = _run_record(names, opened, examples, how, settings or {}, progress)
         lines = _Lines(run, understood, opened, examples, how, accelerator, progress)
+        if lines.writes:
+            stack.enter_context(sole_writer(Path(output)))
         lines.open(Path(output), force)
         for pair in itertools.combinations(range(len(models)), 2):
             for method in how.methods:
@@ -217,14 +220,14 @@ class _Lines:
         self._run, self._models, self._checkpoints = run, models, checkpoints
         self._examples, self._how, self._accelerator, self._progress = examples, how, accelerator, progress
         self._device = how.device if accelerator is None else str(accelerator.device)
-        self._writes = accelerator is None or accelerator.is_main_process
+        self.writes = accelerator is None or accelerator.is_main_process
         self._points: dict[Key, dict[float, PointRecord]] = {}
         pairs = len(checkpoints) * (len(checkpoints) - 1) // 2
         self._total = pairs * len(how.methods) * how.points
 
     def open(self, output: Path, force: bool) -> None:
         """Continue the records in a folder, or begin them with the first evaluation."""
-        if force and self._writes:
+        if force and self.writes:
             self._drop_other(output)
         self._wait()
         self._file = RecordFile(output)
@@ -263,7 +266,7 @@ class _Lines:
 
     def finish(self) -> Measured:
         """Record what the whole lines say; all records."""
-        if self._writes:
+        if self.writes:
             before = RecordFile.read(self._file.path)
             for key, found in finished_curves(before).items():
                 if before.curves.get(key) != found:
@@ -321,7 +324,7 @@ class _Lines:
         self._points.setdefault((point.pair, point.method), {})[point.t] = point
 
     def _append(self, record: RunRecord | AlignmentRecord | PointRecord) -> None:
-        if self._writes:
+        if self.writes:
             self._file.append(record)
 
     def _wait(self) -> None:
