@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from isobasin.alignment import Alignment as Alignment
     from isobasin.architectures.schema import AttentionSite as AttentionSite
+    from isobasin.architectures.schema import FeedForwardSite as FeedForwardSite
     from isobasin.architectures.schema import Layout as Layout
     from isobasin.architectures.schema import Projection as Projection
     from isobasin.architectures.schema import Specification as Specification
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from isobasin.pipeline.moving import apply as apply
     from isobasin.pipeline.moving import random_alignment as random_alignment
     from isobasin.pipeline.moving import scramble as scramble
+    from isobasin.symmetries.feedforward import FeedForwardGroup as FeedForwardGroup
+    from isobasin.symmetries.feedforward import FeedForwardWeights as FeedForwardWeights
     from isobasin.symmetries.groups import AttentionGroup as AttentionGroup
     from isobasin.symmetries.groups import BilinearGroup as BilinearGroup
     from isobasin.symmetries.weights import AttentionWeights as AttentionWeights
@@ -39,7 +42,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "alignment": ("Alignment",),
-    "architectures.schema": ("AttentionSite", "Layout", "Projection", "Specification"),
+    "architectures.schema": ("AttentionSite", "FeedForwardSite", "Layout", "Projection", "Specification"),
     "errors": ("IsobasinError",),
     "matching.attention": ("Match", "match"),
     "pipeline.aligning": ("align", "align_tensors"),
@@ -47,6 +50,7 @@ _HOMES = {
     "pipeline.interpolating": ("interpolate",),
     "pipeline.inventory": ("Symmetry", "symmetry"),
     "pipeline.moving": ("Moved", "apply", "random_alignment", "scramble"),
+    "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
     "symmetries.groups": ("AttentionGroup", "BilinearGroup"),
     "symmetries.weights": ("AttentionWeights",),
     "verification": ("Verification",),
@@ -60,6 +64,9 @@ __all__ = [
     "AttentionWeights",
     "BilinearGroup",
     "Equivalence",
+    "FeedForwardGroup",
+    "FeedForwardSite",
+    "FeedForwardWeights",
     "IsobasinError",
     "Layout",
     "Match",

@@ -6,6 +6,9 @@ line prints it on stderr and exits with 2; from Python each error can be caught 
 
 from __future__ import annotations
 
+BARRIER_EXTRA = 'pip install "isobasin[barrier]"'
+"""What brings the libraries for data, images, figures and the report page."""
+
 
 class IsobasinError(Exception):
     """Base of every error that isobasin raises on purpose."""
@@ -29,6 +32,18 @@ class OutputError(IsobasinError):
 
 class AlignmentError(IsobasinError):
     """An alignment can't be read, or doesn't fit the model it is applied to."""
+
+
+class DataError(IsobasinError):
+    """Data can't be found or read, lack a column, or don't fit the model."""
+
+
+class ConfigurationError(IsobasinError):
+    """An experiment's configuration can't be found or read, or an entry of it is wrong."""
+
+
+class TrainingError(IsobasinError):
+    """Nothing can be trained with these settings."""
 
 
 class RecordError(IsobasinError):

@@ -108,6 +108,25 @@ def test_an_interrupted_run_is_gone_on_with(models: dict[str, Path], text: list[
     assert len(points) == len(set(points)) == 200
 
 
+def test_a_second_process_is_refused(models: dict[str, Path], text: list[str], tmp_path: Path):
+    out = tmp_path / "out"
+    arguments = command("barrier", models["a"], models["b"], *text, "--points", 20, "--method", "none", "-o", out)
+    program = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment())
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and lines_so_far(out) < 3:
+        time.sleep(0.02)
+    program.send_signal(signal.SIGSTOP)
+    second = subprocess.run(arguments, capture_output=True, text=True, env=environment())
+    assert (second.returncode, second.stdout) == (2, "")
+    problem = "another process is writing into it: wait for it, or name another folder"
+    assert second.stderr == f"error: {out}: {problem}\n"
+    program.kill()
+    program.wait()
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert not (out / ".lock").exists()
+
+
 def lines_so_far(out: Path) -> int:
     """How many records there are yet."""
     path = out / "records.jsonl"

@@ -17,6 +17,12 @@ import yaml
 from test_cli_errors import check_failed
 from typer.testing import Result
 
+from isobasin.errors import OutputError
+from isobasin.execution.local import Here
+from isobasin.experiments.configuration import read
+from isobasin.experiments.run import Experiment, run
+from isobasin.experiments.work import RunOptions
+
 pytest.importorskip("sklearn", reason="the digits need scikit-learn")
 
 Cli = Callable[..., Result]
@@ -160,3 +166,24 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(workers: str, config: Pat
     ]
     assert "Traceback" not in errors
     assert [path.name for path in out.glob("cells/*/record.json")] == []
+
+
+def test_a_folder_that_another_process_writes_into_is_refused(cli: Cli, config: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    Experiment.begin(read(config), out)
+    before = (out / "experiment.json").read_bytes()
+    holding = (
+        "import sys, time; from pathlib import Path; from isobasin.checkpoints.output import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holding, out], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        check_failed(cli("experiment", "run", "digits", "-o", out), out, "another process is writing into it")
+        begun = Experiment.open(out)
+        with pytest.raises(OutputError, match="another process"):
+            run(begun, [], Here(), RunOptions("cpu", tmp_path), None)  # type: ignore[arg-type]
+        other.kill()
+    assert (out / "experiment.json").read_bytes() == before
+    run(begun, [], Here(), RunOptions("cpu", tmp_path), None)  # type: ignore[arg-type]
+    assert [path.name for path in out.iterdir()] == ["experiment.json"]

@@ -20,7 +20,7 @@ from isobasin.architectures.residual import Norm, Residual, Role
 from isobasin.architectures.schema import FeedForwardSite, Specification
 from isobasin.errors import TensorError
 from isobasin.model import Blocks
-from isobasin.symmetries.residual import Basis, ResidualElement, move_axis, scale_axis
+from isobasin.symmetries.residual import Basis, ResidualElement, contract, move_axis, scale_axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +112,9 @@ class Turned(Blocks):
         bias = self._own(name)
         if norm.bias is None:
             return bias
-        before = torch.tensordot(self._own(norm.bias), self._own(weight), ([0], [axis]))
+        before = contract(self._own(norm.bias), self._own(weight), axis)
         moved = self._reader(index, norm, weight, axis)
-        return bias + before - torch.tensordot(self._bias(index, norm), moved, ([0], [axis]))
+        return bias + before - contract(self._bias(index, norm), moved, axis)
 
     def _bias(self, index: int, norm: Norm) -> Tensor:
         """The normalisation's new bias n'."""

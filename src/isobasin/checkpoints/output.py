@@ -14,6 +14,9 @@ from safetensors import SafetensorError
 
 from isobasin.errors import OutputError
 
+LOCK = ".lock"
+"""Is in a folder while a process writes into it for long."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -102,6 +105,30 @@ def install(staging: Path, target: Path, force: bool) -> None:
             os.rename(aside, target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Generator[None, None, None]:
+    """Make a folder and keep other processes from writing into it in the block; the lock dies with its process.
+
+    Raises:
+        OutputError: Another process is writing into it, or it can't be made.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, blocking=False)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            problem = "another process is writing into it: wait for it, or name another folder"
+            raise OutputError(f"{folder}: {problem}") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_space(target: Path, needed: int) -> None:

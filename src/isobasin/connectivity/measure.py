@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ import torch
 from isobasin.alignment import Alignment, LayerAlignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import Checkpoint, check_output
+from isobasin.checkpoints.output import sole_writer
 from isobasin.connectivity import path as line
 from isobasin.connectivity.path import POINTS, LinearPath
 from isobasin.errors import ArchitectureError, IsobasinError, RecordError
 from isobasin.matching.attention import Method
 from isobasin.matching.heads import HeadCost, head_costs
-from isobasin.model import Model, Source, open_checkpoint, read_blocks, understand
-from isobasin.pipeline.aligning import align
+from isobasin.model import Blocks, Model, Source, open_checkpoint, read_blocks, understand
+from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.comparing import differing_entries
 from isobasin.pipeline.interpolating import check_same_tensors
-from isobasin.pipeline.settings import Progress, Scope, check_device, silent
+from isobasin.pipeline.moving import write_moved
+from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
@@ -129,10 +131,13 @@ def measure(
     with ExitStack() as stack:
         opened = [stack.enter_context(open_checkpoint(m, allow_pickle=allow_pickle)) for m in models]
         names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
-        _check_alike(names, opened, how)
+        _check_alike(names, opened)
+        understood = _understood(names, opened, how) if how.moves else []
         check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
         run = _run_record(names, opened, examples, how, settings or {}, progress)
-        lines = _Lines(run, names, opened, examples, how, accelerator, progress)
+        lines = _Lines(run, understood, opened, examples, how, accelerator, progress)
+        if lines.writes:
+            stack.enter_context(sole_writer(Path(output)))
         lines.open(Path(output), force)
         for pair in itertools.combinations(range(len(models)), 2):
             for method in how.methods:
@@ -140,7 +145,7 @@ def measure(
         return lines.finish()
 
 
-def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: Measuring) -> None:
+def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse models between which there is no line, before any work."""
     for name, other in zip(names[1:], checkpoints[1:], strict=True):
         check_same_tensors(checkpoints[0], other)
@@ -150,10 +155,14 @@ def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: M
                 f"{names[0]} and {name}: {entry} is {first} in one and {second} in the other; "
                 "a line needs two of one architecture"
             )
-    if how.moves:
-        first, *others = (understand(n, c).specification for n, c in zip(names, checkpoints, strict=True))
-        for other in others:
-            check_comparable(first, other)
+
+
+def _understood(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: Measuring) -> list[Model]:
+    """The models, refused where one can't be moved to another."""
+    models = [understand(name, checkpoint) for name, checkpoint in zip(names, checkpoints, strict=True)]
+    for model in models[1:]:
+        check_comparable(models[0].specification, model.specification, feedforward=how.scope is not Scope.attention)
+    return models
 
 
 def _run_record(
@@ -201,24 +210,24 @@ class _Lines:
     def __init__(
         self,
         run: RunRecord,
-        names: Sequence[str],
+        models: Sequence[Model],
         checkpoints: Sequence[Checkpoint],
         examples: Examples,
         how: Measuring,
         accelerator: Any,
         progress: Progress,
     ) -> None:
-        self._run, self._names, self._checkpoints = run, names, checkpoints
+        self._run, self._models, self._checkpoints = run, models, checkpoints
         self._examples, self._how, self._accelerator, self._progress = examples, how, accelerator, progress
         self._device = how.device if accelerator is None else str(accelerator.device)
-        self._writes = accelerator is None or accelerator.is_main_process
+        self.writes = accelerator is None or accelerator.is_main_process
         self._points: dict[Key, dict[float, PointRecord]] = {}
         pairs = len(checkpoints) * (len(checkpoints) - 1) // 2
         self._total = pairs * len(how.methods) * how.points
 
     def open(self, output: Path, force: bool) -> None:
         """Continue the records in a folder, or begin them with the first evaluation."""
-        if force and self._writes:
+        if force and self.writes:
             self._drop_other(output)
         self._wait()
         self._file = RecordFile(output)
@@ -257,7 +266,7 @@ class _Lines:
 
     def finish(self) -> Measured:
         """Record what the whole lines say; all records."""
-        if self._writes:
+        if self.writes:
             before = RecordFile.read(self._file.path)
             for key, found in finished_curves(before).items():
                 if before.curves.get(key) != found:
@@ -281,19 +290,14 @@ class _Lines:
         if method == NAIVE:
             yield self._checkpoints[second].folder
             return
-        a, b = (self._checkpoints[index].folder for index in (first, second))
+        a, b = self._models[first], self._models[second]
+        matching = Matching(Method(method), self._how.head_cost, scope=self._how.scope)
+        running = Running(torch.device(self._device).type, progress=self._progress)
         with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
             started = time.perf_counter()
-            found = align(
-                a,
-                b,
-                Path(scratch) / "moved",
-                method=method,
-                head_cost=self._how.head_cost,
-                scope=self._how.scope,
-                device=torch.device(self._device).type,
-                progress=self._progress,
-            )
+            # The written model is verified as a whole: its blocks need no check of their own.
+            found = match_models(a, b, matching, replace(running, verify=False))
+            write_moved(found, b, Path(scratch) / "moved", running)
             seconds = time.perf_counter() - started
             self._append(self._alignment_record((first, second), method, found, seconds))
             yield Path(scratch) / "moved"
@@ -301,8 +305,10 @@ class _Lines:
     def _alignment_record(
         self, pair: tuple[int, int], method: str, found: Alignment, seconds: float
     ) -> AlignmentRecord:
-        one, other = (understand(self._names[index], self._checkpoints[index]) for index in pair)
-        rows = [_layer_record(one, other, i, layer, self._how.head_cost) for i, layer in enumerate(found.layers)]
+        one, other = (self._models[index] for index in pair)
+        # Heads are compared where they are matched: in the basis of the reference's residual stream.
+        turned = found.turned(other) or other
+        rows = [_layer_record(one, turned, i, layer, self._how.head_cost) for i, layer in enumerate(found.layers)]
         return AlignmentRecord(pair=pair, method=method, seconds=seconds, layers=tuple(rows))
 
     def _evaluate(self) -> Evaluation:
@@ -320,7 +326,7 @@ class _Lines:
         self._points.setdefault((point.pair, point.method), {})[point.t] = point
 
     def _append(self, record: RunRecord | AlignmentRecord | PointRecord) -> None:
-        if self._writes:
+        if self.writes:
             self._file.append(record)
 
     def _wait(self) -> None:
@@ -365,7 +371,7 @@ def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) 
     )
 
 
-def _layer_record(a: Model, b: Model, index: int, layer: LayerAlignment, cost: HeadCost) -> LayerRecord:
+def _layer_record(a: Blocks, b: Blocks, index: int, layer: LayerAlignment, cost: HeadCost) -> LayerRecord:
     costs = (
         head_costs(layer.group, read_blocks(a, [index]), read_blocks(b, [index]), cost)[0]
         .transpose(1, 2)

@@ -19,10 +19,11 @@ from isobasin.checkpoints.output import disk_errors
 from isobasin.connectivity.path import points
 from isobasin.demo import place, report
 from isobasin.demo.digits import Images, evaluate, load_digits, new_model, train, with_new_attention
-from isobasin.demo.figure import draw, require_matplotlib
+from isobasin.demo.figure import draw
 from isobasin.demo.measure import Pair, Undone, measure_pair, scramble_and_undo
-from isobasin.demo.recipe import QUICK, Recipe
+from isobasin.demo.recipe import EXTRA, QUICK, Recipe
 from isobasin.demo.report import Reporter
+from isobasin.reports.figures import require_matplotlib
 
 
 def run_demo(
@@ -55,7 +56,7 @@ def run_demo(
     started = time.monotonic()
     recipe = QUICK if quick else Recipe()
     reporter = Reporter(console or Console(), progress or Console(stderr=True))
-    require_matplotlib()
+    require_matplotlib(EXTRA)
     with reporter.steps("loading transformers and the digits", 1) as advance:
         train_set, test_set = load_digits(recipe.split_seed)
         folder = place.prepare(output, len(recipe.seeds), force)

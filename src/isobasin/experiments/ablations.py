@@ -30,7 +30,7 @@ from isobasin.model import Model, open_model, read_blocks
 from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Running, Scope
-from isobasin.records.curves import NAIVE
+from isobasin.records.curves import NAIVE, chosen_rank
 from isobasin.symmetries import attention
 from isobasin.symmetries.groups import BilinearGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -81,8 +81,8 @@ def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, 
         layer: Whose heads are permuted.
 
     Returns:
-        "layer", "rank" (1 is the best), "of", "l_hat", "naive" (a curve), and "permutations" in order of rank, each
-        with its "heads", stage 1's "cost", whether it was "chosen", and its curve.
+        "layer", "rank" (1 is the best; equal barriers share it), "of", "l_hat", "naive" (a curve), and "permutations"
+        in order of rank, each with its "heads", stage 1's "cost", whether it was "chosen", and its curve.
     """
     with _Pair.open(a, b, examples, options) as pair:
         base = pair.match(Matching(scope=options.scope))
@@ -97,7 +97,7 @@ def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, 
             rows.append({"heads": _flat(heads), "cost": cost, "chosen": heads == chosen, **pair.curve(moved)})
         naive = pair.curve(None)
     rows.sort(key=lambda row: row["barrier"])
-    rank = next(i for i, row in enumerate(rows, start=1) if row["chosen"])
+    rank = chosen_rank(rows)
     best, found = rows[0]["barrier"], rows[rank - 1]["barrier"]
     room = naive["barrier"] - best
     l_hat = 100 * (found - best) / room if room > 0 else None

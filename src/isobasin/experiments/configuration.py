@@ -10,15 +10,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from isobasin.errors import IsobasinError
+from isobasin.errors import ConfigurationError
 from isobasin.experiments.settings import ExperimentSettings, near
 
 _PACKAGED = "configs"
 _SUFFIX = ".yaml"
-
-
-class ConfigurationError(IsobasinError):
-    """An experiment's configuration can't be found or read, or an entry of it is wrong."""
 
 
 def packaged() -> dict[str, str]:

@@ -10,11 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from isobasin.errors import DataError
 from isobasin.experiments.settings import DataSettings
 from isobasin.experiments.smoke import GENERATED, generated
 from isobasin.tasks.columns import with_roles
 from isobasin.tasks.data import DataOptions, Examples, prepare, read_dataset
-from isobasin.tasks.errors import DataError
 from isobasin.tasks.kind import TaskKind, register_own_models
 from isobasin.tasks.processors import Processor, build_image_processor, build_tokenizer, load_processor
 

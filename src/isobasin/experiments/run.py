@@ -14,11 +14,10 @@ from typing import Any, Protocol
 
 from pydantic_core import to_json
 
-from isobasin.checkpoints.output import check_output, disk_errors, write_file_atomically
-from isobasin.errors import OutputError
+from isobasin.checkpoints.output import check_output, disk_errors, sole_writer, write_file_atomically
+from isobasin.errors import ConfigurationError, OutputError
 from isobasin.execution.tasks import Engine, Failure, Progress, Task
 from isobasin.experiments.cells import RECORD, SCHEMA_VERSION, TRAINED, Cell, Store
-from isobasin.experiments.configuration import ConfigurationError
 from isobasin.experiments.plan import SettingPlan, all_cells, pending, plans
 from isobasin.experiments.settings import ExperimentSettings, near
 from isobasin.experiments.smoke import shrunk
@@ -74,7 +73,7 @@ class Experiment:
 
         Raises:
             ConfigurationError: No setting has such a name.
-            OutputError: The folder is something else's, or can't be written.
+            OutputError: The folder is something else's, another process runs it, or it can't be written.
         """
         check_output(folder, force=True)
         if folder.is_dir() and any(folder.iterdir()):
@@ -86,7 +85,8 @@ class Experiment:
         found = cls(shrunk(settings) if smoke else settings, folder, smoke=smoke)
         found.chosen(only)
         content = {"schema_version": SCHEMA_VERSION, "smoke": smoke, "settings": found.settings.model_dump(mode="json")}
-        _write_json(folder / EXPERIMENT, content)
+        with sole_writer(folder):
+            _write_json(folder / EXPERIMENT, content)
         return found
 
     @classmethod
@@ -190,6 +190,9 @@ def run(
         options: Of the run.
         watcher: Is told how it goes.
         keep_models: Whether models stay that nothing needs any more.
+
+    Raises:
+        OutputError: Another process runs it.
     """
     left = experiment.left(cells)
     keys = {cell.key for cell in left}
@@ -197,7 +200,8 @@ def run(
     summary = Summary(len(cells), len(cells) - len(left))
     # Processes of other machines may have another working directory.
     function = partial(perform, out=experiment.folder.resolve(), options=options)
-    engine.run(tasks, function, _Listener(experiment, left, watcher, summary, keep_models))
+    with sole_writer(experiment.folder):
+        engine.run(tasks, function, _Listener(experiment, left, watcher, summary, keep_models))
     return summary
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from isobasin.errors import DependencyError, IsobasinError
+from isobasin.errors import DependencyError, TrainingError
 from isobasin.experiments.models import stream
 from isobasin.experiments.settings import TrainingSettings
 from isobasin.model import quiet_transformers
@@ -35,10 +35,6 @@ _EXTRA = 'pip install "isobasin[experiment]"'
 _STATE = "trainer_state.json"
 # Losses in a log, about so many.
 _SAMPLES = 100
-
-
-class TrainingError(IsobasinError):
-    """Nothing can be trained with these settings."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from isobasin.experiments.settings import DataSettings, ModelSettings, Scope, Tr
 from isobasin.tasks.kind import TaskKind, load_model
 
 if TYPE_CHECKING:
+    from isobasin.pipeline.settings import Scope as Matched
     from isobasin.tasks.data import Examples
 
 # States that an interrupted training resumes from; removed when the cell is done.
@@ -206,9 +207,11 @@ def _pair(job: Job) -> dict[str, Any]:
     return line_results(measure(models, job.tests(), job.folder, how, force=True, progress=job.progress))
 
 
-def _matched(spec: dict[str, Any]) -> str:
+def _matched(spec: dict[str, Any]) -> Matched:
     """What of two models is matched: that which was drawn anew."""
-    return "block" if spec["feedforward"] else "attention"
+    from isobasin.pipeline import settings
+
+    return settings.Scope.block if spec["feedforward"] else settings.Scope.attention
 
 
 def _reinitialise(job: Job) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.pipeline.settings import Matching, Running
-from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup, move_axis, scale_axis
+from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup, contract, move_axis, scale_axis
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
 
 # Gains of the reference smaller than this share of their root mean square are replaced by it: readers are divided by
@@ -62,9 +62,7 @@ def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
         for reader in norm.readers:
             tensors[reader.weight] = scale_axis(gain, own[reader.weight], reader.axis)
             if bias is not None and norm.absorbed and reader.bias is not None:
-                tensors[reader.bias] = own[reader.bias] + torch.tensordot(
-                    bias, own[reader.weight], ([0], [reader.axis])
-                )
+                tensors[reader.bias] = own[reader.bias] + contract(bias, own[reader.weight], reader.axis)
         del tensors[norm.gain]
         if norm.bias is not None and bias is not None:
             del tensors[norm.bias]

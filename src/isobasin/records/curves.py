@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from isobasin.records.file import Key, Measured
 from isobasin.records.schema import CurveRecord, PointRecord, RunRecord
@@ -96,6 +97,13 @@ def finished_curves(measured: Measured) -> dict[Key, CurveRecord]:
     for key in sorted(lines, key=lambda key: key[1] != NAIVE):
         found[key] = curve(measured.run, measured.points[key], found.get((key[0], NAIVE)))
     return found
+
+
+def chosen_rank(rows: Sequence[Mapping[str, Any]]) -> int:
+    """1 + how many of some moves have a lower "barrier" than the "chosen" one; None is infinite."""
+    barriers = [math.inf if row["barrier"] is None else row["barrier"] for row in rows]
+    chosen = next(barrier for row, barrier in zip(rows, barriers, strict=True) if row["chosen"])
+    return 1 + sum(barrier < chosen for barrier in barriers)
 
 
 def _supremum(losses: Sequence[float | None], t: Sequence[float]) -> tuple[float | None, float]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from isobasin.checkpoints.output import write_file_atomically
 from isobasin.experiments.plan import SettingPlan
+from isobasin.records.curves import chosen_rank
 from isobasin.reports.experiment_tables import Result, Results, Spread, measured
-from isobasin.reports.figures import Panel, Row, draw, require_matplotlib
+from isobasin.reports.figures import Panel, Row, draw, folded, require_matplotlib
 from isobasin.reports.style import Style, brief, styles
 
 _COLUMNS = 4
@@ -70,7 +71,7 @@ def _permuted(seeds: tuple[int, int], result: Result) -> Panel:
         else:
             faint[f"{_OTHER} {index}"] = _line(row["t"], row["losses"])
     l_hat = "" if result["l_hat"] is None else rf", $\hat L$ = {brief(result['l_hat'])}"
-    note = f"rank {result['rank']} of {result['of']}{l_hat}"
+    note = f"rank {chosen_rank(result['permutations'])} of {result['of']}{l_hat}"
     return Panel(lines, faint=faint, title=f"seeds {seeds[0]} and {seeds[1]}", note=note)
 
 
@@ -109,7 +110,7 @@ def layers(plans: Sequence[SettingPlan], results: Results, folder: Path) -> list
 
 def _draw_layers(axis: Any, title: str, result: Result) -> None:
     spreads = [Spread.of([draw["loss"] for draw in layer["draws"]]) for layer in result["layers"]]
-    numbers = [layer["layer"] + 1 for layer in result["layers"]]
+    numbers = [layer["layer"] for layer in result["layers"]]
     means = [math.nan if spread.mean is None else spread.mean for spread in spreads]
     errors = [spread.deviation or 0.0 for spread in spreads]
     axis.errorbar(numbers, means, yerr=errors, color="#0072B2", marker="o", capsize=3, label="drawn anew")
@@ -127,11 +128,11 @@ def _line(t: Sequence[float], losses: Sequence[float | None]) -> tuple[list[floa
 
 def _note(result: Result) -> str:
     found = result["lines"]
-    parts = (
+    barriers = [
         f"{style.short} {'not finite' if found[method]['barrier'] is None else brief(found[method]['barrier'])}"
         for method, style in styles(list(found)).items()
-    )
-    return "barrier: " + ", ".join(parts)
+    ]
+    return folded({"barrier": barriers})
 
 
 def _with_axis(panel: Panel) -> Panel:

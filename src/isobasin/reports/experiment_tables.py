@@ -13,7 +13,7 @@ from typing import Any
 from isobasin.experiments.cells import Cell
 from isobasin.experiments.plan import Group, SettingPlan
 from isobasin.experiments.settings import Scope
-from isobasin.records.curves import NAIVE
+from isobasin.records.curves import NAIVE, chosen_rank
 from isobasin.reports.style import PERCENT, alike, metric_name, number, percent, styles
 
 Result = dict[str, Any]
@@ -56,13 +56,14 @@ class Spread:
         """Their standard deviation; None of fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-    def text(self, show: Callable[[float | None], str] = number, unit: str = "") -> str:
-        """Mean and standard deviation."""
-        error = self.deviation
-        if self.mean is None or error is None:
-            return show(self.mean) + (unit if self.mean is not None else "")
-        beside = alike(error, self.mean) if show is number else show(error)
-        return f"{show(self.mean)} ± {beside}{unit}"
+    def text(self, tenths: bool = False) -> str:
+        """Mean and standard deviation; with one decimal, or as many as `number` gives the mean."""
+        if self.mean is None:
+            return number(None)
+        mean = f"{self.mean:.1f}" if tenths else number(self.mean)
+        if self.deviation is None:
+            return mean
+        return f"{mean} ± {f'{self.deviation:.1f}' if tenths else alike(self.deviation, self.mean)}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ class Table:
 
     def markdown(self) -> str:
         """For people."""
-        cells = [[_shown(value) for value in row] for row in self.rows]
+        cells = [
+            [_shown(value, "%" in name) for name, value in zip(self.columns, row, strict=True)] for row in self.rows
+        ]
         widths = [max(map(len, column)) for column in zip(self.columns, *cells, strict=True)]
         first = [_padded(self.columns, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
         lines = [*first, *(_padded(row, widths) for row in cells)]
@@ -104,11 +107,11 @@ class Table:
         return out.getvalue()
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, percent: bool) -> str:
     if value is None:
         return _MISSING
     if isinstance(value, Spread):
-        return value.text()
+        return value.text(tenths=percent)
     return number(value) if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
@@ -208,20 +211,24 @@ def _connected(lines: Sequence[Result]) -> str:
 
 
 def findings(plans: Sequence[SettingPlan], results: Results) -> Table:
-    """For each scope, whether there is linear mode connectivity after matching, beside the paper's answers."""
-    titles = [plan.setting.title for plan in plans]
-    rows: list[tuple[Any, ...]] = []
-    for scope, (small, large) in _PAPER_SCOPES.items():
-        answers = [_answer([group for group in plan.groups if group.scope is scope], results) for plan in plans]
-        if any(answers):
-            rows.append((scope.value, *(answer or None for answer in answers), small, large))
-    columns = ("scope", *titles, "paper: small data", "paper: large data")
+    """For each setting and scope, whether there is linear mode connectivity after matching; last the paper's."""
+    answers = {
+        plan.setting.title: {scope: answer for scope in _PAPER_SCOPES if (answer := _answer(plan, scope, results))}
+        for plan in plans
+    }
+    scopes = [scope for scope in _PAPER_SCOPES if any(scope in found for found in answers.values())]
+    rows = [(title, *map(found.get, scopes)) for title, found in answers.items() if found]
+    if rows:
+        small, large = zip(*(_PAPER_SCOPES[scope] for scope in scopes), strict=True)
+        rows += [("paper: small data", *small), ("paper: large data", *large)]
+    columns = ("setting", *(scope.value for scope in scopes))
     note = "Connected after matching by the last method measured; in brackets without any."
     return Table("findings", "Is there linear mode connectivity?", note, columns, tuple(rows))
 
 
-def _answer(groups: Sequence[Group], results: Results) -> str:
+def _answer(plan: SettingPlan, scope: Scope, results: Results) -> str:
     """Of all groups of one scope: with the last method, and as they are."""
+    groups = [group for group in plan.groups if group.scope is scope]
     pairs = [result["lines"] for group in groups for result in measured(group, results).values()]
     if not pairs:
         return ""
@@ -243,7 +250,15 @@ def _ablated(
 def stage_1(plans: Sequence[SettingPlan], results: Results) -> Table:
     """The rank of the chosen head permutation."""
     rows = [
-        (title, scope, f"{a} and {b}", result["rank"], result["of"], result["l_hat"], result["naive"]["barrier"])
+        (
+            title,
+            scope,
+            f"{a} and {b}",
+            chosen_rank(result["permutations"]),
+            result["of"],
+            result["l_hat"],
+            result["naive"]["barrier"],
+        )
         for title, scope, pairs in _ablated(plans, results, "stage-1")
         for (a, b), result in pairs.items()
     ]
@@ -300,7 +315,7 @@ def reinitialise(plans: Sequence[SettingPlan], results: Results) -> Table:
             rows.append((plan.setting.title, "none", result["pretrained"]["loss"]))
             for layer in result["layers"]:
                 spread = Spread.of([draw["loss"] for draw in layer["draws"]])
-                rows.append((plan.setting.title, str(layer["layer"] + 1), spread))
+                rows.append((plan.setting.title, str(layer["layer"]), spread))
     note = "Nothing is trained after that; mean ± standard deviation over draws."
     title = "One attention layer drawn anew"
     return Table("reinitialise", title, note, ("setting", "layer", "loss"), tuple(rows))

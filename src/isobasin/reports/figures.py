@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.checkpoints import write_file_atomically
-from isobasin.errors import DependencyError
+from isobasin.errors import BARRIER_EXTRA, DependencyError
 from isobasin.reports.style import PERCENT, STEEP, Style, metric_name, number
 from isobasin.reports.view import Pair, View
-
-EXTRA = 'pip install "isobasin[barrier]"'
-"""What brings matplotlib and Jinja2."""
 
 _COLUMNS = 4
 _WIDTH, _HEIGHT = 3.7, 2.9
@@ -62,8 +59,11 @@ class Row:
     log: bool = False
 
 
-def require_matplotlib() -> Any:
+def require_matplotlib(extra: str = BARRIER_EXTRA) -> Any:
     """The figure class of matplotlib, which needs no display.
+
+    Args:
+        extra: What to install if it is missing.
 
     Raises:
         DependencyError: matplotlib is missing.
@@ -71,7 +71,7 @@ def require_matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DependencyError(f"figures need matplotlib: {EXTRA}") from error
+        raise DependencyError(f"figures need matplotlib: {extra}") from error
     return Figure
 
 
@@ -233,9 +233,14 @@ def _note(pair: Pair, calibrated: bool = False) -> str:
             barrier = line.curve.calibrated_barrier if calibrated else line.curve.barrier
             barriers.append(f"{line.style.short} {'not finite' if barrier is None else number(barrier)}")
     unfinished = [line.style.short for line in pair.lines if line.curve is None]
-    parts = [("barrier", barriers), ("unfinished", unfinished)]
-    # A name and its number stay on one line.
-    texts = [f"{what}: {', '.join(item.replace(' ', _NBSP) for item in items)}" for what, items in parts if items]
+    return folded({"barrier": barriers, "unfinished": unfinished})
+
+
+def folded(parts: Mapping[str, Sequence[str]]) -> str:
+    """A panel's note on lines that it has room for: what there is of every part; an item isn't broken."""
+    texts = [
+        f"{what}: {', '.join(item.replace(' ', _NBSP) for item in items)}" for what, items in parts.items() if items
+    ]
     return _plain("\n".join(textwrap.wrap("; ".join(texts), 46)))
 
 

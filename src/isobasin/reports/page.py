@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from isobasin.checkpoints import write_file_atomically
-from isobasin.errors import DependencyError
+from isobasin.errors import BARRIER_EXTRA, DependencyError
 from isobasin.records.curves import NAIVE
 from isobasin.records.schema import LayerRecord
-from isobasin.reports.figures import EXTRA
 from isobasin.reports.style import PERCENT, STEEP, alike, brief, labels, metric_name, number, percent
 from isobasin.reports.view import Line, View, best, naive
 
@@ -47,7 +46,7 @@ def render(shown: View) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
-        raise DependencyError(f"the report page needs Jinja2: {EXTRA}") from error
+        raise DependencyError(f"the report page needs Jinja2: {BARRIER_EXTRA}") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     filters: dict[str, Any] = {"number": number, "percent": percent, "alike": alike, "entry": _entry}

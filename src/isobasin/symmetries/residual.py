@@ -201,6 +201,11 @@ def move_axis(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
     return torch.movedim(torch.movedim(tensor, axis, -1) @ matrix, -1, axis)
 
 
+def contract(vector: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """What a constant vector of the stream adds to the outputs of a weight: `n W`, in the shape of its bias."""
+    return torch.tensordot(vector, torch.movedim(tensor, axis, 0), 1)
+
+
 def scale_axis(gains: Tensor, tensor: Tensor, axis: int) -> Tensor:
     """`tensor` with each slice along an axis multiplied by its gain."""
     shape = [1] * tensor.ndim

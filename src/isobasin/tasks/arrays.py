@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isobasin.errors import DependencyError
-from isobasin.tasks.errors import DataError
+from isobasin.errors import DataError, DependencyError
 
 if TYPE_CHECKING:
     from datasets import Dataset

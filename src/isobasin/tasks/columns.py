@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from isobasin.tasks.errors import DataError
+from isobasin.errors import DataError
 from isobasin.tasks.kind import TaskKind
 
 if TYPE_CHECKING:

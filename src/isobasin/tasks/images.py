@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobasin.errors import DependencyError
+from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError
 from isobasin.tasks import examples
-from isobasin.tasks.errors import EXTRA, DataError
 from isobasin.tasks.examples import Examples, Indices, as_index, chosen, digest, refacts
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.labels import read_labels
@@ -231,7 +230,7 @@ def _decoded(value: Any) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DependencyError(f"images need the package pillow: {EXTRA}") from error
+        raise DependencyError(f"images need the package pillow: {BARRIER_EXTRA}") from error
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, bytes):

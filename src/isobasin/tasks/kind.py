@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from isobasin.checkpoints import Checkpoint
-from isobasin.errors import CheckpointError
+from isobasin.errors import CheckpointError, DataError
 from isobasin.model import quiet_transformers
-from isobasin.tasks.errors import DataError
 
 
 class TaskKind(StrEnum):

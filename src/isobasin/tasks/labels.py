@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from isobasin.tasks.errors import DataError
+from isobasin.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset

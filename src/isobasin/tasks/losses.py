@@ -90,7 +90,10 @@ def evaluate(
     """
     started = time.perf_counter()
     group = _Group(accelerator)
-    place: torch.device = torch.device(device) if accelerator is None else accelerator.device
+    place = torch.device(device if accelerator is None else accelerator.device)
+    if place.type == "cpu":
+        # To torch "cpu:0", as accelerate says, is another place than "cpu": the model would be copied every time.
+        place = torch.device("cpu")
     with _evaluating(model), torch.inference_mode():
         model.to(place)
         stride = _stride(model, examples) if temperature else 0

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isobasin.errors import CheckpointError
+from isobasin.errors import CheckpointError, DataError
 from isobasin.model import quiet_transformers
-from isobasin.tasks.errors import DataError
 from isobasin.tasks.kind import TaskKind, register_own_models
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobasin.errors import DependencyError
-from isobasin.tasks.errors import EXTRA, DataError
+from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -69,7 +68,7 @@ def import_datasets() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DependencyError(f"reading data needs the package datasets: {EXTRA}") from error
+        raise DependencyError(f"reading data needs the package datasets: {BARRIER_EXTRA}") from error
     return datasets
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobasin.tasks.errors import DataError
+from isobasin.errors import DataError
 from isobasin.tasks.examples import TensorExamples, chosen, digest
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.labels import read_labels

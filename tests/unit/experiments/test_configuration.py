@@ -11,7 +11,8 @@ import pytest
 import yaml
 from small_experiments import CONFIGURATION
 
-from isobasin.experiments.configuration import ConfigurationError, packaged, read
+from isobasin.errors import ConfigurationError
+from isobasin.experiments.configuration import packaged, read
 from isobasin.experiments.settings import Scope
 
 

@@ -12,18 +12,16 @@ import pytest
 import torch
 from small_experiments import CONFIGURATION, Seen, small
 
-from isobasin.errors import IsobasinError, OutputError
+from isobasin.errors import ConfigurationError, DataError, IsobasinError, OutputError
 from isobasin.execution.local import Here, Processes
 from isobasin.experiments import work
 from isobasin.experiments.cells import Cell, comparable
-from isobasin.experiments.configuration import ConfigurationError
 from isobasin.experiments.data import data_root, rows
 from isobasin.experiments.run import Experiment, Summary, run
 from isobasin.experiments.scopes import reinitialise
 from isobasin.experiments.settings import DataSettings, ExperimentSettings, Scope
 from isobasin.experiments.work import Job, RunOptions
 from isobasin.records.file import RecordFile
-from isobasin.tasks.errors import DataError
 from isobasin.tasks.kind import load_model
 
 OPTIONS = RunOptions("cpu", data_root())

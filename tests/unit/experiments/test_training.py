@@ -13,11 +13,11 @@ import torch
 from tiny_trained import KINDS, RandomExamples, build, examples
 from torch.nn import functional
 
-from isobasin.errors import DependencyError
+from isobasin.errors import DependencyError, TrainingError
 from isobasin.experiments import training
 from isobasin.experiments.scopes import trainable
 from isobasin.experiments.settings import Scope, TrainingSettings
-from isobasin.experiments.training import TrainingError, train
+from isobasin.experiments.training import train
 
 VIT = ("vit", "absolute", "image-classification")
 SETTINGS = TrainingSettings(steps=11, batch=5, rate=1e-2, warmup=2)

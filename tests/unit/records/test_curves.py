@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from isobasin.records.curves import Barrier, curve, finished_curves, height
+from isobasin.records.curves import Barrier, chosen_rank, curve, finished_curves, height
 from isobasin.records.file import Measured
 from isobasin.records.schema import CurveRecord, DataRecord, ModelRecord, PointRecord, RunRecord
 
@@ -139,3 +139,11 @@ def test_height_is_the_largest_rise_above_the_line():
     for losses, t in (([1.0, 2.0], T), ([1.0], [0.0]), ([1.0, 2.0], [0.0, 0.9]), ([math.nan, 2.0], [0.0, 1.0])):
         with pytest.raises(ValueError, match=r"points|finite"):
             height(losses, t)
+
+
+def test_the_rank_of_the_chosen_one_counts_lower_barriers_only():
+    barriers = [0.2, 0.0, 0.2, None, 0.3]
+    ranks = [
+        chosen_rank([{"barrier": barrier, "chosen": i == at} for i, barrier in enumerate(barriers)]) for at in range(5)
+    ]
+    assert ranks == [2, 1, 2, 5, 4]

@@ -11,8 +11,8 @@ import experiment_records
 import pytest
 from experiment_records import NAIVE, OURS
 
+from isobasin.errors import ConfigurationError
 from isobasin.experiments.cells import RECORD
-from isobasin.experiments.configuration import ConfigurationError
 from isobasin.reports.experiment import write_experiment_report
 from isobasin.reports.experiment_tables import Spread, Table
 
@@ -61,6 +61,11 @@ def rows(report: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def texts(figure: Path) -> str:
+    """An SVG in which all spaces are plain ones."""
+    return figure.read_text().replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_all_files_are_there(report: Path):
     assert sorted(path.name for path in report.iterdir()) == sorted(FILES)
     page = (report / "report.md").read_text()
@@ -95,14 +100,13 @@ def test_ends_and_findings(report: Path):
     assert (first["models"], first["pretrained loss"]) == ("3", "0.5")
     assert (float(first["loss"]), float(first["accuracy, %"])) == (1.0, pytest.approx(90))
     assert rows(report, "findings") == [
-        {
-            "scope": scope,
-            "vit on digits": "2 of 3 (no)",
-            "rotary on digits": "2 of 3 (no)",
-            "paper: small data": "yes",
-            "paper: large data": large,
-        }
-        for scope, large in (("first-attention", "yes"), ("entire-model", "no"))
+        {"setting": setting, "first-attention": first, "entire-model": entire}
+        for setting, first, entire in (
+            ("vit on digits", "2 of 3 (no)", "2 of 3 (no)"),
+            ("rotary on digits", "2 of 3 (no)", "2 of 3 (no)"),
+            ("paper: small data", "yes", "yes"),
+            ("paper: large data", "yes", "no"),
+        )
     ]
 
 
@@ -128,7 +132,7 @@ def test_ablations(report: Path):
         ("cosine", "0 of 3"),
     ]
     layers = rows(report, "reinitialise")[:3]
-    assert [(row["layer"], float(row["loss"])) for row in layers] == [("none", 0.5), ("1", 1.5), ("2", 2.5)]
+    assert [(row["layer"], float(row["loss"])) for row in layers] == [("none", 0.5), ("0", 1.5), ("1", 2.5)]
     right, wrong = rows(report, "symmetry-breaking")
     assert (right["setting"], right["group"], wrong["group"]) == ("rotary on digits", "H", "GL")
     assert [float(row["loss added"]) for row in (right, wrong)] == [0, 0.75]
@@ -137,7 +141,7 @@ def test_ablations(report: Path):
 
 
 def test_figures_name_what_they_show(report: Path):
-    curves = (report / "curves-vit-on-digits.svg").read_text()
+    curves = texts(report / "curves-vit-on-digits.svg")
     for text in ("seeds 1 and 2", "seeds 2 and 3", "first-attention", "entire-model", "naive", "ours", "ours 0.5"):
         assert text in curves
     permutations = (report / "permutations-vit-on-digits.svg").read_text()
@@ -171,13 +175,26 @@ def test_a_barrier_that_is_not_finite_is_no_connection(tmp_path: Path):
     ours = rows(tmp_path / "out" / "report", "barriers")[1]
     assert ours["connected"] == "1 of 3"
     assert float(ours["barrier"]) == pytest.approx(statistics.fmean(OURS[1:]))
-    assert "not finite" in (tmp_path / "out" / "report" / "curves-vit-on-digits.svg").read_text()
+    assert "ours not finite" in texts(tmp_path / "out" / "report" / "curves-vit-on-digits.svg")
 
 
 def test_a_folder_without_experiment(tmp_path: Path):
     with pytest.raises(ConfigurationError, match=r"has no experiment\.json"):
         write_experiment_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_barriers_share_a_rank(tmp_path: Path):
+    """Earlier records numbered them as they came."""
+    experiment = experiment_records.write(tmp_path / "out")
+    cell = experiment.plans[0].groups[0].ablations["stage-1"][1, 2]
+    path = experiment.store.path(cell) / RECORD
+    record = json.loads(path.read_text())
+    record["result"]["permutations"][1]["barrier"] = record["result"]["permutations"][0]["barrier"]
+    path.write_text(json.dumps(record))
+    write_experiment_report(tmp_path / "out")
+    assert [row["rank"] for row in rows(tmp_path / "out" / "report", "stage-1")[:2]] == ["1", "2"]
+    assert "rank 1 of 2" in texts(tmp_path / "out" / "report" / "permutations-vit-on-digits.svg")
 
 
 def test_tables_in_both_forms():
@@ -189,4 +206,6 @@ def test_tables_in_both_forms():
         "| x\\|y | 1.500 ± 0.707 |\n"
         "| z    | –             |"
     )
+    shares = Table("t", "T", "", ("%", "b"), ((Spread((1.0, 2.0)), Spread((200.0,))), (Spread(()), 0.5)))
+    assert shares.markdown().splitlines()[-2:] == ["| 1.5 ± 0.7 | 200   |", "| –         | 0.500 |"]
     assert table.csv() == "a,b,b sd\nx|y,1.5,0.7071067811865476\nz,,\n"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -200,6 +201,15 @@ def test_the_model_keeps_its_mode_and_gradients(case):
     assert model.training
     model(**examples.fetch([0])).loss.backward()
     assert next(model.parameters()).grad is not None
+
+
+def test_an_accelerator_on_the_same_device_leaves_the_weights_where_they_are(case):
+    model, examples = case("causal-lm")
+    before = [parameter.data_ptr() for parameter in model.parameters()]
+    # As accelerate names it in each of several processes.
+    accelerator = SimpleNamespace(device=torch.device("cpu", 0), num_processes=1, process_index=0)
+    evaluate(model, examples, batch_size=4, accelerator=accelerator)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == before
 
 
 def test_dropout_is_off(bert):
