@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from isobasin.pipeline.interpolating import interpolate as interpolate
     from isobasin.pipeline.inventory import Symmetry as Symmetry
     from isobasin.pipeline.inventory import symmetry as symmetry
+    from isobasin.pipeline.merging import Merged as Merged
+    from isobasin.pipeline.merging import merge as merge
     from isobasin.pipeline.moving import Moved as Moved
     from isobasin.pipeline.moving import apply as apply
     from isobasin.pipeline.moving import random_alignment as random_alignment
@@ -49,6 +51,7 @@ _HOMES = {
     "pipeline.comparing": ("Equivalence", "equivalent", "verify"),
     "pipeline.interpolating": ("interpolate",),
     "pipeline.inventory": ("Symmetry", "symmetry"),
+    "pipeline.merging": ("Merged", "merge"),
     "pipeline.moving": ("Moved", "apply", "random_alignment", "scramble"),
     "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
     "symmetries.groups": ("AttentionGroup", "BilinearGroup"),
@@ -70,6 +73,7 @@ __all__ = [
     "IsobasinError",
     "Layout",
     "Match",
+    "Merged",
     "Moved",
     "Projection",
     "Specification",
@@ -82,6 +86,7 @@ __all__ = [
     "equivalent",
     "interpolate",
     "match",
+    "merge",
     "random_alignment",
     "scramble",
     "symmetry",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from isobasin.architectures.schema import FeedForwardSite
 from isobasin.checkpoints import check_finite
-from isobasin.errors import ArchitectureError, CheckpointError, TensorError
+from isobasin.errors import ArchitectureError, CheckpointError, TensorError, VerificationError
 from isobasin.model import Model, quiet_transformers
 from isobasin.symmetries.attention import attend
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
@@ -102,6 +102,30 @@ def verify_models(
     _explain(max_rel, a, b)
     how = f"whole models in {str(dtype).removeprefix('torch.')}, {len(outputs[0])} outputs on random inputs"
     return Verification(max_abs, max_rel, tolerance, how)
+
+
+def check_runs(model: Model, *, seed: int = 0, device: str = "cpu") -> str | None:
+    """Check that an open model loads and that its outputs on random inputs are finite.
+
+    Args:
+        model: The model.
+        seed: Of the inputs, and of weights that the checkpoint lacks.
+        device: Where it runs.
+
+    Returns:
+        What was run, in words; None if the model is too large to run.
+
+    Raises:
+        VerificationError: An output is not finite.
+    """
+    dtype = _run_dtype(model, model)
+    if dtype is None:
+        return None
+    outputs = _outputs(model.checkpoint.folder, dtype, seed, device)
+    for name, value in outputs.items():
+        if not value.isfinite().all():
+            raise VerificationError(f"{model.name}: {name} has values that are NaN or infinite: it was not written")
+    return f"whole model in {str(dtype).removeprefix('torch.')}, {len(outputs)} outputs on random inputs"
 
 
 def _explain(max_rel: float, *models: Model) -> None:

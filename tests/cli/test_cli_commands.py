@@ -229,6 +229,52 @@ def test_interpolate_is_the_straight_line(cli: Cli, models: dict[str, Path], tmp
     assert human.stdout == f"Written to {tmp_path / 'half'}\n"
 
 
+def test_merge_of_a_scrambled_copy_is_the_model(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    before = load_file(models["a"] / "model.safetensors")
+    for space in ("weights", "circuit"):
+        out = tmp_path / space
+        found = parsed(cli("merge", models["a"], scrambled, "-t", "0.3", "--space", space, "-o", out, "--json"))
+        assert found.keys() == {"output", "space", "weights", "alignments", "distances", "truncation", "checked"}
+        assert (found["output"], found["space"], found["weights"]) == (str(out), space, [0.7, 0.3])
+        assert [layer["status"] for layer in found["alignments"][0]["layers"]] == ["exact", "exact"]
+        assert [layer["layer"] for layer in found["truncation"]] == ([0, 1] if space == "circuit" else [])
+        assert all(layer["query_key"] + layer["value_output"] < 1e-5 for layer in found["truncation"])
+        assert found["checked"].startswith("whole model in float64")
+        after = load_file(out / "model.safetensors")
+        assert all((before[name] - after[name]).abs().max() < 1e-4 for name in before)
+        assert all(tensor.dtype == before[name].dtype for name, tensor in after.items())
+
+
+def test_merge_of_three_takes_a_weight_for_each(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    three = models["a"], scrambled, models["b"]
+    comma = parsed(cli("merge", *three, "-t", "2,1,1", "-o", tmp_path / "comma", "--feedforward", "--json"))
+    again = ("-t", "0.5", "-t", "0.25", "-t", "0.25")
+    parsed(cli("merge", *three, *again, "-o", tmp_path / "repeated", "--feedforward", "--json", "--no-verify"))
+    assert comma["weights"] == [0.5, 0.25, 0.25]
+    assert len(comma["alignments"]) == 2
+    assert len(comma["distances"]) >= 2
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("comma", "repeated"))
+    assert all((one[name] == other[name]).all() for name in one)
+    wte = "transformer.wte.weight"
+    a, b = (load_file(models[name] / "model.safetensors")[wte] for name in "ab")
+    assert (one[wte] - 0.75 * a - 0.25 * b).abs().max() < 1e-6
+
+
+def test_merge_in_words(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    shown = cli("merge", models["a"], models["b"], "--space", "circuit", "-o", out).stdout
+    assert shown.startswith("Distance of attention weights: ")
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["layer", "Q-K", "V-O"] in rows
+    assert all(any(row[:1] == [layer] and row[-1].endswith("%") for row in rows) for layer in "01")
+    assert "It loads, and its outputs are finite" in shown
+    assert "It computes something new: no more can be verified." in shown
+    assert shown.endswith(f"Written to {out}\n")
+    more = cli("merge", models["a"], scrambled, models["b"], "-o", out, "--force", "--no-verify").stdout
+    assert more.startswith("Distance to the common centre: ")
+    assert "Not run.\n" in more
+
+
 def test_version(cli: Cli):
     from isobasin import __version__
 

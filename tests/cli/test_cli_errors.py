@@ -190,6 +190,9 @@ def test_an_existing_output_is_kept_without_force(cli: Cli, models: dict[str, Pa
     assert cli(*arguments, "--force").exit_code == 0
     assert not (out / "precious.txt").exists()
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    (out / "precious.txt").write_text("kept")
+    check_failed(cli("merge", models["a"], models["b"], "-o", out), out, "--force")
+    assert (out / "precious.txt").read_text() == "kept"
     file = tmp_path / "file"
     file.write_text("")
     check_failed(cli("scramble", models["a"], "-o", file), file, "is a file")
@@ -202,6 +205,7 @@ def test_an_output_apart_from_the_inputs(cli: Cli, models: dict[str, Path], copi
         for pair in ((models["a"], folder), (folder, models["a"])):
             check_failed(cli("align", *pair, "-o", out, "--force"), out, "name a folder apart from it")
         check_failed(cli("interpolate", models["a"], folder, "-o", out, "--force"), out)
+        check_failed(cli("merge", models["a"], folder, "-o", out, "--force"), out)
         check_failed(cli("scramble", folder, "-o", out, "--force"), out)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -245,6 +249,7 @@ def test_nan_outside_attention_is_named_by_every_command(
         ("equivalent", folder, folder),
         ("scramble", folder, "-o", tmp_path / "out"),
         ("interpolate", models["b"], folder, "-o", tmp_path / "out"),
+        ("merge", models["b"], folder, "-o", tmp_path / "out"),
     ):
         check_failed(cli(*arguments), folder, MLP)
     assert [file.name for file in tmp_path.iterdir()] == ["inputs"]
@@ -266,6 +271,10 @@ def test_alignments_that_do_not_fit(cli: Cli, models: dict[str, Path], scrambled
         (("align", "x", "y"), ("Missing option '--output'",)),
         (("align", "x", "y", "-o", "z", "--method", "magic"), ("'--method'", "magic", "gauss-newton", "paper")),
         (("align", "x", "y", "-o", "z", "--max-condition", "big"), ("'--max-condition'", "valid number")),
+        (("merge", "x", "y", "-o", "z", "--space", "outer"), ("'--space'", "outer", "weights", "circuit")),
+        (("merge", "x", "y", "-o", "z", "-t", "half"), ("-t half: give a number",)),
+        (("merge", "x", "y", "-o", "z", "-t", "1,2,3"), ("3 weights for 2 models",)),
+        (("merge", "x", "-o", "z"), ("two or more models, not 1",)),
         (("alingn",), ("No such command 'alingn'", "align")),
         (("--colour",), ("No such option: --colour", "isobasin --help")),
         (("verify", "x", "y", "--seeds", "1"), ("No such option: --seeds",)),

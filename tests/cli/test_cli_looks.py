@@ -17,14 +17,16 @@ from isobasin.cli.console import show, show_json
 from isobasin.cli.equivalence_report import equivalence_report
 from isobasin.cli.main import app
 
-VERBS = ("align", "apply", "verify", "equivalent", "scramble", "symmetry", "interpolate", "demo")
+VERBS = ("align", "apply", "verify", "equivalent", "scramble", "symmetry", "interpolate", "merge", "demo")
 
 
 def test_choices_are_the_libraries():
     from isobasin.matching.attention import Method
     from isobasin.matching.heads import HeadCost
+    from isobasin.pipeline.merging import Space
     from isobasin.pipeline.settings import MAX_CONDITION
 
+    assert [str(choice) for choice in options.Space] == [str(choice) for choice in Space]
     assert [str(choice) for choice in options.Method] == [str(choice) for choice in Method]
     assert [str(choice) for choice in options.HeadCost] == [str(choice) for choice in HeadCost]
     assert {choice.resolve() for choice in options.Dtype} == {None, *MAX_CONDITION}

@@ -86,6 +86,14 @@ class Alignment:
         """Frobenius distance of all weights of the feed-forward blocks before and after."""
         return _total(self.feedforward)
 
+    def total_distance(self) -> dict[str, float]:
+        """Frobenius distance of all that is matched, before and after."""
+        if self.residual is not None:
+            found = self.residual.statistics
+            return {"before": found.distance_before, "after": found.distance_after}
+        parts = self.distance(), self.feedforward_distance()
+        return {when: math.hypot(*(part[when] for part in parts)) for when in ("before", "after")}
+
     def inverse(self) -> Alignment:
         """The alignment that takes every move back."""
         layers = tuple(layer.inverse() for layer in self.layers)

@@ -18,6 +18,7 @@ from isobasin.cli.options import (
     HeadCostOption,
     JsonOption,
     Method,
+    MethodOption,
     ModelArgument,
     NoVerifyOption,
     OutputOption,
@@ -34,15 +35,7 @@ def align(
     ],
     model: ModelArgument,
     output: OutputOption,
-    method: Annotated[
-        Method,
-        typer.Option(
-            "--method",
-            metavar="METHOD",
-            help="How heads are aligned: gauss-newton; baselines are paper (the published algorithm), orthogonal (its "
-            "start alone) and heads (permuted only).",
-        ),
-    ] = Method.gauss_newton,
+    method: MethodOption = Method.gauss_newton,
     head_cost: HeadCostOption = HeadCost.rotary,
     scope: ScopeOption = Scope.attention,
     device: DeviceOption = Device.cpu,

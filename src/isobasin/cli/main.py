@@ -10,7 +10,19 @@ import typer
 from typer.core import TyperGroup
 
 from isobasin import __version__
-from isobasin.cli import align, apply, barrier, demo, equivalent, experiment, interpolate, scramble, symmetry, verify
+from isobasin.cli import (
+    align,
+    apply,
+    barrier,
+    demo,
+    equivalent,
+    experiment,
+    interpolate,
+    merge,
+    scramble,
+    symmetry,
+    verify,
+)
 from isobasin.cli.failures import reported
 from isobasin.cli.signals import catch_signals
 
@@ -66,6 +78,7 @@ _VERBS: tuple[tuple[Callable[..., None], str], ...] = (
     (scramble.scramble, scramble.EXAMPLE),
     (symmetry.symmetry, symmetry.EXAMPLE),
     (interpolate.interpolate, interpolate.EXAMPLE),
+    (merge.merge, merge.EXAMPLE),
     (barrier.barrier, barrier.EXAMPLE),
     (demo.demo, demo.EXAMPLE),
 )

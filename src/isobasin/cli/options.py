@@ -43,6 +43,13 @@ class Scope(StrEnum):
     model = "model"
 
 
+class Space(StrEnum):
+    """What a merge averages."""
+
+    weights = "weights"
+    circuit = "circuit"
+
+
 class Device(StrEnum):
     """Where the work is done."""
 
@@ -73,6 +80,15 @@ FirstArgument = Annotated[str, typer.Argument(metavar="A", help="Local folder or
 SecondArgument = Annotated[str, typer.Argument(metavar="B", help="Local folder or hub id of the second checkpoint.")]
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write; it appears complete or not at all.")
+]
+MethodOption = Annotated[
+    Method,
+    typer.Option(
+        "--method",
+        metavar="METHOD",
+        help="How heads are aligned: gauss-newton; baselines are paper (the published algorithm), orthogonal (its "
+        "start alone) and heads (permuted only).",
+    ),
 ]
 DeviceOption = Annotated[
     Device, typer.Option("--device", metavar="DEVICE", help="Where the work is done: cpu or cuda.")

@@ -73,16 +73,18 @@ def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeight
     return worst
 
 
+def effective_bias(group: AttentionGroup, weights: AttentionWeights) -> Tensor:
+    """What the output bias and a value bias that trades with it add together, `b_O + Σ b_V O^T`, `(..., d)`."""
+    own = weights.output_bias
+    bias = torch.zeros_like(weights.output[..., 0, 0, :, 0]) if own is None else own
+    if group.value_shift and weights.value_bias is not None:
+        bias = bias + torch.einsum("...gm,...gsdm->...d", weights.value_bias, weights.output)
+    return bias
+
+
 def bias_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
-    """Relative difference of what value and output biases add together, `b_O + Σ b_V O^T`, `(...)`."""
-
-    def effective(w: AttentionWeights) -> Tensor:
-        bias = torch.zeros_like(w.output[..., 0, 0, :, 0]) if w.output_bias is None else w.output_bias
-        if group.value_shift and w.value_bias is not None:
-            bias = bias + torch.einsum("...gm,...gsdm->...d", w.value_bias, w.output)
-        return bias
-
-    x, y = effective(a), effective(b)
+    """Relative difference of what value and output biases add together, `(...)`."""
+    x, y = effective_bias(group, a), effective_bias(group, b)
     size = x.norm(dim=-1)
     error = (x - y).norm(dim=-1)
     return torch.where(size > 0, error / size, torch.where(error > 0, torch.inf, 0.0))

@@ -6,7 +6,7 @@ invariant and stays out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,3 +68,33 @@ def value_output_factors(group: AttentionGroup, weights: AttentionWeights) -> Fa
     """V and O; the value bias takes part only where it can't trade with the output bias."""
     value = _rows(weights.value, None if group.value_shift else weights.value_bias)
     return _factors(group.value_output, value.unsqueeze(-3), weights.output)
+
+
+def with_query_key(group: AttentionGroup, weights: AttentionWeights, factors: Factors) -> AttentionWeights:
+    """The weights with other Q and K, the inverse of `query_key_factors`; a bias that takes no part stays."""
+    pair, width = group.query_key, weights.key.shape[-2]
+    query = bilinear.join(pair, factors.left, factors.left_planes)
+    right, planes = factors.right.squeeze(-3), factors.right_planes.squeeze(-3)
+    moved = replace(
+        weights,
+        query=query[..., :width, :],
+        key=bilinear.join(pair, right[..., :width, :], planes[..., :width, :]),
+    )
+    if weights.query_bias is not None:
+        moved = replace(moved, query_bias=query[..., width, :])
+    if weights.key_bias is not None:
+        free = bilinear.linear_part(pair, weights.key_bias.unsqueeze(-2))
+        linear = free if group.key_shift else right[..., width:, :]
+        moved = replace(moved, key_bias=bilinear.join(pair, linear, planes[..., width:, :]).squeeze(-2))
+    return moved
+
+
+def with_value_output(group: AttentionGroup, weights: AttentionWeights, factors: Factors) -> AttentionWeights:
+    """The weights with other V and O, the inverse of `value_output_factors`; a bias that takes no part stays."""
+    pair, width = group.value_output, weights.value.shape[-2]
+    value = bilinear.join(pair, factors.left, factors.left_planes).squeeze(-3)
+    output = bilinear.join(pair, factors.right, factors.right_planes)
+    moved = replace(weights, value=value[..., :width, :], output=output)
+    if value.shape[-2] > width:
+        moved = replace(moved, value_bias=value[..., width, :])
+    return moved

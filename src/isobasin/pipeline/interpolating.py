@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isobasin.checkpoints import Checkpoint, check_finite, write_checkpoint
 from isobasin.errors import IsobasinError, TensorError
+from isobasin.matching.averaging import weighted_mean
 from isobasin.model import Source, open_checkpoint
 from isobasin.pipeline.moving import Moved, counted, deliver
 from isobasin.pipeline.settings import Progress, silent
@@ -50,23 +51,41 @@ def interpolate(
         check_same_tensors(one, other)
 
         def write(folder: Path) -> None:
-            points = counted(_points(one, other, t), len(one.tensors), progress)
+            stored = stored_tensors((one, other), one.tensors)
+            points = counted(means(stored, (1 - t, t)), len(one.tensors), progress)
             write_checkpoint(one, folder, points, force=force, inputs=[other.folder])
 
         return deliver(a, output, write)
 
 
-def _points(a: Checkpoint, b: Checkpoint, t: float) -> Iterator[dict[str, Tensor]]:
-    for name, info in a.tensors.items():
-        x, y = a.read([name])[name], b.read([name])[name]
-        check_finite({name: x}, a.folder)
-        check_finite({name: y}, b.folder)
-        if info.dtype.is_floating_point:
-            yield {name: torch.lerp(x.to(torch.float64), y.to(torch.float64), t)}
-        elif torch.equal(x, y):
-            yield {name: x}
-        else:
-            raise TensorError(f"tensor {name!r} is {info.dtype} and differs: there is no line between the two")
+def stored_tensors(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> Iterator[tuple[dict[str, Tensor], ...]]:
+    """The tensors of these names, one at a time, each from all checkpoints; values that are not finite are refused."""
+    for name in names:
+        tensors = tuple(checkpoint.read([name]) for checkpoint in checkpoints)
+        for checkpoint, tensor in zip(checkpoints, tensors, strict=True):
+            check_finite(tensor, checkpoint.folder)
+        yield tensors
+
+
+def means(pieces: Iterable[Sequence[Mapping[str, Tensor]]], weights: Sequence[float]) -> Iterator[dict[str, Tensor]]:
+    """The weighted mean of each tensor over the models, one tensor at a time.
+
+    Args:
+        pieces: Some tensors by name, of every model; pieces of a model may hold one tensor or many.
+        weights: One for each model; their sum is 1.
+
+    Raises:
+        TensorError: A tensor that is not floating-point differs between the models.
+    """
+    for piece in pieces:
+        for name, first in piece[0].items():
+            tensors = [of_model[name] for of_model in piece]
+            if first.dtype.is_floating_point:
+                yield {name: weighted_mean(tensors, weights)}
+            elif all(torch.equal(first, tensor) for tensor in tensors):
+                yield {name: first}
+            else:
+                raise TensorError(f"tensor {name!r} is {first.dtype} and differs: there is no line between the two")
 
 
 def check_same_tensors(a: Checkpoint, b: Checkpoint) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,14 +142,14 @@ def _evaluating(model: nn.Module) -> Generator[None]:
 def _stride(model: Any, examples: Examples) -> int:
     """Of how many predictions one is kept for the temperature."""
     labels = examples.fetch([0])["labels"]
-    count = max(int((_targets(examples.kind, labels) != IGNORED).sum()), 1) * len(examples)
+    count = max(int((targets(examples.kind, labels) != IGNORED).sum()), 1) * len(examples)
     classifies = examples.kind.classifies
     width = model.config.num_labels if classifies else model.config.vocab_size
     room = _KEPT / width if classifies else min(_KEPT, _SMALL_VOCABULARY * count) / width
     return math.ceil(count / max(room, _FEWEST))
 
 
-def _targets(kind: TaskKind, labels: Tensor) -> Tensor:
+def targets(kind: TaskKind, labels: Tensor) -> Tensor:
     """What every position predicts: of causal models the next token."""
     return functional.pad(labels, (0, 1), value=IGNORED)[..., 1:] if kind == TaskKind.causal_lm else labels
 
@@ -157,19 +158,27 @@ def _batches(
     model: nn.Module, examples: Examples, size: int, device: torch.device, group: _Group, stride: int
 ) -> Iterator[_Batch]:
     """This process's batches, evaluated."""
-    extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     for index in range(group.rank, math.ceil(len(examples) / size), group.count):
         batch = examples.fetch(range(index * size, min((index + 1) * size, len(examples))))
-        labels = _targets(examples.kind, batch.pop("labels")).to(device, non_blocking=True).reshape(-1)
-        inputs = _placed(batch, model, device)
-        logits: Tensor = model(**inputs, **extra).logits
+        labels = targets(examples.kind, batch["labels"]).to(device, non_blocking=True).reshape(-1)
+        logits: Tensor = model(**model_inputs(model, batch, device)).logits
         yield _summed(index, logits.reshape(-1, logits.shape[-1]), labels, examples.kind, stride)
 
 
-def _placed(batch: Mapping[str, Tensor], model: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """Inputs on the device; floating-point ones in the model's type."""
+def model_inputs(model: nn.Module, batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
+    """What a model is called with for a batch, labels left out: on the device, floating-point inputs in its type."""
     dtype: torch.dtype = model.dtype  # type: ignore[assignment]
-    return {n: v.to(device, dtype if v.is_floating_point() else None, non_blocking=True) for n, v in batch.items()}
+    inputs: dict[str, Any] = {"use_cache": False} if _caches(type(model)) else {}
+    for name, value in batch.items():
+        if name != "labels":
+            inputs[name] = value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+    return inputs
+
+
+@cache
+def _caches(kind: type[nn.Module]) -> bool:
+    """Whether models of this class keep keys and values unless they are told not to."""
+    return "use_cache" in inspect.signature(kind.forward).parameters
 
 
 def _summed(index: int, logits: Tensor, labels: Tensor, kind: TaskKind, stride: int) -> _Batch:

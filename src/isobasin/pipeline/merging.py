@@ -1,0 +1,241 @@
+"""One model from several: aligned, then averaged, as weights or as circuits."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from isobasin.alignment import Alignment
+from isobasin.architectures.resolve import check_comparable
+from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
+from isobasin.errors import IsobasinError
+from isobasin.matching.attention import Method
+from isobasin.matching.averaging import circuit_mean
+from isobasin.matching.heads import HeadCost
+from isobasin.model import Model, Source, batches, open_model, understand
+from isobasin.pipeline.centring import Together, bring_together, moved_tensors
+from isobasin.pipeline.interpolating import check_same_tensors, means
+from isobasin.pipeline.moving import Moved, counted, deliver
+from isobasin.pipeline.settings import MAX_CONDITION, Matching, Progress, Running, Scope, silent
+from isobasin.symmetries.weights import stack
+from isobasin.verification import check_runs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+# Of the maps that bring mean circuits into the first model's gauge: they are no worse than that model's own gauge.
+_LIMIT = MAX_CONDITION[torch.float64]
+
+
+class Space(StrEnum):
+    """What is averaged after alignment.
+
+    * weights: every tensor.
+    * circuit: what heads compute with, `Q K^T` and `V O^T`, cut to a head's width; all other tensors as in weights.
+    """
+
+    weights = "weights"
+    circuit = "circuit"
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What cutting the mean circuits of one layer to the width of its heads lost.
+
+    Attributes:
+        layer: Index of the layer.
+        query_key: `||M - M'|| / ||M||` of the mean Q-K circuits of all its heads.
+        value_output: Likewise of V-O.
+    """
+
+    layer: int
+    query_key: float
+    value_output: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"layer": self.layer, "query_key": self.query_key, "value_output": self.value_output}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A model that was merged from several.
+
+    Attributes:
+        path: The folder, if one was asked for.
+        model: The new transformers model otherwise.
+        weights: Of each model; their sum is 1.
+        alignments: What moved every model but the first, which stays.
+        distances: Of three or more models to their centre, round by round.
+        truncation: What the circuits of each layer lost; empty if weights were averaged.
+        checked: On what its outputs were found finite, in words; None if it was not run.
+    """
+
+    path: Path | None
+    model: PreTrainedModel | None
+    weights: tuple[float, ...]
+    alignments: tuple[Alignment, ...]
+    distances: tuple[float, ...]
+    truncation: tuple[Truncation, ...]
+    checked: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "weights": list(self.weights),
+            "alignments": [alignment.to_json() for alignment in self.alignments],
+            "distances": list(self.distances),
+            "truncation": [layer.to_json() for layer in self.truncation],
+            "checked": self.checked,
+        }
+
+
+def merge(
+    models: Sequence[Source],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    t: float | Sequence[float] | None = None,
+    space: Space | str = Space.weights,
+    method: Method | str = Method.gauss_newton,
+    head_cost: HeadCost | str = HeadCost.rotary,
+    scope: Scope | str = Scope.attention,
+    device: str = "cpu",
+    verify: bool = True,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+) -> Merged:
+    """Align models to the first, and write their weighted mean, in the first one's types.
+
+    Two models are aligned to each other, more to a common centre (`bring_together`). With all weight on one model the
+    result computes what that one does; anywhere between it computes something new, so that nothing can be verified but
+    that it loads and that its outputs are finite.
+
+    Args:
+        models: Folders, hub ids, or transformers models, two or more of the same kind; the first one's gauge is kept.
+        output: Folder to write to; None returns a model like the first, which must then be in memory.
+        t: Place on the line between two models, 0 is the first; or one weight for each model, of which only the
+            ratios count. None is the plain mean.
+        space: "weights" or "circuit".
+        method: Stage-2 solver of the alignment, as in `align`.
+        head_cost: What its stage 1 compares, as in `align`.
+        scope: What is matched, as in `align`.
+        device: "cpu" or "cuda".
+        verify: Verify every move block by block, and run the result.
+        force: Replace an existing output folder.
+        allow_pickle: Load pickled weights, with `weights_only`.
+        progress: Called as the work goes on.
+
+    Raises:
+        IsobasinError: A subclass says what is wrong with the input or the output, in one line.
+        VerificationError: A move changes a block's function, or the result's outputs are not finite.
+    """
+    weights, space = _weights(t, len(models)), Space(space)
+    matching = Matching(Method(method), HeadCost(head_cost), scope=Scope(scope))
+    running = Running(device, verify=verify, force=force, progress=progress)
+    with ExitStack() as opening:
+        opened = [opening.enter_context(open_model(source, allow_pickle=allow_pickle)) for source in models]
+        _check_alike(opened, matching)
+        inputs = [model.checkpoint.folder for model in opened]
+        if output is not None:
+            check_output(output, inputs, force)
+        together = bring_together(opened, matching, running)
+        writing = _Writing(opened, together, weights, space, running)
+        made = deliver(models[0], output, writing)
+    return writing.result(made)
+
+
+@dataclass
+class _Writing:
+    """Writes the merged model to a folder, and keeps what is to be said of it."""
+
+    models: Sequence[Model]
+    together: Together
+    weights: tuple[float, ...]
+    space: Space
+    running: Running
+    truncation: list[Truncation] = field(default_factory=lambda: [])
+    checked: str | None = None
+
+    def __call__(self, folder: Path) -> None:
+        first, *others = (model.checkpoint for model in self.models)
+        pieces = moved_tensors(self.models, (None, *self.together.alignments))
+        points = self.circuits(pieces) if self.space is Space.circuit else means(pieces, self.weights)
+        self.checked = write_checkpoint(
+            first,
+            folder,
+            counted(points, len(first.tensors), self.running.progress),
+            force=self.running.force,
+            inputs=[checkpoint.folder for checkpoint in others],
+            check=lambda staging: self.check(folder, staging),
+        )
+
+    def circuits(self, pieces: Iterator[tuple[dict[str, Tensor], ...]]) -> Iterator[dict[str, Tensor]]:
+        """Mean circuits of the attention blocks, those that are alike together, and the mean of all other tensors."""
+        sites = self.models[0].specification.sites
+        for batch in batches(sites):
+            needed = {name for index in batch for name in sites[index].shapes()}
+            held: tuple[dict[str, Tensor], ...] = tuple({} for _ in self.models)
+            while not needed <= held[0].keys():
+                for tensors, piece in zip(held, next(pieces), strict=True):
+                    tensors.update(piece)
+            device = self.running.device
+            blocks = [stack([sites[index].read(tensors, device) for index in batch]) for tensors in held]
+            found = circuit_mean(sites[batch[0]].group, blocks, self.weights, _LIMIT)
+            for position, index in enumerate(batch):
+                lost = float(found.query_key[position]), float(found.value_output[position])
+                self.truncation.append(Truncation(sites[index].layer, *lost))
+                written = sites[index].write(held[0], found.weights[position])
+                yield from ({name: tensor} for name, tensor in written.items())
+            rest = [{name: x for name, x in tensors.items() if name not in needed} for tensors in held]
+            yield from means([rest], self.weights)
+        yield from means(pieces, self.weights)
+
+    def check(self, folder: Path, staging: Path) -> str | None:
+        """Run the new model, if that is wanted."""
+        if not self.running.verify:
+            return None
+        self.running.progress("running", 0, 1)
+        checked = check_runs(understand(str(folder), Checkpoint.open(staging)), device=self.running.device)
+        self.running.progress("running", 1, 1)
+        return checked
+
+    def result(self, made: Moved) -> Merged:
+        """What `merge` returns of a model that was written."""
+        alignments, distances = self.together.alignments, self.together.distances
+        return Merged(made.path, made.model, self.weights, alignments, distances, tuple(self.truncation), self.checked)
+
+
+def _weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """One weight for each model, of sum 1."""
+    if count < 2:
+        raise IsobasinError(f"merge takes two or more models, not {count}")
+    given = [1.0] * count if t is None else [float(t)] if isinstance(t, (int, float)) else [float(w) for w in t]
+    if not all(map(math.isfinite, given)):
+        raise IsobasinError(f"t is {t}: it must be a number")
+    if len(given) == 1 and count == 2:
+        return 1 - given[0], given[0]
+    if len(given) != count:
+        raise IsobasinError(f"t has {len(given)} weights for {count} models: give one for each")
+    total = sum(given)
+    if min(given) < 0 or total == 0:
+        raise IsobasinError(f"weights are {', '.join(f'{w:g}' for w in given)}: none may be negative, nor all zero")
+    return tuple(w / total for w in given)
+
+
+def _check_alike(models: Sequence[Model], matching: Matching) -> None:
+    """Refuse models between whose tensors there is no line."""
+    first = models[0]
+    for other in models[1:]:
+        check_comparable(first.specification, other.specification, feedforward=matching.feedforward)
+        check_same_tensors(first.checkpoint, other.checkpoint)

@@ -1,0 +1,169 @@
+"""Coordinates on a model's symmetry group around the identity: what gradient descent moves.
+
+All coordinates are 0 at the identity. Invertible maps are `exp(X)`, plane-wise scalings `exp(r + iφ)`, scales of units
+`exp(l)`, rotations of the residual stream `exp(S - S^T)`, gains `g exp(γ)`; shifts of biases are themselves. So every
+point is an element of the group, and a model's function is the same at all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from isobasin.alignment import (
+    Alignment,
+    FeedForwardAlignment,
+    FeedForwardStatistics,
+    LayerAlignment,
+    LayerStatistics,
+    ResidualAlignment,
+    condition_of,
+)
+from isobasin.alignment.stream import gains_of
+from isobasin.architectures.residual import Residual
+from isobasin.model import Blocks
+from isobasin.symmetries import attention, feedforward, residual
+from isobasin.symmetries.bilinear import BilinearElement
+from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.residual import Basis, ResidualGroup, complement, lift
+
+
+class Chart:
+    """Coordinates around a model.
+
+    Attributes:
+        coordinates: By name, float64 leaves that need a gradient.
+    """
+
+    def __init__(
+        self,
+        model: Blocks,
+        *,
+        feedforward: bool,
+        stream: Residual | None,
+        keep_gains: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        """All coordinates at 0.
+
+        Args:
+            model: Whose group it is.
+            feedforward: Move feed-forward blocks too.
+            stream: Its residual stream; None to leave that as it is.
+            keep_gains: Whether that stream was found with all gains kept.
+            device: Where to compute.
+        """
+        self._model, self._stream, self._keep_gains, self._device = model, stream, keep_gains, device
+        self._feedforwards = model.feedforwards() if feedforward else ()
+        self._norms = None if stream is None else gains_of(model, stream, device)
+        sizes = dict(self._sizes())
+        self.coordinates = {
+            name: torch.zeros(size, dtype=torch.float64, device=device, requires_grad=True)
+            for name, size in sizes.items()
+            if 0 not in size
+        }
+
+    def _sizes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for site in self._model.specification.sites:
+            group, name = site.group, f"attention.{site.layer}"
+            for part, pair in (("query_key", group.query_key), ("value_output", group.value_output)):
+                n = len(pair.linear)
+                yield f"{name}.{part}.matrix", (group.groups, n, n)
+                yield f"{name}.{part}.planes", (group.groups, len(pair.planes), 2)
+            # The free shift of a key bias changes no score, on the line neither: it has no coordinate.
+            yield f"{name}.value_shift", (group.groups, group.value_output.features if group.value_shift else 0)
+        for site in self._feedforwards:
+            for part, scale in (("up", site.group.up), ("gate", site.group.gate)):
+                yield f"feedforward.{site.layer}.{part}", (_scaled(site.group, scale),)
+        if self._stream is not None:
+            group, norms = self._stream.group, self._stream.norms
+            size = 0 if group.basis.discrete else group.width - (group.basis is Basis.centred)
+            yield "residual.matrix", (size, size)
+            yield "residual.gains", (len(norms), group.width)
+            yield "residual.biases", (sum(norm.absorbed for norm in norms), group.width)
+
+    def alignment(self) -> Alignment:
+        """The group element at the coordinates, differentiable by them."""
+        layers = tuple(
+            LayerAlignment(site.layer, site.group, self._attention(site.layer, site.group), LayerStatistics())
+            for site in self._model.specification.sites
+        )
+        moved = tuple(
+            FeedForwardAlignment(site.layer, site.group, self._units(site.layer, site.group), FeedForwardStatistics())
+            for site in self._feedforwards
+        )
+        model_type = self._model.specification.model_type
+        facts = {"operation": "refine"}
+        return Alignment(model_type, layers, facts, feedforward=moved, residual=self._residual())
+
+    def element(self) -> Alignment:
+        """The same without gradients, on the CPU, with the condition of every map."""
+        with torch.no_grad():
+            found = self.alignment()
+            layers = tuple(
+                replace(
+                    layer,
+                    element=layer.element.to("cpu"),
+                    statistics=LayerStatistics(condition=condition_of(layer.element)),
+                )
+                for layer in found.layers
+            )
+            moved = tuple(replace(layer, element=layer.element.to("cpu")) for layer in found.feedforward)
+            stream = found.residual
+            if stream is not None:
+                stream = replace(stream, element=stream.element.to("cpu"))
+        return replace(found, layers=layers, feedforward=moved, residual=stream)
+
+    def _attention(self, layer: int, group: AttentionGroup) -> attention.AttentionElement:
+        name = f"attention.{layer}"
+        start = attention.identity(group, (), self._device)
+        return replace(
+            start,
+            query_key=self._pair(f"{name}.query_key", group.query_key, start.query_key),
+            value_output=self._pair(f"{name}.value_output", group.value_output, start.value_output),
+            value_shift=self.coordinates.get(f"{name}.value_shift", start.value_shift),
+        )
+
+    def _pair(self, name: str, group: BilinearGroup, start: BilinearElement) -> BilinearElement:
+        matrix, planes = (self.coordinates.get(f"{name}.{part}") for part in ("matrix", "planes"))
+        return BilinearElement(
+            start.matrix if matrix is None else torch.matrix_exp(matrix),
+            start.planes if planes is None else torch.exp(torch.view_as_complex(planes)),
+        )
+
+    def _units(self, layer: int, group: FeedForwardGroup) -> feedforward.FeedForwardElement:
+        start = feedforward.identity(group, (), self._device)
+        scales = {part: self.coordinates.get(f"feedforward.{layer}.{part}") for part in ("up", "gate")}
+        return replace(start, **{part: log.exp() for part, log in scales.items() if log is not None})
+
+    def _residual(self) -> ResidualAlignment | None:
+        if self._stream is None or self._norms is None:
+            return None
+        group = self._stream.group
+        start = residual.identity(group, *self._norms)
+        gains, biases = self.coordinates.get("residual.gains"), self.coordinates.get("residual.biases")
+        if gains is not None:
+            start = replace(start, gains=start.gains * gains.exp())
+        if biases is not None:
+            which = torch.tensor([norm.absorbed for norm in self._stream.norms], device=biases.device)
+            start = replace(start, biases=start.biases.index_add(0, which.nonzero().squeeze(-1), biases))
+        matrix = self.coordinates.get("residual.matrix")
+        if matrix is not None:
+            start = replace(start, matrix=_map(group, matrix))
+        return ResidualAlignment(group, start, self._keep_gains)
+
+
+def _scaled(group: FeedForwardGroup, scale: Scale | None) -> int:
+    return group.units if scale is not None and scale.dimension else 0
+
+
+def _map(group: ResidualGroup, coordinates: Tensor) -> Tensor:
+    """The residual stream's map at some coordinates."""
+    if group.basis is Basis.linear:
+        return torch.matrix_exp(coordinates)
+    rotation = torch.matrix_exp(coordinates - coordinates.mT)
+    return lift(rotation, complement(group.width, coordinates.device)) if group.basis is Basis.centred else rotation

@@ -1,0 +1,302 @@
+"""Gradient descent on the group: the coordinates of one or both models that make the line between them low."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from isobasin.model import TensorBlocks
+from isobasin.refinement.chart import Chart
+from isobasin.tasks.examples import IGNORED, Examples
+from isobasin.tasks.losses import model_inputs, targets
+
+# Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
+# stands highest above the straight line between its ends, by a softmax at this temperature over moving averages.
+_BINS = 13
+_FIRST, _LAST = 0.08, 0.92
+_TEMPERATURE = 0.03
+_UNIFORM = 0.2
+_DECAY = 0.9
+_BETAS = (0.9, 0.95)
+_LOWEST_RATE = 0.05
+
+
+@dataclass(frozen=True)
+class Refining:
+    """How an alignment is learned.
+
+    Attributes:
+        steps: Of Adam, at most.
+        batch_size: Examples of a step.
+        rate: Adam's highest; it rises over `warmup` steps and falls by a cosine to 5 %.
+        warmup: Steps.
+        both: Move the reference too; its function stays the same as well.
+        seed: Of batches and of points on the line.
+        held_out: Share of the examples that the best coordinates are chosen by.
+        every: Steps between two such looks.
+        patience: Looks without a better one after which it ends.
+        mixed_precision: Forward passes in bfloat16 where the device has it.
+    """
+
+    steps: int = 600
+    batch_size: int = 16
+    rate: float = 1e-2
+    warmup: int = 20
+    both: bool = True
+    seed: int = 0
+    held_out: float = 0.1
+    every: int = 50
+    patience: int = 5
+    mixed_precision: bool = False
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of the line.
+
+    Attributes:
+        blocks: Its tensors in float64, where it begins.
+        chart: Its coordinates; None if it stays.
+    """
+
+    blocks: TensorBlocks
+    chart: Chart | None
+
+    def tensors(self, device: str) -> dict[str, Tensor]:
+        """Its tensors at the coordinates."""
+        new = dict(self.blocks.tensors)
+        if self.chart is not None:
+            for moved in self.chart.alignment().moved(self.blocks, device):
+                new |= moved
+        return new
+
+
+@dataclass
+class Line:
+    """The line between two ends as a module computes it.
+
+    Attributes:
+        module: Whose parameters the line's points replace.
+        ends: Reference and model.
+        names: From stored names to the module's; of either end, in one order.
+        device: Where it is.
+        mixed_precision: Whether forward passes are in bfloat16.
+    """
+
+    module: nn.Module
+    ends: tuple[End, End]
+    names: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
+    device: str
+    mixed_precision: bool = False
+
+    def coordinates(self) -> list[Tensor]:
+        """Everything that gradient descent moves."""
+        return [x for end in self.ends if end.chart is not None for x in end.chart.coordinates.values()]
+
+    def at(self, t: float) -> dict[str, Tensor]:
+        """The module's parameters at `(1 - t) A + t B`."""
+        a, b = (end.tensors(self.device) for end in self.ends)
+        dtype: torch.dtype = next(self.module.parameters()).dtype
+        found: dict[str, Tensor] = {}
+        for (ours, keys), theirs in zip(self.names[0].items(), self.names[1], strict=True):
+            point = torch.lerp(a[ours], b[theirs], t).to(dtype)
+            found |= dict.fromkeys(keys, point)
+        return found
+
+    def loss(self, t: float, batch: dict[str, Tensor], kind: Any) -> Tensor:
+        """The task's loss on a batch."""
+        labels = targets(kind, batch["labels"]).to(self.device).reshape(-1)
+        inputs = model_inputs(self.module, batch, torch.device(self.device))
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision):
+            logits = functional_call(self.module, self.at(t), kwargs=inputs).logits
+        return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), labels, ignore_index=IGNORED)
+
+
+class Points:
+    """Draws points of the line, most where the loss stands highest above its ends."""
+
+    def __init__(self, ends: tuple[float, float]) -> None:
+        self._ends = ends
+        self.excess = torch.zeros(_BINS, dtype=torch.float64)
+        self.t = torch.linspace(_FIRST, _LAST, _BINS, dtype=torch.float64)
+
+    def draw(self, generator: torch.Generator) -> int:
+        """The index of a point."""
+        likely = torch.softmax(self.excess / _TEMPERATURE, 0) * (1 - _UNIFORM) + _UNIFORM / _BINS
+        return int(torch.multinomial(likely, 1, generator=generator))
+
+    def tell(self, index: int, loss: float) -> None:
+        """The loss that was found there."""
+        t = float(self.t[index])
+        above = loss - (1 - t) * self._ends[0] - t * self._ends[1]
+        self.excess[index] = _DECAY * self.excess[index] + (1 - _DECAY) * above
+
+
+@dataclass(frozen=True)
+class Refined:
+    """How a descent went.
+
+    Attributes:
+        steps: Taken.
+        best_step: Whose coordinates were kept; 0 is where it began.
+        before, after: Height of the line on the held-out examples above the straight line between its ends' losses, in
+            nats: the highest of a few points, at the start and at the best step.
+        history: Step and height at every look.
+    """
+
+    steps: int
+    best_step: int
+    before: float
+    after: float
+    history: tuple[tuple[int, float], ...]
+
+
+Saved = dict[str, Any]
+
+
+@dataclass
+class State:
+    """Where a descent stands: what is saved, and what a resumed one begins with."""
+
+    step: int = 0
+    best_step: int = 0
+    best: float = math.inf
+    history: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    kept: list[Tensor] = field(default_factory=list[Tensor])
+
+
+def descend(
+    line: Line,
+    examples: Examples,
+    how: Refining,
+    *,
+    progress: Callable[[str, int, int], None],
+    save: Callable[[Saved], None] = lambda saved: None,
+    resume: Saved | None = None,
+) -> Refined:
+    """Train the coordinates of a line's ends; they hold the best ones afterwards.
+
+    Args:
+        line: The line.
+        examples: Training data, of which a share is held out.
+        how: The recipe.
+        progress: Called after every step.
+        save: Called at every look with all that a resumed descent needs.
+        resume: What `save` was given.
+    """
+    coordinates = line.coordinates()
+    train, held = split(examples, how)
+    ends = _height(line, held, how.batch_size, (0.0, 1.0))
+    points = Points((ends[0], ends[1]))
+    adam = torch.optim.Adam(coordinates, lr=how.rate, betas=_BETAS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, how))
+    generator = torch.Generator().manual_seed(how.seed)
+    state = State()
+    if resume is not None:
+        _restore(resume, state, coordinates, adam, schedule, points, generator)
+    while state.step < how.steps:
+        if state.step % how.every == 0 and _look(line, held, how, state, coordinates, ends):
+            save(_saved(state, coordinates, adam, schedule, points, generator))
+        if state.history[-1][0] - state.best_step >= how.patience * how.every:
+            break
+        rows = torch.randint(len(train), (how.batch_size,), generator=generator)
+        index = points.draw(generator)
+        loss = line.loss(float(points.t[index]), train.fetch(rows), examples.kind)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        schedule.step()
+        points.tell(index, float(loss))
+        state.step += 1
+        progress("refining", state.step, how.steps)
+    _look(line, held, how, state, coordinates, ends)
+    with torch.no_grad():
+        for coordinate, kept in zip(coordinates, state.kept, strict=True):
+            coordinate.copy_(kept)
+    return Refined(state.step, state.best_step, state.history[0][1], state.best, tuple(state.history))
+
+
+def split(examples: Examples, how: Refining) -> tuple[Examples, Examples]:
+    """What is trained on, and what is held out."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(how.seed))
+    held = max(1, round(how.held_out * len(order)))
+    return examples.subset(order[held:].sort().values), examples.subset(order[:held].sort().values)
+
+
+# Points at which held-out examples are looked at, and how many of those at most.
+_LOOKS = (0.25, 0.5, 0.75)
+_LOOKED_AT = 64
+
+
+def _look(
+    line: Line, held: Examples, how: Refining, state: State, coordinates: list[Tensor], ends: tuple[float, ...]
+) -> bool:
+    """Measure the line on held-out examples, and keep the coordinates if they are the best; whether it is new."""
+    if state.history and state.history[-1][0] == state.step:
+        return False
+    losses = _height(line, held, how.batch_size, _LOOKS)
+    height = max(loss - (1 - t) * ends[0] - t * ends[1] for t, loss in zip(_LOOKS, losses, strict=True))
+    state.history.append((state.step, height))
+    if height < state.best:
+        state.best, state.best_step = height, state.step
+        state.kept = [coordinate.detach().clone() for coordinate in coordinates]
+    return True
+
+
+@torch.no_grad()
+def _height(line: Line, held: Examples, batch_size: int, at: tuple[float, ...]) -> tuple[float, ...]:
+    """The mean loss on held-out examples at some points."""
+    count = min(len(held), _LOOKED_AT)
+    chosen = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    found: list[float] = []
+    for t in at:
+        losses = [float(line.loss(t, held.fetch(rows), held.kind)) * len(rows) for rows in chosen]
+        found.append(math.fsum(losses) / count)
+    return tuple(found)
+
+
+def _rate(step: int, how: Refining) -> float:
+    """The learning rate's share at a step."""
+    if step < how.warmup:
+        return (step + 1) / how.warmup
+    done = (step - how.warmup) / max(1, how.steps - how.warmup)
+    return _LOWEST_RATE + (1 - _LOWEST_RATE) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+def _saved(
+    state: State, coordinates: list[Tensor], adam: Any, schedule: Any, points: Points, generator: torch.Generator
+) -> Saved:
+    return {
+        "state": vars(state),
+        "coordinates": [x.detach().clone() for x in coordinates],
+        "adam": adam.state_dict(),
+        "schedule": schedule.last_epoch,
+        "excess": points.excess,
+        "generator": generator.get_state(),
+    }
+
+
+def _restore(
+    saved: Saved,
+    state: State,
+    coordinates: list[Tensor],
+    adam: Any,
+    schedule: Any,
+    points: Points,
+    generator: torch.Generator,
+) -> None:
+    vars(state).update(saved["state"])
+    with torch.no_grad():
+        for coordinate, kept in zip(coordinates, saved["coordinates"], strict=True):
+            coordinate.copy_(kept)
+    adam.load_state_dict(saved["adam"])
+    schedule.last_epoch = saved["schedule"]
+    points.excess = saved["excess"]
+    generator.set_state(saved["generator"])

@@ -1,0 +1,201 @@
+"""`refine`: from two models and data to an alignment that is learned from the matched one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isobasin.alignment import Alignment
+from isobasin.architectures.residual import Residual
+from isobasin.architectures.resolve import check_comparable
+from isobasin.checkpoints import check_output, write_file_atomically
+from isobasin.errors import AlignmentError
+from isobasin.model import Blocks, Model, Source, TensorBlocks, open_model
+from isobasin.pipeline.aligning import match_models
+from isobasin.pipeline.moving import write_moved
+from isobasin.pipeline.settings import Matching, Running, Scope
+from isobasin.refinement.chart import Chart
+from isobasin.refinement.descent import End, Line, Refined, Refining, descend
+from isobasin.refinement.names import names_in_memory
+from isobasin.tasks.examples import Examples
+from isobasin.tasks.kind import load_model
+from isobasin.verification import Verification
+
+REFERENCE = "reference"
+"""The folder inside the output that holds the moved reference."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What `refine` found.
+
+    Attributes:
+        alignment: Moves the model.
+        reference: Moves the reference; None if it stays.
+        refined: How the descent went.
+        verified: How the written models' outputs compare with the originals': model, and reference if it moves.
+    """
+
+    alignment: Alignment
+    reference: Alignment | None
+    refined: Refined
+    verified: tuple[Verification | None, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "refined": {**asdict(self.refined), "history": [list(item) for item in self.refined.history]},
+            "verified": [None if found is None else found.to_json() for found in self.verified],
+            "alignment": self.alignment.to_json(),
+            "reference": None if self.reference is None else self.reference.to_json(),
+        }
+
+
+def refine(
+    reference: Source,
+    model: Source,
+    examples: Examples,
+    output: str | os.PathLike[str],
+    *,
+    how: Refining | None = None,
+    matching: Matching | None = None,
+    running: Running | None = None,
+    start: Alignment | None = None,
+    allow_pickle: bool = False,
+) -> Refinement:
+    """Learn the continuous factors of an alignment so that the straight line between two models has a low loss.
+
+    From the matched start, with coordinates θ of the group around it, minimises `E_t L((1 - t) A(θ) + t B(θ))` by Adam.
+    At every θ both models compute what they did, so only the line between them changes. Permutations stay as matched.
+
+    Args:
+        reference: Folder, hub id, or transformers model.
+        model: The other one, of the same architecture.
+        examples: Training data of the task, prepared for the reference.
+        output: Folder for the moved model, with its alignment; the moved reference goes to its `reference/`.
+        how: The recipe.
+        matching: How the start is matched, and which factors are learned.
+        running: Where, and what is written.
+        start: An alignment to start from instead.
+        allow_pickle: Load pickled weights, with `weights_only`.
+
+    Raises:
+        IsobasinError: A subclass says what is wrong with the input or the output, in one line.
+        VerificationError: A moved model computes something else; nothing was written.
+    """
+    how, running = how or Refining(), running or Running()
+    matching = matching or Matching(scope=Scope.model)
+    out = Path(output)
+    with ExitStack() as stack:
+        a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
+        check_comparable(a.specification, b.specification, feedforward=matching.feedforward)
+        check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
+        if start is None:
+            start = match_models(a, b, matching, replace(running, verify=False))
+        line = _line(a, b, start, examples, how, matching, running)
+        unfinished = _Unfinished(out, how, examples, start)
+        found = descend(
+            line, examples, how, progress=running.progress, save=unfinished.save, resume=unfinished.load(running.device)
+        )
+        moves = [None if end.chart is None else end.chart.element() for end in line.ends]
+        assert moves[1] is not None
+        facts = {**start.provenance, "operation": "refine", "data": examples.facts.source, "seed": str(how.seed)}
+        total = replace(moves[1].compose(start), provenance={k: v for k, v in facts.items() if v is not None})
+        verified = _write(total, moves[0], b, a, out, running)
+        unfinished.remove()
+        return Refinement(total, moves[0], found, verified)
+
+
+def _line(
+    a: Model, b: Model, start: Alignment, examples: Examples, how: Refining, matching: Matching, running: Running
+) -> Line:
+    """The line between the reference and the moved model, with coordinates of what is learned."""
+    streams = (None, None)
+    if start.residual is not None:
+        keep = start.residual.keep_gains
+        streams = a.residual(keep_gains=keep), b.residual(keep_gains=keep)
+    moved = _tensors(b, running.device)
+    for tensors in start.moved(b, running.device):
+        moved |= tensors
+    ends: list[End] = []
+    for model, tensors, stream, moves in (
+        (a, _tensors(a, running.device), streams[0], how.both),
+        (b, moved, streams[1], True),
+    ):
+        blocks = TensorBlocks(model.name, tensors, _described(model, stream, matching))
+        options = {"feedforward": bool(start.feedforward), "stream": stream, "device": running.device}
+        keep = start.residual is not None and start.residual.keep_gains
+        ends.append(End(blocks, Chart(blocks, **options, keep_gains=keep) if moves else None))
+    names = names_in_memory(a, examples.kind), names_in_memory(b, examples.kind)
+    module = load_model(a.checkpoint.folder, examples.kind, running.device)
+    shared = [n for n in names[0] if names[0][n]]
+    others = {tuple(keys): name for name, keys in names[1].items() if keys}
+    theirs = {others[tuple(names[0][n])]: names[0][n] for n in shared}
+    return Line(
+        module, (ends[0], ends[1]), ({n: names[0][n] for n in shared}, theirs), running.device, how.mixed_precision
+    )
+
+
+def _tensors(model: Model, device: str) -> dict[str, Tensor]:
+    """All of a model in float64."""
+    stored = model.checkpoint.read(model.checkpoint.tensors)
+    return {name: t.to(device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()}
+
+
+def _described(model: Blocks, stream: Residual | None, matching: Matching) -> Any:
+    feedforwards = model.feedforwards() if matching.feedforward else ()
+    return replace(model.specification, feedforwards=feedforwards, residual=stream)
+
+
+def _write(
+    moved: Alignment, other: Alignment | None, model: Model, reference: Model, out: Path, running: Running
+) -> tuple[Verification | None, ...]:
+    """Write the moved model and the moved reference in it: both or none."""
+    inputs = [reference.checkpoint.folder, model.checkpoint.folder]
+    if other is None:
+        return (write_moved(moved, model, out, running, inputs),)
+    beside = out.parent / f".{out.name}.{REFERENCE}"
+    try:
+        second = write_moved(other, reference, beside, replace(running, force=True), inputs)
+        first = write_moved(moved, model, out, running, inputs)
+        os.replace(beside, out / REFERENCE)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return first, second
+
+
+class _Unfinished:
+    """A file beside the output from which an interrupted descent goes on."""
+
+    def __init__(self, out: Path, how: Refining, examples: Examples, start: Alignment) -> None:
+        self.path = out.parent / f".{out.name}.unfinished"
+        facts: Mapping[str, Any] = {**asdict(how), "examples": examples.facts.sha256, **start.provenance}
+        self._key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state, all of it or nothing."""
+        write_file_atomically(self.path, lambda file: torch.save({"key": self._key, "state": state}, file), True)
+
+    def load(self, device: str) -> dict[str, Any] | None:
+        """The state of the same descent, if there is one."""
+        if not self.path.is_file():
+            return None
+        try:
+            found = torch.load(self.path, map_location=device, weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise AlignmentError(f"{self.path}: damaged: delete it to begin anew") from error
+        return found["state"] if found["key"] == self._key else None
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self.path.unlink(missing_ok=True)
