@@ -7,6 +7,18 @@ from typing import Annotated
 import typer
 
 from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.data_options import (
+    CalibrationOption,
+    ColumnsOption,
+    LengthOption,
+    MaxExamplesOption,
+    NameOption,
+    SplitOption,
+    TaskOption,
+    TokenizerOption,
+    examples_for,
+    parsed_columns,
+)
 from isobasin.cli.options import (
     AllowPickleOption,
     Device,
@@ -17,6 +29,7 @@ from isobasin.cli.options import (
     HeadCost,
     HeadCostOption,
     JsonOption,
+    KeepGainsOption,
     Method,
     MethodOption,
     ModelArgument,
@@ -38,6 +51,15 @@ def align(
     method: MethodOption = Method.gauss_newton,
     head_cost: HeadCostOption = HeadCost.rotary,
     scope: ScopeOption = Scope.attention,
+    keep_gains: KeepGainsOption = False,
+    data: CalibrationOption = None,
+    split: SplitOption = None,
+    name: NameOption = None,
+    columns: ColumnsOption = None,
+    max_examples: MaxExamplesOption = 512,
+    length: LengthOption = None,
+    task: TaskOption = None,
+    tokenizer: TokenizerOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = Dtype.keep,
     max_condition: Annotated[
@@ -57,6 +79,16 @@ def align(
     with working("reading") as progress:
         from isobasin.pipeline.aligning import align
 
+        calibration = None
+        if data is not None:
+            if scope is not Scope.model:
+                raise typer.BadParameter("--data is about the residual stream: it goes with --scope model")
+            from isobasin.refinement.calibration import DataCalibration
+            from isobasin.tasks.data import DataOptions
+
+            options = DataOptions(data, name, split, parsed_columns(columns), max_examples, length)
+            examples = examples_for(reference, options, task, tokenizer, allow_pickle)
+            calibration = DataCalibration(examples, device.value)
         found = align(
             reference,
             model,
@@ -64,6 +96,8 @@ def align(
             method=method.value,
             head_cost=head_cost.value,
             scope=scope.value,
+            keep_gains=keep_gains,
+            calibration=calibration,
             device=device.value,
             dtype=dtype.resolve(),
             max_condition=max_condition,

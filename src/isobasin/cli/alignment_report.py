@@ -14,7 +14,7 @@ from isobasin.cli.tables import change, heads, layers, number, small, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from isobasin.alignment import Alignment
+    from isobasin.alignment import Alignment, ResidualAlignment
     from isobasin.verification import Verification
 
 # Float32 rounds a thousand times finer than this: only 16-bit types, or extreme maps, reach it.
@@ -61,6 +61,8 @@ def alignment_report(alignment: Alignment, max_condition: float | None) -> Itera
     yield found
     if alignment.feedforward:
         yield _feedforward(alignment)
+    if alignment.residual is not None:
+        yield from _residual(alignment.residual)
     yield from _capped(alignment, max_condition)
     yield from _rounding(alignment)
 
@@ -87,6 +89,21 @@ def _feedforward(alignment: Alignment) -> Table:
     found.add_section()
     found.add_row("all", "", "", number(before), number(after), change(before, after), style="bold")
     return found
+
+
+def _residual(entry: ResidualAlignment) -> Iterator[RenderableType]:
+    """One line about the residual stream, and one about gains that couldn't be taken over."""
+    stats = entry.statistics
+    if math.isfinite(stats.distance_before):
+        before, after = number(stats.distance_before), number(stats.distance_after)
+        share = change(stats.distance_before, stats.distance_after)
+        yield (
+            f"Residual stream by {entry.group}: whole models, normalisations folded, {before} -> {after} ({share}); "
+            f"start {stats.start}, {stats.sweeps} {'sweep' if stats.sweeps == 1 else 'sweeps'}."
+        )
+    if stats.small_gains:
+        gains = "1 gain" if stats.small_gains == 1 else f"{stats.small_gains:,} gains"
+        yield Text(f"{gains} of the reference too small to divide by: the moved model has larger ones there.", "yellow")
 
 
 def verification_line(verified: Verification | None) -> Text:

@@ -19,6 +19,7 @@ from isobasin.cli import (
     experiment,
     interpolate,
     merge,
+    refine,
     scramble,
     symmetry,
     verify,
@@ -79,6 +80,7 @@ _VERBS: tuple[tuple[Callable[..., None], str], ...] = (
     (symmetry.symmetry, symmetry.EXAMPLE),
     (interpolate.interpolate, interpolate.EXAMPLE),
     (merge.merge, merge.EXAMPLE),
+    (refine.refine, refine.EXAMPLE),
     (barrier.barrier, barrier.EXAMPLE),
     (demo.demo, demo.EXAMPLE),
 )

@@ -21,6 +21,7 @@ class Method(StrEnum):
 
     gauss_newton = "gauss-newton"
     paper = "paper"
+    balanced = "balanced"
     orthogonal = "orthogonal"
     heads = "heads"
 
@@ -86,8 +87,8 @@ MethodOption = Annotated[
     typer.Option(
         "--method",
         metavar="METHOD",
-        help="How heads are aligned: gauss-newton; baselines are paper (the published algorithm), orthogonal (its "
-        "start alone) and heads (permuted only).",
+        help="How heads are aligned: gauss-newton; balanced (closed form, quicker); baselines are paper (the "
+        "published algorithm), orthogonal (its start alone) and heads (permuted only).",
     ),
 ]
 DeviceOption = Annotated[
@@ -126,5 +127,12 @@ ScopeOption = Annotated[
         metavar="SCOPE",
         help="What is moved: attention (heads), block (feed-forward units too), or model (the residual stream as well, "
         "for models that were trained apart).",
+    ),
+]
+KeepGainsOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-gains",
+        help="With --scope model: gains of normalisations stay with their coordinates, which leaves permutations.",
     ),
 ]

@@ -29,12 +29,14 @@ class Method(StrEnum):
 
     * gauss_newton: two starts and damped Newton steps on GL(n); the exact root on planes.
     * paper: orthogonal start and gradient descent on GL(n); scalar Brent on planes.
+    * balanced: the nearer of both starts of gauss-newton, in closed form; what sweeps over whole models begin with.
     * orthogonal: the paper's start alone: the nearest orthogonal map on GL(n), the nearest rotation on planes.
     * heads: no stage 2: heads are permuted, and nothing else is moved.
     """
 
     gauss_newton = "gauss-newton"
     paper = "paper"
+    balanced = "balanced"
     orthogonal = "orthogonal"
     heads = "heads"
 
@@ -49,6 +51,7 @@ class _Solvers:
 _SOLVERS = {
     Method.gauss_newton: _Solvers(subspace.gauss_newton, rotary.align_planes),
     Method.paper: _Solvers(paper.gradient_descent, paper.brent_planes),
+    Method.balanced: _Solvers(subspace.balanced, rotary.align_planes),
     Method.orthogonal: _Solvers(subspace.orthogonal, rotary.turn_planes),
     Method.heads: _Solvers(subspace.unmoved, rotary.unmoved_planes, shifts=False),
 }

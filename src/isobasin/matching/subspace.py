@@ -116,6 +116,13 @@ def orthogonal(core: Core) -> SubspaceSolution:
     return _still(core, orthogonal_start(core))
 
 
+def balanced(core: Core) -> SubspaceSolution:
+    """The nearer of the two starts, and no step from it: in closed form, and the planted map if there is one."""
+    options = [_still(core, u) for u in (balanced_start(core), orthogonal_start(core))]
+    first = options[0].objective.nan_to_num(torch.inf, torch.inf) <= options[1].objective
+    return _still(core, torch.where(first[..., None, None], options[0].matrix, options[1].matrix))
+
+
 def unmoved(core: Core) -> SubspaceSolution:
     """Leave all heads as they are: U = I."""
     *batch, _, n = core.b_left.shape

@@ -30,7 +30,7 @@ from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import HeadCost
 from isobasin.model import Blocks, Fingerprint, Source, TensorBlocks, batches, open_model, read_blocks
 from isobasin.pipeline.moving import write_moved
-from isobasin.pipeline.settings import Matching, Progress, Running, Scope, silent
+from isobasin.pipeline.settings import Calibration, Matching, Progress, Running, Scope, silent
 from isobasin.pipeline.whole import match_whole
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardWeights
@@ -54,6 +54,7 @@ def align(
     verify: bool = True,
     force: bool = False,
     allow_pickle: bool = False,
+    calibration: Calibration | None = None,
     progress: Progress = silent,
 ) -> Alignment:
     """Find the move that brings `model` nearest to `reference` without changing what it computes.
@@ -82,6 +83,8 @@ def align(
         verify: Compare the outputs of the moved model with the model's (without `output`: block by block).
         force: Replace an existing output folder.
         allow_pickle: Load pickled weights, with `weights_only`.
+        calibration: With scope "model": data that give the residual stream a further start and choose among several
+            (`isobasin.refinement.calibration.DataCalibration`).
         progress: Called as the work goes on.
 
     Returns:
@@ -97,10 +100,10 @@ def align(
         a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
         check_comparable(a.specification, b.specification, feedforward=matching.feedforward)
         if output is None:
-            return match_models(a, b, matching, running)
+            return match_models(a, b, matching, running, calibration)
         check_output(output, [a.checkpoint.folder, b.checkpoint.folder], force)
         # The written model is verified as a whole: its blocks need no check of their own.
-        alignment = match_models(a, b, matching, replace(running, verify=False))
+        alignment = match_models(a, b, matching, replace(running, verify=False), calibration)
         verified = write_moved(alignment, b, Path(output), running, [a.checkpoint.folder])
         return replace(alignment, verified=verified)
 
@@ -143,7 +146,9 @@ def align_tensors(
     return match_models(blocks[0], blocks[1], matching, Running(device, verify=verify))
 
 
-def match_models(a: Blocks, b: Blocks, matching: Matching, running: Running) -> Alignment:
+def match_models(
+    a: Blocks, b: Blocks, matching: Matching, running: Running, calibration: Calibration | None = None
+) -> Alignment:
     """Match two models; arguments as `align`."""
     if matching.scope is not Scope.model:
         return match_blocks(a, b, matching, running)
@@ -151,7 +156,10 @@ def match_models(a: Blocks, b: Blocks, matching: Matching, running: Running) -> 
     dtype = running.dtype or max(b.dtype(feedforward=True), a.dtype(feedforward=True), key=lambda k: torch.finfo(k).eps)
     inside = replace(matching, scope=Scope.block, keep_gains=False, max_condition=matching.limit(dtype))
     within = replace(running, verify=False, dtype=dtype, progress=silent)
-    found = match_whole(a, b, lambda x, y: match_blocks(x, y, inside, within), matching, running)
+    # Sweeps begin with the closed form where the method only refines it.
+    quick = replace(inside, method=Method.balanced) if matching.method is Method.gauss_newton else inside
+    solvers = [lambda x, y, how=how: match_blocks(x, y, how, within) for how in dict.fromkeys((quick, inside))]
+    found = match_whole(a, b, solvers, matching, running, calibration)
     facts = {**found.provenance, **_contents(a, b, matching), "scope": str(matching.scope)}
     return replace(found, provenance=facts)
 

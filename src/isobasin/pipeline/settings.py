@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from isobasin.errors import DependencyError, IsobasinError
 from isobasin.matching.attention import Method
@@ -69,6 +71,18 @@ class Matching:
     def limit(self, dtype: torch.dtype) -> float:
         """The largest condition number for a result stored in `dtype`."""
         return MAX_CONDITION.get(dtype, 1e2) if self.max_condition is None else self.max_condition
+
+
+class Calibration(Protocol):
+    """What data say of whole models; see `isobasin.refinement.calibration`."""
+
+    def starts(self, a: Any, b: Any, stream: Any) -> dict[str, Tensor]:
+        """Further maps of the residual stream to start from, by name."""
+        ...
+
+    def score(self, a: Any, b: Any, alignment: Any) -> float:
+        """What the best of several alignments has least of."""
+        ...
 
 
 @dataclass(frozen=True)

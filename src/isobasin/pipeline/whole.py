@@ -9,7 +9,7 @@ alone (arXiv 2606.17830, section 3; the residual map is this library's).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -23,7 +23,7 @@ from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Specif
 from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
-from isobasin.pipeline.settings import Matching, Running
+from isobasin.pipeline.settings import Calibration, Matching, Running
 from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup, contract, move_axis, scale_axis
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
 
@@ -247,29 +247,39 @@ class Descent:
 Match = Callable[[Blocks, Blocks], Alignment]
 
 
-def descend(pair: Pair, start: str, matrix: Tensor, match: Match) -> Descent:
-    """Match blocks and stream in turn until the distance stops falling.
+def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match]) -> Descent:
+    """Match blocks and stream in turn until the distance stops falling, with one solver of blocks after the other.
 
     Args:
         pair: The folded models.
         start: What the start is called.
         matrix: The stream's map to begin with.
-        match: Matches all blocks of two models.
+        solvers: Each matches all blocks of two models; the last one's blocks are the result's.
     """
+    sweeps = 0
     best: Descent | None = None
-    for sweep in range(1, _SWEEPS + 1):
-        turned = pair.turned(matrix)
-        found = match(pair.reference(), turned)
-        moved = dict(turned.tensors)
-        for tensors in found.moved(turned, pair.device):
-            moved |= tensors
-        squares = pair.squares(moved)
-        if best is not None and not squares < best.squares * (1 - _FALL):
-            break
-        best = Descent(start, matrix, found, moved, squares, sweep)
-        matrix = matrix @ pair.fitted(pair.along, moved)
+    for match in solvers:
+        best = None
+        while best is None or sweeps < _SWEEPS:
+            sweeps += 1
+            found = _swept(pair, start, matrix, match, sweeps)
+            if best is not None and not found.squares < best.squares * (1 - _FALL):
+                break
+            best = found
+            matrix = best.matrix @ pair.fitted(pair.along, best.moved)
+        matrix = best.matrix
     assert best is not None
     return best
+
+
+def _swept(pair: Pair, start: str, matrix: Tensor, match: Match, sweeps: int) -> Descent:
+    """All blocks matched once, in some basis of the stream."""
+    turned = pair.turned(matrix)
+    found = match(pair.reference(), turned)
+    moved = dict(turned.tensors)
+    for tensors in found.moved(turned, pair.device):
+        moved |= tensors
+    return Descent(start, matrix, found, moved, pair.squares(moved), sweeps)
 
 
 def starts(pair: Pair) -> dict[str, Tensor]:
@@ -278,15 +288,23 @@ def starts(pair: Pair) -> dict[str, Tensor]:
     return {"embeddings": pair.fitted(pair.outer(), pair.tensors[1]), "identity": identity}
 
 
-def match_whole(a: Blocks, b: Blocks, match: Match, matching: Matching, running: Running) -> Alignment:
+def match_whole(
+    a: Blocks,
+    b: Blocks,
+    solvers: Sequence[Match],
+    matching: Matching,
+    running: Running,
+    calibration: Calibration | None = None,
+) -> Alignment:
     """Match two whole models.
 
     Args:
         a: The reference.
         b: The model to move.
-        match: Matches all blocks of two models; used on folded ones.
+        solvers: Match all blocks of two folded models, quicker ones first.
         matching: How whole models are matched.
         running: Where.
+        calibration: Further starts, and which end is best; without it that is the nearest.
 
     Returns:
         The alignment of the best start. The moved model has the reference's gains and biases of normalisations, so
@@ -295,13 +313,27 @@ def match_whole(a: Blocks, b: Blocks, match: Match, matching: Matching, running:
     pair = Pair.of(a, b, keep_gains=matching.keep_gains, device=running.device)
     ends: list[Descent] = []
     options = starts(pair)
+    if calibration is not None:
+        options |= calibration.starts(a, b, pair.streams[1])
     for done, (name, matrix) in enumerate(options.items()):
         running.progress("matching", done, len(options))
-        ends.append(descend(pair, name, matrix, match))
+        if calibration is not None:
+            # The nearest map isn't the best one: the start's own, with blocks matched once, may leave a lower loss.
+            ends.append(_swept(pair, name, matrix, solvers[-1], 1))
+        ends.append(descend(pair, name, matrix, solvers))
     running.progress("matching", len(options), len(options))
-    best = min(ends, key=lambda end: end.squares)
-    found = replace(best.blocks, residual=_entry(pair, best, matching.keep_gains))
+    found, best = _best(pair, ends, matching, calibration)
     return replace(found, verified=_check(pair, best, found)) if running.verify else found
+
+
+def _best(
+    pair: Pair, ends: Sequence[Descent], matching: Matching, calibration: Calibration | None
+) -> tuple[Alignment, Descent]:
+    """The end that is kept, as an alignment."""
+    made = [(replace(end.blocks, residual=_entry(pair, end, matching.keep_gains)), end) for end in ends]
+    if calibration is None:
+        return min(made, key=lambda item: item[1].squares)
+    return min(made, key=lambda item: calibration.score(pair.a, pair.b, item[0]))
 
 
 def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:

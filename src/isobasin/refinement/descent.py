@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional
+from torch import Tensor
 
-from isobasin.model import TensorBlocks
-from isobasin.refinement.chart import Chart
-from isobasin.tasks.examples import IGNORED, Examples
-from isobasin.tasks.losses import model_inputs, targets
+from isobasin.refinement.line import Line
+from isobasin.tasks.examples import Examples
 
 # Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
 # stands highest above the straight line between its ends, by a softmax at this temperature over moving averages.
@@ -55,68 +51,6 @@ class Refining:
     every: int = 50
     patience: int = 5
     mixed_precision: bool = False
-
-
-@dataclass(frozen=True)
-class End:
-    """One end of the line.
-
-    Attributes:
-        blocks: Its tensors in float64, where it begins.
-        chart: Its coordinates; None if it stays.
-    """
-
-    blocks: TensorBlocks
-    chart: Chart | None
-
-    def tensors(self, device: str) -> dict[str, Tensor]:
-        """Its tensors at the coordinates."""
-        new = dict(self.blocks.tensors)
-        if self.chart is not None:
-            for moved in self.chart.alignment().moved(self.blocks, device):
-                new |= moved
-        return new
-
-
-@dataclass
-class Line:
-    """The line between two ends as a module computes it.
-
-    Attributes:
-        module: Whose parameters the line's points replace.
-        ends: Reference and model.
-        names: From stored names to the module's; of either end, in one order.
-        device: Where it is.
-        mixed_precision: Whether forward passes are in bfloat16.
-    """
-
-    module: nn.Module
-    ends: tuple[End, End]
-    names: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
-    device: str
-    mixed_precision: bool = False
-
-    def coordinates(self) -> list[Tensor]:
-        """Everything that gradient descent moves."""
-        return [x for end in self.ends if end.chart is not None for x in end.chart.coordinates.values()]
-
-    def at(self, t: float) -> dict[str, Tensor]:
-        """The module's parameters at `(1 - t) A + t B`."""
-        a, b = (end.tensors(self.device) for end in self.ends)
-        dtype: torch.dtype = next(self.module.parameters()).dtype
-        found: dict[str, Tensor] = {}
-        for (ours, keys), theirs in zip(self.names[0].items(), self.names[1], strict=True):
-            point = torch.lerp(a[ours], b[theirs], t).to(dtype)
-            found |= dict.fromkeys(keys, point)
-        return found
-
-    def loss(self, t: float, batch: dict[str, Tensor], kind: Any) -> Tensor:
-        """The task's loss on a batch."""
-        labels = targets(kind, batch["labels"]).to(self.device).reshape(-1)
-        inputs = model_inputs(self.module, batch, torch.device(self.device))
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision):
-            logits = functional_call(self.module, self.at(t), kwargs=inputs).logits
-        return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), labels, ignore_index=IGNORED)
 
 
 class Points:
@@ -193,7 +127,7 @@ def descend(
     """
     coordinates = line.coordinates()
     train, held = split(examples, how)
-    ends = _height(line, held, how.batch_size, (0.0, 1.0))
+    ends = line.losses(held, _LOOKED_AT, how.batch_size, (0.0, 1.0))
     points = Points((ends[0], ends[1]))
     adam = torch.optim.Adam(coordinates, lr=how.rate, betas=_BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, how))
@@ -241,25 +175,13 @@ def _look(
     """Measure the line on held-out examples, and keep the coordinates if they are the best; whether it is new."""
     if state.history and state.history[-1][0] == state.step:
         return False
-    losses = _height(line, held, how.batch_size, _LOOKS)
+    losses = line.losses(held, _LOOKED_AT, how.batch_size, _LOOKS)
     height = max(loss - (1 - t) * ends[0] - t * ends[1] for t, loss in zip(_LOOKS, losses, strict=True))
     state.history.append((state.step, height))
     if height < state.best:
         state.best, state.best_step = height, state.step
         state.kept = [coordinate.detach().clone() for coordinate in coordinates]
     return True
-
-
-@torch.no_grad()
-def _height(line: Line, held: Examples, batch_size: int, at: tuple[float, ...]) -> tuple[float, ...]:
-    """The mean loss on held-out examples at some points."""
-    count = min(len(held), _LOOKED_AT)
-    chosen = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    found: list[float] = []
-    for t in at:
-        losses = [float(line.loss(t, held.fetch(rows), held.kind)) * len(rows) for rows in chosen]
-        found.append(math.fsum(losses) / count)
-    return tuple(found)
 
 
 def _rate(step: int, how: Refining) -> float:

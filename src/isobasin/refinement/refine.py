@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from isobasin.alignment import Alignment
-from isobasin.architectures.residual import Residual
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_output, write_file_atomically
 from isobasin.errors import AlignmentError
-from isobasin.model import Blocks, Model, Source, TensorBlocks, open_model
+from isobasin.model import Model, Source, open_model
 from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Running, Scope
-from isobasin.refinement.chart import Chart
-from isobasin.refinement.descent import End, Line, Refined, Refining, descend
-from isobasin.refinement.names import names_in_memory
+from isobasin.refinement.calibration import DataCalibration
+from isobasin.refinement.descent import Refined, Refining, descend
+from isobasin.refinement.line import Line
 from isobasin.tasks.examples import Examples
-from isobasin.tasks.kind import load_model
 from isobasin.verification import Verification
 
 REFERENCE = "reference"
@@ -101,60 +98,23 @@ def refine(
         check_comparable(a.specification, b.specification, feedforward=matching.feedforward)
         check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
         if start is None:
-            start = match_models(a, b, matching, replace(running, verify=False))
-        line = _line(a, b, start, examples, how, matching, running)
+            calibration = DataCalibration(examples, running.device) if matching.scope is Scope.model else None
+            start = match_models(a, b, matching, replace(running, verify=False), calibration)
+        moves = how.both, True
+        line = Line.between(
+            a, b, start, examples.kind, moves=moves, device=running.device, mixed_precision=how.mixed_precision
+        )
         unfinished = _Unfinished(out, how, examples, start)
         found = descend(
             line, examples, how, progress=running.progress, save=unfinished.save, resume=unfinished.load(running.device)
         )
-        moves = [None if end.chart is None else end.chart.element() for end in line.ends]
-        assert moves[1] is not None
+        other, own = (None if end.chart is None else end.chart.element() for end in line.ends)
+        assert own is not None
         facts = {**start.provenance, "operation": "refine", "data": examples.facts.source, "seed": str(how.seed)}
-        total = replace(moves[1].compose(start), provenance={k: v for k, v in facts.items() if v is not None})
-        verified = _write(total, moves[0], b, a, out, running)
+        total = replace(own.compose(start), provenance=facts)
+        verified = _write(total, other, b, a, out, running)
         unfinished.remove()
-        return Refinement(total, moves[0], found, verified)
-
-
-def _line(
-    a: Model, b: Model, start: Alignment, examples: Examples, how: Refining, matching: Matching, running: Running
-) -> Line:
-    """The line between the reference and the moved model, with coordinates of what is learned."""
-    streams = (None, None)
-    if start.residual is not None:
-        keep = start.residual.keep_gains
-        streams = a.residual(keep_gains=keep), b.residual(keep_gains=keep)
-    moved = _tensors(b, running.device)
-    for tensors in start.moved(b, running.device):
-        moved |= tensors
-    ends: list[End] = []
-    for model, tensors, stream, moves in (
-        (a, _tensors(a, running.device), streams[0], how.both),
-        (b, moved, streams[1], True),
-    ):
-        blocks = TensorBlocks(model.name, tensors, _described(model, stream, matching))
-        options = {"feedforward": bool(start.feedforward), "stream": stream, "device": running.device}
-        keep = start.residual is not None and start.residual.keep_gains
-        ends.append(End(blocks, Chart(blocks, **options, keep_gains=keep) if moves else None))
-    names = names_in_memory(a, examples.kind), names_in_memory(b, examples.kind)
-    module = load_model(a.checkpoint.folder, examples.kind, running.device)
-    shared = [n for n in names[0] if names[0][n]]
-    others = {tuple(keys): name for name, keys in names[1].items() if keys}
-    theirs = {others[tuple(names[0][n])]: names[0][n] for n in shared}
-    return Line(
-        module, (ends[0], ends[1]), ({n: names[0][n] for n in shared}, theirs), running.device, how.mixed_precision
-    )
-
-
-def _tensors(model: Model, device: str) -> dict[str, Tensor]:
-    """All of a model in float64."""
-    stored = model.checkpoint.read(model.checkpoint.tensors)
-    return {name: t.to(device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()}
-
-
-def _described(model: Blocks, stream: Residual | None, matching: Matching) -> Any:
-    feedforwards = model.feedforwards() if matching.feedforward else ()
-    return replace(model.specification, feedforwards=feedforwards, residual=stream)
+        return Refinement(total, other, found, verified)
 
 
 def _write(

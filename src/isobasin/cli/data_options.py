@@ -1,0 +1,98 @@
+"""What the verbs that read data have in common: which data, and how a model sees them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from isobasin.tasks.data import DataOptions
+
+
+class Task(StrEnum):
+    """What the models are measured at."""
+
+    image_classification = "image-classification"
+    text_classification = "text-classification"
+    causal_lm = "causal-lm"
+    masked_lm = "masked-lm"
+
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Hub id of a data set, or local: parquet, csv, jsonl, text, npz, or a folder.",
+    ),
+]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="With --scope model: data that the residual stream's map is chosen by, as in `barrier`.",
+    ),
+]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", metavar="SPLIT", help='Part of the data, as in "test" or "train[:10%]".')
+]
+NameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Configuration of the hub's data set.")]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", metavar="ROLE=COLUMN,...", help="Which column is image, text, text_pair or label."),
+]
+MaxExamplesOption = Annotated[
+    int | None, typer.Option("--max-examples", metavar="N", help="At most so many examples, chosen at random.")
+]
+LengthOption = Annotated[
+    int | None, typer.Option("--length", metavar="N", help="Tokens of an example; by default what the model takes.")
+]
+TaskOption = Annotated[
+    Task | None,
+    typer.Option("--task", metavar="TASK", help="What the models do, if their configuration doesn't say."),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="TOKENIZER", help="Folder, hub id, or JSON of characters, if not A's own."),
+]
+
+
+def parsed_columns(text: str | None) -> dict[str, str]:
+    """`text=review,label=stars` as a mapping."""
+    parts = [part.partition("=") for part in (text or "").split(",") if part]
+    for role, equals, column in parts:
+        if not (role.strip() and equals and column.strip()):
+            raise typer.BadParameter(f"{role}{equals}{column}: write ROLE=COLUMN,..., as in text=review,label=stars")
+    return {role.strip(): column.strip() for role, _, column in parts}
+
+
+def examples_for(model: str, options: DataOptions, task: Task | None, tokenizer: str | None, allow_pickle: bool) -> Any:
+    """The data as the first model sees them."""
+    from transformers import AutoConfig
+
+    from isobasin.model import open_checkpoint
+    from isobasin.tasks.data import prepare, read_dataset
+    from isobasin.tasks.kind import TaskKind, kind_of, register_own_models
+    from isobasin.tasks.processors import load_processor
+
+    with open_checkpoint(model, allow_pickle=allow_pickle) as checkpoint:
+        kind = kind_of(checkpoint.config) if task is None else TaskKind(task.value)
+        register_own_models()
+        config = AutoConfig.from_pretrained(checkpoint.folder)
+        processor = load_processor(checkpoint.folder, kind, tokenizer)
+        return prepare(read_dataset(options, kind), kind, processor, options, config=config)
+
+
+def recorded(options: DataOptions, tokenizer: str | None) -> dict[str, Any]:
+    """What is recorded of the options, besides what the data's own line says."""
+    return {
+        "seed": options.seed,
+        "name": options.name,
+        "columns": dict(options.columns),
+        "max_examples": options.max_examples,
+        "length": options.length,
+        "tokenizer": tokenizer,
+    }

@@ -1,0 +1,151 @@
+"""The straight line between two models as a module computes it, differentiable by what moves its ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from isobasin.alignment import Alignment
+from isobasin.architectures.residual import Residual
+from isobasin.architectures.schema import Specification
+from isobasin.errors import ArchitectureError
+from isobasin.model import Model, TensorBlocks
+from isobasin.refinement.chart import Chart
+from isobasin.refinement.names import names_in_memory
+from isobasin.tasks.examples import IGNORED, Examples
+from isobasin.tasks.kind import TaskKind, load_model
+from isobasin.tasks.losses import model_inputs, targets
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of the line.
+
+    Attributes:
+        blocks: Its tensors in float64, where it begins.
+        chart: Its coordinates; None if it stays.
+    """
+
+    blocks: TensorBlocks
+    chart: Chart | None
+
+    def tensors(self, device: str) -> dict[str, Tensor]:
+        """Its tensors at the coordinates."""
+        new = dict(self.blocks.tensors)
+        if self.chart is not None:
+            for moved in self.chart.alignment().moved(self.blocks, device):
+                new |= moved
+        return new
+
+
+@dataclass
+class Line:
+    """The line between two ends as a module computes it.
+
+    Attributes:
+        module: Whose parameters the line's points replace.
+        ends: Reference and model.
+        names: From stored names to the module's; of either end, in one order.
+        device: Where it is.
+        mixed_precision: Whether forward passes are in bfloat16.
+    """
+
+    module: nn.Module
+    ends: tuple[End, End]
+    names: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
+    device: str
+    mixed_precision: bool = False
+
+    def coordinates(self) -> list[Tensor]:
+        """Everything that gradient descent moves."""
+        return [x for end in self.ends if end.chart is not None for x in end.chart.coordinates.values()]
+
+    def at(self, t: float) -> dict[str, Tensor]:
+        """The module's parameters at `(1 - t) A + t B`."""
+        a, b = (end.tensors(self.device) for end in self.ends)
+        dtype: torch.dtype = next(self.module.parameters()).dtype
+        found: dict[str, Tensor] = {}
+        for (ours, keys), theirs in zip(self.names[0].items(), self.names[1], strict=True):
+            point = torch.lerp(a[ours], b[theirs], t).to(dtype)
+            found |= dict.fromkeys(keys, point)
+        return found
+
+    def loss(self, t: float, batch: dict[str, Tensor], kind: TaskKind) -> Tensor:
+        """The task's loss on a batch."""
+        labels = targets(kind, batch["labels"]).to(self.device).reshape(-1)
+        inputs = model_inputs(self.module, batch, torch.device(self.device))
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision):
+            logits = functional_call(self.module, self.at(t), kwargs=inputs).logits
+        return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), labels, ignore_index=IGNORED)
+
+    @torch.no_grad()
+    def losses(self, examples: Examples, limit: int, batch_size: int, at: Sequence[float]) -> tuple[float, ...]:
+        """The mean loss on the first examples at some points."""
+        count = min(len(examples), limit)
+        chosen = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+        batches = [(examples.fetch(rows), len(rows)) for rows in chosen]
+        return tuple(math.fsum(float(self.loss(t, b, examples.kind)) * n for b, n in batches) / count for t in at)
+
+    @classmethod
+    def between(
+        cls,
+        a: Model,
+        b: Model,
+        start: Alignment,
+        kind: TaskKind,
+        *,
+        moves: tuple[bool, bool] = (False, False),
+        device: str = "cpu",
+        mixed_precision: bool = False,
+    ) -> Line:
+        """The line from a model to another after a move.
+
+        Args:
+            a: The reference.
+            b: The other model.
+            start: Moves it.
+            kind: What the models are for.
+            moves: Which ends get coordinates.
+            device: Where to compute.
+            mixed_precision: Forward passes in bfloat16.
+        """
+        keep = start.residual is not None and start.residual.keep_gains
+        moved = _tensors(b, device)
+        for tensors in start.moved(b, device):
+            moved |= tensors
+        ends: list[End] = []
+        for model, tensors, movable in ((a, _tensors(a, device), moves[0]), (b, moved, moves[1])):
+            stream = None if start.residual is None else model.residual(keep_gains=keep)
+            blocks = TensorBlocks(model.name, tensors, _described(model, stream, start))
+            options = {"feedforward": bool(start.feedforward), "keep_gains": keep}
+            ends.append(End(blocks, Chart(blocks, stream=stream, device=device, **options) if movable else None))
+        module = load_model(a.checkpoint.folder, kind, device)
+        return cls(module, (ends[0], ends[1]), _names(a, b, kind), device, mixed_precision)
+
+
+def _tensors(model: Model, device: str) -> dict[str, Tensor]:
+    """All of a model in float64."""
+    stored = model.checkpoint.read(model.checkpoint.tensors)
+    return {name: t.to(device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()}
+
+
+def _described(model: Model, stream: Residual | None, start: Alignment) -> Specification:
+    """What a model's tensors mean, as far as they are moved."""
+    return replace(model.specification, feedforwards=model.feedforwards() if start.feedforward else (), residual=stream)
+
+
+def _names(a: Model, b: Model, kind: TaskKind) -> tuple[Mapping[str, list[str]], Mapping[str, list[str]]]:
+    """The stored names of both models with the module's, in one order."""
+    ours, theirs = names_in_memory(a, kind), names_in_memory(b, kind)
+    by_keys = {tuple(keys): name for name, keys in theirs.items() if keys}
+    used = {name: keys for name, keys in ours.items() if keys}
+    missing = [name for name, keys in used.items() if tuple(keys) not in by_keys]
+    if missing:
+        raise ArchitectureError(f"{b.name} has no counterpart of {a.name}'s tensor {missing[0]!r}")
+    return used, {by_keys[tuple(keys)]: keys for keys in used.values()}
