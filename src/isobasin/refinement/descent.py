@@ -143,6 +143,8 @@ def descend(
         rows = torch.randint(len(train), (how.batch_size,), generator=generator)
         index = points.draw(generator)
         loss = line.loss(float(points.t[index]), train.fetch(rows), examples.kind)
+        if not math.isfinite(float(loss)):
+            break  # it diverged: what was best until here is kept
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -82,7 +82,9 @@ class Line:
         inputs = model_inputs(self.module, batch, torch.device(self.device))
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision):
             logits = functional_call(self.module, self.at(t), kwargs=inputs).logits
-        return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), labels, ignore_index=IGNORED)
+        logits = logits.reshape(-1, logits.shape[-1])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return functional.cross_entropy(logits, labels, ignore_index=IGNORED)
 
     @torch.no_grad()
     def losses(self, examples: Examples, limit: int, batch_size: int, at: Sequence[float]) -> tuple[float, ...]:

@@ -1,0 +1,230 @@
+"""Learned alignment: every point of the chart is an element of the group, and descent lowers the line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import isobasin
+from isobasin.errors import ArchitectureError
+from isobasin.model import TensorBlocks, open_model
+from isobasin.pipeline.settings import Matching, Running, Scope
+from isobasin.refinement.calibration import DataCalibration
+from isobasin.refinement.chart import Chart
+from isobasin.refinement.descent import Points, Refining, descend, split
+from isobasin.refinement.line import Line
+from isobasin.refinement.names import names_in_memory
+from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.symmetries import attention
+from isobasin.tasks.examples import TensorExamples
+from isobasin.tasks.kind import TaskKind
+from isobasin.tasks.options import DataFacts
+from isobasin.testing.tiny import tiny
+
+UNTIED = {"tie_word_embeddings": False}
+LANGUAGE = (
+    tiny("gpt2", "refined", config=UNTIED),
+    tiny("llama", "refined", config=UNTIED),
+    tiny("llama", "refined-tied", config={"tie_word_embeddings": True}),
+)
+QUIET = Running(progress=lambda *_: None)
+SHORT = Refining(steps=30, batch_size=8, every=10, rate=2e-2, warmup=3, held_out=0.25)
+
+
+def sentences(count: int = 64, length: int = 12, vocabulary: int = 50) -> TensorExamples:
+    """Tokens that mostly follow one another in order, so that there is something to learn and to lose."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(3, vocabulary, (count, 1), generator=generator)
+    tokens = 3 + (first + torch.arange(length)) % (vocabulary - 3)
+    facts = DataFacts("made up", None, "causal-lm", count, "none")
+    return TensorExamples(TaskKind.causal_lm, facts, {"input_ids": tokens, "labels": tokens})
+
+
+def pair(model, folder: Path) -> tuple[Path, Path]:
+    """A model, and a scrambled relative of it: the line between the two is bad, and need not be."""
+    a, b = model.save(folder / "a", dtype=torch.float32), folder / "b"
+    isobasin.scramble(a, b, seed=1, condition=1.5, scope="model")
+    return a, b
+
+
+def in_float64(folder: Path, opened) -> TensorBlocks:
+    tensors = {n: t.double() for n, t in opened.checkpoint.read(opened.checkpoint.tensors).items()}
+    described = replace(opened.specification, feedforwards=opened.feedforwards(), residual=opened.residual())
+    return TensorBlocks(str(folder), tensors, described)
+
+
+@pytest.mark.parametrize("model", [*LANGUAGE, tiny("bert"), tiny("vit"), tiny("opt")], ids=str)
+def test_every_point_of_the_chart_keeps_the_function(model, tmp_path):
+    """The element at random coordinates is applied and verified as any other alignment is."""
+    folder = model.save(tmp_path / "model")
+    with open_model(folder) as opened:
+        stream = None if model.model_type == "opt" else opened.residual()
+        chart = Chart(opened, feedforward=True, stream=stream)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for coordinate in chart.coordinates.values():
+                coordinate.copy_(torch.randn(coordinate.shape, generator=generator, dtype=torch.float64) * 0.2)
+        moved = chart.element().apply(folder, tmp_path / "moved", verify=True)
+    assert moved.verified.equal
+    assert moved.verified.max_rel < 1e-5
+    assert "attention.0.value_output.matrix" in chart.coordinates
+
+
+@pytest.mark.parametrize("model", LANGUAGE, ids=str)
+def test_at_zero_the_chart_moves_nothing(model, tmp_path):
+    with open_model(model.save(tmp_path / "model")) as opened:
+        blocks = in_float64(tmp_path, opened)
+        chart = Chart(blocks, feedforward=True, stream=blocks.residual())
+        for tensors in chart.element().moved(blocks):
+            for name, tensor in tensors.items():
+                assert torch.allclose(tensor, blocks.tensors[name], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("model", LANGUAGE, ids=str)
+def test_the_gradient_is_that_of_the_loss(model, tmp_path):
+    """Against finite differences along a random direction, through the moves, the line and the model."""
+    a, b = pair(replace(model), tmp_path)
+    for folder in (a, b):
+        isobasin.scramble(folder, folder.with_name(folder.name + "64"), condition=1.0, dtype=torch.float64)
+    with open_model(tmp_path / "a64") as one, open_model(tmp_path / "b64") as other:
+        start = isobasin.align(tmp_path / "a64", tmp_path / "b64", scope="model")
+        line = Line.between(one, other, start, TaskKind.causal_lm, moves=(True, True))
+        generator = torch.Generator().manual_seed(3)
+        coordinates = line.coordinates()
+        way = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in coordinates]
+        batch = sentences().fetch(range(4))
+        with torch.no_grad():
+            for x, w in zip(coordinates, way, strict=True):
+                x.add_(0.05 * w)
+
+        def loss_at(step: float) -> float:
+            with torch.no_grad():
+                for x, w in zip(coordinates, way, strict=True):
+                    x.add_(step * w)
+                found = float(line.loss(0.4, batch, TaskKind.causal_lm))
+                for x, w in zip(coordinates, way, strict=True):
+                    x.sub_(step * w)
+            return found
+
+        loss = line.loss(0.4, batch, TaskKind.causal_lm)
+        slopes = torch.autograd.grad(loss, coordinates)
+        expected = float(sum((g * w).sum() for g, w in zip(slopes, way, strict=True)))
+        measured = (loss_at(1e-3) - loss_at(-1e-3)) / 2e-3
+        # transformers' RMSNorm computes in float32.
+        assert measured == pytest.approx(expected, rel=2e-3, abs=2e-3)
+
+
+def test_refine_lowers_the_line_and_keeps_both_functions(tmp_path):
+    """From an alignment that moves nothing: the scrambled copy is brought back by descent alone."""
+    model = LANGUAGE[1]
+    a, b = pair(model, tmp_path)
+    nothing = isobasin.random_alignment(b, condition=1.0, scope="model")
+    nothing = nothing.inverse().compose(nothing)
+    found = refine(a, b, sentences(), tmp_path / "out", how=SHORT, running=QUIET, start=nothing)
+    assert [verified.equal for verified in found.verified] == [True, True]
+    assert found.refined.after < 0.9 * found.refined.before
+    assert isobasin.verify(a, tmp_path / "out" / REFERENCE).equal
+    assert isobasin.verify(b, tmp_path / "out").equal
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_an_interrupted_refinement_ends_as_if_it_had_not_been(tmp_path):
+    a, b = pair(LANGUAGE[0], tmp_path)
+    how = replace(SHORT, both=False)
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == "refining" and done == 15:
+            raise KeyboardInterrupt
+
+    whole = refine(a, b, sentences(), tmp_path / "whole", how=how, running=QUIET)
+    with pytest.raises(KeyboardInterrupt):
+        refine(a, b, sentences(), tmp_path / "parts", how=how, running=replace(QUIET, progress=interrupt))
+    assert not (tmp_path / "parts").exists()
+    assert (tmp_path / ".parts.unfinished").is_file()
+    seen: list[int] = []
+    again = refine(
+        a,
+        b,
+        sentences(),
+        tmp_path / "parts",
+        how=how,
+        running=replace(QUIET, progress=lambda what, done, total: seen.append(done) if what == "refining" else None),
+    )
+    assert seen[0] == 11
+    assert again.refined == whole.refined
+    assert not (tmp_path / ".parts.unfinished").exists()
+    assert not (tmp_path / "parts" / REFERENCE).exists()
+
+
+def test_names_in_memory_are_found_by_loading(tmp_path):
+    """transformers 5 calls a ViT's tensors other names than are stored."""
+    folder = tiny("vit").save(tmp_path / "vit", dtype=torch.float32)
+    with open_model(folder) as opened:
+        names = names_in_memory(opened, TaskKind.image_classification)
+        assert set(names) == set(opened.checkpoint.tensors)
+        module = __import__("transformers").AutoModelForImageClassification.from_pretrained(folder)
+        state = module.state_dict()
+        for name, keys in names.items():
+            for key in keys:
+                assert torch.equal(state[key], opened.checkpoint.read([name])[name])
+
+
+def test_points_are_drawn_where_the_line_is_high():
+    points = Points((1.0, 1.0))
+    for _ in range(30):
+        points.tell(6, 2.0)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.tensor([points.draw(generator) for _ in range(200)])
+    assert float((drawn == 6).double().mean()) > 0.6
+    assert len(drawn.unique()) > 5
+
+
+def test_what_is_held_out_is_not_trained_on():
+    examples = sentences(20)
+    train, held = split(examples, Refining(held_out=0.25))
+    assert (len(train), len(held)) == (15, 5)
+    rows = {tuple(row) for part in (train, held) for row in part.tensors["input_ids"].tolist()}
+    assert rows == {tuple(row) for row in examples.tensors["input_ids"].tolist()}
+
+
+def test_calibration_recovers_the_map_from_hidden_states(tmp_path):
+    a, b = pair(LANGUAGE[1], tmp_path)
+    calibration = DataCalibration(sentences())
+    with open_model(a) as one, open_model(b) as other:
+        found = calibration.starts(one, other, other.residual())["activations"]
+        planted = isobasin.Alignment.load(b).residual.element.matrix
+        assert torch.allclose(planted @ found, torch.eye(len(found), dtype=torch.float64), atol=1e-3)
+        there = isobasin.align(a, b, scope="model", calibration=calibration)
+        untouched = isobasin.random_alignment(b, condition=1.0)
+        bad = calibration.score(one, other, untouched.inverse().compose(untouched))
+        assert calibration.score(one, other, there) < bad
+
+
+def test_scope_attention_learns_heads_only(tmp_path):
+    a, b = pair(LANGUAGE[0], tmp_path)
+    matching = Matching(scope=Scope.attention)
+    found = refine(a, b, sentences(), tmp_path / "out", how=replace(SHORT, steps=5), matching=matching, running=QUIET)
+    assert found.alignment.residual is None
+    assert not found.alignment.feedforward
+    assert all(attention.identity(layer.group).tensors().keys() for layer in found.alignment.layers)
+
+
+def test_a_descent_that_gets_worse_keeps_where_it_began(tmp_path):
+    a, b = pair(LANGUAGE[0], tmp_path)
+    with open_model(a) as one, open_model(b) as other:
+        start = isobasin.align(a, b, scope="model")
+        line = Line.between(one, other, start, TaskKind.causal_lm, moves=(False, True))
+        wild = replace(SHORT, rate=5.0, steps=12, every=4)
+        found = descend(line, sentences(), wild, progress=lambda *_: None)
+    assert found.best_step == 0
+    assert found.after == found.before
+    assert all(not bool(x.any()) for x in line.coordinates())
+
+
+def test_a_model_without_known_stream_is_refused(tmp_path):
+    folder = tiny("opt").save(tmp_path / "opt", dtype=torch.float32)
+    with pytest.raises(ArchitectureError, match="nothing is known of the residual stream of model type 'opt'"):
+        refine(folder, folder, sentences(), tmp_path / "out", how=SHORT, running=QUIET)
