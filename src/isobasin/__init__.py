@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from isobasin.alignment import Alignment as Alignment
+    from isobasin.architectures.residual import Along as Along
+    from isobasin.architectures.residual import Residual as Residual
+    from isobasin.architectures.residual import Role as Role
     from isobasin.architectures.schema import AttentionSite as AttentionSite
     from isobasin.architectures.schema import FeedForwardSite as FeedForwardSite
     from isobasin.architectures.schema import Layout as Layout
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from isobasin.symmetries.feedforward import FeedForwardWeights as FeedForwardWeights
     from isobasin.symmetries.groups import AttentionGroup as AttentionGroup
     from isobasin.symmetries.groups import BilinearGroup as BilinearGroup
+    from isobasin.symmetries.residual import Basis as Basis
+    from isobasin.symmetries.residual import ResidualGroup as ResidualGroup
     from isobasin.symmetries.weights import AttentionWeights as AttentionWeights
     from isobasin.verification import Verification as Verification
 
@@ -44,6 +49,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "alignment": ("Alignment",),
+    "architectures.residual": ("Along", "Residual", "Role"),
     "architectures.schema": ("AttentionSite", "FeedForwardSite", "Layout", "Projection", "Specification"),
     "errors": ("IsobasinError",),
     "matching.attention": ("Match", "match"),
@@ -55,6 +61,7 @@ _HOMES = {
     "pipeline.moving": ("Moved", "apply", "random_alignment", "scramble"),
     "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
     "symmetries.groups": ("AttentionGroup", "BilinearGroup"),
+    "symmetries.residual": ("Basis", "ResidualGroup"),
     "symmetries.weights": ("AttentionWeights",),
     "verification": ("Verification",),
 }
@@ -62,9 +69,11 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Alignment",
+    "Along",
     "AttentionGroup",
     "AttentionSite",
     "AttentionWeights",
+    "Basis",
     "BilinearGroup",
     "Equivalence",
     "FeedForwardGroup",
@@ -76,6 +85,9 @@ __all__ = [
     "Merged",
     "Moved",
     "Projection",
+    "Residual",
+    "ResidualGroup",
+    "Role",
     "Specification",
     "Symmetry",
     "Verification",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import isobasin
+from isobasin.alignment import ResidualAlignment
+from isobasin.architectures.residual import Along, Residual, Role
 from isobasin.matching.attention import Method, distance, match
-from isobasin.symmetries import attention
+from isobasin.symmetries import attention, residual
+from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.residual import Basis, ResidualGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
 
@@ -72,3 +77,73 @@ def test_a_scrambled_seed_comes_back(seed, condition, states):
     assert torch.equal(element.head_permutation()[found.element.head_permutation()], torch.arange(4))
     size = float(distance(original, original.map(torch.zeros_like)))
     assert float(distance(original, found.moved)) < 1e-8 * size
+
+
+def described() -> isobasin.Specification:
+    """The whole model: attention, feed-forward block, and a residual stream without any normalisation."""
+    sizes = (("head", 4), ("width", 128), ("feature", 32))
+
+    def attention_projection(letter: str) -> isobasin.Projection:
+        pattern = "head feature width" if letter == "O" else "head width feature"
+        layout = isobasin.Layout(pattern, sizes)
+        return isobasin.Projection(f"blocks.0.attn.W_{letter}", f"blocks.0.attn.b_{letter}", layout)
+
+    def units(name: str, pattern: str) -> isobasin.Projection:
+        layout = isobasin.Layout(pattern, (("width", 128), ("feature", 512)))
+        return isobasin.Projection(f"blocks.0.mlp.W_{name}", f"blocks.0.mlp.b_{name}", layout)
+
+    query, key, value, output = (attention_projection(letter) for letter in "QKVO")
+    site = isobasin.AttentionSite(0, "attn", query, key, value, output, GROUP)
+    up, down = units("in", "width feature"), units("out", "feature width")
+    mlp = isobasin.FeedForwardSite(0, "mlp", up, None, down, FeedForwardGroup(512, Scale.positive), "relu")
+    along = (
+        *(Along(name, 1) for name in ("embed.W_E", "pos_embed.W_pos", "blocks.0.mlp.W_out")),
+        Along("blocks.0.attn.W_O", 2),
+        *(Along(name, 0) for name in ("blocks.0.attn.b_O", "blocks.0.mlp.b_out")),
+        *(Along(f"blocks.0.attn.W_{letter}", 1, Role.covector) for letter in "QKV"),
+        *(Along(name, 0, Role.covector) for name in ("blocks.0.mlp.W_in", "unembed.W_U")),
+    )
+    return isobasin.Specification("toy", (site,), (mlp,), Residual(ResidualGroup(128, Basis.linear), along))
+
+
+def logits(state: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+    """The whole model, written plainly."""
+    w = {name: t.double() for name, t in state.items()}
+    h = w["embed.W_E"][tokens] + w["pos_embed.W_pos"]
+    h = h + attention.attend(block(w), GROUP, h, causal=True)
+    h = h + (h @ w["blocks.0.mlp.W_in"] + w["blocks.0.mlp.b_in"]).relu() @ w["blocks.0.mlp.W_out"]
+    return (h + w["blocks.0.mlp.b_out"])[:, -1] @ w["unembed.W_U"] + w["unembed.b_U"]
+
+
+def tokens() -> torch.Tensor:
+    x, y = torch.arange(113), torch.arange(113).roll(5)
+    return torch.stack([x, y, torch.full_like(x, 113)], 1)
+
+
+def test_a_whole_scrambled_seed_comes_back_by_any_invertible_map(states):
+    original = {name: t.double() for name, t in states[1].items()}
+    group = ResidualGroup(128, Basis.linear)
+    none = torch.ones(0, 128, dtype=torch.float64)
+    planted = residual.sample(group, none, none, torch.Generator().manual_seed(2), condition=5.0)
+    plain = isobasin.align_tensors(original, original, described(), scope="block")
+    move = replace(plain, residual=ResidualAlignment(group, planted))
+    moved = move.moved_tensors(original, described())
+    assert relative_difference(logits(original, tokens()), logits(moved, tokens())) < 1e-9
+    found = isobasin.align_tensors(original, moved, described(), scope="model")
+    assert found.verified.equal
+    statistics = found.residual.statistics
+    assert statistics.distance_after < 1e-6 * statistics.distance_before
+    back = found.moved_tensors(moved, described())
+    for name, tensor in original.items():
+        assert torch.allclose(back[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_whole_models_come_nearer_than_their_attention_does(states):
+    reference, model = ({n: t.double() for n, t in states[i].items()} for i in (1, 2))
+    found = isobasin.align_tensors(reference, model, described(), scope="model")
+    blocks = isobasin.align_tensors(reference, model, described(), scope="block")
+    assert found.verified.equal
+    moved = [a.moved_tensors(model, described()) for a in (found, blocks)]
+    assert relative_difference(logits(model, tokens()), logits(moved[0], tokens())) < 1e-8
+    whole, block_only = (sum(float((reference[n] - t[n]).square().sum()) for n in reference) for t in moved)
+    assert whole < 0.9 * block_only

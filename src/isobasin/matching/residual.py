@@ -20,6 +20,9 @@ from torch import Tensor
 from isobasin.matching import subspace
 from isobasin.symmetries.residual import Basis, ResidualGroup, complement, lift
 
+# Of the solver on GL(d) at a time.
+_STEPS = 5
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -71,4 +74,5 @@ def _linear(group: ResidualGroup, pairs: StreamPairs) -> Tensor:
         side(pairs.vectors, 0), side(pairs.vectors, 1), side(pairs.covectors, 0), side(pairs.covectors, 1)
     )
     batched = subspace.Core(*(x.unsqueeze(0) for x in vars(core).values()))
-    return subspace.gauss_newton(batched).matrix[0].mT.contiguous()
+    # Blocks are matched anew after each of these: a few steps do.
+    return subspace.gauss_newton(batched, max_iterations=_STEPS).matrix[0].mT.contiguous()
