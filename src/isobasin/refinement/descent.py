@@ -143,13 +143,14 @@ def descend(
         rows = torch.randint(len(train), (how.batch_size,), generator=generator)
         index = points.draw(generator)
         loss = line.loss(float(points.t[index]), train.fetch(rows), examples.kind)
-        if not math.isfinite(float(loss)):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             break  # it diverged: what was best until here is kept
         adam.zero_grad()
         loss.backward()
         adam.step()
         schedule.step()
-        points.tell(index, float(loss))
+        points.tell(index, value)
         state.step += 1
         progress("refining", state.step, how.steps)
     _look(line, held, how, state, coordinates, ends)
