@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import psutil
 import torch
@@ -31,8 +32,11 @@ from isobasin.verification import Verification, compare_blocks, compare_feedforw
 # them.
 _SMALL_GAIN = 1e-3
 # A sweep that lowers the squared distance by a smaller share than this is the last.
-_FALL = 1e-5
+_FALL = 1e-3
 _SWEEPS = 100
+# Below these shares of the models' squared distance a sweep has only rounding to gain, and another start nothing.
+_ROUNDING = 1e-15
+_FOUND = 1e-10
 # Float64 copies of both models that are held at once, about.
 _COPIES = 5
 
@@ -148,6 +152,11 @@ class Pair:
         _check_memory(a, b, streams)
         along = tuple(slots(*streams))
         return cls(a, b, streams, along, (fold(a, streams[0], device), fold(b, streams[1], device)), device)
+
+    @cached_property
+    def apart(self) -> float:
+        """The squared distance of the folded models as they are."""
+        return self.squares(self.tensors[1])
 
     @property
     def group(self) -> ResidualGroup:
@@ -266,6 +275,8 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match]) ->
             if best is not None and not found.squares < best.squares * (1 - _FALL):
                 break
             best = found
+            if found.squares <= _ROUNDING * pair.apart:
+                break
             matrix = best.matrix @ pair.fitted(pair.along, best.moved)
         matrix = best.matrix
     assert best is not None
@@ -321,6 +332,8 @@ def match_whole(
             # The nearest map isn't the best one: the start's own, with blocks matched once, may leave a lower loss.
             ends.append(_swept(pair, name, matrix, solvers[-1], 1))
         ends.append(descend(pair, name, matrix, solvers))
+        if ends[-1].squares <= _FOUND * pair.apart:
+            break
     running.progress("matching", len(options), len(options))
     found, best = _best(pair, ends, matching, calibration)
     return replace(found, verified=_check(pair, best, found)) if running.verify else found
@@ -366,6 +379,7 @@ def _entry(pair: Pair, end: Descent, keep_gains: bool) -> ResidualAlignment:
     limit = _SMALL_GAIN * gains.square().mean(-1, keepdim=True).sqrt()
     small = gains.abs() < limit
     element = ResidualElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
-    before = math.sqrt(pair.squares(pair.tensors[1]))
-    statistics = ResidualStatistics(before, math.sqrt(end.squares), end.start, end.sweeps, int(small.sum()))
+    statistics = ResidualStatistics(
+        math.sqrt(pair.apart), math.sqrt(end.squares), end.start, end.sweeps, int(small.sum())
+    )
     return ResidualAlignment(pair.group, element.to("cpu"), keep_gains, statistics)
