@@ -22,7 +22,7 @@ from torch import Tensor
 from isobasin.architectures.schema import FeedForwardSite
 from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, CheckpointError, TensorError, VerificationError
-from isobasin.model import Model, quiet_transformers
+from isobasin.model import Blocks, Model, quiet_transformers
 from isobasin.symmetries.attention import attend
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
 from isobasin.symmetries.groups import AttentionGroup
@@ -305,7 +305,7 @@ def _compare_by_layer(a: Model, b: Model, seed: int, device: str) -> tuple[float
     return max_abs, max_rel
 
 
-def known_feedforwards(model: Model) -> Sequence[FeedForwardSite]:
+def known_feedforwards(model: Blocks) -> Sequence[FeedForwardSite]:
     """The feed-forward blocks of a model; none where anything about them is not understood."""
     try:
         return model.feedforwards()

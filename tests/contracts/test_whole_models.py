@@ -151,3 +151,35 @@ def test_a_small_gain_of_the_reference_is_replaced(tmp_path):
     moved = tensors(tmp_path / "out")["model.norm.weight"]
     assert moved[3] > 0
     assert torch.equal(moved[4:], stored["model.norm.weight"][4:])
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_scrambled_model_is_recognised(model, dtype, saved, tmp_path):
+    original = saved(model, dtype=dtype)
+    isobasin.scramble(original, tmp_path / "scrambled", seed=6, condition=3.0, scope="model", verify=False)
+    found = isobasin.equivalent(original, tmp_path / "scrambled")
+    assert found.equivalent, (found.other_tensors, found.layers)
+    assert found.stream == str(stream_of(original).group)
+
+
+def test_another_model_is_not_taken_for_a_scrambled_one(tmp_path):
+    one, other = (tiny("llama", "apart", config=UNTIED).save(tmp_path / str(seed), seed) for seed in (0, 1))
+    found = isobasin.equivalent(one, other)
+    assert not found.equivalent
+    assert found.stream is None
+
+
+def test_a_scrambled_model_with_one_changed_weight_is_told(saved, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    original = saved(tiny("llama", "changed", config=UNTIED))
+    isobasin.scramble(original, tmp_path / "scrambled", seed=6, condition=3.0, scope="model", verify=False)
+    file = tmp_path / "scrambled" / "model.safetensors"
+    stored = load_file(file)
+    stored["lm_head.weight"][5, 7] += 1e-3
+    save_file(stored, file, {"format": "pt"})
+    found = isobasin.equivalent(original, tmp_path / "scrambled")
+    assert not found.equivalent
+    # The map itself is fitted to what was changed, so that other tensors may differ by more than rounding as well.
+    assert "lm_head.weight" in found.other_tensors

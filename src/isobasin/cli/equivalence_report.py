@@ -21,6 +21,8 @@ def equivalence_report(found: Equivalence) -> Iterator[RenderableType]:
     yield _evidence(found)
     for layer in found.layers:
         yield from _degenerate(layer)
+    if found.stream:
+        yield f"Residual streams are the same after a map of {found.stream}; all else is compared after it."
     if found.feedforward:
         which = layers(found.feedforward)
         yield f"Feed-forward blocks of {which} are equal after a move of their units."
@@ -74,6 +76,7 @@ def _degenerate(layer: LayerEvidence) -> Iterator[str]:
 def _verdict(found: Equivalence) -> Text:
     if found.equivalent:
         moved = "attention and feed-forward" if found.feedforward else "attention"
+        moved = "residual stream, attention and feed-forward" if found.stream else moved
         return Text.assemble(("Equivalent", "bold green"), f": a move of the {moved} weights carries B to A.")
     reasons: list[str] = []
     unequal = [layer.layer for layer in found.layers if not layer.equivalent]

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from isobasin.alignment import LayerAlignment
+from isobasin.alignment.stream import Turned
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import Checkpoint, check_finite
+from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
-from isobasin.model import Model, Source, open_model
+from isobasin.model import Blocks, Model, Source, open_model
 from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.settings import Matching, Progress, Running, check_device, silent
+from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.verification import Verification, known_feedforwards, rest_of, verify_models
@@ -27,6 +30,10 @@ _FLOORS = {torch.float64: 1e-9, torch.float32: 1e-4}
 _CEILING = 0.25
 # How many roundings of the stored type two scaled copies of a unit may be apart.
 _SCALE_ROUNDING = 16
+# Relative to a tensor's largest value: what rounding explains of a tensor in another basis of the residual stream.
+_TURNED = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# A whole match that leaves more of the distance than this found no common function.
+_FAR = 1e-2
 # Entries of config.json that say nothing about the function.
 _BOOKKEEPING = {
     "_name_or_path",
@@ -116,12 +123,14 @@ class Equivalence:
             feed-forward blocks only where no move of the block's units explains it.
         configuration: Entries of config.json that differ and that may matter.
         feedforward: Layers whose feed-forward blocks differ by a move of their units.
+        stream: The group whose map carries b's residual stream to a's; None where it is the same without.
     """
 
     layers: tuple[LayerEvidence, ...]
     other_tensors: tuple[str, ...]
     configuration: tuple[str, ...]
     feedforward: tuple[int, ...] = ()
+    stream: str | None = None
 
     @property
     def equivalent(self) -> bool:
@@ -141,6 +150,7 @@ class Equivalence:
             "other_tensors": list(self.other_tensors),
             "configuration": list(self.configuration),
             "moved_feedforward": list(self.feedforward),
+            "moved_stream": self.stream,
             "layers": [layer.to_json() for layer in self.layers],
         }
 
@@ -153,7 +163,8 @@ def equivalent(
     Head by head, equal circuits (`Q K^T` and `V O^T`, plane by plane under rotary positions) are equal functions,
     and with full column rank and pairwise distinct heads the converse holds (arXiv 2606.17830, Theorems 2.1, 4.1,
     4.2). Feed-forward blocks may differ by a permutation of their units, and by scales where the activation lets them
-    pass. Everything else must be equal as it is.
+    pass. Where anything else differs and the residual stream is known, whole models are matched: if a map of the stream
+    brings them together, the rest is compared after it. Otherwise everything else must be equal as it is.
 
     Args:
         a: The reference: folder, hub id, or transformers model.
@@ -165,20 +176,38 @@ def equivalent(
     running = Running(device=device, verify=False, progress=progress)
     with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
         check_comparable(one.specification, other.specification)
-        alignment = match_models(one, other, Matching(max_condition=math.inf), running)
-        evidence = tuple(_evidence(one, other, i, layer) for i, layer in enumerate(alignment.layers))
         unequal = list(_other_tensors(one, other))
-        moved = _moved_feedforwards(one, other, set(unequal), device)
+        turned = _turned(one, other, set(unequal), running)
+        if turned is not None:
+            unequal = list(_other_tensors(one, other, turned))
+        near = turned or other
+        alignment = match_models(one, near, Matching(max_condition=math.inf), running)
+        evidence = tuple(_evidence(one, near, i, layer) for i, layer in enumerate(alignment.layers))
+        moved = _moved_feedforwards(one, near, set(unequal), device)
         explained = {name for names in moved.values() for name in names}
         return Equivalence(
             evidence,
             tuple(name for name in unequal if name not in explained),
             tuple(differing_entries(one.checkpoint, other.checkpoint)),
             tuple(moved),
+            None if turned is None else str(turned.stream.group),
         )
 
 
-def _evidence(a: Model, b: Model, index: int, layer: LayerAlignment) -> LayerEvidence:
+def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> Turned | None:
+    """B in the basis of a's residual stream, if there is one in which they are the same up to moves of blocks."""
+    inside = {name for site in known_feedforwards(b) for name in site.shapes()}
+    if not unequal - inside:
+        return None
+    try:
+        found = match_models(a, b, Matching(scope=Scope.model, max_condition=math.inf), running)
+    except (ArchitectureError, TensorError):
+        return None  # nothing is known of the stream: what differs is reported as it is
+    distance = found.total_distance()
+    return found.turned(b, running.device) if distance["after"] <= _FAR * distance["before"] else None
+
+
+def _evidence(a: Model, b: Blocks, index: int, layer: LayerAlignment) -> LayerEvidence:
     """What the matched blocks of one layer say."""
     group = layer.group
     site, other = a.specification.sites[index], b.specification.sites[index]
@@ -205,7 +234,7 @@ def _evidence(a: Model, b: Model, index: int, layer: LayerAlignment) -> LayerEvi
     )
 
 
-def _moved_feedforwards(a: Model, b: Model, unequal: set[str], device: str) -> dict[int, set[str]]:
+def _moved_feedforwards(a: Model, b: Blocks, unequal: set[str], device: str) -> dict[int, set[str]]:
     """The unequal feed-forward blocks that a group element carries from b to a: names of their tensors by layer."""
     moved: dict[int, set[str]] = {}
     for ours, theirs in zip(known_feedforwards(a), known_feedforwards(b), strict=False):
@@ -218,29 +247,46 @@ def _moved_feedforwards(a: Model, b: Model, unequal: set[str], device: str) -> d
         eps = max(torch.finfo(dtype).eps for dtype in types)
         # Scales are estimated from rounded weights; a permutation alone rounds nothing.
         slack = max(_SCALE_ROUNDING * eps, _FLOORS[torch.float64]) if ours.group.scaled else eps * (len(types) > 1)
+        slack = max(slack, _TURNED[a.dtype()]) if isinstance(b, Turned) else slack
         reference, model = ours.read(stored[0], device), theirs.read(stored[1], device)
-        if _carried(ours.group, reference, model, slack):
+        if _carried(ours.group, reference, model, slack, isinstance(b, Turned)):
             moved[ours.layer] = names
     return moved
 
 
-def _carried(group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights, slack: float) -> bool:
+def _carried(
+    group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights, slack: float, mixed: bool
+) -> bool:
     """Whether the best move makes every weight equal up to this relative difference."""
     sizes = [feedforward.unit_sizes(group, weights) for weights in (reference, model)]
     if not torch.allclose(*sizes, rtol=1e-6 + 100 * slack, atol=1e-6 * float(sizes[0].max())):
         return False  # no need of an assignment to see that they are others
     moved = feedforward.match_feedforward(group, reference, model).moved.tensors()
-    return all(bool(((x - moved[n]).abs() <= slack * x.abs()).all()) for n, x in reference.tensors().items())
+    return all(_near(x, moved[n], slack, mixed) for n, x in reference.tensors().items())
 
 
-def _other_tensors(a: Model, b: Model) -> Iterator[str]:
-    """Names of tensors outside attention that aren't equal up to one rounding of the coarser type."""
+def _near(x: Tensor, y: Tensor, slack: float, mixed: bool) -> bool:
+    """Whether all values agree: each by itself, or where a change of basis mixes them, relative to the largest."""
+    return bool(((x - y).abs() <= slack * (x.abs().max() if mixed else x.abs())).all())
+
+
+def _other_tensors(a: Model, b: Model, turned: Turned | None = None) -> Iterator[str]:
+    """Names of tensors outside attention that aren't equal up to one rounding of the coarser type.
+
+    With b in another basis, those along its residual stream are allowed the rounding of that.
+    """
+    along = turned.stream.names() if turned is not None else set[str]()
     ours, theirs = rest_of(a), rest_of(b)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             yield name
             continue
-        x, y = (model.checkpoint.read([name])[name] for model in (a, b))
+        if turned is not None and name in along:
+            x, y = a.read([name])[name].double(), turned.read([name])[name].cpu()
+            if not _near(x, y, _TURNED[a.dtype()], mixed=True):
+                yield name
+            continue
+        x, y = (model.read([name])[name] for model in (a, b))
         if not x.is_floating_point() or not y.is_floating_point():
             if not torch.equal(x, y):
                 yield name
