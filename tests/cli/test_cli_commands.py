@@ -247,9 +247,9 @@ def test_merge_of_a_scrambled_copy_is_the_model(cli: Cli, models: dict[str, Path
 
 def test_merge_of_three_takes_a_weight_for_each(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
     three = models["a"], scrambled, models["b"]
-    comma = parsed(cli("merge", *three, "-t", "2,1,1", "-o", tmp_path / "comma", "--feedforward", "--json"))
+    comma = parsed(cli("merge", *three, "-t", "2,1,1", "-o", tmp_path / "comma", "--scope", "block", "--json"))
     again = ("-t", "0.5", "-t", "0.25", "-t", "0.25")
-    parsed(cli("merge", *three, *again, "-o", tmp_path / "repeated", "--feedforward", "--json", "--no-verify"))
+    parsed(cli("merge", *three, *again, "-o", tmp_path / "repeated", "--scope", "block", "--json", "--no-verify"))
     assert comma["weights"] == [0.5, 0.25, 0.25]
     assert len(comma["alignments"]) == 2
     assert len(comma["distances"]) >= 2
