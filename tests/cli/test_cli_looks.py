@@ -104,6 +104,7 @@ def test_the_evidence_fits_a_screen(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     found: Any = SimpleNamespace(
         layers=(layer,),
         feedforward=(0, 1, 2),
+        stream="{±1}^4096 ⋊ S_4096",
         other_tensors=("[bold]x",) * 7,
         configuration=("n_ctx",),
         equivalent=False,
