@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import isobasin
-from isobasin.alignment import ResidualAlignment
 from isobasin.architectures.residual import Along, Residual, Role
 from isobasin.matching.attention import Method, distance, match
-from isobasin.symmetries import attention, residual
+from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.residual import Basis, ResidualGroup
@@ -120,27 +118,9 @@ def tokens() -> torch.Tensor:
     return torch.stack([x, y, torch.full_like(x, 113)], 1)
 
 
-def test_a_whole_scrambled_seed_comes_back_by_any_invertible_map(states):
-    original = {name: t.double() for name, t in states[1].items()}
-    group = ResidualGroup(128, Basis.linear)
-    none = torch.ones(0, 128, dtype=torch.float64)
-    planted = residual.sample(group, none, none, torch.Generator().manual_seed(2), condition=5.0)
-    plain = isobasin.align_tensors(original, original, described(), scope="block")
-    move = replace(plain, residual=ResidualAlignment(group, planted))
-    moved = move.moved_tensors(original, described())
-    assert relative_difference(logits(original, tokens()), logits(moved, tokens())) < 1e-9
-    found = isobasin.align_tensors(original, moved, described(), scope="model")
-    assert found.verified.equal
-    statistics = found.residual.statistics
-    assert statistics.distance_after < 1e-6 * statistics.distance_before
-    back = found.moved_tensors(moved, described())
-    for name, tensor in original.items():
-        assert torch.allclose(back[name], tensor, rtol=0, atol=1e-6)
-
-
 def test_whole_models_come_nearer_than_their_attention_does(states):
     reference, model = ({n: t.double() for n, t in states[i].items()} for i in (1, 2))
-    found = isobasin.align_tensors(reference, model, described(), scope="model")
+    found = isobasin.align_tensors(reference, model, described(), scope="model", method="balanced")
     blocks = isobasin.align_tensors(reference, model, described(), scope="block")
     assert found.verified.equal
     moved = [a.moved_tensors(model, described()) for a in (found, blocks)]

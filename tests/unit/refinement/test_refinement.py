@@ -198,9 +198,10 @@ def test_calibration_recovers_the_map_from_hidden_states(tmp_path):
         planted = isobasin.Alignment.load(b).residual.element.matrix
         assert torch.allclose(planted @ found, torch.eye(len(found), dtype=torch.float64), atol=1e-3)
         there = isobasin.align(a, b, scope="model", calibration=calibration)
-        untouched = isobasin.random_alignment(b, condition=1.0)
-        bad = calibration.score(one, other, untouched.inverse().compose(untouched))
-        assert calibration.score(one, other, there) < bad
+        line = Line.between(one, other, there, TaskKind.causal_lm)
+        ends = line.losses(sentences(), 64, 32, (0.0, 0.5, 1.0))
+        assert ends == pytest.approx([ends[0]] * 3, abs=1e-4)
+        assert calibration.score(one, other, there) == pytest.approx(ends[1], abs=1e-4)
 
 
 def test_scope_attention_learns_heads_only(tmp_path):
