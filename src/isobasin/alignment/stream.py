@@ -132,7 +132,7 @@ class Turned(Blocks):
 
 
 def offset(norm: Norm, gain: Tensor, bias: Tensor, name: str) -> Tensor:
-    """N / g of a normalisation whose bias moves along the stream.
+    """The vector n / g of a normalisation whose bias moves along the stream.
 
     Raises:
         TensorError: A gain is 0 where the bias isn't: then the stream holds no such vector.

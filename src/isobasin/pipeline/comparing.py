@@ -22,7 +22,8 @@ from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
-from isobasin.verification import Verification, known_feedforwards, rest_of, verify_models
+from isobasin.symmetries.residual import Basis
+from isobasin.verification import TOLERANCES, Verification, known_feedforwards, rest_of, verify_models
 
 # Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in
 # an ill-conditioned gauge before, and at most that share of the circuit.
@@ -31,7 +32,7 @@ _CEILING = 0.25
 # How many roundings of the stored type two scaled copies of a unit may be apart.
 _SCALE_ROUNDING = 16
 # Relative to a tensor's largest value: what rounding explains of a tensor in another basis of the residual stream.
-_TURNED = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_TURNED = {**TOLERANCES, torch.float64: 1e-8}
 # A whole match that leaves more of the distance than this found no common function.
 _FAR = 1e-2
 # Entries of config.json that say nothing about the function.
@@ -200,11 +201,30 @@ def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> Turned |
     if not unequal - inside:
         return None
     try:
+        if not _equal_lengths(a, b):
+            return None
         found = match_models(a, b, Matching(scope=Scope.model, max_condition=math.inf), running)
     except (ArchitectureError, TensorError):
         return None  # nothing is known of the stream: what differs is reported as it is
     distance = found.total_distance()
     return found.turned(b, running.device) if distance["after"] <= _FAR * distance["before"] else None
+
+
+def _equal_lengths(a: Model, b: Model) -> bool:
+    """Whether the first embedding's vectors are as long in both streams, which no map of one changes.
+
+    It costs next to nothing, where matching unrelated models whole would cost much.
+    """
+    lengths: list[Tensor] = []
+    for model in (a, b):
+        stream = model.residual()
+        first = stream.along[0]
+        vectors = model.checked([first.tensor])[first.tensor].double()
+        if stream.group.basis is Basis.centred:
+            vectors = vectors - vectors.mean(first.axis, keepdim=True)
+        lengths.append(vectors.norm(dim=first.axis))
+    slack = _TURNED[a.dtype()] * float(lengths[0].max())
+    return lengths[0].shape == lengths[1].shape and bool(((lengths[0] - lengths[1]).abs() <= slack).all())
 
 
 def _evidence(a: Model, b: Blocks, index: int, layer: LayerAlignment) -> LayerEvidence:
@@ -293,7 +313,7 @@ def _other_tensors(a: Model, b: Model, turned: Turned | None = None) -> Iterator
             continue
         eps = max(torch.finfo(t.dtype).eps for t in (x, y)) if x.dtype != y.dtype else 0.0
         x, y = x.double(), y.double()
-        if not bool(((x - y).abs() <= eps * x.abs()).all()):
+        if not _near(x, y, eps, mixed=False):
             check_finite({name: x}, a.name)
             check_finite({name: y}, b.name)
             yield name
