@@ -73,6 +73,10 @@ class Blocks(ABC):
             TensorError: A tensor has no known part in it.
         """
 
+    def sites(self, *, feedforward: bool = True) -> tuple[AttentionSite | FeedForwardSite, ...]:
+        """The attention blocks, and after them the feed-forward blocks."""
+        return (*self.specification.sites, *(self.feedforwards() if feedforward else ()))
+
     def stored(self, site: Site) -> dict[str, Tensor]:
         """The stored tensors of one block; quantised ones and values that are not finite are refused."""
         return self.checked(site.shapes())
@@ -90,8 +94,7 @@ class Blocks(ABC):
     def dtype(self, *, feedforward: bool = False) -> torch.dtype:
         """The coarsest type that a tensor of attention, or of feed-forward blocks as well, is stored in."""
         dtypes = self.dtypes()
-        sites: list[Site] = [*self.specification.sites, *(self.feedforwards() if feedforward else ())]
-        kinds = {dtypes[name] for site in sites for name in site.shapes()}
+        kinds = {dtypes[name] for site in self.sites(feedforward=feedforward) for name in site.shapes()}
         return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
 
 

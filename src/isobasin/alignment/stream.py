@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from isobasin.architectures.residual import Norm, Residual, Role
+from isobasin.architectures.residual import Norm, Reader, Residual, Role, role_maps
 from isobasin.architectures.schema import FeedForwardSite, Specification
 from isobasin.errors import TensorError
 from isobasin.model import Blocks
-from isobasin.symmetries.residual import Basis, ResidualElement, contract, move_axis, scale_axis
+from isobasin.symmetries.residual import ResidualElement, contract, move_axis, scale_axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +38,12 @@ class Turned(Blocks):
     stream: Residual
     element: ResidualElement
     device: str = "cpu"
-    _inverse: Tensor = field(init=False)
+    _maps: Mapping[Role, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         element = self.element.to(self.device)
-        linear = self.stream.group.basis is Basis.linear
         object.__setattr__(self, "element", element)
-        object.__setattr__(self, "_inverse", torch.linalg.inv(element.matrix).mT if linear else element.matrix)
+        object.__setattr__(self, "_maps", role_maps(self.stream.group, element.matrix))
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -74,9 +73,13 @@ class Turned(Blocks):
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The moved tensors of these names."""
-        return {name: self._moved(name) for name in names}
+        made: dict[str, Tensor] = {}
+        for name in names:
+            made[name] = self._moved(name, made)
+        return made
 
-    def _moved(self, name: str) -> Tensor:
+    def _moved(self, name: str, made: Mapping[str, Tensor]) -> Tensor:
+        """One moved tensor; of those that are made already, a bias takes its weight."""
         for index, norm in enumerate(self.stream.norms):
             if name == norm.gain:
                 return self.element.gains[index]
@@ -86,11 +89,11 @@ class Turned(Blocks):
                 if name == reader.weight:
                     return self._reader(index, norm, name, reader.axis)
                 if name == reader.bias:
-                    return self._reader_bias(index, norm, reader.weight, reader.axis, name)
+                    return self._reader_bias(index, norm, reader, name, made.get(reader.weight))
         tensor = self._own(name)
         for item in self.stream.along:
             if item.tensor == name:
-                tensor = move_axis(self._map(item.role), tensor, item.axis)
+                tensor = move_axis(self._maps[item.role], tensor, item.axis)
         return tensor
 
     def _own(self, name: str) -> Tensor:
@@ -98,23 +101,17 @@ class Turned(Blocks):
         tensor = self.model.checked([name])[name]
         return tensor.to(self.device, torch.float64) if tensor.is_floating_point() else tensor
 
-    def _map(self, role: Role) -> Tensor:
-        """What an axis of this role is multiplied by."""
-        if role is Role.gain:
-            return self.element.matrix.abs()
-        return self.element.matrix if role is Role.vector else self._inverse
-
     def _reader(self, index: int, norm: Norm, weight: str, axis: int) -> Tensor:
         folded = scale_axis(self._own(norm.gain), self._own(weight), axis)
-        return scale_axis(1 / self.element.gains[index], move_axis(self._inverse, folded, axis), axis)
+        return scale_axis(1 / self.element.gains[index], move_axis(self._maps[Role.covector], folded, axis), axis)
 
-    def _reader_bias(self, index: int, norm: Norm, weight: str, axis: int, name: str) -> Tensor:
+    def _reader_bias(self, index: int, norm: Norm, reader: Reader, name: str, weight: Tensor | None) -> Tensor:
         bias = self._own(name)
         if norm.bias is None:
             return bias
-        before = contract(self._own(norm.bias), self._own(weight), axis)
-        moved = self._reader(index, norm, weight, axis)
-        return bias + before - contract(self._bias(index, norm), moved, axis)
+        before = contract(self._own(norm.bias), self._own(reader.weight), reader.axis)
+        moved = self._reader(index, norm, reader.weight, reader.axis) if weight is None else weight
+        return bias + before - contract(self._bias(index, norm), moved, reader.axis)
 
     def _bias(self, index: int, norm: Norm) -> Tensor:
         """The normalisation's new bias n'."""

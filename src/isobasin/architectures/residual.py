@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isobasin.symmetries.residual import ResidualGroup
+import torch
+from torch import Tensor
+
+from isobasin.symmetries.residual import Basis, ResidualGroup
 
 
 class Role(StrEnum):
@@ -19,6 +22,12 @@ class Role(StrEnum):
     vector = "vector"
     covector = "covector"
     gain = "gain"
+
+
+def role_maps(group: ResidualGroup, matrix: Tensor) -> dict[Role, Tensor]:
+    """What an axis of each role is multiplied by where the stream moves by `matrix`, as `move_axis` does it."""
+    inverse = torch.linalg.inv(matrix).mT if group.basis is Basis.linear else matrix
+    return {Role.vector: matrix, Role.covector: inverse, Role.gain: matrix.abs()}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -151,7 +151,9 @@ def match_models(
 ) -> Alignment:
     """Match two models; arguments as `align`."""
     if matching.scope is not Scope.model:
-        return match_blocks(a, b, matching, running)
+        prints = Fingerprint(), Fingerprint()
+        found = match_blocks(a, b, matching, running, prints)
+        return replace(found, provenance=_facts(a, b, matching, [fingerprint.hexdigest() for fingerprint in prints]))
     # Folded models are in float64, whatever the result is stored in.
     dtype = running.dtype or max(b.dtype(feedforward=True), a.dtype(feedforward=True), key=lambda k: torch.finfo(k).eps)
     inside = replace(matching, scope=Scope.block, keep_gains=False, max_condition=matching.limit(dtype))
@@ -160,30 +162,52 @@ def match_models(
     quick = replace(inside, method=Method.balanced) if matching.method is Method.gauss_newton else inside
     solvers = [lambda x, y, how=how: match_blocks(x, y, how, within) for how in dict.fromkeys((quick, inside))]
     found = match_whole(a, b, solvers, matching, running, calibration)
-    facts = {**found.provenance, **_contents(a, b, matching), "scope": str(matching.scope)}
-    return replace(found, provenance=facts)
+    facts = _facts(a, b, matching, [_contents(blocks, matching) for blocks in (a, b)])
+    return replace(found, provenance={**facts, "scope": str(matching.scope)})
 
 
-def _contents(a: Blocks, b: Blocks, matching: Matching) -> dict[str, str]:
-    """SHA-256 of what is matched of two whole models."""
-    digests: dict[str, str] = {}
-    for role, blocks in (("reference", a), ("model", b)):
-        fingerprint = Fingerprint()
-        stream = blocks.residual(keep_gains=matching.keep_gains)
-        inside: set[str] = set()
-        for site in (*blocks.specification.sites, *blocks.feedforwards()):
-            fingerprint.update(site, blocks.stored(site))
-            inside |= site.shapes().keys()
-        outer = [name for name in stream.ordered() if name not in inside]
-        for index, name in enumerate(outer):
-            fingerprint.add(f"stream.{index}", blocks.checked([name])[name])
-        digests[f"{role}_sha256"] = fingerprint.hexdigest()
-    return digests
+def _facts(a: Blocks, b: Blocks, matching: Matching, digests: Sequence[str]) -> dict[str, str]:
+    """What was matched, and how."""
+    return {
+        "operation": "align",
+        "reference": a.name,
+        "reference_sha256": digests[0],
+        "model": b.name,
+        "model_sha256": digests[1],
+        "method": str(matching.method),
+        "head_cost": str(matching.head_cost),
+    }
 
 
-def match_blocks(a: Blocks, b: Blocks, matching: Matching, running: Running) -> Alignment:
-    """Match all blocks of two models as they are, as many at a time as fit in memory; arguments as `align`."""
-    prints = Fingerprint(), Fingerprint()
+def _contents(blocks: Blocks, matching: Matching) -> str:
+    """SHA-256 of what is matched of a whole model."""
+    fingerprint = Fingerprint()
+    inside: set[str] = set()
+    for site in blocks.sites():
+        fingerprint.update(site, blocks.stored(site))
+        inside |= site.shapes().keys()
+    outer = [name for name in blocks.residual(keep_gains=matching.keep_gains).ordered() if name not in inside]
+    for index, name in enumerate(outer):
+        fingerprint.add(f"stream.{index}", blocks.checked([name])[name])
+    return fingerprint.hexdigest()
+
+
+# Of reference and model; None where nobody asks.
+Prints = tuple[Fingerprint | None, Fingerprint | None]
+
+
+def match_blocks(
+    a: Blocks, b: Blocks, matching: Matching, running: Running, prints: Prints = (None, None)
+) -> Alignment:
+    """Match all blocks of two models as they are, as many at a time as fit in memory.
+
+    Args:
+        a: The reference.
+        b: The model.
+        matching: How.
+        running: Where.
+        prints: Fed with the tensors of either as they are read.
+    """
     pairs = list(zip(a.feedforwards(), b.feedforwards(), strict=True)) if matching.feedforward else []
     steps = len(b.specification.sites) + len(pairs)
     running.progress("matching", 0, steps)
@@ -194,17 +218,8 @@ def match_blocks(a: Blocks, b: Blocks, matching: Matching, running: Running) -> 
         moved.append(entry)
         checks += check
         running.progress("matching", len(layers) + len(moved), steps)
-    facts = {
-        "operation": "align",
-        "reference": a.name,
-        "reference_sha256": prints[0].hexdigest(),
-        "model": b.name,
-        "model_sha256": prints[1].hexdigest(),
-        "method": str(matching.method),
-        "head_cost": str(matching.head_cost),
-    }
     verified = max(checks, key=lambda check: check.max_rel, default=None)
-    return Alignment(b.specification.model_type, tuple(layers), facts, verified, tuple(moved))
+    return Alignment(b.specification.model_type, tuple(layers), {}, verified, tuple(moved))
 
 
 def _match_attention(
@@ -212,7 +227,7 @@ def _match_attention(
     b: Blocks,
     matching: Matching,
     running: Running,
-    prints: tuple[Fingerprint, Fingerprint],
+    prints: Prints,
     steps: int,
 ) -> tuple[list[LayerAlignment], list[Verification]]:
     """Match the attention blocks, those that are alike together."""
@@ -246,13 +261,14 @@ def _match_feedforward(
     b: Blocks,
     theirs: FeedForwardSite,
     running: Running,
-    prints: tuple[Fingerprint, Fingerprint],
+    prints: Prints,
 ) -> tuple[FeedForwardAlignment, list[Verification]]:
     """Match one feed-forward block."""
     weights: list[FeedForwardWeights] = []
     for blocks, site, fingerprint in ((a, ours, prints[0]), (b, theirs, prints[1])):
         stored = blocks.stored(site)
-        fingerprint.update(site, stored)
+        if fingerprint is not None:
+            fingerprint.update(site, stored)
         weights.append(site.read(stored, running.device))
     reference, model = weights
     found = match_feedforward(theirs.group, reference, model)

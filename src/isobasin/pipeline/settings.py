@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -80,8 +80,8 @@ class Calibration(Protocol):
         """Further maps of the residual stream to start from, by name."""
         ...
 
-    def score(self, a: Any, b: Any, alignment: Any) -> float:
-        """What the best of several alignments has least of."""
+    def scores(self, a: Any, b: Any, alignments: Sequence[Any]) -> list[float]:
+        """What the best of several alignments has least of, for each."""
         ...
 
 

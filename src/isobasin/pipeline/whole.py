@@ -19,8 +19,7 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment, ResidualAlignment, ResidualStatistics
 from isobasin.alignment.stream import gains_of, offset
-from isobasin.architectures.residual import Residual, Role
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Specification
+from isobasin.architectures.residual import Residual, Role, role_maps
 from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
@@ -56,9 +55,7 @@ Tensors = dict[str, Tensor]
 
 def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
     """All tensors along the stream and of all blocks in float64, normalisations folded and means left out."""
-    sites = (*blocks.specification.sites, *blocks.feedforwards())
-    names = stream.names() | {name for site in sites for name in site.shapes()}
-    own = {n: t.to(device, torch.float64) for n, t in blocks.checked(sorted(names)).items()}
+    own = {n: t.to(device, torch.float64) for n, t in blocks.checked(sorted(_names(blocks, stream))).items()}
     tensors = dict(own)
     for norm in stream.norms:
         gain = own[norm.gain]
@@ -72,9 +69,14 @@ def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
             del tensors[norm.bias]
             if not norm.absorbed:
                 tensors[norm.bias] = offset(norm, gain, bias, blocks.name)
-    if stream.centred and stream.group.basis is Basis.centred:
+    if stream.group.basis is Basis.centred:
         _centre(stream, tensors)
     return tensors
+
+
+def _names(blocks: Blocks, stream: Residual) -> set[str]:
+    """Every tensor along a stream or in a block."""
+    return stream.names() | {name for site in blocks.sites() for name in site.shapes()}
 
 
 def _centre(stream: Residual, tensors: Tensors) -> None:
@@ -100,8 +102,7 @@ def slots(a: Residual, b: Residual) -> list[Slot]:
 
 def turn(stream: Residual, along: Iterable[Slot], tensors: Mapping[str, Tensor], matrix: Tensor) -> Tensors:
     """A folded model in another basis."""
-    inverse = torch.linalg.inv(matrix).mT if stream.group.basis is Basis.linear else matrix
-    maps = {Role.vector: matrix, Role.covector: inverse, Role.gain: matrix.abs()}
+    maps = role_maps(stream.group, matrix)
     new = dict(tensors)
     for slot in along:
         new[slot.model] = move_axis(maps[slot.role], new[slot.model], slot.axis)
@@ -128,7 +129,7 @@ class Pair:
         a, b: Reference and model, as they were opened.
         streams: Their residual streams.
         along: Every axis along them.
-        tensors: Both in float64, folded.
+        folded: Both in float64, folded, as blocks that can be matched.
         device: Where they are.
     """
 
@@ -136,7 +137,7 @@ class Pair:
     b: Blocks
     streams: tuple[Residual, Residual]
     along: tuple[Slot, ...]
-    tensors: tuple[Tensors, Tensors]
+    folded: tuple[TensorBlocks, TensorBlocks]
     device: str
 
     @classmethod
@@ -150,36 +151,34 @@ class Pair:
         streams = a.residual(keep_gains=keep_gains), b.residual(keep_gains=keep_gains)
         _check_alike(*streams)
         _check_memory(a, b, streams)
-        along = tuple(slots(*streams))
-        return cls(a, b, streams, along, (fold(a, streams[0], device), fold(b, streams[1], device)), device)
+        folded = [_as_blocks(model, fold(model, stream, device)) for model, stream in zip((a, b), streams, strict=True)]
+        return cls(a, b, streams, tuple(slots(*streams)), (folded[0], folded[1]), device)
 
     @cached_property
     def apart(self) -> float:
         """The squared distance of the folded models as they are."""
-        return self.squares(self.tensors[1])
+        return self.squares(self.folded[1].tensors)
 
     @property
     def group(self) -> ResidualGroup:
         """The streams' group."""
         return self.streams[1].group
 
-    def reference(self) -> TensorBlocks:
-        """The folded reference, as blocks that can be matched."""
-        return _as_blocks(self.a, self.tensors[0])
-
     def turned(self, matrix: Tensor) -> TensorBlocks:
         """The folded model in another basis."""
-        return _as_blocks(self.b, turn(self.streams[1], self.along, self.tensors[1], matrix))
+        model = self.folded[1]
+        return replace(model, tensors=turn(self.streams[1], self.along, model.tensors, matrix))
 
     def squares(self, moved: Mapping[str, Tensor]) -> float:
         """The squared distance of the reference and a moved model."""
-        names = self.names()
-        return math.fsum(float((self.tensors[0][x] - moved[y]).square().sum()) for x, y in names)
+        reference = self.folded[0].tensors
+        return math.fsum(float((reference[x] - moved[y]).square().sum()) for x, y in self.names)
 
+    @cached_property
     def names(self) -> list[tuple[str, str]]:
         """The tensors of either model that belong together, each once."""
         found = {(slot.reference, slot.model): None for slot in self.along}
-        for ours, theirs in zip(_sites(self.a), _sites(self.b), strict=True):
+        for ours, theirs in zip(*(blocks.sites() for blocks in self.folded), strict=True):
             for name in ("weight", "bias"):
                 for role in ours.projections:
                     x, y = (getattr(site.projections[role], name) for site in (ours, theirs))
@@ -189,25 +188,18 @@ class Pair:
 
     def outer(self) -> list[Slot]:
         """The axes outside all blocks: embeddings, and the heads that outputs are read with."""
-        inside = {name for site in _sites(self.a) for name in site.shapes()}
+        inside = {name for site in self.folded[0].sites() for name in site.shapes()}
         return [slot for slot in self.along if slot.reference not in inside]
 
     def fitted(self, along: Iterable[Slot], moved: Mapping[str, Tensor]) -> Tensor:
         """The best map of the stream for a model whose blocks are moved already, looking at some axes."""
-        return fit(self.group, pairs(along, self.tensors[0], moved))
-
-
-def _sites(blocks: Blocks) -> tuple[AttentionSite | FeedForwardSite, ...]:
-    return (*blocks.specification.sites, *blocks.feedforwards())
+        return fit(self.group, pairs(along, self.folded[0].tensors, moved))
 
 
 def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:
-    return TensorBlocks(blocks.name, tensors, _described(blocks))
-
-
-def _described(blocks: Blocks) -> Specification:
-    """What the blocks' tensors mean, the residual stream left out."""
-    return replace(blocks.specification, feedforwards=blocks.feedforwards(), residual=None)
+    """Tensors with the meaning of some blocks; a residual stream is looked for once, in the model itself."""
+    specification = replace(blocks.specification, feedforwards=blocks.feedforwards(), residual=None)
+    return TensorBlocks(blocks.name, tensors, specification)
 
 
 def _check_alike(a: Residual, b: Residual) -> None:
@@ -222,8 +214,7 @@ def _check_memory(a: Blocks, b: Blocks, streams: tuple[Residual, Residual]) -> N
     """Refuse models that don't fit in memory in float64, before the system ends the program."""
     needed = 0
     for blocks, stream in zip((a, b), streams, strict=True):
-        names = stream.names() | {name for site in _sites(blocks) for name in site.shapes()}
-        needed += 8 * _COPIES // 2 * sum(blocks.size(name) for name in names)
+        needed += 8 * _COPIES // 2 * sum(blocks.size(name) for name in _names(blocks, stream))
     free = psutil.virtual_memory().available
     if needed > free:
         raise IsobasinError(
@@ -286,7 +277,7 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match]) ->
 def _swept(pair: Pair, start: str, matrix: Tensor, match: Match, sweeps: int) -> Descent:
     """All blocks matched once, in some basis of the stream."""
     turned = pair.turned(matrix)
-    found = match(pair.reference(), turned)
+    found = match(pair.folded[0], turned)
     moved = dict(turned.tensors)
     for tensors in found.moved(turned, pair.device):
         moved |= tensors
@@ -296,7 +287,7 @@ def _swept(pair: Pair, start: str, matrix: Tensor, match: Match, sweeps: int) ->
 def starts(pair: Pair) -> dict[str, Tensor]:
     """Maps of the stream to begin with, by name."""
     identity = torch.eye(pair.group.width, dtype=torch.float64, device=pair.device)
-    return {"embeddings": pair.fitted(pair.outer(), pair.tensors[1]), "identity": identity}
+    return {"embeddings": pair.fitted(pair.outer(), pair.folded[1].tensors), "identity": identity}
 
 
 def match_whole(
@@ -343,10 +334,12 @@ def _best(
     pair: Pair, ends: Sequence[Descent], matching: Matching, calibration: Calibration | None
 ) -> tuple[Alignment, Descent]:
     """The end that is kept, as an alignment."""
-    made = [(replace(end.blocks, residual=_entry(pair, end, matching.keep_gains)), end) for end in ends]
     if calibration is None:
-        return min(made, key=lambda item: item[1].squares)
-    return min(made, key=lambda item: calibration.score(pair.a, pair.b, item[0]))
+        ends = [min(ends, key=lambda end: end.squares)]
+    made = [replace(end.blocks, residual=_entry(pair, end, matching.keep_gains)) for end in ends]
+    scores = [0.0] if calibration is None else calibration.scores(pair.a, pair.b, made)
+    best = min(range(len(ends)), key=scores.__getitem__)
+    return made[best], ends[best]
 
 
 def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
@@ -358,10 +351,9 @@ def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
     tensors = {name: t.to(pair.device, torch.float64) for name, t in pair.b.checked(pair.streams[1].names()).items()}
     for moved in found.moved(pair.b, pair.device):
         tensors |= moved
-    blocks = TensorBlocks(pair.b.name, tensors, replace(_described(pair.b), residual=pair.streams[1]))
-    again = fold(blocks, pair.streams[1], pair.device)
+    again = fold(replace(pair.folded[1], tensors=tensors), pair.streams[1], pair.device)
     turned = pair.turned(end.matrix)
-    checks = [compare_tensors({y: end.moved[y] for _, y in pair.names()}, again)]
+    checks = [compare_tensors({y: end.moved[y] for _, y in pair.names}, again)]
     for site in turned.specification.sites:
         checks.append(compare_blocks(site.group, site.read(turned.tensors), site.read(again)))
     for site in turned.specification.feedforwards:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.residual import Residual
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Model
-from isobasin.refinement.line import Line
+from isobasin.refinement.line import End, Line
 from isobasin.symmetries.residual import Basis
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
@@ -44,10 +45,17 @@ class DataCalibration:
             return {}
         return {"activations": fit(group, StreamPairs(pairs, ()))}
 
-    def score(self, a: Model, b: Model, alignment: Alignment) -> float:
-        """The loss half-way between a and the moved b."""
-        line = Line.between(a, b, alignment, self._examples.kind, device=self._device)
-        return line.losses(self._examples, _EXAMPLES, _BATCH, (0.5,))[0]
+    def scores(self, a: Model, b: Model, alignments: Sequence[Alignment]) -> list[float]:
+        """The loss half-way between a and the moved b, for each alignment."""
+        line: Line | None = None
+        found: list[float] = []
+        for alignment in alignments:
+            if line is None:
+                line = Line.between(a, b, alignment, self._examples.kind, device=self._device)
+            else:
+                line = replace(line, ends=(line.ends[0], End.of(b, alignment, moved=True, device=self._device)))
+            found += line.losses(self._examples, _EXAMPLES, _BATCH, (0.5,))
+        return found
 
     @torch.no_grad()
     def _states(self, model: Model, stream: Residual) -> Iterator[Tensor]:

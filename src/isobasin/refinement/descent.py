@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from isobasin.errors import TensorError
 from isobasin.refinement.line import Line
 from isobasin.tasks.examples import Examples
 
@@ -22,6 +23,11 @@ _UNIFORM = 0.2
 _DECAY = 0.9
 _BETAS = (0.9, 0.95)
 _LOWEST_RATE = 0.05
+# Points at which held-out examples are looked at, and how many of those at most.
+_LOOKS = (0.25, 0.5, 0.75)
+_LOOKED_AT = 64
+# What the move says where coordinates became so large that its maps are not finite, or singular.
+_DIVERGED = (TensorError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
@@ -97,13 +103,102 @@ Saved = dict[str, Any]
 
 @dataclass
 class State:
-    """Where a descent stands: what is saved, and what a resumed one begins with."""
+    """Where a descent stands."""
 
     step: int = 0
     best_step: int = 0
     best: float = math.inf
     history: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
     kept: list[Tensor] = field(default_factory=list[Tensor])
+
+
+class Descent:
+    """Adam on the coordinates of a line's ends, and all that it needs to go on from where it was saved."""
+
+    def __init__(self, line: Line, examples: Examples, how: Refining) -> None:
+        self.line, self.how = line, how
+        self.coordinates = line.coordinates()
+        self.train, self.held = split(examples, how)
+        first, last = line.losses(self.held, _LOOKED_AT, how.batch_size, (0.0, 1.0))
+        self.ends = first, last
+        self.points = Points(self.ends)
+        self.adam = torch.optim.Adam(self.coordinates, lr=how.rate, betas=_BETAS)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda step: _rate(step, how))
+        self.generator = torch.Generator().manual_seed(how.seed)
+        self.state = State()
+
+    def saved(self) -> Saved:
+        """All that `restore` takes."""
+        return {
+            "state": vars(self.state),
+            "coordinates": [x.detach().clone() for x in self.coordinates],
+            "adam": self.adam.state_dict(),
+            "schedule": self.schedule.last_epoch,
+            "excess": self.points.excess,
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from there."""
+        vars(self.state).update(saved["state"])
+        self._set(saved["coordinates"])
+        self.adam.load_state_dict(saved["adam"])
+        self.schedule.last_epoch = saved["schedule"]
+        self.points.excess = saved["excess"]
+        self.generator.set_state(saved["generator"])
+
+    def look(self) -> bool:
+        """Measure the line on held-out examples, and keep the coordinates if they are the best; whether it is new."""
+        state = self.state
+        if state.history and state.history[-1][0] == state.step:
+            return False
+        height = self._height()
+        state.history.append((state.step, height))
+        if height < state.best:
+            state.best, state.best_step = height, state.step
+            state.kept = [coordinate.detach().clone() for coordinate in self.coordinates]
+        return True
+
+    def step(self) -> bool:
+        """One step at one point of the line; False where the loss is no number any more."""
+        rows = torch.randint(len(self.train), (self.how.batch_size,), generator=self.generator)
+        index = self.points.draw(self.generator)
+        try:
+            loss = self.line.loss(float(self.points.t[index]), self.train.fetch(rows), self.train.kind)
+        except _DIVERGED:
+            return False
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            return False
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        self.schedule.step()
+        self.points.tell(index, value)
+        self.state.step += 1
+        return True
+
+    def finish(self) -> Refined:
+        """Put the best coordinates in place."""
+        self.look()
+        self._set(self.state.kept)
+        state = self.state
+        return Refined(state.step, state.best_step, state.history[0][1], state.best, tuple(state.history))
+
+    def _height(self) -> float:
+        """How far the line stands above its ends on held-out examples; infinite where the coordinates ran off."""
+        try:
+            losses = self.line.losses(self.held, _LOOKED_AT, self.how.batch_size, _LOOKS)
+        except _DIVERGED:
+            return math.inf
+        a, b = self.ends
+        height = max(loss - (1 - t) * a - t * b for t, loss in zip(_LOOKS, losses, strict=True))
+        return height if math.isfinite(math.fsum(losses)) else math.inf
+
+    @torch.no_grad()
+    def _set(self, values: Sequence[Tensor]) -> None:
+        for coordinate, value in zip(self.coordinates, values, strict=True):
+            coordinate.copy_(value)
 
 
 def descend(
@@ -125,39 +220,19 @@ def descend(
         save: Called at every look with all that a resumed descent needs.
         resume: What `save` was given.
     """
-    coordinates = line.coordinates()
-    train, held = split(examples, how)
-    ends = line.losses(held, _LOOKED_AT, how.batch_size, (0.0, 1.0))
-    points = Points((ends[0], ends[1]))
-    adam = torch.optim.Adam(coordinates, lr=how.rate, betas=_BETAS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, how))
-    generator = torch.Generator().manual_seed(how.seed)
-    state = State()
+    descent = Descent(line, examples, how)
+    state = descent.state
     if resume is not None:
-        _restore(resume, state, coordinates, adam, schedule, points, generator)
+        descent.restore(resume)
     while state.step < how.steps:
-        if state.step % how.every == 0 and _look(line, held, how, state, coordinates, ends):
-            save(_saved(state, coordinates, adam, schedule, points, generator))
+        if state.step % how.every == 0 and descent.look():
+            save(descent.saved())
         if state.history[-1][0] - state.best_step >= how.patience * how.every:
             break
-        rows = torch.randint(len(train), (how.batch_size,), generator=generator)
-        index = points.draw(generator)
-        loss = line.loss(float(points.t[index]), train.fetch(rows), examples.kind)
-        value = float(loss.detach())
-        if not math.isfinite(value):
+        if not descent.step():
             break  # it diverged: what was best until here is kept
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        schedule.step()
-        points.tell(index, value)
-        state.step += 1
         progress("refining", state.step, how.steps)
-    _look(line, held, how, state, coordinates, ends)
-    with torch.no_grad():
-        for coordinate, kept in zip(coordinates, state.kept, strict=True):
-            coordinate.copy_(kept)
-    return Refined(state.step, state.best_step, state.history[0][1], state.best, tuple(state.history))
+    return descent.finish()
 
 
 def split(examples: Examples, how: Refining) -> tuple[Examples, Examples]:
@@ -167,61 +242,9 @@ def split(examples: Examples, how: Refining) -> tuple[Examples, Examples]:
     return examples.subset(order[held:].sort().values), examples.subset(order[:held].sort().values)
 
 
-# Points at which held-out examples are looked at, and how many of those at most.
-_LOOKS = (0.25, 0.5, 0.75)
-_LOOKED_AT = 64
-
-
-def _look(
-    line: Line, held: Examples, how: Refining, state: State, coordinates: list[Tensor], ends: tuple[float, ...]
-) -> bool:
-    """Measure the line on held-out examples, and keep the coordinates if they are the best; whether it is new."""
-    if state.history and state.history[-1][0] == state.step:
-        return False
-    losses = line.losses(held, _LOOKED_AT, how.batch_size, _LOOKS)
-    height = max(loss - (1 - t) * ends[0] - t * ends[1] for t, loss in zip(_LOOKS, losses, strict=True))
-    state.history.append((state.step, height))
-    if height < state.best:
-        state.best, state.best_step = height, state.step
-        state.kept = [coordinate.detach().clone() for coordinate in coordinates]
-    return True
-
-
 def _rate(step: int, how: Refining) -> float:
     """The learning rate's share at a step."""
     if step < how.warmup:
         return (step + 1) / how.warmup
     done = (step - how.warmup) / max(1, how.steps - how.warmup)
     return _LOWEST_RATE + (1 - _LOWEST_RATE) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-
-
-def _saved(
-    state: State, coordinates: list[Tensor], adam: Any, schedule: Any, points: Points, generator: torch.Generator
-) -> Saved:
-    return {
-        "state": vars(state),
-        "coordinates": [x.detach().clone() for x in coordinates],
-        "adam": adam.state_dict(),
-        "schedule": schedule.last_epoch,
-        "excess": points.excess,
-        "generator": generator.get_state(),
-    }
-
-
-def _restore(
-    saved: Saved,
-    state: State,
-    coordinates: list[Tensor],
-    adam: Any,
-    schedule: Any,
-    points: Points,
-    generator: torch.Generator,
-) -> None:
-    vars(state).update(saved["state"])
-    with torch.no_grad():
-        for coordinate, kept in zip(coordinates, saved["coordinates"], strict=True):
-            coordinate.copy_(kept)
-    adam.load_state_dict(saved["adam"])
-    schedule.last_epoch = saved["schedule"]
-    points.excess = saved["excess"]
-    generator.set_state(saved["generator"])

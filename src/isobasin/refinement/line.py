@@ -12,8 +12,6 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from isobasin.alignment import Alignment
-from isobasin.architectures.residual import Residual
-from isobasin.architectures.schema import Specification
 from isobasin.errors import ArchitectureError
 from isobasin.model import Model, TensorBlocks
 from isobasin.refinement.chart import Chart
@@ -34,6 +32,29 @@ class End:
 
     blocks: TensorBlocks
     chart: Chart | None
+
+    @classmethod
+    def of(cls, model: Model, start: Alignment, *, moved: bool, movable: bool = False, device: str = "cpu") -> End:
+        """A model as an end of the line.
+
+        Args:
+            model: The model.
+            start: Where the line begins; its scope says what coordinates there are.
+            moved: Whether this is the model that `start` moves.
+            movable: Whether it gets coordinates.
+            device: Where it is.
+        """
+        stored = model.checkpoint.read(model.checkpoint.tensors)
+        tensors = {name: t.to(device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()}
+        for changed in start.moved(model, device) if moved else ():
+            tensors |= changed
+        keep = start.residual is not None and start.residual.keep_gains
+        stream = None if start.residual is None else model.residual(keep_gains=keep)
+        feedforwards = model.feedforwards() if start.feedforward else ()
+        described = replace(model.specification, feedforwards=feedforwards, residual=stream)
+        blocks = TensorBlocks(model.name, tensors, described)
+        options = {"feedforward": bool(start.feedforward), "keep_gains": keep}
+        return cls(blocks, Chart(blocks, stream=stream, device=device, **options) if movable else None)
 
     def tensors(self, device: str) -> dict[str, Tensor]:
         """Its tensors at the coordinates."""
@@ -117,34 +138,24 @@ class Line:
             device: Where to compute.
             mixed_precision: Forward passes in bfloat16.
         """
-        keep = start.residual is not None and start.residual.keep_gains
-        moved = _tensors(b, device)
-        for tensors in start.moved(b, device):
-            moved |= tensors
-        ends: list[End] = []
-        for model, tensors, movable in ((a, _tensors(a, device), moves[0]), (b, moved, moves[1])):
-            stream = None if start.residual is None else model.residual(keep_gains=keep)
-            blocks = TensorBlocks(model.name, tensors, _described(model, stream, start))
-            options = {"feedforward": bool(start.feedforward), "keep_gains": keep}
-            ends.append(End(blocks, Chart(blocks, stream=stream, device=device, **options) if movable else None))
-        module = load_model(a.checkpoint.folder, kind, device)
-        return cls(module, (ends[0], ends[1]), _names(a, b, kind), device, mixed_precision)
-
-
-def _tensors(model: Model, device: str) -> dict[str, Tensor]:
-    """All of a model in float64."""
-    stored = model.checkpoint.read(model.checkpoint.tensors)
-    return {name: t.to(device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()}
-
-
-def _described(model: Model, stream: Residual | None, start: Alignment) -> Specification:
-    """What a model's tensors mean, as far as they are moved."""
-    return replace(model.specification, feedforwards=model.feedforwards() if start.feedforward else (), residual=stream)
+        ends = [
+            End.of(model, start, moved=moved, movable=movable, device=device)
+            for model, moved, movable in ((a, False, moves[0]), (b, True, moves[1]))
+        ]
+        return cls(
+            load_model(a.checkpoint.folder, kind, device),
+            (ends[0], ends[1]),
+            _names(a, b, kind),
+            device,
+            mixed_precision,
+        )
 
 
 def _names(a: Model, b: Model, kind: TaskKind) -> tuple[Mapping[str, list[str]], Mapping[str, list[str]]]:
     """The stored names of both models with the module's, in one order."""
-    ours, theirs = names_in_memory(a, kind), names_in_memory(b, kind)
+    ours = names_in_memory(a, kind)
+    # The same names of one architecture mean the same; only a base model's prefix makes them differ.
+    theirs = ours if a.checkpoint.tensors.keys() == b.checkpoint.tensors.keys() else names_in_memory(b, kind)
     by_keys = {tuple(keys): name for name, keys in theirs.items() if keys}
     used = {name: keys for name, keys in ours.items() if keys}
     missing = [name for name, keys in used.items() if tuple(keys) not in by_keys]

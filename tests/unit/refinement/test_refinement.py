@@ -200,7 +200,11 @@ def test_calibration_recovers_the_map_from_hidden_states(tmp_path):
         line = Line.between(one, other, there, TaskKind.causal_lm)
         ends = line.losses(sentences(), 64, 32, (0.0, 0.5, 1.0))
         assert ends == pytest.approx([ends[0]] * 3, abs=1e-4)
-        assert calibration.score(one, other, there) == pytest.approx(ends[1], abs=1e-4)
+        elsewhere = isobasin.align(a, b, scope="attention")
+        apart = Line.between(one, other, elsewhere, TaskKind.causal_lm).losses(sentences(), 64, 32, (0.5,))
+        assert abs(apart[0] - ends[1]) > 1e-2
+        scores = calibration.scores(one, other, [there, elsewhere, there])
+        assert scores == pytest.approx([ends[1], apart[0], ends[1]], abs=1e-4)
 
 
 def test_scope_attention_learns_heads_only(tmp_path):
