@@ -182,6 +182,14 @@ def formed_cost(group: attention.AttentionGroup, a: AttentionWeights, b: Attenti
             planes = [torch.outer(pick[2][:, p], pick[3][:, p].conj()) for p in range(pick[2].shape[-1])]
             sides.append([pick[0] @ pick[1].mT, *planes])
         total += sum(float((x - y).abs().square().sum()) for x, y in zip(*sides, strict=True))
+    for x, y in ((a.table, b.table), (a.sink, b.sink)):
+        if x is not None and y is not None:
+            gap = x.flatten(0, 1)[i] - y.flatten(0, 1)[j]
+            # What is common to all entries of one number is free.
+            for number in set(group.table) if gap.ndim else ():
+                entries = [entry for entry, own in enumerate(group.table) if own == number]
+                gap[entries] -= gap[entries].mean()
+            total += float(gap.square().sum())
     return total
 
 

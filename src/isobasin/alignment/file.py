@@ -29,7 +29,7 @@ from isobasin.errors import AlignmentError
 from isobasin.symmetries import attention, feedforward, residual
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, Scale
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.symmetries.permutation import is_permutation
 from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup
 
@@ -130,10 +130,24 @@ class _Attention(_Model):
     value_output: _Bilinear
     key_shift: bool
     value_shift: bool
+    norm: QueryKeyNorm | None = None
+    permuted: bool = True
+    table: tuple[int, ...] = ()
+    sink: bool = False
 
     def build(self) -> AttentionGroup:
-        pairs = self.query_key.build(), self.value_output.build()
-        return AttentionGroup(self.groups, self.queries, *pairs, self.key_shift, self.value_shift)
+        return AttentionGroup(
+            self.groups,
+            self.queries,
+            self.query_key.build(),
+            self.value_output.build(),
+            self.key_shift,
+            self.value_shift,
+            self.norm,
+            self.permuted,
+            self.table,
+            self.sink,
+        )
 
 
 class _FeedForward(_Model):
@@ -187,9 +201,10 @@ def _load_layer(entry: _Layer, tensors: Mapping[str, Tensor]) -> LayerAlignment:
     """One attention block from its entry in the header and its tensors, with every shape checked."""
     group = entry.group.build()
     parts = _parts(f"layers.{entry.layer}", attention.identity(group).tensors(), tensors)
-    if not (is_permutation(parts["outer"]) and is_permutation(parts["inner"])):
-        raise ValueError(f"layer {entry.layer}: head permutation is none")
-    return LayerAlignment(entry.layer, group, AttentionElement.from_tensors(parts), LayerStatistics(**entry.values()))
+    element = AttentionElement.from_tensors(parts)
+    if not attention.contains(group, element):
+        raise ValueError(f"layer {entry.layer}: heads' permutation or maps are none of {group}")
+    return LayerAlignment(entry.layer, group, element, LayerStatistics(**entry.values()))
 
 
 def _load_feedforward(entry: _FeedForwardLayer, tensors: Mapping[str, Tensor]) -> FeedForwardAlignment:
@@ -219,7 +234,8 @@ def _parts(prefix: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Te
     """The tensors of one element, of the shapes and types of another one."""
     parts: dict[str, Tensor] = {}
     for name, like in expected.items():
-        part = tensors[f"{prefix}.{name}"]
+        # Files of versions that knew fewer parts lack those that are empty in the groups of that time.
+        part = tensors.get(f"{prefix}.{name}", like) if not like.numel() else tensors[f"{prefix}.{name}"]
         part = torch.view_as_complex(part) if like.is_complex() else part
         if part.shape != like.shape or part.dtype != like.dtype or not part.isfinite().all():
             raise ValueError(f"{prefix}.{name} is {part.dtype} {tuple(part.shape)} or not finite")

@@ -14,10 +14,10 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from isobasin.matching import heads, paper, rotary, subspace
+from isobasin.matching import heads, normed, paper, rotary, subspace
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.matching.heads import HeadCost
-from isobasin.symmetries import attention, bilinear
+from isobasin.symmetries import attention, bilinear, tables
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.bilinear import BilinearElement
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
@@ -98,8 +98,18 @@ def match(
         head_cost: What stage 1 compares.
         max_condition: Largest condition number that U and W on GL(n) may have.
     """
-    outer, inner = heads.assign(heads.head_costs(group, reference, model, head_cost))
+    outer, inner = head_permutation(group, reference, model, head_cost)
     return align_heads(group, reference, model, outer, inner, method=method, max_condition=max_condition)
+
+
+def head_permutation(
+    group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights, head_cost: HeadCost = HeadCost.rotary
+) -> tuple[Tensor, Tensor]:
+    """Stage 1 (`heads.assign`); the identity where the group permutes no heads."""
+    if not group.permuted:
+        fixed = attention.identity(group, tuple(reference.key.shape[:-3]), reference.key.device)
+        return fixed.outer, fixed.inner
+    return heads.assign(heads.head_costs(group, reference, model, head_cost))
 
 
 def align_heads(
@@ -118,13 +128,19 @@ def align_heads(
     solved = [
         _align_pair(pair, factors(group, reference).tall(), factors(group, permuted).tall(), solvers, max_condition)
         for pair, factors in (
-            (group.query_key, query_key_factors),
+            *([] if group.norm else [(group.query_key, query_key_factors)]),
             (group.value_output, value_output_factors),
         )
     ]
     batch = tuple(outer.shape[:-1])
     start = attention.identity(group, batch, outer.device)
-    element = replace(start, outer=outer, inner=inner, query_key=solved[0].element, value_output=solved[1].element)
+    element = replace(start, outer=outer, inner=inner, value_output=solved[-1].element)
+    if group.norm is None:
+        element = replace(element, query_key=solved[0].element)
+    elif solvers.shifts:
+        a, b = (query_key_factors(group, weights).tall() for weights in (reference, permuted))
+        query_key, trades = normed.align(group, a, b, reference, permuted)
+        element = replace(element, query_key=query_key, trades=trades)
     if solvers.shifts:
         element = _with_shifts(group, reference, model, element)
     moved = attention.act(group, element, model)
@@ -170,13 +186,16 @@ def _with_shifts(
 ) -> AttentionElement:
     """The element with the free shifts that bring the biases nearest.
 
-    κ makes the free key biases equal. v solves `min ||c - v||² + ||e + v Ō||²`, where c and e are what the value
-    and output biases still differ by and `Ō` stacks the output projections of all heads.
+    κ makes the free key biases equal, and tables of position biases move by the means of what they differ by. v solves
+    `min ||c - v||² + ||e + v Ō||²`, where c and e are what the value and output biases still differ by and `Ō` stacks
+    the output projections of all heads.
     """
     moved = attention.act(group, element, model)
     if group.key_shift and reference.key_bias is not None and moved.key_bias is not None:
         linear = list(group.query_key.linear)
         element = replace(element, key_shift=(reference.key_bias - moved.key_bias)[..., linear])
+    if reference.table is not None and moved.table is not None:
+        element = replace(element, table_shift=tables.means(group, reference.table - moved.table))
     if group.value_shift and reference.value_bias is not None and reference.output_bias is not None:
         assert moved.value_bias is not None
         assert moved.output_bias is not None

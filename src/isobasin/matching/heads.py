@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
+from isobasin.symmetries import tables
 from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -59,7 +60,24 @@ def head_costs(
     """
     pairs = [_circuits(group, w, cost) for w in (reference, model)]
     distances = {HeadCost.spectral: _spectral, HeadCost.cosine: _cosine}.get(cost, _distances)
-    return sum((distances(a, b) for a, b in zip(*pairs, strict=True)), start=torch.zeros(()))
+    found = sum((distances(a, b) for a, b in zip(*pairs, strict=True)), start=torch.zeros(()))
+    return found + _own_scores(group, reference, model)
+
+
+def _own_scores(group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights) -> Tensor:
+    """Squared distances of what query heads add to their scores by themselves, up to free constants."""
+    found = torch.zeros((), device=reference.query.device)
+    for a, b in _of_both(reference, model, "table"):
+        x, y = (tables.centred(group, t) if group.table else t for t in (a, b))
+        found = found + (x[..., :, None, :, None, :] - y[..., None, :, None, :, :]).square().sum(-1)
+    for a, b in _of_both(reference, model, "sink"):
+        found = found + (a[..., :, None, :, None] - b[..., None, :, None, :]).square()
+    return found
+
+
+def _of_both(reference: AttentionWeights, model: AttentionWeights, name: str) -> list[tuple[Tensor, Tensor]]:
+    a, b = getattr(reference, name), getattr(model, name)
+    return [] if a is None or b is None else [(a, b)]
 
 
 def _circuits(group: AttentionGroup, weights: AttentionWeights, cost: HeadCost) -> tuple[Factors, Factors]:

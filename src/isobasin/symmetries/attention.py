@@ -7,7 +7,9 @@ An element permutes heads and then moves each key/value head inside its own cont
 
 with biases of Q, K, V as one more row, the free shift `b_K += κ_j` where softmax cancels it, and
 `b_V += v_j`, `b_O -= Σ_{j,t} v_j O_{j,t}^T` where both biases exist (arXiv 2606.17830, section 2).
-π permutes key/value heads and ρ_j the query heads inside one: S_s wreath S_g.
+π permutes key/value heads and ρ_j the query heads inside one: S_s wreath S_g. Tables of position biases and scores of
+no token go with their query heads, tables up to constants that softmax cancels. Where queries and keys are normalised,
+U is what `gains` says.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isobasin.symmetries import bilinear, permutation
+from isobasin.symmetries import bilinear, gains, permutation
 from isobasin.symmetries.bilinear import BilinearElement
-from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.groups import AttentionGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 
 
@@ -34,6 +36,8 @@ class AttentionElement:
         value_output: W, of batch shape `(..., g)`.
         key_shift: κ on the unrotated query/key features, `(..., g, n)`; zero where it isn't free.
         value_shift: v, `(..., g, m)`; zero where it isn't free.
+        trades: What normalised queries' gains are multiplied by, and keys' divided by (`AttentionGroup.trades`).
+        table_shift: What is added to a query head's position biases, `(..., g, s, constants)`.
     """
 
     outer: Tensor
@@ -42,6 +46,8 @@ class AttentionElement:
     value_output: BilinearElement
     key_shift: Tensor
     value_shift: Tensor
+    trades: Tensor
+    table_shift: Tensor
 
     def head_permutation(self) -> Tensor:
         """Which query head each new query head was, `(..., g*s)`."""
@@ -58,6 +64,8 @@ class AttentionElement:
             "value_output.planes": self.value_output.planes,
             "key_shift": self.key_shift,
             "value_shift": self.value_shift,
+            "trades": self.trades,
+            "table_shift": self.table_shift,
         }
 
     @classmethod
@@ -70,6 +78,8 @@ class AttentionElement:
             BilinearElement(parts["value_output.matrix"], parts["value_output.planes"]),
             parts["key_shift"],
             parts["value_shift"],
+            parts["trades"],
+            parts["table_shift"],
         )
 
     def __getitem__(self, index: int) -> AttentionElement:
@@ -98,6 +108,8 @@ def identity(
         bilinear.identity(group.value_output, heads, device),
         torch.zeros(*heads, len(group.query_key.linear), dtype=torch.float64, device=device),
         torch.zeros(*heads, group.value_output.features, dtype=torch.float64, device=device),
+        gains.identity(group, batch, device),
+        torch.zeros(*heads, group.queries, group.table_shifts, dtype=torch.float64, device=device),
     )
 
 
@@ -125,7 +137,15 @@ def sample(
         bilinear.sample(group.value_output, heads, generator, condition),
         torch.randn(*heads, len(group.query_key.linear), generator=generator, dtype=torch.float64),
         torch.randn(*heads, group.value_output.features, generator=generator, dtype=torch.float64),
+        gains.identity(group, batch),
+        shift * torch.randn(*heads, group.queries, group.table_shifts, generator=generator, dtype=torch.float64),
     )
+    if group.norm is not None:
+        query_key, trades = gains.sample(group, batch, generator, condition)
+        element = replace(element, query_key=query_key, trades=trades)
+    if not group.permuted:
+        fixed = identity(group, batch)
+        element = replace(element, outer=fixed.outer, inner=fixed.inner)
     return replace(
         element,
         key_shift=element.key_shift * (shift * group.key_shift),
@@ -135,7 +155,7 @@ def sample(
 
 def compose(group: AttentionGroup, second: AttentionElement, first: AttentionElement) -> AttentionElement:
     """The element that acts as `first` and then `second`."""
-    moved = _permuted(first, second.outer)
+    moved = _permuted(group, first, second.outer)
     key_shift = torch.linalg.solve(second.query_key.matrix, moved.key_shift.unsqueeze(-2), left=False)
     value_shift = bilinear.act_left(group.value_output, second.value_output, moved.value_shift.unsqueeze(-2))
     return AttentionElement(
@@ -145,29 +165,46 @@ def compose(group: AttentionGroup, second: AttentionElement, first: AttentionEle
         bilinear.compose(second.value_output, moved.value_output),
         key_shift.squeeze(-2) + second.key_shift,
         value_shift.squeeze(-2) + second.value_shift,
+        gains.permuted(group.query_key, gains.holders(group, second.query_key), moved.trades) * second.trades,
+        permutation.take(moved.table_shift, second.inner) + second.table_shift,
     )
 
 
 def inverse(group: AttentionGroup, element: AttentionElement) -> AttentionElement:
     """The inverse element."""
     back = element.outer.argsort(-1)
-    moved = _permuted(element, back)
-    undo = bilinear.inverse(moved.value_output)
+    moved = _permuted(group, element, back)
+    inner = moved.inner.argsort(-1)
+    query_key, undo = bilinear.inverse(moved.query_key), bilinear.inverse(moved.value_output)
     value_shift = bilinear.act_left(group.value_output, undo, moved.value_shift.unsqueeze(-2)).squeeze(-2)
     return AttentionElement(
         back,
-        moved.inner.argsort(-1),
-        bilinear.inverse(moved.query_key),
+        inner,
+        query_key,
         undo,
         -(moved.key_shift.unsqueeze(-2) @ moved.query_key.matrix).squeeze(-2),
         -value_shift,
+        gains.permuted(group.query_key, gains.holders(group, query_key), 1 / moved.trades),
+        -permutation.take(moved.table_shift, inner),
     )
 
 
-def _permuted(element: AttentionElement, outer: Tensor) -> AttentionElement:
+def contains(group: AttentionGroup, element: AttentionElement) -> bool:
+    """Whether an element of the right shapes is one of this group."""
+    if not (permutation.is_permutation(element.outer) and permutation.is_permutation(element.inner)):
+        return False
+    fixed = identity(group, tuple(element.outer.shape[:-1]), element.outer.device)
+    in_order = torch.equal(element.outer, fixed.outer) and torch.equal(element.inner, fixed.inner)
+    normed = group.norm is None or gains.contains(group, element.query_key, element.trades)
+    return normed and (group.permuted or in_order)
+
+
+def _permuted(group: AttentionGroup, element: AttentionElement, outer: Tensor) -> AttentionElement:
     """Every per-head part of an element, taken along another permutation of key/value heads."""
-    parts = {name: permutation.take(part, outer) for name, part in element.tensors().items()}
-    return AttentionElement.from_tensors(parts)
+    shared = group.norm is not QueryKeyNorm.full
+    parts = element.tensors()
+    moved = {name: permutation.take(part, outer) for name, part in parts.items() if not (name == "trades" and shared)}
+    return AttentionElement.from_tensors({**parts, **moved})
 
 
 def permute(weights: AttentionWeights, outer: Tensor, inner: Tensor) -> AttentionWeights:
@@ -177,10 +214,13 @@ def permute(weights: AttentionWeights, outer: Tensor, inner: Tensor) -> Attentio
     def queries(x: Tensor) -> Tensor:
         return permutation.take(x.flatten(inner.ndim - 2, inner.ndim - 1), heads).reshape(x.shape)
 
+    own = weights.query_gain is not None and weights.query_gain.shape[-3:-1] == weights.query.shape[-4:-2]
+    shared = {"output_bias"} | (set() if own else {"query_gain", "key_gain"})
+    per_query = {"query", "query_bias", "output", "query_gain", "table", "sink"}
     moved = {
-        name: queries(x) if name in ("query", "query_bias", "output") else permutation.take(x, outer)
+        name: queries(x) if name in per_query else permutation.take(x, outer)
         for name, x in weights.tensors().items()
-        if name != "output_bias"
+        if name not in shared
     }
     return replace(weights, **moved)
 
@@ -217,6 +257,16 @@ def act(group: AttentionGroup, element: AttentionElement, weights: AttentionWeig
     if w.output_bias is not None and group.value_shift:
         shift = torch.einsum("...gm,...gsdm->...d", element.value_shift, moved.output)
         moved = replace(moved, output_bias=w.output_bias - shift)
+    if w.query_gain is not None and w.key_gain is not None:
+        holders = gains.holders(group, u)
+        trades = gains.spread(qk, element.trades)
+        moved = replace(
+            moved,
+            query_gain=gains.carried(qk, holders, w.query_gain) * trades.unsqueeze(-2),
+            key_gain=gains.carried(qk, holders, w.key_gain.unsqueeze(-2)).squeeze(-2) / trades,
+        )
+    if w.table is not None and group.table:
+        moved = replace(moved, table=w.table + element.table_shift[..., list(group.table)])
     return moved
 
 
@@ -237,8 +287,9 @@ def attend(
 ) -> Tensor:
     """The block's function, written plainly: what every element of the group leaves unchanged.
 
-    `softmax(Q K^T / sqrt(n)) V O^T + b_O`, with the planes of Q and K (and of V, if `value_output` has
-    planes) rotated by `angles` first.
+    `softmax(Q K^T / sqrt(n)) V O^T + b_O`, with the planes of Q and K (and of V, if `value_output` has planes) rotated
+    by `angles`, after the norm if there is one. Heads that can't be permuted get the slopes `2^-i` of ALiBi; entries of
+    a table of position biases are spread over pairs of tokens, those of one constant over all pairs of some tokens.
 
     Args:
         weights: One block, without leading dimensions.
@@ -255,7 +306,9 @@ def attend(
     def project(x: str, einsum: str) -> Tensor:
         bias = getattr(weights, f"{x}_bias")
         projected = torch.einsum(einsum, hidden, getattr(weights, x))
-        return projected if bias is None else projected + bias.unsqueeze(-2)
+        projected = projected if bias is None else projected + bias.unsqueeze(-2)
+        gain = getattr(weights, f"{x}_gain", None)
+        return projected if gain is None else _normalised(group, projected) * gain.unsqueeze(-2)
 
     def rotate(pair: bilinear.BilinearGroup, x: Tensor) -> Tensor:
         if not pair.planes or angles is None:
@@ -267,9 +320,44 @@ def attend(
     key = rotate(group.query_key, project("key", "btd,gdn->bgtn"))
     value = rotate(group.value_output, project("value", "btd,gdm->bgtm"))
     scores = torch.einsum("bgstn,bgun->bgstu", query, key) / group.query_key.features**0.5
+    scores = scores + _position_biases(weights, group, hidden.shape[1])
     if causal:
         tokens = hidden.shape[1]
         scores = scores.masked_fill(torch.ones(tokens, tokens, device=hidden.device).triu(1).bool(), -torch.inf)
-    heads = torch.einsum("bgstu,bgum->bgstm", scores.softmax(-1), value)
+    if weights.sink is not None:
+        sink = weights.sink[..., None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sink], -1)
+    shares = scores.softmax(-1)[..., : hidden.shape[1]]
+    heads = torch.einsum("bgstu,bgum->bgstm", shares, value)
     out = torch.einsum("bgstm,gsdm->btd", heads, weights.output)
     return out if weights.output_bias is None else out + weights.output_bias
+
+
+# So large that a scale of Q or K, which only an epsilon of zero would hide, is seen for what it is.
+_EPSILON = 1e-2
+
+
+def _normalised(group: AttentionGroup, x: Tensor) -> Tensor:
+    """Queries or keys, `(batch, heads..., tokens, n)`, over the root mean square of a head or of all."""
+    axes = [-1] if group.norm is QueryKeyNorm.head else [-1, *range(1, x.ndim - 2)]
+    return x * (x.square().mean(axes, keepdim=True) + _EPSILON).rsqrt()
+
+
+def _position_biases(weights: AttentionWeights, group: AttentionGroup, tokens: int) -> Tensor:
+    """What is added to the scores of every head, `(g, s, tokens, tokens)`; zero without slopes or table."""
+    position = torch.arange(tokens, device=weights.query.device)
+    if weights.table is not None:
+        return weights.table[..., _entries(group.table, position)]
+    slopes = torch.zeros(group.groups, group.queries, dtype=torch.float64, device=position.device)
+    if not group.permuted:
+        slopes = 0.5 ** torch.arange(1.0, group.heads + 1, dtype=torch.float64, device=position.device).view_as(slopes)
+    return -slopes[..., None, None] * (position[:, None] - position).abs()
+
+
+def _entries(table: tuple[int, ...], position: Tensor) -> Tensor:
+    """An entry for every pair of tokens, `(tokens, tokens)`; one token's are all of one number."""
+    numbers = [[i for i, number in enumerate(table) if number == n] for n in range(max(table) + 1)]
+    rows = [numbers[t % len(numbers)] for t in range(len(position))]
+    return torch.tensor([[row[(t + u) % len(row)] for u in range(len(rows))] for t, row in enumerate(rows)]).to(
+        position
+    )

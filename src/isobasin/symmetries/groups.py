@@ -6,13 +6,14 @@ those of the whole package: tokens are row vectors, head `i` computes
     softmax_n( x_m Q_i R_{m-n} K_i^T x_n^T / scale ) x_n V_i O_i^T,      Q, K, V, O of shape (width, features)
 
 and heads come in `groups` key/value heads with `queries` query heads each (`queries == 1`: ordinary
-multi-head attention).
+multi-head attention). What else attention may do to its scores changes the group: see `AttentionGroup`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 
 Columns = slice | list[int]
@@ -70,17 +71,40 @@ class BilinearGroup:
         return " × ".join(parts) or "1"
 
 
+class QueryKeyNorm(StrEnum):
+    """A root-mean-square normalisation of queries and keys, with learned gains, before they rotate.
+
+    * head: over the features of each head; all heads share one gain per feature.
+    * full: over the features of all heads together; each has a gain of its own.
+    """
+
+    head = "head"
+    full = "full"
+
+
 @dataclass(frozen=True)
 class AttentionGroup:
     """The symmetry group of one attention block.
 
+    With normalised queries and keys, `q = norm(x Q) ∘ a`, `k = norm(x K) ∘ b`, no continuous map of a head's Q and K
+    commutes with norm and gains. What is left of U: the sign of every plane (of every unrotated feature) of a
+    key/value head; and, where gains go along, quarter turns of planes and permutations of unrotated features, of all
+    heads at once where they share the gains. The gains themselves trade, `a <- a c`, `b <- b / c` with one c for every
+    plane and every unrotated feature. (Scales of Q and K are symmetries only if the norm's epsilon is zero, so they
+    are left out.)
+
     Attributes:
         groups: Number of key/value heads, g.
         queries: Query heads per key/value head, s.
-        query_key: Continuous symmetry of each key/value head's Q-K pair.
+        query_key: Continuous symmetry of each key/value head's Q-K pair, if nothing normalises it.
         value_output: Continuous symmetry of each key/value head's V-O pair.
         key_shift: The key bias is free on the unrotated features, since softmax cancels it.
         value_shift: The value bias trades with the output bias: `b_V += v`, `b_O -= v O^T`.
+        norm: How queries and keys are normalised; None if they aren't.
+        permuted: Whether heads may be permuted; not where each has a slope of its own that is no parameter (ALiBi).
+        table: For each entry of a query head's table of relative position biases, the number of the constant that it
+            shares; softmax cancels what is added to all entries of one number. Empty without such tables.
+        sink: Whether every query head has a score that attention may go to instead of any token.
     """
 
     groups: int
@@ -89,6 +113,10 @@ class AttentionGroup:
     value_output: BilinearGroup
     key_shift: bool = False
     value_shift: bool = False
+    norm: QueryKeyNorm | None = None
+    permuted: bool = True
+    table: tuple[int, ...] = ()
+    sink: bool = False
 
     @property
     def heads(self) -> int:
@@ -96,15 +124,38 @@ class AttentionGroup:
         return self.groups * self.queries
 
     @property
+    def table_shifts(self) -> int:
+        """How many constants of a query head's table are free."""
+        return max(self.table, default=-1) + 1
+
+    @property
+    def trades(self) -> tuple[int, int]:
+        """How many gains trade: heads that have their own, and for each the planes and the unrotated features."""
+        if self.norm is None:
+            return 0, 0
+        features = len(self.query_key.planes) + len(self.query_key.linear)
+        return (1 if self.norm is QueryKeyNorm.head else self.groups), features
+
+    @property
     def dimension(self) -> int:
-        """Dimension of the continuous part; the permutations are discrete and add nothing."""
+        """Dimension of the continuous part; the discrete one adds nothing."""
         shifts = len(self.query_key.linear) * self.key_shift + self.value_output.features * self.value_shift
-        return self.groups * (self.query_key.dimension + self.value_output.dimension + shifts)
+        query_key = self.query_key.dimension if self.norm is None else 0
+        heads, trades = self.trades
+        tables = self.heads * self.table_shifts
+        return self.groups * (query_key + self.value_output.dimension + shifts) + heads * trades + tables
 
     def __str__(self) -> str:
         shifts = [f"R^{len(self.query_key.linear)} (key bias)"] if self.key_shift and self.query_key.linear else []
         if self.value_shift:
             shifts.append(f"R^{self.value_output.features} (value bias)")
-        factors = " × ".join([f"QK {self.query_key}", f"VO {self.value_output}", *shifts])
+        if self.table_shifts:
+            shifts.append(f"R^{self.queries * self.table_shifts} (position biases)")
+        trades = self.trades[1]
+        query_key = f"{{±1}}^{trades}" if self.norm else str(self.query_key)
+        if self.norm is QueryKeyNorm.full:
+            shifts.append(f"(R*)^{trades} (gains)")
+        factors = " × ".join([f"QK {query_key}", f"VO {self.value_output}", *shifts])
         discrete = f"S_{self.groups}" if self.queries == 1 else f"S_{self.queries} wr S_{self.groups}"
-        return f"({factors})^{self.groups} ⋊ {discrete}"
+        found = f"({factors})^{self.groups}" + (f" ⋊ {discrete}" if self.permuted else "")
+        return f"{found} × (R*)^{trades} (gains)" if self.norm is QueryKeyNorm.head else found

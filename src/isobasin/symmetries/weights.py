@@ -24,6 +24,10 @@ class AttentionWeights:
         key_bias: `(..., g, n)` or None.
         value_bias: `(..., g, m)` or None.
         output_bias: `(..., d)` or None.
+        query_gain: Of normalised queries, `(..., g, s, n)`, or `(..., 1, 1, n)` where all heads share it; or None.
+        key_gain: Likewise, `(..., g, n)` or `(..., 1, n)`.
+        table: Relative position biases of every query head, `(..., g, s, entries)`, or None.
+        sink: Score of no token for every query head, `(..., g, s)`, or None.
     """
 
     query: Tensor
@@ -34,6 +38,10 @@ class AttentionWeights:
     key_bias: Tensor | None = None
     value_bias: Tensor | None = None
     output_bias: Tensor | None = None
+    query_gain: Tensor | None = None
+    key_gain: Tensor | None = None
+    table: Tensor | None = None
+    sink: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by field name."""

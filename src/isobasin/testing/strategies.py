@@ -12,7 +12,7 @@ import torch
 
 from isobasin.symmetries import attention
 from isobasin.symmetries.attention import AttentionElement
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def random_weights(
     shapes = {"query": (g, s, width, n), "key": (g, width, n), "value": (g, width, m), "output": (g, s, width, m)}
     bias_shapes = {"query": (g, s, n), "key": (g, n), "value": (g, m), "output": (width,)}
     shapes |= {f"{role}_bias": shape for role, shape in bias_shapes.items() if biases.get(role)}
+    if group.norm is not None:
+        own = group.norm is QueryKeyNorm.full
+        shapes |= {"query_gain": (g, s, n) if own else (1, 1, n), "key_gain": (g, n) if own else (1, n)}
+    shapes |= {"table": (g, s, len(group.table))} if group.table else {}
+    shapes |= {"sink": (g, s)} if group.sink else {}
     return AttentionWeights(
         **{
             name: torch.randn(*batch, *shape, generator=generator, dtype=torch.float64) / width**0.5
@@ -80,16 +85,38 @@ def make_group(
     planes: tuple[tuple[int, int], ...] = (),
     *,
     rotary_value: bool = False,
+    norm: QueryKeyNorm | None = None,
+    permuted: bool = True,
+    table: tuple[int, ...] = (),
+    sink: bool = False,
 ) -> AttentionGroup:
-    """The group of a block from its sizes, its biases and what rotates."""
+    """The group of a block from its sizes, its biases, what rotates, and what else its scores depend on."""
     query_key = BilinearGroup(features, planes)
+    free_key = biases.get("key", False) and bool(query_key.linear) and norm is None and not sink
+    traded = biases.get("value", False) and biases.get("output", False) and not rotary_value and not sink
     return AttentionGroup(
         groups,
         queries,
         query_key,
         BilinearGroup(features, planes if rotary_value else ()),
-        key_shift=biases.get("key", False) and bool(query_key.linear),
-        value_shift=biases.get("value", False) and biases.get("output", False) and not rotary_value,
+        key_shift=free_key,
+        value_shift=traded,
+        norm=norm,
+        permuted=permuted,
+        table=table,
+        sink=sink,
+    )
+
+
+def score_facts() -> SearchStrategy[dict[str, Any]]:
+    """What else scores depend on: norms, slopes, tables of position biases, sinks; most blocks have nothing of it."""
+    from hypothesis import strategies as st
+
+    return st.one_of(
+        st.just({}),
+        st.sampled_from(list(QueryKeyNorm)).map(lambda norm: {"norm": norm}),
+        st.sampled_from([{"permuted": False}, {"table": (0, 0, 0)}, {"table": (0, 0, 1, 1, 1)}, {"sink": True}]),
+        st.sampled_from([{"norm": QueryKeyNorm.head, "sink": True}, {"norm": QueryKeyNorm.full, "table": (0, 0)}]),
     )
 
 
@@ -137,6 +164,7 @@ def blocks(max_heads: int = 3, max_queries: int = 3, max_features: int = 5) -> S
             has,
             planes,
             rotary_value=draw(st.booleans()) and bool(planes),
+            **draw(score_facts()),
         )
         width = draw(st.integers(features, features + 4))
         return make_block(group, width, has, draw(seeds()), draw(st.integers(2, 7)))

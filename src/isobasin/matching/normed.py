@@ -1,0 +1,155 @@
+"""Stage 2 where queries and keys are normalised: every sign, turn, permutation and trade, exactly.
+
+After heads are matched, what is left is discrete but for one number per pair of gains, and separates. With
+`γ_h = Σ q_B^H q_A + k_B^H k_A` of a plane of head h (biases are one more row), a head's best sign adds
+`|Re(ū γ_h)|` to the inner product of both models, for the turn u = 1 or i that all heads with common gains share; an
+unrotated feature that becomes another one adds `Σ_h |γ_h|`, so which becomes which is an assignment. What gains add to
+either follows from the best trade, a root of a quartic:
+
+    minimise  ||a_A - c a_B||² + ||b_A - b_B / c||²   over c ≠ 0.                                        (1)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from isobasin.matching.factors import Factors
+from isobasin.symmetries import bilinear
+from isobasin.symmetries.bilinear import BilinearElement
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.weights import AttentionWeights
+
+_POLISH = 4
+
+
+@dataclass(frozen=True)
+class _Gains:
+    """Gains of queries and keys; leading dimensions `(..., holders)`.
+
+    Attributes:
+        query: Of every query head that a holder serves, `(..., holders, heads, features)`.
+        key: `(..., holders, 1, features)`.
+    """
+
+    query: Tensor
+    key: Tensor
+
+    @classmethod
+    def of(cls, weights: AttentionWeights) -> _Gains:
+        assert weights.query_gain is not None
+        assert weights.key_gain is not None
+        return cls(weights.query_gain, weights.key_gain.unsqueeze(-2))
+
+    def planes(self, pair: BilinearGroup) -> tuple[Tensor, Tensor]:
+        """Both gains of every plane beside all others that turn with it, `(..., holders, p, 2 * heads)`."""
+        found = (bilinear.plane_part(pair, gains) for gains in (self.query, self.key))
+        query, key = (torch.view_as_real(x).movedim(-3, -2).flatten(-2) for x in found)
+        return query, key
+
+    def linear(self, pair: BilinearGroup) -> tuple[Tensor, Tensor]:
+        """The gains of every unrotated feature, `(..., holders, n, heads)`."""
+        query, key = (bilinear.linear_part(pair, gains).mT for gains in (self.query, self.key))
+        return query, key
+
+
+def align(
+    group: AttentionGroup, a: Factors, b: Factors, reference: AttentionWeights, model: AttentionWeights
+) -> tuple[BilinearElement, Tensor]:
+    """The nearest element for heads that are matched.
+
+    Args:
+        group: Of the blocks.
+        a: Queries and keys of the reference, `Factors.tall`.
+        b: Of the model.
+        reference: Whose gains are to be reached.
+        model: Its heads in the reference's order.
+
+    Returns:
+        Turns, permutations and signs of every key/value head, and the trades of every holder of gains.
+    """
+    pair, holders = group.query_key, group.trades[0]
+    theirs, ours = _Gains.of(reference), _Gains.of(model)
+    planes, plane_trades = _turns(_inner_planes(a, b), theirs.planes(pair), ours.planes(pair), holders)
+    matrix, linear_trades = _permutations(_inner(a, b), theirs.linear(pair), ours.linear(pair), holders)
+    return BilinearElement(matrix, planes), torch.cat([plane_trades, linear_trades], -1)
+
+
+def _inner_planes(a: Factors, b: Factors) -> Tensor:
+    """γ of every plane, `(..., g, p)`."""
+    left = (b.left_planes.conj() * a.left_planes).sum(-2)
+    return left + (b.right_planes.conj() * a.right_planes).sum(-2)
+
+
+def _inner(a: Factors, b: Factors) -> Tensor:
+    """γ of every unrotated feature of the reference with every one of the model, `(..., g, n, n)`."""
+    return a.left.mT @ b.left + a.right.mT @ b.right
+
+
+def _turns(
+    gamma: Tensor, theirs: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor], holders: int
+) -> tuple[Tensor, Tensor]:
+    """The best u of every plane, `(..., g, p)`, and its holders' trades, `(..., holders, p)`."""
+    # A quarter turn lets a plane's two gains change places: they alternate in the last dimension.
+    swapped = [x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) for x in ours]
+    found = [_best_trade(*theirs, *x) for x in (ours, swapped)]
+    inner = torch.stack([gamma.real.abs(), gamma.imag.abs()])
+    shared = inner.sum(-2, keepdim=True) if holders == 1 else inner
+    turn = (found[1][1] - 2 * shared[1]) < (found[0][1] - 2 * shared[0])
+    trades = torch.where(turn, found[1][0], found[0][0])
+    turn = turn.expand(gamma.shape)
+    sign = torch.where(torch.where(turn, gamma.imag, gamma.real) < 0, -1.0, 1.0).to(gamma.real)
+    zero = torch.zeros_like(sign)
+    return torch.where(turn, torch.complex(zero, sign), torch.complex(sign, zero)), trades
+
+
+def _permutations(
+    inner: Tensor, theirs: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor], holders: int
+) -> tuple[Tensor, Tensor]:
+    """The best signed permutation of unrotated features, `(..., g, n, n)`, and its trades, `(..., holders, n)`."""
+    n = inner.shape[-1]
+    if not n:
+        return inner, theirs[0].sum(-1)
+    pairs = [x.unsqueeze(-2) for x in theirs], [x.unsqueeze(-3) for x in ours]
+    trades, least = _best_trade(*pairs[0], *pairs[1])
+    shared = inner.abs().sum(-3, keepdim=True) if holders == 1 else inner.abs()
+    costs = (least - 2 * shared).reshape(-1, n, n).cpu().numpy()
+    chosen = np.stack([linear_sum_assignment(table)[1] for table in costs])
+    order = torch.from_numpy(chosen).reshape(trades.shape[:-1]).to(inner.device)
+    moves = torch.nn.functional.one_hot(order, n).to(inner)
+    signs = torch.where(inner < 0, -1.0, 1.0).to(inner)
+    return moves.expand(inner.shape) * signs, (trades * moves).sum(-1)
+
+
+def _best_trade(query_a: Tensor, key_a: Tensor, query_b: Tensor, key_b: Tensor) -> tuple[Tensor, Tensor]:
+    """The global minimiser of (1) and its value less the constant `||a_A||² + ||b_A||²`.
+
+    Its derivative's numerator is `η_a c⁴ - γ_a c³ + γ_b c - η_b`, with `η` the squared norms of B's gains and `γ` their
+    inner products with A's. It has a positive and a negative root, and the objective's least value is at a real one.
+    """
+    tiny = torch.finfo(torch.float64).tiny ** 0.25
+    eta_a, eta_b = query_b.square().sum(-1).clamp(min=tiny), key_b.square().sum(-1).clamp(min=tiny)
+    gamma_a, gamma_b = (query_a * query_b).sum(-1), (key_a * key_b).sum(-1)
+    zero = torch.zeros_like(eta_a + gamma_a)
+    last = torch.stack([gamma_a / eta_a, zero, -gamma_b / eta_a, eta_b / eta_a + zero], -1)
+    companion = torch.diag_embed(torch.ones(3, dtype=last.dtype, device=last.device), -1).expand(*last.shape, 4).clone()
+    companion[..., 0, :] = last
+    roots = torch.linalg.eigvals(companion).real
+    roots = torch.where(roots.abs() < tiny, 1.0, roots)
+
+    def value(c: Tensor, a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return c.square() * a + b / c.square() - 2 * (c * x + y / c)
+
+    known = eta_a, eta_b, gamma_a, gamma_b
+    which = value(roots, *(x.unsqueeze(-1) for x in known)).argmin(-1, keepdim=True)
+    c = roots.gather(-1, which).squeeze(-1)
+    # The least value is flat: only after it is chosen a root is polished, or a neighbour of it might win by rounding.
+    for _ in range(_POLISH):
+        slope = (4 * eta_a * c - 3 * gamma_a) * c.square() + gamma_b
+        step = c - (((eta_a * c - gamma_a) * c.square() + gamma_b) * c - eta_b) / slope
+        c = torch.where(step.isfinite() & (step != 0), step, c)
+    return c, value(c, *known)

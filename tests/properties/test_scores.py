@@ -1,0 +1,86 @@
+"""What else scores may depend on (norms, slopes, tables, sinks) leaves exactly the group that is stated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_dimension import ALL, HALF, NONE, PAIRS, SOME, unseen
+
+from isobasin.symmetries import attention, gains
+from isobasin.symmetries.groups import QueryKeyNorm
+from isobasin.testing.strategies import element, make_block, make_group, random_weights
+
+HEAD, FULL = QueryKeyNorm.head, QueryKeyNorm.full
+# name: biases, key/value heads, queries of each, features, planes, what else, and the dimension by hand
+SETTINGS: dict[str, tuple[dict[str, bool], int, int, int, Any, dict[str, Any], int]] = {
+    "norm": (NONE, 2, 1, 3, (), {"norm": HEAD}, 2 * 9 + 3),
+    "norm-biases": (ALL, 2, 1, 3, (), {"norm": HEAD}, 2 * (9 + 3) + 3),
+    "norm-rope": (NONE, 2, 1, 4, HALF, {"norm": HEAD}, 2 * 16 + 2),
+    "norm-rope-grouped": (NONE, 2, 2, 4, PAIRS, {"norm": HEAD}, 2 * 16 + 2),
+    "norm-partial-rope": (NONE, 2, 1, 4, SOME, {"norm": HEAD}, 2 * 16 + 3),
+    "full-norm": (NONE, 2, 1, 3, (), {"norm": FULL}, 2 * (9 + 3)),
+    "full-norm-rope-grouped": (NONE, 2, 2, 4, HALF, {"norm": FULL}, 2 * (16 + 2)),
+    "sink": (ALL, 2, 1, 3, (), {"sink": True}, 2 * (9 + 9)),
+    "sink-rope-grouped": (ALL, 2, 2, 4, HALF, {"sink": True}, 2 * (4 + 16)),
+    "slopes": (ALL, 2, 1, 3, (), {"permuted": False}, 2 * (9 + 9 + 3 + 3)),
+    "table": (NONE, 2, 1, 3, (), {"table": (0, 0, 0)}, 2 * (9 + 9 + 1)),
+    "table-two-constants": (NONE, 2, 2, 2, (), {"table": (0, 0, 1, 1)}, 2 * (4 + 4) + 4 * 2),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_directions_that_the_function_does_not_see(name):
+    biases, groups, queries, features, planes, facts, expected = SETTINGS[name]
+    group = make_group(groups, queries, features, biases, planes, **facts)
+    weights = random_weights(group, groups * features, biases, seed=len(name))
+    nullity, gap = unseen(group, weights)
+    assert nullity == expected == group.dimension
+    assert gap > 1e6
+
+
+@pytest.mark.parametrize("norm", list(QueryKeyNorm))
+def test_what_heads_with_common_gains_share_is_shared(norm):
+    """A turn of one head alone is an element only where that head has gains of its own."""
+    group = make_group(3, 1, 4, NONE, HALF, norm=norm)
+    block = make_block(group, 12, NONE, seed=3)
+    whole = element(group, 5)
+    assert attention.contains(group, whole)
+    planes = whole.query_key.planes.clone()
+    planes[1, 0] *= 1j
+    alone = replace(whole, query_key=replace(whole.query_key, planes=planes))
+    assert attention.contains(group, alone) == (norm is FULL)
+    moved = attention.act(group, alone, block.weights)
+    assert (float((block.output() - block.output(moved)).abs().max()) < 1e-12) == (norm is FULL)
+
+
+def test_elements_outside_the_group_are_known():
+    normed = make_group(2, 1, 4, NONE, HALF, norm=HEAD)
+    start = attention.identity(normed)
+    assert attention.contains(normed, start)
+    scaled = replace(start.query_key, planes=2 * start.query_key.planes)
+    assert not attention.contains(normed, replace(start, query_key=scaled))
+    assert not attention.contains(normed, replace(start, trades=0 * start.trades))
+    fixed = make_group(2, 1, 4, NONE, permuted=False)
+    start = attention.identity(fixed)
+    assert attention.contains(fixed, start)
+    assert not attention.contains(fixed, replace(start, outer=start.outer.flip(-1)))
+
+
+def test_gains_follow_a_quarter_turn():
+    """By hand: the plane (a, b) becomes (-b, a), so its two gains change places."""
+    group = make_group(1, 1, 2, NONE, ((0, 1),), norm=HEAD)
+    weights = random_weights(group, 3, NONE, seed=1)
+    start = attention.identity(group)
+    turn = replace(
+        start, query_key=replace(start.query_key, planes=1j * start.query_key.planes), trades=start.trades * 2
+    )
+    moved = attention.act(group, turn, weights)
+    assert torch.equal(moved.query[..., 0], -weights.query[..., 1])
+    assert torch.equal(moved.query[..., 1], weights.query[..., 0])
+    assert weights.query_gain is not None
+    assert moved.query_gain is not None
+    assert torch.equal(moved.query_gain, 2 * weights.query_gain.flip(-1))
+    assert bool(gains.turned(turn.query_key).all())
