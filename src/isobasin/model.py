@@ -259,7 +259,8 @@ def batches(sites: Sequence[AttentionSite], limit: int = _BATCH_BYTES) -> Iterat
 
 
 def _alike(one: AttentionSite, other: AttentionSite) -> bool:
-    return one.group == other.group and one.width == other.width and one.biases == other.biases
+    ours, theirs = ((site.group, site.width, site.biases, site.others.keys()) for site in (one, other))
+    return ours == theirs
 
 
 class Fingerprint:
@@ -270,7 +271,7 @@ class Fingerprint:
 
     def update(self, site: Site, tensors: dict[str, Tensor]) -> None:
         """Add one block, in a fixed order and under names without prefix."""
-        for role, projection in site.projections.items():
+        for role, projection in (site.projections | site.others).items():
             for part in ("weight", "bias"):
                 name = getattr(projection, part)
                 if name is not None:

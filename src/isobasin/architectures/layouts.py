@@ -107,6 +107,21 @@ def fused_heads(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Project
     )
 
 
+def gains(name: str, features: int, heads: int = 1) -> Projection:
+    """Gains of normalised queries or keys: one vector for all heads, or the heads' in turn."""
+    return Projection(name, None, Layout("(head feature)", (("head", heads), ("feature", features))))
+
+
+def position_table(name: str, entries: int, heads: int) -> Projection:
+    """Relative position biases, `(entries, heads)`."""
+    return Projection(name, None, Layout("feature head", (("feature", entries), ("head", heads))))
+
+
+def sinks(name: str, heads: int) -> Projection:
+    """A score of no token for every head."""
+    return Projection(name, None, Layout("(head feature)", (("head", heads), ("feature", 1))))
+
+
 def linears(
     width: int, units: int, up: str, down: str, gate: str | None = None, *, bias: bool
 ) -> FeedForwardProjections:

@@ -145,6 +145,11 @@ class Site(ABC):
         """The projection into the residual stream."""
 
     @property
+    def others(self) -> dict[str, Projection]:
+        """Parameters that the residual stream doesn't run along, by their role: gains, tables, sinks."""
+        return {}
+
+    @property
     def width(self) -> int:
         """Width of the residual stream that the block reads and writes."""
         return dict(self.writer.layout.sizes)["width"]
@@ -162,6 +167,7 @@ class Site(ABC):
             if projection.bias is not None:
                 bias = (self.width,) if projection is self.writer else projection.layout.shape(bias=True)
                 shapes[projection.bias] = bias
+        shapes |= {other.weight: other.layout.shape() for other in self.others.values()}
         return shapes
 
     def named(self, change: Callable[[str], str]) -> Self:
@@ -170,7 +176,7 @@ class Site(ABC):
         def projection(old: Projection) -> Projection:
             return replace(old, weight=change(old.weight), bias=None if old.bias is None else change(old.bias))
 
-        roles = {role: projection(old) for role, old in self.projections.items()}
+        roles = {role: projection(old) for role, old in (self.projections | self.others).items()}
         return replace(self, name=change(self.name), **roles)
 
     def _write(self, tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -185,6 +191,8 @@ class Site(ABC):
                 stored = new[projection.bias]
                 whole = projection is self.writer
                 new[projection.bias] = bias.to(stored) if whole else projection.layout.write(stored, bias, bias=True)
+        for role, other in self.others.items():
+            new[other.weight] = other.layout.write(new[other.weight], parts[role])
         return new
 
 
@@ -197,6 +205,10 @@ class AttentionSite(Site):
         name: The module's path in the checkpoint, for messages.
         query, key, value, output: The projections.
         group: The block's symmetry group.
+        query_gain, key_gain: Gains of normalised queries and keys; None without norm.
+        table: Relative position biases; blocks that read one table have one head permutation. None without.
+        sink: Scores of no token; None without.
+        gain_offset: What is added to stored gains.
     """
 
     query: Projection
@@ -204,11 +216,27 @@ class AttentionSite(Site):
     value: Projection
     output: Projection
     group: AttentionGroup
+    query_gain: Projection | None = None
+    key_gain: Projection | None = None
+    table: Projection | None = None
+    sink: Projection | None = None
+    gain_offset: float = 0.0
 
     @property
     def projections(self) -> dict[str, Projection]:
         """The projections by their role."""
         return {"query": self.query, "key": self.key, "value": self.value, "output": self.output}
+
+    @property
+    def others(self) -> dict[str, Projection]:
+        """Gains, table and sinks, where there are any."""
+        named = {
+            "query_gain": self.query_gain,
+            "key_gain": self.key_gain,
+            "table": self.table,
+            "sink": self.sink,
+        }
+        return {role: projection for role, projection in named.items() if projection is not None}
 
     @property
     def writer(self) -> Projection:
@@ -233,11 +261,25 @@ class AttentionSite(Site):
         value, value_bias = pick(self.value, g)
         output, _ = pick(self.output, g, s)
         output_bias = None if self.output.bias is None else double[self.output.bias]
-        return AttentionWeights(query, key, value, output, query_bias, key_bias, value_bias, output_bias)
+        found = AttentionWeights(query, key, value, output, query_bias, key_bias, value_bias, output_bias)
+        others = {role: other.layout.read(double[other.weight]) for role, other in self.others.items()}
+        return replace(found, **{role: self._by_heads(role, x) for role, x in others.items()})
+
+    def _by_heads(self, role: str, x: Tensor) -> Tensor:
+        """A parameter of every head, or of all together, `(heads, features)`, in the weights' axes."""
+        if role == "key_gain":
+            return x + self.gain_offset
+        if role == "query_gain":
+            own = len(x) == self.group.heads
+            return x.reshape(*((self.group.groups, self.group.queries) if own else (1, 1)), -1) + self.gain_offset
+        x = x.unflatten(0, (self.group.groups, self.group.queries))
+        return x.squeeze(-1) if role == "sink" else x
 
     def write(self, tensors: Mapping[str, Tensor], weights: AttentionWeights) -> dict[str, Tensor]:
         """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
-        return self._write(tensors, weights.tensors())
+        parts = weights.tensors()
+        gains = {role: parts[role] - self.gain_offset for role in ("query_gain", "key_gain") if role in parts}
+        return self._write(tensors, parts | gains)
 
 
 @dataclass(frozen=True)

@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from isobasin.architectures.activations import feedforward_group
 from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.errors import ArchitectureError
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 
 AnySite = TypeVar("AnySite", AttentionSite, FeedForwardSite)
 
 
 def attention_group(
-    sizes: Sizes, projections: Projections, planes: tuple[Plane, ...] = (), *, rotary_value: bool = False
+    sizes: Sizes,
+    projections: Projections,
+    planes: tuple[Plane, ...] = (),
+    *,
+    rotary_value: bool = False,
+    capped: bool = False,
+    norm: QueryKeyNorm | None = None,
+    permuted: bool = True,
+    table: tuple[int, ...] = (),
+    sink: bool = False,
 ) -> AttentionGroup:
     """The symmetry group that follows from the sizes, the biases and the rotated features.
 
     * A key bias adds `q_m · b_K` to all scores of a token, which softmax cancels, so it is free; but only on
-      features that don't rotate: a rotated bias changes with the distance `m - n` like a key does.
+      features that don't rotate: a rotated bias changes with the distance `m - n` like a key does. Nor is it free
+      where keys are normalised, scores capped, or where attention may go to a sink, whose score stays.
     * A value bias adds the constant `b_V O^T` to the output, since attention sums to one, so it trades with
-      the output bias; but not when values rotate: then every position adds another vector.
+      the output bias; but not when values rotate: then every position adds another vector; nor where a sink takes
+      part of the attention.
 
     Args:
         sizes: The block's sizes.
         projections: The block's projections; their biases are the ones that exist.
         planes: Pairs of features that rotate together, in queries and keys.
         rotary_value: Values rotate as well.
+        capped: Scores are capped before softmax.
+        norm: How queries and keys are normalised.
+        permuted: Heads may be permuted.
+        table: The constants of position biases (`AttentionGroup.table`).
+        sink: Heads have scores of no token.
     """
     if any(i >= sizes.features for plane in planes for i in plane):
         raise ArchitectureError(
@@ -40,14 +56,32 @@ def attention_group(
         queries=sizes.queries,
         query_key=query_key,
         value_output=BilinearGroup(sizes.features, planes if rotary_value else ()),
-        key_shift=projections.key.bias is not None and bool(query_key.linear),
-        value_shift=projections.value.bias is not None and projections.output.bias is not None and not rotary_value,
+        key_shift=(
+            projections.key.bias is not None and bool(query_key.linear) and norm is None and not capped and not sink
+        ),
+        value_shift=(
+            projections.value.bias is not None and projections.output.bias is not None and not rotary_value and not sink
+        ),
+        norm=norm,
+        permuted=permuted,
+        table=table,
+        sink=sink,
     )
 
 
-def attention_sites(layers: int, name: str, projections: Projections, group: AttentionGroup) -> list[AttentionSite]:
-    """Equal blocks in all layers; `{layer}` in the names becomes the layer's index."""
-    return _repeated(layers, AttentionSite(0, name, *projections, group=group))
+def attention_sites(
+    layers: int, name: str, projections: Projections, group: AttentionGroup, **others: Any
+) -> list[AttentionSite]:
+    """Equal blocks in all layers; `{layer}` in the names becomes the layer's index.
+
+    Args:
+        layers: How many.
+        name: The module.
+        projections: Of each.
+        group: Of each.
+        others: Gains, tables and sinks, as `AttentionSite` names them.
+    """
+    return _repeated(layers, AttentionSite(0, name, *projections, group=group, **others))
 
 
 def feedforward_sites(
