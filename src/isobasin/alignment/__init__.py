@@ -159,6 +159,13 @@ class Alignment:
         moving = model.feedforwards() if self.feedforward else ()
         groups = [site.group for site in specification.sites], [site.group for site in moving]
         self.check_fits(specification.model_type, groups[0], model.name, groups[1])
+        for first, *others in specification.ties:
+            for other in others:
+                if not attention.same_heads(self.layers[first].element, self.layers[other].element):
+                    raise AlignmentError(
+                        f"layers {first} and {other} of {model.name} read one table of position biases, but the "
+                        "alignment permutes their heads differently"
+                    )
         return specification.sites, moving
 
     def apply(self, model: Source, output: str | os.PathLike[str] | None = None, **options: Any) -> Moved:
@@ -187,9 +194,13 @@ class Alignment:
         sites, moving = self.sites(model)
         turned = self.turned(model, device)
         model = turned or model
+        tables: set[str] = set()
         for layer, site in zip(self.layers, sites, strict=True):
             stored = {name: tensor.to(device, torch.float64) for name, tensor in model.stored(site).items()}
-            yield site.write(stored, attention.act(layer.group, layer.element.to(device), site.read(stored, device)))
+            new = site.write(stored, attention.act(layer.group, layer.element.to(device), site.read(stored, device)))
+            # Blocks that read one table move it alike: it is given once.
+            yield {name: tensor for name, tensor in new.items() if name not in tables}
+            tables |= set() if site.table is None else {site.table.weight}
         for layer, site in zip(self.feedforward, moving, strict=True):
             stored = {name: tensor.to(device, torch.float64) for name, tensor in model.stored(site).items()}
             yield site.write(stored, feedforward.act(layer.group, layer.element.to(device), site.read(stored, device)))

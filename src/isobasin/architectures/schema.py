@@ -348,6 +348,15 @@ class Specification:
     feedforwards: tuple[FeedForwardSite, ...] = ()
     residual: Residual | None = None
 
+    @property
+    def ties(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of attention blocks that read one table of position biases, so that their heads permute together."""
+        found: dict[str, list[int]] = {}
+        for index, site in enumerate(self.sites):
+            if site.table is not None:
+                found.setdefault(site.table.weight, []).append(index)
+        return tuple(tuple(indices) for indices in found.values() if len(indices) > 1)
+
     def renamed(self, prefix: str) -> Specification:
         """The same facts with `prefix` before every tensor name (a head model's base-model prefix)."""
         return replace(

@@ -81,6 +81,7 @@ def match(
     reference: AttentionWeights,
     model: AttentionWeights,
     *,
+    order: tuple[Tensor, Tensor] | None = None,
     method: Method = Method.gauss_newton,
     head_cost: HeadCost = HeadCost.rotary,
     max_condition: float = math.inf,
@@ -94,11 +95,12 @@ def match(
         group: The blocks' group.
         reference: Float64 weights with leading dimensions `...` (layers) or none.
         model: Weights of the same shapes.
+        order: The head permutation, outer and inner, where it is known; None to find it.
         method: Stage-2 solver.
         head_cost: What stage 1 compares.
         max_condition: Largest condition number that U and W on GL(n) may have.
     """
-    outer, inner = head_permutation(group, reference, model, head_cost)
+    outer, inner = head_permutation(group, reference, model, head_cost) if order is None else order
     return align_heads(group, reference, model, outer, inner, method=method, max_condition=max_condition)
 
 

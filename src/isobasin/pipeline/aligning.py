@@ -27,7 +27,7 @@ from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.attention import Match, Method, distance, match
 from isobasin.matching.feedforward import match_feedforward
-from isobasin.matching.heads import HeadCost
+from isobasin.matching.heads import HeadCost, assign, head_costs
 from isobasin.model import Blocks, Fingerprint, Source, TensorBlocks, batches, open_model, read_blocks
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Calibration, Matching, Progress, Running, Scope, silent
@@ -237,12 +237,18 @@ def _match_attention(
     elements = [attention.identity(site.group) for site in sites]
     layers: list[LayerAlignment] = []
     checks: list[Verification] = []
+    heads = _tied_heads(a, b, matching, running)
     for batch in batches(sites):
         reference, moving = (read_blocks(m, batch, running.device, f) for m, f in zip((a, b), prints, strict=True))
         group = sites[batch[0]].group
-        limit = matching.limit(dtype)
         found = match(
-            group, reference, moving, method=matching.method, head_cost=matching.head_cost, max_condition=limit
+            group,
+            reference,
+            moving,
+            order=_stacked([heads[index] for index in batch if index in heads]),
+            method=matching.method,
+            head_cost=matching.head_cost,
+            max_condition=matching.limit(dtype),
         )
         statistics = _statistics(found, reference, moving, group, dtype, eps)
         for position, index in enumerate(batch):
@@ -253,6 +259,30 @@ def _match_attention(
                 checks.append(_accepted(sites[index].name, check))
         running.progress("matching", len(layers), steps)
     return layers, checks
+
+
+Heads = tuple[Tensor, Tensor]
+
+
+def _tied_heads(a: Blocks, b: Blocks, matching: Matching, running: Running) -> dict[int, Heads]:
+    """The head permutation of blocks that share theirs, by index: that of least cost over all of them."""
+    sites = b.specification.sites
+    found: dict[int, Heads] = {}
+    for indices in b.specification.ties:
+        costs = torch.zeros((), dtype=torch.float64)
+        for index in indices:
+            reference, moving = (read_blocks(blocks, [index], running.device) for blocks in (a, b))
+            costs = costs.to(running.device) + head_costs(sites[index].group, reference, moving, matching.head_cost)
+        outer, inner = assign(costs)
+        found |= dict.fromkeys(indices, (outer[0], inner[0]))
+    return found
+
+
+def _stacked(heads: Sequence[Heads]) -> Heads | None:
+    """The permutations of a batch of blocks, if they are given."""
+    if not heads:
+        return None
+    return torch.stack([outer for outer, _ in heads]), torch.stack([inner for _, inner in heads])
 
 
 def _match_feedforward(

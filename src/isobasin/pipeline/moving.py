@@ -115,6 +115,10 @@ def random_alignment(
             element = attention.sample(site.group, generator, condition=condition, shift=scale)
             statistics = LayerStatistics(condition=condition_of(element))
             layers.append(LayerAlignment(site.layer, site.group, element, statistics))
+        for first, *others in opened.specification.ties:
+            for index in others:
+                element = attention.with_heads(layers[index].element, layers[first].element)
+                layers[index] = replace(layers[index], element=element)
         moved = tuple(
             FeedForwardAlignment(
                 site.layer, site.group, sample(site.group, generator, condition=condition), FeedForwardStatistics()

@@ -189,6 +189,17 @@ def inverse(group: AttentionGroup, element: AttentionElement) -> AttentionElemen
     )
 
 
+def with_heads(element: AttentionElement, other: AttentionElement) -> AttentionElement:
+    """An element that permutes heads, and shifts their position biases, as another one."""
+    return replace(element, outer=other.outer, inner=other.inner, table_shift=other.table_shift)
+
+
+def same_heads(one: AttentionElement, other: AttentionElement) -> bool:
+    """Whether two elements permute heads and shift their position biases alike."""
+    pairs = (one.outer, other.outer), (one.inner, other.inner), (one.table_shift, other.table_shift)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
 def contains(group: AttentionGroup, element: AttentionElement) -> bool:
     """Whether an element of the right shapes is one of this group."""
     if not (permutation.is_permutation(element.outer) and permutation.is_permutation(element.inner)):

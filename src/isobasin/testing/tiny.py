@@ -131,7 +131,9 @@ _GPTJ = {
     "amplified": True,
     "reason": "transformers casts GPT-J's queries and keys to float32 before their product",
 }
+_FLOAT = {"tolerance": 1e-6, "reason": "transformers computes MPT's softmax in float32 whatever the model's dtype"}
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "vit": _vision("ViT"),
     "deit": _vision("DeiT"),
@@ -157,6 +159,13 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _decoder("Llama", _GROUPED, **_RMS),
     "mistral": _decoder("Mistral", _GROUPED, **_RMS),
     "qwen2": _decoder("Qwen2", _GROUPED, **_RMS),
+    "qwen3": _decoder("Qwen3", {**_GROUPED, "head_dim": 8}, **_RMS),
+    "qwen3_moe": _decoder("Qwen3Moe", {**_GROUPED, **_EXPERTS, "head_dim": 8}, **_RMS),
+    "olmo2": _decoder("Olmo2", _GROUPED, **_RMS),
+    "gemma3_text": _decoder("Gemma3", {**_GROUPED, "head_dim": 8}, base="Gemma3TextModel", **_RMS),
+    "gpt_oss": _decoder("GptOss", {**_GROUPED, "head_dim": 8, "num_local_experts": 4}, eager=True, **_RMS),
+    "bloom": _decoder("Bloom", _SIZES),
+    "mpt": _decoder("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}, eager=True, **_FLOAT),
     "gpt_neox": _decoder("GPTNeoX", {**_SIZES, "rope_parameters": _rope(0.5)}),
     "gptj": _decoder("GPTJ", {**_GPT, "rotary_dim": 4}, eager=True, **_GPTJ),
     "isobasin_vit": _with(_vision("IsobasinViT"), rotary=True),

@@ -5,18 +5,36 @@
 
 from isobasin.architectures.configuration import Config, layers, rotary_factor, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import half_planes, linears, separate
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.layouts import gains, half_planes, linears, separate, sinks
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Projection
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.streams import Head, Stream
 from isobasin.errors import ArchitectureError
+from isobasin.symmetries.groups import QueryKeyNorm
 
 _ATTENTION = "layers.{layer}.self_attn"
 _FEEDFORWARD = "layers.{layer}.mlp"
 
 
-def decoder_blocks(config: Config, *, bias: bool, output_bias: bool) -> list[AttentionSite]:
-    """The attention blocks of a decoder of Llama's kind."""
+def decoder_blocks(
+    config: Config,
+    *,
+    bias: bool,
+    output_bias: bool,
+    norm: QueryKeyNorm | None = None,
+    gain_offset: float = 0.0,
+    sink: bool = False,
+) -> list[AttentionSite]:
+    """The attention blocks of a decoder of Llama's kind.
+
+    Args:
+        config: The configuration.
+        bias: Whether queries, keys and values have biases.
+        output_bias: Whether the output has one.
+        norm: How queries and keys are normalised, by modules q_norm and k_norm.
+        gain_offset: What is added to their gains.
+        sink: Whether heads have scores of no token.
+    """
     shape = sizes(config, groups=config.num_key_value_heads, features=getattr(config, "head_dim", None))
     if rotary_factor(config) != 1:
         # transformers ignores the factor or fails on it, depending on the type of rotary positions.
@@ -30,8 +48,15 @@ def decoder_blocks(config: Config, *, bias: bool, output_bias: bool) -> list[Att
         bias=bias,
         output_bias=output_bias,
     )
-    group = attention_group(shape, projections, half_planes(shape.features))
-    return attention_sites(layers(config), _ATTENTION, projections, group)
+    group = attention_group(shape, projections, half_planes(shape.features), norm=norm, sink=sink)
+    others: dict[str, Projection] = {}
+    if norm is not None:
+        for role, heads in (("query", shape.heads), ("key", shape.groups)):
+            own = heads if norm is QueryKeyNorm.full else 1
+            others[f"{role}_gain"] = gains(f"{_ATTENTION}.{role[0]}_norm.weight", shape.features, own)
+    if sink:
+        others["sink"] = sinks(f"{_ATTENTION}.sinks", shape.heads)
+    return attention_sites(layers(config), _ATTENTION, projections, group, gain_offset=gain_offset, **others)
 
 
 def blocks(config: Config) -> list[AttentionSite]:

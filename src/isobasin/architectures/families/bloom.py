@@ -1,0 +1,28 @@
+"""BLOOM: queries, keys and values fused head by head, and ALiBi, whose slope ties every head to its place."""
+
+from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import fused_heads, linears
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+
+_ATTENTION = "h.{layer}.self_attention"
+_FEEDFORWARD = "h.{layer}.mlp"
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of a BLOOM."""
+    shape = sizes(config)
+    projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=True)
+    group = attention_group(shape, projections, permuted=False)
+    return attention_sites(layers(config), _ATTENTION, projections, group)
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a BLOOM."""
+    width = config.hidden_size
+    up, down = f"{_FEEDFORWARD}.dense_h_to_4h", f"{_FEEDFORWARD}.dense_4h_to_h"
+    return feedforward_sites(layers(config), _FEEDFORWARD, linears(width, 4 * width, up, down, bias=True), "gelu_new")
+
+
+FAMILY = Family("bloom", ("transformer.",), blocks, feedforwards=feedforwards)

@@ -1,0 +1,34 @@
+"""MPT: queries, keys and values fused in one `nn.Linear`, and ALiBi, whose slope ties every head to its place.
+
+transformers has no other positions for it, whatever `attn_config` says of ALiBi. Clipped projections are refused.
+"""
+
+from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import fused_rows, linears
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.errors import ArchitectureError
+
+_ATTENTION = "blocks.{layer}.attn"
+_FEEDFORWARD = "blocks.{layer}.ffn"
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of an MPT."""
+    if config.attn_config.clip_qkv:
+        raise ArchitectureError("attn_config has clip_qkv: clipped projections are not supported")
+    shape = sizes(config)
+    projections = fused_rows(shape, f"{_ATTENTION}.Wqkv", f"{_ATTENTION}.out_proj", bias=False)
+    group = attention_group(shape, projections, permuted=False)
+    return attention_sites(layers(config), _ATTENTION, projections, group)
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of an MPT."""
+    width = config.hidden_size
+    projections = linears(width, 4 * width, f"{_FEEDFORWARD}.up_proj", f"{_FEEDFORWARD}.down_proj", bias=False)
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, "gelu")
+
+
+FAMILY = Family("mpt", ("transformer.",), blocks, feedforwards=feedforwards)
