@@ -33,7 +33,7 @@ class Layout:
 
     * `nn.Linear` query: `"(head feature) width"`; output: `"width (head feature)"`
     * GPT-2's fused `Conv1D`: `"width (part head feature)"`, pick `("part", 1, 1)` for the keys
-    * GPT-NeoX: `"(head part feature) width"`, pick `("part", 2, 1)` for the values
+    * GPT-NeoX and Falcon: `"(group slot feature) width"`, pick `("slot", s + 1, 1)` for the values after s queries
     * fused `[Q | K | V]` with grouped queries: `"(head feature) width"`, pick `("head", h, g)` for the keys
     * TransformerLens: `"head width feature"`
 
