@@ -200,7 +200,8 @@ def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
             config = transformers.AutoConfig.from_pretrained(folder)
             name = (config.architectures or ["AutoModel"])[0]
             head = getattr(transformers, name, None) or getattr(models, name, transformers.AutoModel)
-            return head.from_pretrained(folder, dtype=dtype).eval()
+            # Of transformers' ways to compute experts this is the one that knows float64.
+            return head.from_pretrained(folder, dtype=dtype, experts_implementation="eager").eval()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{folder}: transformers can't load it ({reason}): check the checkpoint") from error

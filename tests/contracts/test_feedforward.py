@@ -19,8 +19,14 @@ from contracts.checks import (
     weight_files,
 )
 from isobasin.alignment import Alignment
+from isobasin.architectures.registry import Family, family
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.tiny import TINY_MODELS, tiny
+
+
+def states_feedforwards(model_type: str) -> bool:
+    return family(model_type).feedforwards is not Family.feedforwards
+
 
 VARIANTS = (
     tiny("bert", "ff-relu", config={"hidden_act": "relu"}),
@@ -31,9 +37,15 @@ VARIANTS = (
     tiny("llama", "ff-reglu", config={"hidden_act": "relu", "mlp_bias": True}),
     tiny("mistral", "ff-relu2", config={"hidden_act": "relu2"}),
     tiny("qwen2", "ff-tanh", config={"hidden_act": "tanh"}),
+    tiny("modernbert", "ff-biases", config={"mlp_bias": True}),
+    tiny("dinov3_vit", "ff-gated", config={"use_gated_mlp": True}),
 )
-MODELS = (*(model for model in TINY_MODELS if not model.variant), tiny("opt", "no-bias", config={"enable_bias": False}))
-SCALED = ("opt", "llama", "mistral", "qwen2")
+MODELS = (
+    *(model for model in TINY_MODELS if not model.variant and states_feedforwards(model.model_type)),
+    tiny("opt", "no-bias", config={"enable_bias": False}),
+)
+GATED = ("cohere", "gemma", "gemma2", "glm", "granite", "llama", "mistral", "modernbert", "olmo", "phi3", "qwen2")
+SCALED = ("opt", *GATED, "smollm3", "stablelm")
 every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)
 
 

@@ -23,6 +23,12 @@ VARIANTS = (
     tiny("llama", "tied", config={"tie_word_embeddings": True}),
     tiny("llama", "biases", config={"mlp_bias": True, "attention_bias": True}),
     tiny("gpt_neox", "tied", config={"tie_word_embeddings": True}),
+    tiny("starcoder2", "untied", config=UNTIED),
+    tiny("cohere", "untied", config=UNTIED),
+    tiny("stablelm", "parallel", config={"use_parallel_residual": True}),
+    tiny("falcon", "sequential", config={**UNTIED, "parallel_attn": False, "bias": True}),
+    tiny("falcon", "two-norms", config={"new_decoder_architecture": True, "num_kv_heads": 2}),
+    tiny("falcon", "one-norm", config={**UNTIED, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}),
 )
 MODELS = tuple(m for m in TINY_MODELS if not m.variant and family(m.model_type).stream is not None)
 every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)

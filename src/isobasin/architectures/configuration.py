@@ -71,6 +71,12 @@ def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
         raise ArchitectureError(f"transformers refuses config.json of model type {model_type}: {message}") from error
 
 
+def refuse(config: Config, name: str, reason: str) -> None:
+    """Refuse a configuration in which a switch is on that makes the attention another function of its tensors."""
+    if getattr(config, name) not in (None, False):
+        raise ArchitectureError(f"config.json has {name}: {reason}")
+
+
 def key(config: Config, name: str) -> str:
     """What the attribute `name` is called in this model type's `config.json`."""
     return config.attribute_map.get(name, name)
@@ -112,13 +118,24 @@ def sizes(config: Config, *, groups: int | None = None, features: int | None = N
     return Sizes(width, heads, groups, width // heads if features is None else features)
 
 
-def rotary_factor(config: Config) -> float:
-    """The share of a head's features that rotates, from `rope_parameters`, whose type must be a known one."""
-    rope: dict[str, Any] = config.rope_parameters
+def rotated(config: Config, features: int, *, layer_type: str | None = None, partial: bool = False) -> int:
+    """How many features of a head rotate, from `rope_parameters`, whose type must be a known one.
+
+    Args:
+        config: The configuration.
+        features: Width of a head.
+        layer_type: Which of them, in a family that has `rope_parameters` of its own for every type of layer.
+        partial: Whether the family's attention can leave features unrotated. Where it can't, transformers ignores
+            `partial_rotary_factor` or fails on it, depending on the type of rotary positions, so it is refused.
+    """
+    rope: dict[str, Any] = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
     kind = rope.get("rope_type")
     if kind not in _ROPE_TYPES:
         raise ArchitectureError(
             f"rope_parameters of rope_type {kind!r} are not supported, only {', '.join(_ROPE_TYPES)}"
         )
     factor = rope.get("partial_rotary_factor")
-    return 1.0 if factor is None else float(factor)
+    share = 1.0 if factor is None else float(factor)
+    if share != 1 and not partial:
+        raise ArchitectureError(f"partial_rotary_factor is not supported for model type {config.model_type}")
+    return int(features * share)

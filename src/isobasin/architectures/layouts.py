@@ -13,6 +13,8 @@ from isobasin.architectures.schema import Layout, Projection
 from isobasin.errors import ArchitectureError
 
 Plane = tuple[int, int]
+_Axes = tuple[tuple[str, int], ...]
+_Pick = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def half_planes(rotated: int) -> tuple[Plane, ...]:
 
 
 def interleaved_planes(rotated: int) -> tuple[Plane, ...]:
-    """Feature `2j` turns with `2j + 1` (GPT-J and RoFormer)."""
+    """Feature `2j` turns with `2j + 1` (GPT-J, RoFormer, Cohere and GLM)."""
     return tuple((2 * j, 2 * j + 1) for j in range(_half(rotated)))
 
 
@@ -93,18 +95,28 @@ def fused_blocks(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projec
 
     `Conv1D` stores the transpose of what `nn.Linear` stores: inputs first.
     """
-    query, key, value = (_part(fused, "width (part head feature)", sizes, part, bias=bias) for part in range(3))
+    axes = (("part", 3), ("head", sizes.heads), ("feature", sizes.features), ("width", sizes.width))
+    picks = (("part", 0, 1), ("part", 1, 1), ("part", 2, 1))
+    query, key, value = _parts(fused, "width (part head feature)", axes, picks, bias=bias)
     return Projections(
         query, key, value, _projection(output, "(head feature) width", sizes, heads=sizes.heads, bias=bias)
     )
 
 
 def fused_heads(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projections:
-    """One `nn.Linear` whose rows are `[Q | K | V]` of each head in turn, and an `nn.Linear` output."""
-    query, key, value = (_part(fused, "(head part feature) width", sizes, part, bias=bias) for part in range(3))
-    return Projections(
-        query, key, value, _projection(output, "width (head feature)", sizes, heads=sizes.heads, bias=bias)
-    )
+    """One `nn.Linear` whose rows are `[its queries | K | V]` of each key/value head, and an `nn.Linear` output."""
+    s = sizes.queries
+    axes = (("group", sizes.groups), ("slot", s + 2), ("feature", sizes.features), ("width", sizes.width))
+    picks = (("slot", 0, s), ("slot", s, 1), ("slot", s + 1, 1))
+    return _fused_linear(sizes, fused, "(group slot feature) width", axes, picks, output, bias=bias)
+
+
+def fused_rows(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projections:
+    """One `nn.Linear` with rows `[Q | K | V]`, of all heads each, and an `nn.Linear` output."""
+    h, g = sizes.heads, sizes.groups
+    axes = (("head", h + 2 * g), ("feature", sizes.features), ("width", sizes.width))
+    picks = (("head", 0, h), ("head", h, g), ("head", h + g, g))
+    return _fused_linear(sizes, fused, "(head feature) width", axes, picks, output, bias=bias)
 
 
 def gains(name: str, features: int, heads: int = 1) -> Projection:
@@ -147,6 +159,13 @@ def transposed_linears(width: int, units: int, up: str, down: str, *, bias: bool
     )
 
 
+def fused_gate(width: int, units: int, fused: str, down: str, *, bias: bool) -> FeedForwardProjections:
+    """One `nn.Linear` with rows `[gate | up]`, and an `nn.Linear` down; `bias` is about both."""
+    axes = (("part", 2), ("feature", units), ("width", width))
+    gate, up = _parts(fused, "(part feature) width", axes, (("part", 0, 1), ("part", 1, 1)), bias=bias)
+    return FeedForwardProjections(up, gate, _units(down, "width feature", width, units, bias=bias))
+
+
 def _units(module: str, pattern: str, width: int, units: int, *, bias: bool) -> Projection:
     if units < 1:
         raise ArchitectureError(f"a feed-forward block of {units} units: there must be at least one")
@@ -159,6 +178,18 @@ def _projection(module: str, pattern: str, sizes: Sizes, *, heads: int, bias: bo
     return Projection(f"{module}.weight", f"{module}.bias" if bias else None, layout)
 
 
-def _part(module: str, pattern: str, sizes: Sizes, part: int, *, bias: bool) -> Projection:
-    axes = (("part", 3), ("head", sizes.heads), ("feature", sizes.features), ("width", sizes.width))
-    return Projection(f"{module}.weight", f"{module}.bias" if bias else None, Layout(pattern, axes, ("part", part, 1)))
+def _fused_linear(
+    sizes: Sizes, fused: str, pattern: str, axes: _Axes, picks: tuple[_Pick, ...], output: str, *, bias: bool
+) -> Projections:
+    query, key, value = _parts(fused, pattern, axes, picks, bias=bias)
+    return Projections(
+        query, key, value, _projection(output, "width (head feature)", sizes, heads=sizes.heads, bias=bias)
+    )
+
+
+def _parts(module: str, pattern: str, axes: _Axes, picks: tuple[_Pick, ...], *, bias: bool) -> list[Projection]:
+    """Several projections in one module, one for each pick."""
+    return [
+        Projection(f"{module}.weight", f"{module}.bias" if bias else None, Layout(pattern, axes, pick))
+        for pick in picks
+    ]

@@ -33,7 +33,7 @@ class Layout:
 
     * `nn.Linear` query: `"(head feature) width"`; output: `"width (head feature)"`
     * GPT-2's fused `Conv1D`: `"width (part head feature)"`, pick `("part", 1, 1)` for the keys
-    * GPT-NeoX: `"(head part feature) width"`, pick `("part", 2, 1)` for the values
+    * GPT-NeoX and Falcon: `"(group slot feature) width"`, pick `("slot", s + 1, 1)` for the values after s queries
     * fused `[Q | K | V]` with grouped queries: `"(head feature) width"`, pick `("head", h, g)` for the keys
     * TransformerLens: `"head width feature"`
 
@@ -167,7 +167,7 @@ class Site(ABC):
             if projection.bias is not None:
                 bias = (self.width,) if projection is self.writer else projection.layout.shape(bias=True)
                 shapes[projection.bias] = bias
-        shapes |= {other.weight: other.layout.shape() for other in self.others.values()}
+        shapes |= {other.weight: other.layout.shape(bias=True) for other in self.others.values()}
         return shapes
 
     def named(self, change: Callable[[str], str]) -> Self:
@@ -192,7 +192,7 @@ class Site(ABC):
                 whole = projection is self.writer
                 new[projection.bias] = bias.to(stored) if whole else projection.layout.write(stored, bias, bias=True)
         for role, other in self.others.items():
-            new[other.weight] = other.layout.write(new[other.weight], parts[role])
+            new[other.weight] = other.layout.write(new[other.weight], parts[role], bias=True)
         return new
 
 
@@ -262,7 +262,7 @@ class AttentionSite(Site):
         output, _ = pick(self.output, g, s)
         output_bias = None if self.output.bias is None else double[self.output.bias]
         found = AttentionWeights(query, key, value, output, query_bias, key_bias, value_bias, output_bias)
-        others = {role: other.layout.read(double[other.weight]) for role, other in self.others.items()}
+        others = {role: other.layout.read(double[other.weight], bias=True) for role, other in self.others.items()}
         return replace(found, **{role: self._by_heads(role, x) for role, x in others.items()})
 
     def _by_heads(self, role: str, x: Tensor) -> Tensor:

@@ -95,10 +95,19 @@ def model_inputs(model: Any, seed: int = 0) -> Iterator[tuple[str, dict[str, Any
             extra = {"position_ids": positions} if offset else {}
             yield f"length {length}, offset {offset}", {"input_ids": tokens, **extra}
         if length > 1:
-            for side, padding in (("right", slice(length // 2, None)), ("left", slice(0, length // 2))):
+            for side, padding in _paddings(model, length):
                 mask = torch.ones_like(tokens)
                 mask[1, padding] = 0
                 yield f"length {length}, padded {side}", {"input_ids": tokens, "attention_mask": mask}
+
+
+def _paddings(model: Any, length: int) -> list[tuple[str, slice]]:
+    """Which positions are padding, by side."""
+    right, left = ("right", slice(length // 2, None)), ("left", slice(0, length // 2))
+    # Capped scores have a float32 softmax in transformers: the lowest float64 overflows there, and rows without any key
+    # to attend to, which padding on the left has, are NaN.
+    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
+    return [right] if capped and model.dtype == torch.float64 else [right, left]
 
 
 def _loaded(source: Source) -> Any:

@@ -59,8 +59,9 @@ class TinyModel:
 
         name = self.base if base else self.head
         architecture = getattr(transformers, name, None) or getattr(models, name)
-        # The "eager" attention of some families computes its softmax in float32.
-        config = architecture.config_class(**self.config, attn_implementation="eager" if self.eager else "sdpa")
+        # The "eager" attention of some families computes its softmax in float32; no other experts know float64.
+        attention = "eager" if self.eager else "sdpa"
+        config = architecture.config_class(**self.config, attn_implementation=attention, experts_implementation="eager")
         return randomise(architecture(config).double().eval(), seed).to(dtype)
 
     def save(
@@ -110,8 +111,8 @@ def _decoder(name: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
     return {"config": {**config, **_TEXT}, **names, "causal": True, **facts}
 
 
-def _vision(name: str) -> dict[str, Any]:
-    return {**_encoder(name, "ForImageClassification"), "config": {**_SIZES, **_VISION}}
+def _vision(name: str, head: str = "ForImageClassification", **facts: Any) -> dict[str, Any]:
+    return {**_encoder(name, head), "config": {**_SIZES, **_VISION, **facts}}
 
 
 def _with(facts: dict[str, Any], **config: Any) -> dict[str, Any]:
@@ -126,10 +127,11 @@ def _rope(share: float, kind: str = "default", **others: Any) -> dict[str, Any]:
 # same number; where it falls on the other side of a rounding boundary, one float32 step (6e-8) enters and grows.
 # GPT-J's scores: 1e-7 at condition 10, 1e-5 at 1e3, since queries and keys are rounded after the map.
 _RMS = {"tolerance": 1e-6, "reason": "transformers computes RMSNorm in float32 whatever the model's dtype"}
-_GPTJ = {
+_NORM = {"tolerance": 1e-6, "reason": "transformers computes this LayerNorm in float32 whatever the model's dtype"}
+_SCORES: dict[str, Any] = {
     "tolerance": 1e-6,
     "amplified": True,
-    "reason": "transformers casts GPT-J's queries and keys to float32 before their product",
+    "reason": "transformers casts queries and keys to float32 before their product",
 }
 _FLOAT = {"tolerance": 1e-6, "reason": "transformers computes MPT's softmax in float32 whatever the model's dtype"}
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
@@ -164,10 +166,56 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": _decoder("Olmo2", _GROUPED, **_RMS),
     "gemma3_text": _decoder("Gemma3", {**_GROUPED, "head_dim": 8}, base="Gemma3TextModel", **_RMS),
     "gpt_oss": _decoder("GptOss", {**_GROUPED, "head_dim": 8, "num_local_experts": 4}, eager=True, **_RMS),
-    "bloom": _decoder("Bloom", _SIZES),
+    "bloom": _decoder("Bloom", _SIZES, eager=True),
     "mpt": _decoder("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}, eager=True, **_FLOAT),
     "gpt_neox": _decoder("GPTNeoX", {**_SIZES, "rope_parameters": _rope(0.5)}),
-    "gptj": _decoder("GPTJ", {**_GPT, "rotary_dim": 4}, eager=True, **_GPTJ),
+    "gptj": _decoder("GPTJ", {**_GPT, "rotary_dim": 4}, eager=True, **_SCORES),
+    "mixtral": _decoder("Mixtral", {**_GROUPED, "num_local_experts": 3}, **_RMS),
+    "qwen2_moe": _decoder(
+        "Qwen2Moe",
+        {
+            **_GROUPED,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "mlp_only_layers": [1],
+        },
+        **_RMS,
+    ),
+    "gemma": _decoder("Gemma", {**_GROUPED, "head_dim": 8}, **_RMS),
+    # Scores are capped where that matters: they are well above 2.
+    "gemma2": _decoder(
+        "Gemma2",
+        {**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
+        eager=True,
+        **_RMS,
+    ),
+    "phi": _decoder("Phi", _GROUPED),
+    "phi3": _decoder("Phi3", _GROUPED, **_RMS),
+    "olmo": _decoder("Olmo", _GROUPED, **_NORM),
+    "stablelm": _decoder("StableLm", _GROUPED),
+    "starcoder2": _decoder("Starcoder2", _GROUPED),
+    "cohere": _decoder("Cohere", _GROUPED, **_SCORES),
+    "falcon": _decoder(
+        "Falcon", {k: v for k, v in _SIZES.items() if k != "intermediate_size"} | {"ffn_hidden_size": 48}
+    ),
+    "smollm3": _decoder("SmolLM3", {**_GROUPED, "no_rope_layer_interval": 2}, **_RMS),
+    "glm": _decoder("Glm", {**_GROUPED, "head_dim": 8}, **_RMS),
+    "granite": _decoder(
+        "Granite",
+        {
+            **_GROUPED,
+            "attention_multiplier": 0.3,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 2.0,
+        },
+        **_RMS,
+    ),
+    "modernbert": _encoder("ModernBert", **_SCORES),
+    # transformers has no head for it.
+    "dinov3_vit": _vision("DINOv3ViT", "Model", num_register_tokens=2),
     "isobasin_vit": _with(_vision("IsobasinViT"), rotary=True),
     "isobasin_bert": _with(_encoder("IsobasinBert"), heads_per_layer=[8, 4]),
     "isobasin_gpt2": _with(_decoder("IsobasinGPT2", _GPT, head="IsobasinGPT2LMHeadModel"), heads_per_layer=[2, 8]),
@@ -196,5 +244,22 @@ TINY_MODELS = (
     tiny("gpt_neox", "scaled", config={"rope_parameters": _rope(0.5, "linear", factor=2.0)}),
     tiny("roformer", "rotary-value", config={"rotary_value": True}),
     tiny("gptj", "whole", config={"rotary_dim": 8}),
+    tiny("qwen2_moe", "no-bias", config={"qkv_bias": False}),
+    tiny("gemma", "head-dim", config={"head_dim": 12}),
+    tiny("gemma2", "biases", config={"attention_bias": True}),
+    tiny("phi", "whole", config={"rope_parameters": _rope(1.0)}),
+    tiny("phi3", "partial", config={"rope_parameters": _rope(0.5)}),
+    tiny("olmo", "biases", config={"attention_bias": True}),
+    tiny("stablelm", "biases", config={"use_qkv_bias": True, "use_parallel_residual": True}),
+    tiny("starcoder2", "no-bias", config={"use_bias": False}),
+    tiny("cohere", "biases", config={"attention_bias": True}),
+    tiny("falcon", "grouped", config={"new_decoder_architecture": True, "num_kv_heads": 2}),
+    tiny("falcon", "multi-head", config={"multi_query": False, "bias": True}),
+    tiny("smollm3", "biases", config={"attention_bias": True}),
+    tiny("glm", "no-bias", config={"attention_bias": False}),
+    tiny("granite", "biases", config={"attention_bias": True}),
+    tiny("modernbert", "biases", config={"attention_bias": True}),
+    tiny("dinov3_vit", "biases", config={"query_bias": False, "key_bias": True, "use_gated_mlp": True}),
+    tiny("dinov3_vit", "no-bias", config={"query_bias": False, "value_bias": False, "proj_bias": False}),
     tiny("isobasin_vit", "absolute", config={"rotary": False, "heads_per_layer": [8, 4]}),
 )

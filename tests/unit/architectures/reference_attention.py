@@ -25,9 +25,16 @@ def rotate(heads: Tensor, planes: tuple[tuple[int, int], ...], tables: Tables | 
 
 
 def attention(
-    weights: AttentionWeights, group: AttentionGroup, hidden: Tensor, tables: Tables | None, *, causal: bool
+    weights: AttentionWeights,
+    group: AttentionGroup,
+    hidden: Tensor,
+    tables: Tables | None,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """The block's output for one sequence `hidden`, `(tokens, width)`."""
+    """The block's output for one sequence `hidden`, `(tokens, width)`; scores by `1 / sqrt(d_h)` if by no `scale`."""
 
     def with_bias(heads: Tensor, bias: Tensor | None) -> Tensor:
         return heads if bias is None else heads + bias[..., None, :]
@@ -37,7 +44,8 @@ def attention(
     value = with_bias(torch.einsum("td,gdm->gtm", hidden, weights.value), weights.value_bias)
     query, key = (rotate(x, group.query_key.planes, tables) for x in (query, key))
     value = rotate(value, group.value_output.planes, tables)
-    scores = torch.einsum("gsmn,gkn->gsmk", query, key) / query.shape[-1] ** 0.5
+    scores = torch.einsum("gsmn,gkn->gsmk", query, key) * (scale or query.shape[-1] ** -0.5)
+    scores = scores if softcap is None else softcap * (scores / softcap).tanh()
     if causal:
         tokens = len(hidden)
         scores = scores.masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -torch.inf)

@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 
 from isobasin.architectures.activations import feedforward_group
 from isobasin.architectures.layouts import linears, transposed_linears
-from isobasin.architectures.registry import families
+from isobasin.architectures.registry import families, family
 from isobasin.architectures.resolve import check_comparable, check_feedforwards, specification
 from isobasin.architectures.schema import FeedForwardSite, Layout, Projection, Specification
 from isobasin.architectures.sites import feedforward_sites
@@ -38,12 +38,29 @@ WATCHED = {
     "qwen2": ("Qwen2MLP", "gate_proj", "down_proj"),
     "gpt_neox": ("GPTNeoXMLP", "dense_h_to_4h", "dense_4h_to_h"),
     "gptj": ("GPTJMLP", "fc_in", "fc_out"),
+    "gemma": ("GemmaMLP", "gate_proj", "down_proj"),
+    "gemma2": ("Gemma2MLP", "gate_proj", "down_proj"),
+    "phi": ("PhiMLP", "fc1", "fc2"),
+    "phi3": ("Phi3MLP", "gate_up_proj", "down_proj"),
+    "olmo": ("OlmoMLP", "gate_proj", "down_proj"),
+    "stablelm": ("StableLmMLP", "gate_proj", "down_proj"),
+    "starcoder2": ("Starcoder2MLP", "c_fc", "c_proj"),
+    "cohere": ("CohereMLP", "gate_proj", "down_proj"),
+    "falcon": ("FalconMLP", "dense_h_to_4h", "dense_4h_to_h"),
+    "smollm3": ("SmolLM3MLP", "gate_proj", "down_proj"),
+    "glm": ("GlmMLP", "gate_up_proj", "down_proj"),
+    "granite": ("GraniteMLP", "gate_proj", "down_proj"),
+    "modernbert": ("ModernBertMLP", "Wi", "Wo"),
+    "dinov3_vit": ("DINOv3ViTMLP", "up_proj", "down_proj"),
 }
+ATTENTION_ONLY = {"mixtral", "qwen2_moe"}
 PLAIN, GATED = FeedForwardGroup(48), FeedForwardGroup(48, Scale.signed, Scale.none)
 GROUPS = {
     **dict.fromkeys(("vit", "deit", "bert", "roberta", "roformer", "distilbert", "gpt_neox"), PLAIN),
+    **dict.fromkeys(("phi", "starcoder2", "falcon", "dinov3_vit"), PLAIN),
     **dict.fromkeys(("gpt2", "gptj"), FeedForwardGroup(128)),
-    **dict.fromkeys(("llama", "mistral", "qwen2"), GATED),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "gemma", "gemma2", "phi3", "olmo", "stablelm"), GATED),
+    **dict.fromkeys(("cohere", "smollm3", "glm", "granite", "modernbert"), GATED),
     "opt": FeedForwardGroup(48, Scale.positive),
     "gpt2-inner": FeedForwardGroup(20, Scale.positive),
     "gptj-inner": FeedForwardGroup(20),
@@ -54,6 +71,12 @@ GROUPS = {
     "mistral-relu2": FeedForwardGroup(48, Scale.signed, Scale.positive, 2),
     "qwen2-tanh": FeedForwardGroup(48, Scale.signed, Scale.sign),
     "distilbert-relu": FeedForwardGroup(48, Scale.positive),
+    "gemma2-tanh": FeedForwardGroup(48, Scale.signed, Scale.sign),
+    "phi3-relu": FeedForwardGroup(48, Scale.signed, Scale.positive),
+    "starcoder2-no-bias": PLAIN,
+    "falcon-relu": FeedForwardGroup(128, Scale.positive),
+    "modernbert-biases": FeedForwardGroup(48, Scale.signed, Scale.positive),
+    "granite-biases": GATED,
 }
 CASES = [
     *(case(model_type) for model_type in WATCHED),
@@ -66,6 +89,12 @@ CASES = [
     case("mistral", "relu2", config={"hidden_act": "relu2"}),
     case("qwen2", "tanh", config={"hidden_act": "tanh"}),
     case("distilbert", "relu", config={"activation": "relu"}),
+    case("gemma2", "tanh", config={"hidden_activation": "tanh"}),
+    case("phi3", "relu", config={"hidden_act": "relu"}),
+    case("starcoder2", "no-bias", config={"use_bias": False}),
+    case("falcon", "relu", config={"activation": "relu", "ffn_hidden_size": None, "bias": True}),
+    case("modernbert", "biases", config={"mlp_bias": True, "hidden_activation": "relu"}),
+    case("granite", "biases", config={"mlp_bias": True}),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -107,7 +136,8 @@ def observed(case: Case, model: Any) -> list[tuple[Tensor, Tensor]]:
     module_type, first, last = WATCHED[case.model_type]
     for module in [m for m in model.modules() if type(m).__name__ == module_type]:
         module.get_submodule(first).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        module.get_submodule(last).register_forward_hook(lambda _, args, output: outputs.append(output))
+        # A copy: Falcon adds the attention's output to it in place.
+        module.get_submodule(last).register_forward_hook(lambda _, args, output: outputs.append(output.clone()))
     with torch.no_grad():
         model(**case.inputs)
     assert len(inputs) == len(outputs) == 2
@@ -125,7 +155,8 @@ def error(
 
 def test_every_family_states_its_feedforward_blocks():
     ours = {family.model_type for family in families() if not family.model_type.startswith("isobasin_")}
-    assert ours == set(WATCHED)
+    assert ours - ATTENTION_ONLY == set(WATCHED)
+    assert not any(family(name).feedforwards(None) for name in ATTENTION_ONLY)
 
 
 @pytest.mark.parametrize("base", [False, True], ids=["head", "base"])
@@ -167,6 +198,11 @@ def test_write_keeps_the_stored_type_and_refuses_to_drop_a_bias(saved):
 
 MISTAKES: dict[str, tuple[str, Callable[[FeedForwardWeights], FeedForwardWeights]]] = {
     "up and gate exchanged": ("llama", lambda w: replace(w, up=w.gate, gate=w.up)),
+    "fused up and gate exchanged": ("phi3", lambda w: replace(w, up=w.gate, gate=w.up)),
+    "fused up and gate biases exchanged": (
+        "modernbert-biases",
+        lambda w: replace(w, up_bias=w.gate_bias, gate_bias=w.up_bias),
+    ),
     "no gate": ("qwen2", lambda w: replace(w, gate=None)),
     "units in another order": ("opt", lambda w: replace(w, up=w.up.flip(0))),
     "no up bias": ("bert", lambda w: replace(w, up_bias=None)),

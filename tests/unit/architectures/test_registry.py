@@ -9,8 +9,10 @@ from isobasin.errors import ArchitectureError
 
 
 def test_all_families_are_there():
-    encoders = ["bert", "deit", "distilbert", "roberta", "roformer", "vit"]
+    encoders = ["bert", "deit", "dinov3_vit", "distilbert", "modernbert", "roberta", "roformer", "vit"]
     decoders = ["gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"]
+    decoders += ["cohere", "falcon", "gemma", "gemma2", "glm", "granite", "mixtral", "olmo", "phi", "phi3"]
+    decoders += ["qwen2_moe", "smollm3", "stablelm", "starcoder2"]
     names = [entry.model_type for entry in families()]
     own = ["isobasin_bert", "isobasin_gpt2", "isobasin_vit"]
     assert names == sorted(encoders + decoders + own)

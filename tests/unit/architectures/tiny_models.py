@@ -17,24 +17,45 @@ from isobasin.testing.tiny import TINY_MODELS, TinyModel, read_config, tiny
 TOKENS = 7
 
 
-def rotary_module(model: Any) -> Tables:
-    """The tables of a model with `rotary_emb`, one column per plane."""
+def rotary_module(model: Any, layer: int) -> Tables:
+    """The tables of a model with `rotary_emb`, one column per plane, in half order."""
     cos, sin = model.base_model.rotary_emb(torch.zeros(1, dtype=torch.float64), torch.arange(TOKENS)[None])
     planes = cos.shape[-1] // 2
     return cos[0, :, :planes], sin[0, :, :planes]
 
 
-def gptj_table(model: Any) -> Tables:
-    sin, cos = model.base_model.h[0].attn.embed_positions[:TOKENS].chunk(2, dim=-1)
+def interleaved_module(model: Any, layer: int) -> Tables:
+    """The same in interleaved order."""
+    cos, sin = model.base_model.rotary_emb(torch.zeros(1, dtype=torch.float64), torch.arange(TOKENS)[None])
+    return cos[0, :, ::2], sin[0, :, ::2]
+
+
+def modernbert_table(model: Any, layer: int) -> Tables:
+    """Local and global layers have tables of their own."""
+    x, positions = torch.zeros(1, dtype=torch.float64), torch.arange(TOKENS)[None]
+    cos, sin = model.base_model.rotary_emb(x, positions, model.config.layer_types[layer])
+    planes = cos.shape[-1] // 2
+    return cos[0, :, :planes], sin[0, :, :planes]
+
+
+def dinov3_table(model: Any, layer: int) -> Tables:
+    """A class and two register tokens that don't turn, then 4 patches; 4 planes in half order."""
+    cos, sin = model.rope_embeddings(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    still = torch.zeros(3, 4, dtype=torch.float64)
+    return torch.cat((still.cos(), cos[:, :4])), torch.cat((still, sin[:, :4]))
+
+
+def gptj_table(model: Any, layer: int) -> Tables:
+    sin, cos = model.base_model.h[layer].attn.embed_positions[:TOKENS].chunk(2, dim=-1)
     return cos, sin
 
 
-def roformer_table(model: Any) -> Tables:
+def roformer_table(model: Any, layer: int) -> Tables:
     sin, cos = model.base_model.encoder.embed_positions.weight[:TOKENS].chunk(2, dim=-1)
     return cos, sin
 
 
-def vit_table(model: Any) -> Tables:
+def vit_table(model: Any, layer: int) -> Tables:
     """Positions count the class token, of 4 patches; 4 planes in half order."""
     angles = torch.arange(5, dtype=torch.float64)[:, None] * 1e4 ** -(torch.arange(4, dtype=torch.float64) / 4)
     return angles.cos(), angles.sin()
@@ -45,14 +66,15 @@ class Watched:
     """Where a family's attention is watched.
 
     `attention` is the class whose input is compared, `output` the path inside it of the projection whose output is
-    compared. The rotary tables are float32 in transformers, so they are taken from the model as they are and
-    `tolerance` needn't allow for them.
+    compared. The rotary tables of a layer are float32 in transformers, so they are taken from the model as they are and
+    `tolerance` needn't allow for them. `scores` says by the configuration how they are scaled and capped.
     """
 
     attention: str
     output: str
-    tables: Callable[[Any], Tables] | None = None
+    tables: Callable[[Any, int], Tables] | None = None
     tolerance: float = 1e-9
+    scores: Callable[[dict[str, Any]], dict[str, float]] = lambda config: {}
 
 
 _WATCHED = {
@@ -70,6 +92,32 @@ _WATCHED = {
     "gpt_neox": Watched("GPTNeoXAttention", "dense", rotary_module),
     # GPT-J casts queries and keys to float32 before their product.
     "gptj": Watched("GPTJAttention", "out_proj", gptj_table, 1e-5),
+    "mixtral": Watched("MixtralAttention", "o_proj", rotary_module),
+    "qwen2_moe": Watched("Qwen2MoeAttention", "o_proj", rotary_module),
+    "gemma": Watched("GemmaAttention", "o_proj", rotary_module),
+    # Its softmax is float32.
+    "gemma2": Watched(
+        "Gemma2Attention",
+        "o_proj",
+        rotary_module,
+        1e-5,
+        lambda c: {"scale": c["query_pre_attn_scalar"] ** -0.5, "softcap": c["attn_logit_softcapping"]},
+    ),
+    "phi": Watched("PhiAttention", "dense", rotary_module),
+    "phi3": Watched("Phi3Attention", "o_proj", rotary_module),
+    "olmo": Watched("OlmoAttention", "o_proj", rotary_module),
+    "stablelm": Watched("StableLmAttention", "o_proj", rotary_module),
+    "starcoder2": Watched("Starcoder2Attention", "o_proj", rotary_module),
+    # Cohere and ModernBERT cast queries and keys to float32 too.
+    "cohere": Watched("CohereAttention", "o_proj", interleaved_module, 1e-5),
+    "falcon": Watched("FalconAttention", "dense", rotary_module),
+    "smollm3": Watched("SmolLM3Attention", "o_proj", rotary_module),
+    "glm": Watched("GlmAttention", "o_proj", rotary_module),
+    "granite": Watched(
+        "GraniteAttention", "o_proj", rotary_module, scores=lambda c: {"scale": c["attention_multiplier"]}
+    ),
+    "modernbert": Watched("ModernBertAttention", "Wo", modernbert_table, 1e-5),
+    "dinov3_vit": Watched("DINOv3ViTAttention", "o_proj", dinov3_table),
     "isobasin_vit": Watched("ViTAttention", "o_proj", vit_table),
     "isobasin_bert": Watched("BertAttention", "output.dense"),
     "isobasin_gpt2": Watched("GPT2Attention", "c_proj"),
@@ -85,7 +133,7 @@ class Case(TinyModel):
         return _WATCHED[self.model_type]
 
     @property
-    def tables(self) -> Callable[[Any], Tables] | None:
+    def tables(self) -> Callable[[Any, int], Tables] | None:
         return self.watched.tables
 
     def model(self, seed: int = 0, *, base: bool = False) -> Any:
@@ -93,7 +141,7 @@ class Case(TinyModel):
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        if self.model_type in ("vit", "deit", "isobasin_vit"):
+        if "image_size" in self.config:
             generator = torch.Generator().manual_seed(1)
             return {"pixel_values": torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)}
         return {"input_ids": torch.arange(3, 3 + TOKENS)[None] * 5 % 50}

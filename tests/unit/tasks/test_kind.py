@@ -39,7 +39,7 @@ def test_unknown_kinds(names):
         kind_of({"architectures": names} if names is not None else {})
 
 
-@pytest.mark.parametrize("tiny", [m for m in TINY_MODELS if not m.variant], ids=str)
+@pytest.mark.parametrize("tiny", [m for m in TINY_MODELS if not m.variant and m.head != m.base], ids=str)
 def test_loads_what_was_saved(tiny, tmp_path):
     saved = tiny.build(dtype=torch.float32)
     saved.save_pretrained(tmp_path)

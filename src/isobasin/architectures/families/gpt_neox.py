@@ -4,7 +4,7 @@ Rotary positions turn the first features of a head, in half order. `attention_bi
 attention; `use_parallel_residual` is outside the blocks.
 """
 
-from isobasin.architectures.configuration import Config, layers, rotary_factor, sizes
+from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_heads, half_planes, linears
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
@@ -19,7 +19,7 @@ def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of a GPT-NeoX."""
     shape = sizes(config)
     projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=config.attention_bias)
-    planes = half_planes(int(shape.features * rotary_factor(config)))
+    planes = half_planes(rotated(config, shape.features, partial=True))
     return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
 
 

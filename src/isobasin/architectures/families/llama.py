@@ -3,17 +3,21 @@
 `attention_bias` is about all four projections, `mlp_bias` about all three of the gated feed-forward block.
 """
 
-from isobasin.architectures.configuration import Config, layers, rotary_factor, sizes
+from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import gains, half_planes, linears, separate, sinks
+from isobasin.architectures.layouts import Plane, Sizes, gains, half_planes, linears, separate, sinks
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Projection
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.streams import Head, Stream
-from isobasin.errors import ArchitectureError
 from isobasin.symmetries.groups import QueryKeyNorm
 
 _ATTENTION = "layers.{layer}.self_attn"
 _FEEDFORWARD = "layers.{layer}.mlp"
+
+
+def decoder_sizes(config: Config) -> Sizes:
+    """The sizes of the attention blocks of a decoder of Llama's kind."""
+    return sizes(config, groups=config.num_key_value_heads, features=getattr(config, "head_dim", None))
 
 
 def decoder_blocks(
@@ -21,6 +25,8 @@ def decoder_blocks(
     *,
     bias: bool,
     output_bias: bool,
+    planes: tuple[Plane, ...] | None = None,
+    output: str = "o_proj",
     norm: QueryKeyNorm | None = None,
     gain_offset: float = 0.0,
     sink: bool = False,
@@ -31,24 +37,24 @@ def decoder_blocks(
         config: The configuration.
         bias: Whether queries, keys and values have biases.
         output_bias: Whether the output has one.
+        planes: Features that rotate together; by default all of a head in half order.
+        output: What the output projection is called.
         norm: How queries and keys are normalised, by modules q_norm and k_norm.
         gain_offset: What is added to their gains.
         sink: Whether heads have scores of no token.
     """
-    shape = sizes(config, groups=config.num_key_value_heads, features=getattr(config, "head_dim", None))
-    if rotary_factor(config) != 1:
-        # transformers ignores the factor or fails on it, depending on the type of rotary positions.
-        raise ArchitectureError(f"partial_rotary_factor is not supported for model type {config.model_type}")
+    shape = decoder_sizes(config)
     projections = separate(
         shape,
         query=f"{_ATTENTION}.q_proj",
         key=f"{_ATTENTION}.k_proj",
         value=f"{_ATTENTION}.v_proj",
-        output=f"{_ATTENTION}.o_proj",
+        output=f"{_ATTENTION}.{output}",
         bias=bias,
         output_bias=output_bias,
     )
-    group = attention_group(shape, projections, half_planes(shape.features), norm=norm, sink=sink)
+    planes = half_planes(rotated(config, shape.features)) if planes is None else planes
+    group = attention_group(shape, projections, planes, norm=norm, sink=sink)
     others: dict[str, Projection] = {}
     if norm is not None:
         for role, heads in (("query", shape.heads), ("key", shape.groups)):
@@ -64,11 +70,11 @@ def blocks(config: Config) -> list[AttentionSite]:
     return decoder_blocks(config, bias=config.attention_bias, output_bias=config.attention_bias)
 
 
-def decoder_feedforwards(config: Config, *, bias: bool) -> list[FeedForwardSite]:
-    """The feed-forward blocks of a decoder of Llama's kind."""
+def decoder_feedforwards(config: Config, *, bias: bool, activation: str | None = None) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a decoder of Llama's kind; the activation is `hidden_act` if none is given."""
     up, gate, down = (f"{_FEEDFORWARD}.{name}_proj" for name in ("up", "gate", "down"))
     projections = linears(config.hidden_size, config.intermediate_size, up, down, gate, bias=bias)
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, activation or config.hidden_act)
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:

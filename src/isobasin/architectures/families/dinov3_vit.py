@@ -1,0 +1,52 @@
+"""DINOv3: a ViT in which patches rotate by their place in the image, all features of a head in half order.
+
+The first half of the planes turns by the row, the second by the column, at equal frequencies but by angles that are
+independent of each other, so every plane stays by itself. Class and register tokens don't rotate. Each projection has
+a switch for its bias. A factor for every coordinate of the stream lies behind both blocks, so the residual stream is of
+no known kind.
+"""
+
+from dataclasses import replace
+
+from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import Projections, half_planes, linears, separate
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.errors import ArchitectureError
+
+# The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
+_LAYER = "layer.{layer}"
+_ATTENTION = f"{_LAYER}.attention"
+_FEEDFORWARD = f"{_LAYER}.mlp"
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of a DINOv3."""
+    shape = sizes(config)
+    if shape.features % 4:
+        raise ArchitectureError(f"heads of {shape.features} features: rows and columns need a multiple of 4")
+    names = (f"{_ATTENTION}.{name}_proj" for name in "qkvo")
+    everything = separate(shape, *names, bias=True, output_bias=True)
+    biases = (config.query_bias, config.key_bias, config.value_bias, config.proj_bias)
+    present = zip(everything, biases, strict=True)
+    projections = Projections(*(p if has else replace(p, bias=None) for p, has in present))
+    group = attention_group(shape, projections, half_planes(shape.features))
+    return attention_sites(layers(config), _ATTENTION, projections, group)
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a DINOv3; `use_gated_mlp` adds a gate."""
+    up, down, gate = (f"{_FEEDFORWARD}.{name}_proj" for name in ("up", "down", "gate"))
+    projections = linears(
+        config.hidden_size,
+        config.intermediate_size,
+        up,
+        down,
+        gate if config.use_gated_mlp else None,
+        bias=config.mlp_bias,
+    )
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
+
+
+FAMILY = Family("dinov3_vit", ("model.",), blocks, feedforwards=feedforwards)

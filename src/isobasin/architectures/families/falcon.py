@@ -1,0 +1,56 @@
+"""Falcon: one fused tensor of `[queries | K | V]` for each key/value head, of which there are three possible numbers.
+
+`new_decoder_architecture` has `num_kv_heads` of them, `multi_query` one, and otherwise every head has its own. All
+features of a head rotate, in half order; `bias` is about all projections.
+"""
+
+from isobasin.architectures.configuration import Config, layers, refuse, rotated, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import fused_heads, half_planes, linears
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
+
+_LAYER = "h.{layer}"
+_ATTENTION = f"{_LAYER}.self_attention"
+_FEEDFORWARD = f"{_LAYER}.mlp"
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of a Falcon."""
+    refuse(config, "alibi", "biases of the scores that differ from head to head are not supported")
+    groups = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else None
+    shape = sizes(config, groups=groups)
+    projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=config.bias)
+    planes = half_planes(rotated(config, shape.features))
+    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a Falcon."""
+    up, down = f"{_FEEDFORWARD}.dense_h_to_4h", f"{_FEEDFORWARD}.dense_4h_to_h"
+    projections = linears(config.hidden_size, config.ffn_hidden_size, up, down, bias=config.bias)
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation)
+
+
+def _norms(config: Config) -> tuple[str, str]:
+    """The normalisations by attention and by the feed-forward block."""
+    if config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2):
+        return "ln_attn", "ln_mlp"
+    return "input_layernorm", "input_layernorm" if config.parallel_attn else "post_attention_layernorm"
+
+
+def stream(config: Config) -> Stream:
+    """The residual stream of a Falcon."""
+    attention, feedforward = _norms(config)
+    words = "word_embeddings.weight"
+    return Stream(
+        embeddings=((words, 1),),
+        heads=(Head("lm_head", tied=words), Head("score"), Head("classifier"), Head("qa_outputs")),
+        attention_norm=f"{_LAYER}.{attention}",
+        feedforward_norm=f"{_LAYER}.{feedforward}",
+        final_norm="ln_f",
+    )
+
+
+FAMILY = Family("falcon", ("transformer.",), blocks, ("rotary_emb.inv_freq", "rotary.inv_freq"), feedforwards, stream)

@@ -1,0 +1,34 @@
+"""ModernBERT: queries, keys and values fused, gate and up fused, all features of a head rotating in half order.
+
+Local and global layers rotate at their own frequencies and differ in the mask. `attention_bias` is about both modules
+of the attention, `mlp_bias` about both of the feed-forward block. The first layer's attention reads the embeddings'
+normalisation and has none of its own, so the residual stream is of no known kind.
+"""
+
+from isobasin.architectures.configuration import Config, layers, rotated, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import fused_gate, fused_rows, half_planes
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+
+_ATTENTION = "layers.{layer}.attn"
+_FEEDFORWARD = "layers.{layer}.mlp"
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of a ModernBERT."""
+    shape = sizes(config)
+    projections = fused_rows(shape, f"{_ATTENTION}.Wqkv", f"{_ATTENTION}.Wo", bias=config.attention_bias)
+    counts = {rotated(config, shape.features, layer_type=kind) for kind in config.layer_types}
+    group = attention_group(shape, projections, half_planes(counts.pop()))
+    return attention_sites(layers(config), _ATTENTION, projections, group)
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a ModernBERT."""
+    up, down = f"{_FEEDFORWARD}.Wi", f"{_FEEDFORWARD}.Wo"
+    projections = fused_gate(config.hidden_size, config.intermediate_size, up, down, bias=config.mlp_bias)
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_activation)
+
+
+FAMILY = Family("modernbert", ("model.",), blocks, ("rotary_emb.inv_freq",), feedforwards)
