@@ -104,10 +104,11 @@ def model_inputs(model: Any, seed: int = 0) -> Iterator[tuple[str, dict[str, Any
 def _paddings(model: Any, length: int) -> list[tuple[str, slice]]:
     """Which positions are padding, by side."""
     right, left = ("right", slice(length // 2, None)), ("left", slice(0, length // 2))
-    # Capped scores have a float32 softmax in transformers: the lowest float64 overflows there, and rows without any key
-    # to attend to, which padding on the left has, are NaN.
-    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
-    return [right] if capped and model.dtype == torch.float64 else [right, left]
+    # Capped scores, and those with ALiBi, have a float32 softmax in transformers: the lowest float64 overflows there, and
+    # rows without any key to attend to, which padding on the left has, are NaN.
+    config = model.config
+    rough = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type in ("bloom", "mpt")
+    return [right] if rough and model.dtype == torch.float64 else [right, left]
 
 
 def _loaded(source: Source) -> Any:

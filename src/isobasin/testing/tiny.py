@@ -133,7 +133,7 @@ _SCORES: dict[str, Any] = {
     "amplified": True,
     "reason": "transformers casts queries and keys to float32 before their product",
 }
-_FLOAT = {"tolerance": 1e-6, "reason": "transformers computes MPT's softmax in float32 whatever the model's dtype"}
+_FLOAT = {"tolerance": 1e-6, "reason": "transformers computes this softmax in float32 whatever the model's dtype"}
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _FAMILIES: dict[str, dict[str, Any]] = {
@@ -166,7 +166,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": _decoder("Olmo2", _GROUPED, **_RMS),
     "gemma3_text": _decoder("Gemma3", {**_GROUPED, "head_dim": 8}, base="Gemma3TextModel", **_RMS),
     "gpt_oss": _decoder("GptOss", {**_GROUPED, "head_dim": 8, "num_local_experts": 4}, eager=True, **_RMS),
-    "bloom": _decoder("Bloom", _SIZES, eager=True),
+    "bloom": _decoder("Bloom", _SIZES, eager=True, **_FLOAT),
     "mpt": _decoder("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}, eager=True, **_FLOAT),
     "gpt_neox": _decoder("GPTNeoX", {**_SIZES, "rope_parameters": _rope(0.5)}),
     "gptj": _decoder("GPTJ", {**_GPT, "rotary_dim": 4}, eager=True, **_SCORES),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 
 Tables = tuple[Tensor, Tensor]
@@ -33,8 +33,14 @@ def attention(
     causal: bool,
     scale: float | None = None,
     softcap: float | None = None,
+    epsilon: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """The block's output for one sequence `hidden`, `(tokens, width)`; scores by `1 / sqrt(d_h)` if by no `scale`."""
+    """The block's output for one sequence `hidden`, `(tokens, width)`.
+
+    Scores by `1 / sqrt(d_h)` if by no `scale`; `epsilon` is that of the norm of queries and keys, `bias` what is added
+    to the scores of every head, `(g, s, tokens, tokens)`.
+    """
 
     def with_bias(heads: Tensor, bias: Tensor | None) -> Tensor:
         return heads if bias is None else heads + bias[..., None, :]
@@ -42,16 +48,38 @@ def attention(
     query = with_bias(torch.einsum("td,gsdn->gstn", hidden, weights.query), weights.query_bias)
     key = with_bias(torch.einsum("td,gdn->gtn", hidden, weights.key), weights.key_bias)
     value = with_bias(torch.einsum("td,gdm->gtm", hidden, weights.value), weights.value_bias)
+    if weights.query_gain is not None:
+        query = normalised(query, group, epsilon) * weights.query_gain[..., None, :]
+        key = normalised(key, group, epsilon) * weights.key_gain[..., None, :]
     query, key = (rotate(x, group.query_key.planes, tables) for x in (query, key))
     value = rotate(value, group.value_output.planes, tables)
     scores = torch.einsum("gsmn,gkn->gsmk", query, key) * (scale or query.shape[-1] ** -0.5)
     scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+    scores = scores if bias is None else scores + bias
     if causal:
         tokens = len(hidden)
         scores = scores.masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -torch.inf)
-    mixed = torch.einsum("gsmk,gkf->gsmf", scores.softmax(-1), value)
+    if weights.sink is not None:
+        scores = torch.cat([scores, weights.sink[..., None, None].expand(*scores.shape[:3], 1)], -1)
+    mixed = torch.einsum("gsmk,gkf->gsmf", scores.softmax(-1)[..., : len(hidden)], value)
     output = torch.einsum("gsmf,gsdf->md", mixed, weights.output)
     return output if weights.output_bias is None else output + weights.output_bias
+
+
+def normalised(heads: Tensor, group: AttentionGroup, epsilon: float) -> Tensor:
+    """Queries or keys, `(..., tokens, features)`, over their root mean square: a head's, or that of all heads."""
+    squares = heads.square().mean(-1, keepdim=True)
+    if group.norm is QueryKeyNorm.full:
+        squares = squares.mean(tuple(range(squares.ndim - 2)), keepdim=True)
+    return heads / (squares + epsilon).sqrt()
+
+
+def random_signs(group: BilinearGroup, generator: torch.Generator) -> Tensor:
+    """What a norm lets pass without its gains: a sign of every plane and every unrotated feature."""
+    signs = torch.randint(2, (group.features,), generator=generator).double() * 2 - 1
+    for a, b in group.planes:
+        signs[b] = signs[a]
+    return signs.diag()
 
 
 def random_map(group: BilinearGroup, generator: torch.Generator) -> Tensor:
@@ -69,9 +97,11 @@ def random_map(group: BilinearGroup, generator: torch.Generator) -> Tensor:
 
 def random_move(weights: AttentionWeights, group: AttentionGroup, generator: torch.Generator) -> AttentionWeights:
     """The weights moved by a random element: permuted heads, new bases, shifted biases."""
-    outer = torch.randperm(group.groups, generator=generator)
-    inner = [torch.randperm(group.queries, generator=generator) for _ in range(group.groups)]
-    us = torch.stack([random_map(group.query_key, generator) for _ in range(group.groups)])
+    order = torch.randperm if group.permuted else lambda n, generator: torch.arange(n)
+    outer = order(group.groups, generator=generator)
+    inner = [order(group.queries, generator=generator) for _ in range(group.groups)]
+    query_key = random_map if group.norm is None else random_signs
+    us = torch.stack([query_key(group.query_key, generator) for _ in range(group.groups)])
     vs = torch.stack([random_map(group.value_output, generator) for _ in range(group.groups)])
     left = {"query": us.mT, "value": vs.mT}
     right = {"key": us.inverse(), "output": vs.inverse()}
@@ -88,6 +118,12 @@ def random_move(weights: AttentionWeights, group: AttentionGroup, generator: tor
             if role in per_query:
                 bias = torch.stack([b[order] for b, order in zip(bias, inner, strict=True)])
             moved[f"{role}_bias"] = torch.einsum("g...n,gnk->g...k", bias, u)
+    for role in ("query_gain", "table", "sink"):
+        own = getattr(weights, role)
+        if own is not None and own.shape[:2] == (group.groups, group.queries):
+            moved[role] = torch.stack([x[order] for x, order in zip(own[outer], inner, strict=True)])
+    if group.norm is QueryKeyNorm.full:
+        moved["key_gain"] = weights.key_gain[outer]
     new = replace(weights, **moved)
     if group.key_shift:
         shift = torch.zeros_like(new.key_bias)

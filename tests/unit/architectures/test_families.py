@@ -62,7 +62,9 @@ def error(
     """Largest difference between transformers' attention and ours, over the whole output of a layer."""
     weights = change(site.read(saved.tensors))
     hidden, expected = saved.observed[site.layer]
-    scores = saved.case.watched.scores(saved.case.config)
+    scores: dict[str, Any] = {**saved.case.watched.scores(saved.case.config)}
+    if saved.case.watched.bias is not None:
+        scores["bias"] = saved.case.watched.bias(weights)
     ours = attention(weights, site.group, hidden, saved.tables[site.layer], causal=saved.case.causal, **scores)
     assert ours.shape == expected.shape
     assert expected.abs().max() > 0.1

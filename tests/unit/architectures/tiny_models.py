@@ -12,6 +12,7 @@ from reference_attention import Tables
 from safetensors import safe_open
 from torch import Tensor
 
+from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.tiny import TINY_MODELS, TinyModel, read_config, tiny
 
 TOKENS = 7
@@ -28,6 +29,12 @@ def interleaved_module(model: Any, layer: int) -> Tables:
     """The same in interleaved order."""
     cos, sin = model.base_model.rotary_emb(torch.zeros(1, dtype=torch.float64), torch.arange(TOKENS)[None])
     return cos[0, :, ::2], sin[0, :, ::2]
+
+
+def gpt_oss_table(model: Any, layer: int) -> Tables:
+    """One column per plane already."""
+    cos, sin = model.base_model.rotary_emb(torch.zeros(1, dtype=torch.float64), torch.arange(TOKENS)[None])
+    return cos[0], sin[0]
 
 
 def modernbert_table(model: Any, layer: int) -> Tables:
@@ -61,13 +68,20 @@ def vit_table(model: Any, layer: int) -> Tables:
     return angles.cos(), angles.sin()
 
 
+def alibi(weights: AttentionWeights) -> Tensor:
+    """ALiBi of 4 heads, by the key's position alone, which softmax doesn't tell from the distance."""
+    slopes = torch.tensor([0.25, 0.0625, 0.015625, 0.00390625], dtype=torch.float64)
+    return slopes[:, None, None, None] * torch.arange(TOKENS, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Watched:
     """Where a family's attention is watched.
 
     `attention` is the class whose input is compared, `output` the path inside it of the projection whose output is
     compared. The rotary tables of a layer are float32 in transformers, so they are taken from the model as they are and
-    `tolerance` needn't allow for them. `scores` says by the configuration how they are scaled and capped.
+    `tolerance` needn't allow for them. `scores` says by the configuration how they are scaled and capped, and how queries
+    and keys are normalised, `bias` what is added to them.
     """
 
     attention: str
@@ -75,6 +89,7 @@ class Watched:
     tables: Callable[[Any, int], Tables] | None = None
     tolerance: float = 1e-9
     scores: Callable[[dict[str, Any]], dict[str, float]] = lambda config: {}
+    bias: Callable[[AttentionWeights], Tensor] | None = None
 
 
 _WATCHED = {
@@ -118,6 +133,17 @@ _WATCHED = {
     ),
     "modernbert": Watched("ModernBertAttention", "Wo", modernbert_table, 1e-5),
     "dinov3_vit": Watched("DINOv3ViTAttention", "o_proj", dinov3_table),
+    # RMSNorm is float32.
+    "qwen3": Watched("Qwen3Attention", "o_proj", rotary_module, 1e-5, lambda c: {"epsilon": 1e-6}),
+    "qwen3_moe": Watched("Qwen3MoeAttention", "o_proj", rotary_module, 1e-5, lambda c: {"epsilon": 1e-6}),
+    "olmo2": Watched("Olmo2Attention", "o_proj", rotary_module, 1e-5, lambda c: {"epsilon": 1e-5}),
+    "gemma3_text": Watched(
+        "Gemma3Attention", "o_proj", modernbert_table, 1e-5, lambda c: {"epsilon": 1e-6, "scale": 256**-0.5}
+    ),
+    "gpt_oss": Watched("GptOssAttention", "o_proj", gpt_oss_table),
+    # Softmax is float32.
+    "bloom": Watched("BloomAttention", "dense", None, 1e-5, bias=alibi),
+    "mpt": Watched("MptAttention", "out_proj", None, 1e-5, bias=alibi),
     "isobasin_vit": Watched("ViTAttention", "o_proj", vit_table),
     "isobasin_bert": Watched("BertAttention", "output.dense"),
     "isobasin_gpt2": Watched("GPT2Attention", "c_proj"),
