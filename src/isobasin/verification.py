@@ -216,7 +216,8 @@ def _inputs(model: Any, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     # RoBERTa numbers positions from padding_idx + 1, OPT's table has its own two spare rows.
     longest = getattr(config, "max_position_embeddings", None) or max(_LENGTHS) + max(_OFFSETS)
-    longest -= 2 + (getattr(config, "pad_token_id", None) or 0) if config.model_type == "roberta" else 0
+    if config.model_type in ("roberta", "xlm-roberta"):
+        longest -= 2 + (getattr(config, "pad_token_id", None) or 0)
     for length in sorted({min(n, longest) for n in _LENGTHS}):
         tokens = torch.randint(0, config.vocab_size, (2, length), generator=generator)
         mask = torch.ones_like(tokens)

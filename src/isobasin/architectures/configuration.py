@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -29,22 +29,28 @@ _REFUSED = {
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
-def check_supported(folder_config: Mapping[str, Any]) -> None:
-    """Refuse what no family supports.
+def check_supported(folder_config: Mapping[str, Any], accepted: Iterable[str] = (), within: str = "") -> None:
+    """Refuse what the family doesn't support.
 
     Args:
         folder_config: The contents of `config.json`.
+        accepted: Entries that the family accounts for; in a configuration nested there nothing is accepted.
+        within: What to put before an entry's name in messages.
 
     Raises:
         ArchitectureError: With the first such entry and what to do.
     """
     for name, reason in _REFUSED.items():
-        if folder_config.get(name):
-            raise ArchitectureError(f"config.json has {name}: {reason}")
+        value = folder_config.get(name)
+        if name not in accepted and value:
+            raise ArchitectureError(f"config.json has {within}{name}: {reason}")
+        if name in accepted and isinstance(value, Mapping):
+            check_supported(value, within=f"{name}.")
     positions = folder_config.get("position_embedding_type")
     if positions not in (None, "absolute"):
         # transformers 4 added learned distances to the scores; transformers 5 ignores the setting.
-        raise ArchitectureError(f"config.json has position_embedding_type {positions!r}: only 'absolute' is supported")
+        name = f"{within}position_embedding_type"
+        raise ArchitectureError(f"config.json has {name} {positions!r}: only 'absolute' is supported")
 
 
 def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
@@ -78,8 +84,22 @@ def key(config: Config, name: str) -> str:
 
 def described(config: Config) -> str:
     """The values of `config.json` from which the shapes follow, in words."""
-    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    return ", ".join(f"{key(config, n)}={getattr(config, n)}" for n in names if getattr(config, n, None) is not None)
+    heads = ("num_attention_heads", "decoder_attention_heads", "num_key_value_heads", "head_dim")
+    return ", ".join(_values(config, ("hidden_size", *heads)))
+
+
+def counted(config: Config) -> str:
+    """The values of `config.json` from which the number of layers follows, in words."""
+    return ", ".join(_values(config, ("num_hidden_layers", "decoder_layers", "num_hidden_groups", "inner_group_num")))
+
+
+def _values(config: Config, names: Iterable[str]) -> list[str]:
+    """Those of these values that there are, under the names that `config.json` has, nested configurations included."""
+    there = [(key(config, name), getattr(config, name, None)) for name in names]
+    found = list(dict.fromkeys(f"{name}={value}" for name, value in there if value is not None))
+    for nested in config.sub_configs:
+        found += [f"{nested}.{value}" for value in _values(getattr(config, nested), names)]
+    return found
 
 
 def layers(config: Config) -> int:

@@ -7,7 +7,7 @@ are templates: `{layer}` stands for the layer's index.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isobasin.architectures.schema import Layout, Projection
 from isobasin.errors import ArchitectureError
@@ -107,6 +107,23 @@ def fused_heads(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Project
     )
 
 
+def fused_groups(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projections:
+    """One `nn.Linear` whose rows are all heads of Q, then those of K, then those of V, and an `nn.Linear` output."""
+    heads, groups = sizes.heads, sizes.groups
+    axes = (("head", heads + 2 * groups), ("feature", sizes.features), ("width", sizes.width))
+
+    def part(first: int, count: int) -> Projection:
+        layout = Layout("(head feature) width", axes, ("head", first, count))
+        return Projection(f"{fused}.weight", f"{fused}.bias" if bias else None, layout)
+
+    return Projections(
+        part(0, heads),
+        part(heads, groups),
+        part(heads + groups, groups),
+        _projection(output, "width (head feature)", sizes, heads=heads, bias=bias),
+    )
+
+
 def linears(
     width: int, units: int, up: str, down: str, gate: str | None = None, *, bias: bool
 ) -> FeedForwardProjections:
@@ -121,6 +138,14 @@ def linears(
         gate=None if gate is None else projection(gate, into),
         down=projection(down, "width feature"),
     )
+
+
+def fused_gate(width: int, units: int, fused: str, down: str, *, bias: bool) -> FeedForwardProjections:
+    """One `nn.Linear` whose rows are those of the gate, then those of up, and an `nn.Linear` into the stream."""
+    plain = linears(width, units, fused, down, bias=bias)
+    axes = (("part", 2), *plain.up.layout.sizes)
+    gate, up = (replace(plain.up, layout=Layout("(part feature) width", axes, ("part", i, 1))) for i in range(2))
+    return FeedForwardProjections(up, gate, plain.down)
 
 
 def transposed_linears(width: int, units: int, up: str, down: str, *, bias: bool) -> FeedForwardProjections:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 _TEXT = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SIZES = {**_HEADS, "intermediate_size": 48}
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
 _VISION = {"image_size": 8, "patch_size": 4}
 _SCALE = 0.2
@@ -31,6 +32,7 @@ class TinyModel:
         reason: Why that is more than float64 rounding; empty where it isn't.
         amplified: That difference grows with the condition number of the maps between the two.
         eager: The class has no other attention than transformers' own, whose softmax may be float32 elsewhere.
+        scale: Size of the random weights.
     """
 
     model_type: str
@@ -43,6 +45,7 @@ class TinyModel:
     reason: str = ""
     amplified: bool = False
     eager: bool = False
+    scale: float = _SCALE
 
     def __str__(self) -> str:
         return f"{self.model_type}-{self.variant}" if self.variant else self.model_type
@@ -61,7 +64,7 @@ class TinyModel:
         architecture = getattr(transformers, name, None) or getattr(models, name)
         # The "eager" attention of some families computes its softmax in float32.
         config = architecture.config_class(**self.config, attn_implementation="eager" if self.eager else "sdpa")
-        return randomise(architecture(config).double().eval(), seed).to(dtype)
+        return randomise(architecture(config).double().eval(), seed, self.scale).to(dtype)
 
     def save(
         self, folder: Path, seed: int = 0, *, base: bool = False, dtype: torch.dtype = torch.float64, **options: Any
@@ -71,7 +74,7 @@ class TinyModel:
         return folder
 
 
-def randomise(model: Any, seed: int) -> Any:
+def randomise(model: Any, seed: int, scale: float = _SCALE) -> Any:
     """Make every trainable parameter random, norm gains near 1, in place; the model itself is returned."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -79,7 +82,7 @@ def randomise(model: Any, seed: int) -> Any:
             if parameter.requires_grad:  # RoFormer's rotary table is a frozen parameter
                 gain = name == "weight" and "Norm" in type(module).__name__
                 random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.data.copy_(_SCALE * random + gain)
+                parameter.data.copy_(scale * random + gain)
     return model
 
 
@@ -124,19 +127,24 @@ def _rope(share: float, kind: str = "default", **others: Any) -> dict[str, Any]:
 
 # Measured on these models at condition 1e3: 5e-14 with RMSNorm, because its input, cast to float32, is mostly the very
 # same number; where it falls on the other side of a rounding boundary, one float32 step (6e-8) enters and grows.
-# GPT-J's scores: 1e-7 at condition 10, 1e-5 at 1e3, since queries and keys are rounded after the map.
+# Scores of GPT-J: 1e-7 at condition 10, 1e-5 at 1e3, since queries and keys are rounded after the map.
 _RMS = {"tolerance": 1e-6, "reason": "transformers computes RMSNorm in float32 whatever the model's dtype"}
-_GPTJ = {
+_FLOAT32_SCORES = {
     "tolerance": 1e-6,
     "amplified": True,
-    "reason": "transformers casts GPT-J's queries and keys to float32 before their product",
+    "reason": "transformers casts queries and keys to float32 before their product",
 }
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "vit": _vision("ViT"),
     "deit": _vision("DeiT"),
+    "dinov2": {**_vision("Dinov2"), "config": {**_HEADS, **_VISION, "mlp_ratio": 2}},
     "bert": _encoder("Bert"),
     "roberta": _encoder("Roberta"),
+    "electra": _with(_encoder("Electra"), embedding_size=16),
+    "xlm-roberta": _encoder("XLMRoberta"),
+    # Three layers, the first two of which share one block.
+    "albert": _with(_encoder("Albert"), embedding_size=16, num_hidden_groups=2, num_hidden_layers=3),
     "roformer": _encoder("RoFormer", eager=True),
     "distilbert": {
         **_encoder("DistilBert"),
@@ -150,15 +158,30 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         },
     },
     "gpt2": _decoder("GPT2", _GPT, head="GPT2LMHeadModel"),
+    "gpt_bigcode": _decoder("GPTBigCode", _GPT),
+    "gpt_neo": _decoder(
+        "GPTNeo",
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 8,
+            "max_position_embeddings": 16,
+        },
+        eager=True,
+        scale=0.1,  # scores are not divided by anything
+        **_FLOAT32_SCORES,
+    ),
     "opt": _decoder(
         "OPT",
-        {k: v for k, v in _SIZES.items() if k != "intermediate_size"} | {"ffn_dim": 48, "max_position_embeddings": 16},
+        {**_HEADS, "ffn_dim": 48, "max_position_embeddings": 16},
     ),
     "llama": _decoder("Llama", _GROUPED, **_RMS),
     "mistral": _decoder("Mistral", _GROUPED, **_RMS),
     "qwen2": _decoder("Qwen2", _GROUPED, **_RMS),
     "gpt_neox": _decoder("GPTNeoX", {**_SIZES, "rope_parameters": _rope(0.5)}),
-    "gptj": _decoder("GPTJ", {**_GPT, "rotary_dim": 4}, eager=True, **_GPTJ),
+    "gptj": _decoder("GPTJ", {**_GPT, "rotary_dim": 4}, eager=True, **_FLOAT32_SCORES),
     "isobasin_vit": _with(_vision("IsobasinViT"), rotary=True),
     "isobasin_bert": _with(_encoder("IsobasinBert"), heads_per_layer=[8, 4]),
     "isobasin_gpt2": _with(_decoder("IsobasinGPT2", _GPT, head="IsobasinGPT2LMHeadModel"), heads_per_layer=[2, 8]),
@@ -175,6 +198,9 @@ _LLAMA3 = {
 TINY_MODELS = (
     *(tiny(model_type) for model_type in _FAMILIES),
     tiny("vit", "no-qkv-bias", config={"qkv_bias": False}),
+    tiny("dinov2", "swiglu", config={"use_swiglu_ffn": True}),
+    tiny("albert", "inner", config={"num_hidden_groups": 1, "inner_group_num": 2}),
+    tiny("gpt_bigcode", "multi-head", config={"multi_query": False}),
     tiny("bert", "decoder", config={"is_decoder": True}, head="BertLMHeadModel", causal=True),
     tiny("opt", "no-bias", config={"enable_bias": False}),
     tiny("llama", "biases", config={"attention_bias": True}),

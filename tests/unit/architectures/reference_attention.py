@@ -25,19 +25,27 @@ def rotate(heads: Tensor, planes: tuple[tuple[int, int], ...], tables: Tables | 
 
 
 def attention(
-    weights: AttentionWeights, group: AttentionGroup, hidden: Tensor, tables: Tables | None, *, causal: bool
+    weights: AttentionWeights,
+    group: AttentionGroup,
+    hidden: Tensor,
+    tables: Tables | None,
+    *,
+    causal: bool,
+    memory: Tensor | None = None,
+    scaled: bool = True,
 ) -> Tensor:
-    """The block's output for one sequence `hidden`, `(tokens, width)`."""
+    """The block's output for one sequence `hidden`, `(tokens, width)`, which reads itself or `memory`."""
+    memory = hidden if memory is None else memory
 
     def with_bias(heads: Tensor, bias: Tensor | None) -> Tensor:
         return heads if bias is None else heads + bias[..., None, :]
 
     query = with_bias(torch.einsum("td,gsdn->gstn", hidden, weights.query), weights.query_bias)
-    key = with_bias(torch.einsum("td,gdn->gtn", hidden, weights.key), weights.key_bias)
-    value = with_bias(torch.einsum("td,gdm->gtm", hidden, weights.value), weights.value_bias)
+    key = with_bias(torch.einsum("td,gdn->gtn", memory, weights.key), weights.key_bias)
+    value = with_bias(torch.einsum("td,gdm->gtm", memory, weights.value), weights.value_bias)
     query, key = (rotate(x, group.query_key.planes, tables) for x in (query, key))
     value = rotate(value, group.value_output.planes, tables)
-    scores = torch.einsum("gsmn,gkn->gsmk", query, key) / query.shape[-1] ** 0.5
+    scores = torch.einsum("gsmn,gkn->gsmk", query, key) / (query.shape[-1] ** 0.5 if scaled else 1.0)
     if causal:
         tokens = len(hidden)
         scores = scores.masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -torch.inf)

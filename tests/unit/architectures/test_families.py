@@ -11,7 +11,7 @@ import pytest
 import torch
 from reference_attention import Tables, attention, random_move
 from safetensors.torch import save_file
-from tiny_models import CASES, Case, case, observed, save
+from tiny_models import CASES, Case, Run, case, observed, save
 from torch import Tensor
 
 from isobasin.architectures.registry import families
@@ -30,7 +30,7 @@ class Saved:
     folder: Path
     tensors: dict[str, Tensor]
     specification: Specification
-    observed: list[tuple[Tensor, Tensor]]
+    observed: list[Run]
     tables: Tables | None
 
 
@@ -60,11 +60,13 @@ def error(
 ) -> float:
     """Largest difference between transformers' attention and ours, over the whole output of a layer."""
     weights = change(site.read(saved.tensors))
-    hidden, expected = saved.observed[site.layer]
-    ours = attention(weights, site.group, hidden, saved.tables, causal=saved.case.causal)
-    assert ours.shape == expected.shape
-    assert expected.abs().max() > 0.1
-    return (ours - expected).abs().max().item()
+    run, watched = saved.observed[site.layer], saved.case.watched
+    causal = saved.case.causal if watched.causal_in is None else site.stack in watched.causal_in
+    facts = {"causal": causal, "memory": run.memory, "scaled": watched.scaled}
+    ours = attention(weights, site.group, run.hidden, saved.tables, **facts)
+    assert ours.shape == run.output.shape
+    assert run.output.abs().max() > 0.1
+    return (ours - run.output).abs().max().item()
 
 
 # Base models have no prefix; that doesn't depend on the variant.
@@ -76,7 +78,8 @@ def error(
 def test_canonical_weights_compute_what_the_model_computes(case, base, saved):
     tiny = saved(case, base)
     assert tiny.specification.model_type == case.model_type
-    assert [site.layer for site in tiny.specification.sites] == [0, 1]
+    assert [site.layer for site in tiny.specification.sites] == list(range(len(tiny.observed)))
+    assert len(tiny.observed) >= 2
     for site in tiny.specification.sites:
         assert error(tiny, site) < case.tolerance
 
@@ -116,7 +119,11 @@ GROUPS = {
     "bert-decoder": FREE,
     "roberta": FREE,
     "distilbert": FREE,
+    **dict.fromkeys(("electra", "xlm-roberta", "albert", "albert-inner", "dinov2", "dinov2-swiglu"), FREE),
     "gpt2": FREE,
+    "gpt_bigcode": group(groups=1, queries=4, key=True, value=True),
+    "gpt_bigcode-multi-head": FREE,
+    "gpt_neo": group(),
     "opt": FREE,
     "opt-no-bias": group(),
     "llama": group(HALF_8, groups=2, queries=2),
@@ -146,7 +153,7 @@ GROUPS = {
 def test_group(case, saved):
     groups = GROUPS[str(case)]
     sites = saved(case).specification.sites
-    for site, expected in zip(sites, groups if isinstance(groups, tuple) else (groups,) * 2, strict=True):
+    for site, expected in zip(sites, groups if isinstance(groups, tuple) else (groups,) * len(sites), strict=True):
         assert site.group == expected
         assert site.width == 32
 
@@ -168,8 +175,9 @@ def test_written_move_leaves_the_model_unchanged(case, saved, tmp_path):
     loaded = type(tiny.model).from_pretrained(tmp_path, dtype=torch.float64).eval()
     with torch.no_grad():
         before, after = (m(**case.inputs, output_hidden_states=True) for m in (tiny.model, loaded))
-    assert before.logits.abs().max() > 0.1
-    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=max(case.tolerance * 10, 1e-9))
+    before, after = (next(t for t in returned.values() if isinstance(t, Tensor)) for returned in (before, after))
+    assert before.abs().max() > 0.1
+    torch.testing.assert_close(after, before, rtol=0, atol=max(case.tolerance * 10, 1e-9))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -9,11 +9,11 @@ from isobasin.errors import ArchitectureError
 
 
 def test_all_families_are_there():
-    encoders = ["bert", "deit", "distilbert", "roberta", "roformer", "vit"]
-    decoders = ["gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"]
+    encoders = ["albert", "bert", "deit", "dinov2", "distilbert", "electra", "roberta", "roformer", "vit"]
+    decoders = ["gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"]
     names = [entry.model_type for entry in families()]
     own = ["isobasin_bert", "isobasin_gpt2", "isobasin_vit"]
-    assert names == sorted(encoders + decoders + own)
+    assert names == sorted(encoders + decoders + own + ["xlm-roberta"])
     assert all(family(name).model_type == name for name in names)
 
 
@@ -26,7 +26,7 @@ def test_unknown_type_names_the_nearest_and_how_to_add_one():
 
 
 def test_unknown_type_that_is_near_to_none_lists_all():
-    with pytest.raises(ArchitectureError, match=r"supported are bert, .*, vit"):
+    with pytest.raises(ArchitectureError, match=r"supported are albert, .*, vit"):
         family("zzzzzzzz")
 
 

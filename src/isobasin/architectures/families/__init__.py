@@ -1,10 +1,15 @@
 """One file per family of models; each states facts only, and is listed here once."""
 
 from isobasin.architectures.families import (
+    albert,
     bert,
     deit,
+    dinov2,
     distilbert,
+    electra,
     gpt2,
+    gpt_bigcode,
+    gpt_neo,
     gpt_neox,
     gptj,
     isobasin_bert,
@@ -17,15 +22,21 @@ from isobasin.architectures.families import (
     roberta,
     roformer,
     vit,
+    xlm_roberta,
 )
 
 FAMILIES = tuple(
     module.FAMILY
     for module in (
+        albert,
         bert,
         deit,
+        dinov2,
         distilbert,
+        electra,
         gpt2,
+        gpt_bigcode,
+        gpt_neo,
         gpt_neox,
         gptj,
         isobasin_bert,
@@ -38,5 +49,6 @@ FAMILIES = tuple(
         roberta,
         roformer,
         vit,
+        xlm_roberta,
     )
 )
