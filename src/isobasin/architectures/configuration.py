@@ -97,38 +97,40 @@ def _values(config: Config, names: Iterable[str]) -> list[str]:
     """Those of these values that there are, under the names that `config.json` has, nested configurations included."""
     there = [(key(config, name), getattr(config, name, None)) for name in names]
     found = list(dict.fromkeys(f"{name}={value}" for name, value in there if value is not None))
-    for nested in config.sub_configs:
+    for nested in sorted(config.sub_configs):
         found += [f"{nested}.{value}" for value in _values(getattr(config, nested), names)]
     return found
 
 
-def layers(config: Config) -> int:
-    """The number of layers, at least one."""
-    count = config.num_hidden_layers
+def layers(config: Config, entry: str = "num_hidden_layers") -> int:
+    """The number of layers that an entry gives, at least one."""
+    count = getattr(config, entry)
     if count < 1:
-        raise ArchitectureError(f"{key(config, 'num_hidden_layers')} is {count}: there is nothing to align")
+        raise ArchitectureError(f"{key(config, entry)} is {count}: there is nothing to align")
     return count
 
 
-def sizes(config: Config, *, groups: int | None = None, features: int | None = None) -> Sizes:
+def sizes(
+    config: Config, entry: str = "num_attention_heads", *, groups: int | None = None, features: int | None = None
+) -> Sizes:
     """The checked sizes of a model's attention blocks.
 
     Args:
         config: The configuration.
+        entry: Which entry gives the number of heads.
         groups: Number of key/value heads; None if every head has its own.
         features: Width of a head; None if the heads share the model width.
     """
     width: int = config.hidden_size
-    heads: int = config.num_attention_heads
+    heads: int = getattr(config, entry)
     groups = heads if groups is None else groups
     if width < 1 or heads < 1 or groups < 1 or (features is not None and features < 1):
         raise ArchitectureError(f"sizes must be positive: {described(config)}")
+    names = key(config, "hidden_size"), key(config, entry)
     if features is None and width % heads:
-        raise ArchitectureError(
-            f"{key(config, 'hidden_size')} {width} is not a multiple of {key(config, 'num_attention_heads')} {heads}"
-        )
+        raise ArchitectureError(f"{names[0]} {width} is not a multiple of {names[1]} {heads}")
     if heads % groups:
-        raise ArchitectureError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
+        raise ArchitectureError(f"{names[1]} {heads} is not a multiple of num_key_value_heads {groups}")
     return Sizes(width, heads, groups, width // heads if features is None else features)
 
 

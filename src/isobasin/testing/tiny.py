@@ -13,6 +13,7 @@ _TEXT = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id":
 _HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _SIZES = {**_HEADS, "intermediate_size": 48}
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
+_POSITIONS = {**_SIZES, **_TEXT, "max_position_embeddings": 16}
 _VISION = {"image_size": 8, "patch_size": 4}
 _SCALE = 0.2
 
@@ -104,8 +105,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _encoder(name: str, head: str = "ForMaskedLM", **facts: Any) -> dict[str, Any]:
-    text = {**_SIZES, **_TEXT, "max_position_embeddings": 16}
-    return {"config": text, "base": f"{name}Model", "head": f"{name}{head}", **facts}
+    return {"config": _POSITIONS, "base": f"{name}Model", "head": f"{name}{head}", **facts}
 
 
 def _decoder(name: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
@@ -115,6 +115,24 @@ def _decoder(name: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
 
 def _vision(name: str) -> dict[str, Any]:
     return {**_encoder(name, "ForImageClassification"), "config": {**_SIZES, **_VISION}}
+
+
+def _tower(name: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    return {"config": config, "base": f"{name}Model", "head": f"{name}Model", **facts}
+
+
+def _towers(name: str) -> dict[str, Any]:
+    return _tower(name, {"text_config": _POSITIONS, "vision_config": {**_SIZES, **_VISION}})
+
+
+def _translator(name: str, head: str = "", **config: Any) -> dict[str, Any]:
+    sides = {
+        f"{side}_{count}": number
+        for side in ("encoder", "decoder")
+        for count, number in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
+    }
+    text = {**_TEXT, **sides, "d_model": 32, "decoder_start_token_id": 0, **config}
+    return {"config": text, "base": f"{name}Model", "head": head or f"{name}ForConditionalGeneration"}
 
 
 def _with(facts: dict[str, Any], **config: Any) -> dict[str, Any]:
@@ -157,6 +175,15 @@ _FAMILIES: dict[str, dict[str, Any]] = {
             **_TEXT,
         },
     },
+    "clip": _towers("CLIP"),
+    "clip_text_model": _tower("CLIPText", _POSITIONS, head="CLIPTextModelWithProjection", causal=True),
+    "clip_vision_model": _tower("CLIPVision", {**_SIZES, **_VISION}, head="CLIPVisionModelWithProjection"),
+    "siglip": _towers("Siglip"),
+    "siglip_text_model": _tower("SiglipText", _POSITIONS),
+    "siglip_vision_model": _tower("SiglipVision", {**_SIZES, **_VISION}),
+    "bart": _translator("Bart", max_position_embeddings=16),
+    "marian": _translator("Marian", max_position_embeddings=16, head="MarianMTModel"),
+    "whisper": _translator("Whisper", num_mel_bins=8, max_source_positions=10, max_target_positions=16),
     "gpt2": _decoder("GPT2", _GPT, head="GPT2LMHeadModel"),
     "gpt_bigcode": _decoder("GPTBigCode", _GPT),
     "gpt_neo": _decoder(
@@ -200,6 +227,8 @@ TINY_MODELS = (
     tiny("vit", "no-qkv-bias", config={"qkv_bias": False}),
     tiny("dinov2", "swiglu", config={"use_swiglu_ffn": True}),
     tiny("albert", "inner", config={"num_hidden_groups": 1, "inner_group_num": 2}),
+    tiny("clip", "unlike", config={"vision_config": {**_SIZES, **_VISION, "num_attention_heads": 8}}),
+    tiny("bart", "unlike", config={"encoder_layers": 3, "decoder_layers": 1, "decoder_attention_heads": 8}),
     tiny("gpt_bigcode", "multi-head", config={"multi_query": False}),
     tiny("bert", "decoder", config={"is_decoder": True}, head="BertLMHeadModel", causal=True),
     tiny("opt", "no-bias", config={"enable_bias": False}),

@@ -12,8 +12,10 @@ def test_all_families_are_there():
     encoders = ["albert", "bert", "deit", "dinov2", "distilbert", "electra", "roberta", "roformer", "vit"]
     decoders = ["gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"]
     names = [entry.model_type for entry in families()]
+    others = ["bart", "clip", "clip_text_model", "clip_vision_model", "marian", "siglip", "siglip_text_model"]
+    others += ["siglip_vision_model", "whisper", "xlm-roberta"]
     own = ["isobasin_bert", "isobasin_gpt2", "isobasin_vit"]
-    assert names == sorted(encoders + decoders + own + ["xlm-roberta"])
+    assert names == sorted(encoders + decoders + others + own)
     assert all(family(name).model_type == name for name in names)
 
 

@@ -81,6 +81,12 @@ _WATCHED = {
     "gpt_bigcode": Watched("GPTBigCodeAttention", "c_proj"),
     # Like GPT-J it casts queries and keys to float32 before their product.
     "gpt_neo": Watched("GPTNeoSelfAttention", "out_proj", None, 1e-5, scaled=False),
+    "clip": Watched("CLIPAttention", "out_proj", causal_in=("text tower",)),
+    **dict.fromkeys(("clip_text_model", "clip_vision_model"), Watched("CLIPAttention", "out_proj")),
+    **dict.fromkeys(("siglip", "siglip_text_model", "siglip_vision_model"), Watched("SiglipAttention", "out_proj")),
+    "bart": Watched("BartAttention", "out_proj", causal_in=("decoder",)),
+    "marian": Watched("MarianAttention", "out_proj", causal_in=("decoder",)),
+    "whisper": Watched("WhisperAttention", "out_proj", causal_in=("decoder",)),
     "distilbert": Watched("DistilBertSelfAttention", "out_lin"),
     "gpt2": Watched("GPT2Attention", "c_proj"),
     "opt": Watched("OPTAttention", "out_proj"),

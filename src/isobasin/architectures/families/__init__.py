@@ -2,7 +2,11 @@
 
 from isobasin.architectures.families import (
     albert,
+    bart,
     bert,
+    clip,
+    clip_text_model,
+    clip_vision_model,
     deit,
     dinov2,
     distilbert,
@@ -16,12 +20,17 @@ from isobasin.architectures.families import (
     isobasin_gpt2,
     isobasin_vit,
     llama,
+    marian,
     mistral,
     opt,
     qwen2,
     roberta,
     roformer,
+    siglip,
+    siglip_text_model,
+    siglip_vision_model,
     vit,
+    whisper,
     xlm_roberta,
 )
 
@@ -29,7 +38,11 @@ FAMILIES = tuple(
     module.FAMILY
     for module in (
         albert,
+        bart,
         bert,
+        clip,
+        clip_text_model,
+        clip_vision_model,
         deit,
         dinov2,
         distilbert,
@@ -43,12 +56,17 @@ FAMILIES = tuple(
         isobasin_gpt2,
         isobasin_vit,
         llama,
+        marian,
         mistral,
         opt,
         qwen2,
         roberta,
         roformer,
+        siglip,
+        siglip_text_model,
+        siglip_vision_model,
         vit,
+        whisper,
         xlm_roberta,
     )
 )
