@@ -210,18 +210,44 @@ def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
 def _inputs(model: Any, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Random inputs for a model, each with a label."""
     generator = torch.Generator().manual_seed(seed)
-    accepted = inspect.signature(model.forward).parameters
-    config = model.config
+    accepted, config = inspect.signature(model.forward).parameters, model.config
     if model.main_input_name == "pixel_values":
         yield from _images(config, "interpolate_pos_encoding" in accepted, generator)
         return
+    for label, inputs in _texts(getattr(config, "text_config", config), "position_ids" in accepted, generator):
+        if model.main_input_name == "input_features":  # two frames of sound for every position
+            sound = torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+            yield label, {"input_features": sound} | {f"decoder_{name}": value for name, value in inputs.items()}
+        elif config.is_encoder_decoder:
+            yield label, _ended(inputs, config) | {"decoder_input_ids": inputs["input_ids"].flip(1)}
+        elif "pixel_values" in accepted:
+            _, images = next(_images(config.vision_config, False, generator))
+            yield label, inputs | images
+        else:
+            yield label, inputs
+
+
+def _ended(inputs: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The same texts, each with one end: a classifier reads what is there, and wants equally many in all."""
+    end = getattr(config, "eos_token_id", None)
+    if not isinstance(end, int):
+        return inputs
+    tokens = inputs["input_ids"].masked_fill(inputs["input_ids"] == end, (end + 1) % config.vocab_size)
+    tokens[:, -1] = end
+    return inputs | {"input_ids": tokens}
+
+
+def _texts(config: Any, offsets: bool, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Random tokens of several lengths, with padding, and at several positions where these can be given."""
     # RoBERTa numbers positions from padding_idx + 1, OPT's table has its own two spare rows.
-    longest = getattr(config, "max_position_embeddings", None) or max(_LENGTHS) + max(_OFFSETS)
-    longest -= 2 + (getattr(config, "pad_token_id", None) or 0) if config.model_type == "roberta" else 0
+    tables = (getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions"))
+    longest = next((length for length in tables if length), max(_LENGTHS) + max(_OFFSETS))
+    if config.model_type in ("roberta", "xlm-roberta"):
+        longest -= 2 + (getattr(config, "pad_token_id", None) or 0)
     for length in sorted({min(n, longest) for n in _LENGTHS}):
         tokens = torch.randint(0, config.vocab_size, (2, length), generator=generator)
         mask = torch.ones_like(tokens)
-        for offset in _OFFSETS if "position_ids" in accepted else (0,):
+        for offset in _OFFSETS if offsets else (0,):
             if offset + length <= longest:
                 extra = {"position_ids": torch.arange(length) + offset} if offset else {}
                 extra = {k: v.expand_as(tokens) for k, v in extra.items()}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import isobasin
 from contracts.checks import (
@@ -18,8 +21,10 @@ from contracts.checks import (
 )
 from isobasin.alignment import Alignment
 from isobasin.architectures.registry import families
+from isobasin.model import open_model
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.tiny import TINY_MODELS, tiny
+from isobasin.verification import verify_models
 
 every_model = pytest.mark.parametrize("model", TINY_MODELS, ids=str)
 every_family = pytest.mark.parametrize("model", [m for m in TINY_MODELS if not m.variant], ids=str)
@@ -63,6 +68,22 @@ def test_the_programs_own_verification_accepts_a_scramble(model, condition, save
     assert moved.verified is not None
     assert moved.verified.equal
     assert moved.verified.max_rel <= model.allowed(condition)
+
+
+@pytest.mark.parametrize("model_type", ["albert", "clip", "siglip", "bart", "whisper"])
+def test_the_programs_own_verification_reaches_every_block(model_type, saved, tmp_path):
+    """A wrong value projection is noticed in whichever stack it is."""
+    original = saved(tiny(model_type))
+    with open_model(original) as model:
+        sites = model.specification.sites
+    for site in sites:
+        wrong = tmp_path / str(site.layer)
+        shutil.copytree(original, wrong)
+        stored = tensors(original)
+        stored[site.value.weight] = stored[site.value.weight].flip(0)
+        save_file(stored, wrong / "model.safetensors", {"format": "pt"})
+        with open_model(original) as one, open_model(wrong) as other:
+            assert verify_models(one, other).max_rel > 1e-3
 
 
 @every_model

@@ -18,10 +18,16 @@ from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.tiny import TINY_MODELS, tiny
 
 UNTIED = {"tie_word_embeddings": False}
+ENCODERS = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
 VARIANTS = (
     tiny("gpt2", "untied", config=UNTIED),
     tiny("llama", "tied", config={"tie_word_embeddings": True}),
     tiny("llama", "biases", config={"mlp_bias": True, "attention_bias": True}),
+    # Classifiers of tokens read the stream, those of sequences a pooler.
+    *(tiny(model_type, "tokens", head=f"{name}ForTokenClassification") for model_type, name in ENCODERS.items()),
+    tiny("bert", "sequences", head="BertForSequenceClassification"),
+    tiny("distilbert", "sequences", head="DistilBertForSequenceClassification"),
+    tiny("opt", "after-the-sum", config={"do_layer_norm_before": False}),
     tiny("gpt_neox", "tied", config={"tie_word_embeddings": True}),
     tiny("starcoder2", "untied", config=UNTIED),
     tiny("cohere", "untied", config=UNTIED),
@@ -130,6 +136,26 @@ def test_a_model_without_head_is_refused(saved, tmp_path):
     with pytest.raises(ArchitectureError, match="has no head, so its hidden states are its output"):
         isobasin.align(base, base, tmp_path / "out", scope="model")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "words"),
+    [
+        ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim differs from hidden_size"),
+        ("opt", {"_remove_final_layer_norm": True}, "without a last normalisation"),
+        ("opt", {"layer_norm_elementwise_affine": False}, "without gains"),
+        ("roformer", {"embedding_size": 16}, "embedding_size differs from hidden_size"),
+        *((name, {}, f"nothing is known of .* type '{name}'") for name in ("albert", "dinov2", "clip", "whisper")),
+    ],
+)
+def test_a_stream_that_is_not_understood_is_refused(model_type, config, words, tmp_path):
+    with pytest.raises(ArchitectureError, match=words):
+        stream_of(tiny(model_type, "refused", config=config).save(tmp_path))
+
+
+def test_a_pooler_is_no_head(saved):
+    with pytest.raises(ArchitectureError, match="has no head"):
+        stream_of(saved(tiny("bert"), base=True))
 
 
 def test_a_tensor_that_nobody_knows_is_refused(saved, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -29,22 +29,28 @@ _REFUSED = {
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
-def check_supported(folder_config: Mapping[str, Any]) -> None:
-    """Refuse what no family supports.
+def check_supported(folder_config: Mapping[str, Any], accepted: Iterable[str] = (), within: str = "") -> None:
+    """Refuse what the family doesn't support.
 
     Args:
         folder_config: The contents of `config.json`.
+        accepted: Entries that the family accounts for; in a configuration nested there nothing is accepted.
+        within: What to put before an entry's name in messages.
 
     Raises:
         ArchitectureError: With the first such entry and what to do.
     """
     for name, reason in _REFUSED.items():
-        if folder_config.get(name):
-            raise ArchitectureError(f"config.json has {name}: {reason}")
+        value = folder_config.get(name)
+        if name not in accepted and value:
+            raise ArchitectureError(f"config.json has {within}{name}: {reason}")
+        if name in accepted and isinstance(value, Mapping):
+            check_supported(value, within=f"{name}.")
     positions = folder_config.get("position_embedding_type")
     if positions not in (None, "absolute"):
         # transformers 4 added learned distances to the scores; transformers 5 ignores the setting.
-        raise ArchitectureError(f"config.json has position_embedding_type {positions!r}: only 'absolute' is supported")
+        name = f"{within}position_embedding_type"
+        raise ArchitectureError(f"config.json has {name} {positions!r}: only 'absolute' is supported")
 
 
 def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
@@ -84,37 +90,53 @@ def key(config: Config, name: str) -> str:
 
 def described(config: Config) -> str:
     """The values of `config.json` from which the shapes follow, in words."""
-    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    return ", ".join(f"{key(config, n)}={getattr(config, n)}" for n in names if getattr(config, n, None) is not None)
+    heads = ("num_attention_heads", "decoder_attention_heads", "num_key_value_heads", "head_dim")
+    return ", ".join(_values(config, ("hidden_size", *heads)))
 
 
-def layers(config: Config) -> int:
-    """The number of layers, at least one."""
-    count = config.num_hidden_layers
+def counted(config: Config) -> str:
+    """The values of `config.json` from which the number of layers follows, in words."""
+    return ", ".join(_values(config, ("num_hidden_layers", "decoder_layers", "num_hidden_groups", "inner_group_num")))
+
+
+def _values(config: Config, names: Iterable[str]) -> list[str]:
+    """Those of these values that there are, under the names that `config.json` has, nested configurations included."""
+    there = [(key(config, name), getattr(config, name, None)) for name in names]
+    found = list(dict.fromkeys(f"{name}={value}" for name, value in there if value is not None))
+    for nested in sorted(config.sub_configs):
+        found += [f"{nested}.{value}" for value in _values(getattr(config, nested), names)]
+    return found
+
+
+def layers(config: Config, entry: str = "num_hidden_layers") -> int:
+    """The number of layers that an entry gives, at least one."""
+    count = getattr(config, entry)
     if count < 1:
-        raise ArchitectureError(f"{key(config, 'num_hidden_layers')} is {count}: there is nothing to align")
+        raise ArchitectureError(f"{key(config, entry)} is {count}: there is nothing to align")
     return count
 
 
-def sizes(config: Config, *, groups: int | None = None, features: int | None = None) -> Sizes:
+def sizes(
+    config: Config, entry: str = "num_attention_heads", *, groups: int | None = None, features: int | None = None
+) -> Sizes:
     """The checked sizes of a model's attention blocks.
 
     Args:
         config: The configuration.
+        entry: Which entry gives the number of heads.
         groups: Number of key/value heads; None if every head has its own.
         features: Width of a head; None if the heads share the model width.
     """
     width: int = config.hidden_size
-    heads: int = config.num_attention_heads
+    heads: int = getattr(config, entry)
     groups = heads if groups is None else groups
     if width < 1 or heads < 1 or groups < 1 or (features is not None and features < 1):
         raise ArchitectureError(f"sizes must be positive: {described(config)}")
+    names = key(config, "hidden_size"), key(config, entry)
     if features is None and width % heads:
-        raise ArchitectureError(
-            f"{key(config, 'hidden_size')} {width} is not a multiple of {key(config, 'num_attention_heads')} {heads}"
-        )
+        raise ArchitectureError(f"{names[0]} {width} is not a multiple of {names[1]} {heads}")
     if heads % groups:
-        raise ArchitectureError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
+        raise ArchitectureError(f"{names[1]} {heads} is not a multiple of num_key_value_heads {groups}")
     return Sizes(width, heads, groups, width // heads if features is None else features)
 
 

@@ -27,6 +27,8 @@ class Family:
             parameters: causal masks and rotary tables. transformers ignores them, and so do we.
         feedforwards: From a configuration to the feed-forward blocks, likewise; none are known by default.
         stream: From a configuration to what is known of the residual stream; None if nothing is.
+        beside: Name endings of tensors that lie inside attention modules and are no part of the attention.
+        accepts: Entries of `config.json` that are refused in other families, and that the blocks here account for.
     """
 
     model_type: str
@@ -35,3 +37,5 @@ class Family:
     buffers: tuple[str, ...] = ()
     feedforwards: Callable[[Config], list[FeedForwardSite]] = _none
     stream: Callable[[Config], Stream] | None = None
+    beside: tuple[str, ...] = ()
+    accepts: tuple[str, ...] = ()

@@ -79,12 +79,20 @@ def _half(rotated: int) -> int:
 
 
 def separate(
-    sizes: Sizes, query: str, key: str, value: str, output: str, *, bias: bool, output_bias: bool
+    sizes: Sizes,
+    query: str,
+    key: str,
+    value: str,
+    output: str,
+    *,
+    bias: bool,
+    output_bias: bool,
+    key_bias: bool = True,
 ) -> Projections:
-    """Four `nn.Linear` modules; `bias` is that of the queries, keys and values."""
+    """Four `nn.Linear` modules; `bias` is that of the queries, the values and, unless `key_bias` is False, the keys."""
     return Projections(
         query=_projection(query, "(head feature) width", sizes, heads=sizes.heads, bias=bias),
-        key=_projection(key, "(head feature) width", sizes, heads=sizes.groups, bias=bias),
+        key=_projection(key, "(head feature) width", sizes, heads=sizes.groups, bias=bias and key_bias),
         value=_projection(value, "(head feature) width", sizes, heads=sizes.groups, bias=bias),
         output=_projection(output, "width (head feature)", sizes, heads=sizes.heads, bias=output_bias),
     )

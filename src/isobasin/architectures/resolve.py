@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from isobasin.architectures.configuration import Config, build, check_supported, described, key
-from isobasin.architectures.registry import Family, family
+from isobasin.architectures.configuration import Config, build, check_supported, counted, described
+from isobasin.architectures.registry import Family, families, family
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Site, Specification
 from isobasin.architectures.streams import find
@@ -35,7 +35,7 @@ def specification(folder_config: Mapping[str, Any], shapes: Shapes, *, source: s
     try:
         found = bare.renamed(_prefix(bare, entry, shapes))
         _check_shapes(found.sites, shapes, described(config))
-        _check_explained(found.sites, entry.buffers, shapes, config)
+        _check_explained(found.sites, (*entry.buffers, *entry.beside), shapes, config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found
@@ -62,7 +62,7 @@ def check_feedforwards(
         raise ArchitectureError(f"{source}: no feed-forward blocks are known for model type {found.model_type!r}")
     _, config, _ = _configured(folder_config)
     try:
-        units = found.feedforwards[0].group.units
+        units = " or ".join(dict.fromkeys(str(site.group.units) for site in found.feedforwards))
         _check_shapes(found.feedforwards, shapes, f"{described(config)}, {units} feed-forward units")
         _check_explained(found.feedforwards, (), shapes, config)
     except TensorError as error:
@@ -119,10 +119,6 @@ def check_comparable(reference: Specification, model: Specification, *, feedforw
         raise ArchitectureError(
             f"reference is a {reference.model_type} model, model is a {model.model_type} model; give two of one type"
         )
-    if len(reference.sites) != len(model.sites):
-        raise ArchitectureError(
-            f"reference has {len(reference.sites)} layers, model has {len(model.sites)}; they must be equal"
-        )
     _check_equal(reference.sites, model.sites)
     if feedforward:
         _check_equal(reference.feedforwards, model.feedforwards)
@@ -131,6 +127,8 @@ def check_comparable(reference: Specification, model: Specification, *, feedforw
 def _check_equal(
     reference: Sequence[AttentionSite | FeedForwardSite], model: Sequence[AttentionSite | FeedForwardSite]
 ) -> None:
+    if len(reference) != len(model):
+        raise ArchitectureError(f"reference has {len(reference)} layers, model has {len(model)}; they must be equal")
     for ours, theirs in zip(reference, model, strict=True):
         # Facts in the order in which a reader would look for them; the first that differs is the message.
         for one, other in zip(_facts(ours), _facts(theirs), strict=True):
@@ -141,11 +139,13 @@ def _check_equal(
 
 
 def _facts(site: AttentionSite | FeedForwardSite) -> list[str]:
-    """What must be equal in two blocks, in words: all of the group, the width, and which biases there are."""
+    """What must be equal in two blocks, in words: stack, width, all of the group, and which biases there are."""
+    place = f"a layer of the {site.stack or 'model'}"
     biases = f"biases on {', '.join(site.biases) or 'nothing'}"
     if isinstance(site, AttentionSite):
         group = site.group
         return [
+            place,
             f"{group.heads} heads of {group.query_key.features} features",
             f"{group.groups} key/value heads of {group.value_output.features} features",
             f"width {site.width}",
@@ -154,13 +154,13 @@ def _facts(site: AttentionSite | FeedForwardSite) -> list[str]:
             biases,
             f"group {group}",
         ]
-    return [f"{site.group.units} feed-forward units", f"width {site.width}", biases, f"group {site.group}"]
+    return [place, f"{site.group.units} feed-forward units", f"width {site.width}", biases, f"group {site.group}"]
 
 
 def _configured(folder_config: Mapping[str, Any]) -> tuple[Family, Config, Specification]:
     """The family, the complete configuration, and the specification with the base model's names."""
-    check_supported(folder_config)
     model_type = folder_config.get("model_type")
+    check_supported(folder_config, next((f.accepts for f in families() if f.model_type == model_type), ()))
     if not isinstance(model_type, str):
         raise ArchitectureError("config.json has no model_type, so its architecture is unknown; add it")
     entry = family(model_type)
@@ -199,23 +199,22 @@ def _check_shapes(sites: Sequence[Site], shapes: Shapes, sizes: str) -> None:
             )
 
 
-def _check_explained(sites: Sequence[Site], buffers: Iterable[str], shapes: Shapes, config: Config) -> None:
+def _check_explained(sites: Sequence[Site], others: Iterable[str], shapes: Shapes, config: Config) -> None:
     """Check that no other tensor lies in the blocks' modules: the blocks might use it."""
     known = {name for site in sites for name in site.shapes()}
-    modules = re.compile("|".join(sorted({_any_layer(site, path) for site in sites for path in _modules(site)})))
-    endings = tuple(f".{ending}" for ending in buffers)
+    modules = {module for site in sites for module in _modules(site)}
+    in_any_layer = {_any_layer(f"{module}.") for module in modules}
+    endings = tuple(f".{ending}" for ending in others)
     kind = "an attention" if isinstance(sites[0], AttentionSite) else "a feed-forward"
     for name in shapes:
-        match = modules.match(name)
-        if match is None or name in known or name.endswith(endings):
+        if name in known or name.endswith(endings):
             continue
-        layer = next(int(index) for index in match.groups() if index is not None)
-        if layer >= len(sites):
-            raise TensorError(
-                f"tensor {name!r} belongs to layer {layer}, but config.json has "
-                f"{key(config, 'num_hidden_layers')} {len(sites)}"
-            )
-        raise TensorError(f"tensor {name!r} is unexpected in {kind} module, so no move of it is known exact")
+        around = {name[: dot.start()] for dot in re.finditer(r"\.", name)}
+        if modules & around:
+            raise TensorError(f"tensor {name!r} is unexpected in {kind} module, so no move of it is known exact")
+        if any(_any_layer(f"{module}.") in in_any_layer for module in around):
+            layer = ".".join(_INDEX.findall(name))
+            raise TensorError(f"tensor {name!r} belongs to layer {layer}, but config.json has {counted(config)}")
 
 
 def _modules(site: Site) -> set[str]:
@@ -223,12 +222,13 @@ def _modules(site: Site) -> set[str]:
     own = {projection.weight.rsplit(".", 1)[0] for projection in site.projections.values()}
     reading = (projection for projection in site.projections.values() if projection is not site.writer)
     around = {projection.weight.rsplit(".", 2)[0] for projection in reading}
-    return own | {module for module in around if not module.endswith(f".{site.layer}")}
+    return own | {module for module in around if not module.rsplit(".")[-1].isdigit()}
 
 
-def _any_layer(site: Site, module: str) -> str:
-    """A regular expression for the names inside `module` in any layer; its group is the layer's index."""
-    before, index, after = module.partition(f".{site.layer}.")
-    if not index:
-        raise ValueError(f"module {module!r} doesn't name its layer {site.layer}")
-    return rf"{re.escape(before)}\.(\d+)\.{re.escape(after)}\."
+# Of a layer in a name: a module that is called by a number.
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def _any_layer(name: str) -> str:
+    """A name that stands for the same one in all layers of its stack."""
+    return _INDEX.sub("*", name)

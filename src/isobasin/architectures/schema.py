@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -127,12 +127,14 @@ class Site(ABC):
     """One block of a checkpoint, of either kind.
 
     Attributes:
-        layer: Index of the layer, from 0.
+        layer: Index of the layer, from 0; counted through all stacks where a model has several.
         name: The module's path in the checkpoint, for messages.
+        stack: Which stack of layers the block belongs to; empty where there is only one.
     """
 
     layer: int
     name: str
+    stack: str = field(default="", kw_only=True)
 
     @property
     @abstractmethod

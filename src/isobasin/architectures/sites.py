@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -91,6 +92,12 @@ def feedforward_sites(
     up, gate, down = projections.up, projections.gate, projections.down
     group = feedforward_group(dict(up.layout.sizes)["feature"], activation, gated=gate is not None)
     return _repeated(layers, FeedForwardSite(0, name, up, gate, down, group, activation))
+
+
+def stacked(stacks: Mapping[str, Sequence[AnySite]]) -> list[AnySite]:
+    """The blocks of a model with several stacks of layers, by the name of the stack, counted through all of them."""
+    named = [replace(site, stack=name) for name, sites in stacks.items() for site in sites]
+    return [replace(site, layer=index) for index, site in enumerate(named)]
 
 
 def _repeated(layers: int, template: AnySite) -> list[AnySite]:

@@ -23,12 +23,14 @@ class Head:
         base: Whether it belongs to the base model, whose prefix its name then has.
         transform: A normalisation after it: then it also writes in the stream's basis, as a masked language model's
             transform does, whose decoder is the embedding.
+        behind: A module between it and the stream: where a checkpoint has that, this reads its output instead.
     """
 
     module: str
     tied: str | None = None
     base: bool = False
     transform: str | None = None
+    behind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,13 @@ class _Checkpoint:
     def heads(self) -> list[tuple[Head, str]]:
         """The heads that the model has, stored or tied, with the names of their modules."""
         named = [(head, (self.prefix if head.base else "") + head.module) for head in self.stream.heads]
-        return [(h, name) for h, name in named if f"{name}.weight" in self.shapes or (h.tied and self.tied)]
+        reading = [(h, name) for h, name in named if h.behind is None or not self._has(h.behind)]
+        # A base model's names have no prefix: nothing reads its hidden states, whatever its configuration ties.
+        tied = self.tied and bool(self.prefix)
+        return [(h, name) for h, name in reading if f"{name}.weight" in self.shapes or (h.tied and tied)]
+
+    def _has(self, module: str) -> bool:
+        return any(f"{start}{module}.weight" in self.shapes for start in ("", self.prefix))
 
     @property
     def final_norm(self) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def assert_function_preserved(
         pair = [outputs(model, inputs) for model in (one, other)]
         assert pair[0].keys() == pair[1].keys(), f"{label}: outputs {sorted(pair[0])} against {sorted(pair[1])}"
         for name, value in pair[0].items():
-            if not hidden and name.startswith("hidden state"):
+            if not hidden and "hidden state" in name:
                 continue
             found = relative_difference(value, pair[1][name])
             assert found <= tolerance, f"{name} at {label} differs by {found:.3g} relative (allowed {tolerance:.3g})"
@@ -65,50 +65,88 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 
 def outputs(model: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
     """Every floating-point output and hidden state; at positions that are padding nothing is promised."""
-    kept = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
+    mask = inputs.get("attention_mask", inputs.get("decoder_attention_mask"))
+    kept = None if mask is None else mask.bool()
     with torch.no_grad():
         returned = model(**inputs, output_hidden_states=True)
-    found = {name: value for name, value in returned.items() if isinstance(value, Tensor)}
-    found |= {f"hidden state {i}": value for i, value in enumerate(returned.hidden_states)}
     return {
         name: value[kept] if kept is not None and value.shape[:2] == kept.shape else value
-        for name, value in found.items()
+        for name, value in _named(returned)
         if value.is_floating_point()
     }
+
+
+def _named(returned: Mapping[str, Any], of: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a model returns, hidden states one by one, and those of the models inside it."""
+    for name, value in returned.items():
+        if isinstance(value, Tensor):
+            yield of + name, value
+        elif isinstance(value, Mapping):
+            yield from _named(value, f"{name}: ")
+        elif name.endswith("hidden_states"):
+            side = name.removesuffix("hidden_states").replace("_", " ")
+            yield from ((f"{of}{side}hidden state {i}", state) for i, state in enumerate(value))
 
 
 def model_inputs(model: Any, seed: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
     """Random inputs of a model, each with a label."""
     generator = torch.Generator().manual_seed(seed)
-    accepted = inspect.signature(model.forward).parameters
+    accepted, config = inspect.signature(model.forward).parameters, model.config
+
+    def images(config: Any, scale: int = 1) -> Tensor:
+        shape = (2, config.num_channels, scale * config.image_size, scale * config.image_size)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(model.dtype)
+
     if model.main_input_name == "pixel_values":
-        size = model.config.image_size
         for scale in (1, 2) if "interpolate_pos_encoding" in accepted else (1,):
-            shape = (2, model.config.num_channels, scale * size, scale * size)
-            image = torch.randn(shape, generator=generator, dtype=torch.float64).to(model.dtype)
-            yield f"{shape}", {"pixel_values": image} | ({"interpolate_pos_encoding": True} if scale > 1 else {})
+            extra = {"interpolate_pos_encoding": True} if scale > 1 else {}
+            yield f"images at scale {scale}", {"pixel_values": images(config, scale), **extra}
         return
+    text = getattr(config, "text_config", config)
+    for label, inputs in _texts(
+        text, accepted, generator, padded_left=model.dtype != torch.float64 or not _rough(text)
+    ):
+        if model.main_input_name == "input_features":
+            shape = (2, config.num_mel_bins, 2 * config.max_source_positions)
+            sound = torch.randn(shape, generator=generator, dtype=torch.float64).to(model.dtype)
+            yield label, {"input_features": sound} | {f"decoder_{name}": value for name, value in inputs.items()}
+        elif config.is_encoder_decoder:
+            tokens = inputs["input_ids"]
+            # Of another length, so that the mask of the one is not taken for that of the other.
+            yield label, inputs | {"decoder_input_ids": tokens[:, : max(1, tokens.shape[1] - 1)].flip(1)}
+        elif "pixel_values" in accepted:
+            yield label, inputs | {"pixel_values": images(config.vision_config)}
+        else:
+            yield label, inputs
+
+
+def _texts(
+    config: Any, accepted: Mapping[str, Any], generator: torch.Generator, *, padded_left: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Random tokens of several lengths, position offsets and paddings."""
     for length in LENGTHS:
-        tokens = torch.randint(3, model.config.vocab_size, (2, length), generator=generator)
+        tokens = torch.randint(3, config.vocab_size, (2, length), generator=generator)
+        end = getattr(config, "eos_token_id", None)
+        if isinstance(end, int) and end < config.vocab_size:
+            tokens[:, -1] = end  # where some models pool: elsewhere could be padding, of which nothing is promised
         for offset in OFFSETS if "position_ids" in accepted else (0,):
             positions = (torch.arange(length) + offset).expand_as(tokens)
             extra = {"position_ids": positions} if offset else {}
             yield f"length {length}, offset {offset}", {"input_ids": tokens, **extra}
         if length > 1:
-            for side, padding in _paddings(model, length):
+            paddings = {"right": slice(length // 2, None)} | ({"left": slice(0, length // 2)} if padded_left else {})
+            for side, padding in paddings.items():
                 mask = torch.ones_like(tokens)
                 mask[1, padding] = 0
                 yield f"length {length}, padded {side}", {"input_ids": tokens, "attention_mask": mask}
 
 
-def _paddings(model: Any, length: int) -> list[tuple[str, slice]]:
-    """Which positions are padding, by side."""
-    right, left = ("right", slice(length // 2, None)), ("left", slice(0, length // 2))
-    # Capped scores, and those with ALiBi, have a float32 softmax in transformers: the lowest float64 overflows there, and
-    # rows without any key to attend to, which padding on the left has, are NaN.
-    config = model.config
-    rough = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type in ("bloom", "mpt")
-    return [right] if rough and model.dtype == torch.float64 else [right, left]
+def _rough(config: Any) -> bool:
+    """Whether scores have a float32 softmax in transformers, as capped ones and those with ALiBi have.
+
+    The lowest float64 overflows there, and rows without any key to attend to, which padding on the left has, are NaN.
+    """
+    return getattr(config, "attn_logit_softcapping", None) is not None or config.model_type in ("bloom", "mpt")
 
 
 def _loaded(source: Source) -> Any:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 _TEXT = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SIZES = {**_HEADS, "intermediate_size": 48}
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
+_POSITIONS = {**_SIZES, **_TEXT, "max_position_embeddings": 16}
 _VISION = {"image_size": 8, "patch_size": 4}
 _SCALE = 0.2
 
@@ -31,6 +33,7 @@ class TinyModel:
         reason: Why that is more than float64 rounding; empty where it isn't.
         amplified: That difference grows with the condition number of the maps between the two.
         eager: The class has no other attention than transformers' own, whose softmax may be float32 elsewhere.
+        scale: Size of the random weights.
     """
 
     model_type: str
@@ -43,6 +46,7 @@ class TinyModel:
     reason: str = ""
     amplified: bool = False
     eager: bool = False
+    scale: float = _SCALE
 
     def __str__(self) -> str:
         return f"{self.model_type}-{self.variant}" if self.variant else self.model_type
@@ -62,7 +66,7 @@ class TinyModel:
         # The "eager" attention of some families computes its softmax in float32; no other experts know float64.
         attention = "eager" if self.eager else "sdpa"
         config = architecture.config_class(**self.config, attn_implementation=attention, experts_implementation="eager")
-        return randomise(architecture(config).double().eval(), seed).to(dtype)
+        return randomise(architecture(config).double().eval(), seed, self.scale).to(dtype)
 
     def save(
         self, folder: Path, seed: int = 0, *, base: bool = False, dtype: torch.dtype = torch.float64, **options: Any
@@ -72,7 +76,7 @@ class TinyModel:
         return folder
 
 
-def randomise(model: Any, seed: int) -> Any:
+def randomise(model: Any, seed: int, scale: float = _SCALE) -> Any:
     """Make every trainable parameter random, norm gains near 1, in place; the model itself is returned."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -80,7 +84,7 @@ def randomise(model: Any, seed: int) -> Any:
             if parameter.requires_grad:  # RoFormer's rotary table is a frozen parameter
                 gain = name == "weight" and "Norm" in type(module).__name__
                 random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.data.copy_(_SCALE * random + gain)
+                parameter.data.copy_(scale * random + gain)
     return model
 
 
@@ -102,8 +106,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _encoder(name: str, head: str = "ForMaskedLM", **facts: Any) -> dict[str, Any]:
-    text = {**_SIZES, **_TEXT, "max_position_embeddings": 16}
-    return {"config": text, "base": f"{name}Model", "head": f"{name}{head}", **facts}
+    return {"config": _POSITIONS, "base": f"{name}Model", "head": f"{name}{head}", **facts}
 
 
 def _decoder(name: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
@@ -113,6 +116,24 @@ def _decoder(name: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
 
 def _vision(name: str, head: str = "ForImageClassification", **facts: Any) -> dict[str, Any]:
     return {**_encoder(name, head), "config": {**_SIZES, **_VISION, **facts}}
+
+
+def _tower(name: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    return {"config": config, "base": f"{name}Model", "head": f"{name}Model", **facts}
+
+
+def _towers(name: str) -> dict[str, Any]:
+    return _tower(name, {"text_config": _POSITIONS, "vision_config": {**_SIZES, **_VISION}})
+
+
+def _translator(name: str, head: str = "", **config: Any) -> dict[str, Any]:
+    sides = {
+        f"{side}_{count}": number
+        for side in ("encoder", "decoder")
+        for count, number in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
+    }
+    text = {**_TEXT, **sides, "d_model": 32, "decoder_start_token_id": 0, **config}
+    return {"config": text, "base": f"{name}Model", "head": head or f"{name}ForConditionalGeneration"}
 
 
 def _with(facts: dict[str, Any], **config: Any) -> dict[str, Any]:
@@ -125,7 +146,7 @@ def _rope(share: float, kind: str = "default", **others: Any) -> dict[str, Any]:
 
 # Measured on these models at condition 1e3: 5e-14 with RMSNorm, because its input, cast to float32, is mostly the very
 # same number; where it falls on the other side of a rounding boundary, one float32 step (6e-8) enters and grows.
-# GPT-J's scores: 1e-7 at condition 10, 1e-5 at 1e3, since queries and keys are rounded after the map.
+# Scores of GPT-J: 1e-7 at condition 10, 1e-5 at 1e3, since queries and keys are rounded after the map.
 _RMS = {"tolerance": 1e-6, "reason": "transformers computes RMSNorm in float32 whatever the model's dtype"}
 _NORM = {"tolerance": 1e-6, "reason": "transformers computes this LayerNorm in float32 whatever the model's dtype"}
 _SCORES: dict[str, Any] = {
@@ -139,8 +160,13 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size":
 _FAMILIES: dict[str, dict[str, Any]] = {
     "vit": _vision("ViT"),
     "deit": _vision("DeiT"),
+    "dinov2": {**_vision("Dinov2"), "config": {**_HEADS, **_VISION, "mlp_ratio": 2}},
     "bert": _encoder("Bert"),
     "roberta": _encoder("Roberta"),
+    "electra": _with(_encoder("Electra"), embedding_size=16),
+    "xlm-roberta": _encoder("XLMRoberta"),
+    # Three layers, the first two of which share one block.
+    "albert": _with(_encoder("Albert"), embedding_size=16, num_hidden_groups=2, num_hidden_layers=3),
     "roformer": _encoder("RoFormer", eager=True),
     "distilbert": {
         **_encoder("DistilBert"),
@@ -153,10 +179,34 @@ _FAMILIES: dict[str, dict[str, Any]] = {
             **_TEXT,
         },
     },
+    "clip": _towers("CLIP"),
+    "clip_text_model": _tower("CLIPText", _POSITIONS, head="CLIPTextModelWithProjection", causal=True),
+    "clip_vision_model": _tower("CLIPVision", {**_SIZES, **_VISION}, head="CLIPVisionModelWithProjection"),
+    "siglip": _towers("Siglip"),
+    "siglip_text_model": _tower("SiglipText", _POSITIONS),
+    "siglip_vision_model": _tower("SiglipVision", {**_SIZES, **_VISION}),
+    "bart": _translator("Bart", max_position_embeddings=16),
+    "marian": _translator("Marian", max_position_embeddings=16, head="MarianMTModel"),
+    "whisper": _translator("Whisper", num_mel_bins=8, max_source_positions=10, max_target_positions=16),
     "gpt2": _decoder("GPT2", _GPT, head="GPT2LMHeadModel"),
+    "gpt_bigcode": _decoder("GPTBigCode", _GPT),
+    "gpt_neo": _decoder(
+        "GPTNeo",
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 8,
+            "max_position_embeddings": 16,
+        },
+        eager=True,
+        scale=0.1,  # scores are not divided by anything
+        **_SCORES,
+    ),
     "opt": _decoder(
         "OPT",
-        {k: v for k, v in _SIZES.items() if k != "intermediate_size"} | {"ffn_dim": 48, "max_position_embeddings": 16},
+        {**_HEADS, "ffn_dim": 48, "max_position_embeddings": 16},
     ),
     "llama": _decoder("Llama", _GROUPED, **_RMS),
     "mistral": _decoder("Mistral", _GROUPED, **_RMS),
@@ -232,6 +282,11 @@ _LLAMA3 = {
 TINY_MODELS = (
     *(tiny(model_type) for model_type in _FAMILIES),
     tiny("vit", "no-qkv-bias", config={"qkv_bias": False}),
+    tiny("dinov2", "swiglu", config={"use_swiglu_ffn": True}),
+    tiny("albert", "inner", config={"num_hidden_groups": 1, "inner_group_num": 2}),
+    tiny("clip", "unlike", config={"vision_config": {**_SIZES, **_VISION, "num_attention_heads": 8}}),
+    tiny("bart", "unlike", config={"encoder_layers": 3, "decoder_layers": 1, "decoder_attention_heads": 8}),
+    tiny("gpt_bigcode", "multi-head", config={"multi_query": False}),
     tiny("bert", "decoder", config={"is_decoder": True}, head="BertLMHeadModel", causal=True),
     tiny("opt", "no-bias", config={"enable_bias": False}),
     tiny("llama", "biases", config={"attention_bias": True}),

@@ -35,19 +35,21 @@ def attention(
     softcap: float | None = None,
     epsilon: float = 0.0,
     bias: Tensor | None = None,
+    memory: Tensor | None = None,
 ) -> Tensor:
-    """The block's output for one sequence `hidden`, `(tokens, width)`.
+    """The block's output for one sequence `hidden`, `(tokens, width)`, which reads itself or `memory`.
 
     Scores by `1 / sqrt(d_h)` if by no `scale`; `epsilon` is that of the norm of queries and keys, `bias` what is added
     to the scores of every head, `(g, s, tokens, tokens)`.
     """
+    memory = hidden if memory is None else memory
 
     def with_bias(heads: Tensor, bias: Tensor | None) -> Tensor:
         return heads if bias is None else heads + bias[..., None, :]
 
     query = with_bias(torch.einsum("td,gsdn->gstn", hidden, weights.query), weights.query_bias)
-    key = with_bias(torch.einsum("td,gdn->gtn", hidden, weights.key), weights.key_bias)
-    value = with_bias(torch.einsum("td,gdm->gtm", hidden, weights.value), weights.value_bias)
+    key = with_bias(torch.einsum("td,gdn->gtn", memory, weights.key), weights.key_bias)
+    value = with_bias(torch.einsum("td,gdm->gtm", memory, weights.value), weights.value_bias)
     if weights.query_gain is not None:
         query = normalised(query, group, epsilon) * weights.query_gain[..., None, :]
         key = normalised(key, group, epsilon) * weights.key_gain[..., None, :]
@@ -61,7 +63,7 @@ def attention(
         scores = scores.masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -torch.inf)
     if weights.sink is not None:
         scores = torch.cat([scores, weights.sink[..., None, None].expand(*scores.shape[:3], 1)], -1)
-    mixed = torch.einsum("gsmk,gkf->gsmf", scores.softmax(-1)[..., : len(hidden)], value)
+    mixed = torch.einsum("gsmk,gkf->gsmf", scores.softmax(-1)[..., : len(memory)], value)
     output = torch.einsum("gsmf,gsdf->md", mixed, weights.output)
     return output if weights.output_bias is None else output + weights.output_bias
 

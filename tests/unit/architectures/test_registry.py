@@ -9,13 +9,17 @@ from isobasin.errors import ArchitectureError
 
 
 def test_all_families_are_there():
-    encoders = ["bert", "deit", "dinov3_vit", "distilbert", "modernbert", "roberta", "roformer", "vit"]
-    decoders = ["gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"]
+    encoders = ["albert", "bert", "deit", "dinov2", "dinov3_vit", "distilbert", "electra", "modernbert", "roberta"]
+    encoders += ["roformer", "vit"]
+    decoders = ["gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"]
     decoders += ["cohere", "falcon", "gemma", "gemma2", "glm", "granite", "mixtral", "olmo", "phi", "phi3"]
-    decoders += ["qwen2_moe", "smollm3", "stablelm", "starcoder2"]
+    decoders += ["qwen2_moe", "smollm3", "stablelm", "starcoder2", "bloom", "gemma3_text", "gpt_oss", "mpt", "olmo2"]
+    decoders += ["qwen3", "qwen3_moe"]
     names = [entry.model_type for entry in families()]
+    others = ["bart", "clip", "clip_text_model", "clip_vision_model", "marian", "siglip", "siglip_text_model"]
+    others += ["siglip_vision_model", "whisper", "xlm-roberta"]
     own = ["isobasin_bert", "isobasin_gpt2", "isobasin_vit"]
-    assert names == sorted(encoders + decoders + own)
+    assert names == sorted(encoders + decoders + others + own)
     assert all(family(name).model_type == name for name in names)
 
 
@@ -28,7 +32,7 @@ def test_unknown_type_names_the_nearest_and_how_to_add_one():
 
 
 def test_unknown_type_that_is_near_to_none_lists_all():
-    with pytest.raises(ArchitectureError, match=r"supported are bert, .*, vit"):
+    with pytest.raises(ArchitectureError, match=r"supported are albert, .*, vit"):
         family("zzzzzzzz")
 
 

@@ -110,6 +110,10 @@ def test_wrong_number_of_key_value_heads():
         ("gptj", "h.1.attn.q_proj.bias"),
         ("vit", "encoder.layer.1.attention.attention.relative_position_bias"),
         ("vit", "encoder.layer.1.attention.output.dense.lora_B.weight"),
+        ("albert", "encoder.albert_layer_groups.0.albert_layers.0.attention.scale"),
+        ("whisper", "decoder.layers.1.encoder_attn.k_proj.bias"),
+        ("clip", "text_model.encoder.layers.1.self_attn.q_norm.weight"),
+        ("gpt_neo", "h.0.attn.attention.q_proj.bias"),
     ],
 )
 def test_unexplained_tensor_in_an_attention_module(model_type, name):
@@ -131,12 +135,14 @@ def test_bias_that_the_configuration_denies_or_promises(model_type, flag):
         ("gpt2", ["attn.bias", "attn.masked_bias"]),
         ("gptj", ["attn.bias", "attn.masked_bias", "attn.embed_positions"]),
         ("gpt_neox", ["attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"]),
+        ("gpt_neo", ["attn.attention.bias", "attn.attention.masked_bias"]),
+        ("gpt_bigcode", ["attn.bias"]),
         ("llama", ["self_attn.rotary_emb.inv_freq"]),
     ],
 )
 def test_buffers_of_old_checkpoints_are_ignored(model_type, names):
     folder_config = config(model_type)
-    layers = "h" if model_type in ("gpt2", "gptj") else "layers"
+    layers = "layers" if model_type in ("llama", "gpt_neox") else "h"
     buffers = {f"{layers}.{layer}.{name}": (1, 1, 16, 16) for layer in range(2) for name in names}
     needed = shapes(folder_config)
     found = resolve(folder_config, needed | buffers)
@@ -147,8 +153,43 @@ def test_more_layers_than_the_configuration_says():
     one, two = config("gpt2", n_layer=1), config("gpt2")
     message = refused(TensorError, one, shapes(two, "transformer."))
     assert "'transformer.h.1.attn.c_attn.weight' belongs to layer 1" in message
-    assert "n_layer 1" in message
+    assert "n_layer=1" in message
     assert len(resolve(config("gpt2", n_layer=12), None).sites) == 12
+
+
+def test_stacks_are_told_apart():
+    """Layers are counted through all stacks, and a tensor outside one of them is named with all their depths."""
+    bart, deeper = config("bart"), config("bart", decoder_layers=3)
+    sites = resolve(bart, shapes(bart, "model.")).sites
+    assert [site.layer for site in sites] == list(range(6))
+    assert [site.stack for site in sites] == ["encoder"] * 2 + ["decoder"] * 2 + ["cross-attention"] * 2
+    assert sites[5].name == "model.decoder.layers.1.encoder_attn"
+    message = refused(TensorError, bart, shapes(deeper))
+    assert "'decoder.layers.2.self_attn.q_proj.weight' belongs to layer 2" in message
+    assert message.endswith("config.json has encoder_layers=2, decoder_layers=2")
+    clip = config("clip")
+    extra = {"vision_model.encoder.layers.2.self_attn.q_proj.weight": (32, 32)}
+    assert refused(TensorError, clip, shapes(clip) | extra).endswith(
+        "belongs to layer 2, but config.json has text_config.num_hidden_layers=2, vision_config.num_hidden_layers=2"
+    )
+    albert = config("albert", num_hidden_groups=1)
+    assert "belongs to layer 1.0, but" in refused(TensorError, albert, shapes(config("albert")))
+
+
+def test_a_tower_that_is_not_there():
+    """As in an image classifier that is saved under CLIP's configuration."""
+    clip = config("clip")
+    vision = {name: shape for name, shape in shapes(clip).items() if name.startswith("vision_model.")}
+    message = refused(TensorError, clip, vision)
+    assert "'text_model.encoder.layers.0.self_attn.q_proj.weight' is missing and 15 more, of 32" in message
+
+
+@pytest.mark.parametrize("name", ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"])
+def test_the_pooling_head_of_siglip_is_left_alone(name):
+    siglip = config("siglip")
+    head = {f"vision_model.head.attention.{name}": (96, 32), "vision_model.head.mlp.fc1.weight": (48, 32)}
+    found = resolve(siglip, shapes(siglip) | head)
+    assert not head.keys() & {n for site in (*found.sites, *found.feedforwards) for n in site.shapes()}
 
 
 def test_fewer_layers_than_the_configuration_says():
@@ -176,6 +217,17 @@ def test_names_that_only_look_like_attention_are_left_alone():
         ("vit", {"vision_config": {"hidden_size": 32}}, "nested"),
         ("bert", {"pruned_heads": {"0": [1]}}, "pruned"),
         ("bert", {"is_encoder_decoder": True}, "encoder-decoder"),
+        ("bart", {"is_encoder_decoder": False}, "a bart decoder alone is not supported"),
+        ("bart", {"add_cross_attention": True}, "add_cross_attention"),
+        ("bart", {"encoder_attention_heads": 5}, "d_model 32 is not a multiple of encoder_attention_heads 5"),
+        ("marian", {"decoder_attention_heads": 5}, "d_model 32 is not a multiple of decoder_attention_heads 5"),
+        ("whisper", {"decoder_layers": 0}, "decoder_layers is 0"),
+        ("clip", {"quantization_config": {"quant_method": "gptq"}}, "dequantise"),
+        ("clip", {"text_config": {"pruned_heads": {"0": [1]}}}, "text_config.pruned_heads"),
+        ("siglip", {"vision_config": {"num_hidden_layers": 0}}, "nothing to align"),
+        ("clip_text_model", {"text_config": {"hidden_size": 32}}, "nested"),
+        ("albert", {"inner_group_num": 0}, "must be positive"),
+        ("gpt_bigcode", {"multi_query": False, "add_cross_attention": True}, "add_cross_attention"),
         ("bert", {"num_attention_heads": 5}, "hidden_size 32 is not a multiple of num_attention_heads 5"),
         ("gpt2", {"n_head": 5}, "n_embd 32 is not a multiple of n_head 5"),
         ("bert", {"num_attention_heads": 0}, "positive"),
@@ -206,7 +258,7 @@ def test_no_model_type():
 
 
 def test_unknown_model_type_and_nested_one():
-    assert "did you mean bert" in refused(ArchitectureError, {"model_type": "bart"}, {})
+    assert "did you mean bert" in refused(ArchitectureError, {"model_type": "bertt"}, {})
     nested = {"model_type": "llava", "text_config": {"model_type": "llama"}}
     assert "nested" in refused(ArchitectureError, nested, {})
 
@@ -247,6 +299,9 @@ def test_comparable_models_may_differ_in_prefix_and_scale():
         ("llama", {}, {"attention_bias": True}, "reference has biases on nothing, model has biases on query, key"),
         ("vit", {}, {"qkv_bias": False}, "reference has biases on query, key, value, output, model has biases on o"),
         ("gptj", {}, {"rotary_dim": 8}, "rotary positions on features ((0, 1), (2, 3)), model has"),
+        ("bart", {"encoder_layers": 4, "decoder_layers": 1}, {}, "a layer of the encoder, model has a layer of the d"),
+        ("bart", {}, {"encoder_layers": 4}, "reference has 6 layers, model has 8"),
+        ("albert", {"inner_group_num": 2}, {"num_hidden_groups": 4}, "a layer of the group 0, model has a layer of"),
         ("roformer", {}, {"rotary_value": True}, "reference has rotary values on features (), model has"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,8 +81,9 @@ class Watched:
 
     `attention` is the class whose input is compared, `output` the path inside it of the projection whose output is
     compared. The rotary tables of a layer are float32 in transformers, so they are taken from the model as they are and
-    `tolerance` needn't allow for them. `scores` says by the configuration how they are scaled and capped, and how queries
-    and keys are normalised, `bias` what is added to them.
+    `tolerance` needn't allow for them. `scores` says by the configuration how they are scaled and capped, and how
+    queries and keys are normalised, `bias` what is added to them. `causal_in` names the stacks where later positions
+    are masked, in models with several.
     """
 
     attention: str
@@ -90,6 +92,16 @@ class Watched:
     tolerance: float = 1e-9
     scores: Callable[[dict[str, Any]], dict[str, float]] = lambda config: {}
     bias: Callable[[AttentionWeights], Tensor] | None = None
+    causal_in: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an attention block was given and returned, `(tokens, width)` each; `memory` if it read another sequence."""
+
+    hidden: Tensor
+    memory: Tensor | None
+    output: Tensor
 
 
 _WATCHED = {
@@ -98,6 +110,19 @@ _WATCHED = {
     "bert": Watched("BertAttention", "output.dense"),
     "roberta": Watched("RobertaAttention", "output.dense"),
     "roformer": Watched("RoFormerAttention", "output.dense", roformer_table),
+    "electra": Watched("ElectraAttention", "output.dense"),
+    "xlm-roberta": Watched("XLMRobertaAttention", "output.dense"),
+    "albert": Watched("AlbertAttention", "dense"),
+    "dinov2": Watched("Dinov2Attention", "o_proj"),
+    "gpt_bigcode": Watched("GPTBigCodeAttention", "c_proj"),
+    # Like GPT-J it casts queries and keys to float32 before their product.
+    "gpt_neo": Watched("GPTNeoSelfAttention", "out_proj", None, 1e-5, scores=lambda c: {"scale": 1.0}),
+    "clip": Watched("CLIPAttention", "out_proj", causal_in=("text tower",)),
+    **dict.fromkeys(("clip_text_model", "clip_vision_model"), Watched("CLIPAttention", "out_proj")),
+    **dict.fromkeys(("siglip", "siglip_text_model", "siglip_vision_model"), Watched("SiglipAttention", "out_proj")),
+    "bart": Watched("BartAttention", "out_proj", causal_in=("decoder",)),
+    "marian": Watched("MarianAttention", "out_proj", causal_in=("decoder",)),
+    "whisper": Watched("WhisperAttention", "out_proj", causal_in=("decoder",)),
     "distilbert": Watched("DistilBertSelfAttention", "out_lin"),
     "gpt2": Watched("GPT2Attention", "c_proj"),
     "opt": Watched("OPTAttention", "out_proj"),
@@ -167,10 +192,18 @@ class Case(TinyModel):
 
     @property
     def inputs(self) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        tokens = torch.arange(3, 3 + TOKENS)[None] * 5 % 50
+        image = torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)
         if "image_size" in self.config:
-            generator = torch.Generator().manual_seed(1)
-            return {"pixel_values": torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)}
-        return {"input_ids": torch.arange(3, 3 + TOKENS)[None] * 5 % 50}
+            return {"pixel_values": image}
+        if "text_config" in self.config:
+            return {"input_ids": tokens, "pixel_values": image}
+        if "num_mel_bins" in self.config:
+            sound = torch.randn(1, 8, 20, generator=generator, dtype=torch.float64)
+            return {"input_features": sound, "decoder_input_ids": tokens}
+        decoder = {"decoder_input_ids": tokens[:, 2:]} if "decoder_layers" in self.config else {}
+        return {"input_ids": tokens, **decoder}
 
 
 def _case(model: TinyModel) -> Case:
@@ -195,21 +228,35 @@ def save(model: Any, folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int,
     return read_config(folder), shapes, tensors
 
 
-def observed(case: Case, model: Any) -> list[tuple[Tensor, Tensor]]:
-    """Input and output of the attention of every layer, `(tokens, width)` each, from a run of the model."""
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
+def watched(model: Any, class_name: str) -> list[Any]:
+    """The modules of a class, stack by stack: those that are called the same but for numbers follow each other."""
+    found = {name: module for name, module in model.named_modules() if type(module).__name__ == class_name}
+    stacks = list(dict.fromkeys(re.sub(r"\d+", "*", name) for name in found))
+    return [found[name] for name in sorted(found, key=lambda name: stacks.index(re.sub(r"\d+", "*", name)))]
 
-    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append((kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])[0])
 
-    def after(_: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output[0])
+def observed(case: Case, model: Any) -> list[Run]:
+    """Input and output of every attention block from a run of the model; the first run of a block that is shared."""
+    inputs: dict[int, tuple[Tensor, Tensor | None]] = {}
+    outputs: dict[int, Tensor] = {}
 
-    for module in [m for m in model.modules() if type(m).__name__ == case.watched.attention]:
+    def watch(index: int, module: Any) -> None:
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden, memory = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], None
+            if kwargs.get("key_value_states") is not None:
+                memory = kwargs["key_value_states"][0]
+            inputs.setdefault(index, (hidden[0], memory))
+
+        def after(_: Any, args: tuple[Any, ...], output: Tensor) -> None:
+            outputs.setdefault(index, output[0])
+
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.get_submodule(case.watched.output).register_forward_hook(after)
+
+    modules = watched(model, case.watched.attention)
+    for index, module in enumerate(modules):
+        watch(index, module)
     with torch.no_grad():
         model(**case.inputs)
-    assert len(inputs) == len(outputs) == 2
-    return list(zip(inputs, outputs, strict=True))
+    assert len(inputs) == len(outputs) == len(modules)
+    return [Run(*inputs[index], outputs[index]) for index in range(len(modules))]

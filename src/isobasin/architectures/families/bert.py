@@ -39,27 +39,33 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _LAYER, projections, config.hidden_act)
 
 
+def classifier(config: Config, behind: str) -> Head:
+    """A classifier of tokens, which reads the stream; one of sequences reads what the module `behind` returns."""
+    tokens = any(name.endswith("ForTokenClassification") for name in config.architectures or ())
+    return Head("classifier", behind=None if tokens else behind)
+
+
 def stream(config: Config) -> Stream:
     """The residual stream of a BERT: normalised after every sum, and read by a pooler or by a transform."""
-    words = "embeddings.word_embeddings.weight"
     return Stream(
         embeddings=(
-            (words, 1),
+            ("embeddings.word_embeddings.weight", 1),
             ("embeddings.position_embeddings.weight", 1),
             ("embeddings.token_type_embeddings.weight", 1),
         ),
         heads=(
             Head("pooler.dense", base=True),
             Head("cls.predictions.transform.dense", transform="cls.predictions.transform.LayerNorm"),
-            Head("cls.predictions.decoder", tied=words),
+            Head("cls.predictions.decoder"),
             Head("qa_outputs"),
+            classifier(config, "pooler.dense"),
         ),
         attention_norm=f"{_ATTENTION}.output.LayerNorm",
         feedforward_norm=f"{_LAYER}.output.LayerNorm",
         final_norm=None,
         embedding_norm="embeddings.LayerNorm",
         post=True,
-        outside=("classifier.", "cls.predictions.bias", "cls.seq_relationship."),
+        outside=("classifier.", "cls.predictions.bias", "cls.predictions.decoder.bias", "cls.seq_relationship."),
     )
 
 

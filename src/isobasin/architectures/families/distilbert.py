@@ -1,10 +1,12 @@
 """DistilBERT: separate projections, all with a bias."""
 
 from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import linears, separate
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 
 _LAYER = "transformer.layer.{layer}"
 _ATTENTION = f"{_LAYER}.attention"
@@ -34,4 +36,24 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation)
 
 
-FAMILY = Family("distilbert", ("distilbert.",), blocks, feedforwards=feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of a DistilBERT, normalised after every sum."""
+    return Stream(
+        embeddings=(("embeddings.word_embeddings.weight", 1), ("embeddings.position_embeddings.weight", 1)),
+        heads=(
+            Head("vocab_transform", transform="vocab_layer_norm"),
+            Head("vocab_projector"),
+            Head("qa_outputs"),
+            Head("pre_classifier"),
+            bert.classifier(config, "pre_classifier"),
+        ),
+        attention_norm=f"{_LAYER}.sa_layer_norm",
+        feedforward_norm=f"{_LAYER}.output_layer_norm",
+        final_norm=None,
+        embedding_norm="embeddings.LayerNorm",
+        post=True,
+        outside=("classifier.", "vocab_projector.bias"),
+    )
+
+
+FAMILY = Family("distilbert", ("distilbert.",), blocks, feedforwards=feedforwards, stream=stream)

@@ -3,11 +3,15 @@
 `rotary_value` turns the values too.
 """
 
+from dataclasses import replace
+
 from isobasin.architectures.configuration import Config, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import interleaved_planes
 from isobasin.architectures.schema import AttentionSite
+from isobasin.architectures.streams import Head, Stream
+from isobasin.errors import ArchitectureError
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -15,4 +19,14 @@ def blocks(config: Config) -> list[AttentionSite]:
     return bert.blocks(config, interleaved_planes(sizes(config).features), rotary_value=config.rotary_value)
 
 
-FAMILY = Family("roformer", ("roformer.",), blocks, feedforwards=bert.feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of a RoFormer: that of a BERT without positions, whose classifiers have no pooler."""
+    if config.embedding_size != config.hidden_size:
+        raise ArchitectureError("embedding_size differs from hidden_size: that residual stream is not supported")
+    usual = bert.stream(config)
+    return replace(usual, heads=(*usual.heads, Head("classifier.dense")))
+
+
+BUFFERS = ("encoder.embed_positions.weight",)
+
+FAMILY = Family("roformer", ("roformer.",), blocks, BUFFERS, bert.feedforwards, stream)

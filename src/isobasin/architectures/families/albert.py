@@ -1,0 +1,54 @@
+"""ALBERT: separate projections, all with a bias; layers share their tensors.
+
+Each of `num_hidden_groups` groups holds `inner_group_num` blocks, which its layers run through over and over: a block
+is listed once, as its tensors are stored once.
+"""
+
+from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import linears, separate
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites, stacked
+from isobasin.errors import ArchitectureError
+
+
+def _groups(config: Config) -> dict[str, str]:
+    """The names of the blocks of each group."""
+    layers(config)  # there must be one to share them
+    if config.num_hidden_groups < 1 or config.inner_group_num < 1:
+        raise ArchitectureError("num_hidden_groups and inner_group_num must be positive")
+    names = {f"group {g}": f"encoder.albert_layer_groups.{g}" for g in range(config.num_hidden_groups)}
+    return {group: f"{name}.albert_layers.{{layer}}" for group, name in names.items()}
+
+
+def _attention(config: Config, layer: str) -> list[AttentionSite]:
+    shape = sizes(config)
+    query, key, value, output = (f"{layer}.attention.{name}" for name in ("query", "key", "value", "dense"))
+    projections = separate(shape, query, key, value, output, bias=True, output_bias=True)
+    group = attention_group(shape, projections)
+    return attention_sites(config.inner_group_num, f"{layer}.attention", projections, group)
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of an ALBERT."""
+    return stacked({group: _attention(config, layer) for group, layer in _groups(config).items()})
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of an ALBERT."""
+
+    def stack(layer: str) -> list[FeedForwardSite]:
+        units = config.intermediate_size
+        projections = linears(config.hidden_size, units, f"{layer}.ffn", f"{layer}.ffn_output", bias=True)
+        return feedforward_sites(config.inner_group_num, layer, projections, config.hidden_act)
+
+    return stacked({group: stack(layer) for group, layer in _groups(config).items()})
+
+
+FAMILY = Family(
+    "albert",
+    ("albert.",),
+    blocks,
+    feedforwards=feedforwards,
+    beside=("attention.LayerNorm.weight", "attention.LayerNorm.bias"),
+)

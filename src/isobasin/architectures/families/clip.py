@@ -1,0 +1,38 @@
+"""CLIP: a text and a vision tower, each with a configuration of its own; separate projections, all with a bias."""
+
+from isobasin.architectures.configuration import Config, layers
+from isobasin.architectures.families import bart
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import linears
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import feedforward_sites, stacked
+
+TEXT, VISION = "text_model.", "vision_model."
+_LAYER = "encoder.layers.{layer}"
+
+
+def tower_blocks(config: Config, tower: str = "") -> list[AttentionSite]:
+    """The attention blocks of one tower, with `tower` before their names."""
+    return bart.attention_stack(config, f"{tower}{_LAYER}.self_attn")
+
+
+def tower_feedforwards(config: Config, tower: str = "") -> list[FeedForwardSite]:
+    """The feed-forward blocks of one tower, likewise."""
+    name = f"{tower}{_LAYER}.mlp"
+    projections = linears(config.hidden_size, config.intermediate_size, f"{name}.fc1", f"{name}.fc2", bias=True)
+    return feedforward_sites(layers(config), name, projections, config.hidden_act)
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of both towers."""
+    text, vision = tower_blocks(config.text_config, TEXT), tower_blocks(config.vision_config, VISION)
+    return stacked({"text tower": text, "vision tower": vision})
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of both towers."""
+    text, vision = tower_feedforwards(config.text_config, TEXT), tower_feedforwards(config.vision_config, VISION)
+    return stacked({"text tower": text, "vision tower": vision})
+
+
+FAMILY = Family("clip", (), blocks, feedforwards=feedforwards, accepts=("text_config", "vision_config"))

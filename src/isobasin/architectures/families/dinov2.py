@@ -1,0 +1,30 @@
+"""DINOv2: the attention of ViT; a feed-forward block with or without gate (`use_swiglu_ffn`).
+
+What a block returns is scaled per channel before it is added (`layer_scale1`, `layer_scale2`): that is outside the
+blocks, whose output biases it scales along with the rest.
+"""
+
+from isobasin.architectures.configuration import Config, layers
+from isobasin.architectures.families import vit
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import fused_gate, linears
+from isobasin.architectures.schema import FeedForwardSite
+from isobasin.architectures.sites import feedforward_sites
+
+_FEEDFORWARD = "encoder.layer.{layer}.mlp"
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a DINOv2."""
+    width = config.hidden_size
+    units = int(width * config.mlp_ratio)
+    if config.use_swiglu_ffn:
+        # Two thirds of the units, rounded up to a multiple of 8; `hidden_act` is not asked.
+        units = (int(units * 2 / 3) + 7) // 8 * 8
+        gated = fused_gate(width, units, f"{_FEEDFORWARD}.weights_in", f"{_FEEDFORWARD}.weights_out", bias=True)
+        return feedforward_sites(layers(config), _FEEDFORWARD, gated, "silu")
+    projections = linears(width, units, f"{_FEEDFORWARD}.fc1", f"{_FEEDFORWARD}.fc2", bias=True)
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
+
+
+FAMILY = Family("dinov2", ("dinov2.",), vit.blocks, feedforwards=feedforwards)

@@ -1,0 +1,33 @@
+"""GPT-BigCode (StarCoder): GPT-2 with `nn.Linear` modules.
+
+With `multi_query` all query heads share one key/value head, whose rows follow theirs; without it each head's queries,
+keys and values lie together. `scale_attn_weights` changes a constant factor of the scores, not the group.
+"""
+
+from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.families import gpt2
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import fused_heads, fused_rows, linears
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+
+_ATTENTION = "h.{layer}.attn"
+_FEEDFORWARD = "h.{layer}.mlp"
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of a GPT-BigCode."""
+    shape = sizes(config, groups=1 if config.multi_query else None)
+    fused = fused_rows if config.multi_query else fused_heads
+    projections = fused(shape, f"{_ATTENTION}.c_attn", f"{_ATTENTION}.c_proj", bias=True)
+    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a GPT-BigCode."""
+    units = 4 * config.hidden_size if config.n_inner is None else config.n_inner
+    projections = linears(config.hidden_size, units, f"{_FEEDFORWARD}.c_fc", f"{_FEEDFORWARD}.c_proj", bias=True)
+    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
+
+
+FAMILY = Family("gpt_bigcode", ("transformer.",), blocks, ("attn.bias",), feedforwards, gpt2.stream)
