@@ -12,7 +12,7 @@ from torch import Tensor
 
 import isobasin
 from contracts.checks import assert_blocks_preserved, blocks, recover
-from isobasin.architectures.families import bert, gpt_neox, gptj, llama, roformer
+from isobasin.architectures.families import bert, cohere, dinov3_vit, glm, gpt_neox, gptj, llama, modernbert, roformer
 from isobasin.architectures.layouts import half_planes, interleaved_planes
 from isobasin.architectures.schema import AttentionSite
 from isobasin.errors import VerificationError
@@ -145,7 +145,12 @@ CHANGES_THE_FUNCTION: list[tuple[str, str, Plant]] = [
     ("wrong planes", "gpt_neox", wrong_planes(gpt_neox)),
     ("wrong planes", "gptj", wrong_planes(gptj)),
     ("wrong planes", "roformer", wrong_planes(roformer)),
+    ("wrong planes", "cohere", wrong_planes(cohere)),
+    ("wrong planes", "glm", wrong_planes(glm)),
+    ("wrong planes", "modernbert", wrong_planes(modernbert)),
+    ("wrong planes", "dinov3_vit", wrong_planes(dinov3_vit)),
     ("no planes", "llama", no_planes),
+    ("no planes", "smollm3", no_planes),
     ("query bias unmoved", "gpt2", unmoved("query_bias")),
     ("query bias dropped", "bert", dropped("query_bias")),
     ("value bias dropped", "vit", dropped("value_bias")),
@@ -168,6 +173,8 @@ CHANGES_THE_FUNCTION: list[tuple[str, str, Plant]] = [
     ("rotated key bias shifted", "qwen2", rotated_key_bias_shifted),
     ("keys and values exchanged", "gpt2", swapped_parts),
     ("keys and values exchanged", "gpt_neox", swapped_parts),
+    ("keys and values exchanged", "falcon-grouped", swapped_parts),
+    ("keys and values exchanged", "phi3", swapped_parts),
     ("rows moved", "roberta", moved_neighbour),
 ]
 
@@ -294,5 +301,5 @@ def test_modules_that_are_patched_here_are_those_in_use():
     assert moving.attention is attention
     assert matching.heads is heads
     assert not hasattr(bert, "half_planes")
-    assert all(hasattr(module, "half_planes") for module in (llama, gpt_neox))
-    assert all(hasattr(module, "interleaved_planes") for module in (gptj, roformer))
+    assert all(hasattr(module, "half_planes") for module in (llama, gpt_neox, modernbert, dinov3_vit))
+    assert all(hasattr(module, "interleaved_planes") for module in (gptj, roformer, cohere, glm))

@@ -79,7 +79,8 @@ def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
 
 def refuse(config: Config, name: str, reason: str) -> None:
     """Refuse a configuration in which a switch is on that makes the attention another function of its tensors."""
-    if getattr(config, name) not in (None, False):
+    value = getattr(config, name)
+    if value is not None and value is not False:
         raise ArchitectureError(f"config.json has {name}: {reason}")
 
 

@@ -108,6 +108,12 @@ def test_wrong_number_of_key_value_heads():
         ("bert", "encoder.layer.0.attention.output.dense.weight_scale"),
         ("gpt2", "h.1.attn.q_attn.weight"),
         ("gptj", "h.1.attn.q_proj.bias"),
+        ("falcon", "h.0.self_attention.query_key_value.bias"),
+        ("phi3", "layers.0.self_attn.qkv_proj.bias"),
+        ("phi", "layers.0.self_attn.q_layernorm.weight"),
+        ("cohere", "layers.0.self_attn.q_norm.weight"),
+        ("modernbert", "layers.1.attn.Wqkv.bias"),
+        ("dinov3_vit", "layer.0.attention.k_proj.bias"),
         ("vit", "encoder.layer.1.attention.attention.relative_position_bias"),
         ("vit", "encoder.layer.1.attention.output.dense.lora_B.weight"),
         ("albert", "encoder.albert_layer_groups.0.albert_layers.0.attention.scale"),
@@ -138,11 +144,14 @@ def test_bias_that_the_configuration_denies_or_promises(model_type, flag):
         ("gpt_neo", ["attn.attention.bias", "attn.attention.masked_bias"]),
         ("gpt_bigcode", ["attn.bias"]),
         ("llama", ["self_attn.rotary_emb.inv_freq"]),
+        ("phi", ["self_attn.rotary_emb.inv_freq"]),
+        ("falcon", ["self_attention.rotary_emb.inv_freq"]),
+        ("modernbert", ["attn.rotary_emb.inv_freq"]),
     ],
 )
 def test_buffers_of_old_checkpoints_are_ignored(model_type, names):
     folder_config = config(model_type)
-    layers = "layers" if model_type in ("llama", "gpt_neox") else "h"
+    layers = "h" if model_type in ("gpt2", "gptj", "gpt_neo", "gpt_bigcode", "falcon") else "layers"
     buffers = {f"{layers}.{layer}.{name}": (1, 1, 16, 16) for layer in range(2) for name in names}
     needed = shapes(folder_config)
     found = resolve(folder_config, needed | buffers)
@@ -246,6 +255,29 @@ def test_names_that_only_look_like_attention_are_left_alone():
         ("gptj", {"rotary_dim": 10}, "10 features, but a head has only 8"),
         ("gptj", {"rotary_dim": 0}, "rotary_dim must be given"),
         ("roformer", {"num_attention_heads": 32}, "1 features"),
+        ("phi", {"qk_layernorm": True}, "has qk_layernorm: normalised queries and keys are not supported"),
+        ("stablelm", {"qk_layernorm": True}, "has qk_layernorm: normalised"),
+        ("cohere", {"use_qk_norm": True}, "has use_qk_norm: normalised"),
+        ("olmo", {"clip_qkv": 8.0}, "has clip_qkv: clipped"),
+        ("olmo", {"clip_qkv": 0.0}, "has clip_qkv: clipped"),
+        ("falcon", {"alibi": True}, "has alibi: biases of the scores"),
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 3}, "not a multiple of num_key_value_heads 3"),
+        ("falcon", {"num_attention_heads": 5}, "hidden_size 32 is not a multiple of num_attention_heads 5"),
+        ("cohere", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported for model type cohere"),
+        ("phi", {"rope_parameters": None, "partial_rotary_factor": 0.4}, "3 features"),
+        ("glm", {"rope_parameters": None, "partial_rotary_factor": 0.9}, "7 features"),
+        ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "transformers refuses"),
+        (
+            "smollm3",
+            {"no_rope_layers": [1], "layer_types": ["full_attention"] * 2},
+            "no_rope_layers has 1 entries for 2 layers",
+        ),
+        (
+            "modernbert",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "mrope", "rope_theta": 1e4}}},
+            "rope_type 'mrope'",
+        ),
+        ("dinov3_vit", {"num_attention_heads": 16}, "heads of 2 features: rows and columns need a multiple of 4"),
     ],
 )
 def test_unsupported_configuration(model_type, changes, words):

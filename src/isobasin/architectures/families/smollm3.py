@@ -15,9 +15,10 @@ def blocks(config: Config) -> list[AttentionSite]:
     bias = config.attention_bias
     rotary = llama.blocks(config)
     plain = llama.decoder_blocks(config, bias=bias, output_bias=bias, planes=())
-    if len(config.no_rope_layers) != len(rotary):
-        raise ArchitectureError(f"no_rope_layers has {len(config.no_rope_layers)} entries for {len(rotary)} layers")
-    return [r if rotates else p for r, p, rotates in zip(rotary, plain, config.no_rope_layers, strict=True)]
+    rotates = config.no_rope_layers[: len(rotary)]
+    if len(rotates) < len(rotary):
+        raise ArchitectureError(f"no_rope_layers has {len(rotates)} entries for {len(rotary)} layers")
+    return [r if turned else p for r, p, turned in zip(rotary, plain, rotates, strict=True)]
 
 
 FAMILY = Family("smollm3", llama.PREFIXES, blocks, llama.BUFFERS, llama.feedforwards, llama.stream)
