@@ -12,7 +12,7 @@ from isobasin.architectures.schema import AttentionSite
 from isobasin.testing.tiny import TinyModel
 
 # Wherever a configuration has them. What else it says are switches, which stay.
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "vocab_size": 200,
     "bos_token_id": 0,
@@ -40,15 +40,17 @@ def smallest(model: TinyModel) -> TinyModel:
     entry = family(model.model_type)
     site, feedforwards = entry.blocks(config)[0], entry.feedforwards(config)
     sizes = _sizes(site)
-    small: dict[str, Any] = _SIZES | {
+    small = _SIZES | {
         "hidden_size": sizes.width,
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.groups,
         "head_dim": sizes.features,
         "rotary_dim": round(_rotating(site) * sizes.features),
-        "heads_per_layer": [sizes.heads, 2 * sizes.heads],
+        "n_inner": _UNITS,
     }
-    known = {key(config, name): x for name, x in small.items() if entries.get(key(config, name)) is not None}
+    if entries.get("heads_per_layer") is not None:
+        small["heads_per_layer"] = [sizes.heads, 2 * sizes.heads]
+    known = {key(config, name): x for name, x in small.items() if key(config, name) in entries}
     # Families have more names for these two than could be listed.
     by_value = {site.width: sizes.width} | ({feedforwards[0].group.units: _UNITS} if feedforwards else {})
     alike = {n: by_value[x] for n, x in entries.items() if n.endswith(_SIZE_ENDINGS) and _whole(x) and x in by_value}
