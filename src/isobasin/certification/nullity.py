@@ -31,8 +31,9 @@ class Spectrum:
 
 
 def folded(jacobian: Tensor) -> Tensor:
-    """The triangular factor of a Jacobian: of no more rows than columns, and as far as sizes go the same map."""
-    return torch.linalg.qr(jacobian, mode="r").R
+    """The triangular factor of a Jacobian of more rows than columns: as far as sizes go the same map, and smaller."""
+    rows, columns = jacobian.shape
+    return torch.linalg.qr(jacobian, mode="r").R if rows > columns else jacobian
 
 
 def spectrum(jacobian: Tensor) -> Spectrum:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 import isobasin
 from isobasin.architectures import sites
 from isobasin.architectures.configuration import build
@@ -22,8 +23,8 @@ from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.testing.tiny import TinyModel, tiny, variant
 
-# By hand, of attention and feed-forward blocks: the group, and what normalisations hide besides: columns and bias of the
-# output projection, and rows of what reads. Two heads of four features; grouped queries have two groups of two.
+# By hand, of attention and feed-forward blocks: the group, and what normalisations hide besides: columns and bias of
+# the output projection, and rows of what reads. Two heads of four features; grouped queries have two groups of two.
 COUNTS = {
     "gpt2": (2 * (16 + 16 + 4 + 4), 0, 8 + 1 + 24, 12 + 1 + 12),
     "bert": (2 * (16 + 16 + 4 + 4), 0, 8 + 1 + 24, 12 + 1 + 12),
@@ -88,7 +89,6 @@ def test_a_group_that_is_too_large(planted: Planted):
 
 def test_a_group_of_the_right_dimension_that_is_another(planted: Planted):
     """Features that rotate in another order: the counts are equal, the directions are not."""
-
 
     def interleaved(group: AttentionGroup) -> AttentionGroup:
         return replace(group, query_key=BilinearGroup(features(group), interleaved_planes(features(group))))
