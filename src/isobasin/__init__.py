@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from isobasin.architectures.schema import Layout as Layout
     from isobasin.architectures.schema import Projection as Projection
     from isobasin.architectures.schema import Specification as Specification
+    from isobasin.certification.certify import BlockCertificate as BlockCertificate
+    from isobasin.certification.certify import Certificate as Certificate
+    from isobasin.certification.certify import certify as certify
     from isobasin.errors import IsobasinError as IsobasinError
     from isobasin.matching.attention import Match as Match
     from isobasin.matching.attention import match as match
@@ -51,6 +54,7 @@ _HOMES = {
     "alignment": ("Alignment",),
     "architectures.residual": ("Along", "Residual", "Role"),
     "architectures.schema": ("AttentionSite", "FeedForwardSite", "Layout", "Projection", "Specification"),
+    "certification.certify": ("BlockCertificate", "Certificate", "certify"),
     "errors": ("IsobasinError",),
     "matching.attention": ("Match", "match"),
     "pipeline.aligning": ("align", "align_tensors"),
@@ -95,6 +99,7 @@ __all__ = [
     "align",
     "align_tensors",
     "apply",
+    "certify",
     "equivalent",
     "interpolate",
     "match",

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
-from torch.func import jacfwd, jacrev
+from torch.func import jacfwd
 
+from isobasin.certification.nullity import Spectrum, spectrum
+from isobasin.certification.tangents import attention_tangents
+from isobasin.matching.attention import match
 from isobasin.symmetries import attention
-from isobasin.symmetries.bilinear import BilinearElement
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
-from isobasin.testing.strategies import make_group, random_weights
+from isobasin.testing.assertions import relative_difference
+from isobasin.testing.strategies import (
+    Block,
+    biases,
+    element,
+    make_block,
+    make_group,
+    plane_layouts,
+    random_weights,
+    seeds,
+)
 
 ALL = {"query": True, "key": True, "value": True, "output": True}
 NONE: dict[str, bool] = {}
@@ -41,16 +54,6 @@ SETTINGS = {
 }
 
 
-def rank_and_gap(jacobian: Tensor) -> tuple[int, float]:
-    """Numerical rank where the singular values fall furthest, and by what factor they fall there."""
-    values = torch.linalg.svdvals(jacobian)
-    values = values.clamp(min=values[0] * 1e-18)
-    # What follows the last value counts as rounding level, so that full rank is a possible answer.
-    padded = torch.cat([values, values[:1] * 1e-17])
-    falls = padded[:-1] / padded[1:]
-    return int(falls.argmax()) + 1, float(falls.max())
-
-
 def flattened(weights: AttentionWeights) -> tuple[Tensor, Callable[[Tensor], AttentionWeights]]:
     parts = weights.tensors()
     sizes = [t.numel() for t in parts.values()]
@@ -73,53 +76,33 @@ def case(name: str) -> tuple[AttentionGroup, AttentionWeights, int]:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_rank_of_the_action_at_the_identity(name):
     group, weights, expected = case(name)
-    start = attention.identity(group)
-    parts = {
-        "query_key.matrix": start.query_key.matrix,
-        "query_key.planes": torch.view_as_real(start.query_key.planes),
-        "value_output.matrix": start.value_output.matrix,
-        "value_output.planes": torch.view_as_real(start.value_output.planes),
-        **({"key_shift": start.key_shift} if group.key_shift else {}),
-        **({"value_shift": start.value_shift} if group.value_shift else {}),
-    }
-    sizes = [p.numel() for p in parts.values()]
-
-    def moved(flat: Tensor) -> Tensor:
-        new = {n: piece.reshape(p.shape) for (n, p), piece in zip(parts.items(), flat.split(sizes), strict=True)}
-        pairs = {
-            pair: BilinearElement(new[f"{pair}.matrix"], torch.view_as_complex(new[f"{pair}.planes"].contiguous()))
-            for pair in ("query_key", "value_output")
-        }
-        shifts = {n: new[n] for n in ("key_shift", "value_shift") if n in new}
-        return flattened(attention.act(group, replace(start, **pairs, **shifts), weights))[0]
-
-    flat = torch.cat([p.flatten() for p in parts.values()])
-    rank, gap = rank_and_gap(jacrev(moved)(flat))
-    assert flat.numel() == group.dimension == rank == expected
-    assert gap > 1e6
+    tangents = attention_tangents(group, weights)
+    action = torch.cat([part.flatten(0, -2) for part in tangents.values()])
+    found = spectrum(action)
+    assert action.shape[1] == group.dimension == found.rank == expected
+    assert found.gap > 1e6
 
 
-def unseen(group: AttentionGroup, weights: AttentionWeights) -> tuple[int, float]:
-    """Nullity of the Jacobian of all outputs by all weights, on several random inputs, and the gap after it."""
+def unseen(group: AttentionGroup, weights: AttentionWeights, seed: int = 0) -> Spectrum:
+    """What the outputs see of all weights, on several random inputs."""
     flat, build = flattened(weights)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     width, tokens = weights.key.shape[-2], 5
     rows = 2 * flat.numel() // (tokens * width) + 2
     hidden = torch.randn(rows, tokens, width, generator=generator, dtype=torch.float64)
     planes = max(len(group.query_key.planes), len(group.value_output.planes))
-    angles = torch.arange(tokens, dtype=torch.float64).unsqueeze(-1) * torch.tensor([1.0, 0.37])[:planes].double()
+    angles = torch.arange(tokens, dtype=torch.float64).unsqueeze(-1) * 0.37 ** torch.arange(planes).double()
     jacobian = jacfwd(lambda w: attention.attend(build(w), group, hidden, angles).flatten())(flat)
     assert jacobian.shape[0] >= 2 * jacobian.shape[1]
-    rank, gap = rank_and_gap(jacobian)
-    return flat.numel() - rank, gap
+    return spectrum(jacobian)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_directions_that_the_function_does_not_see(name):
     group, weights, expected = case(name)
-    nullity, gap = unseen(group, weights)
-    assert nullity == expected == group.dimension
-    assert gap > 1e6
+    found = unseen(group, weights)
+    assert found.nullity == expected == group.dimension
+    assert found.gap > 1e6
 
 
 def test_value_biases_of_heads_wider_than_the_model_trade_with_each_other():
@@ -128,6 +111,30 @@ def test_value_biases_of_heads_wider_than_the_model_trade_with_each_other():
     It needs more value features than the model is wide, and no family has that.
     """
     group = make_group(2, 1, 3, {"value": True})
-    nullity, gap = unseen(group, random_weights(group, 4, {"value": True}, seed=0))
-    assert nullity == group.dimension + (2 * 3 - 4)
-    assert gap > 1e6
+    found = unseen(group, random_weights(group, 4, {"value": True}, seed=0))
+    assert found.nullity == group.dimension + (2 * 3 - 4)
+    assert found.gap > 1e6
+
+
+@st.composite
+def attention_blocks(draw: st.DrawFn) -> Block:
+    """Generic blocks of any kind, no wider in their heads than the stream: see the test before."""
+    groups, queries, features = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(2, 4))
+    has, planes = draw(biases()), draw(plane_layouts(features))
+    rotary_value = draw(st.booleans()) and bool(planes)
+    group = make_group(groups, queries, features, has, planes, rotary_value=rotary_value)
+    return make_block(group, groups * features + draw(st.integers(1, 2)), has, draw(seeds()))
+
+
+@settings(max_examples=25)
+@given(block=attention_blocks(), seed=seeds())
+def test_any_setting_has_the_stated_group_and_no_more(block: Block, seed: int):
+    """A random element changes nothing, is found again, and there are no other directions."""
+    moved = attention.act(block.group, element(block.group, seed), block.weights)
+    assert relative_difference(block.output(), block.output(moved)) < 1e-9
+    back = attention.act(block.group, match(block.group, block.weights, moved).element, moved)
+    for name, part in block.weights.tensors().items():
+        assert relative_difference(part, back.tensors()[name]) < 1e-6, name
+    found = unseen(block.group, block.weights, seed)
+    assert found.nullity == block.group.dimension
+    assert found.gap > 1e6

@@ -3,6 +3,7 @@
 from isobasin.checkpoints.output import check_output, write_file_atomically
 from isobasin.checkpoints.reader import Checkpoint, TensorInfo, check_finite
 from isobasin.checkpoints.source import resolve
+from isobasin.checkpoints.stand_in import stand_in
 from isobasin.checkpoints.writer import write_checkpoint
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "check_finite",
     "check_output",
     "resolve",
+    "stand_in",
     "write_checkpoint",
     "write_file_atomically",
 ]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from isobasin.checkpoints import stand_in
 from isobasin.errors import ArchitectureError
 from isobasin.model import Model
 from isobasin.tasks.kind import TaskKind, load_model
@@ -26,12 +23,8 @@ def names_in_memory(model: Model, kind: TaskKind) -> dict[str, list[str]]:
         ArchitectureError: transformers makes other tensors of the stored ones than they are.
     """
     stored = list(model.checkpoint.tensors)
-    with tempfile.TemporaryDirectory(prefix="isobasin-") as folder:
-        for file in model.checkpoint.folder.glob("*.json"):
-            if "index" not in file.name:
-                shutil.copy(file, folder)
-        probes = {name: torch.full(model.checkpoint.tensors[name].shape, float(i)) for i, name in enumerate(stored)}
-        save_file(probes, Path(folder) / "model.safetensors", {"format": "pt"})
+    probes = {name: torch.full(model.checkpoint.tensors[name].shape, float(i)) for i, name in enumerate(stored)}
+    with stand_in(model.checkpoint, probes) as folder:
         module = load_model(folder, kind)
     found: dict[str, list[str]] = {name: [] for name in stored}
     for name, parameter in named_parameters(module).items():

@@ -1,0 +1,228 @@
+"""Is a stated symmetry group exactly what a block's function doesn't see? Counted, not believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from isobasin.architectures.configuration import build
+from isobasin.architectures.registry import family
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.certification.hidden import hidden_directions
+from isobasin.certification.jacobians import Measured, measured_alone, measured_whole
+from isobasin.certification.loaded import Block, loaded_blocks
+from isobasin.certification.smallest import smallest
+from isobasin.certification.tangents import stored_tangents
+from isobasin.model import Model, Source, open_model
+from isobasin.symmetries.feedforward import FeedForwardGroup
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.testing.tiny import TINY_MODELS, TinyModel, tiny, variant
+
+# A block of more values than this is certified on a small model of its kind instead.
+_LARGEST = 1500
+# A smaller fall of the singular values separates nothing: rounding in float64 leaves ten times a million or more.
+_CLEAR = 1e4
+_SMALL = 0.25
+
+
+@dataclass(frozen=True)
+class BlockCertificate:
+    """What was measured of one block.
+
+    Attributes:
+        layer: Index of the layer.
+        kind: "attention" or "feed-forward".
+        group: The stated group.
+        parameters: Number of weights and biases that it acts on.
+        measured: Directions of them that the block's function doesn't see: the nullity of its Jacobian.
+        gap: By what factor the singular values fall between what is seen and what isn't.
+        wrong: Stated directions that change the function.
+        hidden: Further directions that only the whole model doesn't see: normalisations around the block hide them.
+        hidden_gap: The gap of the whole model's singular values.
+        expected: How many those are by what the family says of its residual stream; None if it says nothing.
+    """
+
+    layer: int
+    kind: str
+    group: AttentionGroup | FeedForwardGroup
+    parameters: int
+    measured: int
+    gap: float
+    wrong: int
+    hidden: int
+    hidden_gap: float
+    expected: int | None
+
+    @property
+    def stated(self) -> int:
+        """The dimension of the stated group."""
+        return self.group.dimension
+
+    @property
+    def missing(self) -> int:
+        """Directions that change nothing and aren't stated."""
+        return max(0, self.measured - (self.stated - self.wrong))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the stated directions are those that the function doesn't see, all of them and no others."""
+        return not self.missing and not self.wrong and self.gap > _CLEAR
+
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        if self.gap <= _CLEAR:
+            return "unclear, as the singular values have no gap"
+        found = [f"too small: {self.missing} symmetries missing"] if self.missing else []
+        found += [f"too large: {self.wrong} stated ones change the function"] if self.wrong else []
+        return "; ".join(found) or "exact"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "layer": self.layer,
+            "block": self.kind,
+            "group": str(self.group),
+            "parameters": self.parameters,
+            "stated": self.stated,
+            "measured": self.measured,
+            "gap": self.gap,
+            "missing": self.missing,
+            "wrong": self.wrong,
+            "hidden": self.hidden,
+            "hidden_gap": self.hidden_gap,
+            "hidden_expected": self.expected,
+            "verdict": self.verdict,
+            "exact": self.exact,
+        }
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was measured of a model.
+
+    Attributes:
+        name: The model or family.
+        made: Whether a small random model was made for it; otherwise the weights are the model's own.
+        blocks: Every attention block, then every feed-forward block.
+    """
+
+    name: str
+    made: bool
+    blocks: tuple[BlockCertificate, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every block's group is exact."""
+        return all(block.exact for block in self.blocks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        blocks = [block.to_json() for block in self.blocks]
+        return {"name": self.name, "made": self.made, "exact": self.exact, "blocks": blocks}
+
+
+def certify(
+    source: Source,
+    *,
+    seed: int = 0,
+    allow_pickle: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Certificate:
+    """Count the directions of parameters that a model's blocks don't see, and compare them with the stated groups.
+
+    The Jacobian of a block's outputs at random inputs, by all of its weights and biases, is taken of the code that
+    transformers runs, in float64. Its nullity must be the group's dimension, and the stated directions must be null.
+
+    Args:
+        source: A model type such as "llama" or one of its variants in `isobasin.testing.tiny`, of which a small random
+            model is made; or a folder, hub id or transformers model, certified at its own weights if it is small, and
+            by a small random model with the same switches if not.
+        seed: Of weights and inputs.
+        allow_pickle: Load pickled weights, with `weights_only`.
+        progress: Called with what is measured, how many measurements are done, and of how many.
+
+    Raises:
+        ArchitectureError: The model isn't supported, or transformers keeps a block's values in no form of their own.
+    """
+    if isinstance(source, str) and source in map(str, TINY_MODELS) and not Path(source).is_dir():
+        return _of_small(variant(source), source, seed, progress)
+    with open_model(source, allow_pickle=allow_pickle) as opened:
+        sizes = [sum(map(prod, site.shapes().values())) for site in _sites(opened)]
+        if max(sizes) <= _LARGEST:
+            return Certificate(opened.name, False, _certified(opened, seed, progress))
+        config = opened.checkpoint.config
+        usual = tiny(opened.specification.model_type)
+        head = (config.get("architectures") or [usual.base])[0]
+        return _of_small(replace(usual, config=dict(config), head=head), opened.name, seed, progress)
+
+
+def variants(model_type: str) -> list[str]:
+    """The names of the variants of a model type that `certify` takes, the usual form first.
+
+    Raises:
+        ArchitectureError: The model type is unknown.
+    """
+    return [str(model) for model in TINY_MODELS if model.model_type == family(model_type).model_type]
+
+
+def _of_small(model: TinyModel, name: str, seed: int, progress: Callable[[str, int, int], None] | None) -> Certificate:
+    """The certificate of a small random model of the same kind."""
+    made = smallest(model).build(seed)
+    for parameter, value in made.named_parameters():
+        if parameter.endswith("bias"):
+            # With larger ones there are units that no input turns on, or none turns off.
+            value.data.mul_(_SMALL)
+    with open_model(made) as opened:
+        return Certificate(name, True, _certified(opened, seed, progress))
+
+
+def _sites(model: Model) -> tuple[AttentionSite | FeedForwardSite, ...]:
+    """Every block that the family states."""
+    return model.sites(feedforward=bool(model.specification.feedforwards))
+
+
+def _certified(
+    model: Model, seed: int, progress: Callable[[str, int, int], None] | None
+) -> tuple[BlockCertificate, ...]:
+    """The certificates of all blocks of an open model."""
+    report = progress or (lambda step, done, total: None)
+    module, blocks = loaded_blocks(model, _sites(model))
+    report("blocks", 0, 1)
+    alone = measured_alone(module, blocks, seed)
+    report("blocks", 1, 1)
+    report("whole model", 0, 1)
+    whole = measured_whole(module, blocks, seed)
+    report("whole model", 1, 1)
+    return tuple(_judged(model, *found) for found in zip(blocks, alone, whole, strict=True))
+
+
+def _judged(model: Model, block: Block, alone: Measured, whole: Measured) -> BlockCertificate:
+    site = block.site
+    stated = stored_tangents(site, block.stored)
+    return BlockCertificate(
+        layer=site.layer,
+        kind="attention" if isinstance(site, AttentionSite) else "feed-forward",
+        group=site.group,
+        parameters=len(block.order),
+        measured=alone.spectrum.nullity,
+        gap=alone.spectrum.gap,
+        # What a block's own function doesn't see could still be seen elsewhere, where others use its values.
+        wrong=max(alone.seen(stated), whole.seen(stated)),
+        hidden=whole.spectrum.nullity - alone.spectrum.nullity,
+        hidden_gap=whole.spectrum.gap,
+        expected=_expected(model, site),
+    )
+
+
+def _expected(model: Model, site: AttentionSite | FeedForwardSite) -> int | None:
+    """What the normalisations hide by what the family says of the residual stream, if it says anything."""
+    config = build(model.specification.model_type, model.checkpoint.config)
+    entry = family(model.specification.model_type)
+    if entry.stream is None:
+        return None
+    prefix = model.specification.sites[0].name.removesuffix(entry.blocks(config)[0].name)
+    return hidden_directions(site, entry.stream(config), model.checkpoint.tensors, prefix)

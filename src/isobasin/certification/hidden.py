@@ -1,0 +1,65 @@
+"""Which directions of a block the normalisations around it hide, as far as the family's facts tell.
+
+A normalisation that subtracts the mean doesn't see it: what writes into the stream may add any multiple of the vector
+of ones to its bias, and to every column of its weight. What reads `y = x̂ g + n` may add `g^{-1} c^T` to its weight:
+`x̂` sums to zero, so that this adds the constant `Σ n_i / g_i c` to what it reads, and nothing if there is no n. A
+constant is free where something takes it back: the reader's own bias, softmax for keys that don't rotate, the output
+bias for values that don't rotate, and without an output bias the mean that the next normalisation subtracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from math import prod
+
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Projection
+from isobasin.architectures.streams import Stream
+
+
+def hidden_directions(site: AttentionSite | FeedForwardSite, stream: Stream, names: Container[str], prefix: str) -> int:
+    """How many there are beyond the block's own group; RMSNorm hides none.
+
+    Args:
+        site: The block.
+        stream: What its family says of the residual stream.
+        names: The tensors that the checkpoint has.
+        prefix: What it puts before the base model's names.
+    """
+    norm = _read(site, stream)
+    if not stream.mean or norm is None:
+        return 0
+    biased = f"{prefix}{norm}.bias" in names
+    written = prod(site.writer.layout.shape()) // site.width + (site.writer.bias is not None)
+    if isinstance(site, AttentionSite):
+        return written + _read_by_attention(site, biased)
+    branches = [branch for branch in site.projections.values() if branch is not site.writer]
+    return written + site.group.units * sum(branch.bias is not None or not biased for branch in branches)
+
+
+def _read(site: AttentionSite | FeedForwardSite, stream: Stream) -> str | None:
+    """The normalisation that a block reads."""
+    attends = isinstance(site, AttentionSite)
+    if not stream.post:
+        return (stream.attention_norm if attends else stream.feedforward_norm).format(layer=site.layer)
+    if not attends:
+        return stream.attention_norm.format(layer=site.layer)
+    return stream.feedforward_norm.format(layer=site.layer - 1) if site.layer else stream.embedding_norm
+
+
+def _read_by_attention(site: AttentionSite, biased: bool) -> int:
+    """The directions of the projections that read."""
+    group, query_key, value_output = site.group, site.group.query_key, site.group.value_output
+
+    def free(projection: Projection) -> bool:
+        return projection.bias is not None or not biased
+
+    queries = group.heads * query_key.features if free(site.query) else 0
+    keys = group.groups * (query_key.features if free(site.key) else len(query_key.linear))
+    values = group.groups * value_output.features
+    if value_output.planes or site.output.bias is not None:
+        taken_back = free(site.value) or not value_output.planes
+        return queries + keys + (values if taken_back else 0)
+    # Constants that move the output along the vector of ones, or not at all; the latter are a value bias's own.
+    along, still = max(0, values - site.width + 1), max(0, values - site.width)
+    own = along - still if site.value.bias is not None else 0
+    return queries + keys + (values if free(site.value) else along) + own

@@ -1,0 +1,179 @@
+"""Jacobians of what transformers computes by the parameters of blocks: of each block alone, and of the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from isobasin.certification.loaded import Block
+from isobasin.certification.nullity import Spectrum, folded, seen, spectrum
+from isobasin.errors import ArchitectureError
+from isobasin.testing.assertions import model_inputs
+
+# How often the rank may rise by more inputs: units that are rarely active are seen late.
+_CHECKS = 10
+
+Rows = list[Tensor]
+"""Derivatives of some outputs by the stored values of each block: `(outputs, values)`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one function sees of a block.
+
+    Attributes:
+        jacobian: The triangular factor of the Jacobian.
+        spectrum: Its rank.
+    """
+
+    jacobian: Tensor
+    spectrum: Spectrum
+
+    def seen(self, directions: Tensor) -> int:
+        """How many of these directions change the function."""
+        return seen(self.jacobian, directions, self.spectrum.level)
+
+
+class _Double(TorchFunctionMode):
+    """Float64 wherever a model asks for float32, as norms, softmaxes and rotary positions of transformers do."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            func = Tensor.double
+        double = tuple(torch.float64 if x is torch.float32 else x for x in args)
+        return func(*double, **{k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()})
+
+
+@contextmanager
+def _exactly() -> Generator[None]:
+    """All arithmetic in float64, and attention in plain steps, whose derivatives can be batched."""
+    with _Double(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def measured_alone(model: nn.Module, blocks: list[Block], seed: int) -> list[Measured]:
+    """What every block by itself sees of its values, at random inputs of its own.
+
+    What the block reads is replaced by random numbers, and its output is what its last projection returns, so that
+    normalisations and sums around it play no part. Masks, rotary tables and all between are the model's own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows() -> Iterator[Rows]:
+        for inputs in _inputs(model, seed, padded=False):
+            with _replaced_inputs(blocks, generator), _outputs_of(blocks) as written, _exactly():
+                model(**inputs)
+            found = zip(blocks, written, strict=True)
+            yield [_rows(torch.cat([x.flatten() for x in outputs]), [block])[0] for block, outputs in found]
+
+    return _measured([], rows())
+
+
+def measured_whole(model: nn.Module, blocks: list[Block], seed: int) -> list[Measured]:
+    """What the outputs of the whole model see of the values of every block."""
+    generator = torch.Generator().manual_seed(seed)
+    width = blocks[0].site.width
+
+    def rows() -> Iterator[Rows]:
+        for inputs in _inputs(model, seed, padded=True):
+            with _exactly():
+                outputs = [_narrowed(x, width, generator).flatten() for x in _model_outputs(model, inputs)]
+            yield _rows(torch.cat(outputs), blocks)
+
+    return _settled(rows())
+
+
+def _settled(rows: Iterator[Rows]) -> list[Measured]:
+    """The rank of every block's Jacobian once more inputs leave it as it is: a model makes few kinds of its own."""
+    found = _measured([], rows)
+    for _ in range(_CHECKS):
+        before, found = found, _measured([block.jacobian for block in found], rows)
+        if all(one.spectrum.rank == other.spectrum.rank for one, other in zip(before, found, strict=True)):
+            break
+    return found
+
+
+def _measured(known: Rows, rows: Iterator[Rows]) -> list[Measured]:
+    """The rank that follows from rows known before, if any, and as many more as make twice the columns."""
+    found = [known] if known else [next(rows)]
+    while any(sum(map(len, parts)) < 2 * parts[0].shape[1] for parts in zip(*found, strict=True)):
+        found.append(next(rows))
+    factors = [folded(torch.cat(parts)) for parts in zip(*found, strict=True)]
+    return [Measured(factor, spectrum(factor)) for factor in factors]
+
+
+def _narrowed(outputs: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Random combinations of the outputs of each position, as many as the stream is wide: more say nothing new."""
+    if outputs.shape[-1] <= width:
+        return outputs
+    mixed = torch.randn(outputs.shape[-1], width, generator=generator, dtype=torch.float64)
+    return outputs @ mixed
+
+
+def _inputs(model: nn.Module, seed: int, *, padded: bool) -> Iterator[dict[str, Any]]:
+    """Random inputs of the model without end, every time all kinds of them."""
+    for again in count(seed):
+        for _, inputs in model_inputs(model, again):
+            if padded or "attention_mask" not in inputs:
+                yield inputs
+
+
+def _model_outputs(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
+    """Every output; at positions that are padding nothing is promised."""
+    kept = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
+    found = [value for value in model(**inputs).values() if isinstance(value, Tensor) and value.is_floating_point()]
+    return [x[kept] if kept is not None and x.shape[:2] == kept.shape else x for x in found]
+
+
+def _rows(outputs: Tensor, blocks: list[Block]) -> Rows:
+    """Derivatives of all these outputs by the stored values of each block."""
+    parameters = list({id(p): p for block in blocks for p in block.parameters}.values())
+    each = torch.eye(len(outputs), dtype=outputs.dtype)
+    found = torch.autograd.grad(outputs, parameters, each, is_grads_batched=True, materialize_grads=True)
+    by_parameter = {id(p): rows.flatten(1) for p, rows in zip(parameters, found, strict=True)}
+    return [torch.cat([by_parameter[id(p)] for p in block.parameters], 1)[:, block.order] for block in blocks]
+
+
+@contextmanager
+def _replaced_inputs(blocks: list[Block], generator: torch.Generator) -> Generator[None]:
+    """Every block reads random numbers; the same ones wherever its modules would have read the same tensor."""
+    # The tensors that were replaced are kept, so that no other is put in their place in memory.
+    replaced: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def replace(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not args or not isinstance(args[0], Tensor):
+            raise ArchitectureError(f"a {type(module).__name__} isn't given its input first: it can't be certified")
+        key = (args[0].data_ptr(), *args[0].shape)
+        if key not in replaced:
+            replaced[key] = args[0], torch.randn(args[0].shape, generator=generator, dtype=torch.float64)
+        return replaced[key][1], *args[1:]
+
+    with ExitStack() as hooks:
+        for module in {reader: None for block in blocks for reader in block.readers}:
+            hooks.callback(module.register_forward_pre_hook(replace).remove)
+        yield
+
+
+@contextmanager
+def _outputs_of(blocks: list[Block]) -> Generator[list[list[Tensor]]]:
+    """What every block's last projection returns while the model runs."""
+    written: list[list[Tensor]] = [[] for _ in blocks]
+
+    def keep(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        for block, outputs in zip(blocks, written, strict=True):
+            hooks.callback(block.writer.register_forward_hook(keep(outputs)).remove)
+        yield written
+    for block, outputs in zip(blocks, written, strict=True):
+        if not any(output.requires_grad for output in outputs):
+            raise ArchitectureError(f"transformers doesn't run the modules of {block.site.name} one by one")

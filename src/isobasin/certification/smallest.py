@@ -1,0 +1,85 @@
+"""The smallest model of the same kind: with it the Jacobians take seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from isobasin.architectures.configuration import Config, build, key
+from isobasin.architectures.layouts import Sizes
+from isobasin.architectures.registry import family
+from isobasin.architectures.schema import AttentionSite
+from isobasin.testing.tiny import TinyModel
+
+# Wherever a configuration has them. What else it says are switches, which stay.
+_SIZES: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "vocab_size": 200,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "max_position_embeddings": 16,
+    "image_size": 8,
+    "patch_size": 4,
+}
+_UNITS = 12
+_LABELS = 8
+# What the class makes again, from sizes that are other ones here.
+_DERIVED = ("id2label", "label2id", "model_type", "transformers_version", "architectures", "dtype", "torch_dtype")
+_SIZE_ENDINGS = ("size", "dim", "inner")
+
+
+def smallest(model: TinyModel) -> TinyModel:
+    """The same model with the smallest sizes that keep its groups of the same kind.
+
+    Grouped queries stay grouped, heads that don't share the width stay narrower or wider than their share, and the same
+    share of features rotates, in at least two planes or beside two features that don't rotate.
+    """
+    config = build(model.model_type, model.config)
+    entries = {name: x for name, x in config.to_diff_dict().items() if name not in _DERIVED}
+    entry = family(model.model_type)
+    site, feedforwards = entry.blocks(config)[0], entry.feedforwards(config)
+    sizes = _sizes(site)
+    small = _SIZES | {
+        "hidden_size": sizes.width,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.groups,
+        "head_dim": sizes.features,
+        "rotary_dim": round(_rotating(site) * sizes.features),
+        "n_inner": _UNITS,
+    }
+    if entries.get("heads_per_layer") is not None:
+        small["heads_per_layer"] = [sizes.heads, 2 * sizes.heads]
+    known = {key(config, name): x for name, x in small.items() if key(config, name) in entries}
+    # Families have more names for these two than could be listed.
+    by_value = {site.width: sizes.width} | ({feedforwards[0].group.units: _UNITS} if feedforwards else {})
+    alike = {n: by_value[x] for n, x in entries.items() if n.endswith(_SIZE_ENDINGS) and _whole(x) and x in by_value}
+    return replace(model, config={**_shorter(entries, config), **alike, **known, "num_labels": _LABELS})
+
+
+def _sizes(site: AttentionSite) -> Sizes:
+    """The smallest sizes of a block of the same kind."""
+    group = site.group
+    share = _rotating(site)
+    features = next(n for n in (4, 8, 16, 32, 64) if share * n % 2 == 0) if 0 < share < 1 else 4
+    if group.queries == 1:
+        heads, groups = 2, 2
+    else:
+        heads, groups = (4, 2) if group.groups > 1 and features == 4 else (2, 1)
+    shared = site.width - group.heads * group.query_key.features
+    return Sizes(heads * (features + (shared > 0) - (shared < 0)), heads, groups, features)
+
+
+def _rotating(site: AttentionSite) -> float:
+    """The share of a head's features that rotates."""
+    return 2 * len(site.group.query_key.planes) / site.group.query_key.features
+
+
+def _shorter(entries: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The entries with lists of something per layer cut to the first and the last one."""
+    layers = config.num_hidden_layers
+    return {n: [x[0], x[-1]] if isinstance(x, list) and len(x) == layers else x for n, x in entries.items()}
+
+
+def _whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)

@@ -1,0 +1,74 @@
+"""The directions in which a stated group moves the weights of a block, at the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.func import jacrev
+
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.symmetries import attention, feedforward
+from isobasin.symmetries.attention import AttentionElement
+from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.weights import AttentionWeights
+
+Parts = dict[str, Tensor]
+
+
+def stored_tangents(site: AttentionSite | FeedForwardSite, tensors: Parts) -> Tensor:
+    """The stated directions of a block's stored values, tensor after tensor: `(values, dimension)`."""
+    zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in site.shapes().items()}
+
+    # Storing is linear, so it takes directions as it takes weights.
+    def stored(direction: Parts) -> Tensor:
+        if isinstance(site, AttentionSite):
+            written = site.write(zeros, AttentionWeights(**direction))
+        else:
+            written = site.write(zeros, FeedForwardWeights(**direction))
+        return torch.cat([written[name].flatten() for name in zeros])
+
+    if isinstance(site, AttentionSite):
+        found = attention_tangents(site.group, site.read(tensors))
+    else:
+        found = feedforward_tangents(site.group, site.read(tensors))
+    each = [stored({name: part[..., k] for name, part in found.items()}) for k in range(site.group.dimension)]
+    return torch.stack(each, 1) if each else torch.zeros(sum(x.numel() for x in zeros.values()), 0).double()
+
+
+def attention_tangents(group: AttentionGroup, weights: AttentionWeights) -> Parts:
+    """The derivative of every weight by every coordinate of the group, coordinates last."""
+    parts = attention.identity(group).tensors()
+    complex_parts = [name for name, part in parts.items() if part.is_complex()]
+    free = [name for name in ("key_shift", "value_shift") if getattr(group, name)]
+
+    def moved(coordinates: Parts) -> Parts:
+        new = {n: torch.view_as_complex(x) if n in complex_parts else x for n, x in coordinates.items()}
+        return attention.act(group, AttentionElement.from_tensors({**parts, **new}), weights).tensors()
+
+    names = ("query_key.matrix", "value_output.matrix", *free)
+    real = {name: parts[name] for name in names} | {name: torch.view_as_real(parts[name]) for name in complex_parts}
+    return _derivatives(moved, real)
+
+
+def feedforward_tangents(group: FeedForwardGroup, weights: FeedForwardWeights) -> Parts:
+    """The same of a feed-forward block."""
+    start = feedforward.identity(group)
+    scales = {"up": group.up, "gate": group.gate}
+    free = {name: start.tensors()[name] for name, scale in scales.items() if scale is not None and scale.dimension}
+    return _derivatives(lambda new: feedforward.act(group, replace(start, **new), weights).tensors(), free)
+
+
+def _derivatives(moved: Callable[[Parts], Parts], start: Parts) -> Parts:
+    start = {name: part for name, part in start.items() if part.numel()}
+    if not start:
+        return {name: weight.new_zeros(*weight.shape, 0) for name, weight in moved(start).items()}
+    found = jacrev(moved)(start)
+    # Of every weight by every part: (weight's axes, part's axes).
+    sizes = {name: weight.ndim for name, weight in moved(start).items()}
+    return {
+        name: torch.cat([part.flatten(sizes[name]) for part in by_part.values()], -1) for name, by_part in found.items()
+    }

@@ -1,0 +1,45 @@
+"""`isobasin certify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from isobasin.cli.console import show, show_json, working
+from isobasin.cli.options import AllowPickleOption, JsonOption, SeedOption
+
+EXAMPLE = "isobasin certify llama"
+
+
+def certify(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FAMILY|MODEL",
+            help="A model type such as llama, of which a small random model is made; or a local folder or hub id.",
+        ),
+    ],
+    all_variants: Annotated[
+        bool, typer.Option("--all-variants", help="Every variant of FAMILY that changes the group or the attention.")
+    ] = False,
+    seed: SeedOption = 0,
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure whether the stated symmetry groups are exactly right: exit code 0 if all are, 1 if not."""
+    with working("measuring") as progress:
+        from isobasin.certification.certify import certify, variants
+
+        names = variants(source) if all_variants else [source]
+        found = [certify(name, seed=seed, allow_pickle=allow_pickle, progress=progress) for name in names]
+    exact = all(certificate.exact for certificate in found)
+    if as_json:
+        show_json({"exact": exact, "certificates": [certificate.to_json() for certificate in found]})
+    else:
+        from isobasin.cli.certify_report import certify_report
+
+        for number, certificate in enumerate(found):
+            show(*([""] if number else []), *certify_report(certificate))
+    if not exact:
+        raise typer.Exit(1)
