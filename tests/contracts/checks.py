@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -19,8 +21,21 @@ from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
+from isobasin.testing.tiny import TinyModel
 
 Blocks = list[tuple[AttentionGroup, AttentionWeights]]
+# One family, with its variants, for every kind of group and layout; what the others share with them is tested there.
+THOROUGH = (
+    *("vit", "bert", "distilbert", "gpt2", "opt", "llama", "qwen2", "gpt_neox", "gptj", "roformer"),
+    *("isobasin_vit", "isobasin_bert", "isobasin_gpt2", "qwen3", "olmo2", "gpt_oss", "bloom", "falcon", "smollm3"),
+    *("gpt_bigcode", "albert", "clip", "whisper"),
+)
+
+
+def models_at(models: Iterable[TinyModel], name: str, *values: object) -> pytest.MarkDecorator:
+    """Models at all values of an argument; at the last one only where another family stands for them."""
+    cases = [(m, v) for m in models for v in values if m.model_type in THOROUGH or v == values[-1]]
+    return pytest.mark.parametrize(("model", name), cases, ids=[f"{m}-{v}" for m, v in cases])
 
 
 def blocks(folder: Path) -> Blocks:

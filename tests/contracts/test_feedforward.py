@@ -16,6 +16,7 @@ from contracts.checks import (
     feedforward_distance,
     feedforward_names,
     feedforward_sites,
+    models_at,
     tensors,
     weight_files,
 )
@@ -50,8 +51,7 @@ SCALED = ("opt", *GATED, "smollm3", "stablelm")
 every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)
 
 
-@every_model
-@pytest.mark.parametrize("condition", [1.0, 1e3])
+@models_at([*MODELS, *VARIANTS], "condition", 1.0, 1e3)
 def test_scrambled_units_and_heads_compute_the_same_in_float64(model, condition, saved, tmp_path):
     original, out = saved(model), tmp_path / "out"
     isobasin.scramble(original, out, seed=1, condition=condition, scope="block", verify=False)
@@ -69,8 +69,7 @@ def test_scrambled_units_and_heads_compute_the_same_in_float32(model, saved, tmp
     assert_function_preserved(original, tmp_path / "out", 1e-4)
 
 
-@every_model
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@models_at([*MODELS, *VARIANTS], "dtype", torch.float32, torch.float64)
 def test_align_brings_units_and_heads_back(model, dtype, saved, tmp_path):
     """And the program's own verification accepts the way there and back."""
     original, scrambled, out = saved(model, dtype=dtype), tmp_path / "scrambled", tmp_path / "aligned"

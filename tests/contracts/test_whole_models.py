@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import isobasin
-from contracts.checks import tensors
+from contracts.checks import models_at, tensors
 from isobasin.alignment import Alignment
 from isobasin.architectures.registry import family
 from isobasin.errors import AlignmentError, ArchitectureError, TensorError
@@ -52,8 +52,7 @@ def gap(a: Path, b: Path) -> float:
     return max(float((one[n] - other[n]).abs().max() / one[n].abs().max().clamp(min=1e-9)) for n in one)
 
 
-@every_model
-@pytest.mark.parametrize("condition", [1.0, 100.0])
+@models_at([*MODELS, *VARIANTS], "condition", 1.0, 100.0)
 def test_a_scrambled_model_computes_the_same(model, condition, saved, tmp_path):
     original, out = saved(model), tmp_path / "out"
     isobasin.scramble(original, out, seed=1, condition=condition, scope="model", verify=False)
@@ -61,8 +60,7 @@ def test_a_scrambled_model_computes_the_same(model, condition, saved, tmp_path):
     assert gap(original, out) > 0.1
 
 
-@every_model
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@models_at([*MODELS, *VARIANTS], "dtype", torch.float32, torch.float64)
 def test_align_brings_a_whole_model_back(model, dtype, saved, tmp_path):
     original, scrambled, out = saved(model, dtype=dtype), tmp_path / "scrambled", tmp_path / "aligned"
     assert isobasin.scramble(original, scrambled, seed=5, condition=4.0, scope="model").verified.equal
@@ -138,6 +136,13 @@ def test_a_model_without_head_is_refused(saved, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_no_base_model_has_a_head(model, saved):
+    """Whatever its configuration says of a head that would be tied."""
+    with pytest.raises(ArchitectureError, match="has no head"):
+        stream_of(saved(model, base=True))
+
+
 @pytest.mark.parametrize(
     ("model_type", "config", "words"),
     [
@@ -185,8 +190,7 @@ def test_a_small_gain_of_the_reference_is_replaced(tmp_path):
     assert torch.equal(moved[4:], stored["model.norm.weight"][4:])
 
 
-@every_model
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@models_at([*MODELS, *VARIANTS], "dtype", torch.float32, torch.float64)
 def test_a_scrambled_model_is_recognised(model, dtype, saved, tmp_path):
     original = saved(model, dtype=dtype)
     isobasin.scramble(original, tmp_path / "scrambled", seed=6, condition=3.0, scope="model", verify=False)
