@@ -179,3 +179,33 @@ def test_reference_with_a_head_and_model_without(saved, tmp_path):
     isobasin.scramble(tmp_path / "base", tmp_path / "scrambled", seed=12, verify=False)
     isobasin.align(saved(model), tmp_path / "scrambled", tmp_path / "aligned", verify=False)
     assert_recovered(tmp_path / "base", tmp_path / "aligned", 1e-8)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "olmo2"])
+def test_equal_circuits_are_no_equal_functions_where_queries_are_normalised(model_type, saved, tmp_path):
+    """Q and K in another basis have the same circuits; their norms, and so the scores, are others."""
+    original = saved(tiny(model_type))
+    isobasin.scramble(original, tmp_path / "same", seed=13, verify=False)
+    assert isobasin.equivalent(original, tmp_path / "same").equivalent
+    shutil.copytree(original, tmp_path / "other")
+    file = tmp_path / "other" / "model.safetensors"
+    stored = tensors(tmp_path / "other")
+    for name, factor in (("q_proj", 2.0), ("k_proj", 0.5)):
+        weight = stored[f"model.layers.0.self_attn.{name}.weight"]
+        weight[0], weight[4] = weight[0] * factor, weight[4] * factor  # one plane of the first head
+        if name == "q_proj":
+            weight[8], weight[12] = weight[8] * factor, weight[12] * factor  # and of the other one with that key
+    save_file(stored, file, {"format": "pt"})
+    assert not isobasin.verify(original, tmp_path / "other").equal
+    assert not isobasin.equivalent(original, tmp_path / "other").equivalent
+
+
+def test_a_changed_sink_is_no_equal_function(saved, tmp_path):
+    original = saved(tiny("gpt_oss"))
+    isobasin.scramble(original, tmp_path / "same", seed=13, verify=False)
+    assert isobasin.equivalent(original, tmp_path / "same").equivalent
+    shutil.copytree(original, tmp_path / "other")
+    stored = tensors(tmp_path / "other")
+    stored["model.layers.1.self_attn.sinks"][2] += 0.1
+    save_file(stored, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    assert not isobasin.equivalent(original, tmp_path / "other").equivalent

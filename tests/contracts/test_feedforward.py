@@ -46,7 +46,10 @@ MODELS = (
     *(model for model in TINY_MODELS if not model.variant and states_feedforwards(model.model_type)),
     tiny("opt", "no-bias", config={"enable_bias": False}),
 )
-GATED = ("cohere", "gemma", "gemma2", "glm", "granite", "llama", "mistral", "modernbert", "olmo", "phi3", "qwen2")
+GATED = (
+    *("cohere", "gemma", "gemma2", "gemma3_text", "glm", "granite", "llama", "mistral", "modernbert", "olmo", "olmo2"),
+    *("phi3", "qwen2", "qwen3"),
+)
 SCALED = ("opt", *GATED, "smollm3", "stablelm")
 every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)
 

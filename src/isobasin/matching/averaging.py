@@ -62,6 +62,9 @@ def circuit_mean(
     stacked, as are the outputs that share a value. Biases that no head can do without are one more row; of those
     that trade, the mean is taken of what they add together, `b_O + Σ b_V O^T`; those that softmax cancels are averaged.
 
+    Normalised queries and keys have no circuit that scores depend on: theirs is the mean of the weights themselves, as
+    is that of gains, tables and sinks.
+
     A circuit says nothing about its head's gauge: of all of them, the element of the group is taken that brings the
     result nearest to the first block, so that with all weight on it the result is that block.
 
@@ -73,9 +76,11 @@ def circuit_mean(
     """
     names = blocks[0].tensors()
     mean = AttentionWeights(**{name: weighted_mean([getattr(b, name) for b in blocks], weights) for name in names})
-    query_key, qk_lost = _nearest_factors([query_key_factors(group, b) for b in blocks], weights)
     value_output, vo_lost = _nearest_factors([value_output_factors(group, b) for b in blocks], weights)
-    mean = with_value_output(group, with_query_key(group, mean, query_key), value_output)
+    mean, qk_lost = with_value_output(group, mean, value_output), torch.zeros_like(vo_lost)
+    if group.norm is None:
+        query_key, qk_lost = _nearest_factors([query_key_factors(group, b) for b in blocks], weights)
+        mean = with_query_key(group, mean, query_key)
     if mean.output_bias is not None:
         added = weighted_mean([effective_bias(group, b) for b in blocks], weights)
         mean = replace(mean, output_bias=mean.output_bias + added - effective_bias(group, mean))

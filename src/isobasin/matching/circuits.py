@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.symmetries import tables
 from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -52,10 +53,12 @@ def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtyp
 def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
     """`||M_A - M_B|| / ||M_A||` of the worst key/value head and pair, `(...)`; heads already in the same order.
 
-    `M_A - M_B = ΔL R_A^T + L_B ΔR^T` with small Δ, so nothing large cancels.
+    `M_A - M_B = ΔL R_A^T + L_B ΔR^T` with small Δ, so nothing large cancels. What scores depend on besides, see
+    `score_error`, counts like a pair; where queries and keys are normalised, it counts instead of theirs.
     """
-    worst = torch.zeros((), dtype=torch.float64)
-    for x, y in zip(_tall(group, a), _tall(group, b), strict=True):
+    worst = score_error(group, a, b)
+    pairs = list(zip(_tall(group, a), _tall(group, b), strict=True))
+    for x, y in pairs if group.norm is None else pairs[1:]:
         delta = Factors(*(p - q for p, q in zip(vars(x).values(), vars(y).values(), strict=True)))
         stacked = Factors(
             torch.cat([delta.left, y.left], -1),
@@ -70,6 +73,29 @@ def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeight
         norm = _squared_norm(x)
         relative = torch.where(norm > 0, error / norm, torch.where(error > 0, torch.inf, 0.0)).sqrt()
         worst = worst.to(relative.device).maximum(relative.amax(-1))
+    return worst
+
+
+def score_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
+    """Relative difference of what a head's scores depend on and no circuit holds, `(...)`; worst head.
+
+    Tables of position biases, up to free constants; scores of no token; and, where they are normalised, queries, keys
+    and gains themselves: equal circuits don't mean equal scores there.
+    """
+    blocks = a.key.ndim - 3
+    worst = torch.zeros(a.key.shape[:blocks], dtype=torch.float64, device=a.key.device)
+    names = ("query", "key", "query_bias", "key_bias", "query_gain", "key_gain") if group.norm else ()
+    for name in (*names, "table", "sink"):
+        x, y = getattr(a, name), getattr(b, name)
+        if x is None or y is None:
+            continue
+        if name == "table":
+            x, y = tables.centred(group, x), tables.centred(group, y)
+        # Of every head, but for parameters that have one number for a head.
+        heads = blocks if name == "sink" else blocks + 1 + (name in ("query", "query_bias", "query_gain", "table"))
+        size, error = (t.flatten(heads).norm(dim=-1) if t.ndim > heads else t.abs() for t in (x, x - y))
+        relative = torch.where(size > 0, error / size, torch.where(error > 0, torch.inf, 0.0))
+        worst = worst.maximum(relative.flatten(blocks).amax(-1) if relative.ndim > blocks else relative)
     return worst
 
 

@@ -1,8 +1,8 @@
 """Coordinates on a model's symmetry group around the identity: what gradient descent moves.
 
 All coordinates are 0 at the identity. Invertible maps are `exp(X)`, plane-wise scalings `exp(r + iφ)`, scales of units
-`exp(l)`, rotations of the residual stream `exp(S - S^T)`, gains `g exp(γ)`; shifts of biases are themselves. So every
-point is an element of the group, and a model's function is the same at all of them.
+and trades of gains `exp(l)`, rotations of the residual stream `exp(S - S^T)`, gains of its norms `g exp(γ)`; shifts of
+biases are themselves. So every point is an element of the group, and a model's function is the same at all of them.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ class Chart:
         for site in self._model.specification.sites:
             group, name = site.group, f"attention.{site.layer}"
             for part, pair in (("query_key", group.query_key), ("value_output", group.value_output)):
+                if part == "query_key" and group.norm is not None:
+                    yield f"{name}.trades", group.trades
+                    continue
                 n = len(pair.linear)
                 yield f"{name}.{part}.matrix", (group.groups, n, n)
                 yield f"{name}.{part}.planes", (group.groups, len(pair.planes), 2)
@@ -121,11 +124,13 @@ class Chart:
     def _attention(self, layer: int, group: AttentionGroup) -> attention.AttentionElement:
         name = f"attention.{layer}"
         start = attention.identity(group, (), self._device)
+        trades = self.coordinates.get(f"{name}.trades")
         return replace(
             start,
             query_key=self._pair(f"{name}.query_key", group.query_key, start.query_key),
             value_output=self._pair(f"{name}.value_output", group.value_output, start.value_output),
             value_shift=self.coordinates.get(f"{name}.value_shift", start.value_shift),
+            trades=start.trades if trades is None else trades.exp(),
         )
 
     def _pair(self, name: str, group: BilinearGroup, start: BilinearElement) -> BilinearElement:

@@ -12,6 +12,7 @@ from torch import Tensor
 from isobasin.matching.attention import distance
 from isobasin.matching.averaging import circuit_mean, nearest, weighted_mean
 from isobasin.symmetries import attention
+from isobasin.symmetries.groups import QueryKeyNorm
 from isobasin.symmetries.weights import stack
 from isobasin.testing.strategies import Block, make_block, make_group, random_weights
 
@@ -186,3 +187,21 @@ def test_a_stack_of_blocks_is_each_of_them_and_dead_heads_stay_exact():
     for weights, expected in (((1, 0), dead), ((0, 1), block.weights)):
         end = circuit_mean(block.group, [dead, block.weights], weights, 1e8)
         assert (block.output(end.weights) - block.output(expected)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("norm", list(QueryKeyNorm))
+def test_normalised_queries_and_keys_are_averaged_themselves(norm):
+    group = make_group(2, 2, 4, {}, HALF, norm=norm, sink=True)
+    a, b = (random_weights(group, 9, {}, seed) for seed in (1, 2))
+    same = circuit_mean(group, [a, b], [1.0, 0.0]).weights
+    for name, tensor in a.tensors().items():
+        assert torch.allclose(getattr(same, name), tensor, atol=1e-12), name
+    found = circuit_mean(group, [a, b], [0.5, 0.5])
+    assert float(found.query_key) == 0
+    assert float(found.value_output) > 0.1
+    assert found.weights.sink is not None
+    assert torch.allclose(found.weights.sink, (a.sink + b.sink) / 2)
+    # In the gauge nearest to the first model: signs of planes, turns and trades may differ from the mean's.
+    mean = [(x + y) / 2 for x, y in ((a.query, b.query), (a.key, b.key))]
+    for mine, theirs in zip(mean, (found.weights.query, found.weights.key), strict=True):
+        assert torch.allclose(mine.abs().sort(-1).values.sum(-2), theirs.abs().sort(-1).values.sum(-2))
