@@ -5,13 +5,14 @@ Circuits are what a block computes with; no continuous map changes them. None is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.symmetries import tables
 from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -83,10 +84,23 @@ def effective_bias(group: AttentionGroup, weights: AttentionWeights) -> Tensor:
 
 
 def bias_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
-    """Relative difference of what value and output biases add together, `(...)`."""
-    x, y = effective_bias(group, a), effective_bias(group, b)
-    size = x.norm(dim=-1)
-    error = (x - y).norm(dim=-1)
+    """Relative difference of what value and output biases add together, `(...)`; or a larger one of those below.
+
+    Gains of normalised queries and keys; position biases up to their free constants; scores of no token.
+    """
+    parts = [tuple(effective_bias(group, w) for w in (a, b))]
+    for role, own in a.tensors().items():
+        if role in ("query_gain", "key_gain", "table", "sink"):
+            pair = own, b.tensors()[role]
+            pair = tuple(tables.centred(group, t) for t in pair) if role == "table" and group.table else pair
+            parts.append(tuple(t.flatten(a.key.ndim - 3) for t in pair))
+    found = [_relative(x, y) for x, y in parts]
+    return torch.stack(found).amax(0)
+
+
+def _relative(x: Tensor, y: Tensor) -> Tensor:
+    """`||x - y|| / ||x||` of vectors."""
+    size, error = x.norm(dim=-1), (x - y).norm(dim=-1)
     return torch.where(size > 0, error / size, torch.where(error > 0, torch.inf, 0.0))
 
 
@@ -119,8 +133,13 @@ def degeneracy(group: AttentionGroup, weights: AttentionWeights, tolerance: floa
         thin = (values[:, -1] <= tolerance * values[:, 0]) | (values[:, 0] == 0)
         deficient += [(name, int(i)) for i in thin.nonzero().flatten()]
     # Without values the circuits are the attention scores alone, which is what must be distinct.
-    values, outputs = torch.zeros_like(weights.value), torch.zeros_like(weights.output)
-    scores = AttentionWeights(weights.query, weights.key, values, outputs, weights.query_bias, weights.key_bias)
+    scores = replace(
+        weights,
+        value=torch.zeros_like(weights.value),
+        output=torch.zeros_like(weights.output),
+        value_bias=None,
+        output_bias=None,
+    )
     apart = head_costs(group, scores, scores, HeadCost.rotary).transpose(-3, -2).flatten(-2).flatten(0, 1)
     size = _score_norms(group, scores)
     near = apart <= (tolerance * torch.maximum(size.unsqueeze(0), size.unsqueeze(1))).square()
