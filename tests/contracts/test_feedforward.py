@@ -46,7 +46,7 @@ MODELS = (
     tiny("opt", "no-bias", config={"enable_bias": False}),
 )
 GATED = ("cohere", "gemma", "gemma2", "glm", "granite", "llama", "mistral", "modernbert", "olmo", "phi3", "qwen2")
-SCALED = ("opt", *GATED, "smollm3", "stablelm")
+SCALED = ("opt", "t5", *GATED, "smollm3", "stablelm")
 every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)
 
 
