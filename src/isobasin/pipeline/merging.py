@@ -187,7 +187,7 @@ class _Writing:
         tables: tuple[dict[str, Tensor], ...] = tuple({} for _ in self.models)
         for batch in batches(sites):
             needed = {name for index in batch for name in sites[index].shapes()}
-            held = tuple(dict(known) for known in tables)
+            held = tuple({name: known[name] for name in needed & known.keys()} for known in tables)
             while not needed <= held[0].keys():
                 for tensors, piece in zip(held, next(pieces), strict=True):
                     tensors.update(piece)
