@@ -241,10 +241,11 @@ def _texts(config: Any, offsets: bool, generator: torch.Generator) -> Iterator[t
     """Random tokens of several lengths, with padding, and at several positions where these can be given."""
     # RoBERTa numbers positions from padding_idx + 1, OPT's table has its own two spare rows.
     tables = (getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions"))
-    longest = next((length for length in tables if length), max(_LENGTHS) + max(_OFFSETS))
-    if config.model_type in ("roberta", "xlm-roberta"):
+    lengths = (*_LENGTHS, *_farthest(config))
+    longest = next((length for length in tables if length), max(lengths) + max(_OFFSETS))
+    if config.model_type in ("roberta", "xlm-roberta", "mpnet"):
         longest -= 2 + (getattr(config, "pad_token_id", None) or 0)
-    for length in sorted({min(n, longest) for n in _LENGTHS}):
+    for length in sorted({min(n, longest) for n in lengths}):
         tokens = torch.randint(0, config.vocab_size, (2, length), generator=generator)
         mask = torch.ones_like(tokens)
         for offset in _OFFSETS if offsets else (0,):
@@ -256,6 +257,13 @@ def _texts(config: Any, offsets: bool, generator: torch.Generator) -> Iterator[t
             mask = mask.clone()
             mask[1, length // 2 :] = 0
             yield f"length {length}, padded", {"input_ids": tokens, "attention_mask": mask}
+
+
+def _farthest(config: Any) -> tuple[int, ...]:
+    """A length at which every entry of a table of relative positions is read, if there is one."""
+    if not hasattr(config, "relative_attention_num_buckets"):
+        return ()
+    return (getattr(config, "relative_attention_max_distance", 128) + 1,)  # MPNet has no entry for it
 
 
 def _images(config: Any, interpolates: bool, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -77,6 +77,12 @@ def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
         raise ArchitectureError(f"transformers refuses config.json of model type {model_type}: {message}") from error
 
 
+def both_sides(config: Config, name: str) -> tuple[int, int]:
+    """Rows and columns of an entry that may be one number for both."""
+    value = getattr(config, name)
+    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+
+
 def refuse(config: Config, name: str, reason: str) -> None:
     """Refuse a configuration in which a switch is on that makes the attention another function of its tensors."""
     value = getattr(config, name)
@@ -97,7 +103,9 @@ def described(config: Config) -> str:
 
 def counted(config: Config) -> str:
     """The values of `config.json` from which the number of layers follows, in words."""
-    return ", ".join(_values(config, ("num_hidden_layers", "decoder_layers", "num_hidden_groups", "inner_group_num")))
+    decoder = ("decoder_layers", "num_decoder_layers")
+    groups = ("num_hidden_groups", "inner_group_num", "depths")
+    return ", ".join(_values(config, ("num_hidden_layers", *decoder, *groups)))
 
 
 def _values(config: Config, names: Iterable[str]) -> list[str]:
@@ -118,7 +126,12 @@ def layers(config: Config, entry: str = "num_hidden_layers") -> int:
 
 
 def sizes(
-    config: Config, entry: str = "num_attention_heads", *, groups: int | None = None, features: int | None = None
+    config: Config,
+    entry: str = "num_attention_heads",
+    *,
+    groups: int | None = None,
+    features: int | None = None,
+    stage: tuple[int, int] | None = None,
 ) -> Sizes:
     """The checked sizes of a model's attention blocks.
 
@@ -127,9 +140,10 @@ def sizes(
         entry: Which entry gives the number of heads.
         groups: Number of key/value heads; None if every head has its own.
         features: Width of a head; None if the heads share the model width.
+        stage: Width and heads of one of several stages, where the configuration gives more than one of each.
     """
-    width: int = config.hidden_size
-    heads: int = getattr(config, entry)
+    width: int = config.hidden_size if stage is None else stage[0]
+    heads: int = getattr(config, entry) if stage is None else stage[1]
     groups = heads if groups is None else groups
     if width < 1 or heads < 1 or groups < 1 or (features is not None and features < 1):
         raise ArchitectureError(f"sizes must be positive: {described(config)}")

@@ -6,8 +6,11 @@ are templates: `{layer}` stands for the layer's index.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch
 
 from isobasin.architectures.schema import Layout, Projection
 from isobasin.errors import ArchitectureError
@@ -135,6 +138,31 @@ def gains(name: str, features: int, heads: int = 1) -> Projection:
 def position_table(name: str, entries: int, heads: int) -> Projection:
     """Relative position biases, `(entries, heads)`."""
     return Projection(name, None, Layout("feature head", (("feature", entries), ("head", heads))))
+
+
+def bucket_constants(buckets: int, farthest: int, *, bidirectional: bool) -> tuple[int, ...]:
+    """The constants of a table of T5's kind (`AttentionGroup.table`), in which far distances share buckets.
+
+    Each direction has half of the entries, or the backward one all of them. All that some distance reads share constant
+    0. What none reads, as the forward half's entry of distance 0, is a constant by itself.
+
+    Args:
+        buckets: Entries of the table.
+        farthest: From this distance on all share the last bucket.
+        bidirectional: Whether later positions are read too.
+    """
+    own = buckets // 2 if bidirectional else buckets
+    exact = own // 2
+    if not 1 <= exact < farthest:
+        raise ArchitectureError(f"{buckets} buckets for relative positions up to {farthest}: there is none for some")
+    # In float32, as transformers computes them.
+    distance = torch.arange(exact, farthest + 1, dtype=torch.float32)
+    shares = (distance / exact).log() / math.log(farthest / exact)
+    far = (exact + (shares * (own - exact)).long()).clamp(max=own - 1)
+    backward = {*range(exact), *far.tolist()}
+    forward = {own + bucket for bucket in backward - {0}} if bidirectional else set[int]()
+    unread = [entry for entry in range(buckets) if entry not in backward | forward]
+    return tuple(1 + unread.index(entry) if entry in unread else 0 for entry in range(buckets))
 
 
 def sinks(name: str, heads: int) -> Projection:

@@ -5,7 +5,7 @@ Circuits are what a block computes with; no continuous map changes them. None is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ def score_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights)
         # Of every head, but for parameters that have one number for a head.
         heads = blocks if name == "sink" else blocks + 1 + (name in ("query", "query_bias", "query_gain", "table"))
         size, error = (t.flatten(heads).norm(dim=-1) if t.ndim > heads else t.abs() for t in (x, x - y))
-        relative = torch.where(size > 0, error / size, torch.where(error > 0, torch.inf, 0.0))
+        relative = _relative(size, error)
         worst = worst.maximum(relative.flatten(blocks).amax(-1) if relative.ndim > blocks else relative)
     return worst
 
@@ -111,8 +111,11 @@ def effective_bias(group: AttentionGroup, weights: AttentionWeights) -> Tensor:
 def bias_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
     """Relative difference of what value and output biases add together, `(...)`."""
     x, y = effective_bias(group, a), effective_bias(group, b)
-    size = x.norm(dim=-1)
-    error = (x - y).norm(dim=-1)
+    return _relative(x.norm(dim=-1), (x - y).norm(dim=-1))
+
+
+def _relative(size: Tensor, error: Tensor) -> Tensor:
+    """`error / size`; of what is zero any error is infinite."""
     return torch.where(size > 0, error / size, torch.where(error > 0, torch.inf, 0.0))
 
 
@@ -145,8 +148,13 @@ def degeneracy(group: AttentionGroup, weights: AttentionWeights, tolerance: floa
         thin = (values[:, -1] <= tolerance * values[:, 0]) | (values[:, 0] == 0)
         deficient += [(name, int(i)) for i in thin.nonzero().flatten()]
     # Without values the circuits are the attention scores alone, which is what must be distinct.
-    values, outputs = torch.zeros_like(weights.value), torch.zeros_like(weights.output)
-    scores = AttentionWeights(weights.query, weights.key, values, outputs, weights.query_bias, weights.key_bias)
+    scores = replace(
+        weights,
+        value=torch.zeros_like(weights.value),
+        output=torch.zeros_like(weights.output),
+        value_bias=None,
+        output_bias=None,
+    )
     apart = head_costs(group, scores, scores, HeadCost.rotary).transpose(-3, -2).flatten(-2).flatten(0, 1)
     size = _score_norms(group, scores)
     near = apart <= (tolerance * torch.maximum(size.unsqueeze(0), size.unsqueeze(1))).square()

@@ -258,6 +258,10 @@ def _match_attention(
                 check = compare_blocks(group, moving[position], found.moved[position])
                 checks.append(_accepted(sites[index].name, check))
         running.progress("matching", len(layers), steps)
+    for first, *others in b.specification.ties:
+        for other in others:
+            # They are the same but for rounding, and the table is written once.
+            elements[other].table_shift.copy_(elements[first].table_shift)
     return layers, checks
 
 

@@ -51,16 +51,18 @@ class Symmetry:
         layers: Every attention block.
         parameters: Stored values of the whole model.
         feedforward: Every feed-forward block; none where they are not known.
+        tied: Constants of tables of position biases that several blocks count, beyond the first.
     """
 
     layers: tuple[LayerSymmetry, ...]
     parameters: int
     feedforward: tuple[FeedForwardSymmetry, ...] = ()
+    tied: int = 0
 
     @property
     def dimension(self) -> int:
         """Directions in which attention weights can move without changing the function."""
-        return sum(layer.group.dimension for layer in self.layers)
+        return sum(layer.group.dimension for layer in self.layers) - self.tied
 
     @property
     def feedforward_dimension(self) -> int:
@@ -103,7 +105,12 @@ def symmetry(model: Source, *, allow_pickle: bool = False) -> Symmetry:
         feedforward = tuple(
             FeedForwardSymmetry(site.layer, site.group, _size(site)) for site in known_feedforwards(opened)
         )
-        return Symmetry(layers, opened.parameters(), feedforward)
+        tied = sum(
+            layers[index].group.heads * layers[index].group.table_shifts
+            for _, *others in opened.specification.ties
+            for index in others
+        )
+        return Symmetry(layers, opened.parameters(), feedforward, tied)
 
 
 def _size(site: Site) -> int:

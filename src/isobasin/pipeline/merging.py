@@ -183,9 +183,11 @@ class _Writing:
     def circuits(self, pieces: Iterator[tuple[dict[str, Tensor], ...]]) -> Iterator[dict[str, Tensor]]:
         """Mean circuits of the attention blocks, those that are alike together, and the mean of all other tensors."""
         sites = self.models[0].specification.sites
+        # Blocks may read one table: it comes with the first of them, and is written with it.
+        tables: tuple[dict[str, Tensor], ...] = tuple({} for _ in self.models)
         for batch in batches(sites):
             needed = {name for index in batch for name in sites[index].shapes()}
-            held: tuple[dict[str, Tensor], ...] = tuple({} for _ in self.models)
+            held = tuple({name: known[name] for name in needed & known.keys()} for known in tables)
             while not needed <= held[0].keys():
                 for tensors, piece in zip(held, next(pieces), strict=True):
                     tensors.update(piece)
@@ -196,7 +198,11 @@ class _Writing:
                 lost = float(found.query_key[position]), float(found.value_output[position])
                 self.truncation.append(Truncation(sites[index].layer, *lost))
                 written = sites[index].write(held[0], found.weights[position])
-                yield from ({name: tensor} for name, tensor in written.items())
+                yield from ({name: tensor} for name, tensor in written.items() if name not in tables[0])
+                table = sites[index].table
+                if table is not None:
+                    for known, tensors in zip(tables, held, strict=True):
+                        known[table.weight] = tensors[table.weight]
             rest = [{name: x for name, x in tensors.items() if name not in needed} for tensors in held]
             yield from means([rest], self.weights)
         yield from means(pieces, self.weights)

@@ -191,7 +191,9 @@ def inverse(group: AttentionGroup, element: AttentionElement) -> AttentionElemen
 
 def with_heads(element: AttentionElement, other: AttentionElement) -> AttentionElement:
     """An element that permutes heads, and shifts their position biases, as another one."""
-    return replace(element, outer=other.outer, inner=other.inner, table_shift=other.table_shift)
+    # Copies: a file can't hold tensors that share memory.
+    outer, inner, table_shift = (t.clone() for t in (other.outer, other.inner, other.table_shift))
+    return replace(element, outer=outer, inner=inner, table_shift=table_shift)
 
 
 def same_heads(one: AttentionElement, other: AttentionElement) -> bool:

@@ -15,6 +15,15 @@ _SIZES = {**_HEADS, "intermediate_size": 48}
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
 _POSITIONS = {**_SIZES, **_TEXT, "max_position_embeddings": 16}
 _VISION = {"image_size": 8, "patch_size": 4}
+_T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 8,
+}
 _SCALE = 0.2
 
 
@@ -187,6 +196,29 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "siglip_vision_model": _tower("SiglipVision", {**_SIZES, **_VISION}),
     "bart": _translator("Bart", max_position_embeddings=16),
     "marian": _translator("Marian", max_position_embeddings=16, head="MarianMTModel"),
+    # Tables whose entries short texts already read.
+    "t5": {
+        "config": {**_T5, **_TEXT, "decoder_start_token_id": 0},
+        "base": "T5Model",
+        "head": "T5ForConditionalGeneration",
+        **_RMS,
+    },
+    "mpnet": _with(_encoder("MPNet", eager=True), max_position_embeddings=140, pad_token_id=1, eos_token_id=2),
+    "beit": _vision("Beit", use_relative_position_bias=True),
+    # Two stages, of width 32 and 64; four windows in the first, shifted in its second layer, and one in the second.
+    "swin": {
+        "config": {
+            "embed_dim": 32,
+            "depths": [2, 1],
+            "num_heads": [4, 8],
+            "window_size": 2,
+            "mlp_ratio": 2,
+            **_VISION,
+            "patch_size": 2,
+        },
+        "base": "SwinModel",
+        "head": "SwinForImageClassification",
+    },
     "whisper": _translator("Whisper", num_mel_bins=8, max_source_positions=10, max_target_positions=16),
     "gpt2": _decoder("GPT2", _GPT, head="GPT2LMHeadModel"),
     "gpt_bigcode": _decoder("GPTBigCode", _GPT),
@@ -285,6 +317,11 @@ TINY_MODELS = (
     tiny("dinov2", "swiglu", config={"use_swiglu_ffn": True}),
     tiny("albert", "inner", config={"num_hidden_groups": 1, "inner_group_num": 2}),
     tiny("clip", "unlike", config={"vision_config": {**_SIZES, **_VISION, "num_attention_heads": 8}}),
+    tiny("t5", "gated", config={"d_kv": 12, "feed_forward_proj": "gated-gelu", "num_decoder_layers": 3}),
+    tiny("t5", "encoder", config={"is_encoder_decoder": False}, base="T5EncoderModel", head="T5ForTokenClassification"),
+    tiny("beit", "shared", config={"use_relative_position_bias": False, "use_shared_relative_position_bias": True}),
+    tiny("beit", "absolute", config={"use_relative_position_bias": False, "use_absolute_position_embeddings": True}),
+    tiny("swin", "no-qkv-bias", config={"qkv_bias": False}),
     tiny("bart", "unlike", config={"encoder_layers": 3, "decoder_layers": 1, "decoder_attention_heads": 8}),
     tiny("gpt_bigcode", "multi-head", config={"multi_query": False}),
     tiny("bert", "decoder", config={"is_decoder": True}, head="BertLMHeadModel", causal=True),

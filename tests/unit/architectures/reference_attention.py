@@ -97,11 +97,17 @@ def random_map(group: BilinearGroup, generator: torch.Generator) -> Tensor:
     return u
 
 
-def random_move(weights: AttentionWeights, group: AttentionGroup, generator: torch.Generator) -> AttentionWeights:
-    """The weights moved by a random element: permuted heads, new bases, shifted biases."""
+def random_move(
+    weights: AttentionWeights, group: AttentionGroup, generator: torch.Generator, heads: int = 0
+) -> AttentionWeights:
+    """The weights moved by a random element: permuted heads, new bases, shifted biases.
+
+    Blocks of equal `heads` permute their heads alike and shift their tables of position biases alike.
+    """
+    of_heads = torch.Generator().manual_seed(heads)
     order = torch.randperm if group.permuted else lambda n, generator: torch.arange(n)
-    outer = order(group.groups, generator=generator)
-    inner = [order(group.queries, generator=generator) for _ in range(group.groups)]
+    outer = order(group.groups, generator=of_heads)
+    inner = [order(group.queries, generator=of_heads) for _ in range(group.groups)]
     query_key = random_map if group.norm is None else random_signs
     us = torch.stack([query_key(group.query_key, generator) for _ in range(group.groups)])
     vs = torch.stack([random_map(group.value_output, generator) for _ in range(group.groups)])
@@ -124,6 +130,9 @@ def random_move(weights: AttentionWeights, group: AttentionGroup, generator: tor
         own = getattr(weights, role)
         if own is not None and own.shape[:2] == (group.groups, group.queries):
             moved[role] = torch.stack([x[order] for x, order in zip(own[outer], inner, strict=True)])
+    if weights.table is not None:
+        shifts = torch.randn(*weights.table.shape[:2], max(group.table) + 1, generator=of_heads, dtype=torch.float64)
+        moved["table"] = moved["table"] + shifts[..., list(group.table)]
     if group.norm is QueryKeyNorm.full:
         moved["key_gain"] = weights.key_gain[outer]
     new = replace(weights, **moved)

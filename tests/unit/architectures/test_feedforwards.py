@@ -43,6 +43,11 @@ WATCHED = {
     "siglip_vision_model": [("SiglipEncoderLayer", "mlp.fc1", "mlp.fc2")],
     "bart": [("BartEncoderLayer", "fc1", "fc2"), ("BartDecoderLayer", "fc1", "fc2")],
     "marian": [("MarianEncoderLayer", "fc1", "fc2"), ("MarianDecoderLayer", "fc1", "fc2")],
+    "t5": [("T5DenseActDense", "wi", "wo")],
+    "t5-gated": [("T5DenseGatedActDense", "wi_0", "wo")],
+    "mpnet": [("MPNetLayer", "intermediate.dense", "output.dense")],
+    "beit": [("BeitMLP", "fc1", "fc2")],
+    "swin": [("SwinMLP", "fc1", "fc2")],
     "whisper": [("WhisperEncoderLayer", "fc1", "fc2"), ("WhisperDecoderLayer", "fc1", "fc2")],
     "distilbert": [("FFN", "lin1", "lin2")],
     "gpt2": [("GPT2MLP", "c_fc", "c_proj")],
@@ -86,6 +91,10 @@ GROUPS = {
     **dict.fromkeys(("siglip", "siglip_text_model", "siglip_vision_model"), PLAIN),
     **dict.fromkeys(("gpt2", "gptj", "gpt_bigcode", "gpt_neo", "bloom", "mpt"), FeedForwardGroup(128)),
     "dinov2": FeedForwardGroup(64),
+    **dict.fromkeys(("mpnet", "beit"), PLAIN),
+    "t5": FeedForwardGroup(48, Scale.positive),
+    "t5-gated": GATED,
+    "swin": (FeedForwardGroup(64), FeedForwardGroup(64), FeedForwardGroup(128)),
     "dinov2-swiglu": GATED,
     "opt": FeedForwardGroup(48, Scale.positive),
     "gpt2-inner": FeedForwardGroup(20, Scale.positive),
@@ -111,6 +120,7 @@ CASES = [
     case("bert", "tanh", config={"hidden_act": "tanh"}),
     case("vit", "relu2", config={"hidden_act": "relu2"}),
     case("dinov2", "swiglu", config={"use_swiglu_ffn": True}),
+    case("t5", "gated", config={"feed_forward_proj": "gated-gelu"}),
     case("opt", "no-bias", config={"enable_bias": False, "activation_function": "gelu"}),
     case("llama", "biases", config={"mlp_bias": True, "hidden_act": "relu"}),
     case("mistral", "relu2", config={"hidden_act": "relu2"}),
@@ -209,8 +219,9 @@ def test_canonical_weights_compute_what_the_model_computes(case, base, saved):
     for site in sites:
         # BLOOM's GELU has rounded constants.
         assert error(tiny, site) < (1e-8 if case.model_type == "bloom" else 1e-10)
-        assert site.group == GROUPS[str(case)]
-        assert site.width == 32
+        groups = GROUPS[str(case)]
+        assert site.group == (groups[site.layer] if isinstance(groups, tuple) else groups)
+        assert site.width == (64 if site.stack == "stage 1" else 32)
 
 
 @every_case

@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import case
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from isobasin.architectures.configuration import build
+from isobasin.architectures.layouts import bucket_constants
 from isobasin.architectures.registry import family
 from isobasin.architectures.resolve import check_comparable, specification
 from isobasin.architectures.schema import Specification
@@ -120,6 +123,11 @@ def test_wrong_number_of_key_value_heads():
         ("whisper", "decoder.layers.1.encoder_attn.k_proj.bias"),
         ("clip", "text_model.encoder.layers.1.self_attn.q_norm.weight"),
         ("gpt_neo", "h.0.attn.attention.q_proj.bias"),
+        ("t5", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"),
+        ("t5", "decoder.block.0.layer.1.EncDecAttention.k.bias"),
+        ("mpnet", "encoder.layer.0.attention.attn.norm.weight"),
+        ("beit", "encoder.layer.1.attention.attention.key.bias"),
+        ("swin", "encoder.layers.1.blocks.0.attention.self.logit_scale"),
     ],
 )
 def test_unexplained_tensor_in_an_attention_module(model_type, name):
@@ -147,11 +155,16 @@ def test_bias_that_the_configuration_denies_or_promises(model_type, flag):
         ("phi", ["self_attn.rotary_emb.inv_freq"]),
         ("falcon", ["self_attention.rotary_emb.inv_freq"]),
         ("modernbert", ["attn.rotary_emb.inv_freq"]),
+        ("t5", ["layer.1.EncDecAttention.relative_attention_bias.weight"]),
+        ("beit", ["attention.attention.relative_position_bias.relative_position_index"]),
+        ("swin", ["blocks.0.attention.self.relative_position_index"]),
     ],
 )
 def test_buffers_of_old_checkpoints_are_ignored(model_type, names):
     folder_config = config(model_type)
+    others = {"t5": "decoder.block", "beit": "encoder.layer", "swin": "encoder.layers"}
     layers = "h" if model_type in ("gpt2", "gptj", "gpt_neo", "gpt_bigcode", "falcon") else "layers"
+    layers = others.get(model_type, layers)
     buffers = {f"{layers}.{layer}.{name}": (1, 1, 16, 16) for layer in range(2) for name in names}
     needed = shapes(folder_config)
     found = resolve(folder_config, needed | buffers)
@@ -181,8 +194,41 @@ def test_stacks_are_told_apart():
     assert refused(TensorError, clip, shapes(clip) | extra).endswith(
         "belongs to layer 2, but config.json has text_config.num_hidden_layers=2, vision_config.num_hidden_layers=2"
     )
+    swin = config("swin", depths=[1, 1])
+    message = refused(TensorError, swin, shapes(config("swin")))
+    assert message.endswith("belongs to layer 0.1, but config.json has num_layers=2, depths=[1, 1]")
+    t5 = config("t5", num_decoder_layers=1)
+    message = refused(TensorError, t5, shapes(config("t5")))
+    assert message.endswith("belongs to layer 1.0, but config.json has num_layers=2, num_decoder_layers=1")
     albert = config("albert", num_hidden_groups=1)
     assert "belongs to layer 1.0, but" in refused(TensorError, albert, shapes(config("albert")))
+
+
+def test_blocks_that_read_one_table_are_known():
+    ties = {"t5": ((0, 1), (2, 3)), "mpnet": ((0, 1),), "beit": (), "swin": (), "bert": ()}
+    assert {name: resolve(config(name)).ties for name in ties} == ties
+    shared = config("beit", use_relative_position_bias=False, use_shared_relative_position_bias=True)
+    assert resolve(shared).ties == ((0, 1),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unread"),
+    [
+        ((32, 128, True), [16]),
+        ((32, 128, False), []),
+        ((33, 128, True), [16, 32]),
+        # Distances 8, 9 and 10 are spread over 8 buckets.
+        ((32, 10, True), [9, 10, 11, 13, 14, 16, 25, 26, 27, 29, 30]),
+    ],
+)
+def test_a_bucket_that_no_distance_reads_is_a_constant_by_itself(arguments, unread):
+    buckets, farthest, bidirectional = arguments
+    found = bucket_constants(buckets, farthest, bidirectional=bidirectional)
+    distance = torch.arange(-300, 301)
+    read = set(T5Attention._relative_position_bucket(distance, bidirectional, buckets, farthest).tolist())
+    assert [entry for entry in range(buckets) if entry not in read] == unread
+    assert [entry for entry in range(buckets) if found[entry]] == unread
+    assert sorted(number for number in found if number) == list(range(1, len(unread) + 1))
 
 
 def test_a_tower_that_is_not_there():
@@ -277,6 +323,16 @@ def test_names_that_only_look_like_attention_are_left_alone():
             {"rope_parameters": {"sliding_attention": {"rope_type": "mrope", "rope_theta": 1e4}}},
             "rope_type 'mrope'",
         ),
+        ("t5", {"is_decoder": True}, "has is_decoder: a T5 decoder alone is not supported"),
+        ("t5", {"num_decoder_layers": 0}, "num_decoder_layers is 0"),
+        ("t5", {"relative_attention_num_buckets": 2}, "2 buckets for relative positions up to 8"),
+        ("t5", {"relative_attention_max_distance": 4}, "8 buckets for relative positions up to 4"),
+        ("mpnet", {"relative_attention_num_buckets": 16}, "relative_attention_num_buckets is 16: only 32"),
+        ("beit", {"use_shared_relative_position_bias": True}, "only one is supported"),
+        ("swin", {"num_heads": [4]}, "each stage needs both"),
+        ("swin", {"depths": [2, 0]}, "each stage needs both"),
+        ("swin", {"num_heads": [4, 7]}, "hidden_size 64 is not a multiple of num_heads 7"),
+        ("swin", {"window_size": 3}, "window_size 3: the last stage's image has only 2 patches"),
         ("dinov3_vit", {"num_attention_heads": 16}, "heads of 2 features: rows and columns need a multiple of 4"),
     ],
 )

@@ -69,10 +69,48 @@ def vit_table(model: Any, layer: int) -> Tables:
     return angles.cos(), angles.sin()
 
 
-def alibi(weights: AttentionWeights) -> Tensor:
+def alibi(weights: AttentionWeights, causal: bool) -> Tensor:
     """ALiBi of 4 heads, by the key's position alone, which softmax doesn't tell from the distance."""
     slopes = torch.tensor([0.25, 0.0625, 0.015625, 0.00390625], dtype=torch.float64)
     return slopes[:, None, None, None] * torch.arange(TOKENS, dtype=torch.float64)
+
+
+def by_distance(weights: AttentionWeights, backward: list[int], forward: list[int]) -> Tensor:
+    """A table's biases, by the entries of keys so many tokens before the query, and after it."""
+    tokens = len(backward)
+    entries = [[backward[q - k] if k <= q else forward[k - q - 1] for k in range(tokens)] for q in range(tokens)]
+    return weights.table[..., entries]
+
+
+def t5_biases(weights: AttentionWeights, causal: bool) -> Tensor:
+    """8 buckets: 5 of them for the 5 tokens of a decoder, 4 in either direction for the 7 of an encoder."""
+    if weights.table is None:
+        return torch.zeros(())
+    if causal:
+        return by_distance(weights, [0, 1, 2, 3, 4], [0] * 4)
+    return by_distance(weights, [0, 1, 2, 2, 3, 3, 3], [5, 6, 6, 7, 7, 7])
+
+
+def mpnet_biases(weights: AttentionWeights, causal: bool) -> Tensor:
+    """32 buckets, of which near tokens have one each."""
+    return by_distance(weights, list(range(7)), list(range(17, 23)))
+
+
+def patches() -> list[list[int]]:
+    """The entry of every pair of 2 × 2 patches in rows of 3, one for each distance of columns."""
+    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    return [[3 * (a - c + 1) + b - d + 1 for c, d in places] for a, b in places]
+
+
+def swin_biases(weights: AttentionWeights, causal: bool) -> Tensor:
+    return weights.table[..., patches()]
+
+
+def beit_biases(weights: AttentionWeights, causal: bool) -> Tensor:
+    """The class token first: entry 9 from it to patches, 10 from them to it, 11 to itself."""
+    if weights.table is None:
+        return torch.zeros(())
+    return weights.table[..., [[11, 9, 9, 9, 9], *([10, *row] for row in patches())]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +120,8 @@ class Watched:
     `attention` is the class whose input is compared, `output` the path inside it of the projection whose output is
     compared. The rotary tables of a layer are float32 in transformers, so they are taken from the model as they are and
     `tolerance` needn't allow for them. `scores` says by the configuration how they are scaled and capped, and how
-    queries and keys are normalised, `bias` what is added to them. `causal_in` names the stacks where later positions
+    queries and keys are normalised, `bias` what is added to them where later
+    positions are masked or not. `causal_in` names the stacks where later positions
     are masked, in models with several.
     """
 
@@ -91,7 +130,7 @@ class Watched:
     tables: Callable[[Any, int], Tables] | None = None
     tolerance: float = 1e-9
     scores: Callable[[dict[str, Any]], dict[str, float]] = lambda config: {}
-    bias: Callable[[AttentionWeights], Tensor] | None = None
+    bias: Callable[[AttentionWeights, bool], Tensor] | None = None
     causal_in: tuple[str, ...] | None = None
 
 
@@ -114,6 +153,10 @@ _WATCHED = {
     "xlm-roberta": Watched("XLMRobertaAttention", "output.dense"),
     "albert": Watched("AlbertAttention", "dense"),
     "dinov2": Watched("Dinov2Attention", "o_proj"),
+    "t5": Watched("T5Attention", "o", scores=lambda c: {"scale": 1.0}, bias=t5_biases, causal_in=("decoder",)),
+    "mpnet": Watched("MPNetSelfAttention", "o", bias=mpnet_biases),
+    "beit": Watched("BeitAttention", "o_proj", bias=beit_biases),
+    "swin": Watched("SwinAttention", "o_proj", bias=swin_biases),
     "gpt_bigcode": Watched("GPTBigCodeAttention", "c_proj"),
     # Like GPT-J it casts queries and keys to float32 before their product.
     "gpt_neo": Watched("GPTNeoSelfAttention", "out_proj", None, 1e-5, scores=lambda c: {"scale": 1.0}),
@@ -202,7 +245,8 @@ class Case(TinyModel):
         if "num_mel_bins" in self.config:
             sound = torch.randn(1, 8, 20, generator=generator, dtype=torch.float64)
             return {"input_features": sound, "decoder_input_ids": tokens}
-        decoder = {"decoder_input_ids": tokens[:, 2:]} if "decoder_layers" in self.config else {}
+        decodes = self.config.get("is_encoder_decoder", "decoder_start_token_id" in self.config)
+        decoder = {"decoder_input_ids": tokens[:, 2:]} if decodes else {}
         return {"input_ids": tokens, **decoder}
 
 

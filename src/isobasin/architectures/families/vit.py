@@ -2,30 +2,41 @@
 
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import linears, separate
+from isobasin.architectures.layouts import linears, position_table, separate
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.streams import Head, Stream
 
 # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
 _LAYER = "encoder.layer.{layer}"
-_ATTENTION = f"{_LAYER}.attention"
+ATTENTION = f"{_LAYER}.attention"
+
+
+def encoder_blocks(
+    config: Config, *, bias: bool, key_bias: bool = True, table: str | None = None, constants: tuple[int, ...] = ()
+) -> list[AttentionSite]:
+    """The attention blocks of an encoder of ViT's kind.
+
+    Args:
+        config: The configuration.
+        bias: Whether queries, values and, unless `key_bias` is False, keys have biases.
+        key_bias: See there.
+        table: Name of the table of position biases; None without.
+        constants: Its constants (`AttentionGroup.table`).
+    """
+    # Not declared in the configuration class, but its model looks for it.
+    shape = sizes(config, features=getattr(config, "head_dim", None))
+    query, key, value = (f"{ATTENTION}.attention.{part}" for part in ("query", "key", "value"))
+    output = f"{ATTENTION}.output.dense"
+    projections = separate(shape, query, key, value, output, bias=bias, output_bias=True, key_bias=key_bias)
+    group = attention_group(shape, projections, table=constants)
+    position = None if table is None else position_table(table, len(constants), shape.heads)
+    return attention_sites(layers(config), ATTENTION, projections, group, table=position)
 
 
 def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of a ViT."""
-    # Not declared in the configuration class, but its model looks for it.
-    shape = sizes(config, features=getattr(config, "head_dim", None))
-    projections = separate(
-        shape,
-        query=f"{_ATTENTION}.attention.query",
-        key=f"{_ATTENTION}.attention.key",
-        value=f"{_ATTENTION}.attention.value",
-        output=f"{_ATTENTION}.output.dense",
-        bias=config.qkv_bias,
-        output_bias=True,
-    )
-    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
+    return encoder_blocks(config, bias=config.qkv_bias)
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:

@@ -1,0 +1,32 @@
+"""MPNet: the blocks of BERT under other names; one table of relative position biases for all layers.
+
+Its buckets are those of an encoder of T5, always 32 of them for distances up to 128.
+"""
+
+from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.families import bert
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import bucket_constants, position_table, separate
+from isobasin.architectures.schema import AttentionSite
+from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.errors import ArchitectureError
+
+_ATTENTION = "encoder.layer.{layer}.attention.attn"
+_BUCKETS, _FARTHEST = 32, 128
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of an MPNet."""
+    if config.relative_attention_num_buckets != _BUCKETS:
+        # transformers makes a table of that size, but looks up entries as if there were 32.
+        raise ArchitectureError(
+            f"relative_attention_num_buckets is {config.relative_attention_num_buckets}: only {_BUCKETS} are supported"
+        )
+    shape = sizes(config)
+    projections = separate(shape, *(f"{_ATTENTION}.{part}" for part in "qkvo"), bias=True, output_bias=True)
+    group = attention_group(shape, projections, table=bucket_constants(_BUCKETS, _FARTHEST, bidirectional=True))
+    table = position_table("encoder.relative_attention_bias.weight", _BUCKETS, shape.heads)
+    return attention_sites(layers(config), _ATTENTION, projections, group, table=table)
+
+
+FAMILY = Family("mpnet", ("mpnet.",), blocks, feedforwards=bert.feedforwards)

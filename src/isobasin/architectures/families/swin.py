@@ -1,0 +1,69 @@
+"""Swin: attention in windows, in stages of several widths; a table of relative position biases in every layer.
+
+A window reads every entry of its table. What pads an image has keys and values too, and masks are finite: softmax
+cancels constants all the same.
+"""
+
+from collections.abc import Callable
+
+from isobasin.architectures.configuration import Config, both_sides, sizes
+from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import linears, position_table, separate
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.sites import AnySite, attention_group, attention_sites, feedforward_sites, stacked
+from isobasin.errors import ArchitectureError
+
+
+def _staged(config: Config, stage: Callable[[Config, str, int], list[AnySite]]) -> list[AnySite]:
+    """The blocks of every stage; `stage` is told the name of its layers and its number."""
+    if not len(config.depths) == len(config.num_heads) > 0 or min(config.depths) < 1:
+        raise ArchitectureError(f"depths {config.depths} and num_heads {config.num_heads}: each stage needs both")
+    _check_window(config)
+    # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
+    found = {i: stage(config, f"encoder.layers.{i}.blocks.{{layer}}", i) for i in range(len(config.depths))}
+    return stacked({f"stage {i}": sites for i, sites in found.items()})
+
+
+def _check_window(config: Config) -> None:
+    """Refuse windows larger than the last stage's image: transformers has no biases for what it makes of them."""
+    images, patches = (both_sides(config, name) for name in ("image_size", "patch_size"))
+    halvings = 2 ** (len(config.depths) - 1)
+    # Rounded up each time: images and what is left of them are padded.
+    least = min(-(-image // (patch * halvings)) for image, patch in zip(images, patches, strict=True))
+    if config.window_size > least:
+        raise ArchitectureError(f"window_size {config.window_size}: the last stage's image has only {least} patches")
+
+
+def _width(config: Config, stage: int) -> int:
+    return config.embed_dim * 2**stage
+
+
+def _attention(config: Config, layer: str, stage: int) -> list[AttentionSite]:
+    shape = sizes(config, stage=(_width(config, stage), config.num_heads[stage]))
+    inner, output = f"{layer}.attention.self", f"{layer}.attention.output.dense"
+    query, key, value = (f"{inner}.{part}" for part in ("query", "key", "value"))
+    projections = separate(shape, query, key, value, output, bias=config.qkv_bias, output_bias=True)
+    constants = (0,) * (2 * config.window_size - 1) ** 2
+    table = position_table(f"{inner}.relative_position_bias_table", len(constants), shape.heads)
+    group = attention_group(shape, projections, table=constants)
+    return attention_sites(config.depths[stage], f"{layer}.attention", projections, group, table=table)
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of a Swin."""
+    return _staged(config, _attention)
+
+
+def _feedforward(config: Config, layer: str, stage: int) -> list[FeedForwardSite]:
+    width = _width(config, stage)
+    up, down = f"{layer}.intermediate.dense", f"{layer}.output.dense"
+    projections = linears(width, int(config.mlp_ratio * width), up, down, bias=True)
+    return feedforward_sites(config.depths[stage], layer, projections, config.hidden_act)
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a Swin."""
+    return _staged(config, _feedforward)
+
+
+FAMILY = Family("swin", ("swin.",), blocks, ("attention.self.relative_position_index",), feedforwards)
