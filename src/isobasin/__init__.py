@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from isobasin.matching.attention import match as match
     from isobasin.pipeline.aligning import align as align
     from isobasin.pipeline.aligning import align_tensors as align_tensors
+    from isobasin.pipeline.canonical import canonical_alignment as canonical_alignment
+    from isobasin.pipeline.canonical import canonicalize as canonicalize
     from isobasin.pipeline.comparing import Equivalence as Equivalence
     from isobasin.pipeline.comparing import equivalent as equivalent
     from isobasin.pipeline.comparing import verify as verify
@@ -58,6 +60,7 @@ _HOMES = {
     "errors": ("IsobasinError",),
     "matching.attention": ("Match", "match"),
     "pipeline.aligning": ("align", "align_tensors"),
+    "pipeline.canonical": ("canonical_alignment", "canonicalize"),
     "pipeline.comparing": ("Equivalence", "equivalent", "verify"),
     "pipeline.interpolating": ("interpolate",),
     "pipeline.inventory": ("Symmetry", "symmetry"),
@@ -99,6 +102,8 @@ __all__ = [
     "align",
     "align_tensors",
     "apply",
+    "canonical_alignment",
+    "canonicalize",
     "certify",
     "equivalent",
     "interpolate",
