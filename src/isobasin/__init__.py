@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from isobasin.pipeline.moving import apply as apply
     from isobasin.pipeline.moving import random_alignment as random_alignment
     from isobasin.pipeline.moving import scramble as scramble
+    from isobasin.pipeline.provenance import Comparison as Comparison
+    from isobasin.pipeline.provenance import Fingerprint as Fingerprint
+    from isobasin.pipeline.provenance import compare as compare
+    from isobasin.pipeline.provenance import fingerprint as fingerprint
     from isobasin.symmetries.feedforward import FeedForwardGroup as FeedForwardGroup
     from isobasin.symmetries.feedforward import FeedForwardWeights as FeedForwardWeights
     from isobasin.symmetries.groups import AttentionGroup as AttentionGroup
@@ -66,6 +70,7 @@ _HOMES = {
     "pipeline.inventory": ("Symmetry", "symmetry"),
     "pipeline.merging": ("Merged", "merge"),
     "pipeline.moving": ("Moved", "apply", "random_alignment", "scramble"),
+    "pipeline.provenance": ("Comparison", "Fingerprint", "compare", "fingerprint"),
     "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
     "symmetries.groups": ("AttentionGroup", "BilinearGroup"),
     "symmetries.residual": ("Basis", "ResidualGroup"),
@@ -82,10 +87,12 @@ __all__ = [
     "AttentionWeights",
     "Basis",
     "BilinearGroup",
+    "Comparison",
     "Equivalence",
     "FeedForwardGroup",
     "FeedForwardSite",
     "FeedForwardWeights",
+    "Fingerprint",
     "IsobasinError",
     "Layout",
     "Match",
@@ -105,7 +112,9 @@ __all__ = [
     "canonical_alignment",
     "canonicalize",
     "certify",
+    "compare",
     "equivalent",
+    "fingerprint",
     "interpolate",
     "match",
     "merge",

@@ -311,3 +311,22 @@ def test_canonicalize_says_what_rounding_decides(cli: Cli, copied: Callable[...,
     edit_tensors(dead, lambda tensors: tensors["transformer.h.1.attn.c_attn.weight"].zero_())
     result = cli("canonicalize", dead, "-o", tmp_path / "out", "--no-verify")
     assert "Layer 1: attention is not unique: head order, rank" in result.stdout
+
+
+def test_fingerprint_shows_and_writes_what_scrambled_copies_share(
+    cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path
+):
+    one, other = (parsed(cli("fingerprint", folder, "--json")) for folder in (models["a"], scrambled))
+    assert one["model_type"] == "gpt2"
+    assert one["attention.1.value_output"][0] == pytest.approx(other["attention.1.value_output"][0], rel=1e-4)
+    shown = cli("fingerprint", models["a"], "-o", tmp_path / "kept.json")
+    assert "feedforward.0.units" in shown.stdout
+    assert json.loads((tmp_path / "kept.json").read_text()) == one
+    assert cli("fingerprint", models["a"], "-o", tmp_path / "kept.json").exit_code == 2
+
+
+def test_compare_names_a_scrambled_copy_and_a_stranger(cli: Cli, models: dict[str, Path], scrambled: Path):
+    assert parsed(cli("compare", models["a"], scrambled, "--json"))["verdict"] == "same function"
+    shown = cli("compare", models["a"], models["b"])
+    assert "B, given A: unrelated." in shown.stdout
+    assert "feed-forward 1" in shown.stdout

@@ -24,6 +24,8 @@ VERBS = (
     "equivalent",
     "scramble",
     "canonicalize",
+    "fingerprint",
+    "compare",
     "symmetry",
     "certify",
     "interpolate",
