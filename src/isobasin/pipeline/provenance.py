@@ -24,7 +24,7 @@ from isobasin.matching.feedforward import branches, unit_sizes
 from isobasin.matching.heads import HeadCost, head_costs
 from isobasin.model import Model, Source, open_model
 from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.comparing import equivalent
+from isobasin.pipeline.comparing import equivalent, may_be_turned
 from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.bilinear import column_squares
@@ -32,8 +32,8 @@ from isobasin.verification import known_feedforwards
 
 # Between the scores of unrelated and of related models: docs/provenance.md.
 RELATED = 0.2
-# Below this, circuits differ by more than rounding to any type.
-_EQUAL = 0.99
+# Weights that are further apart than this after matching differ by more than rounding to any type.
+_EQUAL = 0.1
 # A block was moved if matching brings its weights this much nearer, and they were further apart than rounding.
 _NEARER = 0.5
 _APART = 1e-3
@@ -197,14 +197,18 @@ def compare(
         matching = Matching(method=Method.balanced, scope=scope, max_condition=math.inf)
         found = match_models(one, other, matching, Running(device, verify=False, progress=progress))
         blocks = tuple(_scores(found, one, other, device))
-    score = Comparison(Verdict.unrelated, blocks).score
-    if not RELATED <= score < _EQUAL:  # one function in other bases of the residual stream scores like an unrelated one
-        if equivalent(a, b, device=device, allow_pickle=allow_pickle, progress=progress).equivalent:
-            return Comparison(Verdict.same, blocks)
-        if score < RELATED:
-            return Comparison(Verdict.unrelated, blocks)
-    changed = Verdict.obfuscated if any(block.moved for block in blocks) else Verdict.finetuned
-    return Comparison(changed, blocks)
+        # Equal functions are equal after matching, but for those in other bases of the residual stream.
+        maybe = all(block.after < _EQUAL for block in blocks) or may_be_turned(one, other)
+    if maybe and equivalent(a, b, device=device, allow_pickle=allow_pickle, progress=progress).equivalent:
+        return Comparison(Verdict.same, blocks)
+    return Comparison(_verdict(blocks), blocks)
+
+
+def _verdict(blocks: tuple[BlockScore, ...]) -> Verdict:
+    """What scores and distances say of models that are not the same function."""
+    if Comparison(Verdict.unrelated, blocks).score < RELATED:
+        return Verdict.unrelated
+    return Verdict.obfuscated if any(block.moved for block in blocks) else Verdict.finetuned
 
 
 def _scores(found: Alignment, a: Model, b: Model, device: str) -> list[BlockScore]:
