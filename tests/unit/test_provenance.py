@@ -93,3 +93,15 @@ def test_a_fingerprint_is_written(tmp_path: Path):
     assert load_file(tmp_path / "kept.safetensors").keys() == found.tensors.keys()
     with pytest.raises(OutputError, match=r"\.json or \.safetensors"):
         found.save(tmp_path / "kept.txt")
+
+
+def test_a_copy_with_dead_blocks_is_the_same(tmp_path: Path):
+    model: Any = variant("gpt2").build(dtype=torch.float32)
+    for block in model.transformer.h:
+        block.attn.c_proj.weight.data.zero_()
+        block.mlp.c_proj.weight.data.zero_()
+    model.save_pretrained(tmp_path / "origin")
+    isobasin.scramble(tmp_path / "origin", tmp_path / "scrambled", scope="block", verify=False)
+    found = isobasin.compare(tmp_path / "origin", tmp_path / "scrambled")
+    assert str(found.verdict) == "same function"
+    assert found.score < 0.9
