@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from isobasin.matching.attention import match as match
     from isobasin.pipeline.aligning import align as align
     from isobasin.pipeline.aligning import align_tensors as align_tensors
+    from isobasin.pipeline.canonical import canonical_alignment as canonical_alignment
+    from isobasin.pipeline.canonical import canonicalize as canonicalize
     from isobasin.pipeline.comparing import Equivalence as Equivalence
     from isobasin.pipeline.comparing import equivalent as equivalent
     from isobasin.pipeline.comparing import verify as verify
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from isobasin.pipeline.moving import apply as apply
     from isobasin.pipeline.moving import random_alignment as random_alignment
     from isobasin.pipeline.moving import scramble as scramble
+    from isobasin.pipeline.provenance import Comparison as Comparison
+    from isobasin.pipeline.provenance import Fingerprint as Fingerprint
+    from isobasin.pipeline.provenance import compare as compare
+    from isobasin.pipeline.provenance import fingerprint as fingerprint
     from isobasin.symmetries.feedforward import FeedForwardGroup as FeedForwardGroup
     from isobasin.symmetries.feedforward import FeedForwardWeights as FeedForwardWeights
     from isobasin.symmetries.groups import AttentionGroup as AttentionGroup
@@ -58,11 +64,13 @@ _HOMES = {
     "errors": ("IsobasinError",),
     "matching.attention": ("Match", "match"),
     "pipeline.aligning": ("align", "align_tensors"),
+    "pipeline.canonical": ("canonical_alignment", "canonicalize"),
     "pipeline.comparing": ("Equivalence", "equivalent", "verify"),
     "pipeline.interpolating": ("interpolate",),
     "pipeline.inventory": ("Symmetry", "symmetry"),
     "pipeline.merging": ("Merged", "merge"),
     "pipeline.moving": ("Moved", "apply", "random_alignment", "scramble"),
+    "pipeline.provenance": ("Comparison", "Fingerprint", "compare", "fingerprint"),
     "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
     "symmetries.groups": ("AttentionGroup", "BilinearGroup"),
     "symmetries.residual": ("Basis", "ResidualGroup"),
@@ -79,10 +87,12 @@ __all__ = [
     "AttentionWeights",
     "Basis",
     "BilinearGroup",
+    "Comparison",
     "Equivalence",
     "FeedForwardGroup",
     "FeedForwardSite",
     "FeedForwardWeights",
+    "Fingerprint",
     "IsobasinError",
     "Layout",
     "Match",
@@ -99,8 +109,12 @@ __all__ = [
     "align",
     "align_tensors",
     "apply",
+    "canonical_alignment",
+    "canonicalize",
     "certify",
+    "compare",
     "equivalent",
+    "fingerprint",
     "interpolate",
     "match",
     "merge",

@@ -293,3 +293,40 @@ def test_demo_passes_its_options_on(cli: Cli, tmp_path: Path, monkeypatch: pytes
     assert parsed(cli("demo", "-o", tmp_path, "--quick", "--json")) == {"output": str(tmp_path), "seconds": 1.5}
     assert cli("demo", "--force").stdout == "results\n"
     assert calls == [(tmp_path, True, False), (Path("demo-output"), False, True)]
+
+
+def test_canonicalize_gives_scrambled_copies_the_same_weights(
+    cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path
+):
+    for name, source in (("one", models["a"]), ("other", scrambled)):
+        found = parsed(cli("canonicalize", source, "-o", tmp_path / name, "--json"))
+        assert found["output"] == str(tmp_path / name)
+        assert found["verified"]["equal"]
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    assert all((one[name] - other[name]).abs().max() < 1e-3 for name in one)
+
+
+def test_canonicalize_says_what_rounding_decides(cli: Cli, copied: Callable[..., Path], tmp_path: Path):
+    dead = copied("a")
+    edit_tensors(dead, lambda tensors: tensors["transformer.h.1.attn.c_attn.weight"].zero_())
+    result = cli("canonicalize", dead, "-o", tmp_path / "out", "--no-verify")
+    assert "Layer 1: attention is not unique: head order, rank" in result.stdout
+
+
+def test_fingerprint_shows_and_writes_what_scrambled_copies_share(
+    cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path
+):
+    one, other = (parsed(cli("fingerprint", folder, "--json")) for folder in (models["a"], scrambled))
+    assert one["model_type"] == "gpt2"
+    assert one["attention.1.value_output"][0] == pytest.approx(other["attention.1.value_output"][0], rel=1e-4)
+    shown = cli("fingerprint", models["a"], "-o", tmp_path / "kept.json")
+    assert "feedforward.0.units" in shown.stdout
+    assert json.loads((tmp_path / "kept.json").read_text()) == one
+    assert cli("fingerprint", models["a"], "-o", tmp_path / "kept.json").exit_code == 2
+
+
+def test_compare_names_a_scrambled_copy_and_a_stranger(cli: Cli, models: dict[str, Path], scrambled: Path):
+    assert parsed(cli("compare", models["a"], scrambled, "--json"))["verdict"] == "same function"
+    shown = cli("compare", models["a"], models["b"])
+    assert "B, given A: unrelated." in shown.stdout
+    assert "feed-forward 1" in shown.stdout

@@ -17,7 +17,21 @@ from isobasin.cli.console import show, show_json
 from isobasin.cli.equivalence_report import equivalence_report
 from isobasin.cli.main import app
 
-VERBS = ("align", "apply", "verify", "equivalent", "scramble", "symmetry", "certify", "interpolate", "merge", "demo")
+VERBS = (
+    "align",
+    "apply",
+    "verify",
+    "equivalent",
+    "scramble",
+    "canonicalize",
+    "fingerprint",
+    "compare",
+    "symmetry",
+    "certify",
+    "interpolate",
+    "merge",
+    "demo",
+)
 
 
 def test_choices_are_the_libraries():

@@ -22,7 +22,8 @@ class LayerStatistics:
         distance_after: The same after the move.
         condition: Largest condition number of any head's U or W.
         iterations: Most steps that any head's stage 2 took.
-        status: "exact", "converged", "max-iterations", "capped", or "composed" for an element that no solver found.
+        status: "exact", "converged", "max-iterations", "capped", or "composed" for an element that no solver found;
+            of a canonical gauge, "canonical" or "not unique: " and what rounding decides.
         rounding: Relative error of the circuits that storing the moved weights will cause (predicted).
     """
 
@@ -76,7 +77,7 @@ class FeedForwardStatistics:
         distance_before: Frobenius distance of all its weights and biases, reference to model.
         distance_after: The same after the move.
         status: "exact" where that is rounding only, "optimal" otherwise, or "composed" for an element that was not
-            matched.
+            matched; of a canonical gauge as in `LayerStatistics`.
     """
 
     distance_before: float = math.nan

@@ -58,7 +58,7 @@ def match_feedforward(
         reference: Float64 weights without leading dimensions.
         model: Weights of the same shapes.
     """
-    a, b = _branches(reference), _branches(model)
+    a, b = branches(reference), branches(model)
     # The distance needs no more than inner products; the norms of the reference's rows are a constant.
     order = torch.from_numpy(linear_sum_assignment(_costs(group, a, b))[1]).to(model.up.device)
     rows = {name: branch[order] for name, branch in b.items()}
@@ -81,11 +81,11 @@ def unit_sizes(group: FeedForwardGroup, weights: FeedForwardWeights) -> Tensor:
     Blocks in one orbit have equal sizes, and comparing them costs next to nothing.
     """
     m, n = group.powers
-    norms = {name: branch.norm(dim=-1) for name, branch in _branches(weights).items()}
+    norms = {name: branch.norm(dim=-1) for name, branch in branches(weights).items()}
     return (norms["up"] ** m * norms.get("gate", torch.ones_like(norms["up"])) ** n * norms["down"]).sort().values
 
 
-def _branches(weights: FeedForwardWeights) -> dict[str, Tensor]:
+def branches(weights: FeedForwardWeights) -> dict[str, Tensor]:
     """What moves with a unit: its rows, each with its bias as one more column."""
     parts = weights.tensors()
     biases = {name: parts.get(f"{name}_bias") for name in ("up", "gate")}

@@ -122,7 +122,7 @@ def _pair_gram(x: Tensor, y: Tensor, sign: int) -> Tensor:
 
 def _cosine(a: Factors, b: Factors) -> Tensor:
     """`1 - <A_i, B_j> / ||A_i|| ||B_j||` of all pairs; a circuit that is zero is at distance 1 from all."""
-    squares_a, squares_b = _squares(a), _squares(b)
+    squares_a, squares_b = circuit_squares(a), circuit_squares(b)
     norms = (squares_a[..., :, None, :, None] * squares_b[..., None, :, None, :]).sqrt()
     inner = _inner(a.left, b.left, a.right, b.right)
     return 1 - torch.where(norms > 0, inner / norms, torch.zeros_like(inner))
@@ -130,12 +130,12 @@ def _cosine(a: Factors, b: Factors) -> Tensor:
 
 def _distances(a: Factors, b: Factors) -> Tensor:
     """`||A_i - B_j||²` of the circuits of all pairs of heads, `(..., g, g', s, s')`."""
-    squares_a, squares_b = _squares(a), _squares(b)
+    squares_a, squares_b = circuit_squares(a), circuit_squares(b)
     outer = squares_a[..., :, None, :, None] + squares_b[..., None, :, None, :]
     return outer - 2 * (_inner(a.left, b.left, a.right, b.right) + _inner_planes(a, b))
 
 
-def _squares(x: Factors) -> Tensor:
+def circuit_squares(x: Factors) -> Tensor:
     """Squared norm of every head's circuit, `(..., g, s)`; one side's single slot broadcasts."""
     linear = ((x.left.mT @ x.left) * (x.right.mT @ x.right)).sum((-2, -1))
     planes = (column_squares(x.left_planes) * column_squares(x.right_planes)).sum(-1)

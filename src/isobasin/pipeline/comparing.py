@@ -200,14 +200,22 @@ def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> Turned |
     inside = {name for site in known_feedforwards(b) for name in site.shapes()}
     if not unequal - inside:
         return None
+    if not may_be_turned(a, b):
+        return None
     try:
-        if not _equal_lengths(a, b):
-            return None
         found = match_models(a, b, Matching(scope=Scope.model, max_condition=math.inf), running)
     except (ArchitectureError, TensorError):
         return None  # nothing is known of the stream: what differs is reported as it is
     distance = found.total_distance()
     return found.turned(b, running.device) if distance["after"] <= _FAR * distance["before"] else None
+
+
+def may_be_turned(a: Model, b: Model) -> bool:
+    """Whether, at a glance, a map of the residual stream may carry b to a; no if nothing is known of the stream."""
+    try:
+        return _equal_lengths(a, b)
+    except (ArchitectureError, TensorError):
+        return False
 
 
 def _equal_lengths(a: Model, b: Model) -> bool:

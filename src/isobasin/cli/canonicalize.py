@@ -1,0 +1,76 @@
+"""`isobasin canonicalize`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from isobasin.cli.console import show, working
+from isobasin.cli.delivery import show_moved
+from isobasin.cli.options import (
+    AllowPickleOption,
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ForceOption,
+    JsonOption,
+    ModelArgument,
+    NoVerifyOption,
+    OutputOption,
+    Scope,
+    ScopeOption,
+)
+
+if TYPE_CHECKING:
+    from isobasin.alignment import Alignment
+
+EXAMPLE = "isobasin canonicalize scrambled -o canonical --scope block"
+
+
+def canonicalize(
+    model: ModelArgument,
+    output: OutputOption,
+    scope: ScopeOption = Scope.attention,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = Dtype.keep,
+    force: ForceOption = False,
+    no_verify: NoVerifyOption = False,
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the same function in the one gauge that all its scrambled copies share, up to rounding."""
+    with working("reading") as progress:
+        from isobasin.pipeline.canonical import canonical_alignment
+        from isobasin.pipeline.moving import apply
+
+        element = canonical_alignment(
+            model, scope=scope.value, device=device.value, allow_pickle=allow_pickle, progress=progress
+        )
+        moved = apply(
+            element,
+            model,
+            output,
+            device=device.value,
+            dtype=dtype.resolve(),
+            verify=not no_verify,
+            force=force,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
+    if not as_json:
+        _show_not_unique(element)
+    show_moved(moved, output, as_json)
+
+
+def _show_not_unique(alignment: Alignment) -> None:
+    """Where rounding decides the gauge, and what of it."""
+    from isobasin.cli.tables import layers
+    from isobasin.pipeline.canonical import CANONICAL
+
+    found: dict[str, list[int]] = {}
+    for kind, entries in (("attention", alignment.layers), ("feed-forward", alignment.feedforward)):
+        for entry in entries:
+            if entry.statistics.status != CANONICAL:
+                found.setdefault(f"{kind} is {entry.statistics.status}", []).append(entry.layer)
+    if found:
+        show(*(f"{layers(which).capitalize()}: {what}." for what, which in found.items()))

@@ -1,0 +1,57 @@
+"""`isobasin compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from isobasin.cli.console import show, show_json, working
+from isobasin.cli.options import (
+    AllowPickleOption,
+    Device,
+    DeviceOption,
+    FirstArgument,
+    JsonOption,
+    SecondArgument,
+)
+from isobasin.cli.tables import number, table
+
+if TYPE_CHECKING:
+    from isobasin.pipeline.provenance import Comparison
+
+EXAMPLE = "isobasin compare runs/seed0 finetuned"
+
+
+def compare(
+    a: FirstArgument,
+    b: SecondArgument,
+    device: DeviceOption = Device.cpu,
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say if B comes from A: the same function, fine-tuned from it, an obfuscated copy, or unrelated."""
+    with working("reading") as progress:
+        from isobasin.pipeline.provenance import compare
+
+        found = compare(a, b, device=device.value, allow_pickle=allow_pickle, progress=progress)
+    if as_json:
+        show_json(found.to_json())
+    else:
+        show(*_report(found))
+
+
+def _report(found: Comparison) -> Iterator[RenderableType]:
+    """The score of every block, with the distances that say if it was moved, and the verdict."""
+    rows = table(
+        "block", "score", "distance", "after matching", "moved", left=("block", "moved"), title="Is B's block A's?"
+    )
+    for block in found.blocks:
+        figures = (f"{block.score:.3f}", number(block.before), number(block.after))
+        rows.add_row(f"{block.kind} {block.layer}", *figures, "yes" if block.moved else "")
+    rows.add_section()
+    rows.add_row("all", f"{found.score:.3f}", style="bold")
+    yield rows
+    yield Text.assemble("B, given A: ", (str(found.verdict), "bold"), ".")

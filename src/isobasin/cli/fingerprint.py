@@ -1,0 +1,53 @@
+"""`isobasin fingerprint`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import RenderableType
+
+from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.options import AllowPickleOption, Device, DeviceOption, ForceOption, JsonOption, ModelArgument
+from isobasin.cli.tables import number, table
+
+if TYPE_CHECKING:
+    from isobasin.pipeline.provenance import Fingerprint
+
+EXAMPLE = "isobasin fingerprint runs/seed0 -o seed0.json"
+
+
+def fingerprint(
+    model: ModelArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to write: .json, or .safetensors for long ones."),
+    ] = None,
+    device: DeviceOption = Device.cpu,
+    force: ForceOption = False,
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the numbers of every block that no move inside its group changes: equal for all scrambled copies."""
+    with working("reading"):
+        from isobasin.pipeline.provenance import fingerprint
+
+        found = fingerprint(model, device=device.value, allow_pickle=allow_pickle)
+        if output is not None:
+            found.save(output, force=force)
+    if as_json:
+        show_json(found.to_json())
+        return
+    show(_report(found))
+    if output is not None:
+        show_path("Written to", output)
+
+
+def _report(found: Fingerprint) -> RenderableType:
+    """How many invariants there are of each kind, and their largest, root mean square and smallest."""
+    rows = table("invariants", "count", "largest", "root mean square", "smallest", left=("invariants",))
+    for name, values in found.tensors.items():
+        figures = values.max(), values.square().mean().sqrt(), values.min()
+        rows.add_row(name, f"{values.numel():,}", *(number(float(x)) for x in figures))
+    return rows

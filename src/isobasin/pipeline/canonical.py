@@ -1,0 +1,115 @@
+"""The canonical gauge of a model: what is the same for all models that group elements of its blocks connect."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from isobasin.alignment import (
+    Alignment,
+    FeedForwardAlignment,
+    FeedForwardStatistics,
+    LayerAlignment,
+    LayerStatistics,
+    condition_of,
+)
+from isobasin.architectures.schema import Site
+from isobasin.errors import IsobasinError
+from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
+from isobasin.model import Blocks, Source, open_model
+from isobasin.pipeline.moving import Moved, apply
+from isobasin.pipeline.settings import Progress, Scope, check_device, silent
+
+CANONICAL = "canonical"
+
+
+def canonical_alignment(
+    model: Source,
+    *,
+    scope: Scope | str = Scope.attention,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+) -> Alignment:
+    """The move that brings a model into the canonical gauge; `isobasin.matching.canonical` says what that is.
+
+    A block's status is "canonical", or names the choices that rounding decides, such as between two heads of one size.
+
+    Args:
+        model: Folder, hub id, or transformers model.
+        scope: "attention", or "block" for feed-forward blocks too.
+        device: "cpu" or "cuda".
+        allow_pickle: Load pickled weights, with `weights_only`.
+        progress: Called as the work goes on.
+
+    Raises:
+        IsobasinError: Scope "model": the residual stream has no canonical basis.
+    """
+    check_device(device)
+    if Scope(scope) is Scope.model:
+        raise IsobasinError("the residual stream stays as it is: canonicalize goes with --scope attention or block")
+    with open_model(model, allow_pickle=allow_pickle) as opened:
+        moving = opened.feedforwards() if Scope(scope) is Scope.block else ()
+        sizes = _head_sizes(opened, device)
+        steps = len(sizes) + len(moving)
+        layers: list[LayerAlignment] = []
+        for index, site in enumerate(opened.specification.sites):
+            progress("matching", index, steps)
+            loose = Loose(_eps(opened, site))
+            element = canonical_attention(site.group, site.read(opened.stored(site), device), sizes[index], loose)
+            statistics = LayerStatistics(condition=condition_of(element), status=_status(loose))
+            layers.append(LayerAlignment(site.layer, site.group, element.to("cpu"), statistics))
+        units: list[FeedForwardAlignment] = []
+        for site in moving:
+            progress("matching", len(layers) + len(units), steps)
+            loose = Loose(_eps(opened, site))
+            element = canonical_feedforward(site.group, site.read(opened.stored(site), device), loose)
+            statistics = FeedForwardStatistics(status=_status(loose))
+            units.append(FeedForwardAlignment(site.layer, site.group, element.to("cpu"), statistics))
+        progress("matching", steps, steps)
+        facts = {"operation": "canonicalize", "model": opened.name, "scope": str(Scope(scope))}
+        return Alignment(opened.specification.model_type, tuple(layers), facts, feedforward=tuple(units))
+
+
+def _head_sizes(model: Blocks, device: str) -> list[Tensor]:
+    """What the heads of every block are ordered by; blocks that share a table of position biases have one order."""
+    sites = model.specification.sites
+    sizes = [head_sizes(site.group, site.read(model.stored(site), device)) for site in sites]
+    for tied in model.specification.ties:
+        common = torch.stack([sizes[index] for index in tied]).sum(0)
+        for index in tied:
+            sizes[index] = common
+    return sizes
+
+
+def _eps(model: Blocks, site: Site) -> float:
+    """The coarsest rounding of a block's stored types."""
+    dtypes = model.dtypes()
+    return max(torch.finfo(dtypes[name]).eps for name in site.shapes())
+
+
+def _status(loose: Loose) -> str:
+    return f"not unique: {', '.join(loose.names)}" if loose.names else CANONICAL
+
+
+def canonicalize(
+    model: Source,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    scope: Scope | str = Scope.attention,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+) -> Moved:
+    """The same function in the canonical gauge: `canonical_alignment`, applied; arguments as there and in `apply`.
+
+    Models that an element of their blocks' groups connects become the same up to rounding.
+    """
+    element = canonical_alignment(model, scope=scope, device=device, allow_pickle=allow_pickle, progress=progress)
+    options = {"dtype": dtype, "verify": verify, "force": force, "allow_pickle": allow_pickle, "progress": progress}
+    return apply(element, model, output, device=device, **options)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,243 @@
+"""What no move inside a block's group can hide: fingerprints, and whether one model comes from another."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from isobasin.alignment import Alignment, FeedForwardAlignment, LayerAlignment
+from isobasin.architectures.resolve import check_comparable
+from isobasin.errors import OutputError
+from isobasin.matching.attention import Method
+from isobasin.matching.canonical import head_sizes
+from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
+from isobasin.matching.feedforward import branches, unit_sizes
+from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.model import Model, Source, open_model
+from isobasin.pipeline.aligning import match_models
+from isobasin.pipeline.comparing import equivalent, may_be_turned
+from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
+from isobasin.symmetries import attention, feedforward
+from isobasin.symmetries.bilinear import column_squares
+from isobasin.verification import known_feedforwards
+
+# Between the scores of unrelated and of related models: docs/provenance.md.
+RELATED = 0.2
+# Weights that are further apart than this after matching differ by more than rounding to any type.
+_EQUAL = 0.1
+# A block was moved if matching brings its weights this much nearer, and they were further apart than rounding.
+_NEARER = 0.5
+_APART = 1e-3
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Invariants of every block under its whole group.
+
+    Attributes:
+        model_type: The architecture.
+        tensors: By name, in descending order unless said otherwise: `attention.<layer>.query_key` and
+            `attention.<layer>.value_output`, the singular values of every query head's circuits, `(heads, n)`;
+            `attention.<layer>.planes`, `|q_p| |k_p|` of every rotated plane in the order of the planes, `(heads, p)`;
+            `feedforward.<layer>.units`, the products of the norms of a unit's branches. Heads come with the largest
+            circuits first.
+    """
+
+    model_type: str
+    tensors: dict[str, Tensor]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"model_type": self.model_type, **{name: t.tolist() for name, t in self.tensors.items()}}
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write a `.json` or a `.safetensors` file, as the name says.
+
+        Raises:
+            OutputError: Another ending, or the file exists.
+        """
+        path = Path(path)
+        if path.suffix not in (".json", ".safetensors"):
+            raise OutputError(f"{path}: a fingerprint is written as .json or .safetensors")
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists; --force replaces it")
+        if path.suffix == ".json":
+            path.write_text(json.dumps(self.to_json()) + "\n")
+        else:
+            save_file(self.tensors, path, {"model_type": self.model_type})
+
+
+def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = False) -> Fingerprint:
+    """Numbers that are the same, up to rounding, for all models that moves of their blocks connect.
+
+    Args:
+        model: Folder, hub id, or transformers model.
+        device: "cpu" or "cuda".
+        allow_pickle: Load pickled weights, with `weights_only`.
+    """
+    check_device(device)
+    tensors: dict[str, Tensor] = {}
+    with open_model(model, allow_pickle=allow_pickle) as opened:
+        for site in opened.specification.sites:
+            weights, group = site.read(opened.stored(site), device), site.group
+            sizes = head_sizes(group, weights).flatten()
+            order = sizes.argsort(descending=True) if group.permuted else torch.arange(len(sizes), device=sizes.device)
+            queries = query_key_factors(group, weights)
+            found = {
+                "query_key": _spectra(queries),
+                "value_output": _spectra(value_output_factors(group, weights)),
+                "planes": (column_squares(queries.left_planes) * column_squares(queries.right_planes)).sqrt(),
+            }
+            for name, values in found.items():
+                if values.shape[-1]:
+                    tensors[f"attention.{site.layer}.{name}"] = values.flatten(0, 1)[order].cpu().contiguous()
+        for site in known_feedforwards(opened):
+            sizes = unit_sizes(site.group, site.read(opened.stored(site), device))
+            tensors[f"feedforward.{site.layer}.units"] = sizes.flip(0).cpu().contiguous()
+        return Fingerprint(opened.specification.model_type, tensors)
+
+
+def _spectra(pair: Factors) -> Tensor:
+    """Singular values of every query head's circuit, `(g, s, n)`."""
+    left, right = (torch.linalg.qr(x, mode="r").R for x in (pair.left, pair.right))
+    return torch.linalg.svdvals(left @ right.mT)
+
+
+class Verdict(StrEnum):
+    """What B is, given A.
+
+    * same: a move that changes no function carries it to A; or it is A.
+    * finetuned: its blocks are A's, changed in place.
+    * obfuscated: its blocks are A's after such a move, and changed besides.
+    * unrelated: its blocks are no nearer to A's than those of a model that was trained apart.
+    """
+
+    same = "same function"
+    finetuned = "fine-tuned from it"
+    obfuscated = "obfuscated copy"
+    unrelated = "unrelated"
+
+
+@dataclass(frozen=True)
+class BlockScore:
+    """What one block says.
+
+    Attributes:
+        kind: "attention" or "feed-forward".
+        layer: Index of the layer.
+        score: Mean correlation of the circuits of matched heads or units: 1 for equal ones, near 0 for unrelated.
+        before: Relative distance of the weights as they are.
+        after: Relative distance after the move that brings them nearest.
+    """
+
+    kind: str
+    layer: int
+    score: float
+    before: float
+    after: float
+
+    @property
+    def moved(self) -> bool:
+        """Whether a move explains most of the distance."""
+        return self.before > _APART and self.after < _NEARER * self.before
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether one model comes from another.
+
+    Attributes:
+        verdict: What B is, given A.
+        blocks: The attention and then the feed-forward blocks.
+    """
+
+    verdict: Verdict
+    blocks: tuple[BlockScore, ...]
+
+    @property
+    def score(self) -> float:
+        """The mean of all blocks' scores."""
+        return sum(block.score for block in self.blocks) / len(self.blocks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        blocks = [{**vars(block), "moved": block.moved} for block in self.blocks]
+        return {"verdict": str(self.verdict), "score": self.score, "blocks": blocks}
+
+
+def compare(
+    a: Source, b: Source, *, device: str = "cpu", allow_pickle: bool = False, progress: Progress = silent
+) -> Comparison:
+    """Does B come from A: as it is, fine-tuned, or moved inside the groups of its blocks to hide that?
+
+    Scores need no move at all, since moves change no circuit: only heads and units are matched. Moves of the residual
+    stream are recognised where nothing else was changed (`isobasin.equivalent`), and hide a copy that was.
+
+    Args:
+        a: The one that may be the origin: folder, hub id, or transformers model.
+        b: The other, of the same architecture.
+        device: "cpu" or "cuda".
+        allow_pickle: Load pickled weights, with `weights_only`.
+        progress: Called as the work goes on.
+    """
+    check_device(device)
+    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
+        known = bool(known_feedforwards(one) and known_feedforwards(other))
+        check_comparable(one.specification, other.specification, feedforward=known)
+        scope = Scope.block if known else Scope.attention
+        matching = Matching(method=Method.balanced, scope=scope, max_condition=math.inf)
+        found = match_models(one, other, matching, Running(device, verify=False, progress=progress))
+        blocks = tuple(_scores(found, one, other, device))
+        # Equal functions are equal after matching, but for those in other bases of the residual stream.
+        maybe = all(block.after < _EQUAL for block in blocks) or may_be_turned(one, other)
+    if maybe and equivalent(a, b, device=device, allow_pickle=allow_pickle, progress=progress).equivalent:
+        return Comparison(Verdict.same, blocks)
+    return Comparison(_verdict(blocks), blocks)
+
+
+def _verdict(blocks: tuple[BlockScore, ...]) -> Verdict:
+    """What scores and distances say of models that are not the same function."""
+    if Comparison(Verdict.unrelated, blocks).score < RELATED:
+        return Verdict.unrelated
+    return Verdict.obfuscated if any(block.moved for block in blocks) else Verdict.finetuned
+
+
+def _scores(found: Alignment, a: Model, b: Model, device: str) -> list[BlockScore]:
+    blocks: list[BlockScore] = []
+    for layer, ours, theirs in zip(found.layers, a.specification.sites, b.specification.sites, strict=True):
+        # Tables and sinks are no circuits: their distances would be added to a cosine.
+        pair = [
+            replace(site.read(model.stored(site), device), table=None, sink=None)
+            for site, model in ((ours, a), (theirs, b))
+        ]
+        element = layer.element.to(device)
+        ordered = attention.permute(pair[1], element.outer, element.inner)
+        costs = head_costs(layer.group, pair[0], ordered, HeadCost.cosine)
+        matched = costs.diagonal(dim1=0, dim2=1).diagonal(dim1=0, dim2=1)
+        blocks.append(_scored("attention", layer, 1 - float(matched.mean()) / 2, _size(pair[0].tensors())))
+    sites = zip(found.feedforward, a.feedforwards(), b.feedforwards(), strict=True) if found.feedforward else ()
+    for layer, ours, theirs in sites:
+        reference, model = (site.read(m.stored(site), device) for site, m in ((ours, a), (theirs, b)))
+        moved = branches(feedforward.act(layer.group, layer.element.to(device), model))
+        cosines = [torch.cosine_similarity(x, moved[name], -1) for name, x in branches(reference).items()]
+        score = float(torch.stack(cosines).prod(0).mean())
+        blocks.append(_scored("feed-forward", layer, score, _size(reference.tensors())))
+    return blocks
+
+
+def _scored(kind: str, entry: LayerAlignment | FeedForwardAlignment, score: float, size: float) -> BlockScore:
+    distances = (entry.statistics.distance_before, entry.statistics.distance_after)
+    return BlockScore(kind, entry.layer, score, *(x / size if size else x for x in distances))
+
+
+def _size(tensors: dict[str, Tensor]) -> float:
+    return float(torch.stack([x.square().sum() for x in tensors.values()]).sum().sqrt())
