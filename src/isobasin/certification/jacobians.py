@@ -16,10 +16,12 @@ from torch.overrides import TorchFunctionMode
 from isobasin.certification.loaded import Block
 from isobasin.certification.nullity import Spectrum, folded, seen, spectrum
 from isobasin.errors import ArchitectureError
-from isobasin.testing.assertions import model_inputs
+from isobasin.testing.assertions import model_inputs, padding_mask, promised
 
-# How often the rank may rise by more inputs: units that are rarely active are seen late.
-_CHECKS = 10
+# How often more inputs are tried, and how often in a row they must leave the rank: units that are rarely active, or
+# rarely not, are seen late.
+_CHECKS = 20
+_SETTLED = 4
 
 Rows = list[Tensor]
 """Derivatives of some outputs by the stored values of each block: `(outputs, values)`."""
@@ -94,9 +96,12 @@ def measured_whole(model: nn.Module, blocks: list[Block], seed: int) -> list[Mea
 def _settled(rows: Iterator[Rows]) -> list[Measured]:
     """The rank of every block's Jacobian once more inputs leave it as it is: a model makes few kinds of its own."""
     found = _measured([], rows)
+    unchanged = 0
     for _ in range(_CHECKS):
         before, found = found, _measured([block.jacobian for block in found], rows)
-        if all(one.spectrum.rank == other.spectrum.rank for one, other in zip(before, found, strict=True)):
+        same = all(one.spectrum.rank == other.spectrum.rank for one, other in zip(before, found, strict=True))
+        unchanged = unchanged + 1 if same else 0
+        if unchanged == _SETTLED:
             break
     return found
 
@@ -122,15 +127,14 @@ def _inputs(model: nn.Module, seed: int, *, padded: bool) -> Iterator[dict[str, 
     """Random inputs of the model without end, every time all kinds of them."""
     for again in count(seed):
         for _, inputs in model_inputs(model, again):
-            if padded or "attention_mask" not in inputs:
+            if padded or padding_mask(inputs) is None:
                 yield inputs
 
 
 def _model_outputs(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
     """Every output; at positions that are padding nothing is promised."""
-    kept = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
     found = [value for value in model(**inputs).values() if isinstance(value, Tensor) and value.is_floating_point()]
-    return [x[kept] if kept is not None and x.shape[:2] == kept.shape else x for x in found]
+    return [promised(value, inputs) for value in found]
 
 
 def _rows(outputs: Tensor, blocks: list[Block]) -> Rows:
