@@ -7,7 +7,7 @@ from typing import Any
 
 from isobasin.architectures.configuration import Config, build, key
 from isobasin.architectures.layouts import Sizes
-from isobasin.architectures.registry import family
+from isobasin.architectures.registry import families, family
 from isobasin.architectures.schema import AttentionSite
 from isobasin.testing.tiny import TinyModel
 
@@ -57,7 +57,8 @@ def smallest(model: TinyModel) -> TinyModel:
 def _shrunk(config: Config) -> dict[str, Any]:
     """The entries of such a configuration; those of a model with several towers have one for each."""
     entries = {name: x for name, x in config.to_diff_dict().items() if name not in _DERIVED}
-    towers = {name: _shrunk(getattr(config, name)) for name in config.sub_configs}
+    nested = {name: getattr(config, name) for name in config.sub_configs}
+    towers = {name: _shrunk(tower) for name, tower in nested.items() if tower.model_type in _model_types()}
     if towers:
         return entries | towers
     entry = family(config.model_type)
@@ -80,6 +81,10 @@ def _shrunk(config: Config) -> dict[str, Any]:
     alike = {n: by_value[x] for n, x in entries.items() if n.endswith(_SIZE_ENDINGS) and _whole(x) and x in by_value}
     epsilons = dict.fromkeys((name for name in entries if "_eps" in name), _EPSILON)
     return {**_shorter(entries, config), **epsilons, **alike, **known, "num_labels": _LABELS}
+
+
+def _model_types() -> set[str]:
+    return {entry.model_type for entry in families()}
 
 
 def _sizes(site: AttentionSite) -> Sizes:

@@ -43,7 +43,7 @@ def attention_tangents(group: AttentionGroup, weights: AttentionWeights) -> Part
     """The derivative of every weight by every coordinate of the group, coordinates last."""
     parts = attention.identity(group).tensors()
     complex_parts = [name for name, part in parts.items() if part.is_complex()]
-    # What isn't free: the order of heads, shifts without their biases, and of normalised queries and keys all but gains.
+    # What isn't free: the order of heads, shifts without their biases, and U of normalised queries and keys.
     fixed = ["outer", "inner"] + [name for name in ("key_shift", "value_shift") if not getattr(group, name)]
     fixed += [name for name in parts if name.startswith("query_key") and group.norm is not None]
 
