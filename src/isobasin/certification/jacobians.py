@@ -18,10 +18,10 @@ from isobasin.certification.nullity import Spectrum, folded, seen, spectrum
 from isobasin.errors import ArchitectureError
 from isobasin.testing.assertions import model_inputs, padding_mask, promised
 
-# How often more inputs are tried, and how often in a row they must leave the rank: units that are rarely active, or
-# rarely not, are seen late.
-_CHECKS = 20
-_SETTLED = 4
+# How many more outputs must leave the rank as it is, and how often it may rise: units that are rarely active, or rarely
+# not, are seen late.
+_MORE = 800
+_CHECKS = 10
 
 Rows = list[Tensor]
 """Derivatives of some outputs by the stored values of each block: `(outputs, values)`."""
@@ -96,20 +96,18 @@ def measured_whole(model: nn.Module, blocks: list[Block], seed: int) -> list[Mea
 def _settled(rows: Iterator[Rows]) -> list[Measured]:
     """The rank of every block's Jacobian once more inputs leave it as it is: a model makes few kinds of its own."""
     found = _measured([], rows)
-    unchanged = 0
     for _ in range(_CHECKS):
         before, found = found, _measured([block.jacobian for block in found], rows)
-        same = all(one.spectrum.rank == other.spectrum.rank for one, other in zip(before, found, strict=True))
-        unchanged = unchanged + 1 if same else 0
-        if unchanged == _SETTLED:
+        if all(one.spectrum.rank == other.spectrum.rank for one, other in zip(before, found, strict=True)):
             break
     return found
 
 
 def _measured(known: Rows, rows: Iterator[Rows]) -> list[Measured]:
-    """The rank that follows from rows known before, if any, and as many more as make twice the columns."""
+    """The rank that follows from rows known before and `_MORE`, or without any from twice as many as columns."""
     found = [known] if known else [next(rows)]
-    while any(sum(map(len, parts)) < 2 * parts[0].shape[1] for parts in zip(*found, strict=True)):
+    needed = [len(part) + _MORE if known else 2 * part.shape[1] for part in found[0]]
+    while any(sum(map(len, parts)) < least for parts, least in zip(zip(*found, strict=True), needed, strict=True)):
         found.append(next(rows))
     factors = [folded(torch.cat(parts)) for parts in zip(*found, strict=True)]
     return [Measured(factor, spectrum(factor)) for factor in factors]
