@@ -9,11 +9,13 @@ TESTS ?= tests
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test certify families lint format bench clean
 
 help:
 	@echo "make demo     train, align and plot small models (under 3 minutes)"
 	@echo "make test     run the tests"
+	@echo "make certify  measure that every family's groups are exact (10 minutes); prints the table of docs/certify.md"
+	@echo "make families write docs/families.md"
 	@echo "make lint     ruff, pyright, import-linter"
 	@echo "make format   let ruff rewrite what it can"
 	@echo "make bench    run the benchmarks"
@@ -46,6 +48,12 @@ demo: $(READY)
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+certify: $(READY)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/certificates.py
+
+families: $(READY)
+	$(BIN)/python -m isobasin.pipeline.families > docs/families.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tiny_program import edit_tensors
 from typer.testing import Result
 
+from isobasin.architectures.registry import families
+
 Cli = Callable[..., Result]
 LAYER_KEYS = {
     "layer",
@@ -177,6 +179,26 @@ def test_symmetry_counts(cli: Cli, models: dict[str, Path]):
     assert "Layers 0, 1, feed-forward: (R*)^24 ⋊ S_24" in human
     assert ["all", "feed-forward", "48", "2,304", "2.08%"] in rows
     assert any(row[:3] == ["whole", "model", "128"] for row in rows)
+
+
+def test_symmetry_of_all_families(cli: Cli):
+    found = {one["model_type"]: one for one in parsed(cli("symmetry", "--families", "--json"))["families"]}
+    assert found.keys() == {family.model_type for family in families()}
+    assert found["qwen3"] == {
+        "model_type": "qwen3",
+        "attention": ["(QK {±1}^(d_h/2) × VO GL(d_h))^g ⋊ S_(h/g) wr S_g × (R*)^(d_h/2) (gains)"],
+        "feedforward": ["(R*)^f ⋊ S_f"],
+        "residual": "O(d); tied: {±1}^d ⋊ S_d",
+        "not_moved": [],
+    }
+    assert found["mpt"]["not_moved"] == ["order of heads", "residual stream"]
+    assert len(found["smollm3"]["attention"]) == 2
+    rows = [line.split() for line in cli("symmetry", "--families").stdout.splitlines()]
+    assert ["bloom", "(QK", "GL(d_h)"] in [row[:3] for row in rows]
+    for arguments in ((), ("somewhere", "--families")):
+        result = cli("symmetry", *arguments)
+        assert result.exit_code == 2
+        assert "give either MODEL or --families" in result.stderr
 
 
 def test_feedforward_blocks_are_scrambled_aligned_and_recognised(cli: Cli, models: dict[str, Path], tmp_path: Path):

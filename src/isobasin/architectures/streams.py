@@ -60,6 +60,17 @@ class Stream:
     post: bool = False
     outside: tuple[str, ...] = ()
 
+    @property
+    def tied(self) -> bool:
+        """Whether a head may be an embedding that reads the last normalisation, which then can't be folded."""
+        return not self.post and any(head.tied for head in self.heads)
+
+    def basis(self, *, kept: bool) -> Basis:
+        """Which maps of the stream leave the function unchanged; `kept`: a normalisation isn't folded."""
+        if kept or self.post:
+            return Basis.permutation if self.mean or self.post else Basis.signed
+        return Basis.centred if self.mean else Basis.orthogonal
+
 
 @dataclass(frozen=True)
 class _Checkpoint:
@@ -135,13 +146,9 @@ def find(
     norms = list(_norms(checkpoint))
     everything_kept = stream.post or keep_gains
     kept = [norm for norm in norms if everything_kept or _reads_embedding(norm, checkpoint)]
-    if kept:
-        basis = Basis.permutation if stream.mean or stream.post else Basis.signed
-    else:
-        basis = Basis.centred if stream.mean else Basis.orthogonal
     along = (*_writers(checkpoint), *(item for norm in kept for item in _kept(norm)))
     found = Residual(
-        ResidualGroup(sites[0][0].width, basis),
+        ResidualGroup(sites[0][0].width, stream.basis(kept=bool(kept))),
         tuple(dict.fromkeys(along)),
         tuple(norm for norm in norms if norm not in kept),
         stream.mean,

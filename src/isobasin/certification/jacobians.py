@@ -16,9 +16,11 @@ from torch.overrides import TorchFunctionMode
 from isobasin.certification.loaded import Block
 from isobasin.certification.nullity import Spectrum, folded, seen, spectrum
 from isobasin.errors import ArchitectureError
-from isobasin.testing.assertions import model_inputs
+from isobasin.testing.assertions import model_inputs, padding_mask, promised
 
-# How often the rank may rise by more inputs: units that are rarely active are seen late.
+# How many more outputs must leave the rank as it is, and how often it may rise: units that are rarely active, or rarely
+# not, are seen late.
+_MORE = 800
 _CHECKS = 10
 
 Rows = list[Tensor]
@@ -102,9 +104,10 @@ def _settled(rows: Iterator[Rows]) -> list[Measured]:
 
 
 def _measured(known: Rows, rows: Iterator[Rows]) -> list[Measured]:
-    """The rank that follows from rows known before, if any, and as many more as make twice the columns."""
+    """The rank that follows from rows known before and `_MORE`, or without any from twice as many as columns."""
     found = [known] if known else [next(rows)]
-    while any(sum(map(len, parts)) < 2 * parts[0].shape[1] for parts in zip(*found, strict=True)):
+    needed = [len(part) + _MORE if known else 2 * part.shape[1] for part in found[0]]
+    while any(sum(map(len, parts)) < least for parts, least in zip(zip(*found, strict=True), needed, strict=True)):
         found.append(next(rows))
     factors = [folded(torch.cat(parts)) for parts in zip(*found, strict=True)]
     return [Measured(factor, spectrum(factor)) for factor in factors]
@@ -122,15 +125,14 @@ def _inputs(model: nn.Module, seed: int, *, padded: bool) -> Iterator[dict[str, 
     """Random inputs of the model without end, every time all kinds of them."""
     for again in count(seed):
         for _, inputs in model_inputs(model, again):
-            if padded or "attention_mask" not in inputs:
+            if padded or padding_mask(inputs) is None:
                 yield inputs
 
 
 def _model_outputs(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
     """Every output; at positions that are padding nothing is promised."""
-    kept = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
     found = [value for value in model(**inputs).values() if isinstance(value, Tensor) and value.is_floating_point()]
-    return [x[kept] if kept is not None and x.shape[:2] == kept.shape else x for x in found]
+    return [promised(value, inputs) for value in found]
 
 
 def _rows(outputs: Tensor, blocks: list[Block]) -> Rows:

@@ -7,23 +7,39 @@ from typing import Any
 
 from isobasin.architectures.configuration import Config, build, key
 from isobasin.architectures.layouts import Sizes
-from isobasin.architectures.registry import family
+from isobasin.architectures.registry import families, family
 from isobasin.architectures.schema import AttentionSite
 from isobasin.testing.tiny import TinyModel
 
+_UNITS = 12
+_LABELS = 8
 # Wherever a configuration has them. What else it says are switches, which stay.
 _SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
+    "decoder_layers": 2,
+    "attention_types": [[["global", "local"], 1]],
     "vocab_size": 200,
+    "decoder_vocab_size": 200,
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": 2,
     "max_position_embeddings": 16,
-    "image_size": 8,
+    "max_target_positions": 16,
+    "max_source_positions": 10,
+    "num_mel_bins": 8,
+    # Three patches a side: by two, DINOv3 turns the first plane of a head by half turns, which hide more.
+    "image_size": 12,
     "patch_size": 4,
+    "num_experts": 3,
+    "num_local_experts": 3,
+    "num_experts_per_tok": 2,
+    "n_inner": _UNITS,
+    "intermediate_size": _UNITS,
+    "moe_intermediate_size": _UNITS,
+    "shared_expert_intermediate_size": _UNITS,
 }
-_UNITS = 12
-_LABELS = 8
+# An epsilon hides the scale of what is normalised, but for what it adds: so much that no rounding looks like it.
+_EPSILON = 1e-2
 # What the class makes again, from sizes that are other ones here.
 _DERIVED = ("id2label", "label2id", "model_type", "transformers_version", "architectures", "dtype", "torch_dtype")
 _SIZE_ENDINGS = ("size", "dim", "inner")
@@ -35,18 +51,27 @@ def smallest(model: TinyModel) -> TinyModel:
     Grouped queries stay grouped, heads that don't share the width stay narrower or wider than their share, and the same
     share of features rotates, in at least two planes or beside two features that don't rotate.
     """
-    config = build(model.model_type, model.config)
+    return replace(model, config=_shrunk(build(model.model_type, model.config)))
+
+
+def _shrunk(config: Config) -> dict[str, Any]:
+    """The entries of such a configuration; those of a model with several towers have one for each."""
     entries = {name: x for name, x in config.to_diff_dict().items() if name not in _DERIVED}
-    entry = family(model.model_type)
+    nested = {name: getattr(config, name) for name in config.sub_configs}
+    towers = {name: _shrunk(tower) for name, tower in nested.items() if tower.model_type in _model_types()}
+    if towers:
+        return entries | towers
+    entry = family(config.model_type)
     site, feedforwards = entry.blocks(config)[0], entry.feedforwards(config)
     sizes = _sizes(site)
     small = _SIZES | {
         "hidden_size": sizes.width,
         "num_attention_heads": sizes.heads,
+        "decoder_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.groups,
+        "num_kv_heads": sizes.groups,
         "head_dim": sizes.features,
         "rotary_dim": round(_rotating(site) * sizes.features),
-        "n_inner": _UNITS,
     }
     if entries.get("heads_per_layer") is not None:
         small["heads_per_layer"] = [sizes.heads, 2 * sizes.heads]
@@ -54,7 +79,12 @@ def smallest(model: TinyModel) -> TinyModel:
     # Families have more names for these two than could be listed.
     by_value = {site.width: sizes.width} | ({feedforwards[0].group.units: _UNITS} if feedforwards else {})
     alike = {n: by_value[x] for n, x in entries.items() if n.endswith(_SIZE_ENDINGS) and _whole(x) and x in by_value}
-    return replace(model, config={**_shorter(entries, config), **alike, **known, "num_labels": _LABELS})
+    epsilons = dict.fromkeys((name for name in entries if "_eps" in name), _EPSILON)
+    return {**_shorter(entries, config), **epsilons, **alike, **known, "num_labels": _LABELS}
+
+
+def _model_types() -> set[str]:
+    return {entry.model_type for entry in families()}
 
 
 def _sizes(site: AttentionSite) -> Sizes:

@@ -23,10 +23,10 @@ def stored_tangents(site: AttentionSite | FeedForwardSite, tensors: Parts) -> Te
     """The stated directions of a block's stored values, tensor after tensor: `(values, dimension)`."""
     zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in site.shapes().items()}
 
-    # Storing is linear, so it takes directions as it takes weights.
+    # But for what is added to gains storing is linear, so it takes directions as it takes weights.
     def stored(direction: Parts) -> Tensor:
         if isinstance(site, AttentionSite):
-            written = site.write(zeros, AttentionWeights(**direction))
+            written = replace(site, gain_offset=0.0).write(zeros, AttentionWeights(**direction))
         else:
             written = site.write(zeros, FeedForwardWeights(**direction))
         return torch.cat([written[name].flatten() for name in zeros])
@@ -43,15 +43,16 @@ def attention_tangents(group: AttentionGroup, weights: AttentionWeights) -> Part
     """The derivative of every weight by every coordinate of the group, coordinates last."""
     parts = attention.identity(group).tensors()
     complex_parts = [name for name, part in parts.items() if part.is_complex()]
-    free = [name for name in ("key_shift", "value_shift") if getattr(group, name)]
+    # What isn't free: the order of heads, shifts without their biases, and U of normalised queries and keys.
+    fixed = ["outer", "inner"] + [name for name in ("key_shift", "value_shift") if not getattr(group, name)]
+    fixed += [name for name in parts if name.startswith("query_key") and group.norm is not None]
 
     def moved(coordinates: Parts) -> Parts:
         new = {n: torch.view_as_complex(x) if n in complex_parts else x for n, x in coordinates.items()}
         return attention.act(group, AttentionElement.from_tensors({**parts, **new}), weights).tensors()
 
-    names = ("query_key.matrix", "value_output.matrix", *free)
-    real = {name: parts[name] for name in names} | {name: torch.view_as_real(parts[name]) for name in complex_parts}
-    return _derivatives(moved, real)
+    free = {name: part for name, part in parts.items() if name not in fixed}
+    return _derivatives(moved, {n: torch.view_as_real(x) if n in complex_parts else x for n, x in free.items()})
 
 
 def feedforward_tangents(group: FeedForwardGroup, weights: FeedForwardWeights) -> Parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from isobasin.cli.tables import layers, ranges, table
 
 if TYPE_CHECKING:
+    from isobasin.pipeline.families import FamilySymmetry
     from isobasin.pipeline.inventory import Symmetry
 
 
@@ -44,6 +45,19 @@ def symmetry_report(found: Symmetry) -> Iterator[RenderableType]:
         yield f"{layers([layer.layer for layer in run]).capitalize()}: {run[0].group}"
     for run in others:
         yield f"{layers([layer.layer for layer in run]).capitalize()}, feed-forward: {run[0].group}"
+
+
+def families_report(found: Iterable[FamilySymmetry]) -> Iterator[RenderableType]:
+    """A row for every model type, long formulas folded, and what the letters mean."""
+    from isobasin.pipeline.families import COLUMNS, LETTERS
+
+    rows = table(*COLUMNS, left=COLUMNS, title="Symmetry by model type")
+    for column in rows.columns[1:]:
+        column.no_wrap = False
+    for family in found:
+        rows.add_row(*family.row())
+    yield rows
+    yield LETTERS
 
 
 def _figures(dimension: int, parameters: int) -> tuple[str, str, str]:

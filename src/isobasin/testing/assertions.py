@@ -65,15 +65,20 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 
 def outputs(model: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
     """Every floating-point output and hidden state; at positions that are padding nothing is promised."""
-    mask = inputs.get("attention_mask", inputs.get("decoder_attention_mask"))
-    kept = None if mask is None else mask.bool()
     with torch.no_grad():
         returned = model(**inputs, output_hidden_states=True)
-    return {
-        name: value[kept] if kept is not None and value.shape[:2] == kept.shape else value
-        for name, value in _named(returned)
-        if value.is_floating_point()
-    }
+    return {name: promised(value, inputs) for name, value in _named(returned) if value.is_floating_point()}
+
+
+def padding_mask(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Which positions of a model's random inputs are no padding, or None if none is."""
+    return inputs.get("attention_mask", inputs.get("decoder_attention_mask"))
+
+
+def promised(output: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """An output without the positions that are padding."""
+    mask = padding_mask(inputs)
+    return output if mask is None or output.shape[:2] != mask.shape else output[mask.bool()]
 
 
 def _named(returned: Mapping[str, Any], of: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 import isobasin
 from isobasin.architectures import sites
 from isobasin.architectures.configuration import build
-from isobasin.architectures.families import bert, gpt_neox
+from isobasin.architectures.families import bert, gpt_neox, llama
 from isobasin.architectures.layouts import interleaved_planes
 from isobasin.architectures.registry import family
 from isobasin.architectures.schema import AttentionSite
@@ -19,9 +20,10 @@ from isobasin.certification import loaded
 from isobasin.certification.certify import Certificate, certify, variants
 from isobasin.certification.smallest import smallest
 from isobasin.errors import ArchitectureError
+from isobasin.pipeline.families import attention_formula, feedforward_formula
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
-from isobasin.testing.tiny import TinyModel, tiny, variant
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.testing.tiny import TINY_MODELS, TinyModel, tiny, variant
 
 # By hand, of attention and feed-forward blocks: the group, and what normalisations hide besides: columns and bias of
 # the output projection, and rows of what reads. Two heads of four features; grouped queries have two groups of two.
@@ -54,6 +56,32 @@ def test_families_are_exact(name: str):
         assert min(block.gap, block.hidden_gap) > 1e6
 
 
+# By hand, the dimensions of attention and feed-forward groups of one family for every other kind; None: not known.
+KINDS = {
+    "qwen3": (2 * 16 + 2, 12),  # gains of two planes trade, for all heads
+    "gemma3_text": (2 * 16 + 2, 12),  # and lack a 1 as they are stored
+    "olmo2": (2 * (16 + 2), 12),  # for each key/value head
+    "gpt_oss": (2 * (4 + 16), None),
+    "bloom": (2 * (16 + 16 + 4 + 4), 0),
+    "clip": (2 * (16 + 16 + 4 + 4), 0),
+    "whisper": (2 * (16 + 16 + 4), 0),
+    "dinov3_vit": (2 * (4 + 16 + 4), 0),
+    "albert": (2 * (16 + 16 + 4 + 4), 0),
+    "falcon-multi-head": (2 * (4 + 16 + 4), 0),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_families_of_every_kind_are_exact(name: str):
+    """All families: `make certify`."""
+    found = certify(name)
+    assert found.exact
+    attention, units = KINDS[name]
+    assert {block.measured for block in found.blocks if block.kind == "attention"} == {attention}
+    assert {block.measured for block in found.blocks if block.kind != "attention"} == ({units} - {None})
+    assert min(min(block.gap, block.hidden_gap) for block in found.blocks) > 1e8
+
+
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
     """The certificate of a model whose attention's group is stated otherwise."""
@@ -77,6 +105,12 @@ def test_a_group_that_is_too_small(planted: Planted):
         assert (block.stated, block.measured, block.missing, block.wrong) == (72, 80, 8, 0)
         assert block.verdict == "too small: 8 symmetries missing"
     assert all(block.exact for block in found.blocks[2:])
+
+
+def test_gains_of_which_too_few_trade(planted: Planted):
+    found = planted("olmo2", llama, lambda group: replace(group, norm=QueryKeyNorm.head))
+    for block in found.blocks[:2]:
+        assert (block.stated, block.measured, block.missing, block.wrong) == (34, 36, 2, 0)
 
 
 def test_a_group_that_is_too_large(planted: Planted):
@@ -151,6 +185,32 @@ def small_site(model: TinyModel) -> AttentionSite:
 )
 def test_small_models_are_of_the_same_kind(model: TinyModel, group: str):
     assert str(small_site(model).group) == group
+
+
+@pytest.mark.parametrize("model", TINY_MODELS, ids=str)
+def test_small_models_have_groups_of_the_same_kinds(model: TinyModel):
+    """But for the sizes, in every stack; and they are small."""
+
+    def formulas(of: TinyModel) -> set[str]:
+        entry, config = family(of.model_type), build(of.model_type, of.config)
+        attention = {attention_formula(site.group) for site in entry.blocks(config)}
+        return attention | {feedforward_formula(site.group) for site in entry.feedforwards(config)}
+
+    small = smallest(model)
+    assert formulas(small) == formulas(model)
+    config = build(small.model_type, small.config)
+    for site in (*family(small.model_type).blocks(config), *family(small.model_type).feedforwards(config)):
+        assert sum(map(prod, site.shapes().values())) <= 1000
+
+
+@pytest.mark.parametrize(
+    "model_type", ["bart", "clip", "gpt_neo", "marian", "mixtral", "qwen3_moe", "smollm3", "whisper"]
+)
+def test_checkpoints_of_usual_sizes_become_small(model_type: str):
+    """The default sizes of their configurations."""
+    small = smallest(replace(tiny(model_type), config={}))
+    model = small.build()
+    assert sum(parameter.numel() for parameter in model.parameters()) < 40_000
 
 
 @pytest.mark.parametrize(("name", "more"), [("llama-head-dim", True), ("qwen2-head-dim", False), ("llama", None)])

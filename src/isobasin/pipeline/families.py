@@ -1,0 +1,150 @@
+"""The groups of every supported model type in formulas, from the facts of the families.
+
+`python -m isobasin.pipeline.families` prints the page docs/families.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from isobasin.architectures.configuration import build
+from isobasin.architectures.registry import Family, families
+from isobasin.symmetries.feedforward import FeedForwardGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.symmetries.residual import ResidualGroup
+from isobasin.testing.tiny import tiny
+
+COLUMNS = ("model type", "attention", "feed-forward", "residual stream", "not moved")
+LETTERS = (
+    "d: width of the stream; h: query heads, of d_h features, r of which rotate where only some do; g: key/value heads "
+    "where they are fewer; f: feed-forward units. Tied: where the head is the embedding."
+)
+_UNKNOWN = "not known"
+_PAGE = f"""# Families
+
+Made by `make families` from what the families state. {LETTERS}
+
+The groups are those of a model type's usual form. Its configuration may have other biases, share of rotating features,
+grouped queries or activation: `isobasin symmetry MODEL` prints the groups of a checkpoint, and
+[`isobasin certify`](certify.md) measures that they are exact. [The mathematics](maths.md) explains them.
+
+What the last column lists stays as it is in every scope; feed-forward blocks listed there are experts, or beside
+experts. SigLIP's pooling head, which lies outside its layers, stays as it is too. Layers of a model with several stacks
+are counted through all of them: text tower, then vision tower; encoder, then decoder, then the decoder's
+cross-attention. Layers that share their tensors, as ALBERT's do, are one block.
+
+"""
+
+
+@dataclass(frozen=True)
+class FamilySymmetry:
+    """The groups of a model type's usual form.
+
+    Attributes:
+        model_type: As in `config.json`.
+        attention: The different groups of its attention blocks, in the order of the layers.
+        feedforward: Those of its feed-forward blocks; none where they aren't known.
+        stream: The group of its residual stream, "not known" where it isn't.
+        not_moved: What stays as it is in every scope.
+    """
+
+    model_type: str
+    attention: tuple[str, ...]
+    feedforward: tuple[str, ...]
+    stream: str
+    not_moved: tuple[str, ...]
+
+    def row(self) -> tuple[str, ...]:
+        """The entries of `COLUMNS`."""
+        feedforward = "; ".join(self.feedforward) or _UNKNOWN
+        return self.model_type, "; ".join(self.attention), feedforward, self.stream, ", ".join(self.not_moved) or "–"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "model_type": self.model_type,
+            "attention": list(self.attention),
+            "feedforward": list(self.feedforward),
+            "residual": None if self.stream == _UNKNOWN else self.stream,
+            "not_moved": list(self.not_moved),
+        }
+
+
+def all_families() -> tuple[FamilySymmetry, ...]:
+    """What every family states of its tiny model."""
+    return tuple(_stated(entry) for entry in families())
+
+
+def _stated(entry: Family) -> FamilySymmetry:
+    config = build(entry.model_type, tiny(entry.model_type).config)
+    sites, feedforwards = entry.blocks(config), entry.feedforwards(config)
+    fixed = {
+        "order of heads": not all(site.group.permuted for site in sites),
+        "feed-forward blocks": not feedforwards,
+        "residual stream": entry.stream is None,
+    }
+    return FamilySymmetry(
+        entry.model_type,
+        tuple(dict.fromkeys(attention_formula(site.group) for site in sites)),
+        tuple(dict.fromkeys(feedforward_formula(site.group) for site in feedforwards)),
+        _UNKNOWN if entry.stream is None else _stream_formula(entry, config, sites[0].width),
+        tuple(part for part, stays in fixed.items() if stays),
+    )
+
+
+def attention_formula(group: AttentionGroup) -> str:
+    """The group as it prints, with letters for its sizes."""
+    pair = group.query_key
+    trades = "d_h" if not pair.planes else "(d_h/2)" if not pair.linear else "(d_h − r/2)"
+    shifts = [f"R^{'(d_h − r)' if pair.planes else 'd_h'} (key bias)"] if group.key_shift else []
+    shifts += ["R^d_h (value bias)"] if group.value_shift else []
+    shifts += [f"R^{group.queries * group.table_shifts} (position biases)"] if group.table_shifts else []
+    shifts += [f"(R*)^{trades} (gains)"] if group.norm is QueryKeyNorm.full else []
+    query_key = f"{{±1}}^{trades}" if group.norm else _bilinear_formula(pair)
+    factors = " × ".join([f"QK {query_key}", f"VO {_bilinear_formula(group.value_output)}", *shifts])
+    power, discrete = ("h", "S_h") if group.queries == 1 else ("g", "S_(h/g) wr S_g")
+    found = f"({factors})^{power}" + (f" ⋊ {discrete}" if group.permuted else "")
+    return f"{found} × (R*)^{trades} (gains)" if group.norm is QueryKeyNorm.head else found
+
+
+def _bilinear_formula(pair: BilinearGroup) -> str:
+    if not pair.planes:
+        return "GL(d_h)"
+    return "(C*)^(d_h/2)" if not pair.linear else "GL(d_h − r) × (C*)^(r/2)"
+
+
+def feedforward_formula(group: FeedForwardGroup) -> str:
+    """The group as it prints, with a letter for its units."""
+    return _lettered(str(group), {group.units: "f"})
+
+
+def _stream_formula(entry: Family, config: Any, width: int) -> str:
+    """The group of the residual stream, and that where the head is the embedding if it may be."""
+    if entry.stream is None:
+        return _UNKNOWN
+    stream = entry.stream(config)
+    letters = {width: "d", width - 1: "d − 1"}
+    free, tied = (_lettered(str(ResidualGroup(width, stream.basis(kept=kept))), letters) for kept in (False, True))
+    return f"{free}; tied: {tied}" if stream.tied else free
+
+
+def _lettered(formula: str, letters: dict[int, str]) -> str:
+    """A formula with letters for these numbers."""
+    return re.sub(r"\d+", lambda found: letters.get(int(found[0]), found[0]), formula)
+
+
+def page(found: Iterable[FamilySymmetry]) -> str:
+    """The page docs/families.md."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for family in found:
+        *groups, fixed = family.row()
+        cells = [cell if cell in (_UNKNOWN, family.model_type) else f"`{cell}`" for cell in groups]
+        lines.append("| " + " | ".join([*cells, fixed]) + " |")
+    return _PAGE + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(all_families()), end="")

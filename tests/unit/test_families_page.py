@@ -1,0 +1,54 @@
+"""The groups of all families in formulas, and the page that is made of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from isobasin.architectures.configuration import build
+from isobasin.architectures.registry import family
+from isobasin.pipeline.families import all_families, attention_formula, page
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.testing.tiny import TINY_MODELS, TinyModel
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+
+
+def test_the_page_is_up_to_date():
+    assert PAGE.read_text() == page(all_families()), "run make families"
+
+
+def with_numbers(formula: str, group: AttentionGroup) -> str:
+    """A formula with this group's sizes for its letters."""
+    features, planes = group.query_key.features, len(group.query_key.planes)
+    sizes = {"d_h": features, "r": 2 * planes, "h": group.heads, "g": group.groups}
+    sums = {
+        "(d_h/2)": features // 2,
+        "(d_h − r/2)": features - planes,
+        "(r/2)": planes,
+        "(h/g)": group.queries,
+    }
+    for letters, number in sums.items():
+        formula = formula.replace(letters, str(number))
+    formula = re.sub(r"(GL|\^)\(d_h − r\)", rf"\1({features - 2 * planes})", formula)
+    formula = re.sub(r"\^\((\d+)\)", r"^\1", formula)
+    for letters, number in sizes.items():
+        formula = re.sub(rf"(?<=[_(^]){letters}\b", str(number), formula)
+    return formula
+
+
+@pytest.mark.parametrize("model", TINY_MODELS, ids=str)
+def test_formulas_are_the_groups(model: TinyModel):
+    """With the sizes for the letters they are what the groups print."""
+    for site in family(model.model_type).blocks(build(model.model_type, model.config)):
+        assert with_numbers(attention_formula(site.group), site.group) == str(site.group)
+
+
+def test_formulas_of_groups_that_no_family_has():
+    planes = ((0, 1),)
+    pair, plain = BilinearGroup(6, planes), BilinearGroup(6)
+    assert "QK {±1}^(d_h − r/2)" in attention_formula(AttentionGroup(2, 1, pair, plain, norm="head"))  # pyright: ignore[reportArgumentType]
+    table = AttentionGroup(2, 1, plain, plain, table=(0, 0, 1))
+    assert with_numbers(attention_formula(table), table) == str(table)
