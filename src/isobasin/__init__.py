@@ -105,6 +105,8 @@ __all__ = [
     "Specification",
     "Symmetry",
     "Verification",
+    "BlockCertificate",
+    "Certificate",
     "__version__",
     "align",
     "align_tensors",

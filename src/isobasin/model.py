@@ -263,7 +263,7 @@ def _alike(one: AttentionSite, other: AttentionSite) -> bool:
     return ours == theirs
 
 
-class Fingerprint:
+class Digest:
     """SHA-256 of the tensors that are matched, fed as they are read."""
 
     def __init__(self) -> None:
@@ -288,14 +288,14 @@ class Fingerprint:
 
 
 def read_blocks(
-    model: Blocks, indices: Sequence[int], device: str = "cpu", fingerprint: Fingerprint | None = None
+    model: Blocks, indices: Sequence[int], device: str = "cpu", digest: Digest | None = None
 ) -> AttentionWeights:
     """The weights of some alike blocks in float64, stacked along a leading dimension."""
     blocks: list[AttentionWeights] = []
     for index in indices:
         site = model.specification.sites[index]
         tensors = model.stored(site)
-        if fingerprint is not None:
-            fingerprint.update(site, tensors)
+        if digest is not None:
+            digest.update(site, tensors)
         blocks.append(site.read(tensors, device))
     return stack(blocks)

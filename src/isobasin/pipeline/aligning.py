@@ -28,7 +28,7 @@ from isobasin.matching import circuits, feedforward
 from isobasin.matching.attention import Match, Method, distance, match
 from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import HeadCost, assign, head_costs
-from isobasin.model import Blocks, Fingerprint, Source, TensorBlocks, batches, open_model, read_blocks
+from isobasin.model import Blocks, Digest, Source, TensorBlocks, batches, open_model, read_blocks
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Calibration, Matching, Progress, Running, Scope, silent
 from isobasin.pipeline.whole import match_whole
@@ -151,9 +151,9 @@ def match_models(
 ) -> Alignment:
     """Match two models; arguments as `align`."""
     if matching.scope is not Scope.model:
-        prints = Fingerprint(), Fingerprint()
-        found = match_blocks(a, b, matching, running, prints)
-        return replace(found, provenance=_facts(a, b, matching, [fingerprint.hexdigest() for fingerprint in prints]))
+        digests = Digest(), Digest()
+        found = match_blocks(a, b, matching, running, digests)
+        return replace(found, provenance=_facts(a, b, matching, [digest.hexdigest() for digest in digests]))
     # Folded models are in float64, whatever the result is stored in.
     dtype = running.dtype or max(b.dtype(feedforward=True), a.dtype(feedforward=True), key=lambda k: torch.finfo(k).eps)
     inside = replace(matching, scope=Scope.block, keep_gains=False, max_condition=matching.limit(dtype))
@@ -181,23 +181,23 @@ def _facts(a: Blocks, b: Blocks, matching: Matching, digests: Sequence[str]) -> 
 
 def _contents(blocks: Blocks, matching: Matching) -> str:
     """SHA-256 of what is matched of a whole model."""
-    fingerprint = Fingerprint()
+    digest = Digest()
     inside: set[str] = set()
     for site in blocks.sites():
-        fingerprint.update(site, blocks.stored(site))
+        digest.update(site, blocks.stored(site))
         inside |= site.shapes().keys()
     outer = [name for name in blocks.residual(keep_gains=matching.keep_gains).ordered() if name not in inside]
     for index, name in enumerate(outer):
-        fingerprint.add(f"stream.{index}", blocks.checked([name])[name])
-    return fingerprint.hexdigest()
+        digest.add(f"stream.{index}", blocks.checked([name])[name])
+    return digest.hexdigest()
 
 
 # Of reference and model; None where nobody asks.
-Prints = tuple[Fingerprint | None, Fingerprint | None]
+Digests = tuple[Digest | None, Digest | None]
 
 
 def match_blocks(
-    a: Blocks, b: Blocks, matching: Matching, running: Running, prints: Prints = (None, None)
+    a: Blocks, b: Blocks, matching: Matching, running: Running, digests: Digests = (None, None)
 ) -> Alignment:
     """Match all blocks of two models as they are, as many at a time as fit in memory.
 
@@ -206,15 +206,15 @@ def match_blocks(
         b: The model.
         matching: How.
         running: Where.
-        prints: Fed with the tensors of either as they are read.
+        digests: Fed with the tensors of either as they are read.
     """
     pairs = list(zip(a.feedforwards(), b.feedforwards(), strict=True)) if matching.feedforward else []
     steps = len(b.specification.sites) + len(pairs)
     running.progress("matching", 0, steps)
-    layers, checks = _match_attention(a, b, matching, running, prints, steps)
+    layers, checks = _match_attention(a, b, matching, running, digests, steps)
     moved: list[FeedForwardAlignment] = []
     for ours, theirs in pairs:
-        entry, check = _match_feedforward(a, ours, b, theirs, running, prints)
+        entry, check = _match_feedforward(a, ours, b, theirs, running, digests)
         moved.append(entry)
         checks += check
         running.progress("matching", len(layers) + len(moved), steps)
@@ -227,7 +227,7 @@ def _match_attention(
     b: Blocks,
     matching: Matching,
     running: Running,
-    prints: Prints,
+    digests: Digests,
     steps: int,
 ) -> tuple[list[LayerAlignment], list[Verification]]:
     """Match the attention blocks, those that are alike together."""
@@ -239,7 +239,7 @@ def _match_attention(
     checks: list[Verification] = []
     heads = _tied_heads(a, b, matching, running)
     for batch in batches(sites):
-        reference, moving = (read_blocks(m, batch, running.device, f) for m, f in zip((a, b), prints, strict=True))
+        reference, moving = (read_blocks(m, batch, running.device, f) for m, f in zip((a, b), digests, strict=True))
         group = sites[batch[0]].group
         found = match(
             group,
@@ -295,14 +295,14 @@ def _match_feedforward(
     b: Blocks,
     theirs: FeedForwardSite,
     running: Running,
-    prints: Prints,
+    digests: Digests,
 ) -> tuple[FeedForwardAlignment, list[Verification]]:
     """Match one feed-forward block."""
     weights: list[FeedForwardWeights] = []
-    for blocks, site, fingerprint in ((a, ours, prints[0]), (b, theirs, prints[1])):
+    for blocks, site, digest in ((a, ours, digests[0]), (b, theirs, digests[1])):
         stored = blocks.stored(site)
-        if fingerprint is not None:
-            fingerprint.update(site, stored)
+        if digest is not None:
+            digest.update(site, stored)
         weights.append(site.read(stored, running.device))
     reference, model = weights
     found = match_feedforward(theirs.group, reference, model)
