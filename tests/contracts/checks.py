@@ -32,6 +32,11 @@ THOROUGH = (
 )
 
 
+def thorough(models: Iterable[TinyModel]) -> pytest.MarkDecorator:
+    """Those of some models that no other family stands for."""
+    return pytest.mark.parametrize("model", [m for m in models if m.model_type in THOROUGH], ids=str)
+
+
 def models_at(models: Iterable[TinyModel], name: str, *values: object) -> pytest.MarkDecorator:
     """Models at all values of an argument; at the last one only where another family stands for them."""
     cases = [(m, v) for m in models for v in values if m.model_type in THOROUGH or v == values[-1]]

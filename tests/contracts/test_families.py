@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 import isobasin
 from contracts.checks import (
-    THOROUGH,
     assert_blocks_preserved,
     assert_recovered,
     assert_same_apart_from_attention,
@@ -18,6 +17,7 @@ from contracts.checks import (
     models_at,
     recover,
     tensors,
+    thorough,
     weight_files,
     worst_distance,
 )
@@ -28,7 +28,8 @@ from isobasin.testing.tiny import TINY_MODELS, tiny
 from isobasin.verification import verify_models
 
 every_model = pytest.mark.parametrize("model", TINY_MODELS, ids=str)
-every_family = pytest.mark.parametrize("model", [m for m in TINY_MODELS if not m.variant], ids=str)
+thorough_models = thorough(TINY_MODELS)
+thorough_families = thorough(m for m in TINY_MODELS if not m.variant)
 
 
 @models_at(TINY_MODELS, "condition", 1.0, 10.0, 1e3)
@@ -40,7 +41,7 @@ def test_a_scrambled_float64_model_computes_the_same(model, condition, saved, tm
     assert worst_distance(blocks(original), blocks(tmp_path / "out")) > 0.1
 
 
-@every_family
+@thorough_families
 def test_a_scrambled_base_model_computes_the_same(model, saved, tmp_path):
     original = saved(model, base=True)
     isobasin.scramble(original, tmp_path / "out", seed=2, condition=1e3, verify=False)
@@ -48,7 +49,7 @@ def test_a_scrambled_base_model_computes_the_same(model, saved, tmp_path):
     assert_function_preserved(original, tmp_path / "out", model.allowed(1e3))
 
 
-@every_model
+@thorough_models
 def test_a_scrambled_float32_model_computes_the_same(model, saved, tmp_path):
     original = saved(model, dtype=torch.float32)
     isobasin.scramble(original, tmp_path / "out", seed=3, condition=10.0, verify=False)
@@ -87,13 +88,13 @@ def test_align_brings_float64_weights_back(model, condition, saved, tmp_path):
     assert_function_preserved(tmp_path / "scrambled", tmp_path / "aligned", model.allowed(condition))
 
 
-@every_model
+@thorough_models
 def test_align_brings_float32_weights_back(model, saved, tmp_path):
     recover(saved(model, dtype=torch.float32), tmp_path, seed=6, condition=10.0, tolerance=1e-4)
     assert_function_preserved(tmp_path / "scrambled", tmp_path / "aligned", 1e-4)
 
 
-@pytest.mark.parametrize("model", [m for m in TINY_MODELS if not m.variant and m.model_type in THOROUGH], ids=str)
+@thorough_families
 @pytest.mark.parametrize("seed", range(10, 14))
 def test_heads_are_in_the_right_order_every_time(model, seed, saved, tmp_path):
     recover(saved(model), tmp_path, seed=seed, condition=100.0, tolerance=1e-8)
@@ -119,7 +120,7 @@ def test_the_published_method_fails_where_ours_recovers(model_type, saved, tmp_p
     assert remaining["gauss-newton"] < 1e-8
 
 
-@every_model
+@thorough_models
 def test_everything_but_attention_stays_as_it_is(model, saved, tmp_path):
     original = tmp_path / "original"
     model.save(original, dtype=torch.float32)

@@ -18,6 +18,7 @@ from contracts.checks import (
     feedforward_sites,
     models_at,
     tensors,
+    thorough,
     weight_files,
 )
 from isobasin.alignment import Alignment
@@ -51,7 +52,7 @@ GATED = (
     *("phi3", "qwen2", "qwen3"),
 )
 SCALED = ("opt", "t5", *GATED, "smollm3", "stablelm")
-every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)
+thorough_models = thorough([*MODELS, *VARIANTS])
 
 
 @models_at([*MODELS, *VARIANTS], "condition", 1.0, 1e3)
@@ -64,7 +65,7 @@ def test_scrambled_units_and_heads_compute_the_same_in_float64(model, condition,
     assert feedforward_distance(original, out) > 0.1
 
 
-@every_model
+@thorough_models
 def test_scrambled_units_and_heads_compute_the_same_in_float32(model, saved, tmp_path):
     original = saved(model, dtype=torch.float32)
     isobasin.scramble(original, tmp_path / "out", seed=3, scope="block", verify=False)
@@ -90,7 +91,7 @@ def test_align_brings_units_and_heads_back(model, dtype, saved, tmp_path):
     assert isobasin.equivalent(original, scrambled).feedforward == tuple(range(len(found.feedforward)))
 
 
-@every_model
+@thorough_models
 def test_everything_else_stays_as_it_is(model, saved, tmp_path):
     original, scrambled = saved(model, dtype=torch.float32), tmp_path / "scrambled"
     moving = attention_names(original) | feedforward_names(original)
@@ -116,7 +117,7 @@ def test_units_without_scales_move_without_rounding(model, saved, tmp_path):
         assert torch.equal(before[name].flatten().sort().values, between[name].flatten().sort().values)
 
 
-@every_model
+@thorough_models
 def test_an_alignment_with_feedforward_can_be_kept(model, saved, tmp_path):
     """Saved, loaded and applied it writes the same bits; the inverse undoes it; composing is applying in turn."""
     original, scrambled, aligned = saved(model), tmp_path / "scrambled", tmp_path / "aligned"
@@ -136,7 +137,7 @@ def test_an_alignment_with_feedforward_can_be_kept(model, saved, tmp_path):
     assert feedforward_distance(tmp_path / "in-turn", aligned) > 0.1
 
 
-@every_model
+@thorough_models
 def test_a_second_sweep_changes_nothing(model, saved, tmp_path):
     """Of two unrelated models: heads and units share no tensor, so one sweep is where coordinate descent ends."""
     other = model.save(tmp_path / "other", seed=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import isobasin
-from contracts.checks import models_at, tensors
+from contracts.checks import models_at, tensors, thorough
 from isobasin.alignment import Alignment
 from isobasin.architectures.registry import family
 from isobasin.errors import AlignmentError, ArchitectureError, TensorError
@@ -37,7 +37,7 @@ VARIANTS = (
     tiny("falcon", "one-norm", config={**UNTIED, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}),
 )
 MODELS = tuple(m for m in TINY_MODELS if not m.variant and family(m.model_type).stream is not None)
-every_model = pytest.mark.parametrize("model", [*MODELS, *VARIANTS], ids=str)
+thorough_models = thorough([*MODELS, *VARIANTS])
 
 
 def stream_of(folder: Path, **options: bool):
@@ -73,7 +73,7 @@ def test_align_brings_a_whole_model_back(model, dtype, saved, tmp_path):
         assert gap(original, out) < (1e-6 if dtype == torch.float64 else 1e-3)
 
 
-@every_model
+@thorough_models
 def test_moves_compose_and_are_taken_back(model, saved, tmp_path):
     original = saved(model)
     first = isobasin.random_alignment(original, seed=2, condition=4.0, scope="model")
@@ -86,7 +86,7 @@ def test_moves_compose_and_are_taken_back(model, saved, tmp_path):
     assert gap(original, tmp_path / "back") < 1e-9
 
 
-@every_model
+@thorough_models
 def test_the_file_says_the_same(model, saved, tmp_path):
     original = saved(model)
     found = isobasin.random_alignment(original, seed=4, scope="model")
