@@ -68,6 +68,8 @@ KINDS = {
     "dinov3_vit": (2 * (4 + 16 + 4), 0),
     "albert": (2 * (16 + 16 + 4 + 4), 0),
     "falcon-multi-head": (2 * (4 + 16 + 4), 0),
+    "t5-encoder": (2 * (16 + 16 + 2), 12),  # a table of one constant and one entry that nothing reads
+    "beit-shared": (2 * (16 + 16 + 4 + 2), 0),  # one table for all layers, with two constants
 }
 
 
@@ -200,11 +202,15 @@ def test_small_models_have_groups_of_the_same_kinds(model: TinyModel):
     assert formulas(small) == formulas(model)
     config = build(small.model_type, small.config)
     for site in (*family(small.model_type).blocks(config), *family(small.model_type).feedforwards(config)):
-        assert sum(map(prod, site.shapes().values())) <= 1000
+        assert sum(map(prod, site.shapes().values())) <= 1200
 
 
 @pytest.mark.parametrize(
-    "model_type", ["bart", "clip", "gpt_neo", "marian", "mixtral", "qwen3_moe", "smollm3", "whisper"]
+    "model_type",
+    [
+        *("bart", "beit", "clip", "gpt_neo", "marian", "mixtral", "mpnet", "qwen3_moe", "smollm3", "swin", "t5"),
+        "whisper",
+    ],
 )
 def test_checkpoints_of_usual_sizes_become_small(model_type: str):
     """The default sizes of their configurations."""
