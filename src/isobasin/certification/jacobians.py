@@ -24,7 +24,7 @@ from isobasin.testing.assertions import LENGTHS, model_inputs, padding_mask, pro
 _MORE = 800
 _CHECKS = 10
 # Of long texts so many outputs, chosen at random: together they say nearly as much as all.
-_MOST = 600
+_MOST = 1000
 # From this distance on all positions share a bias, where the configuration doesn't say: MPNet.
 _FARTHEST = 128
 

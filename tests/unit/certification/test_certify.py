@@ -12,7 +12,7 @@ import pytest
 import isobasin
 from isobasin.architectures import sites
 from isobasin.architectures.configuration import build
-from isobasin.architectures.families import bert, gpt_neox, llama
+from isobasin.architectures.families import bert, gpt_neox, llama, t5
 from isobasin.architectures.layouts import interleaved_planes
 from isobasin.architectures.registry import family
 from isobasin.architectures.schema import AttentionSite
@@ -107,6 +107,12 @@ def test_a_group_that_is_too_small(planted: Planted):
         assert (block.stated, block.measured, block.missing, block.wrong) == (72, 80, 8, 0)
         assert block.verdict == "too small: 8 symmetries missing"
     assert all(block.exact for block in found.blocks[2:])
+
+
+def test_an_entry_of_a_table_that_nothing_reads(planted: Planted):
+    found = planted("t5-encoder", t5, lambda group: replace(group, table=tuple(0 for _ in group.table)))
+    for block in found.blocks[:2]:
+        assert (block.stated, block.measured, block.missing, block.wrong) == (66, 68, 2, 0)
 
 
 def test_gains_of_which_too_few_trade(planted: Planted):
