@@ -13,15 +13,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from isobasin.architectures.schema import AttentionSite
 from isobasin.certification.loaded import Block
 from isobasin.certification.nullity import Spectrum, folded, seen, spectrum
 from isobasin.errors import ArchitectureError
-from isobasin.testing.assertions import model_inputs, padding_mask, promised
+from isobasin.testing.assertions import LENGTHS, model_inputs, padding_mask, promised
 
 # How many more outputs must leave the rank as it is, and how often it may rise: units that are rarely active, or rarely
 # not, are seen late.
 _MORE = 800
 _CHECKS = 10
+# Of long texts so many outputs, chosen at random: together they say nearly as much as all.
+_MOST = 1000
+# From this distance on all positions share a bias, where the configuration doesn't say: MPNet.
+_FARTHEST = 128
 
 Rows = list[Tensor]
 """Derivatives of some outputs by the stored values of each block: `(outputs, values)`."""
@@ -70,11 +75,11 @@ def measured_alone(model: nn.Module, blocks: list[Block], seed: int) -> list[Mea
     generator = torch.Generator().manual_seed(seed)
 
     def rows() -> Iterator[Rows]:
-        for inputs in _inputs(model, seed, padded=False):
+        for inputs in _inputs(model, blocks, seed, padded=False):
             with _replaced_inputs(blocks, generator), _outputs_of(blocks) as written, _exactly():
                 model(**inputs)
             found = zip(blocks, written, strict=True)
-            yield [_rows(torch.cat([x.flatten() for x in outputs]), [block])[0] for block, outputs in found]
+            yield [_rows(_some(outputs, generator), [block])[0] for block, outputs in found]
 
     return _measured([], rows())
 
@@ -85,10 +90,10 @@ def measured_whole(model: nn.Module, blocks: list[Block], seed: int) -> list[Mea
     width = blocks[0].site.width
 
     def rows() -> Iterator[Rows]:
-        for inputs in _inputs(model, seed, padded=True):
+        for inputs in _inputs(model, blocks, seed, padded=True):
             with _exactly():
-                outputs = [_narrowed(x, width, generator).flatten() for x in _model_outputs(model, inputs)]
-            yield _rows(torch.cat(outputs), blocks)
+                outputs = [_narrowed(x, width, generator) for x in _model_outputs(model, inputs)]
+            yield _rows(_some(outputs, generator), blocks)
 
     return _settled(rows())
 
@@ -121,12 +126,28 @@ def _narrowed(outputs: Tensor, width: int, generator: torch.Generator) -> Tensor
     return outputs @ mixed
 
 
-def _inputs(model: nn.Module, seed: int, *, padded: bool) -> Iterator[dict[str, Any]]:
+def _some(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
+    """All outputs in a row, or `_MOST` of them."""
+    found = torch.cat([x.flatten() for x in outputs])
+    return found if len(found) <= _MOST else found[torch.randperm(len(found), generator=generator)[:_MOST]]
+
+
+def _inputs(model: nn.Module, blocks: list[Block], seed: int, *, padded: bool) -> Iterator[dict[str, Any]]:
     """Random inputs of the model without end, every time all kinds of them."""
+    lengths = _lengths(model, blocks)
     for again in count(seed):
-        for _, inputs in model_inputs(model, again):
+        for _, inputs in model_inputs(model, again, lengths):
             if padded or padding_mask(inputs) is None:
                 yield inputs
+
+
+def _lengths(model: nn.Module, blocks: list[Block]) -> tuple[int, ...]:
+    """Lengths of texts; where there are tables of position biases, first one that reads all that some text reads."""
+    if not any(isinstance(block.site, AttentionSite) and block.site.table is not None for block in blocks):
+        return LENGTHS
+    # The text of a decoder is shorter by one token.
+    longest = getattr(model.config, "relative_attention_max_distance", _FARTHEST) + 2
+    return LENGTHS if longest <= max(LENGTHS) else (longest, *LENGTHS)
 
 
 def _model_outputs(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
@@ -138,8 +159,10 @@ def _model_outputs(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
 def _rows(outputs: Tensor, blocks: list[Block]) -> Rows:
     """Derivatives of all these outputs by the stored values of each block."""
     parameters = list({id(p): p for block in blocks for p in block.parameters}.values())
+    # A graph may be shared: that of the biases which several blocks take from one table.
+    options: dict[str, Any] = {"is_grads_batched": True, "materialize_grads": True, "retain_graph": True}
     each = torch.eye(len(outputs), dtype=outputs.dtype)
-    found = torch.autograd.grad(outputs, parameters, each, is_grads_batched=True, materialize_grads=True)
+    found = torch.autograd.grad(outputs, parameters, each, **options)
     by_parameter = {id(p): rows.flatten(1) for p, rows in zip(parameters, found, strict=True)}
     return [torch.cat([by_parameter[id(p)] for p in block.parameters], 1)[:, block.order] for block in blocks]
 

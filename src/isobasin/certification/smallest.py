@@ -17,6 +17,7 @@ _LABELS = 8
 _SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "decoder_layers": 2,
+    "num_decoder_layers": 2,
     "attention_types": [[["global", "local"], 1]],
     "vocab_size": 200,
     "decoder_vocab_size": 200,
@@ -34,6 +35,7 @@ _SIZES: dict[str, Any] = {
     "num_local_experts": 3,
     "num_experts_per_tok": 2,
     "n_inner": _UNITS,
+    "d_ff": _UNITS,
     "intermediate_size": _UNITS,
     "moe_intermediate_size": _UNITS,
     "shared_expert_intermediate_size": _UNITS,
@@ -41,7 +43,10 @@ _SIZES: dict[str, Any] = {
 # An epsilon hides the scale of what is normalised, but for what it adds: so much that no rounding looks like it.
 _EPSILON = 1e-2
 # What the class makes again, from sizes that are other ones here.
-_DERIVED = ("id2label", "label2id", "model_type", "transformers_version", "architectures", "dtype", "torch_dtype")
+_DERIVED = (
+    *("id2label", "label2id", "model_type", "transformers_version", "architectures", "dtype", "torch_dtype"),
+    *("stage_names", "out_features", "out_indices"),
+)
 _SIZE_ENDINGS = ("size", "dim", "inner")
 
 
@@ -51,7 +56,10 @@ def smallest(model: TinyModel) -> TinyModel:
     Grouped queries stay grouped, heads that don't share the width stay narrower or wider than their share, and the same
     share of features rotates, in at least two planes or beside two features that don't rotate.
     """
-    return replace(model, config=_shrunk(build(model.model_type, model.config)))
+    config = build(model.model_type, model.config)
+    # A head that reads the class token or all others alone doesn't see all that the last layer's table is for.
+    head = model.base if hasattr(config, "use_mean_pooling") else model.head
+    return replace(model, config=_shrunk(config), head=head)
 
 
 def _shrunk(config: Config) -> dict[str, Any]:
@@ -75,6 +83,12 @@ def _shrunk(config: Config) -> dict[str, Any]:
     }
     if entries.get("heads_per_layer") is not None:
         small["heads_per_layer"] = [sizes.heads, 2 * sizes.heads]
+    if "depths" in entries:
+        # Two stages, and in the first a layer whose windows are shifted; three patches a side are padded.
+        small |= {"depths": [2, 1], "num_attention_heads": [sizes.heads, 2 * sizes.heads]}
+        small |= {"window_size": 2, "mlp_ratio": _UNITS / sizes.width}
+    if site.table is not None:
+        del small["max_position_embeddings"]  # only long texts read all of a table
     known = {key(config, name): x for name, x in small.items() if key(config, name) in entries}
     # Families have more names for these two than could be listed.
     by_value = {site.width: sizes.width} | ({feedforwards[0].group.units: _UNITS} if feedforwards else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,8 @@ def _named(returned: Mapping[str, Any], of: str = "") -> Iterator[tuple[str, Ten
             yield from ((f"{of}{side}hidden state {i}", state) for i, state in enumerate(value))
 
 
-def model_inputs(model: Any, seed: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Random inputs of a model, each with a label."""
+def model_inputs(model: Any, seed: int = 0, lengths: Iterable[int] = LENGTHS) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Random inputs of a model, each with a label; texts of these lengths."""
     generator = torch.Generator().manual_seed(seed)
     accepted, config = inspect.signature(model.forward).parameters, model.config
 
@@ -108,9 +108,8 @@ def model_inputs(model: Any, seed: int = 0) -> Iterator[tuple[str, dict[str, Any
             yield f"images at scale {scale}", {"pixel_values": images(config, scale), **extra}
         return
     text = getattr(config, "text_config", config)
-    for label, inputs in _texts(
-        text, accepted, generator, padded_left=model.dtype != torch.float64 or not _rough(text)
-    ):
+    padded_left = model.dtype != torch.float64 or not _rough(text)
+    for label, inputs in _texts(text, accepted, generator, lengths, padded_left=padded_left):
         if model.main_input_name == "input_features":
             shape = (2, config.num_mel_bins, 2 * config.max_source_positions)
             sound = torch.randn(shape, generator=generator, dtype=torch.float64).to(model.dtype)
@@ -126,10 +125,15 @@ def model_inputs(model: Any, seed: int = 0) -> Iterator[tuple[str, dict[str, Any
 
 
 def _texts(
-    config: Any, accepted: Mapping[str, Any], generator: torch.Generator, *, padded_left: bool
+    config: Any,
+    accepted: Mapping[str, Any],
+    generator: torch.Generator,
+    lengths: Iterable[int],
+    *,
+    padded_left: bool,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Random tokens of several lengths, position offsets and paddings."""
-    for length in LENGTHS:
+    for length in lengths:
         tokens = torch.randint(3, config.vocab_size, (2, length), generator=generator)
         end = getattr(config, "eos_token_id", None)
         if isinstance(end, int) and end < config.vocab_size:
