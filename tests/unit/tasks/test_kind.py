@@ -13,6 +13,10 @@ from isobasin.errors import CheckpointError, IsobasinError
 from isobasin.tasks.kind import TaskKind, kind_of, load_model
 from isobasin.testing.tiny import TINY_MODELS, variant
 
+# Heads without a loss that is measured here: sequence to sequence, and projections of towers.
+_NO_TASK = ("ForConditionalGeneration", "MTModel", "WithProjection")
+_WITH_HEAD = [m for m in TINY_MODELS if not m.variant and m.head != m.base]
+
 
 @pytest.mark.parametrize(
     ("architecture", "kind"),
@@ -39,7 +43,13 @@ def test_unknown_kinds(names):
         kind_of({"architectures": names} if names is not None else {})
 
 
-@pytest.mark.parametrize("tiny", [m for m in TINY_MODELS if not m.variant and m.head != m.base], ids=str)
+@pytest.mark.parametrize("tiny", [m for m in _WITH_HEAD if m.head.endswith(_NO_TASK)], ids=str)
+def test_heads_without_a_task_are_refused(tiny):
+    with pytest.raises(IsobasinError, match=rf"{tiny.head}.*name it with --task$"):
+        kind_of({"architectures": [tiny.head]})
+
+
+@pytest.mark.parametrize("tiny", [m for m in _WITH_HEAD if not m.head.endswith(_NO_TASK)], ids=str)
 def test_loads_what_was_saved(tiny, tmp_path):
     saved = tiny.build(dtype=torch.float32)
     saved.save_pretrained(tmp_path)
