@@ -86,7 +86,7 @@ def stream(config: Config) -> Stream:
     """The residual stream of a decoder of Llama's kind."""
     return Stream(
         embeddings=(("embed_tokens.weight", 1),),
-        heads=(Head("lm_head", tied="embed_tokens.weight"), Head("score"), Head("qa_outputs")),
+        heads=(Head("lm_head", tied=True), Head("score"), Head("qa_outputs")),
         attention_norm="layers.{layer}.input_layernorm",
         feedforward_norm="layers.{layer}.post_attention_layernorm",
         final_norm="norm",
