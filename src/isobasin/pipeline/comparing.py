@@ -227,7 +227,7 @@ def _equal_lengths(a: Model, b: Model) -> bool:
     for model in (a, b):
         stream = model.residual()
         first = stream.along[0]
-        vectors = model.checked([first.tensor])[first.tensor].double()
+        vectors = model.double([first.tensor])[first.tensor]
         if stream.group.basis is Basis.centred:
             vectors = vectors - vectors.mean(first.axis, keepdim=True)
         lengths.append(vectors.norm(dim=first.axis))
