@@ -11,7 +11,7 @@ import torch
 from tiny_models import case
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from isobasin.architectures.configuration import build
+from isobasin.architectures.configuration import build, rotated
 from isobasin.architectures.layouts import bucket_constants
 from isobasin.architectures.registry import family
 from isobasin.architectures.resolve import check_comparable, specification
@@ -361,6 +361,17 @@ def test_defaults_of_old_configurations():
     assert resolve(neox).sites[0].group.query_key.planes == ((0, 1),)
     scaled = config("llama", rope_theta=1e4, rope_scaling={"type": "linear", "factor": 2.0})
     assert len(resolve(scaled).sites[0].group.query_key.planes) == 4
+
+
+def test_layers_of_several_types_rotate_alike():
+    """Each type is looked at, whichever comes first."""
+    for half in ("full_attention", "sliding_attention"):
+        rope = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+        rope[half]["partial_rotary_factor"] = 0.5
+        gemma = config("gemma3_text", rope_parameters=rope, layer_types=["sliding_attention", "full_attention"])
+        assert "partial_rotary_factor is not supported" in refused(ArchitectureError, gemma, {})
+        with pytest.raises(ArchitectureError, match=r"other shares of a head, \[0\.5, 1\.0\]"):
+            rotated(build("gemma3_text", gemma), 8, by_layer_type=True, partial=True)
 
 
 def test_configuration_is_not_changed():
