@@ -25,7 +25,7 @@ from isobasin.architectures.schema import FeedForwardSite, Specification
 from isobasin.checkpoints import check_output
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
-from isobasin.matching.attention import Match, Method, distance, match
+from isobasin.matching.attention import Match, Method, distance, head_permutation, match
 from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import HeadCost, assign, head_costs
 from isobasin.model import Blocks, Digest, Source, TensorBlocks, batches, open_model, read_blocks
@@ -245,7 +245,7 @@ def _match_attention(
             group,
             reference,
             moving,
-            order=_stacked([heads[index] for index in batch if index in heads]),
+            order=_order(group, reference, moving, [heads.get(index) for index in batch], matching.head_cost),
             method=matching.method,
             head_cost=matching.head_cost,
             max_condition=matching.limit(dtype),
@@ -269,10 +269,15 @@ Heads = tuple[Tensor, Tensor]
 
 
 def _tied_heads(a: Blocks, b: Blocks, matching: Matching, running: Running) -> dict[int, Heads]:
-    """The head permutation of blocks that share theirs, by index: that of least cost over all of them."""
+    """The head permutation of blocks that share theirs, by index: that of least cost over all of them.
+
+    They are read one by one, and once more to be matched: together they may not fit in memory.
+    """
     sites = b.specification.sites
     found: dict[int, Heads] = {}
     for indices in b.specification.ties:
+        if not sites[indices[0]].group.permuted:
+            continue
         costs = torch.zeros((), dtype=torch.float64)
         for index in indices:
             reference, moving = (read_blocks(blocks, [index], running.device) for blocks in (a, b))
@@ -282,11 +287,21 @@ def _tied_heads(a: Blocks, b: Blocks, matching: Matching, running: Running) -> d
     return found
 
 
-def _stacked(heads: Sequence[Heads]) -> Heads | None:
-    """The permutations of a batch of blocks, if they are given."""
-    if not heads:
+def _order(
+    group: AttentionGroup,
+    reference: AttentionWeights,
+    model: AttentionWeights,
+    tied: Sequence[Heads | None],
+    head_cost: HeadCost,
+) -> Heads | None:
+    """The head permutations of a batch in which some blocks share theirs with others; None where none does."""
+    if not any(tied):
         return None
-    return torch.stack([outer for outer, _ in heads]), torch.stack([inner for _, inner in heads])
+    outer, inner = head_permutation(group, reference, model, head_cost)
+    for position, known in enumerate(tied):
+        if known is not None:
+            outer[position], inner[position] = known
+    return outer, inner
 
 
 def _match_feedforward(
