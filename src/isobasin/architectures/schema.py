@@ -147,6 +147,11 @@ class Site(ABC):
         """The projection into the residual stream."""
 
     @property
+    def readers(self) -> dict[str, Projection]:
+        """The other projections by their role: those that read the block's input."""
+        return {role: projection for role, projection in self.projections.items() if projection is not self.writer}
+
+    @property
     def others(self) -> dict[str, Projection]:
         """Parameters that the residual stream doesn't run along, by their role: gains, tables, sinks."""
         return {}
