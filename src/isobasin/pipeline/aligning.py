@@ -170,7 +170,7 @@ def match_models(
     quick = replace(inside, method=Method.balanced) if matching.method is Method.gauss_newton else inside
     if inputs is not None:
         stream = a.residual(keep_gains=matching.keep_gains)
-        inputs = fold_inputs(inputs, stream, {n: t.double() for n, t in a.checked(stream.normalising()).items()})
+        inputs = fold_inputs(inputs, stream, a.double(stream.normalising()))
     solvers = [
         lambda x, y, how=how: match_blocks(x, y, how, within, inputs=inputs) for how in dict.fromkeys((quick, inside))
     ]
