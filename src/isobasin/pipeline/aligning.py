@@ -25,10 +25,10 @@ from isobasin.architectures.schema import FeedForwardSite, Specification
 from isobasin.checkpoints import check_output
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
-from isobasin.matching.attention import Match, Method, distance, match
+from isobasin.matching.attention import Match, Method, distance, head_permutation, match
 from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import HeadCost, assign, head_costs
-from isobasin.matching.inputs import weighted
+from isobasin.matching.inputs import Moments, weighted
 from isobasin.model import Blocks, Digest, Source, TensorBlocks, batches, open_model, read_blocks
 from isobasin.pipeline.inputs import ByName, at, fold_inputs, inputs_of
 from isobasin.pipeline.moving import write_moved
@@ -170,7 +170,7 @@ def match_models(
     quick = replace(inside, method=Method.balanced) if matching.method is Method.gauss_newton else inside
     if inputs is not None:
         stream = a.residual(keep_gains=matching.keep_gains)
-        inputs = fold_inputs(inputs, stream, {n: t.double() for n, t in a.checked(stream.normalising()).items()})
+        inputs = fold_inputs(inputs, stream, a.double(stream.normalising()))
     solvers = [
         lambda x, y, how=how: match_blocks(x, y, how, within, inputs=inputs) for how in dict.fromkeys((quick, inside))
     ]
@@ -262,12 +262,13 @@ def _match_attention(
     for batch in batches(sites):
         reference, moving = (read_blocks(m, batch, running.device, f) for m, f in zip((a, b), digests, strict=True))
         group = sites[batch[0]].group
+        moments = at(inputs, [a.specification.sites[index] for index in batch], running.device)
         found = match(
             group,
             reference,
             moving,
-            order=_stacked([heads[index] for index in batch if index in heads]),
-            moments=at(inputs, [a.specification.sites[index] for index in batch], running.device),
+            order=_order(group, reference, moving, moments, [heads.get(i) for i in batch], matching.head_cost),
+            moments=moments,
             method=matching.method,
             head_cost=matching.head_cost,
             max_condition=matching.limit(dtype),
@@ -291,10 +292,15 @@ Heads = tuple[Tensor, Tensor]
 
 
 def _tied_heads(a: Blocks, b: Blocks, matching: Matching, running: Running, inputs: ByName | None) -> dict[int, Heads]:
-    """The head permutation of blocks that share theirs, by index: that of least cost over all of them."""
+    """The head permutation of blocks that share theirs, by index: that of least cost over all of them.
+
+    They are read one by one, and once more to be matched: together they may not fit in memory.
+    """
     sites = b.specification.sites
     found: dict[int, Heads] = {}
     for indices in b.specification.ties:
+        if not sites[indices[0]].group.permuted:
+            continue
         costs = torch.zeros((), dtype=torch.float64)
         for index in indices:
             reference, moving = (read_blocks(blocks, [index], running.device) for blocks in (a, b))
@@ -307,11 +313,23 @@ def _tied_heads(a: Blocks, b: Blocks, matching: Matching, running: Running, inpu
     return found
 
 
-def _stacked(heads: Sequence[Heads]) -> Heads | None:
-    """The permutations of a batch of blocks, if they are given."""
-    if not heads:
+def _order(
+    group: AttentionGroup,
+    reference: AttentionWeights,
+    model: AttentionWeights,
+    moments: Moments | None,
+    tied: Sequence[Heads | None],
+    head_cost: HeadCost,
+) -> Heads | None:
+    """The head permutations of a batch in which some blocks share theirs with others; None where none does."""
+    if not any(tied):
         return None
-    return torch.stack([outer for outer, _ in heads]), torch.stack([inner for _, inner in heads])
+    a, b = (reference, model) if moments is None else (weighted(w, moments) for w in (reference, model))
+    outer, inner = head_permutation(group, a, b, head_cost)
+    for position, known in enumerate(tied):
+        if known is not None:
+            outer[position], inner[position] = known
+    return outer, inner
 
 
 def _match_feedforward(

@@ -55,7 +55,7 @@ Tensors = dict[str, Tensor]
 
 def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
     """All tensors along the stream and of all blocks in float64, normalisations folded and means left out."""
-    own = {n: t.to(device, torch.float64) for n, t in blocks.checked(sorted(_names(blocks, stream))).items()}
+    own = blocks.double(sorted(_names(blocks, stream)), device)
     tensors = dict(own)
     for norm in stream.norms:
         gain = own[norm.gain]
@@ -350,7 +350,7 @@ def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
     Raises:
         VerificationError: The move changes the function.
     """
-    tensors = {name: t.to(pair.device, torch.float64) for name, t in pair.b.checked(pair.streams[1].names()).items()}
+    tensors = pair.b.double(pair.streams[1].names(), pair.device)
     for moved in found.moved(pair.b, pair.device):
         tensors |= moved
     again = fold(replace(pair.folded[1], tensors=tensors), pair.streams[1], pair.device)
