@@ -37,7 +37,7 @@ def curves(plan: SettingPlan, results: Results, folder: Path) -> list[Path]:
             lines = {method: _line(result["t"], line["losses"]) for method, line in result["lines"].items()}
             panels.append(Panel(lines, title=f"seeds {a} and {b}", note=_note(result)))
         if panels:
-            rows.append(Row(f"{group.title}\nloss", panels))
+            rows += _wrapped(f"{group.title}\nloss", panels)
     if not rows:
         return []
     rows[-1] = Row(rows[-1].label, [_with_axis(panel) for panel in rows[-1].panels])
@@ -53,12 +53,17 @@ def permutations(plan: SettingPlan, results: Results, folder: Path) -> list[Path
         done = ((seeds, results(cell)) for seeds, cell in group.ablations.get("stage-1", {}).items())
         panels = [_permuted(seeds, result) for seeds, result in done if result is not None]
         if panels:
-            rows.append(Row(f"{group.title}\nloss", [_with_axis(panel) for panel in panels]))
+            rows += _wrapped(f"{group.title}\nloss", [_with_axis(panel) for panel in panels])
     if not rows:
         return []
     paths = _paths(folder, "permutations", plan.setting.title)
     draw(rows, _LOOKS | _others(rows), f"{plan.setting.title}: all head permutations (thin: those not chosen)", paths)
     return paths
+
+
+def _wrapped(label: str, panels: Sequence[Panel]) -> list[Row]:
+    """Panels in rows that a page can show; six pairs in one would be unreadable."""
+    return [Row(label, panels[start : start + _COLUMNS]) for start in range(0, len(panels), _COLUMNS)]
 
 
 def _permuted(seeds: tuple[int, int], result: Result) -> Panel:

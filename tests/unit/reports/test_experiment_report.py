@@ -13,8 +13,10 @@ from experiment_records import NAIVE, OURS
 
 from isobasin.errors import ConfigurationError
 from isobasin.experiments.cells import RECORD
+from isobasin.reports import experiment_figures
 from isobasin.reports.experiment import write_experiment_report
 from isobasin.reports.experiment_tables import Spread, Table
+from isobasin.reports.figures import Panel
 
 pytest.importorskip("matplotlib")
 
@@ -215,3 +217,9 @@ def test_tables_in_both_forms():
     shares = Table("t", "T", "", ("%", "b"), ((Spread((1.0, 2.0)), Spread((200.0,))), (Spread(()), 0.5)))
     assert shares.markdown().splitlines()[-2:] == ["| 1.5 ± 0.7 | 200   |", "| –         | 0.500 |"]
     assert table.csv() == "a,b,b sd\nx|y,1.5,0.7071067811865476\nz,,\n"
+
+
+def test_many_pairs_take_several_rows():
+    panels = [Panel({"none": ([0.0, 1.0], [1.0, 1.0])}, title=str(index)) for index in range(6)]
+    rows = experiment_figures._wrapped("loss", panels)
+    assert [[panel.title for panel in row.panels] for row in rows] == [["0", "1", "2", "3"], ["4", "5"]]
