@@ -29,7 +29,7 @@ from isobasin.alignment.entries import (
 )
 from isobasin.alignment.file import FILE_NAME, Contents, read, write
 from isobasin.alignment.stream import Turned
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Specification
+from isobasin.architectures.schema import AttentionSite, FeedForward, Specification
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, Source, TensorBlocks
 from isobasin.symmetries import attention, feedforward
@@ -149,7 +149,7 @@ class Alignment:
                 if entry.group != group:
                     raise AlignmentError(f"layer {entry.layer}: the alignment is for {entry.group}, {name} has {group}")
 
-    def sites(self, model: Blocks) -> tuple[Sequence[AttentionSite], Sequence[FeedForwardSite]]:
+    def sites(self, model: Blocks) -> tuple[Sequence[AttentionSite], Sequence[FeedForward]]:
         """The attention and the feed-forward blocks of a model that this alignment moves.
 
         Raises:

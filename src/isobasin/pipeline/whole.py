@@ -357,7 +357,7 @@ def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
     for site in turned.specification.sites:
         checks.append(compare_blocks(site.group, site.read(turned.tensors), site.read(again)))
     for site in turned.specification.feedforwards:
-        checks.append(compare_feedforward(site.activation, site.read(turned.tensors), site.read(again)))
+        checks.append(compare_feedforward(site, site.read(turned.tensors), site.read(again)))
     worst = max(checks, key=lambda check: check.max_rel)
     if not worst.equal:
         raise VerificationError(f"the moved model differs by {worst.max_rel:.2g} relative: lower --max-condition")
