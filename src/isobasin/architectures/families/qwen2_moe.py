@@ -1,8 +1,8 @@
 """Qwen2-MoE: the attention of Qwen2, whose biases `qkv_bias` can leave out.
 
 Layers have experts, and one more that all tokens share, or a dense feed-forward block. A softmax over all experts
-chooses some and weighs them, with `norm_topk_prob` so that their weights sum to one. The shared expert has a gate of its
-own.
+chooses some and weighs them, with `norm_topk_prob` so that the weights of those sum to one. The shared expert has a
+gate of its own.
 """
 
 from dataclasses import replace
