@@ -95,7 +95,12 @@ class Alignment:
         return {when: math.hypot(*(part[when] for part in parts)) for when in ("before", "after")}
 
     def inverse(self) -> Alignment:
-        """The alignment that takes every move back."""
+        """The alignment that takes every move back.
+
+        Raises:
+            AlignmentError: It turns the residual stream and shifts routers by vectors of that.
+        """
+        self._check_turned(self)
         layers = tuple(layer.inverse() for layer in self.layers)
         moved = tuple(layer.inverse() for layer in self.feedforward)
         stream = None if self.residual is None else self.residual.inverse()
@@ -106,8 +111,10 @@ class Alignment:
         """The alignment that acts as `first` and then as this one.
 
         Raises:
-            AlignmentError: If the two don't fit one architecture.
+            AlignmentError: If the two don't fit one architecture, or this one turns the residual stream after the other
+                shifted routers by vectors of that.
         """
+        self._check_turned(first)
         groups = [layer.group for layer in first.feedforward]
         self.check_fits(first.model_type, [layer.group for layer in first.layers], "the other alignment", groups)
         layers = tuple(b.compose(a) for a, b in zip(first.layers, self.layers, strict=True))
@@ -120,6 +127,11 @@ class Alignment:
                 raise AlignmentError("the two alignments move the residual stream by different groups")
             stream = self.residual.compose(first.residual)
         return Alignment(self.model_type, layers, {"operation": "composed"}, feedforward=moved, residual=stream)
+
+    def _check_turned(self, shifting: Alignment) -> None:
+        """Refuse to turn the residual stream after shifts of routers, whose entries here have no basis."""
+        if self.residual is not None and any(bool(x.element.shift.any()) for x in shifting.feedforward):
+            raise AlignmentError("routers are shifted by vectors of the residual stream, which is turned after that")
 
     def check_fits(
         self,

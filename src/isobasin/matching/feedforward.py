@@ -153,9 +153,10 @@ def _squares(x: Tensor, y: Tensor) -> Tensor:
 def _expert_costs(group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights) -> Tensor:
     """How far apart the units of every pair of experts are, `(e, e)`.
 
-    The least squared distance over all moves of each pair, which makes the assignment of experts exact, takes about
-    TIME a pair of units. Where that is too long, experts are compared by what no move changes: their outputs at random
-    inputs, p for the branch up and q for gate, with powers for activations,
+    The least squared distance over all moves of each pair, which makes the assignment of experts exact, takes 2 to 3 µs
+    for every pair of units of every pair of experts: 50 s for 8 experts of 512 units. Where that is too long, experts
+    are compared by what no move changes: their outputs at random inputs, p for the branch up and q for gate, with
+    powers for activations,
 
         F(p, q) = Σ_i (p·up_i)^m (q·gate_i)^n down_i,
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,8 @@ def random_alignment(
     """
     check_condition("condition", condition)
     generator, unmatched = torch.Generator().manual_seed(seed), FeedForwardStatistics()
+    # A router's shift is a vector of the stream, and wouldn't turn with it.
+    units = partial(_random_units, shifted=Scope(scope) is not Scope.model)
     layers: list[LayerAlignment] = []
     with open_model(model, allow_pickle=allow_pickle) as opened:
         for site in opened.specification.sites:
@@ -121,7 +124,7 @@ def random_alignment(
                 element = attention.with_heads(layers[index].element, layers[first].element)
                 layers[index] = replace(layers[index], element=element)
         moved = tuple(
-            FeedForwardAlignment(site.layer, site.group, _random_units(opened, site, generator, condition), unmatched)
+            FeedForwardAlignment(site.layer, site.group, units(opened, site, generator, condition), unmatched)
             for site in (opened.feedforwards() if Scope(scope) is not Scope.attention else ())
         )
         provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
@@ -129,10 +132,12 @@ def random_alignment(
         return Alignment(opened.specification.model_type, tuple(layers), provenance, feedforward=moved, residual=stream)
 
 
-def _random_units(model: Model, site: FeedForward, generator: torch.Generator, condition: float) -> FeedForwardElement:
+def _random_units(
+    model: Model, site: FeedForward, generator: torch.Generator, condition: float, *, shifted: bool
+) -> FeedForwardElement:
     """A random move of a feed-forward block; a router's shift is as large as its rows."""
     scale = 0.0
-    if isinstance(site, ExpertsSite):
+    if isinstance(site, ExpertsSite) and shifted:
         router = model.checked([site.router.weight])[site.router.weight]
         scale = float(router.double().square().mean().sqrt())
     return sample(site.group, generator, condition=condition, shift=scale)

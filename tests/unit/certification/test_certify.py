@@ -203,7 +203,7 @@ def test_small_models_have_groups_of_the_same_kinds(model: TinyModel):
     def formulas(of: TinyModel) -> set[str]:
         entry, config = family(of.model_type), build(of.model_type, of.config)
         attention = {attention_formula(site.group) for site in entry.blocks(config)}
-        return attention | {feedforward_formula(site.group) for site in entry.feedforwards(config)}
+        return attention | {feedforward_formula(site) for site in entry.feedforwards(config)}
 
     small = smallest(model)
     assert formulas(small) == formulas(model)
