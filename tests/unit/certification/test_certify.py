@@ -61,8 +61,8 @@ KINDS = {
     "qwen3": (2 * 16 + 2, 12),  # gains of two planes trade, for all heads
     "gemma3_text": (2 * 16 + 2, 12),  # and lack a 1 as they are stored
     "olmo2": (2 * (16 + 2), 12),  # for each key/value head
-    "gpt_oss": (2 * (4 + 16), 8 + 1),  # rows of the router, with a bias
-    "mixtral": (2 * (4 + 16), 3 * 4 + 8),
+    "gpt_oss": (2 * (4 + 16), 16 + 1),  # a row of the router, with a bias
+    "mixtral": (2 * (4 + 16), 3 * 4 + 16),
     "bloom": (2 * (16 + 16 + 4 + 4), 0),
     "clip": (2 * (16 + 16 + 4 + 4), 0),
     "whisper": (2 * (16 + 16 + 4), 0),
