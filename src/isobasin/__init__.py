@@ -97,6 +97,7 @@ __all__ = [
     "BilinearGroup",
     "Comparison",
     "Equivalence",
+    "ExpertsSite",
     "FeedForwardGroup",
     "FeedForwardSite",
     "FeedForwardWeights",

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from isobasin.architectures.activations import activation_functions
 from isobasin.architectures.configuration import build
+from isobasin.architectures.layouts import correction, router, separate_experts
 from isobasin.architectures.registry import family
 from isobasin.architectures.schema import ExpertsSite, labels
+from isobasin.architectures.sites import experts_sites
 from isobasin.errors import ArchitectureError, TensorError
+from isobasin.matching.feedforward import match_feedforward
 from isobasin.model import open_model
 from isobasin.symmetries import feedforward
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale, feed_forward
@@ -105,6 +108,29 @@ def test_groups():
     assert groups("qwen2_moe", num_experts=0) == [dense, dense]
     assert groups("qwen3_moe", mlp_only_layers=[0]) == [dense, experts]
     assert groups("gpt_oss") == [FeedForwardGroup(48, Scale.none, Scale.none, experts=4, shift=33)] * 2
+
+
+def test_routers_of_sigmoids_with_groups_and_a_correction():
+    """No family of these tests has one: what such a family would state, in tensors."""
+    experts = separate_experts(6, 3, 4, "{expert}.up", "{expert}.down", "{expert}.gate")
+    rows, added = router(6, 4, "{layer}.router"), correction(4, "{layer}.correction")
+    site = experts_sites(2, "mlp", rows, experts, "silu", softmax=False, correction=added, groups=2)[1]
+    assert site.group == FeedForwardGroup(3, Scale.signed, Scale.none, experts=4, expert_groups=2)
+    assert site.shapes()["1.correction"] == (4,)
+    assert site.deciding == {"1.correction"}
+    generator = torch.Generator().manual_seed(0)
+    stored = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in site.shapes().items()}
+    element = feedforward.sample(site.group, generator)
+    moved = site.write(stored, feedforward.act(site.group, element, site.read(stored)))
+    assert torch.equal(moved["1.correction"], stored["1.correction"][element.experts])
+    hidden = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+    outputs = [
+        feed_forward(site.read(x), torch.nn.functional.silu, hidden, scores=torch.sigmoid) for x in (stored, moved)
+    ]
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
+    found = match_feedforward(site.group, site.read(stored), site.read(moved))
+    back = site.write(moved, found.moved)
+    assert all(torch.allclose(back[name], x, rtol=0, atol=1e-10) for name, x in stored.items())
 
 
 def test_a_missing_or_further_expert_is_refused(tmp_path):
