@@ -102,7 +102,7 @@ def _units(feedforwards: Sequence[FeedForward]) -> dict[str, int]:
     groups = [site.group.expert_groups for site in feedforwards if site.group.experts]
     experts = 3 if max(groups, default=1) == 1 else 2 * max(groups)
     units = dict.fromkeys(_UNIT_SIZES, _EXPERT_UNITS if groups else _UNITS)
-    return units | dict.fromkeys(("num_experts", "num_local_experts"), experts)
+    return {**units, "num_experts": experts, "num_local_experts": experts}
 
 
 def _model_types() -> set[str]:
