@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from isobasin.architectures.residual import Residual as Residual
     from isobasin.architectures.residual import Role as Role
     from isobasin.architectures.schema import AttentionSite as AttentionSite
+    from isobasin.architectures.schema import ExpertsSite as ExpertsSite
     from isobasin.architectures.schema import FeedForwardSite as FeedForwardSite
     from isobasin.architectures.schema import Layout as Layout
     from isobasin.architectures.schema import Projection as Projection
@@ -59,7 +60,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "alignment": ("Alignment",),
     "architectures.residual": ("Along", "Residual", "Role"),
-    "architectures.schema": ("AttentionSite", "FeedForwardSite", "Layout", "Projection", "Specification"),
+    "architectures.schema": (
+        "AttentionSite",
+        "ExpertsSite",
+        "FeedForwardSite",
+        "Layout",
+        "Projection",
+        "Specification",
+    ),
     "certification.certify": ("BlockCertificate", "Certificate", "certify"),
     "errors": ("IsobasinError",),
     "matching.attention": ("Match", "match"),
@@ -89,6 +97,7 @@ __all__ = [
     "BilinearGroup",
     "Comparison",
     "Equivalence",
+    "ExpertsSite",
     "FeedForwardGroup",
     "FeedForwardSite",
     "FeedForwardWeights",

@@ -11,14 +11,14 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor
 
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Site, Specification
+from isobasin.architectures.schema import AttentionSite, FeedForward, Site, Specification
 from isobasin.checkpoints import Checkpoint, check_finite, resolve
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.symmetries.weights import AttentionWeights, stack
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Source = Union[str, "os.PathLike[str]", "PreTrainedModel"]
+
+# How a model is loaded: of transformers' ways to compute experts this is the one that knows float64.
+EXPERTS: dict[str, Any] = {"experts_implementation": "eager"}
 
 # Float64 weights held at once of each model, unless one layer alone is larger: small layers are matched together.
 _BATCH_BYTES = 32 * 2**20
@@ -56,7 +59,7 @@ class Blocks(ABC):
         """Number of values of a tensor."""
 
     @abstractmethod
-    def feedforwards(self) -> tuple[FeedForwardSite, ...]:
+    def feedforwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward blocks, refused where their tensors are not what the specification says.
 
         Raises:
@@ -73,7 +76,7 @@ class Blocks(ABC):
             TensorError: A tensor has no known part in it.
         """
 
-    def sites(self, *, feedforward: bool = True) -> tuple[AttentionSite | FeedForwardSite, ...]:
+    def sites(self, *, feedforward: bool = True) -> tuple[AttentionSite | FeedForward, ...]:
         """The attention blocks, and after them the feed-forward blocks."""
         return (*self.specification.sites, *(self.feedforwards() if feedforward else ()))
 
@@ -124,7 +127,7 @@ class Model(Blocks):
         """The stored type of every tensor."""
         return {name: info.dtype for name, info in self.checkpoint.tensors.items()}
 
-    def feedforwards(self) -> tuple[FeedForwardSite, ...]:
+    def feedforwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward blocks, checked against the checkpoint's header."""
         shapes = {name: info.shape for name, info in self.checkpoint.tensors.items()}
         return check_feedforwards(self.specification, self.checkpoint.config, shapes, source=self.name)
@@ -182,7 +185,7 @@ class TensorBlocks(Blocks):
         """Number of values of a tensor."""
         return self.tensors[name].numel()
 
-    def feedforwards(self) -> tuple[FeedForwardSite, ...]:
+    def feedforwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward blocks that the specification names."""
         if not self.specification.feedforwards:
             raise ArchitectureError(f"{self.name}: the specification names no feed-forward blocks")

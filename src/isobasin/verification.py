@@ -19,10 +19,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from isobasin.architectures.schema import FeedForwardSite
+from isobasin.architectures.activations import activation_functions
+from isobasin.architectures.schema import FeedForward
 from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, CheckpointError, TensorError, VerificationError
-from isobasin.model import Blocks, Model, quiet_transformers
+from isobasin.model import EXPERTS, Blocks, Model, quiet_transformers
 from isobasin.symmetries.attention import attend
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
 from isobasin.symmetries.groups import AttentionGroup
@@ -200,8 +201,7 @@ def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
             config = transformers.AutoConfig.from_pretrained(folder)
             name = (config.architectures or ["AutoModel"])[0]
             head = getattr(transformers, name, None) or getattr(models, name, transformers.AutoModel)
-            # Of transformers' ways to compute experts this is the one that knows float64.
-            return head.from_pretrained(folder, dtype=dtype, experts_implementation="eager").eval()
+            return head.from_pretrained(folder, dtype=dtype, **EXPERTS).eval()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{folder}: transformers can't load it ({reason}): check the checkpoint") from error
@@ -302,24 +302,22 @@ def compare_blocks(
 
 
 def compare_feedforward(
-    activation: str, a: FeedForwardWeights, b: FeedForwardWeights, *, tolerance: float = 1e-6, seed: int = 0
+    site: FeedForward, a: FeedForwardWeights, b: FeedForwardWeights, *, tolerance: float = 1e-6, seed: int = 0
 ) -> Verification:
-    """Compare the functions of two feed-forward blocks in float64 on random hidden states.
+    """Compare the functions of two feed-forward blocks in float64 on random hidden states, experts as `feed_forward`.
 
     Args:
-        activation: Its name in transformers.
+        site: What is known of both.
         a: The original, without leading dimensions.
         b: The other one.
         tolerance: Relative difference that counts as equal.
         seed: Of the hidden states.
     """
-    from transformers.activations import ACT2FN
-
-    if activation not in ACT2FN:
-        raise ArchitectureError(f"activation {activation!r} is unknown to transformers; name one that it has")
+    activation, multiplied = activation_functions(site.activation)
+    scores = None if site.group.shift else torch.sigmoid
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(2 * max(_LENGTHS), a.up.shape[-1], generator=generator, dtype=torch.float64).to(a.up.device)
-    outputs = [{"block": feed_forward(weights, ACT2FN[activation], hidden)} for weights in (a, b)]
+    outputs = [{"block": feed_forward(weights, activation, hidden, multiplied, scores)} for weights in (a, b)]
     return Verification(*_differences(*outputs), tolerance, "feed-forward blocks one by one on random hidden states")
 
 
@@ -335,12 +333,12 @@ def _compare_by_layer(a: Model, b: Model, seed: int, device: str) -> tuple[float
         if one.activation != other.activation:
             return float("inf"), float("inf")
         blocks = [site.read(model.stored(site), device) for model, site in ((a, one), (b, other))]
-        found = compare_feedforward(one.activation, *blocks, seed=seed)
+        found = compare_feedforward(one, *blocks, seed=seed)
         max_abs, max_rel = max(max_abs, found.max_abs), max(max_rel, found.max_rel)
     return max_abs, max_rel
 
 
-def known_feedforwards(model: Blocks) -> Sequence[FeedForwardSite]:
+def known_feedforwards(model: Blocks) -> Sequence[FeedForward]:
     """The feed-forward blocks of a model; none where anything about them is not understood."""
     try:
         return model.feedforwards()
@@ -348,14 +346,14 @@ def known_feedforwards(model: Blocks) -> Sequence[FeedForwardSite]:
         return ()
 
 
-def rest_of(model: Model, feedforwards: Sequence[FeedForwardSite] = ()) -> dict[str, tuple[int, ...]]:
+def rest_of(model: Model, feedforwards: Sequence[FeedForward] = ()) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor outside the attention blocks and these feed-forward blocks."""
     known = {name for site in (*model.specification.sites, *feedforwards) for name in site.shapes()}
     return {name: info.shape for name, info in model.checkpoint.tensors.items() if name not in known}
 
 
 def _compare_rest(
-    a: Model, b: Model, ours: Sequence[FeedForwardSite], theirs: Sequence[FeedForwardSite]
+    a: Model, b: Model, ours: Sequence[FeedForward], theirs: Sequence[FeedForward]
 ) -> tuple[float, float]:
     """Differences of all tensors outside the blocks; infinite where one is only in one model."""
     names = rest_of(a, ours)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers.activations import ACT2FN
 
 import isobasin
 from isobasin.alignment import Alignment
-from isobasin.architectures.schema import FeedForwardSite
+from isobasin.architectures.activations import activation_functions
+from isobasin.architectures.schema import FeedForward
 from isobasin.model import open_model
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
@@ -28,7 +28,7 @@ Blocks = list[tuple[AttentionGroup, AttentionWeights]]
 THOROUGH = (
     *("vit", "bert", "distilbert", "gpt2", "opt", "llama", "qwen2", "gpt_neox", "gptj", "roformer"),
     *("isobasin_vit", "isobasin_bert", "isobasin_gpt2", "qwen3", "olmo2", "gpt_oss", "bloom", "falcon", "smollm3"),
-    *("gpt_bigcode", "albert", "clip", "whisper"),
+    *("gpt_bigcode", "albert", "clip", "whisper", "qwen2_moe"),
 )
 
 
@@ -136,13 +136,13 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
-def feedforward_sites(folder: Path) -> tuple[FeedForwardSite, ...]:
+def feedforward_sites(folder: Path) -> tuple[FeedForward, ...]:
     """The feed-forward blocks of a checkpoint."""
     with open_model(folder) as model:
         return model.feedforwards()
 
 
-def feedforwards(folder: Path) -> list[tuple[FeedForwardSite, FeedForwardWeights]]:
+def feedforwards(folder: Path) -> list[tuple[FeedForward, FeedForwardWeights]]:
     """Feed-forward block and its weights of every layer of a checkpoint."""
     stored = tensors(folder)
     return [(site, site.read(stored)) for site in feedforward_sites(folder)]
@@ -159,7 +159,8 @@ def assert_feedforwards_preserved(a: Path, b: Path, tolerance: float = 1e-9) -> 
     for (site, one), (other_site, other) in zip(feedforwards(a), feedforwards(b), strict=True):
         assert (site.group, site.activation) == (other_site.group, other_site.activation)
         hidden = torch.randn(50, site.width, generator=generator, dtype=torch.float64)
-        outputs = [feed_forward(weights, ACT2FN[site.activation], hidden) for weights in (one, other)]
+        activation, multiplied = activation_functions(site.activation)
+        outputs = [feed_forward(weights, activation, hidden, multiplied) for weights in (one, other)]
         found = relative_difference(*outputs)
         assert found <= tolerance, f"layer {site.layer}: feed-forward block differs by {found:.3g}"
 

@@ -199,6 +199,23 @@ def test_a_scrambled_model_is_recognised(model, dtype, saved, tmp_path):
     assert found.stream == str(stream_of(original).group)
 
 
+def test_shifts_of_routers_do_not_turn(saved, tmp_path):
+    """They are vectors of the stream: an alignment that turns it has none, and none can be composed before it."""
+    original = saved(tiny("mixtral"))
+    shifting = isobasin.random_alignment(original, seed=1, scope="block")
+    shifting.apply(original, tmp_path / "shifted", verify=False)
+    turning = isobasin.random_alignment(original, seed=2, scope="model")
+    turning.apply(tmp_path / "shifted", tmp_path / "turned", verify=False)
+    with pytest.raises(AlignmentError, match="which is turned after that"):
+        turning.compose(shifting)
+    assert isobasin.equivalent(original, tmp_path / "turned").equivalent
+    found = isobasin.align(original, tmp_path / "turned", tmp_path / "out", scope="model")
+    assert found.verified.equal
+    assert not any(layer.element.shift.any() for layer in found.feedforward)
+    statistics = found.residual.statistics
+    assert statistics.distance_after < 1e-7 * statistics.distance_before
+
+
 def test_another_model_is_not_taken_for_a_scrambled_one(tmp_path):
     one, other = (tiny("llama", "apart", config=UNTIED).save(tmp_path / str(seed), seed) for seed in (0, 1))
     found = isobasin.equivalent(one, other)

@@ -28,7 +28,7 @@ from isobasin.alignment.entries import (
 )
 from isobasin.alignment.file import FILE_NAME, Contents, read, write
 from isobasin.alignment.stream import Turned
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Specification
+from isobasin.architectures.schema import AttentionSite, FeedForward, Specification
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, Source, TensorBlocks
 from isobasin.symmetries import attention, feedforward
@@ -94,7 +94,12 @@ class Alignment:
         return {when: math.hypot(*(part[when] for part in parts)) for when in ("before", "after")}
 
     def inverse(self) -> Alignment:
-        """The alignment that takes every move back."""
+        """The alignment that takes every move back.
+
+        Raises:
+            AlignmentError: It turns the residual stream and shifts routers by vectors of that.
+        """
+        self._check_turned(self)
         layers = tuple(layer.inverse() for layer in self.layers)
         moved = tuple(layer.inverse() for layer in self.feedforward)
         stream = None if self.residual is None else self.residual.inverse()
@@ -105,8 +110,10 @@ class Alignment:
         """The alignment that acts as `first` and then as this one.
 
         Raises:
-            AlignmentError: If the two don't fit one architecture.
+            AlignmentError: If the two don't fit one architecture, or this one turns the residual stream after the other
+                shifted routers by vectors of that.
         """
+        self._check_turned(first)
         groups = [layer.group for layer in first.feedforward]
         self.check_fits(first.model_type, [layer.group for layer in first.layers], "the other alignment", groups)
         layers = tuple(b.compose(a) for a, b in zip(first.layers, self.layers, strict=True))
@@ -119,6 +126,11 @@ class Alignment:
                 raise AlignmentError("the two alignments move the residual stream by different groups")
             stream = self.residual.compose(first.residual)
         return Alignment(self.model_type, layers, {"operation": "composed"}, feedforward=moved, residual=stream)
+
+    def _check_turned(self, shifting: Alignment) -> None:
+        """Refuse to turn the residual stream after shifts of routers, whose entries here have no basis."""
+        if self.residual is not None and any(bool(x.element.shift.any()) for x in shifting.feedforward):
+            raise AlignmentError("routers are shifted by vectors of the residual stream, which is turned after that")
 
     def check_fits(
         self,
@@ -148,7 +160,7 @@ class Alignment:
                 if entry.group != group:
                     raise AlignmentError(f"layer {entry.layer}: the alignment is for {entry.group}, {name} has {group}")
 
-    def sites(self, model: Blocks) -> tuple[Sequence[AttentionSite], Sequence[FeedForwardSite]]:
+    def sites(self, model: Blocks) -> tuple[Sequence[AttentionSite], Sequence[FeedForward]]:
         """The attention and the feed-forward blocks of a model that this alignment moves.
 
         Raises:

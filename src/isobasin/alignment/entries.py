@@ -103,8 +103,14 @@ class FeedForwardAlignment:
 
     @property
     def moved_units(self) -> int:
-        """How many units change their place."""
+        """How many units change their place, in the expert that they are in."""
         order = self.element.permutation
+        return int((order != order.sort().values).sum())
+
+    @property
+    def moved_experts(self) -> int:
+        """How many experts change their place."""
+        order = self.element.experts
         return int((order != order.sort().values).sum())
 
     def inverse(self) -> FeedForwardAlignment:
@@ -119,6 +125,8 @@ class FeedForwardAlignment:
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON; the permutation is in the file only."""
         units = {"layer": self.layer, "units": self.group.units, "moved_units": self.moved_units}
+        if self.group.experts is not None:
+            units |= {"experts": self.group.experts, "moved_experts": self.moved_experts}
         return {**units, **plain(asdict(self.statistics))}
 
 

@@ -24,6 +24,7 @@ from isobasin.alignment.entries import (
     ResidualStatistics,
     plain,
 )
+from isobasin.architectures.schema import labels
 from isobasin.checkpoints import write_file_atomically
 from isobasin.errors import AlignmentError
 from isobasin.symmetries import attention, feedforward, residual
@@ -76,7 +77,8 @@ def read(path: Path) -> Contents:
             header = _Header.model_validate_json((opened.metadata() or {}).get("isobasin", ""))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         layers = tuple(_load_layer(entry, tensors) for entry in header.layers)
-        moved = tuple(_load_feedforward(entry, tensors) for entry in header.feedforward)
+        names = labels(entry.layer for entry in header.feedforward)
+        moved = tuple(_load_feedforward(*found, tensors) for found in zip(names, header.feedforward, strict=True))
         stream = None if header.residual is None else _load_residual(header.residual, tensors)
     except (SafetensorError, ValidationError, KeyError, ValueError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -98,10 +100,10 @@ def _residual_header(entry: ResidualAlignment) -> dict[str, Any]:
 
 def _tensors(contents: Contents) -> Iterator[tuple[str, Tensor]]:
     for kind, entries in (("layers", contents.layers), ("feedforward", contents.feedforward)):
-        for entry in entries:
+        for label, entry in zip(labels(entry.layer for entry in entries), entries, strict=True):
             for name, part in entry.element.tensors().items():
                 real = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
-                yield f"{kind}.{entry.layer}.{name}", real
+                yield f"{kind}.{label}.{name}", real
     if contents.residual is not None:
         for name, part in contents.residual.element.tensors().items():
             yield f"residual.{name}", part
@@ -157,9 +159,13 @@ class _FeedForward(_Model):
     up: Scale
     gate: Scale | None
     degree: int
+    experts: int | None = None
+    expert_groups: int = 1
+    shift: int = 0
 
     def build(self) -> FeedForwardGroup:
-        return FeedForwardGroup(self.units, self.up, self.gate, self.degree)
+        scales = self.units, self.up, self.gate, self.degree
+        return FeedForwardGroup(*scales, self.experts, self.expert_groups, self.shift)
 
 
 class _Statistics(_Model):
@@ -207,15 +213,15 @@ def _load_layer(entry: _Layer, tensors: Mapping[str, Tensor]) -> LayerAlignment:
     return LayerAlignment(entry.layer, group, element, LayerStatistics(**entry.values()))
 
 
-def _load_feedforward(entry: _FeedForwardLayer, tensors: Mapping[str, Tensor]) -> FeedForwardAlignment:
+def _load_feedforward(label: str, entry: _FeedForwardLayer, tensors: Mapping[str, Tensor]) -> FeedForwardAlignment:
     """One feed-forward block, likewise; scales that the group doesn't have are refused."""
     group = entry.group.build()
-    parts = _parts(f"feedforward.{entry.layer}", feedforward.identity(group).tensors(), tensors)
+    parts = _parts(f"feedforward.{label}", feedforward.identity(group).tensors(), tensors)
     element = FeedForwardElement(**parts)
     if not is_permutation(element.permutation):
         raise ValueError(f"layer {entry.layer}: unit permutation is none")
     if not feedforward.contains(group, element):
-        raise ValueError(f"layer {entry.layer}: a unit's scale is none of its group {group}")
+        raise ValueError(f"layer {entry.layer}: a unit's scale or the order of experts is none of its group {group}")
     return FeedForwardAlignment(entry.layer, group, element, FeedForwardStatistics(**entry.values()))
 
 

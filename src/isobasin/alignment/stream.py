@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.residual import Norm, Reader, Residual, Role, role_maps
-from isobasin.architectures.schema import FeedForwardSite, Specification
+from isobasin.architectures.schema import FeedForward, Specification
 from isobasin.errors import TensorError
 from isobasin.model import Blocks
 from isobasin.symmetries.residual import ResidualElement, contract, move_axis, scale_axis
@@ -63,7 +63,7 @@ class Turned(Blocks):
         """Number of values of a tensor."""
         return self.model.size(name)
 
-    def feedforwards(self) -> tuple[FeedForwardSite, ...]:
+    def feedforwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward blocks of the model."""
         return self.model.feedforwards()
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from isobasin.architectures.configuration import Config
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.schema import AttentionSite, FeedForward
 from isobasin.architectures.streams import Stream
 
 
-def _none(config: Config) -> list[FeedForwardSite]:
+def _none(config: Config) -> list[FeedForward]:
     return []
 
 
@@ -27,7 +27,7 @@ class Family:
             parameters: causal masks and rotary tables. transformers ignores them, and so do we.
         feedforwards: From a configuration to the feed-forward blocks, likewise; none are known by default.
         stream: From a configuration to what is known of the residual stream; None if nothing is.
-        beside: Name endings of tensors that lie inside attention modules and are no part of the attention.
+        beside: Name endings of tensors that lie inside the modules of blocks and are no part of them.
         accepts: Entries of `config.json` that are refused in other families, and that the blocks here account for.
     """
 
@@ -35,7 +35,7 @@ class Family:
     prefixes: tuple[str, ...]
     blocks: Callable[[Config], list[AttentionSite]]
     buffers: tuple[str, ...] = ()
-    feedforwards: Callable[[Config], list[FeedForwardSite]] = _none
+    feedforwards: Callable[[Config], Sequence[FeedForward]] = _none
     stream: Callable[[Config], Stream] | None = None
     beside: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()

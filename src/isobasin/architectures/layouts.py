@@ -202,6 +202,41 @@ def fused_gate(width: int, units: int, fused: str, down: str, *, bias: bool) -> 
     return FeedForwardProjections(up, gate, _units(down, "width feature", width, units, bias=bias))
 
 
+def router(width: int, experts: int, module: str, *, bias: bool = False) -> Projection:
+    """The rows that score experts."""
+    return _units(module, "feature width", width, experts, bias=bias)
+
+
+def correction(experts: int, name: str) -> Projection:
+    """What is added to every expert's score where experts are chosen."""
+    return Projection(name, None, Layout("feature", (("feature", experts),)))
+
+
+def separate_experts(
+    width: int, units: int, experts: int, up: str, down: str, gate: str | None = None
+) -> list[FeedForwardProjections]:
+    """The `nn.Linear` modules of experts, without biases; `{expert}` in the names becomes the expert's index."""
+
+    def named(template: str, expert: int) -> str:
+        return template.replace("{expert}", str(expert))
+
+    return [
+        linears(width, units, named(up, i), named(down, i), None if gate is None else named(gate, i), bias=False)
+        for i in range(experts)
+    ]
+
+
+def interleaved_experts(width: int, units: int, experts: int, fused: str, down: str) -> list[FeedForwardProjections]:
+    """Two tensors of all experts, inputs first, with biases; one has gate and up of each unit side by side."""
+    sizes = (("expert", experts), ("feature", units), ("width", width))
+    axes = (*sizes, ("part", 2))
+    gate, up = (
+        Projection(fused, f"{fused}_bias", Layout("expert width (feature part)", axes, ("part", part, 1)))
+        for part in (0, 1)
+    )
+    return [FeedForwardProjections(up, gate, Projection(down, f"{down}_bias", Layout("expert feature width", sizes)))]
+
+
 def _units(module: str, pattern: str, width: int, units: int, *, bias: bool) -> Projection:
     if units < 1:
         raise ArchitectureError(f"a feed-forward block of {units} units: there must be at least one")

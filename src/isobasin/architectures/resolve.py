@@ -9,7 +9,7 @@ from typing import Any
 from isobasin.architectures.configuration import Config, build, check_supported, counted, described
 from isobasin.architectures.registry import Family, families, family
 from isobasin.architectures.residual import Residual
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Site, Specification
+from isobasin.architectures.schema import AttentionSite, FeedForward, Site, Specification
 from isobasin.architectures.streams import find
 from isobasin.errors import ArchitectureError, TensorError
 
@@ -43,7 +43,7 @@ def specification(folder_config: Mapping[str, Any], shapes: Shapes, *, source: s
 
 def check_feedforwards(
     found: Specification, folder_config: Mapping[str, Any], shapes: Shapes, *, source: str
-) -> tuple[FeedForwardSite, ...]:
+) -> tuple[FeedForward, ...]:
     """The feed-forward blocks of a specification, checked against the tensors that are there.
 
     Separate from `specification`, because attention can be moved whatever lies in the feed-forward modules.
@@ -60,11 +60,11 @@ def check_feedforwards(
     """
     if not found.feedforwards:
         raise ArchitectureError(f"{source}: no feed-forward blocks are known for model type {found.model_type!r}")
-    _, config, _ = _configured(folder_config)
+    entry, config, _ = _configured(folder_config)
     try:
         units = " or ".join(dict.fromkeys(str(site.group.units) for site in found.feedforwards))
         _check_shapes(found.feedforwards, shapes, f"{described(config)}, {units} feed-forward units")
-        _check_explained(found.feedforwards, (), shapes, config)
+        _check_explained(found.feedforwards, entry.beside, shapes, config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found.feedforwards
@@ -93,7 +93,7 @@ def check_residual(
     try:
         return find(
             entry.stream(config),
-            list(zip(found.sites, feedforwards, strict=True)),
+            [(site, *(other for other in feedforwards if other.layer == site.layer)) for site in found.sites],
             shapes,
             prefix=_prefix(bare, entry, shapes),
             tied=bool(getattr(config, "tie_word_embeddings", False)),
@@ -125,7 +125,7 @@ def check_comparable(reference: Specification, model: Specification, *, feedforw
 
 
 def _check_equal(
-    reference: Sequence[AttentionSite | FeedForwardSite], model: Sequence[AttentionSite | FeedForwardSite]
+    reference: Sequence[AttentionSite | FeedForward], model: Sequence[AttentionSite | FeedForward]
 ) -> None:
     if len(reference) != len(model):
         raise ArchitectureError(f"reference has {len(reference)} layers, model has {len(model)}; they must be equal")
@@ -138,7 +138,7 @@ def _check_equal(
                 )
 
 
-def _facts(site: AttentionSite | FeedForwardSite) -> list[str]:
+def _facts(site: AttentionSite | FeedForward) -> list[str]:
     """What must be equal in two blocks, in words: stack, width, all of the group, and which biases there are."""
     place = f"a layer of the {site.stack or 'model'}"
     biases = f"biases on {', '.join(site.biases) or 'nothing'}"
@@ -154,7 +154,9 @@ def _facts(site: AttentionSite | FeedForwardSite) -> list[str]:
             biases,
             f"group {group}",
         ]
-    return [place, f"{site.group.units} feed-forward units", f"width {site.width}", biases, f"group {site.group}"]
+    units = f"{site.group.units} feed-forward units"
+    experts = f"{site.group.experts or 'no'} experts"
+    return [place, experts, units, f"width {site.width}", biases, f"group {site.group}"]
 
 
 def _configured(folder_config: Mapping[str, Any]) -> tuple[Family, Config, Specification]:
@@ -220,8 +222,7 @@ def _check_explained(sites: Sequence[Site], others: Iterable[str], shapes: Shape
 def _modules(site: Site) -> set[str]:
     """The modules that hold the block and nothing else: around the projections that read, and of each by itself."""
     own = {projection.weight.rsplit(".", 1)[0] for projection in site.projections.values()}
-    reading = (projection for projection in site.projections.values() if projection is not site.writer)
-    around = {projection.weight.rsplit(".", 2)[0] for projection in reading}
+    around = {projection.weight.rsplit(".", 2)[0] for projection in site.readers.values()}
     return own | {module for module in around if not module.rsplit(".")[-1].isdigit()}
 
 

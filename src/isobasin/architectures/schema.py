@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self, cast
 
 import torch
 from einops import rearrange
@@ -21,15 +22,15 @@ from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
-_CANONICAL = ("part", "group", "slot", "head")
+_CANONICAL = ("part", "expert", "group", "slot", "head")
 
 
 @dataclass(frozen=True)
 class Layout:
     """How the heads of one projection lie in a stored tensor.
 
-    `pattern` names the axes of the stored weight in einops notation, from `part`, `group`, `slot`, `head`,
-    `feature` and `width`; `pick` narrows one of the first four to the projection at hand. Examples:
+    `pattern` names the axes of the stored weight in einops notation, from `part`, `expert`, `group`, `slot`, `head`,
+    `feature` and `width`; `pick` narrows one of those before `feature` to the projection at hand. Examples:
 
     * `nn.Linear` query: `"(head feature) width"`; output: `"width (head feature)"`
     * GPT-2's fused `Conv1D`: `"width (part head feature)"`, pick `("part", 1, 1)` for the keys
@@ -38,7 +39,7 @@ class Layout:
     * TransformerLens: `"head width feature"`
 
     A feed-forward projection has no heads, and its units are the features: `"feature width"` for an `nn.Linear` into
-    them.
+    them, `"expert feature width"` for those of all experts in one tensor.
 
     Attributes:
         pattern: The stored axes.
@@ -143,13 +144,13 @@ class Site(ABC):
 
     @property
     @abstractmethod
-    def writer(self) -> Projection:
-        """The projection into the residual stream."""
+    def writers(self) -> tuple[Projection, ...]:
+        """The projections into the residual stream: one, or those of experts."""
 
     @property
     def readers(self) -> dict[str, Projection]:
         """The other projections by their role: those that read the block's input."""
-        return {role: projection for role, projection in self.projections.items() if projection is not self.writer}
+        return {role: projection for role, projection in self.projections.items() if projection not in self.writers}
 
     @property
     def others(self) -> dict[str, Projection]:
@@ -157,9 +158,14 @@ class Site(ABC):
         return {}
 
     @property
+    def deciding(self) -> frozenset[str]:
+        """Tensors that only decide which values count: no output has a derivative by them."""
+        return frozenset()
+
+    @property
     def width(self) -> int:
         """Width of the residual stream that the block reads and writes."""
-        return dict(self.writer.layout.sizes)["width"]
+        return dict(self.writers[0].layout.sizes)["width"]
 
     @property
     def biases(self) -> tuple[str, ...]:
@@ -172,18 +178,28 @@ class Site(ABC):
         for projection in self.projections.values():
             shapes[projection.weight] = projection.layout.shape()
             if projection.bias is not None:
-                bias = (self.width,) if projection is self.writer else projection.layout.shape(bias=True)
-                shapes[projection.bias] = bias
+                whole = projection in self.writers
+                shapes[projection.bias] = self._whole(projection) if whole else projection.layout.shape(bias=True)
         shapes |= {other.weight: other.layout.shape(bias=True) for other in self.others.values()}
         return shapes
+
+    def _whole(self, writer: Projection) -> tuple[int, ...]:
+        """The shape of the bias of a projection into the stream, with an axis of experts if it holds several."""
+        experts = dict(writer.layout.sizes).get("expert")
+        return (self.width,) if experts is None else (experts, self.width)
 
     def named(self, change: Callable[[str], str]) -> Self:
         """The same block with all its names changed."""
 
-        def projection(old: Projection) -> Projection:
+        def renamed(old: Projection) -> Projection:
             return replace(old, weight=change(old.weight), bias=None if old.bias is None else change(old.bias))
 
-        roles = {role: projection(old) for role, old in (self.projections | self.others).items()}
+        roles: dict[str, Any] = {}
+        for role, old in vars(self).items():
+            if isinstance(old, Projection):
+                roles[role] = renamed(old)
+            elif isinstance(old, tuple):
+                roles[role] = tuple(map(renamed, cast(tuple[Projection, ...], old)))
         return replace(self, name=change(self.name), **roles)
 
     def _write(self, tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -196,8 +212,11 @@ class Site(ABC):
             new[projection.weight] = projection.layout.write(new[projection.weight], parts[role])
             if projection.bias is not None and bias is not None:
                 stored = new[projection.bias]
-                whole = projection is self.writer
-                new[projection.bias] = bias.to(stored) if whole else projection.layout.write(stored, bias, bias=True)
+                whole = projection in self.writers
+                written = (
+                    bias.reshape(stored.shape).to(stored) if whole else projection.layout.write(stored, bias, True)
+                )
+                new[projection.bias] = written
         for role, other in self.others.items():
             new[other.weight] = other.layout.write(new[other.weight], parts[role], bias=True)
         return new
@@ -246,9 +265,9 @@ class AttentionSite(Site):
         return {role: projection for role, projection in named.items() if projection is not None}
 
     @property
-    def writer(self) -> Projection:
+    def writers(self) -> tuple[Projection, ...]:
         """The output projection."""
-        return self.output
+        return (self.output,)
 
     def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> AttentionWeights:
         """The block's weights in float64, without leading dimensions."""
@@ -316,9 +335,9 @@ class FeedForwardSite(Site):
         return {"up": self.up, **gate, "down": self.down}
 
     @property
-    def writer(self) -> Projection:
+    def writers(self) -> tuple[Projection, ...]:
         """The down projection."""
-        return self.down
+        return (self.down,)
 
     def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> FeedForwardWeights:
         """The block's weights in float64, without leading dimensions."""
@@ -338,21 +357,131 @@ class FeedForwardSite(Site):
 
 
 @dataclass(frozen=True)
+class ExpertsSite(Site):
+    """One block of experts and their router; experts that all tokens share are a `FeedForwardSite` of their own.
+
+    The projections of a role are those of the experts in turn, each stored by itself, or one that holds all of them
+    (a layout with an axis `expert`).
+
+    Attributes:
+        layer: Index of the layer.
+        name: The module's path in the checkpoint, for messages.
+        router: The projection whose features are the experts' scores.
+        up, down: Of the experts, as in `FeedForwardSite`.
+        gate: Likewise; empty without.
+        group: The block's symmetry group.
+        activation: As in `FeedForwardSite`.
+        correction: What is added to scores where experts are chosen; None without.
+    """
+
+    router: Projection
+    up: tuple[Projection, ...]
+    gate: tuple[Projection, ...]
+    down: tuple[Projection, ...]
+    group: FeedForwardGroup
+    activation: str
+    correction: Projection | None = None
+
+    @property
+    def _roles(self) -> dict[str, tuple[Projection, ...]]:
+        roles = {"up": self.up, "gate": self.gate, "down": self.down}
+        return {role: projections for role, projections in roles.items() if projections}
+
+    @property
+    def projections(self) -> dict[str, Projection]:
+        """The projections by their role and, but for the router's, their place among those of that role."""
+        parts = {f"{role}.{i}": part for role, parts in self._roles.items() for i, part in enumerate(parts)}
+        return {"router": self.router, **parts}
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """The roles that have a bias."""
+        roles = {"router": (self.router,), **self._roles}
+        return tuple(role for role, projections in roles.items() if projections[0].bias is not None)
+
+    @property
+    def others(self) -> dict[str, Projection]:
+        """The correction, if there is one."""
+        return {} if self.correction is None else {"correction": self.correction}
+
+    @property
+    def deciding(self) -> frozenset[str]:
+        """The correction."""
+        return frozenset(other.weight for other in self.others.values())
+
+    @property
+    def writers(self) -> tuple[Projection, ...]:
+        """The down projections."""
+        return self.down
+
+    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> FeedForwardWeights:
+        """The block's weights in float64, without leading dimensions but for the experts'."""
+
+        def double(name: str) -> Tensor:
+            return tensors[name].to(device, torch.float64)
+
+        def bias(name: str, projection: Projection) -> Tensor:
+            whole = projection in self.writers
+            stored = double(name)
+            return stored.reshape(-1, self.width) if whole else projection.layout.read(stored, bias=True)
+
+        parts = {"router": self.router.layout.read(double(self.router.weight))[0].mT}
+        if self.router.bias is not None:
+            parts["router_bias"] = double(self.router.bias)
+        for role, projections in self._roles.items():
+            parts[role] = torch.cat([part.layout.read(double(part.weight)) for part in projections]).mT
+            if biases := [bias(part.bias, part) for part in projections if part.bias is not None]:
+                parts[f"{role}_bias"] = torch.cat(biases)
+        others = {role: other.layout.read(double(other.weight), bias=True)[0] for role, other in self.others.items()}
+        return FeedForwardWeights(**parts, **others)
+
+    def write(self, tensors: Mapping[str, Tensor], weights: FeedForwardWeights) -> dict[str, Tensor]:
+        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
+        found = weights.tensors()
+        parts = {name: t.mT if name == "router" else t for name, t in found.items() if name in _ROUTING}
+        for role, projections in self._roles.items():
+            sizes = [dict(part.layout.sizes).get("expert", 1) for part in projections]
+            for name in (role, f"{role}_bias"):
+                if name in found:
+                    ending = name.removeprefix(role)
+                    each = (found[name].mT if name == role else found[name]).split(sizes)
+                    parts |= {f"{role}.{i}{ending}": part for i, part in enumerate(each)}
+        return self._write(tensors, parts)
+
+
+_ROUTING = ("router", "router_bias", "correction")
+
+FeedForward = FeedForwardSite | ExpertsSite
+"""A feed-forward block of either kind."""
+
+
+def labels(layers: Iterable[int]) -> list[str]:
+    """What to call blocks by their layers: "3", and "3.1" for a second one of the same layer."""
+    seen: Counter[int] = Counter()
+    found: list[str] = []
+    for layer in layers:
+        found.append(f"{layer}.{seen[layer]}" if seen[layer] else str(layer))
+        seen[layer] += 1
+    return found
+
+
+@dataclass(frozen=True)
 class Specification:
     """A checkpoint's architecture: its blocks in order.
 
     Attributes:
         model_type: As in the configuration, or any name for a home-made architecture.
         sites: The attention blocks.
-        feedforwards: The feed-forward blocks. Those of a checkpoint are facts about its family, compared with its
-            tensors only where they are used (`Blocks.feedforwards`); none for families that don't state them.
+        feedforwards: The feed-forward blocks in the order of the layers, which may have several. Those of a checkpoint
+            are facts about its family, compared with its tensors only where they are used (`Blocks.feedforwards`); none
+            for families that don't state them.
         residual: The residual stream of a home-made architecture; None if it stays as it is. A checkpoint's depends
             on which tensors it has (`Blocks.residual`).
     """
 
     model_type: str
     sites: tuple[AttentionSite, ...]
-    feedforwards: tuple[FeedForwardSite, ...] = ()
+    feedforwards: tuple[FeedForward, ...] = ()
     residual: Residual | None = None
 
     @property

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from isobasin.architectures.activations import feedforward_group
 from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.schema import AttentionSite, ExpertsSite, FeedForward, FeedForwardSite, Projection
 from isobasin.errors import ArchitectureError
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 
-AnySite = TypeVar("AnySite", AttentionSite, FeedForwardSite)
+AnySite = TypeVar("AnySite", AttentionSite, FeedForwardSite, ExpertsSite)
 
 
 def attention_group(
@@ -92,6 +92,55 @@ def feedforward_sites(
     up, gate, down = projections.up, projections.gate, projections.down
     group = feedforward_group(dict(up.layout.sizes)["feature"], activation, gated=gate is not None)
     return _repeated(layers, FeedForwardSite(0, name, up, gate, down, group, activation))
+
+
+def experts_sites(
+    layers: int,
+    name: str,
+    router: Projection,
+    experts: Sequence[FeedForwardProjections],
+    activation: str,
+    *,
+    softmax: bool = True,
+    correction: Projection | None = None,
+    groups: int = 1,
+) -> list[ExpertsSite]:
+    """Equal blocks of experts in all layers; `{layer}` in the names becomes the layer's index.
+
+    Args:
+        layers: How many.
+        name: The module.
+        router: Of each.
+        experts: One by one, or all in one.
+        activation: Its name.
+        softmax: Whether scores are a softmax, of all experts or of the chosen ones: then what is added to the scores of
+            all experts changes nothing. Of a sigmoid it does.
+        correction: What is added to scores where experts are chosen.
+        groups: Groups of experts of which some are chosen first.
+    """
+    sizes = dict(experts[0].up.layout.sizes)
+    gates = [expert.gate for expert in experts if expert.gate is not None]
+    group = replace(
+        feedforward_group(sizes["feature"], activation, gated=bool(gates)),
+        experts=dict(router.layout.sizes)["feature"],
+        expert_groups=groups,
+        shift=sizes["width"] + (router.bias is not None) if softmax else 0,
+    )
+    up, down = (tuple(getattr(expert, role) for expert in experts) for role in ("up", "down"))
+    return _repeated(layers, ExpertsSite(0, name, router, up, tuple(gates), down, group, activation, correction))
+
+
+def mixed(routed: Container[int], dense: Sequence[FeedForward], *others: Sequence[FeedForward]) -> list[FeedForward]:
+    """Layer by layer, the blocks of `others` where the layer is routed, and that of `dense` where it isn't.
+
+    Args:
+        routed: The layers with experts.
+        dense: The feed-forward block that each layer has otherwise.
+        others: Of every layer the experts, and those that all tokens share, if there are any.
+    """
+    chosen = [site for site in dense if site.layer not in routed]
+    chosen += [site for sites in others for site in sites if site.layer in routed]
+    return sorted(chosen, key=lambda site: site.layer)
 
 
 def stacked(stacks: Mapping[str, Sequence[AnySite]]) -> list[AnySite]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from isobasin.architectures.residual import Along, Norm, Reader, Residual, Role
-from isobasin.architectures.schema import Site
+from isobasin.architectures.schema import AttentionSite, Site
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.symmetries.residual import Basis, ResidualGroup
 
@@ -48,6 +48,8 @@ class Stream:
         mean: Whether normalisations subtract the mean (LayerNorm) or not (RMSNorm).
         post: Whether layers are normalised after the sum, so that the stream itself is.
         outside: Name beginnings of tensors that the stream doesn't run through, heads behind a pooler for example.
+        feedforward_readers: Modules without bias that read what feed-forward blocks read, and are no part of them; not
+            all layers need have them.
     """
 
     embeddings: tuple[tuple[str, int], ...]
@@ -59,6 +61,11 @@ class Stream:
     mean: bool = True
     post: bool = False
     outside: tuple[str, ...] = ()
+    feedforward_readers: tuple[str, ...] = ()
+
+    def norm_of(self, site: Site) -> str:
+        """The normalisation by a block."""
+        return self.attention_norm if isinstance(site, AttentionSite) else self.feedforward_norm
 
     @property
     def tied(self) -> bool:
@@ -77,7 +84,7 @@ class _Checkpoint:
     """What a stream is looked for in."""
 
     stream: Stream
-    sites: Sequence[tuple[Site, Site]]
+    sites: Sequence[tuple[Site, ...]]
     shapes: Shapes
     prefix: str
     tied: bool
@@ -111,7 +118,7 @@ class _Checkpoint:
 
 def find(
     stream: Stream,
-    sites: Sequence[tuple[Site, Site]],
+    sites: Sequence[tuple[Site, ...]],
     shapes: Shapes,
     *,
     prefix: str,
@@ -126,7 +133,7 @@ def find(
 
     Args:
         stream: The family's facts.
-        sites: The attention and the feed-forward block of every layer, with the checkpoint's names.
+        sites: The attention and the feed-forward blocks of every layer, with the checkpoint's names.
         shapes: Name and shape of every tensor there.
         prefix: What the checkpoint puts before the base model's names.
         tied: Whether the configuration ties the head to the embedding.
@@ -168,10 +175,13 @@ def _norms(checkpoint: _Checkpoint) -> Iterator[Norm]:
     stream, shapes = checkpoint.stream, checkpoint.shapes
     reading: dict[str, list[Reader]] = {}
     for layer in checkpoint.sites:
-        for site, template in zip(layer, (stream.attention_norm, stream.feedforward_norm), strict=True):
+        for site in layer:
             # After a sum the norm is read by the next block instead: that makes no difference, as it isn't folded.
-            module = checkpoint.prefix + template.format(layer=site.layer)
+            module = checkpoint.prefix + stream.norm_of(site).format(layer=site.layer)
             reading.setdefault(module, []).extend(_readers(site))
+            for template in () if isinstance(site, AttentionSite) else stream.feedforward_readers:
+                weight = f"{checkpoint.prefix}{template.format(layer=site.layer)}.weight"
+                reading[module] += [Reader(weight, 1, None)] if weight in shapes else []
     modules = [module for _, module in checkpoint.heads if f"{module}.weight" in shapes]
     last = checkpoint.final_norm or next(reversed(reading))
     reading.setdefault(last, []).extend(Reader(f"{m}.weight", 1, checkpoint.bias(m)) for m in modules)
@@ -202,9 +212,10 @@ def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
     if stream.embedding_norm is not None:
         yield from _kept(Norm(f"{prefix}{stream.embedding_norm}.weight", f"{prefix}{stream.embedding_norm}.bias", ()))
     for site in (site for layer in checkpoint.sites for site in layer):
-        yield Along(site.writer.weight, site.writer.layout.width_axis)
-        if site.writer.bias is not None:
-            yield Along(site.writer.bias, 0)
+        for writer in site.writers:
+            yield Along(writer.weight, writer.layout.width_axis)
+            if writer.bias is not None:
+                yield Along(writer.bias, len(checkpoint.shapes[writer.bias]) - 1)
     for head, module in checkpoint.heads:
         if head.transform is not None:
             yield Along(f"{module}.weight", 0)

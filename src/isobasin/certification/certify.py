@@ -10,7 +10,7 @@ from typing import Any
 
 from isobasin.architectures.configuration import build
 from isobasin.architectures.registry import family
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.schema import AttentionSite, FeedForward
 from isobasin.certification.hidden import hidden_directions
 from isobasin.certification.jacobians import Measured, measured_alone, measured_whole
 from isobasin.certification.loaded import Block, loaded_blocks
@@ -180,7 +180,7 @@ def _of_small(model: TinyModel, name: str, seed: int, progress: Callable[[str, i
         return Certificate(name, True, _certified(opened, seed, progress))
 
 
-def _sites(model: Model) -> tuple[AttentionSite | FeedForwardSite, ...]:
+def _sites(model: Model) -> tuple[AttentionSite | FeedForward, ...]:
     """Every block that the family states."""
     return model.sites(feedforward=bool(model.specification.feedforwards))
 
@@ -218,7 +218,7 @@ def _judged(model: Model, block: Block, alone: Measured, whole: Measured) -> Blo
     )
 
 
-def _expected(model: Model, site: AttentionSite | FeedForwardSite) -> int | None:
+def _expected(model: Model, site: AttentionSite | FeedForward) -> int | None:
     """What the normalisations hide by what the family says of the residual stream, if it says anything."""
     config = build(model.specification.model_type, model.checkpoint.config)
     entry = family(model.specification.model_type)

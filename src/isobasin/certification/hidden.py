@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Container
 from math import prod
 
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Projection
+from isobasin.architectures.schema import AttentionSite, FeedForward, Projection
 from isobasin.architectures.streams import Stream
 
 
-def hidden_directions(site: AttentionSite | FeedForwardSite, stream: Stream, names: Container[str], prefix: str) -> int:
+def hidden_directions(site: AttentionSite | FeedForward, stream: Stream, names: Container[str], prefix: str) -> int:
     """How many there are beyond the block's own group; RMSNorm hides none.
 
     Args:
@@ -29,18 +29,17 @@ def hidden_directions(site: AttentionSite | FeedForwardSite, stream: Stream, nam
     if not stream.mean or norm is None:
         return 0
     biased = f"{prefix}{norm}.bias" in names
-    written = prod(site.writer.layout.shape()) // site.width + (site.writer.bias is not None)
+    written = sum(prod(writer.layout.shape()) // site.width + (writer.bias is not None) for writer in site.writers)
     if isinstance(site, AttentionSite):
         return written + _read_by_attention(site, biased)
-    branches = site.readers.values()
-    return written + site.group.units * sum(branch.bias is not None or not biased for branch in branches)
+    return written + site.group.units * sum(branch.bias is not None or not biased for branch in site.readers.values())
 
 
-def _read(site: AttentionSite | FeedForwardSite, stream: Stream) -> str | None:
+def _read(site: AttentionSite | FeedForward, stream: Stream) -> str | None:
     """The normalisation that a block reads."""
     attends = isinstance(site, AttentionSite)
     if not stream.post:
-        return (stream.attention_norm if attends else stream.feedforward_norm).format(layer=site.layer)
+        return stream.norm_of(site).format(layer=site.layer)
     if not attends:
         return stream.attention_norm.format(layer=site.layer)
     return stream.feedforward_norm.format(layer=site.layer - 1) if site.layer else stream.embedding_norm

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.schema import AttentionSite, FeedForward
 from isobasin.checkpoints import stand_in
 from isobasin.errors import ArchitectureError
 from isobasin.model import Model
@@ -30,7 +30,7 @@ class Block:
         writer: The module whose output is the block's output.
     """
 
-    site: AttentionSite | FeedForwardSite
+    site: AttentionSite | FeedForward
     stored: dict[str, Tensor]
     parameters: list[Tensor]
     order: Tensor
@@ -38,7 +38,7 @@ class Block:
     writer: nn.Module
 
 
-def loaded_blocks(model: Model, sites: Iterable[AttentionSite | FeedForwardSite]) -> tuple[nn.Module, list[Block]]:
+def loaded_blocks(model: Model, sites: Iterable[AttentionSite | FeedForward]) -> tuple[nn.Module, list[Block]]:
     """The model in float64, ready for derivatives by the parameters of these blocks.
 
     A copy of the checkpoint whose values are all different numbers is loaded beside it: where a number turns up in
@@ -68,7 +68,7 @@ def _numbered(model: Model) -> tuple[dict[str, Tensor], dict[str, int]]:
 
 def _block(
     model: Model,
-    site: AttentionSite | FeedForwardSite,
+    site: AttentionSite | FeedForward,
     module: nn.Module,
     numbers: dict[str, Tensor],
     first: dict[str, int],
@@ -82,7 +82,7 @@ def _block(
         sought = wanted(names)
         return [name for name, held in numbers.items() if bool(torch.isin(held, sought).any())]
 
-    shapes, writer = site.shapes(), site.writer
+    shapes = [name for name in site.shapes() if name not in site.deciding]
     places = holding(shapes)
     held = torch.cat([numbers[name] for name in places]) if places else torch.empty(0)
     ordered, order = held.sort()
@@ -93,14 +93,14 @@ def _block(
             "block can't be certified"
         )
     parameters = dict(module.named_parameters())
-    weights = [projection.weight for projection in site.readers.values()]
+    writers = [name for writer in site.writers for name in (writer.weight, writer.bias) if name is not None]
     return Block(
         site,
         model.double(site.shapes()),
         [parameters[name].requires_grad_() for name in places],
         order[where],
-        [module.get_submodule(_owner([name])) for name in holding(weights)],
-        module.get_submodule(_owner(holding(name for name in (writer.weight, writer.bias) if name is not None))),
+        [module.get_submodule(_owner([name])) for name in holding(part.weight for part in site.readers.values())],
+        module.get_submodule(_owner(holding(writers))),
     )
 
 

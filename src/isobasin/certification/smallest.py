@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from isobasin.architectures.configuration import Config, build, key
 from isobasin.architectures.layouts import Sizes
 from isobasin.architectures.registry import families, family
-from isobasin.architectures.schema import AttentionSite
+from isobasin.architectures.schema import AttentionSite, FeedForward
 from isobasin.testing.tiny import TinyModel
 
 _UNITS = 12
+_EXPERT_UNITS = 4
 _LABELS = 8
 # Wherever a configuration has them. What else it says are switches, which stay.
 _SIZES: dict[str, Any] = {
@@ -31,17 +33,13 @@ _SIZES: dict[str, Any] = {
     # Three patches a side: by two, DINOv3 turns the first plane of a head by half turns, which hide more.
     "image_size": 12,
     "patch_size": 4,
-    "num_experts": 3,
-    "num_local_experts": 3,
     "num_experts_per_tok": 2,
-    "n_inner": _UNITS,
-    "d_ff": _UNITS,
-    "intermediate_size": _UNITS,
-    "moe_intermediate_size": _UNITS,
-    "shared_expert_intermediate_size": _UNITS,
 }
+_UNIT_SIZES = ("n_inner", "d_ff", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 # An epsilon hides the scale of what is normalised, but for what it adds: so much that no rounding looks like it.
 _EPSILON = 1e-2
+# A limit that small models don't reach would let more symmetries pass.
+_LIMIT = 0.5
 # What the class makes again, from sizes that are other ones here.
 _DERIVED = (
     *("id2label", "label2id", "model_type", "transformers_version", "architectures", "dtype", "torch_dtype"),
@@ -80,6 +78,7 @@ def _shrunk(config: Config) -> dict[str, Any]:
         "num_kv_heads": sizes.groups,
         "head_dim": sizes.features,
         "rotary_dim": round(_rotating(site) * sizes.features),
+        **_units(feedforwards),
     }
     if entries.get("heads_per_layer") is not None:
         small["heads_per_layer"] = [sizes.heads, 2 * sizes.heads]
@@ -91,10 +90,19 @@ def _shrunk(config: Config) -> dict[str, Any]:
         del small["max_position_embeddings"]  # only long texts read all of a table
     known = {key(config, name): x for name, x in small.items() if key(config, name) in entries}
     # Families have more names for these two than could be listed.
-    by_value = {site.width: sizes.width} | ({feedforwards[0].group.units: _UNITS} if feedforwards else {})
+    by_value = {site.width: sizes.width} | ({feedforwards[0].group.units: small["d_ff"]} if feedforwards else {})
     alike = {n: by_value[x] for n, x in entries.items() if n.endswith(_SIZE_ENDINGS) and _whole(x) and x in by_value}
     epsilons = dict.fromkeys((name for name in entries if "_eps" in name), _EPSILON)
-    return {**_shorter(entries, config), **epsilons, **alike, **known, "num_labels": _LABELS}
+    limits = {"swiglu_limit": _LIMIT} if hasattr(config, "swiglu_limit") else {}
+    return {**_shorter(entries, config), **epsilons, **limits, **alike, **known, "num_labels": _LABELS}
+
+
+def _units(feedforwards: Sequence[FeedForward]) -> dict[str, int]:
+    """Sizes of the feed-forward blocks: fewer units in experts, of which there are few in as many groups as before."""
+    groups = [site.group.expert_groups for site in feedforwards if site.group.experts]
+    experts = 3 if max(groups, default=1) == 1 else 2 * max(groups)
+    units = dict.fromkeys(_UNIT_SIZES, _EXPERT_UNITS if groups else _UNITS)
+    return {**units, "num_experts": experts, "num_local_experts": experts}
 
 
 def _model_types() -> set[str]:

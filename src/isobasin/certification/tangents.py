@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.schema import AttentionSite, FeedForward
 from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
@@ -19,7 +19,7 @@ from isobasin.symmetries.weights import AttentionWeights
 Parts = dict[str, Tensor]
 
 
-def stored_tangents(site: AttentionSite | FeedForwardSite, tensors: Parts) -> Tensor:
+def stored_tangents(site: AttentionSite | FeedForward, tensors: Parts) -> Tensor:
     """The stated directions of a block's stored values, tensor after tensor: `(values, dimension)`."""
     zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in site.shapes().items()}
 
@@ -29,14 +29,14 @@ def stored_tangents(site: AttentionSite | FeedForwardSite, tensors: Parts) -> Te
             written = replace(site, gain_offset=0.0).write(zeros, AttentionWeights(**direction))
         else:
             written = site.write(zeros, FeedForwardWeights(**direction))
-        return torch.cat([written[name].flatten() for name in zeros])
+        return torch.cat([written[name].flatten() for name in zeros if name not in site.deciding])
 
     if isinstance(site, AttentionSite):
         found = attention_tangents(site.group, site.read(tensors))
     else:
         found = feedforward_tangents(site.group, site.read(tensors))
     each = [stored({name: part[..., k] for name, part in found.items()}) for k in range(site.group.dimension)]
-    return torch.stack(each, 1) if each else torch.zeros(sum(x.numel() for x in zeros.values()), 0).double()
+    return torch.stack(each, 1) if each else torch.zeros(len(stored(site.read(tensors).tensors())), 0).double()
 
 
 def attention_tangents(group: AttentionGroup, weights: AttentionWeights) -> Parts:
@@ -60,6 +60,7 @@ def feedforward_tangents(group: FeedForwardGroup, weights: FeedForwardWeights) -
     start = feedforward.identity(group)
     scales = {"up": group.up, "gate": group.gate}
     free = {name: start.tensors()[name] for name, scale in scales.items() if scale is not None and scale.dimension}
+    free["shift"] = start.shift
     return _derivatives(lambda new: feedforward.act(group, replace(start, **new), weights).tensors(), free)
 
 

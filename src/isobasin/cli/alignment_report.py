@@ -83,7 +83,9 @@ def _feedforward(alignment: Alignment) -> Table:
         stats = layer.statistics
         before, after = stats.distance_before, stats.distance_after
         figures = number(before), number(after), change(before, after)
-        found.add_row(str(layer.layer), f"{layer.group.units:,}", f"{layer.moved_units:,}", *figures, stats.status)
+        experts = f"{layer.group.experts} × " if layer.group.experts else ""
+        units = f"{experts}{layer.group.units:,}"
+        found.add_row(str(layer.layer), units, f"{layer.moved_units:,}", *figures, stats.status)
     total = alignment.feedforward_distance()
     before, after = total["before"], total["after"]
     found.add_section()

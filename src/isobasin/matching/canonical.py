@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
-from isobasin.matching.feedforward import branches
+from isobasin.matching.feedforward import branches, router_rows
 from isobasin.matching.heads import circuit_squares
-from isobasin.symmetries import attention, bilinear, gains, permutation, tables
+from isobasin.symmetries import attention, bilinear, feedforward, gains, permutation, tables
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.bilinear import BilinearElement, column_squares
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
@@ -211,7 +211,8 @@ def canonical_feedforward(group: FeedForwardGroup, weights: FeedForwardWeights, 
     """The element that makes a feed-forward block canonical.
 
     The branches of a unit that may be scaled, and `down`, get one norm, and each branch that may change its sign a
-    positive sum of cubes; units are ordered by the product of the norms of their branches.
+    positive sum of cubes; units are ordered by the product of the norms of their branches, and experts by its sum over
+    their units. The mean of a router's rows is zero where it may be shifted.
 
     Args:
         group: Of the block.
@@ -239,4 +240,17 @@ def canonical_feedforward(group: FeedForwardGroup, weights: FeedForwardWeights, 
     for name in kinds:
         size = size * norms[name] ** powers[name] if name in rows else size
     order = loose.order("unit order", size)
-    return FeedForwardElement(order, *(scales[name][order] for name in kinds))
+    found = FeedForwardElement(order, *(permutation.take(scales[name], order) for name in kinds))
+    return found if group.experts is None else _canonical_experts(group, weights, found, size.sum(-1), loose)
+
+
+def _canonical_experts(
+    group: FeedForwardGroup, weights: FeedForwardWeights, found: FeedForwardElement, sizes: Tensor, loose: Loose
+) -> FeedForwardElement:
+    """The same with experts in the order of their sizes, in their groups, and router's rows whose mean is zero."""
+    sizes = sizes.unflatten(-1, (group.expert_groups, -1))
+    groups = loose.order("expert order", sizes.sum(-1))
+    inner = permutation.take(loose.order("expert order", sizes), groups)
+    experts = feedforward.grouped(groups, inner)
+    parts = {name: permutation.take(getattr(found, name), experts) for name in ("permutation", "up", "gate")}
+    return FeedForwardElement(**parts, experts=experts, shift=-router_rows(weights).mean(-2)[..., : group.shift])

@@ -21,7 +21,7 @@ from isobasin.alignment import (
     condition_of,
 )
 from isobasin.architectures.resolve import check_comparable
-from isobasin.architectures.schema import FeedForwardSite, Specification
+from isobasin.architectures.schema import FeedForward, Specification
 from isobasin.checkpoints import check_output
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
@@ -334,9 +334,9 @@ def _order(
 
 def _match_feedforward(
     a: Blocks,
-    ours: FeedForwardSite,
+    ours: FeedForward,
     b: Blocks,
-    theirs: FeedForwardSite,
+    theirs: FeedForward,
     running: Running,
     digests: Digests,
     inputs: ByName | None,
@@ -360,7 +360,7 @@ def _match_feedforward(
     entry = FeedForwardAlignment(theirs.layer, theirs.group, found.element.to("cpu"), statistics)
     if not running.verify:
         return entry, []
-    return entry, [_accepted(theirs.name, compare_feedforward(theirs.activation, model, found.moved))]
+    return entry, [_accepted(theirs.name, compare_feedforward(theirs, model, found.moved))]
 
 
 def _accepted(name: str, check: Verification) -> Verification:

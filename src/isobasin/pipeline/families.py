@@ -12,7 +12,7 @@ from typing import Any
 
 from isobasin.architectures.configuration import build
 from isobasin.architectures.registry import Family, families
-from isobasin.symmetries.feedforward import FeedForwardGroup
+from isobasin.architectures.schema import FeedForward
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.symmetries.residual import ResidualGroup
 from isobasin.testing.tiny import tiny
@@ -20,7 +20,8 @@ from isobasin.testing.tiny import tiny
 COLUMNS = ("model type", "attention", "feed-forward", "residual stream", "not moved")
 LETTERS = (
     "d: width of the stream; h: query heads, of d_h features, r of which rotate where only some do; g: key/value heads "
-    "where they are fewer; f: feed-forward units. Tied: where the head is the embedding."
+    "where they are fewer; f: feed-forward units; e: experts, in k groups where there are some. Tied: where the head "
+    "is the embedding."
 )
 _UNKNOWN = "not known"
 _PAGE = f"""# Families
@@ -31,10 +32,10 @@ The groups are those of a model type's usual form. Its configuration may have ot
 grouped queries or activation: `isobasin symmetry MODEL` prints the groups of a checkpoint, and
 [`isobasin certify`](certify.md) measures that they are exact. [The mathematics](maths.md) explains them.
 
-What the last column lists stays as it is in every scope; feed-forward blocks listed there are experts, or beside
-experts. SigLIP's pooling head, which lies outside its layers, stays as it is too. Layers of a model with several stacks
-are counted through all of them: text tower, then vision tower; encoder, then decoder, then the decoder's
-cross-attention. Layers that share their tensors, as ALBERT's do, are one block.
+What the last column lists stays as it is in every scope. SigLIP's pooling head, which lies outside its layers, stays
+as it is too. Layers of a model with several stacks are counted through all of them: text tower, then vision tower;
+encoder, then decoder, then the decoder's cross-attention. Layers that share their tensors, as ALBERT's do, are one
+block. An expert that all tokens share is a block of its own beside the others.
 
 """
 
@@ -89,7 +90,7 @@ def _stated(entry: Family) -> FamilySymmetry:
     return FamilySymmetry(
         entry.model_type,
         tuple(dict.fromkeys(attention_formula(site.group) for site in sites)),
-        tuple(dict.fromkeys(feedforward_formula(site.group) for site in feedforwards)),
+        tuple(dict.fromkeys(feedforward_formula(site) for site in feedforwards)),
         _stream_formula(entry, config, sites[0].width),
         tuple(part for part, stays in fixed.items() if stays),
     )
@@ -116,9 +117,15 @@ def _bilinear_formula(pair: BilinearGroup) -> str:
     return "(C*)^(d_h/2)" if not pair.linear else "GL(d_h − r) × (C*)^(r/2)"
 
 
-def feedforward_formula(group: FeedForwardGroup) -> str:
-    """The group as it prints, with a letter for its units."""
-    return _lettered(str(group), {group.units: "f"})
+def feedforward_formula(site: FeedForward) -> str:
+    """The group as it prints, with letters for its units, its experts and the stream's width."""
+    group = site.group
+    unit = _lettered(str(group.expert), {group.units: "f"})
+    if group.experts is None:
+        return unit
+    order = "S_e" if group.expert_groups == 1 else "(S_(e/k) wr S_k)"
+    router = f" × R^{'d' if group.shift == site.width else '(d + 1)'} (router)" if group.shift else ""
+    return f"({unit})^e ⋊ {order}{router}"
 
 
 def _stream_formula(entry: Family, config: Any, width: int) -> str:

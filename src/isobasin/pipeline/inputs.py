@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.residual import Residual
-from isobasin.architectures.schema import Site
+from isobasin.architectures.schema import ExpertsSite, Site
 from isobasin.errors import IsobasinError
 from isobasin.matching.inputs import Moments, folded
 from isobasin.model import Blocks
@@ -22,13 +22,15 @@ def inputs_of(reference: Blocks, matching: Matching, calibration: Calibration | 
     """The moments of everything that is matched, of the reference's inputs; None where weights are compared alone.
 
     Raises:
-        IsobasinError: There are no data.
+        IsobasinError: There are no data, or there are experts, which see some tokens only.
     """
     if matching.objective is Objective.weights:
         return None
     if calibration is None:
         raise IsobasinError("objective activations needs data to weigh by: give --data")
     sites = reference.sites(feedforward=matching.feedforward)
+    if experts := [site.name for site in sites if isinstance(site, ExpertsSite)]:
+        raise IsobasinError(f"{experts[0]}: objective activations can't weigh experts: use --scope attention")
     return calibration.moments(reference, {reader.weight for site in sites for reader in site.readers.values()})
 
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,14 @@ from isobasin.alignment import (
     condition_of,
 )
 from isobasin.alignment.stream import gains_of
+from isobasin.architectures.schema import ExpertsSite, FeedForward
 from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.matching import circuits
-from isobasin.model import Model, Source, open_model, quiet_transformers, understand
+from isobasin.model import EXPERTS, Model, Source, open_model, quiet_transformers, understand
 from isobasin.pipeline.settings import Progress, Running, Scope, check_condition, silent
 from isobasin.symmetries import attention, residual
-from isobasin.symmetries.feedforward import sample
+from isobasin.symmetries.feedforward import FeedForwardElement, sample
 from isobasin.verification import Verification, tolerance_of, verify_models
 
 if TYPE_CHECKING:
@@ -103,11 +105,13 @@ def random_alignment(
     """A random group element for every block: heads permuted, every map of the given condition number.
 
     Bias shifts, where they are free, are as large as the weights themselves. In scope "block" units of feed-forward
-    blocks are permuted too, and scaled by ratios up to `condition` where the activation lets scales pass. In scope
-    "model" the residual stream is turned as well, and normalisations get other gains and biases.
+    blocks, and experts, are permuted too, and scaled by ratios up to `condition` where the activation lets scales pass.
+    In scope "model" the residual stream is turned as well, and normalisations get other gains and biases.
     """
     check_condition("condition", condition)
-    generator = torch.Generator().manual_seed(seed)
+    generator, unmatched = torch.Generator().manual_seed(seed), FeedForwardStatistics()
+    # A router's shift is a vector of the stream, and wouldn't turn with it.
+    units = partial(_random_units, shifted=Scope(scope) is not Scope.model)
     layers: list[LayerAlignment] = []
     with open_model(model, allow_pickle=allow_pickle) as opened:
         for site in opened.specification.sites:
@@ -120,14 +124,23 @@ def random_alignment(
                 element = attention.with_heads(layers[index].element, layers[first].element)
                 layers[index] = replace(layers[index], element=element)
         moved = tuple(
-            FeedForwardAlignment(
-                site.layer, site.group, sample(site.group, generator, condition=condition), FeedForwardStatistics()
-            )
+            FeedForwardAlignment(site.layer, site.group, units(opened, site, generator, condition), unmatched)
             for site in (opened.feedforwards() if Scope(scope) is not Scope.attention else ())
         )
         provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
         stream = _random_residual(opened, generator, condition) if Scope(scope) is Scope.model else None
         return Alignment(opened.specification.model_type, tuple(layers), provenance, feedforward=moved, residual=stream)
+
+
+def _random_units(
+    model: Model, site: FeedForward, generator: torch.Generator, condition: float, *, shifted: bool
+) -> FeedForwardElement:
+    """A random move of a feed-forward block; a router's shift is as large as its rows."""
+    scale = 0.0
+    if isinstance(site, ExpertsSite) and shifted:
+        router = model.checked([site.router.weight])[site.router.weight]
+        scale = float(router.double().square().mean().sqrt())
+    return sample(site.group, generator, condition=condition, shift=scale)
 
 
 def _random_residual(model: Model, generator: torch.Generator, condition: float) -> ResidualAlignment:
@@ -219,7 +232,7 @@ def deliver(
         path = Path(folder) / "model"
         verified = write(path)
         with quiet_transformers():
-            fresh: Any = type(source).from_pretrained(path, dtype=source.dtype)
+            fresh: Any = type(source).from_pretrained(path, dtype=source.dtype, **EXPERTS)
         return Moved(None, fresh.to(source.device).train(source.training), verified)
 
 

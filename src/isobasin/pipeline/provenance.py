@@ -16,6 +16,7 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment, FeedForwardAlignment, LayerAlignment
 from isobasin.architectures.resolve import check_comparable
+from isobasin.architectures.schema import labels
 from isobasin.checkpoints import write_file_atomically
 from isobasin.errors import OutputError
 from isobasin.matching.attention import Method
@@ -49,8 +50,8 @@ class Fingerprint:
         tensors: By name, in descending order unless said otherwise: `attention.<layer>.query_key` and
             `attention.<layer>.value_output`, the singular values of every query head's circuits, `(heads, n)`;
             `attention.<layer>.planes`, `|q_p| |k_p|` of every rotated plane in the order of the planes, `(heads, p)`;
-            `feedforward.<layer>.units`, the products of the norms of a unit's branches. Heads come with the largest
-            circuits first.
+            `feedforward.<layer>.units`, the products of the norms of a unit's branches, of all experts at once and in
+            `feedforward.<layer>.1.units` of those that all tokens share. Heads come with the largest circuits first.
     """
 
     model_type: str
@@ -103,9 +104,10 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
             for name, values in found.items():
                 if values.shape[-1]:
                     tensors[f"attention.{site.layer}.{name}"] = values.flatten(0, 1)[order].cpu().contiguous()
-        for site in known_feedforwards(opened):
+        sites = known_feedforwards(opened)
+        for label, site in zip(labels(site.layer for site in sites), sites, strict=True):
             sizes = unit_sizes(site.group, site.read(opened.stored(site), device))
-            tensors[f"feedforward.{site.layer}.units"] = sizes.flip(0).cpu().contiguous()
+            tensors[f"feedforward.{label}.units"] = sizes.flip(0).cpu().contiguous()
         return Fingerprint(opened.specification.model_type, tensors)
 
 

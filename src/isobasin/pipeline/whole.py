@@ -20,6 +20,7 @@ from torch import Tensor
 from isobasin.alignment import Alignment, ResidualAlignment, ResidualStatistics
 from isobasin.alignment.stream import gains_of, offset
 from isobasin.architectures.residual import Residual, Role, role_maps
+from isobasin.architectures.schema import ExpertsSite
 from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
@@ -54,7 +55,10 @@ Tensors = dict[str, Tensor]
 
 
 def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
-    """All tensors along the stream and of all blocks in float64, normalisations folded and means left out."""
+    """All tensors along the stream and of all blocks in float64, normalisations folded and means left out.
+
+    Those are the means that no LayerNorm passes on, and the mean row of a router that may be shifted.
+    """
     own = blocks.double(sorted(_names(blocks, stream)), device)
     tensors = dict(own)
     for norm in stream.norms:
@@ -71,6 +75,11 @@ def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
                 tensors[norm.bias] = offset(norm, gain, bias, blocks.name)
     if stream.group.basis is Basis.centred:
         _centre(stream, tensors)
+    for site in blocks.feedforwards():
+        if isinstance(site, ExpertsSite) and site.group.shift:
+            for name in (site.router.weight, site.router.bias):
+                if name is not None:
+                    tensors[name] = tensors[name] - tensors[name].mean(0)
     return tensors
 
 
@@ -338,10 +347,19 @@ def _best(
     """The end that is kept, as an alignment."""
     if calibration is None:
         ends = [min(ends, key=lambda end: end.squares)]
-    made = [replace(end.blocks, residual=_entry(pair, end, matching.keep_gains)) for end in ends]
+    made = [replace(_unshifted(end.blocks), residual=_entry(pair, end, matching.keep_gains)) for end in ends]
     scores = [0.0] if calibration is None else calibration.scores(pair.a, pair.b, made)
     best = min(range(len(ends)), key=scores.__getitem__)
     return made[best], ends[best]
+
+
+def _unshifted(blocks: Alignment) -> Alignment:
+    """Blocks whose routers aren't shifted: a shift is a vector of the stream, and wouldn't turn with it."""
+    entries = [
+        replace(entry, element=replace(entry.element, shift=torch.zeros_like(entry.element.shift)))
+        for entry in blocks.feedforward
+    ]
+    return replace(blocks, feedforward=tuple(entries))
 
 
 def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
@@ -359,7 +377,7 @@ def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
     for site in turned.specification.sites:
         checks.append(compare_blocks(site.group, site.read(turned.tensors), site.read(again)))
     for site in turned.specification.feedforwards:
-        checks.append(compare_feedforward(site.activation, site.read(turned.tensors), site.read(again)))
+        checks.append(compare_feedforward(site, site.read(turned.tensors), site.read(again)))
     worst = max(checks, key=lambda check: check.max_rel)
     if not worst.equal:
         raise VerificationError(f"the moved model differs by {worst.max_rel:.2g} relative: lower --max-condition")

@@ -24,6 +24,7 @@ from isobasin.alignment import (
 )
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.residual import Residual
+from isobasin.architectures.schema import labels
 from isobasin.model import Blocks
 from isobasin.symmetries import attention, feedforward, residual
 from isobasin.symmetries.bilinear import BilinearElement
@@ -58,7 +59,8 @@ class Chart:
             device: Where to compute.
         """
         self._model, self._stream, self._keep_gains, self._device = model, stream, keep_gains, device
-        self._feedforwards = model.feedforwards() if feedforward else ()
+        sites = model.feedforwards() if feedforward else ()
+        self._feedforwards = list(zip(labels(site.layer for site in sites), sites, strict=True))
         self._norms = None if stream is None else gains_of(model, stream, device)
         sizes = dict(self._sizes())
         self.coordinates = {
@@ -79,9 +81,10 @@ class Chart:
                 yield f"{name}.{part}.planes", (group.groups, len(pair.planes), 2)
             # The free shift of a key bias changes no score, on the line neither: it has no coordinate.
             yield f"{name}.value_shift", (group.groups, group.value_output.features if group.value_shift else 0)
-        for site in self._feedforwards:
+        # Nor has the free shift of a router.
+        for label, site in self._feedforwards:
             for part, scale in (("up", site.group.up), ("gate", site.group.gate)):
-                yield f"feedforward.{site.layer}.{part}", (_scaled(site.group, scale),)
+                yield f"feedforward.{label}.{part}", (*site.group.batch, _scaled(site.group, scale))
         if self._stream is not None:
             group, norms = self._stream.group, self._stream.norms
             size = 0 if group.basis.discrete else group.width - (group.basis is Basis.centred)
@@ -96,8 +99,8 @@ class Chart:
             for site in self._model.specification.sites
         )
         moved = tuple(
-            FeedForwardAlignment(site.layer, site.group, self._units(site.layer, site.group), FeedForwardStatistics())
-            for site in self._feedforwards
+            FeedForwardAlignment(site.layer, site.group, self._units(label, site.group), FeedForwardStatistics())
+            for label, site in self._feedforwards
         )
         model_type = self._model.specification.model_type
         facts = {"operation": "refine"}
@@ -140,9 +143,9 @@ class Chart:
             start.planes if planes is None else torch.exp(torch.view_as_complex(planes)),
         )
 
-    def _units(self, layer: int, group: FeedForwardGroup) -> feedforward.FeedForwardElement:
+    def _units(self, label: str, group: FeedForwardGroup) -> feedforward.FeedForwardElement:
         start = feedforward.identity(group, (), self._device)
-        scales = {part: self.coordinates.get(f"feedforward.{layer}.{part}") for part in ("up", "gate")}
+        scales = {part: self.coordinates.get(f"feedforward.{label}.{part}") for part in ("up", "gate")}
         return replace(start, **{part: log.exp() for part, log in scales.items() if log is not None})
 
     def _residual(self) -> ResidualAlignment | None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from isobasin.checkpoints import Checkpoint
 from isobasin.errors import CheckpointError, DataError
-from isobasin.model import quiet_transformers
+from isobasin.model import EXPERTS, quiet_transformers
 
 
 class TaskKind(StrEnum):
@@ -87,7 +87,9 @@ def load_model(folder: str | os.PathLike[str], kind: TaskKind | str, device: str
             config = transformers.AutoConfig.from_pretrained(folder)
             dtype = _dtype(Path(folder), config)
             loader = getattr(transformers, _LOADERS[kind])
-            model, report = loader.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+            model, report = loader.from_pretrained(
+                folder, config=config, dtype=dtype, output_loading_info=True, **EXPERTS
+            )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(

@@ -165,7 +165,8 @@ _SCORES: dict[str, Any] = {
 }
 _FLOAT = {"tolerance": 1e-6, "reason": "transformers computes this softmax in float32 whatever the model's dtype"}
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_CLAMPED = {"num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 0.5}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "vit": _vision("ViT"),
     "deit": _vision("DeiT"),
@@ -247,7 +248,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": _decoder("Qwen3Moe", {**_GROUPED, **_EXPERTS, "head_dim": 8}, **_RMS),
     "olmo2": _decoder("Olmo2", _GROUPED, **_RMS),
     "gemma3_text": _decoder("Gemma3", {**_GROUPED, "head_dim": 8}, base="Gemma3TextModel", **_RMS),
-    "gpt_oss": _decoder("GptOss", {**_GROUPED, "head_dim": 8, "num_local_experts": 4}, eager=True, **_RMS),
+    "gpt_oss": _decoder("GptOss", {**_GROUPED, **_CLAMPED, "head_dim": 8}, eager=True, **_RMS),
     "bloom": _decoder("Bloom", _SIZES, eager=True, **_FLOAT),
     "mpt": _decoder("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}, eager=True, **_FLOAT),
     "gpt_neox": _decoder("GPTNeoX", {**_SIZES, "rope_parameters": _rope(0.5)}),
@@ -257,10 +258,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "Qwen2Moe",
         {
             **_GROUPED,
-            "num_experts": 3,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "shared_expert_intermediate_size": 16,
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 20,
             "mlp_only_layers": [1],
         },
         **_RMS,

@@ -61,7 +61,8 @@ KINDS = {
     "qwen3": (2 * 16 + 2, 12),  # gains of two planes trade, for all heads
     "gemma3_text": (2 * 16 + 2, 12),  # and lack a 1 as they are stored
     "olmo2": (2 * (16 + 2), 12),  # for each key/value head
-    "gpt_oss": (2 * (4 + 16), None),
+    "gpt_oss": (2 * (4 + 16), 16 + 1),  # a row of the router, with a bias
+    "mixtral": (2 * (4 + 16), 3 * 4 + 16),
     "bloom": (2 * (16 + 16 + 4 + 4), 0),
     "clip": (2 * (16 + 16 + 4 + 4), 0),
     "whisper": (2 * (16 + 16 + 4), 0),
@@ -202,7 +203,7 @@ def test_small_models_have_groups_of_the_same_kinds(model: TinyModel):
     def formulas(of: TinyModel) -> set[str]:
         entry, config = family(of.model_type), build(of.model_type, of.config)
         attention = {attention_formula(site.group) for site in entry.blocks(config)}
-        return attention | {feedforward_formula(site.group) for site in entry.feedforwards(config)}
+        return attention | {feedforward_formula(site) for site in entry.feedforwards(config)}
 
     small = smallest(model)
     assert formulas(small) == formulas(model)

@@ -49,6 +49,12 @@ def test_heads_without_a_task_are_refused(tiny):
         kind_of({"architectures": [tiny.head]})
 
 
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_experts_run_in_float64(name, tmp_path):
+    model = load_model(variant(name).save(tmp_path), "causal-lm")
+    assert model(torch.arange(9).unsqueeze(0)).logits.dtype == torch.float64
+
+
 @pytest.mark.parametrize("tiny", [m for m in _WITH_HEAD if not m.head.endswith(_NO_TASK)], ids=str)
 def test_loads_what_was_saved(tiny, tmp_path):
     saved = tiny.build(dtype=torch.float32)

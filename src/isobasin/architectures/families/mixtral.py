@@ -1,8 +1,34 @@
-"""Mixtral: Mistral with experts for feed-forward blocks, which aren't moved: attention only."""
+"""Mixtral: Mistral with experts for feed-forward blocks.
+
+A token's router chooses the experts of the highest softmax and makes their scores sum to one. Noise on what it reads is
+for training only.
+"""
 
 from functools import partial
 
+from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.layouts import router, separate_experts
+from isobasin.architectures.schema import ExpertsSite
+from isobasin.architectures.sites import experts_sites
 
-FAMILY = Family("mixtral", llama.PREFIXES, partial(llama.decoder_blocks, bias=False, output_bias=False), llama.BUFFERS)
+_EXPERTS = "layers.{layer}.block_sparse_moe"
+
+
+def feedforwards(config: Config) -> list[ExpertsSite]:
+    """The blocks of experts of a Mixtral."""
+    width, count = config.hidden_size, config.num_local_experts
+    up, gate, down = (f"{_EXPERTS}.experts.{{expert}}.{name}" for name in ("w3", "w1", "w2"))
+    experts = separate_experts(width, config.intermediate_size, count, up, down, gate)
+    return experts_sites(layers(config), _EXPERTS, router(width, count, f"{_EXPERTS}.gate"), experts, config.hidden_act)
+
+
+FAMILY = Family(
+    "mixtral",
+    llama.PREFIXES,
+    partial(llama.decoder_blocks, bias=False, output_bias=False),
+    llama.BUFFERS,
+    feedforwards,
+    llama.stream,
+)

@@ -1,12 +1,22 @@
 """Qwen2-MoE: the attention of Qwen2, whose biases `qkv_bias` can leave out.
 
-Layers have experts or dense feed-forward blocks, which aren't moved: attention only.
+Layers have experts, and one more that all tokens share, or a dense feed-forward block. A softmax over all experts
+chooses some and weighs them, with `norm_topk_prob` so that the weights of those sum to one. The shared expert has a
+gate of its own.
 """
 
-from isobasin.architectures.configuration import Config
+from dataclasses import replace
+
+from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.schema import AttentionSite
+from isobasin.architectures.layouts import linears, router, separate_experts
+from isobasin.architectures.schema import AttentionSite, ExpertsSite, FeedForward
+from isobasin.architectures.sites import experts_sites, feedforward_sites, mixed
+from isobasin.architectures.streams import Stream
+
+_FEEDFORWARD = "layers.{layer}.mlp"
+_SHARED = f"{_FEEDFORWARD}.shared_expert"
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -14,4 +24,38 @@ def blocks(config: Config) -> list[AttentionSite]:
     return llama.decoder_blocks(config, bias=config.qkv_bias, output_bias=False)
 
 
-FAMILY = Family("qwen2_moe", llama.PREFIXES, blocks, llama.BUFFERS)
+def routed(config: Config) -> set[int]:
+    """The layers that have experts."""
+    every = config.decoder_sparse_step if config.num_experts > 0 else layers(config) + 1
+    return {i for i in range(layers(config)) if (i + 1) % every == 0} - set(config.mlp_only_layers)
+
+
+def experts(config: Config) -> list[ExpertsSite]:
+    """A block of experts for every layer."""
+    width, count = config.hidden_size, config.num_experts
+    up, gate, down = (f"{_FEEDFORWARD}.experts.{{expert}}.{name}_proj" for name in ("up", "gate", "down"))
+    found = separate_experts(width, config.moe_intermediate_size, count, up, down, gate)
+    return experts_sites(
+        layers(config), _FEEDFORWARD, router(width, count, f"{_FEEDFORWARD}.gate"), found, config.hidden_act
+    )
+
+
+def feedforwards(config: Config) -> list[FeedForward]:
+    """The feed-forward blocks of a Qwen2-MoE."""
+    dense = llama.decoder_feedforwards(config, bias=False)
+    if not (chosen := routed(config)):
+        return [*dense]
+    up, gate, down = (f"{_SHARED}.{name}_proj" for name in ("up", "gate", "down"))
+    projections = linears(config.hidden_size, config.shared_expert_intermediate_size, up, down, gate, bias=False)
+    shared = feedforward_sites(layers(config), _SHARED, projections, config.hidden_act)
+    return mixed(chosen, dense, experts(config), shared)
+
+
+def stream(config: Config) -> Stream:
+    """The residual stream of a Qwen2-MoE."""
+    return replace(llama.stream(config), feedforward_readers=(f"{_SHARED}_gate",))
+
+
+FAMILY = Family(
+    "qwen2_moe", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, stream, beside=("mlp.shared_expert_gate.weight",)
+)

@@ -1,6 +1,17 @@
-"""Qwen3-MoE: the attention of Qwen3. Layers have experts or dense feed-forward blocks, which aren't moved."""
+"""Qwen3-MoE: the attention of Qwen3, and experts as in Qwen2-MoE with none that is shared."""
 
-from isobasin.architectures.families import llama, qwen3
+from isobasin.architectures.configuration import Config
+from isobasin.architectures.families import llama, qwen2_moe, qwen3
 from isobasin.architectures.family import Family
+from isobasin.architectures.schema import FeedForward
+from isobasin.architectures.sites import mixed
 
-FAMILY = Family("qwen3_moe", llama.PREFIXES, qwen3.blocks, llama.BUFFERS)
+
+def feedforwards(config: Config) -> list[FeedForward]:
+    """The feed-forward blocks of a Qwen3-MoE."""
+    dense = llama.decoder_feedforwards(config, bias=False)
+    chosen = qwen2_moe.routed(config)
+    return mixed(chosen, dense, qwen2_moe.experts(config)) if chosen else [*dense]
+
+
+FAMILY = Family("qwen3_moe", llama.PREFIXES, qwen3.blocks, llama.BUFFERS, feedforwards, llama.stream)

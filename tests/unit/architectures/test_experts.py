@@ -1,0 +1,160 @@
+"""Blocks of experts as the families state them, against those that transformers computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from isobasin.architectures.activations import activation_functions
+from isobasin.architectures.configuration import build
+from isobasin.architectures.layouts import correction, router, separate_experts
+from isobasin.architectures.registry import family
+from isobasin.architectures.schema import ExpertsSite, labels
+from isobasin.architectures.sites import experts_sites
+from isobasin.errors import ArchitectureError, TensorError
+from isobasin.matching.feedforward import match_feedforward
+from isobasin.model import open_model
+from isobasin.symmetries import feedforward
+from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale, feed_forward
+from isobasin.testing.tiny import TinyModel, tiny
+
+# The module of a layer's feed-forward block, and whether the weights of chosen experts sum to one.
+FAMILIES = {"mixtral": True, "qwen2_moe": False, "qwen3_moe": False, "gpt_oss": True}
+MODELS = [*map(tiny, FAMILIES), tiny("qwen2_moe", "normed", config={"norm_topk_prob": True})]
+CHOSEN = 2
+
+
+def routed(site: ExpertsSite, weights: FeedForwardWeights, hidden: Tensor, normed: bool) -> Tensor:
+    """The experts of the highest scores, token by token."""
+    assert weights.router is not None
+    activation, multiplied = activation_functions(site.activation)
+    logits = hidden @ weights.router.mT + (0 if weights.router_bias is None else weights.router_bias)
+    out = torch.zeros_like(hidden)
+    for token, scores in enumerate(logits.softmax(-1)):
+        chosen = scores.topk(CHOSEN)
+        shares = chosen.values / chosen.values.sum() if normed else chosen.values
+        for share, index in zip(shares, chosen.indices.tolist(), strict=True):
+            out[token] += share * feed_forward(weights.expert(index), activation, hidden[token], multiplied)
+    return out
+
+
+@pytest.fixture(params=MODELS, ids=str)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[TinyModel, Any, Any]:
+    model: TinyModel = request.param
+    with open_model(model.save(tmp_path / "model")) as found:
+        return model, model.build(), found
+
+
+def test_the_blocks_are_those_that_transformers_computes(opened):
+    model, module, found = opened
+    sites = [site for site in found.feedforwards() if isinstance(site, ExpertsSite)]
+    assert sites
+    for site in sites:
+        block = module.model.layers[site.layer].mlp
+        hidden = torch.randn(9, site.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        router = block.router if model.model_type == "gpt_oss" else block.gate
+        _, shares, chosen = router(hidden)
+        with torch.no_grad():
+            expected = block.experts(hidden, chosen, shares)
+        weights = site.read(found.stored(site))
+        normed = model.config.get("norm_topk_prob", FAMILIES[model.model_type])
+        # transformers' softmax is float32.
+        torch.testing.assert_close(routed(site, weights, hidden, normed), expected, rtol=1e-5, atol=1e-6)
+
+        element = feedforward.sample(site.group, torch.Generator().manual_seed(2), shift=0.3)
+        moved = feedforward.act(site.group, element, weights)
+        before, after = (routed(site, w, hidden, normed) for w in (weights, moved))
+        torch.testing.assert_close(before, after, rtol=1e-10, atol=1e-12)
+
+
+def test_permuted_experts_compute_the_same_numbers(opened):
+    """Without scales and shift the same tokens go to the same experts; the sum of a softmax has another order."""
+    *_, found = opened
+    site = next(site for site in found.feedforwards() if isinstance(site, ExpertsSite))
+    weights = site.read(found.stored(site))
+    start = feedforward.identity(site.group)
+    moved = feedforward.act(site.group, replace(start, experts=start.experts.flip(0)), weights)
+    hidden = torch.randn(20, site.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    before, after = (routed(site, w, hidden, normed=True) for w in (weights, moved))
+    torch.testing.assert_close(before, after, rtol=1e-14, atol=1e-14)
+
+
+def test_what_is_read_can_be_written(opened):
+    *_, found = opened
+    for site in found.feedforwards():
+        stored = found.stored(site)
+        again = site.write({name: torch.zeros_like(x) for name, x in stored.items()}, site.read(stored))
+        assert again.keys() == stored.keys() == site.shapes().keys()
+        assert all(
+            torch.equal(again[name], x) and again[name].shape == site.shapes()[name] for name, x in stored.items()
+        )
+
+
+def test_groups():
+    def groups(model_type: str, **config: Any) -> list[FeedForwardGroup]:
+        model = tiny(model_type, config=config)
+        return [site.group for site in family(model_type).feedforwards(build(model_type, model.config))]
+
+    dense, shared = (FeedForwardGroup(n, Scale.signed, Scale.none) for n in (48, 20))
+    experts = FeedForwardGroup(16, Scale.signed, Scale.none, experts=5, shift=32)
+    assert groups("mixtral") == [replace(dense, experts=3, shift=32)] * 2
+    assert groups("qwen2_moe") == [experts, shared, dense]
+    assert groups("qwen2_moe", mlp_only_layers=[], decoder_sparse_step=2) == [dense, experts, shared]
+    assert groups("qwen2_moe", num_experts=0) == [dense, dense]
+    assert groups("qwen3_moe", mlp_only_layers=[0]) == [dense, experts]
+    assert groups("gpt_oss") == [FeedForwardGroup(48, Scale.none, Scale.none, experts=4, shift=33)] * 2
+
+
+def test_routers_of_sigmoids_with_groups_and_a_correction():
+    """No family of these tests has one: what such a family would state, in tensors."""
+    experts = separate_experts(6, 3, 4, "{expert}.up", "{expert}.down", "{expert}.gate")
+    rows, added = router(6, 4, "{layer}.router"), correction(4, "{layer}.correction")
+    site = experts_sites(2, "mlp", rows, experts, "silu", softmax=False, correction=added, groups=2)[1]
+    assert site.group == FeedForwardGroup(3, Scale.signed, Scale.none, experts=4, expert_groups=2)
+    assert site.shapes()["1.correction"] == (4,)
+    assert site.deciding == {"1.correction"}
+    generator = torch.Generator().manual_seed(0)
+    stored = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in site.shapes().items()}
+    element = feedforward.sample(site.group, generator)
+    moved = site.write(stored, feedforward.act(site.group, element, site.read(stored)))
+    assert torch.equal(moved["1.correction"], stored["1.correction"][element.experts])
+    hidden = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+    outputs = [
+        feed_forward(site.read(x), torch.nn.functional.silu, hidden, scores=torch.sigmoid) for x in (stored, moved)
+    ]
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
+    found = match_feedforward(site.group, site.read(stored), site.read(moved))
+    back = site.write(moved, found.moved)
+    assert all(torch.allclose(back[name], x, rtol=0, atol=1e-10) for name, x in stored.items())
+
+
+def test_a_missing_or_further_expert_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    name = "model.layers.0.mlp.experts.{}.up_proj.weight"
+    for index, words in ((4, "is missing"), (5, "is unexpected in a feed-forward module")):
+        folder = tiny("qwen3_moe").save(tmp_path / str(index))
+        stored = load_file(folder / "model.safetensors")
+        weight = stored.pop(name.format(4))
+        save_file(
+            stored | ({} if index == 4 else {name.format(i): weight.clone() for i in (4, 5)}),
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
+        with open_model(folder) as found, pytest.raises(TensorError, match=words) as caught:
+            found.feedforwards()
+        assert name.format(index) in str(caught.value)
+
+
+def test_activations():
+    with pytest.raises(ArchitectureError, match="unknown to transformers"):
+        activation_functions("clamped")
+
+
+def test_labels_of_blocks():
+    assert labels([0, 0, 1, 2, 2, 2]) == ["0", "0.1", "1", "2", "2.1", "2.2"]
