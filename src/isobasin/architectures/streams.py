@@ -180,9 +180,8 @@ def _norms(checkpoint: _Checkpoint) -> Iterator[Norm]:
 
 
 def _readers(site: Site) -> Iterator[Reader]:
-    for projection in site.projections.values():
-        if projection is not site.writer:
-            yield Reader(projection.weight, projection.layout.width_axis, projection.bias)
+    for projection in site.readers.values():
+        yield Reader(projection.weight, projection.layout.width_axis, projection.bias)
 
 
 def _kept(norm: Norm) -> Iterator[Along]:

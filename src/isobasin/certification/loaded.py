@@ -93,7 +93,7 @@ def _block(
             "block can't be certified"
         )
     parameters = dict(module.named_parameters())
-    weights = [projection.weight for projection in site.projections.values() if projection is not writer]
+    weights = [projection.weight for projection in site.readers.values()]
     return Block(
         site,
         {name: tensor.to(torch.float64) for name, tensor in model.stored(site).items()},

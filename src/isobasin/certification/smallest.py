@@ -40,6 +40,8 @@ _SIZES: dict[str, Any] = {
     "moe_intermediate_size": _UNITS,
     "shared_expert_intermediate_size": _UNITS,
 }
+# Wider latents than heads, so that these use all of theirs, and narrower than the stream.
+_LATENT = {"kv_lora_rank": 6, "qk_nope_head_dim": 2, "qk_rope_head_dim": 4, "v_head_dim": 3}
 # An epsilon hides the scale of what is normalised, but for what it adds: so much that no rounding looks like it.
 _EPSILON = 1e-2
 # What the class makes again, from sizes that are other ones here.
@@ -81,6 +83,8 @@ def _shrunk(config: Config) -> dict[str, Any]:
         "head_dim": sizes.features,
         "rotary_dim": round(_rotating(site) * sizes.features),
     }
+    if site.group.latent is not None:
+        small |= _LATENT | ({"q_lora_rank": _LATENT["kv_lora_rank"] + 1} if site.group.latent.query else {})
     if entries.get("heads_per_layer") is not None:
         small["heads_per_layer"] = [sizes.heads, 2 * sizes.heads]
     if "depths" in entries:

@@ -79,20 +79,21 @@ def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeight
 def score_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
     """Relative difference of what a head's scores depend on and no circuit holds, `(...)`; worst head.
 
-    Tables of position biases, up to free constants; scores of no token; and, where they are normalised, queries, keys
-    and gains themselves: equal circuits don't mean equal scores there.
+    Tables of position biases, up to free constants; scores of no token; what latents are normalised from; and, where
+    they are normalised, queries, keys and gains themselves: equal circuits don't mean equal scores there.
     """
     blocks = a.key.ndim - 3
     worst = torch.zeros(a.key.shape[:blocks], dtype=torch.float64, device=a.key.device)
     names = ("query", "key", "query_bias", "key_bias", "query_gain", "key_gain") if group.norm else ()
-    for name in (*names, "table", "sink"):
+    whole = ("sink", *(name for name in a.tensors() if name.endswith(("_down", "_down_bias"))))
+    for name in (*names, *whole, "table"):
         x, y = getattr(a, name), getattr(b, name)
         if x is None or y is None:
             continue
         if name == "table":
             x, y = tables.centred(group, x), tables.centred(group, y)
-        # Of every head, but for parameters that have one number for a head.
-        heads = blocks if name == "sink" else blocks + 1 + (name in ("query", "query_bias", "query_gain", "table"))
+        # Of every head, but for parameters that have one number for a head or that heads share.
+        heads = blocks if name in whole else blocks + 1 + (name in ("query", "query_bias", "query_gain", "table"))
         size, error = (t.flatten(heads).norm(dim=-1) if t.ndim > heads else t.abs() for t in (x, x - y))
         relative = _relative(size, error)
         worst = worst.maximum(relative.flatten(blocks).amax(-1) if relative.ndim > blocks else relative)
