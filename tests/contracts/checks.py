@@ -28,7 +28,7 @@ Blocks = list[tuple[AttentionGroup, AttentionWeights]]
 THOROUGH = (
     *("vit", "bert", "distilbert", "gpt2", "opt", "llama", "qwen2", "gpt_neox", "gptj", "roformer"),
     *("isobasin_vit", "isobasin_bert", "isobasin_gpt2", "qwen3", "olmo2", "gpt_oss", "bloom", "falcon", "smollm3"),
-    *("gpt_bigcode", "albert", "clip", "whisper"),
+    *("gpt_bigcode", "albert", "clip", "whisper", "deepseek_v2"),
 )
 
 

@@ -49,7 +49,7 @@ MODELS = (
 )
 GATED = (
     *("cohere", "gemma", "gemma2", "gemma3_text", "glm", "granite", "llama", "mistral", "modernbert", "olmo", "olmo2"),
-    *("phi3", "qwen2", "qwen3"),
+    *("phi3", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3"),
 )
 SCALED = ("opt", "t5", *GATED, "smollm3", "stablelm")
 thorough_models = thorough([*MODELS, *VARIANTS])

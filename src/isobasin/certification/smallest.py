@@ -34,6 +34,8 @@ _SIZES: dict[str, Any] = {
     "num_experts": 3,
     "num_local_experts": 3,
     "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
     "n_inner": _UNITS,
     "d_ff": _UNITS,
     "intermediate_size": _UNITS,

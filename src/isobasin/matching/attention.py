@@ -140,18 +140,17 @@ def align_heads(
     batch = tuple(outer.shape[:-1])
     turn = replace(attention.identity(group, batch, outer.device), latent=latents.fit(group.latent, reference, model))
     least = _ROUNDING * distance(reference, reference.map(torch.zeros_like)).square()
-    best: Match | None = None
+    before, best = torch.full_like(least, math.inf), None
     for _ in range(_SWEEPS):
         turned = attention.act(group, turn, model)
         found = _align_heads(group, reference, turned, outer, inner, method, max_condition)
         found = replace(found, element=attention.compose(group, found.element, turn))
-        if best is not None:
-            before, after = (distance(reference, match.moved).square() for match in (best, found))
-            nearer = (after < (1 - _FALL) * before) & (before > least)
-            best = _nearest(nearer, found, best)
-            if not nearer.any():
-                break
-        best = best or found
+        after = distance(reference, found.moved).square()
+        nearer = after < (1 - _FALL) * before
+        best = found if best is None else _nearest(nearer, found, best)
+        if not (nearer & (after > least)).any():
+            break
+        before = torch.where(nearer, after, before)
         assert best.element.latent is not None
         more = latents.fit(group.latent, reference, best.moved, readers=True)
         turn = replace(turn, latent=latent.compose(more, best.element.latent))
@@ -163,7 +162,7 @@ def _nearest(nearer: Tensor, found: Match, best: Match) -> Match:
     """Of two matches, for every block of a stack the nearer one."""
 
     def pick(x: Tensor, y: Tensor) -> Tensor:
-        return torch.where(nearer.reshape(*nearer.shape, *(1,) * (x.ndim - nearer.ndim)), x, y)
+        return torch.where(nearer.reshape(nearer.shape + (1,) * (x.ndim - nearer.ndim)), x, y)
 
     def picked(x: dict[str, Tensor], y: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: pick(part, y[name]) for name, part in x.items()}

@@ -163,6 +163,8 @@ _SCORES: dict[str, Any] = {
     "amplified": True,
     "reason": "transformers casts queries and keys to float32 before their product",
 }
+# What is normalised of latents is in another basis, so it is rounded to another float32 number everywhere.
+_LATENTS = {**_RMS, "tolerance": 1e-5}
 _FLOAT = {"tolerance": 1e-6, "reason": "transformers computes this softmax in float32 whatever the model's dtype"}
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -298,8 +300,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "Falcon", {k: v for k, v in _SIZES.items() if k != "intermediate_size"} | {"ffn_hidden_size": 48}
     ),
     "smollm3": _decoder("SmolLM3", {**_GROUPED, "no_rope_layer_interval": 2}, **_RMS),
-    "deepseek_v2": _decoder("DeepseekV2", {**_LATENT, "q_lora_rank": None}, **_SCORES),
-    "deepseek_v3": _decoder("DeepseekV3", {**_LATENT, "num_key_value_heads": 4}, **_RMS),
+    "deepseek_v2": _decoder("DeepseekV2", {**_LATENT, "q_lora_rank": None}, **_LATENTS),
+    "deepseek_v3": _decoder("DeepseekV3", {**_LATENT, "num_key_value_heads": 4}, **_LATENTS),
     "glm": _decoder("Glm", {**_GROUPED, "head_dim": 8}, **_RMS),
     "granite": _decoder(
         "Granite",
