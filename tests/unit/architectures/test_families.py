@@ -309,11 +309,14 @@ def test_write_refuses_to_drop_or_invent_a_bias(saved):
 
 def swapped_planes(site: AttentionSite) -> AttentionSite:
     """The same number of rotated features in the other order."""
-    planes = site.group.query_key.planes
+    group, planes = site.group, site.group.rotary.planes
     half = len(planes)
     interleaved = tuple((2 * j, 2 * j + 1) for j in range(half))
     other = interleaved if planes != interleaved else tuple((j, j + half) for j in range(half))
-    return replace(site, group=replace(site.group, query_key=BilinearGroup(8, other)))
+    pair = BilinearGroup(8, other)
+    if group.latent is not None:
+        return replace(site, group=replace(group, latent=replace(group.latent, rotary=pair)))
+    return replace(site, group=replace(group, query_key=pair))
 
 
 def swapped_parts(site: AttentionSite) -> AttentionSite:
@@ -348,6 +351,8 @@ MISTAKES = [
     ("phi3", swapped_planes),
     ("cohere", swapped_planes),
     ("glm", swapped_planes),
+    ("deepseek_v2", swapped_planes),
+    ("deepseek_v3", swapped_planes),
     ("falcon", swapped_planes),
     ("modernbert", swapped_planes),
     ("dinov3_vit", swapped_planes),
