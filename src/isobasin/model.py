@@ -91,6 +91,10 @@ class Blocks(ABC):
         check_finite(tensors, self.name)
         return tensors
 
+    def double(self, names: Iterable[str], device: str = "cpu") -> dict[str, Tensor]:
+        """The same in float64 on a device."""
+        return {name: tensor.to(device, torch.float64) for name, tensor in self.checked(names).items()}
+
     def dtype(self, *, feedforward: bool = False) -> torch.dtype:
         """The coarsest type that a tensor of attention, or of feed-forward blocks as well, is stored in."""
         dtypes = self.dtypes()

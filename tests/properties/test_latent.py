@@ -178,3 +178,16 @@ def test_other_latents_are_another_function():
     assert weights.key_value_down is not None
     other = replace(weights, key_value_down=1.001 * weights.key_value_down)
     assert float(circuit_error(group, weights, other)) > 5e-4
+
+
+@pytest.mark.parametrize("query", [0, 6])
+def test_weighing_by_inputs_finds_a_planted_element_too(query: int):
+    """What reads the stream is weighed; what reads a latent has no inputs of its own to weigh by."""
+    group = make(query)
+    weights = random_weights(group, 8, {"output": True}, 1)
+    inputs = torch.randn(40, 9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    inputs[:, -1] = 1
+    readers = ("query_down", "key_value_down", "rotary_key") if query else ("query", "rotary_query", "key_value_down")
+    moved = attention.act(group, element(group, 2), weights)
+    found = match(group, weights, moved, moments=dict.fromkeys(readers, inputs.mT @ inputs / len(inputs)))
+    assert_close(weights, found.moved, 1e-8)

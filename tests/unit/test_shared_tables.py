@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 
 import isobasin
 from isobasin import model
+from isobasin.architectures.layouts import position_table
+from isobasin.architectures.schema import AttentionSite, Layout, Projection, Specification
 from isobasin.errors import AlignmentError
 from isobasin.pipeline import aligning, merging
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.testing.tiny import variant
 
 SHARED = ("t5", "mpnet", "beit-shared")
@@ -91,3 +94,28 @@ def test_a_shared_table_counts_once():
     shared, own = (isobasin.symmetry(variant(name).build()) for name in ("beit-shared", "beit"))
     assert own.dimension - shared.dimension == 4 * 2
     assert [layer.group for layer in shared.layers] == [layer.group for layer in own.layers]
+
+
+def described(*tables: str, permuted: bool) -> Specification:
+    """Layers of two heads, each of which reads the table of this name."""
+    group = AttentionGroup(2, 1, BilinearGroup(3), BilinearGroup(3), table=(0, 0, 0, 0), permuted=permuted)
+    linear = Layout("head width feature", (("head", 2), ("width", 8), ("feature", 3)))
+    sites: list[AttentionSite] = []
+    for layer, table in enumerate(tables):
+        query, key, value, output = (Projection(f"{layer}.{x}", None, linear) for x in "QKVO")
+        position = position_table(table, 4, 2)
+        sites.append(AttentionSite(layer, f"{layer}", query, key, value, output, group, table=position))
+    return Specification("toy", tuple(sites))
+
+
+@pytest.mark.parametrize("permuted", [True, False])
+def test_a_layer_with_a_table_of_its_own_beside_those_that_share_one(permuted):
+    specification = described("shared", "shared", "own", permuted=permuted)
+    shapes = {name: shape for site in specification.sites for name, shape in site.shapes().items()}
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    a, b = ({n: torch.randn(s, generator=g, dtype=torch.float64) for n, s in shapes.items()} for g in generators)
+    found = isobasin.align_tensors(a, b, specification)
+    assert found.verified is not None
+    assert found.verified.equal
+    orders = [layer.element.outer.tolist() for layer in found.layers]
+    assert orders == ([[1, 0], [1, 0], [0, 1]] if permuted else [[0, 1]] * 3)

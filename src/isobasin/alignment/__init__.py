@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from isobasin.alignment.entries import (
@@ -194,18 +193,20 @@ class Alignment:
         sites, moving = self.sites(model)
         turned = self.turned(model, device)
         model = turned or model
-        tables: set[str] = set()
+        done: set[str] = set()
         for layer, site in zip(self.layers, sites, strict=True):
-            stored = {name: tensor.to(device, torch.float64) for name, tensor in model.stored(site).items()}
+            stored = model.double(site.shapes(), device)
             new = site.write(stored, attention.act(layer.group, layer.element.to(device), site.read(stored, device)))
             # Blocks that read one table move it alike: it is given once.
-            yield {name: tensor for name, tensor in new.items() if name not in tables}
-            tables |= set() if site.table is None else {site.table.weight}
+            yield {name: tensor for name, tensor in new.items() if name not in done}
+            done |= new.keys()
         for layer, site in zip(self.feedforward, moving, strict=True):
-            stored = {name: tensor.to(device, torch.float64) for name, tensor in model.stored(site).items()}
-            yield site.write(stored, feedforward.act(layer.group, layer.element.to(device), site.read(stored, device)))
+            stored = model.double(site.shapes(), device)
+            new = site.write(stored, feedforward.act(layer.group, layer.element.to(device), site.read(stored, device)))
+            yield new
+            done |= new.keys()
         if turned is not None:
-            yield from turned.rest(name for site in (*sites, *moving) for name in site.shapes())
+            yield from turned.rest(done)
 
     def turned(self, model: Blocks, device: str = "cpu") -> Turned | None:
         """The model after the move of the residual stream alone; None if that stays as it is.

@@ -98,8 +98,7 @@ class Turned(Blocks):
 
     def _own(self, name: str) -> Tensor:
         """A tensor of the model as it was."""
-        tensor = self.model.checked([name])[name]
-        return tensor.to(self.device, torch.float64) if tensor.is_floating_point() else tensor
+        return self.model.double([name], self.device)[name]
 
     def _reader(self, index: int, norm: Norm, weight: str, axis: int) -> Tensor:
         folded = scale_axis(self._own(norm.gain), self._own(weight), axis)
@@ -150,7 +149,7 @@ def gains_of(model: Blocks, stream: Residual, device: str = "cpu") -> tuple[Tens
     gains = torch.ones(len(stream.norms), width, dtype=torch.float64, device=device)
     biases = torch.zeros_like(gains)
     for index, norm in enumerate(stream.norms):
-        gains[index] = model.checked([norm.gain])[norm.gain].to(gains)
+        gains[index] = model.double([norm.gain], device)[norm.gain]
         if norm.bias is not None:
-            biases[index] = model.checked([norm.bias])[norm.bias].to(gains)
+            biases[index] = model.double([norm.bias], device)[norm.bias]
     return gains, biases

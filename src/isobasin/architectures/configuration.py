@@ -155,24 +155,33 @@ def sizes(
     return Sizes(width, heads, groups, width // heads if features is None else features)
 
 
-def rotated(config: Config, features: int, *, layer_type: str | None = None, partial: bool = False) -> int:
-    """How many features of a head rotate, from `rope_parameters`, whose type must be a known one.
+def rotated(config: Config, features: int, *, by_layer_type: bool = False, partial: bool = False) -> int:
+    """How many features of a head rotate, in all layers alike, from `rope_parameters`, whose type must be a known one.
 
     Args:
         config: The configuration.
         features: Width of a head.
-        layer_type: Which of them, in a family that has `rope_parameters` of its own for every type of layer.
+        by_layer_type: Whether the family has `rope_parameters` for each of its `layer_types`.
         partial: Whether the family's attention can leave features unrotated. Where it can't, transformers ignores
             `partial_rotary_factor` or fails on it, depending on the type of rotary positions, so it is refused.
     """
-    rope: dict[str, Any] = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
+    ropes: list[dict[str, Any]] = [config.rope_parameters]
+    if by_layer_type:
+        ropes = [config.rope_parameters[kind] for kind in sorted(set(config.layer_types))]
+    shares = {_rotary_share(rope) for rope in ropes}
+    if shares != {1.0} and not partial:
+        raise ArchitectureError(f"partial_rotary_factor is not supported for model type {config.model_type}")
+    if len(shares) > 1:
+        raise ArchitectureError(f"layers that rotate other shares of a head, {sorted(shares)}, are not supported")
+    return int(features * shares.pop())
+
+
+def _rotary_share(rope: dict[str, Any]) -> float:
+    """The share of a head's features that rotates."""
     kind = rope.get("rope_type")
     if kind not in _ROPE_TYPES:
         raise ArchitectureError(
             f"rope_parameters of rope_type {kind!r} are not supported, only {', '.join(_ROPE_TYPES)}"
         )
     factor = rope.get("partial_rotary_factor")
-    share = 1.0 if factor is None else float(factor)
-    if share != 1 and not partial:
-        raise ArchitectureError(f"partial_rotary_factor is not supported for model type {config.model_type}")
-    return int(features * share)
+    return 1.0 if factor is None else float(factor)

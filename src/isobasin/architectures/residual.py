@@ -84,6 +84,10 @@ class Residual:
     norms: tuple[Norm, ...] = ()
     centred: bool = False
 
+    def normalising(self) -> list[str]:
+        """The gains and biases of folded normalisations."""
+        return [name for norm in self.norms for name in (norm.gain, norm.bias) if name is not None]
+
     def ordered(self) -> list[str]:
         """The tensors that it runs through, or that hold the biases of what reads it, each once."""
         found: list[str | None] = [item.tensor for item in self.along]

@@ -151,7 +151,7 @@ class Site(ABC):
 
     @property
     def readers(self) -> dict[str, Projection]:
-        """The projections that read the residual stream, by their role."""
+        """The other projections by their role: those that read the block's input."""
         return {role: projection for role, projection in self.projections.items() if projection is not self.writer}
 
     @property

@@ -19,7 +19,7 @@ class Head:
 
     Attributes:
         module: An `nn.Linear` that reads the stream's last normalisation.
-        tied: The embedding that its weight is, where the configuration ties them; a template like all names.
+        tied: Whether its weight is the embedding where the configuration ties them.
         base: Whether it belongs to the base model, whose prefix its name then has.
         transform: A normalisation after it: then it also writes in the stream's basis, as a masked language model's
             transform does, whose decoder is the embedding.
@@ -27,7 +27,7 @@ class Head:
     """
 
     module: str
-    tied: str | None = None
+    tied: bool = False
     base: bool = False
     transform: str | None = None
     behind: str | None = None

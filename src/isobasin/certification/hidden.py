@@ -32,7 +32,7 @@ def hidden_directions(site: AttentionSite | FeedForwardSite, stream: Stream, nam
     written = prod(site.writer.layout.shape()) // site.width + (site.writer.bias is not None)
     if isinstance(site, AttentionSite):
         return written + _read_by_attention(site, biased)
-    branches = [branch for branch in site.projections.values() if branch is not site.writer]
+    branches = site.readers.values()
     return written + site.group.units * sum(branch.bias is not None or not biased for branch in branches)
 
 

@@ -96,7 +96,7 @@ def _block(
     weights = [projection.weight for projection in site.readers.values()]
     return Block(
         site,
-        {name: tensor.to(torch.float64) for name, tensor in model.stored(site).items()},
+        model.double(site.shapes()),
         [parameters[name].requires_grad_() for name in places],
         order[where],
         [module.get_submodule(_owner([name])) for name in holding(weights)],

@@ -34,6 +34,8 @@ from isobasin.cli.options import (
     MethodOption,
     ModelArgument,
     NoVerifyOption,
+    Objective,
+    ObjectiveOption,
     OutputOption,
     Scope,
     ScopeOption,
@@ -52,6 +54,7 @@ def align(
     head_cost: HeadCostOption = HeadCost.rotary,
     scope: ScopeOption = Scope.attention,
     keep_gains: KeepGainsOption = False,
+    objective: ObjectiveOption = Objective.weights,
     data: CalibrationOption = None,
     split: SplitOption = None,
     name: NameOption = None,
@@ -81,8 +84,8 @@ def align(
 
         calibration = None
         if data is not None:
-            if scope is not Scope.model:
-                raise typer.BadParameter("--data is about the residual stream: it goes with --scope model")
+            if scope is not Scope.model and objective is not Objective.activations:
+                raise typer.BadParameter("--data goes with --scope model or with --objective activations")
             from isobasin.refinement.calibration import DataCalibration
             from isobasin.tasks.data import DataOptions
 
@@ -97,6 +100,7 @@ def align(
             head_cost=head_cost.value,
             scope=scope.value,
             keep_gains=keep_gains,
+            objective=objective.value,
             calibration=calibration,
             device=device.value,
             dtype=dtype.resolve(),

@@ -33,7 +33,8 @@ CalibrationOption = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="With --scope model: data that the residual stream's map is chosen by, as in `barrier`.",
+        help="Data as in `barrier`: --scope model chooses the residual stream's map by them, --objective activations "
+        "weighs by them.",
     ),
 ]
 SplitOption = Annotated[

@@ -58,6 +58,13 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Objective(StrEnum):
+    """What is brought near."""
+
+    weights = "weights"
+    activations = "activations"
+
+
 class Dtype(StrEnum):
     """Type of the weights that are written."""
 
@@ -134,5 +141,13 @@ KeepGainsOption = Annotated[
     typer.Option(
         "--keep-gains",
         help="With --scope model: gains of normalisations stay with their coordinates, which leaves permutations.",
+    ),
+]
+ObjectiveOption = Annotated[
+    Objective,
+    typer.Option(
+        "--objective",
+        metavar="OBJECTIVE",
+        help="What is brought near: weights, or activations: what readers make of the data of --data.",
     ),
 ]

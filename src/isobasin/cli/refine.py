@@ -28,6 +28,8 @@ from isobasin.cli.options import (
     KeepGainsOption,
     ModelArgument,
     NoVerifyOption,
+    Objective,
+    ObjectiveOption,
     OutputOption,
     Scope,
     ScopeOption,
@@ -53,6 +55,7 @@ def refine(
     tokenizer: TokenizerOption = None,
     scope: ScopeOption = Scope.model,
     keep_gains: KeepGainsOption = False,
+    objective: ObjectiveOption = Objective.weights,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of Adam, at most.")] = 600,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Examples of a step.")] = 16,
     rate: Annotated[float, typer.Option("--rate", metavar="X", help="Highest learning rate.")] = 1e-2,
@@ -80,6 +83,7 @@ def refine(
     """
     with working("reading") as progress:
         from isobasin.pipeline.settings import Matching, Running
+        from isobasin.pipeline.settings import Objective as LibraryObjective
         from isobasin.pipeline.settings import Scope as LibraryScope
         from isobasin.refinement.descent import Refining
         from isobasin.refinement.refine import REFERENCE, refine
@@ -94,7 +98,9 @@ def refine(
             how=Refining(
                 steps, batch_size, rate, both=both, seed=seed, patience=patience, mixed_precision=mixed_precision
             ),
-            matching=Matching(scope=LibraryScope(scope.value), keep_gains=keep_gains),
+            matching=Matching(
+                scope=LibraryScope(scope.value), keep_gains=keep_gains, objective=LibraryObjective(objective.value)
+            ),
             running=Running(device.value, verify=not no_verify, force=force, progress=progress),
             allow_pickle=allow_pickle,
         )

@@ -7,64 +7,32 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
-import tempfile
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment
-from isobasin.architectures.resolve import check_comparable
-from isobasin.connectivity.path import POINTS, LinearPath, LossCurve, barrier, points
 from isobasin.errors import IsobasinError
+from isobasin.experiments.pair import AblationOptions, Folder, Pair, with_percent
 from isobasin.matching import heads as stage_one
 from isobasin.matching.attention import Method, align_heads
 from isobasin.matching.heads import HeadCost
-from isobasin.model import Model, open_model, read_blocks
-from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.moving import write_moved
-from isobasin.pipeline.settings import Matching, Running, Scope
+from isobasin.model import Model, read_blocks
+from isobasin.pipeline.settings import Matching
 from isobasin.records.curves import NAIVE, chosen_rank
 from isobasin.symmetries import attention
-from isobasin.symmetries.groups import BilinearGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.tasks.data import Examples
-from isobasin.tasks.kind import load_model
-from isobasin.tasks.losses import evaluate
 
 ALL = 24
 """Up to so many head permutations are all tried; of more, some are drawn."""
 
-Folder = str | os.PathLike[str]
 Heads = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 """A head permutation as `AttentionElement` has it: outer, and inner for every group."""
-
-
-@dataclass(frozen=True)
-class AblationOptions:
-    """How ablations measure.
-
-    Attributes:
-        points: Of every line.
-        batch_size: Examples of a forward pass.
-        device: Where the losses are computed.
-        permutations: How many head permutations are drawn where there are more than 24.
-        seed: Of that draw.
-        scope: What of the models is matched.
-    """
-
-    points: int = POINTS
-    batch_size: int = 256
-    device: str = "cpu"
-    permutations: int = 23
-    seed: int = 0
-    scope: Scope = Scope.attention
 
 
 def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, layer: int = 0) -> dict[str, Any]:
@@ -84,7 +52,7 @@ def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, 
         "layer", "rank" (1 is the best; equal barriers share it), "of", "l_hat", "naive" (a curve), and "permutations"
         in order of rank, each with its "heads", stage 1's "cost", whether it was "chosen", and its curve.
     """
-    with _Pair.open(a, b, examples, options) as pair:
+    with Pair.open(a, b, examples, options) as pair:
         base = pair.match(Matching(scope=options.scope))
         site = pair.b.specification.sites[layer]
         weights = read_blocks(pair.a, [layer]), read_blocks(pair.b, [layer])
@@ -110,13 +78,13 @@ def stage_2(a: Folder, b: Folder, examples: Examples, options: AblationOptions) 
     Returns:
         "methods": by name, from "none" on, a curve with its "percent" of the naive barrier and the weights' "distance".
     """
-    with _Pair.open(a, b, examples, options) as pair:
+    with Pair.open(a, b, examples, options) as pair:
         found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
         for method in (Method.heads, Method.orthogonal, Method.paper, Method.gauss_newton):
             moved = pair.match(Matching(method, scope=options.scope))
             found[NAIVE].setdefault("distance", moved.distance()["before"])
             found[method.value] = {**pair.curve(moved), "distance": moved.distance()["after"]}
-    return {"methods": _with_percent(found)}
+    return {"methods": with_percent(found)}
 
 
 def head_costs(a: Folder, b: Folder, examples: Examples, options: AblationOptions) -> dict[str, Any]:
@@ -126,7 +94,7 @@ def head_costs(a: Folder, b: Folder, examples: Examples, options: AblationOption
         "costs": by name, and "none", a curve with its "percent" of the naive barrier, the "heads" of every layer, and
         the weights' "distance".
     """
-    with _Pair.open(a, b, examples, options) as pair:
+    with Pair.open(a, b, examples, options) as pair:
         found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
         for cost in HeadCost:
             moved = pair.match(Matching(head_cost=cost, scope=options.scope))
@@ -134,7 +102,7 @@ def head_costs(a: Folder, b: Folder, examples: Examples, options: AblationOption
             same = next((row for row in found.values() if row.get("heads") == heads), None)
             curve = pair.curve(moved) if same is None else same
             found[cost.value] = {**curve, "heads": heads, "distance": moved.distance()["after"]}
-    return {"costs": _with_percent(found)}
+    return {"costs": with_percent(found)}
 
 
 def symmetry_breaking(
@@ -160,7 +128,7 @@ def symmetry_breaking(
     Raises:
         IsobasinError: The models have no rotary positions.
     """
-    with _Pair.open(a, b, examples, options) as pair:
+    with Pair.open(a, b, examples, options) as pair:
         if not any(site.group.query_key.planes for site in pair.b.specification.sites):
             raise IsobasinError(f"{pair.b.name}: has no rotary positions, so that GL is the right group for it")
         naive = pair.curve(None)
@@ -173,69 +141,6 @@ def symmetry_breaking(
             before = naive["losses"][-1]
             groups[name] = {"change": change, "loss": curve["losses"][-1], "loss_before": before, **curve}
     return {"naive": naive, "groups": groups}
-
-
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """Two open models and what the losses between them need."""
-
-    a: Model
-    b: Model
-    examples: Examples
-    options: AblationOptions
-    exact: bool = True
-
-    @classmethod
-    @contextmanager
-    def open(cls, a: Folder, b: Folder, examples: Examples, options: AblationOptions) -> Generator[_Pair]:
-        with ExitStack() as stack:
-            one, other = (stack.enter_context(open_model(folder)) for folder in (a, b))
-            check_comparable(one.specification, other.specification)
-            yield cls(one, other, examples, options)
-
-    def in_wrong_group(self) -> _Pair:
-        """The same pair as if positions weren't rotary: all of GL(d_h) on Q-K."""
-
-        def wrong(model: Model) -> Model:
-            sites = tuple(
-                replace(site, group=replace(site.group, query_key=BilinearGroup(site.group.query_key.features)))
-                for site in model.specification.sites
-            )
-            return replace(model, specification=replace(model.specification, sites=sites))
-
-        return replace(self, a=wrong(self.a), b=wrong(self.b), exact=False)
-
-    def match(self, matching: Matching) -> Alignment:
-        """The alignment of B to A."""
-        return match_models(self.a, self.b, matching, Running(verify=False))
-
-    def curve(self, alignment: Alignment | None) -> dict[str, Any]:
-        """The losses from A to B after a move, or to B as it is; a move is verified unless it is in the wrong group."""
-        kind, device = self.examples.kind, self.options.device
-        with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
-            end = self.b.checkpoint.folder
-            if alignment is not None:
-                end = Path(scratch) / "moved"
-                write_moved(alignment, self.b, end, Running(verify=self.exact))
-            first, last = (load_model(folder, kind, device) for folder in (self.a.checkpoint.folder, end))
-
-        def loss(module: Any) -> float:
-            return evaluate(
-                module, self.examples, batch_size=self.options.batch_size, device=device, temperature=False
-            ).loss
-
-        return _plain(barrier(LinearPath.between(first, last), loss, points(self.options.points)))
-
-
-def _plain(curve: LossCurve) -> dict[str, Any]:
-    return {"barrier": curve.height, "worst_t": curve.worst_t, "t": list(curve.t), "losses": list(curve.losses)}
-
-
-def _with_percent(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    naive = found[NAIVE]["barrier"]
-    return {
-        name: {**row, "percent": 100 * row["barrier"] / naive if naive > 0 else None} for name, row in found.items()
-    }
 
 
 def _heads_of(alignment: Alignment, layer: int) -> Heads:

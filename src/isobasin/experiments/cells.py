@@ -60,8 +60,9 @@ def canonical(value: Any) -> str:
 
 
 def comparable(record: dict[str, Any]) -> dict[str, Any]:
-    """What of a record depends neither on the machine nor on the engine: all but how it went."""
-    return {name: value for name, value in record.items() if name != "run"}
+    """What of a record depends neither on the machine nor on the engine: all but how it went and how long it took."""
+    result = {name: value for name, value in record["result"].items() if name != "seconds"}
+    return {name: value for name, value in record.items() if name != "run"} | {"result": result}
 
 
 class Store:

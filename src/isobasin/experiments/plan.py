@@ -121,7 +121,7 @@ def _plan(settings: ExperimentSettings, setting: SettingSettings) -> SettingPlan
         "model": settings.models[setting.model].model_dump(mode="json"),
         "data": before.model_dump(mode="json"),
         "training": settings.training[setting.pretrain].model_dump(mode="json"),
-        "seed": settings.pretrain_seed,
+        "seed": settings.pretrain_seed if setting.pretrain_seed is None else setting.pretrain_seed,
     }
     pretrain = Cell("pretrain", spec, label=f"{setting.title}: pretraining")
     reinitialise = None
@@ -186,4 +186,6 @@ def _ablations(setting: SettingSettings) -> dict[str, dict[str, Any]]:
         found["head-costs"] = {}
     if asked.symmetry_breaking:
         found["symmetry-breaking"] = {"offsets": list(asked.symmetry_breaking)}
+    if asked.alignments is not None:
+        found["alignments"] = {"refining": asked.alignments.model_dump(mode="json"), "scope": asked.scope.value}
     return found

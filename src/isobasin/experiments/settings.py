@@ -135,6 +135,20 @@ class TrainingSettings(Settings):
     save_every: PositiveInt | None = None
 
 
+class RefiningSettings(Settings):
+    """How an alignment is learned; as in `isobasin refine`.
+
+    Attributes:
+        steps, batch, rate: Of Adam.
+        both: Whether the reference moves too.
+    """
+
+    steps: PositiveInt = 600
+    batch: PositiveInt = 16
+    rate: float = Field(1e-2, gt=0)
+    both: bool = True
+
+
 class AblationSettings(Settings):
     """Which ablations are run, on the pairs of one scope; all are off unless they are asked for.
 
@@ -146,6 +160,7 @@ class AblationSettings(Settings):
         head_costs: Barriers and permutations for every cost that stage 1 knows.
         reinitialise: Loss of the pretrained model with one attention layer drawn anew, layer by layer.
         symmetry_breaking: A rotary pair aligned by GL instead of H, at these offsets.
+        alignments: Barriers after every way to align, other people's among them, the last one learned like this.
         scope: Whose pairs.
     """
 
@@ -155,12 +170,13 @@ class AblationSettings(Settings):
     head_costs: bool = False
     reinitialise: bool = False
     symmetry_breaking: tuple[NonNegativeInt, ...] = ()
+    alignments: RefiningSettings | None = None
     scope: Scope = Scope.first_attention
 
     @property
     def on_pairs(self) -> bool:
         """Whether anything is ablated on pairs of models."""
-        return self.stage_1 or self.stage_2 or self.head_costs or bool(self.symmetry_breaking)
+        return self.stage_1 or self.stage_2 or self.head_costs or bool(self.symmetry_breaking or self.alignments)
 
 
 class SettingSettings(Settings):
@@ -174,7 +190,7 @@ class SettingSettings(Settings):
             for the one of `finetune`.
         pretrain_data: Name of what the model is pretrained on, if that is something else. A classifier with another
             number of labels is replaced, and then trained even where everything else is frozen.
-        scopes, heads, freeze: Replace the experiment's own for this setting.
+        pretrain_seed, scopes, heads, freeze: Replace the experiment's own for this setting.
         ablations: What is ablated here.
     """
 
@@ -185,6 +201,7 @@ class SettingSettings(Settings):
     finetune: str
     from_scratch: str | None = None
     pretrain_data: str | None = None
+    pretrain_seed: int | None = None
     scopes: tuple[Scope, ...] | None = Field(None, min_length=1)
     heads: tuple[PositiveInt | None, ...] | None = Field(None, min_length=1)
     freeze: tuple[bool, ...] | None = Field(None, min_length=1)

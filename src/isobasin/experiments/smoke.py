@@ -115,9 +115,10 @@ def _settings(settings: ExperimentSettings, models: dict[str, ModelSettings]) ->
 def _ablations(ablations: AblationSettings, ablated: set[str]) -> AblationSettings:
     """Those that weren't run yet, which are noted."""
     asked = {name for name, value in ablations if name not in ("permutations", "scope") and value}
-    off = {name: () if name == "symmetry_breaking" else False for name in asked & ablated}
+    off = {name: AblationSettings.model_fields[name].default for name in asked & ablated}
     ablated.update(asked)
-    return ablations.model_copy(update={**off, "permutations": 2})
+    short = None if ablations.alignments is None else ablations.alignments.model_copy(update={"steps": 2, "batch": 2})
+    return ablations.model_copy(update={"alignments": short, **off, "permutations": 2})
 
 
 def _heads(heads: tuple[int | None, ...]) -> tuple[int | None, ...]:

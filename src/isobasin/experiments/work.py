@@ -14,7 +14,13 @@ import torch
 from isobasin.execution.tasks import Progress
 from isobasin.experiments.cells import MODEL
 from isobasin.experiments.data import Part, examples, first_examples, image_shape, new_processor, processor_files, rows
-from isobasin.experiments.settings import DataSettings, ModelSettings, Scope, TrainingSettings
+from isobasin.experiments.settings import (
+    DataSettings,
+    ModelSettings,
+    RefiningSettings,
+    Scope,
+    TrainingSettings,
+)
 from isobasin.tasks.kind import TaskKind, load_model
 
 if TYPE_CHECKING:
@@ -230,7 +236,7 @@ def _reinitialise(job: Job) -> dict[str, Any]:
 
 def _on_pair(job: Job, measured: Callable[..., dict[str, Any]], *extra: Any) -> dict[str, Any]:
     """One of the ablations on the two models that the cell needs."""
-    from isobasin.experiments.ablations import AblationOptions
+    from isobasin.experiments.pair import AblationOptions
 
     spec = job.spec
     options = AblationOptions(
@@ -269,6 +275,24 @@ def _symmetry_breaking(job: Job) -> dict[str, Any]:
     return _on_pair(job, symmetry_breaking, tuple(job.spec["offsets"]))
 
 
+def _alignments(job: Job) -> dict[str, Any]:
+    from isobasin.experiments.alignments import alignments
+    from isobasin.experiments.pair import AblationOptions
+    from isobasin.pipeline import settings
+    from isobasin.refinement.descent import Refining
+
+    spec, tests = job.spec, job.tests()
+    apart = Scope(spec["scope"]) is Scope.entire_model
+    scope = settings.Scope.model if apart else _matched(spec)
+    options = AblationOptions(points=spec["points"], batch_size=spec["batch"], device=job.options.device, scope=scope)
+    asked = RefiningSettings.model_validate(spec["refining"])
+    train = job.examples("train", job.models[0], tests.facts.label_names)
+    how = Refining(asked.steps, asked.batch, asked.rate, both=asked.both)
+    a, b = job.models
+    found = alignments(a, b, tests, train, options, how, progress=job.progress)
+    return {"test_data": _facts(tests), "train_data": _facts(train), **found}
+
+
 WORK: dict[str, Callable[[Job], dict[str, Any]]] = {
     "pretrain": _pretrain,
     "finetune": _finetune,
@@ -278,5 +302,6 @@ WORK: dict[str, Callable[[Job], dict[str, Any]]] = {
     "stage-2": _stage_2,
     "head-costs": _head_costs,
     "symmetry-breaking": _symmetry_breaking,
+    "alignments": _alignments,
 }
 """What is done, by kind."""

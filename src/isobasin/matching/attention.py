@@ -17,6 +17,7 @@ from torch import Tensor
 from isobasin.matching import heads, latents, normed, paper, rotary, subspace
 from isobasin.matching.factors import Factors, query_key_factors, rotary_factors, value_output_factors
 from isobasin.matching.heads import HeadCost
+from isobasin.matching.inputs import Moments, weighted
 from isobasin.symmetries import attention, bilinear, latent, tables
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.bilinear import BilinearElement
@@ -88,6 +89,7 @@ def match(
     model: AttentionWeights,
     *,
     order: tuple[Tensor, Tensor] | None = None,
+    moments: Moments | None = None,
     method: Method = Method.gauss_newton,
     head_cost: HeadCost = HeadCost.rotary,
     max_condition: float = math.inf,
@@ -102,12 +104,15 @@ def match(
         reference: Float64 weights with leading dimensions `...` (layers) or none.
         model: Weights of the same shapes.
         order: The head permutation, outer and inner, where it is known; None to find it.
+        moments: Of the reference's inputs, where distances are to be as they see them (`matching.inputs`).
         method: Stage-2 solver.
         head_cost: What stage 1 compares.
         max_condition: Largest condition number that U and W on GL(n) may have.
     """
-    outer, inner = head_permutation(group, reference, model, head_cost) if order is None else order
-    return align_heads(group, reference, model, outer, inner, method=method, max_condition=max_condition)
+    a, b = (reference, model) if moments is None else (weighted(w, moments) for w in (reference, model))
+    outer, inner = head_permutation(group, a, b, head_cost) if order is None else order
+    found = align_heads(group, a, b, outer, inner, method=method, max_condition=max_condition)
+    return found if moments is None else replace(found, moved=attention.act(group, found.element, model))
 
 
 def head_permutation(

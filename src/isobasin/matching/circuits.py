@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
-from isobasin.matching.heads import HeadCost, head_costs
-from isobasin.symmetries import tables
+from isobasin.matching.heads import HeadCost, circuit_squares, head_costs, own_scores
 from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -20,16 +19,12 @@ from isobasin.symmetries.weights import AttentionWeights
 # Root-mean-square error of rounding a number to the nearest of its type, relative to the number, over the type's
 # epsilon: sqrt(E[1] / (12 E[m²])) for mantissas m spread log-uniformly over [1, 2).
 _ROUNDING = 0.196
+# What scores depend on where queries and keys are normalised: no circuit holds it.
+_NORMED = ("query", "key", "query_bias", "key_bias", "query_gain", "key_gain")
 
 
 def _tall(group: AttentionGroup, weights: AttentionWeights) -> list[Factors]:
     return [factors(group, weights).tall() for factors in (query_key_factors, value_output_factors)]
-
-
-def _squared_norm(f: Factors) -> Tensor:
-    """`||L R^T||²` of every key/value head, `(..., g)`."""
-    linear = ((f.left.mT @ f.left) * (f.right.mT @ f.right)).sum((-2, -1))
-    return linear + (column_squares(f.left_planes) * column_squares(f.right_planes)).sum(-1)
 
 
 def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtype) -> Tensor:
@@ -44,7 +39,7 @@ def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtyp
     for f in _tall(group, weights):
         columns = (column_squares(f.left) * column_squares(f.right)).sum(-1)
         columns = columns + (column_squares(f.left_planes) * column_squares(f.right_planes)).sum(-1)
-        norm = _squared_norm(f)
+        norm = circuit_squares(f)
         ratio = torch.where(norm > 0, columns / norm, 1).clamp(min=0).sqrt()
         worst = worst.to(ratio.device).maximum(rho * 2**0.5 * ratio.amax(-1))
     return worst
@@ -69,10 +64,8 @@ def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeight
         cross = (delta.left_planes.conj() * y.left_planes).sum(-2) * (delta.right_planes.conj() * x.right_planes).sum(
             -2
         )
-        error = (_squared_norm(stacked) + 2 * cross.real.sum(-1)).clamp(min=0)
-        norm = _squared_norm(x)
-        relative = torch.where(norm > 0, error / norm, torch.where(error > 0, torch.inf, 0.0)).sqrt()
-        worst = worst.to(relative.device).maximum(relative.amax(-1))
+        error = (circuit_squares(stacked) + 2 * cross.real.sum(-1)).clamp(min=0)
+        worst = worst.maximum(_relative(circuit_squares(x), error).sqrt().amax(-1))
     return worst
 
 
@@ -84,20 +77,21 @@ def score_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights)
     """
     blocks = a.key.ndim - 3
     worst = torch.zeros(a.key.shape[:blocks], dtype=torch.float64, device=a.key.device)
-    names = ("query", "key", "query_bias", "key_bias", "query_gain", "key_gain") if group.norm else ()
-    whole = ("sink", *(name for name in a.tensors() if name.endswith(("_down", "_down_bias"))))
-    for name in (*names, *whole, "table"):
-        x, y = getattr(a, name), getattr(b, name)
-        if x is None or y is None:
-            continue
-        if name == "table":
-            x, y = tables.centred(group, x), tables.centred(group, y)
-        # Of every head, but for parameters that have one number for a head or that heads share.
-        heads = blocks if name in whole else blocks + 1 + (name in ("query", "query_bias", "query_gain", "table"))
-        size, error = (t.flatten(heads).norm(dim=-1) if t.ndim > heads else t.abs() for t in (x, x - y))
-        relative = _relative(size, error)
-        worst = worst.maximum(relative.flatten(blocks).amax(-1) if relative.ndim > blocks else relative)
+    for (name, x), y in zip(_scoring(group, a).items(), _scoring(group, b).values(), strict=True):
+        heads = blocks + (1 if name.startswith("key") else 2)
+        error = _relative(x.flatten(heads).norm(dim=-1), (x - y).flatten(heads).norm(dim=-1))
+        worst = worst.maximum(error.flatten(blocks).amax(-1))
+    for name, x in a.tensors().items():
+        if name.endswith(("_down", "_down_bias")):
+            gap = x - b.tensors()[name]
+            worst = worst.maximum(_relative(x.flatten(blocks).norm(dim=-1), gap.flatten(blocks).norm(dim=-1)))
     return worst
+
+
+def _scoring(group: AttentionGroup, weights: AttentionWeights) -> dict[str, Tensor]:
+    """What `score_error` compares, by name; the axes after those of the heads are a head's own."""
+    parts = weights.tensors() if group.norm else {}
+    return {name: parts[name] for name in _NORMED if name in parts} | own_scores(group, weights)
 
 
 def effective_bias(group: AttentionGroup, weights: AttentionWeights) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from isobasin.matching.inputs import Moments, weighted
 from isobasin.symmetries import feedforward
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
 
@@ -45,7 +46,10 @@ class FeedForwardMatch:
 
 
 def match_feedforward(
-    group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights
+    group: FeedForwardGroup,
+    reference: FeedForwardWeights,
+    model: FeedForwardWeights,
+    moments: Moments | None = None,
 ) -> FeedForwardMatch:
     """Find the element of `group` that brings `model` nearest to `reference`, in all weights and biases.
 
@@ -57,8 +61,9 @@ def match_feedforward(
         group: The block's group.
         reference: Float64 weights without leading dimensions.
         model: Weights of the same shapes.
+        moments: Of the reference's inputs, where distances are to be as they see them (`matching.inputs`).
     """
-    a, b = branches(reference), branches(model)
+    a, b = (branches(w if moments is None else weighted(w, moments)) for w in (reference, model))
     # The distance needs no more than inner products; the norms of the reference's rows are a constant.
     order = torch.from_numpy(linear_sum_assignment(_costs(group, a, b))[1]).to(model.up.device)
     rows = {name: branch[order] for name, branch in b.items()}

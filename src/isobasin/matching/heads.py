@@ -64,23 +64,19 @@ def head_costs(
     pairs = [_circuits(group, w, cost) for w in (reference, model)]
     distances = {HeadCost.spectral: _spectral, HeadCost.cosine: _cosine}.get(cost, _distances)
     found = sum((distances(a, b) for a, b in zip(*pairs, strict=True)), start=torch.zeros(()))
-    return found + _own_scores(group, reference, model)
-
-
-def _own_scores(group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights) -> Tensor:
-    """Squared distances of what query heads add to their scores by themselves, up to free constants."""
-    found = torch.zeros((), device=reference.query.device)
-    for a, b in _of_both(reference, model, "table"):
-        x, y = (tables.centred(group, t) if group.table else t for t in (a, b))
+    for x, y in zip(*(own_scores(group, w).values() for w in (reference, model)), strict=True):
         found = found + (x[..., :, None, :, None, :] - y[..., None, :, None, :, :]).square().sum(-1)
-    for a, b in _of_both(reference, model, "sink"):
-        found = found + (a[..., :, None, :, None] - b[..., None, :, None, :]).square()
     return found
 
 
-def _of_both(reference: AttentionWeights, model: AttentionWeights, name: str) -> list[tuple[Tensor, Tensor]]:
-    a, b = getattr(reference, name), getattr(model, name)
-    return [] if a is None or b is None else [(a, b)]
+def own_scores(group: AttentionGroup, weights: AttentionWeights) -> dict[str, Tensor]:
+    """What query heads add to their scores by themselves, up to free constants, `(..., g, s, n)`: tables and sinks."""
+    found: dict[str, Tensor] = {}
+    if weights.table is not None:
+        found["table"] = tables.centred(group, weights.table)
+    if weights.sink is not None:
+        found["sink"] = weights.sink.unsqueeze(-1)
+    return found
 
 
 def _circuits(group: AttentionGroup, weights: AttentionWeights, cost: HeadCost) -> tuple[Factors, Factors]:

@@ -25,12 +25,14 @@ from isobasin.architectures.schema import FeedForwardSite, Specification
 from isobasin.checkpoints import check_output
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
-from isobasin.matching.attention import Match, Method, distance, match
+from isobasin.matching.attention import Match, Method, distance, head_permutation, match
 from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import HeadCost, assign, head_costs
+from isobasin.matching.inputs import Moments, weighted
 from isobasin.model import Blocks, Digest, Source, TensorBlocks, batches, open_model, read_blocks
+from isobasin.pipeline.inputs import ByName, at, fold_inputs, inputs_of
 from isobasin.pipeline.moving import write_moved
-from isobasin.pipeline.settings import Calibration, Matching, Progress, Running, Scope, silent
+from isobasin.pipeline.settings import Calibration, Matching, Objective, Progress, Running, Scope, silent
 from isobasin.pipeline.whole import match_whole
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardWeights
@@ -48,6 +50,7 @@ def align(
     head_cost: HeadCost | str = HeadCost.rotary,
     scope: Scope | str = Scope.attention,
     keep_gains: bool = False,
+    objective: Objective | str = Objective.weights,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     max_condition: float | None = None,
@@ -76,6 +79,8 @@ def align(
             its normalisations let pass once their gains are folded into what reads them. The moved model then has the
             reference's gains, so that a straight line between the two is one between the folded models.
         keep_gains: With scope "model": fold nothing, which leaves permutations of the residual stream.
+        objective: "weights", or "activations": readers are compared by what they make of `calibration`'s data,
+            `E ||x (A - B)||²` with the reference's inputs x.
         device: "cpu" or "cuda".
         dtype: Type of the moved weights; None keeps each tensor's.
         max_condition: Largest condition number of a map on GL(n); None: 1e8 for float64, 1e4 for float32, 100 for
@@ -83,8 +88,8 @@ def align(
         verify: Compare the outputs of the moved model with the model's (without `output`: block by block).
         force: Replace an existing output folder.
         allow_pickle: Load pickled weights, with `weights_only`.
-        calibration: With scope "model": data that give the residual stream a further start and choose among several
-            (`isobasin.refinement.calibration.DataCalibration`).
+        calibration: Data (`isobasin.refinement.calibration.DataCalibration`), which objective "activations" needs;
+            with scope "model" they give the residual stream a further start and choose among several.
         progress: Called as the work goes on.
 
     Returns:
@@ -94,7 +99,9 @@ def align(
         IsobasinError: A subclass says what is wrong with the input or the output, in one line.
         VerificationError: The moved model computes something else; nothing was written.
     """
-    matching = Matching(Method(method), HeadCost(head_cost), max_condition, Scope(scope), keep_gains)
+    matching = Matching(
+        Method(method), HeadCost(head_cost), max_condition, Scope(scope), keep_gains, Objective(objective)
+    )
     running = Running(device, dtype, verify, force, progress)
     with ExitStack() as stack:
         a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
@@ -150,9 +157,10 @@ def match_models(
     a: Blocks, b: Blocks, matching: Matching, running: Running, calibration: Calibration | None = None
 ) -> Alignment:
     """Match two models; arguments as `align`."""
+    inputs = inputs_of(a, matching, calibration)
     if matching.scope is not Scope.model:
         digests = Digest(), Digest()
-        found = match_blocks(a, b, matching, running, digests)
+        found = match_blocks(a, b, matching, running, digests, inputs)
         return replace(found, provenance=_facts(a, b, matching, [digest.hexdigest() for digest in digests]))
     # Folded models are in float64, whatever the result is stored in.
     dtype = running.dtype or max(b.dtype(feedforward=True), a.dtype(feedforward=True), key=lambda k: torch.finfo(k).eps)
@@ -160,7 +168,12 @@ def match_models(
     within = replace(running, verify=False, dtype=dtype, progress=silent)
     # Sweeps begin with the closed form where the method only refines it.
     quick = replace(inside, method=Method.balanced) if matching.method is Method.gauss_newton else inside
-    solvers = [lambda x, y, how=how: match_blocks(x, y, how, within) for how in dict.fromkeys((quick, inside))]
+    if inputs is not None:
+        stream = a.residual(keep_gains=matching.keep_gains)
+        inputs = fold_inputs(inputs, stream, a.double(stream.normalising()))
+    solvers = [
+        lambda x, y, how=how: match_blocks(x, y, how, within, inputs=inputs) for how in dict.fromkeys((quick, inside))
+    ]
     found = match_whole(a, b, solvers, matching, running, calibration)
     facts = _facts(a, b, matching, [_contents(blocks, matching) for blocks in (a, b)])
     return replace(found, provenance={**facts, "scope": str(matching.scope)})
@@ -176,6 +189,7 @@ def _facts(a: Blocks, b: Blocks, matching: Matching, digests: Sequence[str]) -> 
         "model_sha256": digests[1],
         "method": str(matching.method),
         "head_cost": str(matching.head_cost),
+        "objective": str(matching.objective),
     }
 
 
@@ -197,7 +211,12 @@ Digests = tuple[Digest | None, Digest | None]
 
 
 def match_blocks(
-    a: Blocks, b: Blocks, matching: Matching, running: Running, digests: Digests = (None, None)
+    a: Blocks,
+    b: Blocks,
+    matching: Matching,
+    running: Running,
+    digests: Digests = (None, None),
+    inputs: ByName | None = None,
 ) -> Alignment:
     """Match all blocks of two models as they are, as many at a time as fit in memory.
 
@@ -207,14 +226,15 @@ def match_blocks(
         matching: How.
         running: Where.
         digests: Fed with the tensors of either as they are read.
+        inputs: Moments of the reference's inputs, where distances are weighted by them.
     """
     pairs = list(zip(a.feedforwards(), b.feedforwards(), strict=True)) if matching.feedforward else []
     steps = len(b.specification.sites) + len(pairs)
     running.progress("matching", 0, steps)
-    layers, checks = _match_attention(a, b, matching, running, digests, steps)
+    layers, checks = _match_attention(a, b, matching, running, digests, steps, inputs)
     moved: list[FeedForwardAlignment] = []
     for ours, theirs in pairs:
-        entry, check = _match_feedforward(a, ours, b, theirs, running, digests)
+        entry, check = _match_feedforward(a, ours, b, theirs, running, digests, inputs)
         moved.append(entry)
         checks += check
         running.progress("matching", len(layers) + len(moved), steps)
@@ -229,6 +249,7 @@ def _match_attention(
     running: Running,
     digests: Digests,
     steps: int,
+    inputs: ByName | None,
 ) -> tuple[list[LayerAlignment], list[Verification]]:
     """Match the attention blocks, those that are alike together."""
     sites, dtype = b.specification.sites, running.dtype or b.dtype()
@@ -237,15 +258,17 @@ def _match_attention(
     elements = [attention.identity(site.group) for site in sites]
     layers: list[LayerAlignment] = []
     checks: list[Verification] = []
-    heads = _tied_heads(a, b, matching, running)
+    heads = _tied_heads(a, b, matching, running, inputs)
     for batch in batches(sites):
         reference, moving = (read_blocks(m, batch, running.device, f) for m, f in zip((a, b), digests, strict=True))
         group = sites[batch[0]].group
+        moments = at(inputs, [a.specification.sites[index] for index in batch], running.device)
         found = match(
             group,
             reference,
             moving,
-            order=_stacked([heads[index] for index in batch if index in heads]),
+            order=_order(group, reference, moving, moments, [heads.get(i) for i in batch], matching.head_cost),
+            moments=moments,
             method=matching.method,
             head_cost=matching.head_cost,
             max_condition=matching.limit(dtype),
@@ -268,25 +291,45 @@ def _match_attention(
 Heads = tuple[Tensor, Tensor]
 
 
-def _tied_heads(a: Blocks, b: Blocks, matching: Matching, running: Running) -> dict[int, Heads]:
-    """The head permutation of blocks that share theirs, by index: that of least cost over all of them."""
+def _tied_heads(a: Blocks, b: Blocks, matching: Matching, running: Running, inputs: ByName | None) -> dict[int, Heads]:
+    """The head permutation of blocks that share theirs, by index: that of least cost over all of them.
+
+    They are read one by one, and once more to be matched: together they may not fit in memory.
+    """
     sites = b.specification.sites
     found: dict[int, Heads] = {}
     for indices in b.specification.ties:
+        if not sites[indices[0]].group.permuted:
+            continue
         costs = torch.zeros((), dtype=torch.float64)
         for index in indices:
             reference, moving = (read_blocks(blocks, [index], running.device) for blocks in (a, b))
+            moments = at(inputs, [a.specification.sites[index]], running.device)
+            if moments is not None:
+                reference, moving = (weighted(weights, moments) for weights in (reference, moving))
             costs = costs.to(running.device) + head_costs(sites[index].group, reference, moving, matching.head_cost)
         outer, inner = assign(costs)
         found |= dict.fromkeys(indices, (outer[0], inner[0]))
     return found
 
 
-def _stacked(heads: Sequence[Heads]) -> Heads | None:
-    """The permutations of a batch of blocks, if they are given."""
-    if not heads:
+def _order(
+    group: AttentionGroup,
+    reference: AttentionWeights,
+    model: AttentionWeights,
+    moments: Moments | None,
+    tied: Sequence[Heads | None],
+    head_cost: HeadCost,
+) -> Heads | None:
+    """The head permutations of a batch in which some blocks share theirs with others; None where none does."""
+    if not any(tied):
         return None
-    return torch.stack([outer for outer, _ in heads]), torch.stack([inner for _, inner in heads])
+    a, b = (reference, model) if moments is None else (weighted(w, moments) for w in (reference, model))
+    outer, inner = head_permutation(group, a, b, head_cost)
+    for position, known in enumerate(tied):
+        if known is not None:
+            outer[position], inner[position] = known
+    return outer, inner
 
 
 def _match_feedforward(
@@ -296,6 +339,7 @@ def _match_feedforward(
     theirs: FeedForwardSite,
     running: Running,
     digests: Digests,
+    inputs: ByName | None,
 ) -> tuple[FeedForwardAlignment, list[Verification]]:
     """Match one feed-forward block."""
     weights: list[FeedForwardWeights] = []
@@ -305,7 +349,9 @@ def _match_feedforward(
             digest.update(site, stored)
         weights.append(site.read(stored, running.device))
     reference, model = weights
-    found = match_feedforward(theirs.group, reference, model)
+    moments = at(inputs, [ours], running.device)
+    own = None if moments is None else {role: moment[0] for role, moment in moments.items()}
+    found = match_feedforward(theirs.group, reference, model, own)
     size = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
     eps = max(torch.finfo(blocks.dtype(feedforward=True)).eps for blocks in (a, b))
     after = feedforward.distance(reference, found.moved)

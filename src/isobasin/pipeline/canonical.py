@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -52,19 +53,21 @@ def canonical_alignment(
         raise IsobasinError("the residual stream stays as it is: canonicalize goes with --scope attention or block")
     with open_model(model, allow_pickle=allow_pickle) as opened:
         moving = opened.feedforwards() if Scope(scope) is Scope.block else ()
-        sizes = _head_sizes(opened, device)
-        steps = len(sizes) + len(moving)
+        sites, dtypes = opened.specification.sites, opened.dtypes()
+        common = _common_sizes(opened, device)
+        steps = len(sites) + len(moving)
         layers: list[LayerAlignment] = []
-        for index, site in enumerate(opened.specification.sites):
+        for index, site in enumerate(sites):
             progress("matching", index, steps)
-            loose = Loose(_eps(opened, site))
-            element = canonical_attention(site.group, site.read(opened.stored(site), device), sizes[index], loose)
+            loose, weights = Loose(_eps(dtypes, site)), site.read(opened.stored(site), device)
+            sizes = common[index] if index in common else head_sizes(site.group, weights)
+            element = canonical_attention(site.group, weights, sizes, loose)
             statistics = LayerStatistics(condition=condition_of(element), status=_status(loose))
             layers.append(LayerAlignment(site.layer, site.group, element.to("cpu"), statistics))
         units: list[FeedForwardAlignment] = []
         for site in moving:
             progress("matching", len(layers) + len(units), steps)
-            loose = Loose(_eps(opened, site))
+            loose = Loose(_eps(dtypes, site))
             element = canonical_feedforward(site.group, site.read(opened.stored(site), device), loose)
             statistics = FeedForwardStatistics(status=_status(loose))
             units.append(FeedForwardAlignment(site.layer, site.group, element.to("cpu"), statistics))
@@ -73,20 +76,18 @@ def canonical_alignment(
         return Alignment(opened.specification.model_type, tuple(layers), facts, feedforward=tuple(units))
 
 
-def _head_sizes(model: Blocks, device: str) -> list[Tensor]:
-    """What the heads of every block are ordered by; blocks that share a table of position biases have one order."""
-    sites = model.specification.sites
-    sizes = [head_sizes(site.group, site.read(model.stored(site), device)) for site in sites]
+def _common_sizes(model: Blocks, device: str) -> dict[int, Tensor]:
+    """What the heads of blocks that share a table of position biases are ordered by, by index."""
+    found: dict[int, Tensor] = {}
     for tied in model.specification.ties:
-        common = torch.stack([sizes[index] for index in tied]).sum(0)
-        for index in tied:
-            sizes[index] = common
-    return sizes
+        sites = [model.specification.sites[index] for index in tied]
+        sizes = [head_sizes(site.group, site.read(model.stored(site), device)) for site in sites]
+        found |= dict.fromkeys(tied, torch.stack(sizes).sum(0))
+    return found
 
 
-def _eps(model: Blocks, site: Site) -> float:
+def _eps(dtypes: Mapping[str, torch.dtype], site: Site) -> float:
     """The coarsest rounding of a block's stored types."""
-    dtypes = model.dtypes()
     return max(torch.finfo(dtypes[name]).eps for name in site.shapes())
 
 

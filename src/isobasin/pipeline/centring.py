@@ -108,12 +108,8 @@ def moved_tensors(
         done |= moved[0].keys()
         remaining = iter(moved)
         yield tuple(
-            _double(model.read(moved[0])) if alignment is None else next(remaining)
+            model.double(moved[0]) if alignment is None else next(remaining)
             for model, alignment in zip(models, moves, strict=True)
         )
     checkpoints = [model.checkpoint for model in models]
     yield from stored_tensors(checkpoints, [name for name in models[0].checkpoint.tensors if name not in done])
-
-
-def _double(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(torch.float64) for name, tensor in tensors.items()}

@@ -174,25 +174,29 @@ def equivalent(
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
     """
-    running = Running(device=device, verify=False, progress=progress)
     with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
         check_comparable(one.specification, other.specification)
-        unequal = list(_other_tensors(one, other))
-        turned = _turned(one, other, set(unequal), running)
-        if turned is not None:
-            unequal = list(_other_tensors(one, other, turned))
-        near = turned or other
-        alignment = match_models(one, near, Matching(max_condition=math.inf), running)
-        evidence = tuple(_evidence(one, near, i, layer) for i, layer in enumerate(alignment.layers))
-        moved = _moved_feedforwards(one, near, set(unequal), device)
-        explained = {name for names in moved.values() for name in names}
-        return Equivalence(
-            evidence,
-            tuple(name for name in unequal if name not in explained),
-            tuple(differing_entries(one.checkpoint, other.checkpoint)),
-            tuple(moved),
-            None if turned is None else str(turned.stream.group),
-        )
+        return equivalent_models(one, other, Running(device=device, verify=False, progress=progress))
+
+
+def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
+    """`equivalent` for two open models that are comparable."""
+    unequal = list(_other_tensors(a, b))
+    turned = _turned(a, b, set(unequal), running)
+    if turned is not None:
+        unequal = list(_other_tensors(a, b, turned))
+    near = turned or b
+    alignment = match_models(a, near, Matching(max_condition=math.inf), running)
+    evidence = tuple(_evidence(a, near, i, layer) for i, layer in enumerate(alignment.layers))
+    moved = _moved_feedforwards(a, near, set(unequal), running.device)
+    explained = {name for names in moved.values() for name in names}
+    return Equivalence(
+        evidence,
+        tuple(name for name in unequal if name not in explained),
+        tuple(differing_entries(a.checkpoint, b.checkpoint)),
+        tuple(moved),
+        None if turned is None else str(turned.stream.group),
+    )
 
 
 def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> Turned | None:
@@ -227,7 +231,7 @@ def _equal_lengths(a: Model, b: Model) -> bool:
     for model in (a, b):
         stream = model.residual()
         first = stream.along[0]
-        vectors = model.checked([first.tensor])[first.tensor].double()
+        vectors = model.double([first.tensor])[first.tensor]
         if stream.group.basis is Basis.centred:
             vectors = vectors - vectors.mean(first.axis, keepdim=True)
         lengths.append(vectors.norm(dim=first.axis))

@@ -92,7 +92,7 @@ def _stated(entry: Family) -> FamilySymmetry:
         entry.model_type,
         tuple(dict.fromkeys(attention_formula(site.group) for site in sites)),
         tuple(dict.fromkeys(feedforward_formula(site.group) for site in feedforwards)),
-        _UNKNOWN if entry.stream is None else _stream_formula(entry, config, sites[0].width),
+        _stream_formula(entry, config, sites[0].width),
         tuple(part for part, stays in fixed.items() if stays),
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment, FeedForwardAlignment, LayerAlignment
 from isobasin.architectures.resolve import check_comparable
+from isobasin.checkpoints import write_file_atomically
 from isobasin.errors import OutputError
 from isobasin.matching.attention import Method
 from isobasin.matching.canonical import head_sizes
@@ -24,7 +25,7 @@ from isobasin.matching.feedforward import branches, unit_sizes
 from isobasin.matching.heads import HeadCost, head_costs
 from isobasin.model import Model, Source, open_model
 from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.comparing import equivalent, may_be_turned
+from isobasin.pipeline.comparing import equivalent_models, may_be_turned
 from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.bilinear import column_squares
@@ -62,20 +63,22 @@ class Fingerprint:
         return {"model_type": self.model_type, **{name: t.tolist() for name, t in self.tensors.items()}}
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Write a `.json` or a `.safetensors` file, as the name says.
+        """Write a `.json` or a `.safetensors` file, as the name says, all of it or nothing.
 
         Raises:
-            OutputError: Another ending, or the file exists.
+            OutputError: Another ending, or the file exists or can't be written.
         """
         path = Path(path)
         if path.suffix not in (".json", ".safetensors"):
             raise OutputError(f"{path}: a fingerprint is written as .json or .safetensors")
-        if path.exists() and not force:
-            raise OutputError(f"{path} exists; --force replaces it")
-        if path.suffix == ".json":
-            path.write_text(json.dumps(self.to_json()) + "\n")
-        else:
-            save_file(self.tensors, path, {"model_type": self.model_type})
+
+        def write(file: Path) -> None:
+            if path.suffix == ".json":
+                file.write_text(json.dumps(self.to_json()) + "\n")
+            else:
+                save_file(self.tensors, file, {"model_type": self.model_type})
+
+        write_file_atomically(path, write, force)
 
 
 def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = False) -> Fingerprint:
@@ -171,7 +174,7 @@ class Comparison:
     @property
     def score(self) -> float:
         """The mean of all blocks' scores."""
-        return sum(block.score for block in self.blocks) / len(self.blocks)
+        return _score(self.blocks)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -200,20 +203,24 @@ def compare(
         check_comparable(one.specification, other.specification, feedforward=known)
         scope = Scope.block if known else Scope.attention
         matching = Matching(method=Method.balanced, scope=scope, max_condition=math.inf)
-        found = match_models(one, other, matching, Running(device, verify=False, progress=progress))
+        running = Running(device, verify=False, progress=progress)
+        found = match_models(one, other, matching, running)
         blocks = tuple(_scores(found, one, other, device))
         # Equal functions are equal after matching, but for those in other bases of the residual stream.
         maybe = all(block.after < _EQUAL for block in blocks) or may_be_turned(one, other)
-    if maybe and equivalent(a, b, device=device, allow_pickle=allow_pickle, progress=progress).equivalent:
-        return Comparison(Verdict.same, blocks)
-    return Comparison(_verdict(blocks), blocks)
+        same = maybe and equivalent_models(one, other, running).equivalent
+        return Comparison(Verdict.same if same else _verdict(blocks), blocks)
 
 
 def _verdict(blocks: tuple[BlockScore, ...]) -> Verdict:
     """What scores and distances say of models that are not the same function."""
-    if Comparison(Verdict.unrelated, blocks).score < RELATED:
+    if _score(blocks) < RELATED:
         return Verdict.unrelated
     return Verdict.obfuscated if any(block.moved for block in blocks) else Verdict.finetuned
+
+
+def _score(blocks: tuple[BlockScore, ...]) -> float:
+    return sum(block.score for block in blocks) / len(blocks)
 
 
 def _scores(found: Alignment, a: Model, b: Model, device: str) -> list[BlockScore]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -34,6 +34,17 @@ class Scope(StrEnum):
     model = "model"
 
 
+class Objective(StrEnum):
+    """What is brought near.
+
+    * weights: the weights themselves, `||A - B||²`.
+    * activations: what readers make of their inputs, `E ||x (A - B)||²` over data; writers as their weights.
+    """
+
+    weights = "weights"
+    activations = "activations"
+
+
 def silent(what: str, done: int, total: int) -> None:
     """No progress shown."""
 
@@ -49,6 +60,7 @@ class Matching:
         scope: What of the models is matched.
         keep_gains: Whole models only: leave the gains of normalisations with their coordinates, so that the residual
             stream is permuted only.
+        objective: What is brought near.
     """
 
     method: Method = Method.gauss_newton
@@ -56,6 +68,7 @@ class Matching:
     max_condition: float | None = None
     scope: Scope = Scope.attention
     keep_gains: bool = False
+    objective: Objective = Objective.weights
 
     def __post_init__(self) -> None:
         if self.max_condition is not None:
@@ -74,7 +87,11 @@ class Matching:
 
 
 class Calibration(Protocol):
-    """What data say of whole models; see `isobasin.refinement.calibration`."""
+    """What data say of models; see `isobasin.refinement.calibration`."""
+
+    def moments(self, model: Any, names: Collection[str]) -> dict[str, Tensor]:
+        """Second moments of what weights of these names multiply, `E[[x, 1]^T [x, 1]]`, by name."""
+        ...
 
     def starts(self, a: Any, b: Any, stream: Any) -> dict[str, Tensor]:
         """Further maps of the residual stream to start from, by name."""

@@ -23,7 +23,7 @@ from isobasin.architectures.residual import Residual, Role, role_maps
 from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
-from isobasin.pipeline.settings import Calibration, Matching, Running
+from isobasin.pipeline.settings import Calibration, Matching, Objective, Running
 from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup, contract, move_axis, scale_axis
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
 
@@ -55,7 +55,7 @@ Tensors = dict[str, Tensor]
 
 def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
     """All tensors along the stream and of all blocks in float64, normalisations folded and means left out."""
-    own = {n: t.to(device, torch.float64) for n, t in blocks.checked(sorted(_names(blocks, stream))).items()}
+    own = blocks.double(sorted(_names(blocks, stream)), device)
     tensors = dict(own)
     for norm in stream.norms:
         gain = own[norm.gain]
@@ -306,7 +306,8 @@ def match_whole(
         solvers: Match all blocks of two folded models, quicker ones first.
         matching: How whole models are matched.
         running: Where.
-        calibration: Further starts, and which end is best; without it that is the nearest.
+        calibration: Further starts, and which end is best; without it that is the nearest. Where activations are
+            compared, the start from them is the stream's best map, and one sweep matches the blocks.
 
     Returns:
         The alignment of the best start. The moved model has the reference's gains and biases of normalisations, so
@@ -314,15 +315,16 @@ def match_whole(
     """
     pair = Pair.of(a, b, keep_gains=matching.keep_gains, device=running.device)
     ends: list[Descent] = []
-    options = starts(pair)
-    if calibration is not None:
-        options |= calibration.starts(a, b, pair.streams[1])
+    seen = {} if calibration is None else calibration.starts(a, b, pair.streams[1])
+    once = bool(seen) and matching.objective is Objective.activations
+    options = seen if once else starts(pair) | seen
     for done, (name, matrix) in enumerate(options.items()):
         running.progress("matching", done, len(options))
         if calibration is not None:
             # The nearest map isn't the best one: the start's own, with blocks matched once, may leave a lower loss.
             ends.append(_swept(pair, name, matrix, solvers[-1], 1))
-        ends.append(descend(pair, name, matrix, solvers))
+        if not once:
+            ends.append(descend(pair, name, matrix, solvers))
         if ends[-1].squares <= _FOUND * pair.apart:
             break
     running.progress("matching", len(options), len(options))
@@ -348,7 +350,7 @@ def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
     Raises:
         VerificationError: The move changes the function.
     """
-    tensors = {name: t.to(pair.device, torch.float64) for name, t in pair.b.checked(pair.streams[1].names()).items()}
+    tensors = pair.b.double(pair.streams[1].names(), pair.device)
     for moved in found.moved(pair.b, pair.device):
         tensors |= moved
     again = fold(replace(pair.folded[1], tensors=tensors), pair.streams[1], pair.device)

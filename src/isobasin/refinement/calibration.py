@@ -1,18 +1,22 @@
-"""What data say of an alignment: where to start a residual stream's map, and which of several ends is best."""
+"""What data say of models: what blocks read, where to start a residual stream's map, which of several ends is best."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from isobasin.alignment import Alignment
 from isobasin.architectures.residual import Residual
+from isobasin.errors import ArchitectureError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Model
 from isobasin.refinement.line import End, Line
+from isobasin.refinement.names import names_in_memory
 from isobasin.symmetries.residual import Basis
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
@@ -36,6 +40,33 @@ class DataCalibration:
             device: Where models run.
         """
         self._examples, self._device = examples, device
+
+    @torch.no_grad()
+    def moments(self, model: Model, names: Collection[str]) -> dict[str, Tensor]:
+        """`E[[x, 1]^T [x, 1]]` of what weights multiply, over all tokens of the examples, in one pass.
+
+        Args:
+            model: The model.
+            names: Stored names of its weights; those of one module are measured once.
+
+        Returns:
+            `(d + 1, d + 1)` in float64 on the cpu, by name.
+        """
+        memory = names_in_memory(model, self._examples.kind)
+        module = load_model(model.checkpoint.folder, self._examples.kind, self._device)
+        owners = {name: memory[name][0].rpartition(".")[0] for name in names if memory[name]}
+        if unused := [name for name in names if name not in owners]:
+            raise ArchitectureError(f"{model.name}: transformers has no parameter of tensor {unused[0]!r}")
+        sums = {owner: _Sum() for owner in owners.values()}
+        with ExitStack() as hooks:
+            for owner, found in sums.items():
+                hooks.callback(module.get_submodule(owner).register_forward_pre_hook(found.add).remove)
+            for inputs in self._batches(module, len(self._examples)):
+                mask = inputs.get("attention_mask")
+                for found in sums.values():
+                    found.mask = mask
+                module(**inputs)
+        return {name: sums[owner].mean() for name, owner in owners.items()}
 
     def starts(self, a: Model, b: Model, stream: Residual) -> dict[str, Tensor]:
         """The map that brings b's hidden states nearest to a's, each normalised, summed over layers and tokens."""
@@ -61,12 +92,38 @@ class DataCalibration:
     def _states(self, model: Model, stream: Residual) -> Iterator[Tensor]:
         """Normalised hidden states in float64, `(tokens, d)` for every layer and batch."""
         module = load_model(model.checkpoint.folder, self._examples.kind, self._device)
-        count = min(len(self._examples), _EXAMPLES)
-        for start in range(0, count, _BATCH):
-            batch = self._examples.fetch(range(start, min(start + _BATCH, count)))
-            inputs = model_inputs(module, batch, torch.device(self._device))
+        for inputs in self._batches(module, _EXAMPLES):
             # The last one is after the last normalisation in some families and before it in others.
             for state in module(**inputs, output_hidden_states=True).hidden_states[:-1]:
                 rows = state.double().flatten(0, -2)
                 rows = rows - rows.mean(-1, keepdim=True) if stream.centred else rows
                 yield rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+    def _batches(self, module: nn.Module, limit: int) -> Iterator[dict[str, Tensor]]:
+        """What the module is called with, for the first examples."""
+        count = min(len(self._examples), limit)
+        for start in range(0, count, _BATCH):
+            batch = self._examples.fetch(range(start, min(start + _BATCH, count)))
+            yield model_inputs(module, batch, torch.device(self._device))
+
+
+class _Sum:
+    """Second moments of a module's inputs, summed as they come."""
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None
+        self._sum: Tensor | None = None
+
+    def add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Called before the module is: adds its first argument, without what stands for no token."""
+        x = args[0].detach()
+        kept = x[self.mask.bool()] if self.mask is not None and self.mask.shape == x.shape[:-1] else x.flatten(0, -2)
+        rows = functional.pad(kept.double(), (0, 1), value=1.0)
+        found = rows.mT @ rows
+        self._sum = found if self._sum is None else self._sum + found
+
+    def mean(self) -> Tensor:
+        """The moments; their last entry is 1."""
+        if self._sum is None:
+            raise ArchitectureError("a block was never called on the data: objective activations can't weigh it")
+        return (self._sum / self._sum[-1, -1]).cpu()

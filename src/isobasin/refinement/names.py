@@ -31,8 +31,8 @@ def names_in_memory(model: Model, kind: TaskKind) -> dict[str, list[str]]:
         number = float(parameter.detach().flatten()[0])
         if not bool((parameter == number).all()) or number != int(number) or not 0 <= number < len(stored):
             raise ArchitectureError(
-                f"{model.name}: transformers makes parameter {name!r} of other tensors than are stored, so it can't be "
-                "refined"
+                f"{model.name}: transformers makes parameter {name!r} of other tensors than are stored, so data "
+                "can't be used with it"
             )
         found[stored[int(number)]].append(name)
     return found

@@ -98,7 +98,7 @@ def refine(
         check_comparable(a.specification, b.specification, feedforward=matching.feedforward)
         check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
         if start is None:
-            calibration = DataCalibration(examples, running.device) if matching.scope is Scope.model else None
+            calibration = DataCalibration(examples, running.device)
             start = match_models(a, b, matching, replace(running, verify=False), calibration)
         moves = how.both, True
         line = Line.between(

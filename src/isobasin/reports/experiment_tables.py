@@ -125,9 +125,26 @@ def _raw(value: Any, spread: bool) -> list[Any]:
     return [value]
 
 
+_WAYS = {
+    NAIVE: "naive",
+    "heads": "head permutations",
+    "orthogonal": "heads, orthogonal maps",
+    "paper": "paper (start + gradient descent)",
+    "attention": "ours, attention",
+    "activations": "ours, attention by activations",
+    "permutations": "permutations of stream, units, heads",
+    "model": "ours, whole model",
+    "model-data": "ours, whole model, chosen by data",
+    "model-activations": "ours, whole model by activations",
+    "refined": "ours, refined",
+    "circuits": "mean circuits after ours",
+}
+"""What ways to align are called; in the order of `isobasin.experiments.alignments`."""
+
+
 def tables(plans: Sequence[SettingPlan], results: Results) -> list[Table]:
     """All tables that have a row."""
-    built = (ends, barriers, findings, stage_1, stage_2, head_costs, reinitialise, symmetry_breaking)
+    built = (ends, barriers, findings, stage_1, stage_2, head_costs, alignments, reinitialise, symmetry_breaking)
     found = [build(plans, results) for build in built]
     return [table for table in found if table.rows]
 
@@ -304,6 +321,26 @@ def head_costs(plans: Sequence[SettingPlan], results: Results) -> Table:
 
 def _matched(result: Result) -> list[Result]:
     return [row for cost, row in result["costs"].items() if cost != NAIVE]
+
+
+def alignments(plans: Sequence[SettingPlan], results: Results) -> Table:
+    """Barriers after every way to align, and what they cost."""
+    rows: list[tuple[Any, ...]] = []
+    for setting, scope, pairs in _ablated(plans, results, "alignments"):
+        for way in next(iter(pairs.values()))["ways"]:
+            found = [result["ways"][way] for result in pairs.values()]
+            barrier, share, middle = (
+                Spread.of([row.get(key) for row in found]) for key in ("barrier", "percent", "middle")
+            )
+            seconds = Spread.of([result["seconds"].get(way) for result in pairs.values()])
+            rows.append((setting, scope, _WAYS[way], len(pairs), barrier, share, middle, seconds))
+    columns = ("setting", "scope", "model B is moved by", "pairs", "barrier", "% of naive", "at the middle", "seconds")
+    note = (
+        "Mean ± standard deviation over pairs. Every move keeps function and shapes, verified; permutations of heads, "
+        "orthogonal maps, the paper's method and permutations of everything are what others do. At the middle: loss "
+        "above the mean of the ends'; circuits have no line but a merged model."
+    )
+    return Table("alignments", "Aligned in every way", note, columns, tuple(rows))
 
 
 def reinitialise(plans: Sequence[SettingPlan], results: Results) -> Table:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from isobasin.architectures.layouts import (
     Sizes,
+    bucket_constants,
     fused_blocks,
     fused_heads,
     half_planes,
@@ -157,3 +159,23 @@ def test_names_of_every_layer():
         "h.10.attn.o.weight": (5, 12),
         "h.10.attn.o.bias": (5,),
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unread"),
+    [
+        ((32, 128, True), [16]),
+        ((32, 128, False), []),
+        ((33, 128, True), [16, 32]),
+        # Distances 8, 9 and 10 are spread over 8 buckets.
+        ((32, 10, True), [9, 10, 11, 13, 14, 16, 25, 26, 27, 29, 30]),
+    ],
+)
+def test_a_bucket_that_no_distance_reads_is_a_constant_by_itself(arguments, unread):
+    buckets, farthest, bidirectional = arguments
+    found = bucket_constants(buckets, farthest, bidirectional=bidirectional)
+    distance = torch.arange(-300, 301)
+    read = set(T5Attention._relative_position_bucket(distance, bidirectional, buckets, farthest).tolist())
+    assert [entry for entry in range(buckets) if entry not in read] == unread
+    assert [entry for entry in range(buckets) if found[entry]] == unread
+    assert sorted(number for number in found if number) == list(range(1, len(unread) + 1))

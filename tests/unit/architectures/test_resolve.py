@@ -3,44 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from typing import Any
 
 import pytest
-import torch
-from tiny_models import case
-from transformers.models.t5.modeling_t5 import T5Attention
+from resolving import config, refused, resolve, shapes
 
-from isobasin.architectures.configuration import build
-from isobasin.architectures.layouts import bucket_constants
-from isobasin.architectures.registry import family
-from isobasin.architectures.resolve import check_comparable, specification
-from isobasin.architectures.schema import Specification
+from isobasin.architectures.configuration import build, rotated
 from isobasin.errors import ArchitectureError, TensorError
-
-
-def config(model_type: str, **changes: Any) -> dict[str, Any]:
-    return {"model_type": model_type, **case(model_type).config, **changes}
-
-
-def shapes(folder_config: dict[str, Any], prefix: str = "") -> dict[str, tuple[int, ...]]:
-    """The attention tensors that a configuration asks for."""
-    entry = family(folder_config["model_type"])
-    sites = entry.blocks(build(entry.model_type, folder_config))
-    return {prefix + name: shape for site in sites for name, shape in site.shapes().items()}
-
-
-def resolve(folder_config: dict[str, Any], tensors: dict[str, tuple[int, ...]] | None = None) -> Specification:
-    return specification(folder_config, shapes(folder_config) if tensors is None else tensors, source="folder/b")
-
-
-def refused(error_type: type[Exception], *args: Any) -> str:
-    with pytest.raises(error_type) as error:
-        resolve(*args)
-    message = str(error.value)
-    assert "\n" not in message
-    assert message.startswith("folder/b: ")
-    return message
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
@@ -179,74 +147,6 @@ def test_more_layers_than_the_configuration_says():
     assert len(resolve(config("gpt2", n_layer=12), None).sites) == 12
 
 
-def test_stacks_are_told_apart():
-    """Layers are counted through all stacks, and a tensor outside one of them is named with all their depths."""
-    bart, deeper = config("bart"), config("bart", decoder_layers=3)
-    sites = resolve(bart, shapes(bart, "model.")).sites
-    assert [site.layer for site in sites] == list(range(6))
-    assert [site.stack for site in sites] == ["encoder"] * 2 + ["decoder"] * 2 + ["cross-attention"] * 2
-    assert sites[5].name == "model.decoder.layers.1.encoder_attn"
-    message = refused(TensorError, bart, shapes(deeper))
-    assert "'decoder.layers.2.self_attn.q_proj.weight' belongs to layer 2" in message
-    assert message.endswith("config.json has encoder_layers=2, decoder_layers=2")
-    clip = config("clip")
-    extra = {"vision_model.encoder.layers.2.self_attn.q_proj.weight": (32, 32)}
-    assert refused(TensorError, clip, shapes(clip) | extra).endswith(
-        "belongs to layer 2, but config.json has text_config.num_hidden_layers=2, vision_config.num_hidden_layers=2"
-    )
-    swin = config("swin", depths=[1, 1])
-    message = refused(TensorError, swin, shapes(config("swin")))
-    assert message.endswith("belongs to layer 0.1, but config.json has num_layers=2, depths=[1, 1]")
-    t5 = config("t5", num_decoder_layers=1)
-    message = refused(TensorError, t5, shapes(config("t5")))
-    assert message.endswith("belongs to layer 1.0, but config.json has num_layers=2, num_decoder_layers=1")
-    albert = config("albert", num_hidden_groups=1)
-    assert "belongs to layer 1.0, but" in refused(TensorError, albert, shapes(config("albert")))
-
-
-def test_blocks_that_read_one_table_are_known():
-    ties = {"t5": ((0, 1), (2, 3)), "mpnet": ((0, 1),), "beit": (), "swin": (), "bert": ()}
-    assert {name: resolve(config(name)).ties for name in ties} == ties
-    shared = config("beit", use_relative_position_bias=False, use_shared_relative_position_bias=True)
-    assert resolve(shared).ties == ((0, 1),)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "unread"),
-    [
-        ((32, 128, True), [16]),
-        ((32, 128, False), []),
-        ((33, 128, True), [16, 32]),
-        # Distances 8, 9 and 10 are spread over 8 buckets.
-        ((32, 10, True), [9, 10, 11, 13, 14, 16, 25, 26, 27, 29, 30]),
-    ],
-)
-def test_a_bucket_that_no_distance_reads_is_a_constant_by_itself(arguments, unread):
-    buckets, farthest, bidirectional = arguments
-    found = bucket_constants(buckets, farthest, bidirectional=bidirectional)
-    distance = torch.arange(-300, 301)
-    read = set(T5Attention._relative_position_bucket(distance, bidirectional, buckets, farthest).tolist())
-    assert [entry for entry in range(buckets) if entry not in read] == unread
-    assert [entry for entry in range(buckets) if found[entry]] == unread
-    assert sorted(number for number in found if number) == list(range(1, len(unread) + 1))
-
-
-def test_a_tower_that_is_not_there():
-    """As in an image classifier that is saved under CLIP's configuration."""
-    clip = config("clip")
-    vision = {name: shape for name, shape in shapes(clip).items() if name.startswith("vision_model.")}
-    message = refused(TensorError, clip, vision)
-    assert "'text_model.encoder.layers.0.self_attn.q_proj.weight' is missing and 15 more, of 32" in message
-
-
-@pytest.mark.parametrize("name", ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"])
-def test_the_pooling_head_of_siglip_is_left_alone(name):
-    siglip = config("siglip")
-    head = {f"vision_model.head.attention.{name}": (96, 32), "vision_model.head.mlp.fc1.weight": (48, 32)}
-    found = resolve(siglip, shapes(siglip) | head)
-    assert not head.keys() & {n for site in (*found.sites, *found.feedforwards) for n in site.shapes()}
-
-
 def test_fewer_layers_than_the_configuration_says():
     assert "'h.2.attn.c_attn.weight' is missing and 3 more" in refused(
         TensorError, config("gpt2", n_layer=3), shapes(config("gpt2"))
@@ -370,50 +270,19 @@ def test_defaults_of_old_configurations():
     assert len(resolve(scaled).sites[0].group.query_key.planes) == 4
 
 
+def test_layers_of_several_types_rotate_alike():
+    """Each type is looked at, whichever comes first."""
+    for half in ("full_attention", "sliding_attention"):
+        rope = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+        rope[half]["partial_rotary_factor"] = 0.5
+        gemma = config("gemma3_text", rope_parameters=rope, layer_types=["sliding_attention", "full_attention"])
+        assert "partial_rotary_factor is not supported" in refused(ArchitectureError, gemma, {})
+        with pytest.raises(ArchitectureError, match=r"other shares of a head, \[0\.5, 1\.0\]"):
+            rotated(build("gemma3_text", gemma), 8, by_layer_type=True, partial=True)
+
+
 def test_configuration_is_not_changed():
     llama = config("llama", rope_scaling={"type": "linear", "factor": 2.0})
     before = json.dumps(llama)
     resolve(llama)
     assert json.dumps(llama) == before
-
-
-def test_comparable_models_may_differ_in_prefix_and_scale():
-    llama = config("llama")
-    longer = config("llama", rope_theta=1e6, max_position_embeddings=64)
-    check_comparable(resolve(llama, shapes(llama, "model.")), resolve(longer))
-
-
-@pytest.mark.parametrize(
-    ("model_type", "reference", "model", "words"),
-    [
-        ("bert", {}, {"num_attention_heads": 8}, "reference has 4 heads of 8 features, model has 8 heads of 4"),
-        ("bert", {}, {"hidden_size": 40, "num_attention_heads": 5}, "model has 5 heads of 8 features"),
-        ("bert", {}, {"num_hidden_layers": 3}, "reference has 2 layers, model has 3"),
-        ("llama", {}, {"num_key_value_heads": 1}, "reference has 2 key/value heads of 8 features, model has 1"),
-        ("llama", {}, {"hidden_size": 64, "head_dim": 8}, "reference has width 32, model has width 64"),
-        ("llama", {}, {"attention_bias": True}, "reference has biases on nothing, model has biases on query, key"),
-        ("vit", {}, {"qkv_bias": False}, "reference has biases on query, key, value, output, model has biases on o"),
-        ("gptj", {}, {"rotary_dim": 8}, "rotary positions on features ((0, 1), (2, 3)), model has"),
-        ("bart", {"encoder_layers": 4, "decoder_layers": 1}, {}, "a layer of the encoder, model has a layer of the d"),
-        ("bart", {}, {"encoder_layers": 4}, "reference has 6 layers, model has 8"),
-        ("albert", {"inner_group_num": 2}, {"num_hidden_groups": 4}, "a layer of the group 0, model has a layer of"),
-        ("roformer", {}, {"rotary_value": True}, "reference has rotary values on features (), model has"),
-    ],
-)
-def test_incomparable_models(model_type, reference, model, words):
-    with pytest.raises(ArchitectureError) as error:
-        check_comparable(resolve(config(model_type, **reference)), resolve(config(model_type, **model)))
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_different_types_are_incomparable_even_with_equal_groups():
-    with pytest.raises(ArchitectureError, match="reference is a bert model, model is a roberta model"):
-        check_comparable(resolve(config("bert")), resolve(config("roberta")))
-
-
-def test_group_alone_can_differ():
-    site = resolve(config("bert")).sites[0]
-    other = replace(site, group=replace(site.group, key_shift=False))
-    with pytest.raises(ArchitectureError, match=r"layer 0: reference has group .*; they must be equal"):
-        check_comparable(Specification("x", (site,)), Specification("x", (other,)))

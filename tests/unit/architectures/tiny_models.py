@@ -131,9 +131,8 @@ class Watched:
     `attention` is the class whose input is compared, `output` the path inside it of the projection whose output is
     compared. The rotary tables of a layer are float32 in transformers, so they are taken from the model as they are and
     `tolerance` needn't allow for them. `scores` says by the configuration how they are scaled and capped, and how
-    queries and keys are normalised, `bias` what is added to them where later
-    positions are masked or not. `causal_in` names the stacks where later positions
-    are masked, in models with several.
+    queries and keys are normalised, `bias` what is added to them where later positions are masked or not. `causal_in`
+    names the stacks where later positions are masked, in models with several.
     """
 
     attention: str

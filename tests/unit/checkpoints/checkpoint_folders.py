@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from isobasin.checkpoints import Checkpoint
+
 CONFIG = {"model_type": "tiny", "dtype": "float32", "hidden_size": 4}
+NEW = {"layers.0.weight": torch.full((6, 4), 7.0), "layers.2.bias": torch.full((5,), -2.0, dtype=torch.bfloat16)}
 
 
 def tensors(layers: int = 3, seed: int = 0) -> dict[str, Tensor]:
@@ -99,3 +102,12 @@ def make_sources(folder: Path) -> dict[str, Path]:
         "pickled": pickled(folder / "pickled"),
         "pickled_shards": pickled_shards(folder / "pickled_shards"),
     }
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def read_all(folder: Path) -> dict[str, Tensor]:
+    checkpoint = Checkpoint.open(folder)
+    return checkpoint.read(checkpoint.tensors)

@@ -44,7 +44,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, barriers: dict[tuple[int, ...] | None,
             heads = seen[-1][0]
         return {"barrier": barriers.get(heads, other)}
 
-    monkeypatch.setattr(ablations._Pair, "curve", curve)
+    monkeypatch.setattr(ablations.Pair, "curve", curve)
     return seen
 
 

@@ -36,6 +36,7 @@ ABLATED = {
         "head_costs": True,
         "reinitialise": True,
         "symmetry_breaking": [0, 1],
+        "alignments": {"steps": 9},
     },
 }
 
@@ -87,6 +88,7 @@ def test_ablations_are_of_the_pairs_of_their_scope():
         "stage-2": 3,
         "head-costs": 3,
         "symmetry-breaking": 3,
+        "alignments": 3,
     }
     for kind, pairs in plan.groups[0].ablations.items():
         for seeds, cell in pairs.items():

@@ -11,7 +11,7 @@ from isobasin.experiments.run import Experiment
 from isobasin.experiments.settings import ExperimentSettings
 
 MODEL = {"family": "vit", "layers": 2, "width": 16, "heads": 2, "feedforward": 16, "patch": 4}
-ABLATIONS = {"stage_1": True, "stage_2": True, "head_costs": True, "reinitialise": True}
+ABLATIONS = {"stage_1": True, "stage_2": True, "head_costs": True, "reinitialise": True, "alignments": {"steps": 5}}
 SETTINGS = ExperimentSettings.model_validate(
     {
         "title": "a study",
@@ -75,6 +75,11 @@ def result(cell: Cell) -> dict[str, Any]:
     if cell.kind == "head-costs":
         rows = {"rotary": curve(0.1, percent=10, heads=[[0, 1]]), "cosine": curve(0.2, percent=20, heads=[[1, 0]])}
         return {"costs": {"none": curve(naive, percent=100), **rows}}
+    if cell.kind == "alignments":
+        ways = {"none": naive, "attention": ours, "refined": ours / 2}
+        found = {way: curve(barrier, percent=100 * barrier / naive, middle=barrier) for way, barrier in ways.items()}
+        seconds = {"attention": 1.0 + index, "refined": 60.0}
+        return {"ways": found | {"circuits": {"middle": 0.25}}, "seconds": seconds}
     groups = {
         name: curve(barrier, loss=1.0 + rise, loss_before=1.0, change={"0": 0.0, "4": rise})
         for name, barrier, rise in (("H", 0.1, 0.0), ("GL", 0.2, 0.75))

@@ -29,6 +29,7 @@ FILES = [
             "stage-1",
             "stage-2",
             "head-costs",
+            "alignments",
             "reinitialise",
             "symmetry-breaking",
         )
@@ -69,7 +70,7 @@ def texts(figure: Path) -> str:
 def test_all_files_are_there(report: Path):
     assert sorted(path.name for path in report.iterdir()) == sorted(FILES)
     page = (report / "report.md").read_text()
-    assert page.startswith("# a study\n\nAll 49 cells are done.\n")
+    assert page.startswith("# a study\n\nAll 55 cells are done.\n")
     for name in FILES:
         assert (f"({name})" in page) == name.endswith(".png")
         assert (report / name).stat().st_size > 0
@@ -131,6 +132,11 @@ def test_ablations(report: Path):
         ("rotary", "3 of 3"),
         ("cosine", "0 of 3"),
     ]
+    ways = {row["model B is moved by"]: row for row in rows(report, "alignments")[:4]}
+    assert list(ways) == ["naive", "ours, attention", "ours, refined", "mean circuits after ours"]
+    assert [row["seconds"] for row in ways.values()] == ["", "2.0", "60.0", ""]
+    assert float(ways["ours, refined"]["barrier"]) == pytest.approx((0.02 + 0.5 + 0.04) / 6)
+    assert [ways["mean circuits after ours"][name] for name in ("barrier", "at the middle")] == ["", "0.25"]
     layers = rows(report, "reinitialise")[:3]
     assert [(row["layer"], float(row["loss"])) for row in layers] == [("none", 0.5), ("0", 1.5), ("1", 2.5)]
     right, wrong = rows(report, "symmetry-breaking")
@@ -152,14 +158,14 @@ def test_figures_name_what_they_show(report: Path):
 
 def test_an_unfinished_experiment_is_shown_as_far_as_it_came(tmp_path: Path):
     done = ("pair", "pretrain", "finetune")
-    without = ("stage-1", "stage-2", "head-costs", "reinitialise", "symmetry-breaking")
+    without = ("stage-1", "stage-2", "head-costs", "alignments", "reinitialise", "symmetry-breaking")
     experiment = experiment_records.write(tmp_path / "out", without=without)
     names = [path.name for path in write_experiment_report(tmp_path / "out")]
     assert names[:4] == ["report.md", "ends.csv", "barriers.csv", "findings.csv"]
     assert not any(name.startswith(("permutations", "reinitialise", "stage")) for name in names)
     # The models of the ablations are missing too.
-    assert len(experiment.left(experiment.cells())) == 31
-    assert "31 of 49 cells are still to do." in (tmp_path / "out" / "report" / "report.md").read_text()
+    assert len(experiment.left(experiment.cells())) == 37
+    assert "37 of 55 cells are still to do." in (tmp_path / "out" / "report" / "report.md").read_text()
     experiment_records.write(tmp_path / "none", without=(*without, *done))
     assert [path.name for path in write_experiment_report(tmp_path / "none")] == ["report.md"]
 

@@ -18,8 +18,7 @@ def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of a Cohere model."""
     refuse(config, "use_qk_norm", "normalised queries and keys are not supported")
     planes = interleaved_planes(rotated(config, llama.decoder_sizes(config).features))
-    bias = config.attention_bias
-    return llama.decoder_blocks(config, bias=bias, output_bias=bias, planes=planes)
+    return llama.blocks(config, planes=planes)
 
 
 def stream(config: Config) -> Stream:

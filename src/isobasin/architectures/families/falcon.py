@@ -43,10 +43,9 @@ def _norms(config: Config) -> tuple[str, str]:
 def stream(config: Config) -> Stream:
     """The residual stream of a Falcon."""
     attention, feedforward = _norms(config)
-    words = "word_embeddings.weight"
     return Stream(
-        embeddings=((words, 1),),
-        heads=(Head("lm_head", tied=words), Head("score"), Head("classifier"), Head("qa_outputs")),
+        embeddings=(("word_embeddings.weight", 1),),
+        heads=(Head("lm_head", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
         attention_norm=f"{_LAYER}.{attention}",
         feedforward_norm=f"{_LAYER}.{feedforward}",
         final_norm="ln_f",

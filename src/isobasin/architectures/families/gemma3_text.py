@@ -13,11 +13,8 @@ from isobasin.symmetries.groups import QueryKeyNorm
 
 def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of a Gemma 3."""
-    bias, features = config.attention_bias, config.head_dim
-    planes = [half_planes(rotated(config, features, layer_type=kind)) for kind in sorted(set(config.layer_types))]
-    return llama.decoder_blocks(
-        config, bias=bias, output_bias=bias, norm=QueryKeyNorm.head, gain_offset=1.0, planes=planes[0]
-    )
+    planes = half_planes(rotated(config, config.head_dim, by_layer_type=True))
+    return llama.blocks(config, norm=QueryKeyNorm.head, gain_offset=1.0, planes=planes)
 
 
 FAMILY = Family("gemma3_text", llama.PREFIXES, blocks, llama.BUFFERS, gemma2.feedforwards)

@@ -35,7 +35,7 @@ def stream(config: Config) -> Stream:
     """The residual stream of a GPT-2."""
     return Stream(
         embeddings=(("wte.weight", 1), ("wpe.weight", 1)),
-        heads=(Head("lm_head", tied="wte.weight"), Head("score"), Head("classifier"), Head("qa_outputs")),
+        heads=(Head("lm_head", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
         attention_norm="h.{layer}.ln_1",
         feedforward_norm="h.{layer}.ln_2",
         final_norm="ln_f",

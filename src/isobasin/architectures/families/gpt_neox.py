@@ -39,7 +39,7 @@ def stream(config: Config) -> Stream:
     """The residual stream of a GPT-NeoX; both blocks may read the same sum, each through its own normalisation."""
     return Stream(
         embeddings=(("embed_in.weight", 1),),
-        heads=(Head("embed_out", tied="embed_in.weight"), Head("score"), Head("classifier"), Head("qa_outputs")),
+        heads=(Head("embed_out", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
         attention_norm="layers.{layer}.input_layernorm",
         feedforward_norm="layers.{layer}.post_attention_layernorm",
         final_norm="final_layer_norm",

@@ -45,7 +45,7 @@ def stream(config: Config) -> Stream:
     """The residual stream of a GPT-J: one normalisation serves both blocks of a layer."""
     return Stream(
         embeddings=(("wte.weight", 1),),
-        heads=(Head("lm_head", tied="wte.weight"), Head("score"), Head("qa_outputs")),
+        heads=(Head("lm_head", tied=True), Head("score"), Head("qa_outputs")),
         attention_norm="h.{layer}.ln_1",
         feedforward_norm="h.{layer}.ln_1",
         final_norm="ln_f",

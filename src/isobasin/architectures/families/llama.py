@@ -3,6 +3,8 @@
 `attention_bias` is about all four projections, `mlp_bias` about all three of the gated feed-forward block.
 """
 
+from typing import Any
+
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import Plane, Sizes, gains, half_planes, linears, separate, sinks
@@ -65,9 +67,9 @@ def decoder_blocks(
     return attention_sites(layers(config), _ATTENTION, projections, group, gain_offset=gain_offset, **others)
 
 
-def blocks(config: Config) -> list[AttentionSite]:
-    """The attention blocks of a Llama."""
-    return decoder_blocks(config, bias=config.attention_bias, output_bias=config.attention_bias)
+def blocks(config: Config, **others: Any) -> list[AttentionSite]:
+    """The attention blocks of a Llama, or of one that differs in what else `decoder_blocks` takes."""
+    return decoder_blocks(config, bias=config.attention_bias, output_bias=config.attention_bias, **others)
 
 
 def decoder_feedforwards(config: Config, *, bias: bool, activation: str | None = None) -> list[FeedForwardSite]:
@@ -86,7 +88,7 @@ def stream(config: Config) -> Stream:
     """The residual stream of a decoder of Llama's kind."""
     return Stream(
         embeddings=(("embed_tokens.weight", 1),),
-        heads=(Head("lm_head", tied="embed_tokens.weight"), Head("score"), Head("qa_outputs")),
+        heads=(Head("lm_head", tied=True), Head("score"), Head("qa_outputs")),
         attention_norm="layers.{layer}.input_layernorm",
         feedforward_norm="layers.{layer}.post_attention_layernorm",
         final_norm="norm",

@@ -19,9 +19,8 @@ def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of a ModernBERT."""
     shape = sizes(config)
     projections = fused_rows(shape, f"{_ATTENTION}.Wqkv", f"{_ATTENTION}.Wo", bias=config.attention_bias)
-    counts = {rotated(config, shape.features, layer_type=kind) for kind in config.layer_types}
-    group = attention_group(shape, projections, half_planes(counts.pop()))
-    return attention_sites(layers(config), _ATTENTION, projections, group)
+    planes = half_planes(rotated(config, shape.features, by_layer_type=True))
+    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:

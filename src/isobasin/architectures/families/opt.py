@@ -42,7 +42,7 @@ def stream(config: Config) -> Stream:
         raise ArchitectureError("a residual stream without gains or without a last normalisation is not supported")
     return Stream(
         embeddings=(("decoder.embed_tokens.weight", 1), ("decoder.embed_positions.weight", 1)),
-        heads=(Head("lm_head", tied="decoder.embed_tokens.weight"), Head("score"), Head("qa_outputs")),
+        heads=(Head("lm_head", tied=True), Head("score"), Head("qa_outputs")),
         attention_norm=f"{_LAYER}.self_attn_layer_norm",
         feedforward_norm=f"{_LAYER}.final_layer_norm",
         final_norm="decoder.final_layer_norm" if before else None,

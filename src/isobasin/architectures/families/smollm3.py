@@ -12,9 +12,7 @@ from isobasin.errors import ArchitectureError
 
 def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of a SmolLM3."""
-    bias = config.attention_bias
-    rotary = llama.blocks(config)
-    plain = llama.decoder_blocks(config, bias=bias, output_bias=bias, planes=())
+    rotary, plain = llama.blocks(config), llama.blocks(config, planes=())
     rotates = config.no_rope_layers[: len(rotary)]
     if len(rotates) < len(rotary):
         raise ArchitectureError(f"no_rope_layers has {len(rotates)} entries for {len(rotary)} layers")

@@ -1,0 +1,139 @@
+"""One pair aligned in every way that this library knows, the published ones among them."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from isobasin.alignment import Alignment
+from isobasin.experiments.pair import AblationOptions, Folder, Pair, with_percent
+from isobasin.matching.attention import Method
+from isobasin.pipeline.merging import Space, merge
+from isobasin.pipeline.settings import Matching, Objective, Progress, Running, Scope, silent
+from isobasin.records.curves import NAIVE
+from isobasin.refinement.calibration import DataCalibration
+from isobasin.refinement.descent import Refining
+from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.tasks.data import Examples
+
+REFINED, CIRCUITS = "refined", "circuits"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to align a pair.
+
+    Attributes:
+        matching: What is matched, and how.
+        data: Whether training data take part.
+    """
+
+    matching: Matching
+    data: bool = False
+
+
+_ATTENTION = {
+    "heads": Way(Matching(Method.heads)),
+    "orthogonal": Way(Matching(Method.orthogonal)),
+    "paper": Way(Matching(Method.paper)),
+    "attention": Way(Matching()),
+}
+_ALIKE = {
+    **_ATTENTION,
+    "activations": Way(Matching(objective=Objective.activations), data=True),
+}
+_APART = {
+    **_ATTENTION,
+    "permutations": Way(Matching(Method.heads, scope=Scope.model, keep_gains=True)),
+    "model": Way(Matching(scope=Scope.model)),
+    "model-data": Way(Matching(scope=Scope.model), data=True),
+    "model-activations": Way(Matching(scope=Scope.model, objective=Objective.activations), data=True),
+}
+
+
+def ways(scope: Scope) -> dict[str, Way]:
+    """What is tried on models that differ in attention, in blocks, or altogether; by name."""
+    if scope is Scope.model:
+        return _APART
+    return {name: replace(way, matching=replace(way.matching, scope=scope)) for name, way in _ALIKE.items()}
+
+
+def alignments(
+    a: Folder,
+    b: Folder,
+    tests: Examples,
+    train: Examples,
+    options: AblationOptions,
+    refining: Refining | None = None,
+    merging: bool = True,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Barriers of one pair aligned in every way, on data that no alignment has seen.
+
+    Every move is verified to keep the function and the shapes of B; where the learned one moves A too, of both.
+
+    Args:
+        a: The reference's folder.
+        b: The folder of the model that is moved.
+        tests: What the losses are computed on.
+        train: What moves may be chosen, weighed and learned by.
+        options: How losses are computed; its scope says what the models differ in.
+        refining: How the best way is refined; None: it isn't.
+        merging: Whether the mean of circuits after the best way is measured too.
+        progress: Called as the work goes on.
+
+    Returns:
+        "ways": by name, from "none" on, a curve with its "percent" of the naive barrier and "middle", how far the loss
+        half-way is above the mean of the ends'; for "circuits", a merged model without a line, "middle" alone.
+        "seconds": what matching took, by name.
+    """
+    with Pair.open(a, b, tests, options) as pair:
+        calibration = DataCalibration(train, options.device)
+        found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
+        matches: dict[str, Alignment] = {}
+        seconds: dict[str, float] = {}
+        tried = ways(options.scope)
+        for done, (name, way) in enumerate(tried.items()):
+            progress("aligning", done, len(tried))
+            began = time.perf_counter()
+            matches[name] = pair.match(way.matching, calibration if way.data else None)
+            seconds[name] = time.perf_counter() - began
+            found[name] = pair.curve(matches[name])
+        # Chosen by training data alone: barriers on the tests must not choose.
+        start = matches["model-data" if options.scope is Scope.model else "attention"]
+        if refining is not None:
+            began = time.perf_counter()
+            found[REFINED] = _refined(pair, train, start, refining, progress)
+            seconds[REFINED] = time.perf_counter() - began
+        found = with_percent({name: {**row, "middle": _middle(row["losses"])} for name, row in found.items()})
+        if merging:
+            found[CIRCUITS] = {"middle": _circuits(pair, start)}
+    return {"ways": found, "seconds": seconds}
+
+
+def _refined(pair: Pair, train: Examples, start: Alignment, how: Refining, progress: Progress) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
+        out = Path(scratch) / "refined"
+        models = pair.a.checkpoint.folder, pair.b.checkpoint.folder
+        running = Running(pair.options.device, progress=progress)
+        done = refine(*models, train, out, how=how, start=start, running=running)
+        first = out / REFERENCE if how.both else models[0]
+        return pair.line(first, out) | {"steps": done.refined.steps, "best_step": done.refined.best_step}
+
+
+def _middle(losses: Sequence[float]) -> float:
+    """How far a line's middle lies above the mean of its ends."""
+    return losses[len(losses) // 2] - (losses[0] + losses[-1]) / 2
+
+
+def _circuits(pair: Pair, alignment: Alignment) -> float:
+    """How far the mean of circuits lies above the mean of the ends' losses."""
+    with pair.moved(alignment) as end, tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
+        out = Path(scratch) / "merged"
+        merge([pair.a.checkpoint.folder, end], out, space=Space.circuit, device=pair.options.device)
+        ends = [pair.loss(folder) for folder in (pair.a.checkpoint.folder, end)]
+        return pair.loss(out) - sum(ends) / 2

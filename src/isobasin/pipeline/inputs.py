@@ -1,0 +1,51 @@
+"""What calibration data say of the inputs of a model's blocks, where distances are weighted by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from isobasin.architectures.residual import Residual
+from isobasin.architectures.schema import Site
+from isobasin.errors import IsobasinError
+from isobasin.matching.inputs import Moments, folded
+from isobasin.model import Blocks
+from isobasin.pipeline.settings import Calibration, Matching, Objective
+
+ByName = Mapping[str, Tensor]
+"""Second moments of what a model's weights multiply, by the weight's name."""
+
+
+def inputs_of(reference: Blocks, matching: Matching, calibration: Calibration | None) -> ByName | None:
+    """The moments of everything that is matched, of the reference's inputs; None where weights are compared alone.
+
+    Raises:
+        IsobasinError: There are no data.
+    """
+    if matching.objective is Objective.weights:
+        return None
+    if calibration is None:
+        raise IsobasinError("objective activations needs data to weigh by: give --data")
+    sites = reference.sites(feedforward=matching.feedforward)
+    return calibration.moments(reference, {reader.weight for site in sites for reader in site.readers.values()})
+
+
+def at(inputs: ByName | None, sites: Sequence[Site], device: str) -> Moments | None:
+    """The moments of alike blocks' readers, stacked along a leading dimension."""
+    if inputs is None:
+        return None
+    roles = sites[0].readers
+    return {role: torch.stack([inputs[s.readers[role].weight] for s in sites]).to(device) for role in roles}
+
+
+def fold_inputs(inputs: ByName, stream: Residual, tensors: Mapping[str, Tensor]) -> ByName:
+    """The moments where normalisations are folded into their readers; `tensors` has their gains and biases."""
+    found = dict(inputs)
+    for norm in stream.norms:
+        bias = tensors[norm.bias] if norm.bias is not None and norm.absorbed else None
+        for reader in norm.readers:
+            if reader.weight in found:
+                found[reader.weight] = folded(inputs[reader.weight], tensors[norm.gain], bias)
+    return found

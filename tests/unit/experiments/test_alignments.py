@@ -1,0 +1,81 @@
+"""One pair aligned in every way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import isobasin
+from isobasin.experiments.alignments import CIRCUITS, REFINED, alignments, ways
+from isobasin.experiments.cells import comparable
+from isobasin.experiments.pair import AblationOptions
+from isobasin.pipeline.settings import Objective, Scope
+from isobasin.records.curves import NAIVE
+from isobasin.refinement.descent import Refining
+from isobasin.reports import experiment_tables
+from isobasin.tasks.examples import TensorExamples
+from isobasin.tasks.kind import TaskKind
+from isobasin.tasks.options import DataFacts
+from isobasin.testing.tiny import tiny
+
+SHORT = Refining(steps=2, batch_size=4, every=1)
+MODEL = tiny("llama", "aligned", config={"tie_word_embeddings": False})
+
+
+def tokens(count: int) -> TensorExamples:
+    ids = torch.randint(3, 50, (count, 12), generator=torch.Generator().manual_seed(count))
+    facts = DataFacts("made up", None, "causal-lm", count, "none")
+    return TensorExamples(TaskKind.causal_lm, facts, {"input_ids": ids, "labels": ids})
+
+
+def measured(scope: Scope, folder, **options):
+    """All ways on a model and its scrambled copy."""
+    a, b = folder / "a", folder / "b"
+    if not a.exists():
+        MODEL.save(a, dtype=torch.float32)
+        isobasin.scramble(a, b, seed=1, condition=3.0, scope=scope.value)
+    return alignments(a, b, tokens(8), tokens(20), AblationOptions(points=3, scope=scope), SHORT, **options)
+
+
+@pytest.mark.parametrize("scope", [Scope.attention, Scope.model])
+def test_a_scrambled_copy_has_no_barrier_after_ours(scope, tmp_path):
+    found = measured(scope, tmp_path)
+    rows = found["ways"]
+    assert list(rows) == [NAIVE, *ways(scope), REFINED, CIRCUITS]
+    ours = {"model", "model-data", "model-activations"} if scope is Scope.model else {"attention", "activations"}
+    for name in {*ours, REFINED}:
+        # Models that are one have one loss between them.
+        assert rows[name]["losses"] == pytest.approx([rows[NAIVE]["losses"][0]] * 3, abs=1e-4), name
+    for name in (NAIVE, "heads"):
+        assert abs(rows[name]["middle"]) > 1e-2
+    assert abs(rows[CIRCUITS]["middle"]) < 1e-3
+    naive = rows[NAIVE]
+    assert naive["percent"] == (100 if naive["barrier"] > 0 else None)
+    assert naive["middle"] == pytest.approx(naive["losses"][1] - (naive["losses"][0] + naive["losses"][2]) / 2)
+    assert found["seconds"].keys() == {*ways(scope), REFINED}
+    assert all(value > 0 for value in found["seconds"].values())
+
+
+def test_nothing_but_the_seconds_differs_when_it_is_done_again(tmp_path):
+    first, second = (comparable({"result": measured(Scope.attention, tmp_path)}) for _ in range(2))
+    assert first == second
+    assert "seconds" not in first["result"]
+
+
+def test_refining_and_merging_can_be_left_out(tmp_path):
+    a, b = MODEL.save(tmp_path / "a"), tmp_path / "b"
+    isobasin.scramble(a, b, seed=1, condition=1.5)
+    found = alignments(a, b, tokens(4), tokens(4), AblationOptions(points=3), merging=False)
+    assert list(found["ways"]) == [NAIVE, *ways(Scope.attention)]
+
+
+def test_blocks_are_matched_where_blocks_differ():
+    assert {way.matching.scope for way in ways(Scope.block).values()} == {Scope.block}
+    assert {name for name, way in ways(Scope.block).items() if way.matching.objective is Objective.activations} == {
+        "activations"
+    }
+
+
+def test_the_report_knows_all_ways():
+    known = {NAIVE, *ways(Scope.attention), *ways(Scope.model), REFINED, CIRCUITS}
+    assert set(experiment_tables._WAYS) == known
