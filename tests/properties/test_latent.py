@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jacfwd
 
+import isobasin
 from isobasin.certification.nullity import spectrum
 from isobasin.certification.tangents import attention_tangents
+from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import latents
 from isobasin.matching.attention import Method, align_heads, distance, match
+from isobasin.matching.averaging import circuit_mean
 from isobasin.matching.circuits import bias_error, circuit_error
 from isobasin.matching.heads import HeadCost, assign, head_costs
 from isobasin.symmetries import attention, latent
@@ -22,6 +25,7 @@ from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGrou
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
 from isobasin.testing.strategies import Block, conditions, element, make_block, random_weights, seeds
+from isobasin.testing.tiny import tiny
 
 
 def make(query: int, key_value: int = 5, heads: int = 3, plain: int = 2, value: int = 3) -> AttentionGroup:
@@ -191,3 +195,17 @@ def test_weighing_by_inputs_finds_a_planted_element_too(query: int):
     moved = attention.act(group, element(group, 2), weights)
     found = match(group, weights, moved, moments=dict.fromkeys(readers, inputs.mT @ inputs / len(inputs)))
     assert_close(weights, found.moved, 1e-8)
+
+
+def test_circuits_are_not_averaged():
+    group = make(6)
+    blocks = [random_weights(group, 8, {}, seed) for seed in (1, 2)]
+    with pytest.raises(ArchitectureError, match="circuits of latent attention can't be averaged"):
+        circuit_mean(group, blocks, (0.5, 0.5))
+
+
+def test_a_gain_of_zero_is_refused():
+    model = tiny("deepseek_v3").build()
+    model.base_model.layers[1].self_attn.kv_a_layernorm.weight.data[3] = 0
+    with pytest.raises(TensorError, match=r"layers\.1\.self_attn\.kv_a_layernorm\.weight' has a gain of 0"):
+        isobasin.random_alignment(model)
