@@ -294,8 +294,8 @@ def compare_blocks(
     """
     generator = torch.Generator().manual_seed(seed)
     tokens, device = max(_LENGTHS), a.key.device
-    hidden = torch.randn(2, tokens, a.key.shape[-2], generator=generator, dtype=torch.float64).to(device)
-    frequencies = torch.rand(len(group.query_key.planes), generator=generator, dtype=torch.float64)
+    hidden = torch.randn(2, tokens, a.width, generator=generator, dtype=torch.float64).to(device)
+    frequencies = torch.rand(len(group.rotary.planes), generator=generator, dtype=torch.float64)
     angles = (torch.arange(tokens, dtype=torch.float64).unsqueeze(-1) * frequencies).to(device)
     outputs = [{"block": attend(weights, group, hidden, angles)} for weights in (a, b)]
     return Verification(*_differences(*outputs), tolerance, "attention blocks one by one on random hidden states")

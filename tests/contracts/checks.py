@@ -28,7 +28,7 @@ Blocks = list[tuple[AttentionGroup, AttentionWeights]]
 THOROUGH = (
     *("vit", "bert", "distilbert", "gpt2", "opt", "llama", "qwen2", "gpt_neox", "gptj", "roformer"),
     *("isobasin_vit", "isobasin_bert", "isobasin_gpt2", "qwen3", "olmo2", "gpt_oss", "bloom", "falcon", "smollm3"),
-    *("gpt_bigcode", "albert", "clip", "whisper", "qwen2_moe"),
+    *("gpt_bigcode", "albert", "clip", "whisper", "qwen2_moe", "deepseek_v2"),
 )
 
 
@@ -54,10 +54,10 @@ def assert_blocks_preserved(a: Blocks, b: Blocks, tolerance: float = 1e-9) -> No
     generator = torch.Generator().manual_seed(7)
     for (group, one), (other_group, other) in zip(a, b, strict=True):
         assert group == other_group
-        planes = max(len(group.query_key.planes), len(group.value_output.planes))
+        planes = max(len(group.rotary.planes), len(group.value_output.planes))
         frequencies = 1e4 ** -(torch.arange(planes, dtype=torch.float64) / max(planes, 1))
         for length, offset, causal in ((1, 0, False), (6, 0, True), (9, 5, False), (9, 1000, True)):
-            hidden = torch.randn(2, length, one.key.shape[-2], generator=generator, dtype=torch.float64)
+            hidden = torch.randn(2, length, one.width, generator=generator, dtype=torch.float64)
             angles = (torch.arange(length, dtype=torch.float64) + offset).unsqueeze(-1) * frequencies
             outputs = [attention.attend(w, group, hidden, angles, causal) for w in (one, other)]
             found = relative_difference(*outputs)

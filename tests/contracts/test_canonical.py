@@ -15,7 +15,7 @@ from isobasin.matching.canonical import Loose, canonical_attention, canonical_fe
 from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.strategies import random_weights
@@ -34,6 +34,8 @@ FAMILIES = {
     "olmo2": "block",
     "gpt_oss": "block",
     "qwen2_moe": "block",
+    "deepseek_v2-query-latent": "block",
+    "deepseek_v3": "block",
     "bloom": "block",
     "bart": "block",
     "albert": "block",
@@ -71,6 +73,9 @@ GROUPS = {
     "normalised, not rotated": AttentionGroup(3, 1, BilinearGroup(5), BilinearGroup(4), norm=QueryKeyNorm.head),
     "slopes": AttentionGroup(
         4, 1, BilinearGroup(4), BilinearGroup(4), key_shift=True, value_shift=True, permuted=False
+    ),
+    "latents": AttentionGroup(
+        3, 1, BilinearGroup(4), BilinearGroup(3), latent=LatentGroup(7, 6, BilinearGroup(4, ((0, 2), (1, 3))))
     ),
     "wider than the model": AttentionGroup(2, 1, BilinearGroup(14), BilinearGroup(14)),
 }

@@ -50,7 +50,7 @@ MODELS = (
 )
 GATED = (
     *("cohere", "gemma", "gemma2", "gemma3_text", "glm", "granite", "llama", "mistral", "modernbert", "olmo", "olmo2"),
-    *("phi3", "qwen2", "qwen3"),
+    *("phi3", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3"),
 )
 EXPERTS = ("gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe")
 SCALED = ("opt", "t5", *GATED, *EXPERTS, "smollm3", "stablelm")

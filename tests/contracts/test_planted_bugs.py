@@ -12,15 +12,27 @@ from torch import Tensor
 
 import isobasin
 from contracts.checks import assert_blocks_preserved, blocks, recover
-from isobasin.architectures.families import bert, cohere, dinov3_vit, glm, gpt_neox, gptj, llama, modernbert, roformer
+from isobasin.architectures.families import (
+    bert,
+    cohere,
+    deepseek_v3,
+    dinov3_vit,
+    glm,
+    gpt_neox,
+    gptj,
+    llama,
+    modernbert,
+    roformer,
+)
 from isobasin.architectures.layouts import half_planes, interleaved_planes
 from isobasin.architectures.schema import AttentionSite
 from isobasin.errors import VerificationError
 from isobasin.matching import attention as matching
-from isobasin.matching import heads
+from isobasin.matching import heads, latents
 from isobasin.pipeline import moving
-from isobasin.symmetries import attention, bilinear, permutation
+from isobasin.symmetries import attention, bilinear, latent, permutation
 from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.latent import LatentElement
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.tiny import variant
@@ -138,7 +150,30 @@ def moved_neighbour(patch: Patch) -> None:
     patch.setattr(attention, "act", planted)
 
 
+def gains_folded_only(patch: Patch) -> None:
+    """The gains of latents stay in what reads them."""
+    patch.setattr(latent, "unfolded", lambda group, weights: weights)
+
+
+def latent_scaled(patch: Patch) -> None:
+    """A latent moved by more than its norm lets pass."""
+    plain = latent.act
+    scales = {"query": 1.5, "key_value": 0.5}
+
+    def act(group, element, weights):
+        parts = element.tensors()
+        return plain(group, LatentElement(**{n: scales.get(n, 1.0) * part for n, part in parts.items()}), weights)
+
+    patch.setattr(latent, "act", act)
+
+
 CHANGES_THE_FUNCTION: list[tuple[str, str, Plant]] = [
+    ("wrong planes", "deepseek_v3", wrong_planes(deepseek_v3)),
+    ("rotary key unmoved", "deepseek_v2", unmoved("rotary_key")),
+    ("rotary key's bias unmoved", "deepseek_v3-biases", unmoved("rotary_key_bias")),
+    ("latent's bias unmoved", "deepseek_v3-biases", unmoved("key_value_down_bias")),
+    ("gains folded only", "deepseek_v2-query-latent", gains_folded_only),
+    ("latent scaled", "deepseek_v3", latent_scaled),
     ("wrong planes", "llama", wrong_planes(llama)),
     ("wrong planes", "mistral", wrong_planes(llama)),
     ("wrong planes", "qwen2", wrong_planes(llama)),
@@ -245,7 +280,14 @@ def conjugated_planes(patch: Patch) -> None:
     patch.setitem(matching._SOLVERS, matching.Method.gauss_newton, wrong)
 
 
+def latents_unmatched(patch: Patch) -> None:
+    plain = latents.fit
+    patch.setattr(latents, "fit", lambda group, a, b, readers=False: plain(group, b, b))
+
+
 SPOILS_RECOVERY: list[tuple[str, str, Plant]] = [
+    ("latents unmatched", "deepseek_v3", latents_unmatched),
+    ("conjugated planes", "deepseek_v2", conjugated_planes),
     ("inverse permutation", "gpt2", inverse_permutation),
     ("inverse permutation", "llama-multi-head", inverse_permutation),
     ("inverse assignment", "bert", inverse_assignment),

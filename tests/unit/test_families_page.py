@@ -22,8 +22,11 @@ def test_the_page_is_up_to_date():
 
 def with_numbers(formula: str, group: AttentionGroup) -> str:
     """A formula with this group's sizes for its letters."""
-    features, planes = group.query_key.features, len(group.query_key.planes)
+    features, planes = group.query_key.features, len(group.rotary.planes)
     sizes = {"d_h": features, "r": 2 * planes, "h": group.heads, "g": group.groups}
+    if group.latent is not None:
+        values = group.value_output.features
+        sizes |= {"d_n": features, "d_v": values, "c_q": group.latent.query, "c": group.latent.key_value}
     sums = {
         "(d_h/2)": features // 2,
         "(d_h − r/2)": features - planes,

@@ -182,7 +182,7 @@ class ResidualAlignment:
 
 def condition_of(element: AttentionElement) -> float:
     """Largest condition number of any head's U or W."""
-    pairs = (element.query_key, element.value_output)
+    pairs = (element.query_key, element.value_output, *([] if element.latent is None else [element.latent.planes]))
     return max(float(bilinear.condition(pair).max()) for pair in pairs)
 
 

@@ -30,7 +30,7 @@ from isobasin.errors import AlignmentError
 from isobasin.symmetries import attention, feedforward, residual
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, Scale
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.permutation import is_permutation
 from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup
 
@@ -123,6 +123,17 @@ class _Bilinear(_Model):
         return BilinearGroup(self.features, self.planes)
 
 
+class _Latent(_Model):
+    """What heads share, in a file."""
+
+    query: int
+    key_value: int
+    rotary: _Bilinear
+
+    def build(self) -> LatentGroup:
+        return LatentGroup(self.query, self.key_value, self.rotary.build())
+
+
 class _Attention(_Model):
     """An attention group in a file."""
 
@@ -136,6 +147,7 @@ class _Attention(_Model):
     permuted: bool = True
     table: tuple[int, ...] = ()
     sink: bool = False
+    latent: _Latent | None = None
 
     def build(self) -> AttentionGroup:
         return AttentionGroup(
@@ -149,6 +161,7 @@ class _Attention(_Model):
             self.permuted,
             self.table,
             self.sink,
+            None if self.latent is None else self.latent.build(),
         )
 
 

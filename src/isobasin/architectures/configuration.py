@@ -98,7 +98,8 @@ def key(config: Config, name: str) -> str:
 def described(config: Config) -> str:
     """The values of `config.json` from which the shapes follow, in words."""
     heads = ("num_attention_heads", "decoder_attention_heads", "num_key_value_heads", "head_dim")
-    return ", ".join(_values(config, ("hidden_size", *heads)))
+    latent = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim")
+    return ", ".join(_values(config, ("hidden_size", *heads, *latent)))
 
 
 def counted(config: Config) -> str:

@@ -7,8 +7,9 @@ are templates: `{layer}` stands for the layer's index.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -97,7 +98,7 @@ def separate(
         query=_projection(query, "(head feature) width", sizes, heads=sizes.heads, bias=bias),
         key=_projection(key, "(head feature) width", sizes, heads=sizes.groups, bias=bias and key_bias),
         value=_projection(value, "(head feature) width", sizes, heads=sizes.groups, bias=bias),
-        output=_projection(output, "width (head feature)", sizes, heads=sizes.heads, bias=output_bias),
+        output=into_stream(output, sizes, bias=output_bias),
     )
 
 
@@ -128,6 +129,21 @@ def fused_rows(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projecti
     axes = (("head", h + 2 * g), ("feature", sizes.features), ("width", sizes.width))
     picks = (("head", 0, h), ("head", h, g), ("head", h + g, g))
     return _fused_linear(sizes, fused, "(head feature) width", axes, picks, output, bias=bias)
+
+
+def sliced(
+    module: str, width: int, features: Mapping[str, int], *, heads: int = 1, bias: bool = False
+) -> dict[str, Projection]:
+    """One `nn.Linear` in whose rows several projections follow each other, head by head: features by role."""
+    axes = (("head", heads), ("feature", sum(features.values())), ("width", width))
+    starts = accumulate(features.values(), initial=0)
+    picks = tuple(("feature", start, count) for start, count in zip(starts, features.values(), strict=False))
+    return dict(zip(features, _parts(module, "(head feature) width", axes, picks, bias=bias), strict=True))
+
+
+def into_stream(module: str, sizes: Sizes, *, bias: bool) -> Projection:
+    """The `nn.Linear` that writes what heads read into the residual stream."""
+    return _projection(module, "width (head feature)", sizes, heads=sizes.heads, bias=bias)
 
 
 def gains(name: str, features: int, heads: int = 1) -> Projection:
@@ -253,9 +269,7 @@ def _fused_linear(
     sizes: Sizes, fused: str, pattern: str, axes: _Axes, picks: tuple[_Pick, ...], output: str, *, bias: bool
 ) -> Projections:
     query, key, value = _parts(fused, pattern, axes, picks, bias=bias)
-    return Projections(
-        query, key, value, _projection(output, "width (head feature)", sizes, heads=sizes.heads, bias=bias)
-    )
+    return Projections(query, key, value, into_stream(output, sizes, bias=bias))
 
 
 def _parts(module: str, pattern: str, axes: _Axes, picks: tuple[_Pick, ...], *, bias: bool) -> list[Projection]:

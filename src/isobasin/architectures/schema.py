@@ -18,6 +18,8 @@ from einops import rearrange
 from torch import Tensor
 
 from isobasin.architectures.residual import Residual
+from isobasin.errors import TensorError
+from isobasin.symmetries import latent
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -30,12 +32,13 @@ class Layout:
     """How the heads of one projection lie in a stored tensor.
 
     `pattern` names the axes of the stored weight in einops notation, from `part`, `expert`, `group`, `slot`, `head`,
-    `feature` and `width`; `pick` narrows one of those before `feature` to the projection at hand. Examples:
+    `feature` and `width`; `pick` narrows one of them, but for the last, to the projection at hand. Examples:
 
     * `nn.Linear` query: `"(head feature) width"`; output: `"width (head feature)"`
     * GPT-2's fused `Conv1D`: `"width (part head feature)"`, pick `("part", 1, 1)` for the keys
     * GPT-NeoX and Falcon: `"(group slot feature) width"`, pick `("slot", s + 1, 1)` for the values after s queries
     * fused `[Q | K | V]` with grouped queries: `"(head feature) width"`, pick `("head", h, g)` for the keys
+    * `[K | V]` of n and m features, head by head: `"(head feature) width"`, pick `("feature", n, m)` for the values
     * TransformerLens: `"head width feature"`
 
     A feed-forward projection has no heads, and its units are the features: `"feature width"` for an `nn.Linear` into
@@ -67,7 +70,7 @@ class Layout:
         if self.pick is None:
             return tensor
         axis, start, length = self.pick
-        return tensor.narrow(self._outer.index(axis), start, length)
+        return tensor.narrow(-1 if axis == "feature" else self._outer.index(axis), start, length)
 
     def shape(self, bias: bool = False) -> tuple[int, ...]:
         """The shape that the stored tensor must have."""
@@ -235,6 +238,9 @@ class AttentionSite(Site):
         table: Relative position biases; blocks that read one table have one head permutation. None without.
         sink: Scores of no token; None without.
         gain_offset: What is added to stored gains.
+        rotary_query, rotary_key: What rotates, in latent attention (`LatentGroup`); None elsewhere.
+        query_down, key_value_down: What latents are normalised from; None where there is no such latent.
+        query_down_gain, key_value_down_gain: Their gains.
     """
 
     query: Projection
@@ -247,22 +253,35 @@ class AttentionSite(Site):
     table: Projection | None = None
     sink: Projection | None = None
     gain_offset: float = 0.0
+    rotary_query: Projection | None = None
+    rotary_key: Projection | None = None
+    query_down: Projection | None = None
+    key_value_down: Projection | None = None
+    query_down_gain: Projection | None = None
+    key_value_down_gain: Projection | None = None
 
     @property
     def projections(self) -> dict[str, Projection]:
         """The projections by their role."""
-        return {"query": self.query, "key": self.key, "value": self.value, "output": self.output}
+        own = {"query": self.query, "key": self.key, "value": self.value, "output": self.output}
+        return own | self._there("rotary_query", "rotary_key", "query_down", "key_value_down")
+
+    def _there(self, *roles: str) -> dict[str, Projection]:
+        """Those of some roles that the block has."""
+        named: dict[str, Projection | None] = {role: getattr(self, role) for role in roles}
+        return {role: projection for role, projection in named.items() if projection is not None}
+
+    @property
+    def readers(self) -> dict[str, Projection]:
+        """The projections that read the residual stream; others read a latent."""
+        latents = () if self.group.latent is None else self.group.latent.widths
+        inside = {role for name in latents for role in latent.READERS[name]}
+        return {role: projection for role, projection in super().readers.items() if role not in inside}
 
     @property
     def others(self) -> dict[str, Projection]:
         """Gains, table and sinks, where there are any."""
-        named = {
-            "query_gain": self.query_gain,
-            "key_gain": self.key_gain,
-            "table": self.table,
-            "sink": self.sink,
-        }
-        return {role: projection for role, projection in named.items() if projection is not None}
+        return self._there("query_gain", "key_gain", "table", "sink", "query_down_gain", "key_value_down_gain")
 
     @property
     def writers(self) -> tuple[Projection, ...]:
@@ -272,27 +291,33 @@ class AttentionSite(Site):
     def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> AttentionWeights:
         """The block's weights in float64, without leading dimensions."""
         g, s = self.group.groups, self.group.queries
+        heads = {"query": (g, s), "rotary_query": (g, s), "key": (g,), "value": (g,), "output": (g, s)}
         double = {name: tensors[name].to(device, torch.float64) for name in self.shapes()}
-
-        def pick(projection: Projection, *heads: int) -> tuple[Tensor, Tensor | None]:
+        parts: dict[str, Tensor] = {}
+        for role, projection in self.projections.items():
             weight = projection.layout.read(double[projection.weight])
-            bias = None
-            if projection.bias is not None and projection is not self.output:
-                bias = projection.layout.read(double[projection.bias], bias=True)
-                bias = bias.reshape(*heads, *bias.shape[1:])
-            return weight.reshape(*heads, *weight.shape[1:]), bias
-
-        query, query_bias = pick(self.query, g, s)
-        key, key_bias = pick(self.key, g)
-        value, value_bias = pick(self.value, g)
-        output, _ = pick(self.output, g, s)
-        output_bias = None if self.output.bias is None else double[self.output.bias]
-        found = AttentionWeights(query, key, value, output, query_bias, key_bias, value_bias, output_bias)
+            parts[role] = weight.reshape(*heads.get(role, ()), *weight.shape[1:])
+            if projection.bias is not None:
+                bias = double[projection.bias]
+                if projection is not self.output:
+                    bias = projection.layout.read(bias, bias=True)
+                    bias = bias.reshape(*heads.get(role, ()), *bias.shape[1:])
+                parts[f"{role}_bias"] = bias
         others = {role: other.layout.read(double[other.weight], bias=True) for role, other in self.others.items()}
-        return replace(found, **{role: self._by_heads(role, x) for role, x in others.items()})
+        found = AttentionWeights(**parts, **{role: self._by_heads(role, x) for role, x in others.items()})
+        return found if self.group.latent is None else latent.folded(self.group.latent, self._checked(found))
+
+    def _checked(self, weights: AttentionWeights) -> AttentionWeights:
+        """The same weights; gains of 0 in a latent are refused, as rows of its readers can't be divided by them."""
+        for role, gain in weights.tensors().items():
+            if role.endswith("down_gain") and bool((gain == 0).any()):
+                raise TensorError(f"{self.others[role].weight!r} has a gain of 0: its latent can't be moved")
+        return weights
 
     def _by_heads(self, role: str, x: Tensor) -> Tensor:
         """A parameter of every head, or of all together, `(heads, features)`, in the weights' axes."""
+        if role.endswith("down_gain"):
+            return x.squeeze(0)
         if role == "key_gain":
             return x + self.gain_offset
         if role == "query_gain":
@@ -303,9 +328,15 @@ class AttentionSite(Site):
 
     def write(self, tensors: Mapping[str, Tensor], weights: AttentionWeights) -> dict[str, Tensor]:
         """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
-        parts = weights.tensors()
+        plain = weights if self.group.latent is None else latent.unfolded(self.group.latent, weights)
+        parts = plain.tensors()
         gains = {role: parts[role] - self.gain_offset for role in ("query_gain", "key_gain") if role in parts}
         return self._write(tensors, parts | gains)
+
+    def stored(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stored tensors of weights by role that no gain is folded into or added to: a linear map."""
+        zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in self.shapes().items()}
+        return self._write(zeros, parts)
 
 
 @dataclass(frozen=True)

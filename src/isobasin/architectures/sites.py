@@ -10,7 +10,7 @@ from isobasin.architectures.activations import feedforward_group
 from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes
 from isobasin.architectures.schema import AttentionSite, ExpertsSite, FeedForward, FeedForwardSite, Projection
 from isobasin.errors import ArchitectureError
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 
 AnySite = TypeVar("AnySite", AttentionSite, FeedForwardSite, ExpertsSite)
 
@@ -68,6 +68,21 @@ def attention_group(
         table=table,
         sink=sink,
     )
+
+
+def latent_group(sizes: Sizes, plain: int, planes: tuple[Plane, ...], *, query: int, key_value: int) -> AttentionGroup:
+    """The symmetry group of latent attention without biases on what reads latents.
+
+    Args:
+        sizes: The block's sizes; `features` are those of values.
+        plain: Features of queries and keys that don't rotate.
+        planes: Pairs of features of the rotary key, all of which rotate.
+        query: Width of the queries' latent; 0 where they read the stream.
+        key_value: Width of the latent of keys and values.
+    """
+    pairs = BilinearGroup(plain), BilinearGroup(sizes.features)
+    shared = LatentGroup(query, key_value, BilinearGroup(2 * len(planes), planes))
+    return AttentionGroup(sizes.heads, 1, *pairs, latent=shared)
 
 
 def attention_sites(

@@ -34,8 +34,12 @@ _SIZES: dict[str, Any] = {
     "image_size": 12,
     "patch_size": 4,
     "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
 }
 _UNIT_SIZES = ("n_inner", "d_ff", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+# Wider latents than heads, so that these use all of theirs, and narrower than the stream.
+_LATENT = {"kv_lora_rank": 6, "qk_nope_head_dim": 2, "qk_rope_head_dim": 4, "v_head_dim": 3}
 # An epsilon hides the scale of what is normalised, but for what it adds: so much that no rounding looks like it.
 _EPSILON = 1e-2
 # A limit that small models don't reach would let more symmetries pass.
@@ -80,6 +84,8 @@ def _shrunk(config: Config) -> dict[str, Any]:
         "rotary_dim": round(_rotating(site) * sizes.features),
         **_units(feedforwards),
     }
+    if site.group.latent is not None:
+        small |= _LATENT | ({"q_lora_rank": _LATENT["kv_lora_rank"] + 1} if site.group.latent.query else {})
     if entries.get("heads_per_layer") is not None:
         small["heads_per_layer"] = [sizes.heads, 2 * sizes.heads]
     if "depths" in entries:

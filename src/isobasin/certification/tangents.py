@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from isobasin.architectures.schema import AttentionSite, FeedForward
-from isobasin.symmetries import attention, feedforward
+from isobasin.symmetries import attention, feedforward, latent
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
@@ -23,10 +23,10 @@ def stored_tangents(site: AttentionSite | FeedForward, tensors: Parts) -> Tensor
     """The stated directions of a block's stored values, tensor after tensor: `(values, dimension)`."""
     zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in site.shapes().items()}
 
-    # But for what is added to gains storing is linear, so it takes directions as it takes weights.
+    # Storing is linear, so it takes directions as it takes weights.
     def stored(direction: Parts) -> Tensor:
         if isinstance(site, AttentionSite):
-            written = replace(site, gain_offset=0.0).write(zeros, AttentionWeights(**direction))
+            written = site.stored(direction)
         else:
             written = site.write(zeros, FeedForwardWeights(**direction))
         return torch.cat([written[name].flatten() for name in zeros if name not in site.deciding])
@@ -40,18 +40,23 @@ def stored_tangents(site: AttentionSite | FeedForward, tensors: Parts) -> Tensor
 
 
 def attention_tangents(group: AttentionGroup, weights: AttentionWeights) -> Parts:
-    """The derivative of every weight by every coordinate of the group, coordinates last."""
+    """The derivative of every weight, no gain folded, by every coordinate of the group, coordinates last."""
     parts = attention.identity(group).tensors()
     complex_parts = [name for name, part in parts.items() if part.is_complex()]
     # What isn't free: the order of heads, shifts without their biases, and U of normalised queries and keys.
     fixed = ["outer", "inner"] + [name for name in ("key_shift", "value_shift") if not getattr(group, name)]
     fixed += [name for name in parts if name.startswith("query_key") and group.norm is not None]
 
+    turns = {} if group.latent is None else {f"latent.{n}": w for n, w in group.latent.widths.items()}
+
     def moved(coordinates: Parts) -> Parts:
         new = {n: torch.view_as_complex(x) if n in complex_parts else x for n, x in coordinates.items()}
-        return attention.act(group, AttentionElement.from_tensors({**parts, **new}), weights).tensors()
+        new |= {name: latent.rotated(new[name]) for name in turns if name in new}
+        found = attention.act(group, AttentionElement.from_tensors({**parts, **new}), weights)
+        return (found if group.latent is None else latent.unfolded(group.latent, found)).tensors()
 
     free = {name: part for name, part in parts.items() if name not in fixed}
+    free |= {name: torch.zeros(width * (width - 1) // 2, dtype=torch.float64) for name, width in turns.items()}
     return _derivatives(moved, {n: torch.view_as_real(x) if n in complex_parts else x for n, x in free.items()})
 
 

@@ -14,15 +14,21 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from isobasin.matching import heads, normed, paper, rotary, subspace
-from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
+from isobasin.matching import heads, latents, normed, paper, rotary, subspace
+from isobasin.matching.factors import Factors, query_key_factors, rotary_factors, value_output_factors
 from isobasin.matching.heads import HeadCost
 from isobasin.matching.inputs import Moments, weighted
-from isobasin.symmetries import attention, bilinear, tables
+from isobasin.symmetries import attention, bilinear, latent, tables
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.bilinear import BilinearElement
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.weights import AttentionWeights
+
+# Of heads and latents in turn, at most; one that lowers the squared distance by a smaller share is the last.
+_SWEEPS = 100
+_FALL = 1e-3
+# Below this share of the reference's squared norm there is only rounding to gain.
+_ROUNDING = 1e-24
 
 
 class Method(StrEnum):
@@ -129,19 +135,77 @@ def align_heads(
     method: Method = Method.gauss_newton,
     max_condition: float = math.inf,
 ) -> Match:
-    """Stage 2 after a given head permutation; arguments as `match`."""
+    """Stage 2 after a given head permutation; arguments as `match`.
+
+    In latent attention heads and latents are matched in turn until the distance stops falling, from the maps of the
+    latents that what writes them tells.
+    """
+    if group.latent is None or not _SOLVERS[method].shifts:
+        return _align_heads(group, reference, model, outer, inner, method, max_condition)
+    batch = tuple(outer.shape[:-1])
+    turn = replace(attention.identity(group, batch, outer.device), latent=latents.fit(group.latent, reference, model))
+    least = _ROUNDING * distance(reference, reference.map(torch.zeros_like)).square()
+    before, best = torch.full_like(least, math.inf), None
+    for _ in range(_SWEEPS):
+        turned = attention.act(group, turn, model)
+        found = _align_heads(group, reference, turned, outer, inner, method, max_condition)
+        found = replace(found, element=attention.compose(group, found.element, turn))
+        after = distance(reference, found.moved).square()
+        nearer = after < (1 - _FALL) * before
+        best = found if best is None else _nearest(nearer, found, best)
+        if not (nearer & (after > least)).any():
+            break
+        before = torch.where(nearer, after, before)
+        assert best.element.latent is not None
+        more = latents.fit(group.latent, reference, best.moved, readers=True)
+        turn = replace(turn, latent=latent.compose(more, best.element.latent))
+    assert best is not None
+    return best
+
+
+def _nearest(nearer: Tensor, found: Match, best: Match) -> Match:
+    """Of two matches, for every block of a stack the nearer one."""
+
+    def pick(x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(nearer.reshape(nearer.shape + (1,) * (x.ndim - nearer.ndim)), x, y)
+
+    def picked(x: dict[str, Tensor], y: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: pick(part, y[name]) for name, part in x.items()}
+
+    return Match(
+        AttentionElement.from_tensors(picked(found.element.tensors(), best.element.tensors())),
+        AttentionWeights(**picked(found.moved.tensors(), best.moved.tensors())),
+        pick(found.iterations, best.iterations),
+        pick(found.converged, best.converged),
+        pick(found.capped, best.capped),
+    )
+
+
+def _align_heads(
+    group: AttentionGroup,
+    reference: AttentionWeights,
+    model: AttentionWeights,
+    outer: Tensor,
+    inner: Tensor,
+    method: Method,
+    max_condition: float,
+) -> Match:
+    """Stage 2 of all heads, with latents, if there are any, as they are."""
     permuted = attention.permute(model, outer, inner)
     solvers = _SOLVERS[method]
     solved = [
         _align_pair(pair, factors(group, reference).tall(), factors(group, permuted).tall(), solvers, max_condition)
         for pair, factors in (
             *([] if group.norm else [(group.query_key, query_key_factors)]),
+            *([(group.rotary, rotary_factors)] if group.latent else []),
             (group.value_output, value_output_factors),
         )
     ]
     batch = tuple(outer.shape[:-1])
     start = attention.identity(group, batch, outer.device)
     element = replace(start, outer=outer, inner=inner, value_output=solved[-1].element)
+    if start.latent is not None:
+        element = replace(element, latent=replace(start.latent, rotary=solved[1].element.planes.squeeze(-2)))
     if group.norm is None:
         element = replace(element, query_key=solved[0].element)
     elif solvers.shifts:

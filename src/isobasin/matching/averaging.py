@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from isobasin.errors import ArchitectureError
 from isobasin.matching.attention import align_heads
 from isobasin.matching.circuits import effective_bias
 from isobasin.matching.factors import (
@@ -65,6 +66,8 @@ def circuit_mean(
     Normalised queries and keys have no circuit that scores depend on: theirs is the mean of the weights themselves, as
     is that of gains, tables and sinks.
 
+    What reads a latent has circuits in that latent's basis, which means don't keep: latent attention is refused.
+
     A circuit says nothing about its head's gauge: of all of them, the element of the group is taken that brings the
     result nearest to the first block, so that with all weight on it the result is that block.
 
@@ -73,7 +76,12 @@ def circuit_mean(
         blocks: Float64 weights of the same shapes, `...` leading dimensions, heads in matched order.
         weights: One for each block; their sum is 1.
         max_condition: Largest condition number of the maps that bring the result into the first block's gauge.
+
+    Raises:
+        ArchitectureError: The blocks have latent attention.
     """
+    if group.latent is not None:
+        raise ArchitectureError("circuits of latent attention can't be averaged: use --space weights")
     names = blocks[0].tensors()
     mean = AttentionWeights(**{name: weighted_mean([getattr(b, name) for b in blocks], weights) for name in names})
     value_output, vo_lost = _nearest_factors([value_output_factors(group, b) for b in blocks], weights)

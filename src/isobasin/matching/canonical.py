@@ -2,7 +2,8 @@
 
 Everything is fixed by what the group can't change. A GL(n) pair `L R^T = S Σ T^T` becomes `L = S Σ^{1/2}`,
 `R = T Σ^{1/2}`; a plane gets columns of equal norms; scales of gains and of a unit's branches likewise. The sign of a
-column, or the phase of a complex one, makes `Σ x |x|²` positive. Heads and units come in the order of the norms of
+column, or the phase of a complex one, makes `Σ x |x|²` positive. A latent gets gains of 1 and the basis in which what
+writes it has orthogonal columns, the longest first. Heads and units come in the order of the norms of
 their circuits, the largest first. What is free to shift is zero.
 
 Where two of the numbers that decide are equal, or one of them vanishes, the choice is none of the orbit's: then any is
@@ -17,14 +18,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
+from isobasin.matching.factors import Factors, query_key_factors, rotary_factors, value_output_factors
 from isobasin.matching.feedforward import branches, router_rows
 from isobasin.matching.heads import circuit_squares
-from isobasin.symmetries import attention, bilinear, feedforward, gains, permutation, tables
+from isobasin.symmetries import attention, bilinear, feedforward, gains, latent, permutation, tables
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.bilinear import BilinearElement, column_squares
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.latent import LatentElement
 from isobasin.symmetries.weights import AttentionWeights
 
 
@@ -81,11 +83,13 @@ def canonical_attention(
         loose: Takes the names of choices that rounding decides.
     """
     element = attention.identity(group, device=weights.key.device)
+    if group.latent is not None:
+        element = _with_latent(group, weights, element, loose)
     if group.permuted:
         outer = loose.order("head order", sizes.sum(-1))
         inner = permutation.take(loose.order("head order", sizes), outer)
         element = replace(element, outer=outer, inner=inner)
-    ordered = attention.permute(weights, element.outer, element.inner)
+    ordered = attention.act(group, element, weights)
     value_output = _gauge(group.value_output, value_output_factors(group, ordered).tall(), loose)
     element = replace(element, value_output=value_output)
     queries = query_key_factors(group, ordered).tall()
@@ -95,6 +99,26 @@ def canonical_attention(
         query_key, trades = _normed(group, queries, ordered, loose)
         element = replace(element, query_key=query_key, trades=trades)
     return _with_shifts(group, weights, element)
+
+
+def _with_latent(
+    group: AttentionGroup, weights: AttentionWeights, element: AttentionElement, loose: Loose
+) -> AttentionElement:
+    """The element that also gives latents their bases and gains, and then the rotary key its balance."""
+    assert group.latent is not None
+    assert element.latent is not None
+    parts, found = weights.tensors(), element.latent.tensors()
+    for name in group.latent.widths:
+        rows = [parts[role] for role in (f"{name}_down", f"{name}_down_bias") if role in parts]
+        down = _square(torch.cat([x.reshape(-1, x.shape[-1]) for x in rows]))
+        _, sizes, basis = torch.linalg.svd(down, full_matrices=False)
+        loose.check("rank", sizes <= loose.eps * sizes[:1])
+        loose.check("singular values", -sizes.diff() <= loose.eps * sizes[:1])
+        found[name] = basis.mT * loose.phase(down @ basis.mT)
+        found[f"{name}_trades"] = 1 / parts[f"{name}_down_gain"]
+    turned = latent.act(group.latent, LatentElement(**found), weights)
+    balanced = _gauge(group.rotary, rotary_factors(group, turned).tall(), loose)
+    return replace(element, latent=LatentElement(**{**found, "rotary": balanced.planes.squeeze(-2)}))
 
 
 def _with_shifts(group: AttentionGroup, weights: AttentionWeights, element: AttentionElement) -> AttentionElement:

@@ -72,8 +72,8 @@ def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeight
 def score_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
     """Relative difference of what a head's scores depend on and no circuit holds, `(...)`; worst head.
 
-    Tables of position biases, up to free constants; scores of no token; and, where they are normalised, queries, keys
-    and gains themselves: equal circuits don't mean equal scores there.
+    Tables of position biases, up to free constants; scores of no token; what latents are normalised from; and, where
+    they are normalised, queries, keys and gains themselves: equal circuits don't mean equal scores there.
     """
     blocks = a.key.ndim - 3
     worst = torch.zeros(a.key.shape[:blocks], dtype=torch.float64, device=a.key.device)
@@ -81,6 +81,10 @@ def score_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights)
         heads = blocks + (1 if name.startswith("key") else 2)
         error = _relative(x.flatten(heads).norm(dim=-1), (x - y).flatten(heads).norm(dim=-1))
         worst = worst.maximum(error.flatten(blocks).amax(-1))
+    for name, x in a.tensors().items():
+        if name.endswith(("_down", "_down_bias")):
+            gap = x - b.tensors()[name]
+            worst = worst.maximum(_relative(x.flatten(blocks).norm(dim=-1), gap.flatten(blocks).norm(dim=-1)))
     return worst
 
 

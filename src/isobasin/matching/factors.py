@@ -57,11 +57,27 @@ def _factors(group: BilinearGroup, left: Tensor, right: Tensor, right_planes: Te
 
 
 def query_key_factors(group: AttentionGroup, weights: AttentionWeights) -> Factors:
-    """Q and K; the key bias takes part on planes, and elsewhere only where softmax doesn't cancel it."""
+    """Q and K; the key bias takes part on planes, and elsewhere only where softmax doesn't cancel it.
+
+    In latent attention the planes are those of each head's rotary queries with the one rotary key.
+    """
+    if weights.rotary_query is not None and weights.rotary_key is not None:
+        queries = bilinear.plane_part(group.rotary, weights.rotary_query)
+        keys = bilinear.plane_part(group.rotary, _rows(weights.rotary_key, weights.rotary_key_bias))
+        keys = keys[..., None, None, :, :].expand(*queries.shape[:-3], 1, -1, -1)
+        return Factors(weights.query, weights.key.unsqueeze(-3), queries, keys)
     query = _rows(weights.query, weights.query_bias)
     rotated = _rows(weights.key, weights.key_bias).unsqueeze(-3)
     key = weights.key.unsqueeze(-3) if group.key_shift else rotated
     return _factors(group.query_key, query, key, rotated)
+
+
+def rotary_factors(group: AttentionGroup, weights: AttentionWeights) -> Factors:
+    """The planes of latent attention as those of one head: its queries are all heads', one after another."""
+    found = query_key_factors(group, weights)
+    queries = found.left_planes.flatten(-4, -2)[..., None, None, :, :]
+    keys = found.right_planes[..., :1, :, :, :]
+    return Factors(queries.real[..., :0], keys.real[..., :0], queries, keys)
 
 
 def value_output_factors(group: AttentionGroup, weights: AttentionWeights) -> Factors:

@@ -15,6 +15,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from isobasin.matching import latents
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.symmetries import tables
 from isobasin.symmetries.bilinear import column_squares
@@ -29,7 +30,7 @@ class HeadCost(StrEnum):
       frobenius.
     * frobenius: `||M - M'||² + ||N - N'||²`; under rotary positions M is not a complete invariant.
     * centred: the paper's, with `M (I - 11^T/d)`; exact where `1^T x` is constant over tokens, as after a
-      LayerNorm without gain and bias.
+      LayerNorm without gain and bias. What reads latents, which have no such vector, isn't centred.
     * spectral: the squared largest singular values of `M - M'` and `N - N'`.
     * cosine: `2 - cos(M, M') - cos(N, N')`, blind to how large a circuit is.
     """
@@ -47,7 +48,7 @@ def head_costs(
     model: AttentionWeights,
     cost: HeadCost = HeadCost.rotary,
 ) -> Tensor:
-    """How far apart the circuits of every pair of heads are.
+    """How far apart the circuits of every pair of heads are; those that read latents once these are matched.
 
     Args:
         group: The blocks' group.
@@ -58,6 +59,8 @@ def head_costs(
     Returns:
         `(..., g, g', s, s')`: reference's query head (g, s) against the model's (g', s').
     """
+    if group.latent is not None:
+        model = latents.carried(group.latent, reference, model)
     pairs = [_circuits(group, w, cost) for w in (reference, model)]
     distances = {HeadCost.spectral: _spectral, HeadCost.cosine: _cosine}.get(cost, _distances)
     found = sum((distances(a, b) for a, b in zip(*pairs, strict=True)), start=torch.zeros(()))
@@ -80,21 +83,28 @@ def _circuits(group: AttentionGroup, weights: AttentionWeights, cost: HeadCost) 
     query_key, value_output = query_key_factors(group, weights), value_output_factors(group, weights)
     if cost is HeadCost.rotary:
         return query_key, value_output
-    left, right = _flat(query_key.left, query_key.left_planes), _flat(query_key.right, query_key.right_planes)
-    if cost is HeadCost.centred:
+    apart = group.latent is not None
+    left = _flat(query_key.left, query_key.left_planes)
+    right = _flat(query_key.right, query_key.right_planes, apart=apart)
+    if cost is HeadCost.centred and not apart:
         width = weights.key.shape[-2]
         right = torch.cat([right[..., :width, :] - right[..., :width, :].mean(-2, True), right[..., width:, :]], -2)
     none = query_key.left_planes[..., :0], query_key.right_planes[..., :0]
     return Factors(left, right, *none), value_output
 
 
-def _flat(linear: Tensor, planes: Tensor) -> Tensor:
-    """Planes as ordinary columns beside the linear ones, whose bias row (if they lack it) is zero."""
+def _flat(linear: Tensor, planes: Tensor, *, apart: bool = False) -> Tensor:
+    """Planes as ordinary columns beside the linear ones, whose bias row (if they lack it) is zero.
+
+    Where the two read different inputs, `apart`, no row is common to them.
+    """
     if planes.shape[-1] == 0:
         return linear
-    missing = planes.shape[-2] - linear.shape[-2]
-    linear = torch.nn.functional.pad(linear, (0, 0, 0, missing))
-    return torch.cat([linear, planes.real, planes.imag], dim=-1)
+    columns = torch.cat([planes.real, planes.imag], dim=-1)
+    above = linear.shape[-2] if apart else 0
+    columns = torch.nn.functional.pad(columns, (0, 0, above, 0))
+    linear = torch.nn.functional.pad(linear, (0, 0, 0, columns.shape[-2] - linear.shape[-2]))
+    return torch.cat([linear, columns], dim=-1)
 
 
 def _spectral(a: Factors, b: Factors) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from isobasin.architectures.configuration import build
 from isobasin.architectures.registry import Family, families
 from isobasin.architectures.schema import FeedForward
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.residual import ResidualGroup
 from isobasin.testing.tiny import tiny
 
@@ -21,7 +21,8 @@ COLUMNS = ("model type", "attention", "feed-forward", "residual stream", "not mo
 LETTERS = (
     "d: width of the stream; h: query heads, of d_h features, r of which rotate where only some do; g: key/value heads "
     "where they are fewer; f: feed-forward units; e: experts, in k groups where there are some. Tied: where the head "
-    "is the embedding."
+    "is the embedding. Latent attention: keys of d_n features and values of d_v in a head, r features of the one "
+    "rotary key, latents of c_q and c features."
 )
 _UNKNOWN = "not known"
 _PAGE = f"""# Families
@@ -98,6 +99,8 @@ def _stated(entry: Family) -> FamilySymmetry:
 
 def attention_formula(group: AttentionGroup) -> str:
     """The group as it prints, with letters for its sizes."""
+    if group.latent is not None:
+        return _latent_formula(group.latent)
     pair = group.query_key
     trades = "d_h" if not pair.planes else "(d_h/2)" if not pair.linear else "(d_h − r/2)"
     shifts = [f"R^{'(d_h − r)' if pair.planes else 'd_h'} (key bias)"] if group.key_shift else []
@@ -109,6 +112,13 @@ def attention_formula(group: AttentionGroup) -> str:
     power, discrete = ("h", "S_h") if group.queries == 1 else ("g", "S_(h/g) wr S_g")
     found = f"({factors})^{power}" + (f" ⋊ {discrete}" if group.permuted else "")
     return f"{found} × (R*)^{trades} (gains)" if group.norm is QueryKeyNorm.head else found
+
+
+def _latent_formula(group: LatentGroup) -> str:
+    """The group of latent attention with letters for its sizes."""
+    letters = {"query": "c_q", "key_value": "c"}
+    latents = (f"O({letters[n]}) × (R*)^{letters[n]} ({n.replace('_', '-')} latent)" for n in group.widths)
+    return " × ".join(["(QK GL(d_n) × VO GL(d_v))^h ⋊ S_h", "(C*)^(r/2) (rotary key)", *latents])
 
 
 def _bilinear_formula(pair: BilinearGroup) -> str:

@@ -50,6 +50,8 @@ class Fingerprint:
         tensors: By name, in descending order unless said otherwise: `attention.<layer>.query_key` and
             `attention.<layer>.value_output`, the singular values of every query head's circuits, `(heads, n)`;
             `attention.<layer>.planes`, `|q_p| |k_p|` of every rotated plane in the order of the planes, `(heads, p)`;
+            `attention.<layer>.query_latent` and `attention.<layer>.key_value_latent`, the singular values of what a
+            latent is normalised from;
             `feedforward.<layer>.units`, the products of the norms of a unit's branches, of all experts at once and in
             `feedforward.<layer>.1.units` of those that all tokens share. Heads come with the largest circuits first.
     """
@@ -104,6 +106,9 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
             for name, values in found.items():
                 if values.shape[-1]:
                     tensors[f"attention.{site.layer}.{name}"] = values.flatten(0, 1)[order].cpu().contiguous()
+            for name in () if group.latent is None else group.latent.widths:
+                written = torch.linalg.svdvals(weights.tensors()[f"{name}_down"])
+                tensors[f"attention.{site.layer}.{name}_latent"] = written.cpu().contiguous()
         sites = known_feedforwards(opened)
         for label, site in zip(labels(site.layer for site in sites), sites, strict=True):
             sizes = unit_sizes(site.group, site.read(opened.stored(site), device))

@@ -1,8 +1,9 @@
 """Coordinates on a model's symmetry group around the identity: what gradient descent moves.
 
 All coordinates are 0 at the identity. Invertible maps are `exp(X)`, plane-wise scalings `exp(r + iφ)`, scales of units
-and trades of gains `exp(l)`, rotations of the residual stream `exp(S - S^T)`, gains of its norms `g exp(γ)`; shifts of
-biases are themselves. So every point is an element of the group, and a model's function is the same at all of them.
+and trades of gains `exp(l)`, rotations of latents and of the residual stream `exp(S - S^T)`, gains of its norms
+`g exp(γ)`; shifts of biases are themselves. So every point is an element of the group, and a model's function is the
+same at all of them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from isobasin.symmetries import attention, feedforward, residual
 from isobasin.symmetries.bilinear import BilinearElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.latent import LatentElement, rotated
 from isobasin.symmetries.residual import Basis, ResidualGroup, complement, lift
 
 
@@ -79,6 +81,11 @@ class Chart:
                 n = len(pair.linear)
                 yield f"{name}.{part}.matrix", (group.groups, n, n)
                 yield f"{name}.{part}.planes", (group.groups, len(pair.planes), 2)
+            if group.latent is not None:
+                yield f"{name}.latent.rotary", (len(group.rotary.planes), 2)
+                for latent, width in group.latent.widths.items():
+                    yield f"{name}.latent.{latent}", (width * (width - 1) // 2,)
+                    yield f"{name}.latent.{latent}_trades", (width,)
             # The free shift of a key bias changes no score, on the line neither: it has no coordinate.
             yield f"{name}.value_shift", (group.groups, group.value_output.features if group.value_shift else 0)
         # Nor has the free shift of a router.
@@ -134,7 +141,19 @@ class Chart:
             value_output=self._pair(f"{name}.value_output", group.value_output, start.value_output),
             value_shift=self.coordinates.get(f"{name}.value_shift", start.value_shift),
             trades=start.trades if trades is None else trades.exp(),
+            latent=None if start.latent is None else self._latent(f"{name}.latent", start.latent),
         )
+
+    def _latent(self, name: str, start: LatentElement) -> LatentElement:
+        parts = start.tensors()
+        for part in parts:
+            coordinates = self.coordinates.get(f"{name}.{part}")
+            if coordinates is not None:
+                if part == "rotary":
+                    parts[part] = torch.exp(torch.view_as_complex(coordinates))
+                else:
+                    parts[part] = coordinates.exp() if part.endswith("trades") else rotated(coordinates)
+        return LatentElement(**parts)
 
     def _pair(self, name: str, group: BilinearGroup, start: BilinearElement) -> BilinearElement:
         matrix, planes = (self.coordinates.get(f"{name}.{part}") for part in ("matrix", "planes"))

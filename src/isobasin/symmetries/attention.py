@@ -9,7 +9,7 @@ with biases of Q, K, V as one more row, the free shift `b_K += κ_j` where softm
 `b_V += v_j`, `b_O -= Σ_{j,t} v_j O_{j,t}^T` where both biases exist (arXiv 2606.17830, section 2).
 π permutes key/value heads and ρ_j the query heads inside one: S_s wreath S_g. Tables of position biases and scores of
 no token go with their query heads, tables up to constants that softmax cancels. Where queries and keys are normalised,
-U is what `gains` says.
+U is what `gains` says, and what heads share in latent attention moves as `latent` says.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isobasin.symmetries import bilinear, gains, permutation
+from isobasin.symmetries import bilinear, gains, latent, permutation
 from isobasin.symmetries.bilinear import BilinearElement
 from isobasin.symmetries.groups import AttentionGroup, QueryKeyNorm
+from isobasin.symmetries.latent import LatentElement
 from isobasin.symmetries.weights import AttentionWeights
+
+# What the names of a latent element's parts begin with.
+_LATENT = "latent."
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class AttentionElement:
         value_shift: v, `(..., g, m)`; zero where it isn't free.
         trades: What normalised queries' gains are multiplied by, and keys' divided by (`AttentionGroup.trades`).
         table_shift: What is added to a query head's position biases, `(..., g, s, constants)`.
+        latent: What moves that heads share in latent attention; None elsewhere.
     """
 
     outer: Tensor
@@ -48,6 +53,7 @@ class AttentionElement:
     value_shift: Tensor
     trades: Tensor
     table_shift: Tensor
+    latent: LatentElement | None = None
 
     def head_permutation(self) -> Tensor:
         """Which query head each new query head was, `(..., g*s)`."""
@@ -55,6 +61,7 @@ class AttentionElement:
 
     def tensors(self) -> dict[str, Tensor]:
         """All parts by name; `from_tensors` is the inverse."""
+        shared = {} if self.latent is None else self.latent.tensors()
         return {
             "outer": self.outer,
             "inner": self.inner,
@@ -66,11 +73,13 @@ class AttentionElement:
             "value_shift": self.value_shift,
             "trades": self.trades,
             "table_shift": self.table_shift,
+            **{f"{_LATENT}{name}": part for name, part in shared.items()},
         }
 
     @classmethod
     def from_tensors(cls, parts: dict[str, Tensor]) -> AttentionElement:
         """Build an element from the parts that `tensors` names."""
+        shared = {name.removeprefix(_LATENT): part for name, part in parts.items() if name.startswith(_LATENT)}
         return cls(
             parts["outer"],
             parts["inner"],
@@ -80,6 +89,7 @@ class AttentionElement:
             parts["value_shift"],
             parts["trades"],
             parts["table_shift"],
+            LatentElement(**shared) if shared else None,
         )
 
     def __getitem__(self, index: int) -> AttentionElement:
@@ -110,6 +120,7 @@ def identity(
         torch.zeros(*heads, group.value_output.features, dtype=torch.float64, device=device),
         gains.identity(group, batch, device),
         torch.zeros(*heads, group.queries, group.table_shifts, dtype=torch.float64, device=device),
+        None if group.latent is None else latent.identity(group.latent, batch, device),
     )
 
 
@@ -139,6 +150,7 @@ def sample(
         torch.randn(*heads, group.value_output.features, generator=generator, dtype=torch.float64),
         gains.identity(group, batch),
         shift * torch.randn(*heads, group.queries, group.table_shifts, generator=generator, dtype=torch.float64),
+        None if group.latent is None else latent.sample(group.latent, generator, batch, condition),
     )
     if group.norm is not None:
         query_key, trades = gains.sample(group, batch, generator, condition)
@@ -167,6 +179,7 @@ def compose(group: AttentionGroup, second: AttentionElement, first: AttentionEle
         value_shift.squeeze(-2) + second.value_shift,
         gains.permuted(group.query_key, gains.holders(group, second.query_key), moved.trades) * second.trades,
         permutation.take(moved.table_shift, second.inner) + second.table_shift,
+        latent.compose(second.latent, first.latent) if second.latent and first.latent else None,
     )
 
 
@@ -186,6 +199,7 @@ def inverse(group: AttentionGroup, element: AttentionElement) -> AttentionElemen
         -value_shift,
         gains.permuted(group.query_key, gains.holders(group, query_key), 1 / moved.trades),
         -permutation.take(moved.table_shift, inner),
+        latent.inverse(element.latent) if element.latent else None,
     )
 
 
@@ -209,14 +223,16 @@ def contains(group: AttentionGroup, element: AttentionElement) -> bool:
     fixed = identity(group, tuple(element.outer.shape[:-1]), element.outer.device)
     in_order = torch.equal(element.outer, fixed.outer) and torch.equal(element.inner, fixed.inner)
     normed = group.norm is None or gains.contains(group, element.query_key, element.trades)
-    return normed and (group.permuted or in_order)
+    shared = element.latent is None or latent.contains(element.latent)
+    return normed and shared and (group.permuted or in_order)
 
 
 def _permuted(group: AttentionGroup, element: AttentionElement, outer: Tensor) -> AttentionElement:
     """Every per-head part of an element, taken along another permutation of key/value heads."""
     shared = group.norm is not QueryKeyNorm.full
     parts = element.tensors()
-    moved = {name: permutation.take(part, outer) for name, part in parts.items() if not (name == "trades" and shared)}
+    fixed = {name for name in parts if name.startswith(_LATENT)} | ({"trades"} if shared else set())
+    moved = {name: permutation.take(part, outer) for name, part in parts.items() if name not in fixed}
     return AttentionElement.from_tensors({**parts, **moved})
 
 
@@ -229,7 +245,8 @@ def permute(weights: AttentionWeights, outer: Tensor, inner: Tensor) -> Attentio
 
     own = weights.query_gain is not None and weights.query_gain.shape[-3:-1] == weights.query.shape[-4:-2]
     shared = {"output_bias"} | (set() if own else {"query_gain", "key_gain"})
-    per_query = {"query", "query_bias", "output", "query_gain", "table", "sink"}
+    shared |= {name for name in weights.tensors() if "_down" in name or name.startswith("rotary_key")}
+    per_query = {"query", "query_bias", "rotary_query", "output", "query_gain", "table", "sink"}
     moved = {
         name: queries(x) if name in per_query else permutation.take(x, outer)
         for name, x in weights.tensors().items()
@@ -280,6 +297,8 @@ def act(group: AttentionGroup, element: AttentionElement, weights: AttentionWeig
         )
     if w.table is not None and group.table:
         moved = replace(moved, table=w.table + element.table_shift[..., list(group.table)])
+    if group.latent is not None and element.latent is not None:
+        moved = latent.act(group.latent, element.latent, moved)
     return moved
 
 
@@ -301,8 +320,9 @@ def attend(
     """The block's function, written plainly: what every element of the group leaves unchanged.
 
     `softmax(Q K^T / sqrt(n)) V O^T + b_O`, with the planes of Q and K (and of V, if `value_output` has planes) rotated
-    by `angles`, after the norm if there is one. Heads that can't be permuted get the slopes `2^-i` of ALiBi; entries of
-    a table of position biases are spread over pairs of tokens, those of one constant over all pairs of some tokens.
+    by `angles`, after the norm if there is one. In latent attention a head's rotary queries with the one rotary key are
+    another term of `Q K^T`. Heads that can't be permuted get the slopes `2^-i` of ALiBi; entries of a table of position
+    biases are spread over pairs of tokens, those of one constant over all pairs of some tokens.
 
     Args:
         weights: One block, without leading dimensions.
@@ -316,11 +336,11 @@ def attend(
         `(batch, tokens, d)`.
     """
 
-    def project(x: str, einsum: str) -> Tensor:
-        bias = getattr(weights, f"{x}_bias")
-        projected = torch.einsum(einsum, hidden, getattr(weights, x))
+    def project(x: str, einsum: str, source: Tensor = hidden) -> Tensor:
+        bias = getattr(weights, f"{x}_bias", None)
+        projected = torch.einsum(einsum, source, getattr(weights, x))
         projected = projected if bias is None else projected + bias.unsqueeze(-2)
-        gain = getattr(weights, f"{x}_gain", None)
+        gain = getattr(weights, f"{x}_gain", None) if group.norm else None
         return projected if gain is None else _normalised(group, projected) * gain.unsqueeze(-2)
 
     def rotate(pair: bilinear.BilinearGroup, x: Tensor) -> Tensor:
@@ -329,10 +349,18 @@ def attend(
         turn = torch.polar(torch.ones_like(angles), angles)
         return bilinear.join(pair, bilinear.linear_part(pair, x), bilinear.plane_part(pair, x) * turn)
 
-    query = rotate(group.query_key, project("query", "btd,gsdn->bgstn"))
-    key = rotate(group.query_key, project("key", "btd,gdn->bgtn"))
-    value = rotate(group.value_output, project("value", "btd,gdm->bgtm"))
-    scores = torch.einsum("bgstn,bgun->bgstu", query, key) / group.query_key.features**0.5
+    latents: dict[str, Tensor] = dict.fromkeys(("query", "key_value"), hidden)
+    for name in () if group.latent is None else group.latent.widths:
+        latents[name] = _rms_normalised(project(f"{name}_down", "btd,dn->btn"), -1)
+    query = rotate(group.query_key, project("query", "btd,gsdn->bgstn", latents["query"]))
+    key = rotate(group.query_key, project("key", "btd,gdn->bgtn", latents["key_value"]))
+    value = rotate(group.value_output, project("value", "btd,gdm->bgtm", latents["key_value"]))
+    scores = torch.einsum("bgstn,bgun->bgstu", query, key)
+    if group.latent is not None:
+        query = rotate(group.rotary, project("rotary_query", "btd,gsdn->bgstn", latents["query"]))
+        key = rotate(group.rotary, project("rotary_key", "btd,dn->btn"))
+        scores = scores + torch.einsum("bgstn,bun->bgstu", query, key)
+    scores = scores / group.query_key.features**0.5
     scores = scores + _position_biases(weights, group, hidden.shape[1])
     if causal:
         tokens = hidden.shape[1]
@@ -352,7 +380,10 @@ _EPSILON = 1e-2
 
 def _normalised(group: AttentionGroup, x: Tensor) -> Tensor:
     """Queries or keys, `(batch, heads..., tokens, n)`, over the root mean square of a head or of all."""
-    axes = [-1] if group.norm is QueryKeyNorm.head else [-1, *range(1, x.ndim - 2)]
+    return _rms_normalised(x, *([] if group.norm is QueryKeyNorm.head else range(1, x.ndim - 2)), -1)
+
+
+def _rms_normalised(x: Tensor, *axes: int) -> Tensor:
     return x * (x.square().mean(axes, keepdim=True) + _EPSILON).rsqrt()
 
 

@@ -83,6 +83,44 @@ class QueryKeyNorm(StrEnum):
 
 
 @dataclass(frozen=True)
+class LatentGroup:
+    """What latent attention shares among its heads, and what is free of it.
+
+    Keys k and values v read a latent `z = norm(x D) ∘ a` of the stream x, and queries q and rotary queries r another
+    one, or the stream itself. One rotary key `t = x T` serves all heads:
+
+        softmax_n( q_m k_n^T + r_m R_{m-n} t_n^T ) v_n O^T
+
+    With its gains folded into what reads it, the root-mean-square norm of a latent lets orthogonal maps pass,
+    `D <- D P`, readers `W <- P^T W`; gains are then free, and trade with the readers' rows. (A scale of D is a symmetry
+    only if the norm's epsilon is zero.)
+
+    Attributes:
+        query: Width of the queries' latent; 0 where they read the stream.
+        key_value: Width of the latent of keys and values.
+        rotary: Continuous symmetry of all heads' rotary queries with the one key; all of its features rotate.
+    """
+
+    query: int
+    key_value: int
+    rotary: BilinearGroup
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The latents that there are, by name."""
+        return {name: width for name in ("query", "key_value") if (width := getattr(self, name))}
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the continuous part: rotations and gains of the latents, and the rotary maps."""
+        return self.rotary.dimension + sum(n * (n + 1) // 2 for n in self.widths.values())
+
+    def __str__(self) -> str:
+        latents = [f"O({n}) × (R*)^{n} ({name.replace('_', '-')} latent)" for name, n in self.widths.items()]
+        return " × ".join([f"{self.rotary} (rotary key)", *latents])
+
+
+@dataclass(frozen=True)
 class AttentionGroup:
     """The symmetry group of one attention block.
 
@@ -105,6 +143,7 @@ class AttentionGroup:
         table: For each entry of a query head's table of relative position biases, the number of the constant that it
             shares; softmax cancels what is added to all entries of one number. Empty without such tables.
         sink: Whether every query head has a score that attention may go to instead of any token.
+        latent: What heads share in latent attention, where their Q-K pair is all that doesn't rotate; None elsewhere.
     """
 
     groups: int
@@ -117,6 +156,12 @@ class AttentionGroup:
     permuted: bool = True
     table: tuple[int, ...] = ()
     sink: bool = False
+    latent: LatentGroup | None = None
+
+    @property
+    def rotary(self) -> BilinearGroup:
+        """The pair that rotary positions turn: of every head, or the one that all share."""
+        return self.query_key if self.latent is None else self.latent.rotary
 
     @property
     def heads(self) -> int:
@@ -143,7 +188,8 @@ class AttentionGroup:
         query_key = self.query_key.dimension if self.norm is None else 0
         heads, trades = self.trades
         tables = self.heads * self.table_shifts
-        return self.groups * (query_key + self.value_output.dimension + shifts) + heads * trades + tables
+        shared = 0 if self.latent is None else self.latent.dimension
+        return self.groups * (query_key + self.value_output.dimension + shifts) + heads * trades + tables + shared
 
     def __str__(self) -> str:
         shifts = [f"R^{len(self.query_key.linear)} (key bias)"] if self.key_shift and self.query_key.linear else []
@@ -158,4 +204,5 @@ class AttentionGroup:
         factors = " × ".join([f"QK {query_key}", f"VO {self.value_output}", *shifts])
         discrete = f"S_{self.groups}" if self.queries == 1 else f"S_{self.queries} wr S_{self.groups}"
         found = f"({factors})^{self.groups}" + (f" ⋊ {discrete}" if self.permuted else "")
+        found += "" if self.latent is None else f" × {self.latent}"
         return f"{found} × (R*)^{trades} (gains)" if self.norm is QueryKeyNorm.head else found

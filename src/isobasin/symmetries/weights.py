@@ -28,6 +28,20 @@ class AttentionWeights:
         key_gain: Likewise, `(..., g, n)` or `(..., 1, n)`.
         table: Relative position biases of every query head, `(..., g, s, entries)`, or None.
         sink: Score of no token for every query head, `(..., g, s)`, or None.
+
+    In latent attention (`LatentGroup`) queries, keys and values have a latent's features for model width, if they read
+    one, and its gains folded in. There are also:
+
+    Attributes:
+        rotary_query: All that rotates of queries, `(..., g, s, d, r)`.
+        rotary_key: The one rotary key, `(..., d, r)`.
+        rotary_key_bias: `(..., r)` or None.
+        query_down: What the queries' latent is normalised from, `(..., d, q)`; None where they read the stream.
+        query_down_bias: `(..., q)` or None.
+        query_down_gain: `(..., q)`, or None likewise.
+        key_value_down: Likewise of the latent of keys and values, `(..., d, c)`.
+        key_value_down_bias: `(..., c)` or None.
+        key_value_down_gain: `(..., c)`.
     """
 
     query: Tensor
@@ -42,6 +56,20 @@ class AttentionWeights:
     key_gain: Tensor | None = None
     table: Tensor | None = None
     sink: Tensor | None = None
+    rotary_query: Tensor | None = None
+    rotary_key: Tensor | None = None
+    rotary_key_bias: Tensor | None = None
+    query_down: Tensor | None = None
+    query_down_bias: Tensor | None = None
+    query_down_gain: Tensor | None = None
+    key_value_down: Tensor | None = None
+    key_value_down_bias: Tensor | None = None
+    key_value_down_gain: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Width of the stream that the block reads and writes."""
+        return self.output.shape[-2]
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by field name."""

@@ -58,18 +58,39 @@ def random_weights(
         shapes |= {"query_gain": (g, s, n) if own else (1, 1, n), "key_gain": (g, n) if own else (1, n)}
     shapes |= {"table": (g, s, len(group.table))} if group.table else {}
     shapes |= {"sink": (g, s)} if group.sink else {}
-    return AttentionWeights(
-        **{
-            name: torch.randn(*batch, *shape, generator=generator, dtype=torch.float64) / width**0.5
-            for name, shape in shapes.items()
-        }
-    )
+    shapes |= {} if group.latent is None else _latent_shapes(group, width, biases)
+    made = {
+        name: torch.randn(*batch, *shape, generator=generator, dtype=torch.float64) / width**0.5
+        for name, shape in shapes.items()
+    }
+    # What reads a latent is divided by its gains: none is near 0.
+    return AttentionWeights(**{name: x + x.sgn() * name.endswith("down_gain") for name, x in made.items()})
+
+
+def _latent_shapes(group: AttentionGroup, width: int, biases: dict[str, bool]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all that a latent changes; whether the output has a bias says whether what writes latents has some."""
+    latent, biased = group.latent, biases.get("output", False)
+    assert latent is not None
+    heads, rotary = (group.groups, group.queries), latent.rotary.features
+    widths = {"query": width, "key_value": width} | latent.widths
+    shapes = {
+        "query": (*heads, widths["query"], group.query_key.features),
+        "rotary_query": (*heads, widths["query"], rotary),
+        "rotary_key": (width, rotary),
+        "key": (group.groups, widths["key_value"], group.query_key.features),
+        "value": (group.groups, widths["key_value"], group.value_output.features),
+    }
+    shapes |= {"rotary_key_bias": (rotary,)} if biased else {}
+    for name, size in latent.widths.items():
+        shapes |= {f"{name}_down": (width, size), f"{name}_down_gain": (size,)}
+        shapes |= {f"{name}_down_bias": (size,)} if biased else {}
+    return shapes
 
 
 def make_block(group: AttentionGroup, width: int, biases: dict[str, bool], seed: int, tokens: int = 6) -> Block:
     """A block with generic weights, an input for it, and distinct rotary frequencies."""
     generator = torch.Generator().manual_seed(seed + 1)
-    planes = max(len(group.query_key.planes), len(group.value_output.planes))
+    planes = max(len(group.rotary.planes), len(group.value_output.planes))
     frequencies = 1.3 ** -torch.arange(planes, dtype=torch.float64)
     positions = torch.arange(tokens, dtype=torch.float64) + seed % 5
     angles = positions.unsqueeze(-1) * frequencies if planes else None

@@ -163,10 +163,27 @@ _SCORES: dict[str, Any] = {
     "amplified": True,
     "reason": "transformers casts queries and keys to float32 before their product",
 }
+# What is normalised of latents is in another basis, so it is rounded to another float32 number everywhere.
+_LATENTS = {**_RMS, "tolerance": 1e-5}
 _FLOAT = {"tolerance": 1e-6, "reason": "transformers computes this softmax in float32 whatever the model's dtype"}
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _CLAMPED = {"num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 0.5}
+_LATENT = {
+    **_SIZES,
+    "q_lora_rank": 14,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 6,
+    "first_k_dense_replace": 2,
+}
+_LATENT_EXPERTS = {
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "vit": _vision("ViT"),
     "deit": _vision("DeiT"),
@@ -282,6 +299,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "Falcon", {k: v for k, v in _SIZES.items() if k != "intermediate_size"} | {"ffn_hidden_size": 48}
     ),
     "smollm3": _decoder("SmolLM3", {**_GROUPED, "no_rope_layer_interval": 2}, **_RMS),
+    "deepseek_v2": _decoder("DeepseekV2", {**_LATENT, "q_lora_rank": None}, **_LATENTS),
+    "deepseek_v3": _decoder("DeepseekV3", {**_LATENT, "num_key_value_heads": 4}, **_LATENTS),
     "glm": _decoder("Glm", {**_GROUPED, "head_dim": 8}, **_RMS),
     "granite": _decoder(
         "Granite",
@@ -347,6 +366,10 @@ TINY_MODELS = (
     tiny("falcon", "grouped", config={"new_decoder_architecture": True, "num_kv_heads": 2}),
     tiny("falcon", "multi-head", config={"multi_query": False, "bias": True}),
     tiny("smollm3", "biases", config={"attention_bias": True}),
+    tiny("deepseek_v2", "query-latent", config={"q_lora_rank": 14, "attention_bias": True, "mlp_bias": True}),
+    tiny("deepseek_v2", "experts", config=_LATENT_EXPERTS),
+    tiny("deepseek_v3", "biases", config={"attention_bias": True, "rope_interleave": False}),
+    tiny("deepseek_v3", "experts", config={**_LATENT_EXPERTS, "q_lora_rank": None, "n_group": 2, "topk_group": 1}),
     tiny("glm", "no-bias", config={"attention_bias": False}),
     tiny("granite", "biases", config={"attention_bias": True}),
     tiny("modernbert", "biases", config={"attention_bias": True}),

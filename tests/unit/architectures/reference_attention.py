@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 
 Tables = tuple[Tensor, Tensor]
@@ -39,23 +39,37 @@ def attention(
 ) -> Tensor:
     """The block's output for one sequence `hidden`, `(tokens, width)`, which reads itself or `memory`.
 
-    Scores by `1 / sqrt(d_h)` if by no `scale`; `epsilon` is that of the norm of queries and keys, `bias` what is added
-    to the scores of every head, `(g, s, tokens, tokens)`.
+    Scores by `1 / sqrt(d_h)` if by no `scale`; `epsilon` is that of the norm of queries and keys, or of latents, `bias`
+    what is added to the scores of every head, `(g, s, tokens, tokens)`.
     """
     memory = hidden if memory is None else memory
 
     def with_bias(heads: Tensor, bias: Tensor | None) -> Tensor:
         return heads if bias is None else heads + bias[..., None, :]
 
-    query = with_bias(torch.einsum("td,gsdn->gstn", hidden, weights.query), weights.query_bias)
-    key = with_bias(torch.einsum("td,gdn->gtn", memory, weights.key), weights.key_bias)
-    value = with_bias(torch.einsum("td,gdm->gtm", memory, weights.value), weights.value_bias)
+    def latent(hidden: Tensor, down: Tensor | None, bias: Tensor | None) -> Tensor:
+        if down is None:
+            return hidden
+        plain = with_bias(hidden @ down, bias)
+        return plain / (plain.square().mean(-1, keepdim=True) + epsilon).sqrt()
+
+    asking = latent(hidden, weights.query_down, weights.query_down_bias)
+    asked = latent(memory, weights.key_value_down, weights.key_value_down_bias)
+    query = with_bias(torch.einsum("td,gsdn->gstn", asking, weights.query), weights.query_bias)
+    key = with_bias(torch.einsum("td,gdn->gtn", asked, weights.key), weights.key_bias)
+    value = with_bias(torch.einsum("td,gdm->gtm", asked, weights.value), weights.value_bias)
     if weights.query_gain is not None:
         query = normalised(query, group, epsilon) * weights.query_gain[..., None, :]
         key = normalised(key, group, epsilon) * weights.key_gain[..., None, :]
     query, key = (rotate(x, group.query_key.planes, tables) for x in (query, key))
     value = rotate(value, group.value_output.planes, tables)
-    scores = torch.einsum("gsmn,gkn->gsmk", query, key) * (scale or query.shape[-1] ** -0.5)
+    scores = torch.einsum("gsmn,gkn->gsmk", query, key)
+    if group.latent is not None:
+        turning = torch.einsum("td,gsdn->gstn", asking, weights.rotary_query)
+        shared = with_bias(memory @ weights.rotary_key, weights.rotary_key_bias)
+        turning, shared = (rotate(x, group.latent.rotary.planes, tables) for x in (turning, shared))
+        scores = scores + torch.einsum("gsmn,kn->gsmk", turning, shared)
+    scores = scores * (scale or query.shape[-1] ** -0.5)
     scores = scores if softcap is None else softcap * (scores / softcap).tanh()
     scores = scores if bias is None else scores + bias
     if causal:
@@ -126,7 +140,7 @@ def random_move(
             if role in per_query:
                 bias = torch.stack([b[order] for b, order in zip(bias, inner, strict=True)])
             moved[f"{role}_bias"] = torch.einsum("g...n,gnk->g...k", bias, u)
-    for role in ("query_gain", "table", "sink"):
+    for role in ("query_gain", "table", "sink", "rotary_query"):
         own = getattr(weights, role)
         if own is not None and own.shape[:2] == (group.groups, group.queries):
             moved[role] = torch.stack([x[order] for x, order in zip(own[outer], inner, strict=True)])
@@ -144,4 +158,24 @@ def random_move(
         shift = torch.randn(new.value_bias.shape, generator=generator, dtype=torch.float64)
         traded = torch.einsum("gm,gsdm->d", shift, new.output)
         new = replace(new, value_bias=new.value_bias + shift, output_bias=new.output_bias - traded)
-    return new
+    return new if group.latent is None else random_latent_move(new, group.latent, generator)
+
+
+def random_latent_move(weights: AttentionWeights, group: LatentGroup, generator: torch.Generator) -> AttentionWeights:
+    """Latents in another orthonormal basis and with other gains, and another rotary key for all heads."""
+    parts = weights.tensors()
+    u = random_map(group.rotary, generator)
+    parts["rotary_query"] = parts["rotary_query"] @ u.mT
+    for role in {"rotary_key", "rotary_key_bias"} & parts.keys():
+        parts[role] = parts[role] @ u.inverse()
+    for name, readers in (("query", ("query", "rotary_query")), ("key_value", ("key", "value"))):
+        if f"{name}_down" not in parts:
+            continue
+        n = parts[f"{name}_down"].shape[-1]
+        turn = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
+        for role in {f"{name}_down", f"{name}_down_bias"} & parts.keys():
+            parts[role] = parts[role] @ turn
+        for role in readers:
+            parts[role] = turn.mT @ parts[role]
+        parts[f"{name}_down_gain"] = torch.rand(n, generator=generator, dtype=torch.float64) - 1.5
+    return AttentionWeights(**parts)

@@ -17,7 +17,7 @@ from torch import Tensor
 from isobasin.architectures.registry import families
 from isobasin.architectures.resolve import specification
 from isobasin.architectures.schema import AttentionSite, Specification
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verification import load
 
@@ -120,6 +120,11 @@ def regrouped(heads: int) -> AttentionGroup:
     return group(groups=heads, features=32 // heads, key=True, value=True)
 
 
+def latent(query: int, planes: tuple[tuple[int, int], ...]) -> AttentionGroup:
+    shared = LatentGroup(query, 12, BilinearGroup(8, planes))
+    return AttentionGroup(4, 1, BilinearGroup(4), BilinearGroup(6), latent=shared)
+
+
 GROUPS = {
     "vit": FREE,
     "vit-no-qkv-bias": group(),
@@ -210,6 +215,12 @@ GROUPS = {
     "olmo2": group(HALF_8, groups=2, queries=2, norm=QueryKeyNorm.full),
     "gemma3_text": group(HALF_8, groups=2, queries=2, norm=QueryKeyNorm.head),
     "gpt_oss": group(HALF_8, groups=2, queries=2, sink=True),
+    "deepseek_v2": latent(0, PAIRS_8),
+    "deepseek_v2-query-latent": latent(14, PAIRS_8),
+    "deepseek_v2-experts": latent(0, PAIRS_8),
+    "deepseek_v3": latent(14, PAIRS_8),
+    "deepseek_v3-biases": latent(14, HALF_8),
+    "deepseek_v3-experts": latent(0, PAIRS_8),
     "bloom": group(key=True, value=True, permuted=False),
     "mpt": group(permuted=False),
     "isobasin_vit": group(HALF_8, value=True),
@@ -261,15 +272,16 @@ def test_write_inverts_read(case, saved):
         written = site.write(tiny.tensors, weights)
         assert set(written) == set(site.shapes())
         for name, tensor in written.items():
-            # Gains that are stored without a 1 go through one rounding.
-            torch.testing.assert_close(tensor, tiny.tensors[name], rtol=0, atol=1e-15 * bool(site.gain_offset))
+            # Gains that are stored without a 1, and what latents' gains are folded into, go through one rounding.
+            rounding = 1e-15 * bool(site.gain_offset or site.group.latent)
+            torch.testing.assert_close(tensor, tiny.tensors[name], rtol=0, atol=rounding)
             assert tensor.is_contiguous()
         other = weights.map(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype))
         original = {name: tensor.clone() for name, tensor in tiny.tensors.items()}
         again = site.read(site.write(tiny.tensors, other))
         assert other.tensors().keys() == again.tensors().keys()
         for name, t in other.tensors().items():
-            torch.testing.assert_close(again.tensors()[name], t, rtol=0, atol=1e-15 * bool(site.gain_offset))
+            torch.testing.assert_close(again.tensors()[name], t, rtol=0, atol=rounding)
         assert all(torch.equal(tiny.tensors[name], original[name]) for name in original)
 
 
@@ -297,11 +309,14 @@ def test_write_refuses_to_drop_or_invent_a_bias(saved):
 
 def swapped_planes(site: AttentionSite) -> AttentionSite:
     """The same number of rotated features in the other order."""
-    planes = site.group.query_key.planes
+    group, planes = site.group, site.group.rotary.planes
     half = len(planes)
     interleaved = tuple((2 * j, 2 * j + 1) for j in range(half))
     other = interleaved if planes != interleaved else tuple((j, j + half) for j in range(half))
-    return replace(site, group=replace(site.group, query_key=BilinearGroup(8, other)))
+    pair = BilinearGroup(8, other)
+    if group.latent is not None:
+        return replace(site, group=replace(group, latent=replace(group.latent, rotary=pair)))
+    return replace(site, group=replace(group, query_key=pair))
 
 
 def swapped_parts(site: AttentionSite) -> AttentionSite:
@@ -336,6 +351,8 @@ MISTAKES = [
     ("phi3", swapped_planes),
     ("cohere", swapped_planes),
     ("glm", swapped_planes),
+    ("deepseek_v2", swapped_planes),
+    ("deepseek_v3", swapped_planes),
     ("falcon", swapped_planes),
     ("modernbert", swapped_planes),
     ("dinov3_vit", swapped_planes),

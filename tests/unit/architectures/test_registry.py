@@ -14,7 +14,7 @@ def test_all_families_are_there():
     decoders = ["gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"]
     decoders += ["cohere", "falcon", "gemma", "gemma2", "glm", "granite", "mixtral", "olmo", "phi", "phi3"]
     decoders += ["qwen2_moe", "smollm3", "stablelm", "starcoder2", "bloom", "gemma3_text", "gpt_oss", "mpt", "olmo2"]
-    decoders += ["qwen3", "qwen3_moe"]
+    decoders += ["deepseek_v2", "deepseek_v3", "qwen3", "qwen3_moe"]
     names = [entry.model_type for entry in families()]
     others = ["bart", "clip", "clip_text_model", "clip_vision_model", "marian", "siglip", "siglip_text_model"]
     others += ["siglip_vision_model", "whisper", "xlm-roberta", "beit", "mpnet", "swin", "t5"]

@@ -38,6 +38,17 @@ def gpt_oss_table(model: Any, layer: int) -> Tables:
     return cos[0], sin[0]
 
 
+def deepseek_table(model: Any, layer: int) -> Tables:
+    """Complex numbers, one for each plane."""
+    turns = model.base_model.rotary_emb(torch.zeros(1, dtype=torch.float64), torch.arange(TOKENS)[None])[0]
+    return turns.real, turns.imag
+
+
+def latent_scores(config: dict[str, Any]) -> dict[str, float]:
+    """Queries and keys are as wide as both of their parts; the norms of latents have an epsilon of their own."""
+    return {"epsilon": 1e-6, "scale": (config["qk_nope_head_dim"] + config["qk_rope_head_dim"]) ** -0.5}
+
+
 def modernbert_table(model: Any, layer: int) -> Tables:
     """Local and global layers have tables of their own."""
     x, positions = torch.zeros(1, dtype=torch.float64), torch.arange(TOKENS)[None]
@@ -207,6 +218,8 @@ _WATCHED = {
     "gemma3_text": Watched(
         "Gemma3Attention", "o_proj", modernbert_table, 1e-5, lambda c: {"epsilon": 1e-6, "scale": 256**-0.5}
     ),
+    "deepseek_v2": Watched("DeepseekV2Attention", "o_proj", deepseek_table, 1e-5, latent_scores),
+    "deepseek_v3": Watched("DeepseekV3Attention", "o_proj", rotary_module, 1e-5, latent_scores),
     "gpt_oss": Watched("GptOssAttention", "o_proj", gpt_oss_table),
     # Softmax is float32.
     "bloom": Watched("BloomAttention", "dense", None, 1e-5, bias=alibi),
