@@ -196,6 +196,8 @@ GROUPS = {
     "falcon": group(HALF_8, groups=1, queries=4),
     "falcon-grouped": group(HALF_8, groups=2, queries=2),
     "falcon-multi-head": group(HALF_8, value=True),
+    "falcon-alibi": group(key=True, value=True, permuted=False),
+    "falcon-alibi-shared": group(groups=1, queries=4, permuted=False),
     "smollm3": (group(HALF_8, groups=2, queries=2), group(groups=2, queries=2)),
     "smollm3-biases": (
         group(HALF_8, groups=2, queries=2, value=True),

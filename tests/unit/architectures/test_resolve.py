@@ -206,7 +206,6 @@ def test_names_that_only_look_like_attention_are_left_alone():
         ("cohere", {"use_qk_norm": True}, "has use_qk_norm: normalised"),
         ("olmo", {"clip_qkv": 8.0}, "has clip_qkv: clipped"),
         ("olmo", {"clip_qkv": 0.0}, "has clip_qkv: clipped"),
-        ("falcon", {"alibi": True}, "has alibi: biases of the scores"),
         ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 3}, "not a multiple of num_key_value_heads 3"),
         ("falcon", {"num_attention_heads": 5}, "hidden_size 32 is not a multiple of num_attention_heads 5"),
         ("cohere", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported for model type cohere"),

@@ -80,10 +80,18 @@ def vit_table(model: Any, layer: int) -> Tables:
     return angles.cos(), angles.sin()
 
 
-def alibi(weights: AttentionWeights, causal: bool) -> Tensor:
+def alibi(weights: AttentionWeights | None, causal: bool) -> Tensor:
     """ALiBi of 4 heads, by the key's position alone, which softmax doesn't tell from the distance."""
     slopes = torch.tensor([0.25, 0.0625, 0.015625, 0.00390625], dtype=torch.float64)
     return slopes[:, None, None, None] * torch.arange(TOKENS, dtype=torch.float64)
+
+
+def falcon_scores(config: dict[str, Any]) -> dict[str, Any]:
+    """Falcon divides slopes as it does scores, by the root of 8 features."""
+    if "alibi" not in config:
+        return {}
+    heads = (4, 1) if config.get("multi_query") is False else (1, 4)
+    return {"bias": alibi(None, True).view(*heads, 1, TOKENS) / 8**0.5}
 
 
 def by_distance(weights: AttentionWeights, backward: list[int], forward: list[int]) -> Tensor:
@@ -139,7 +147,7 @@ class Watched:
     output: str
     tables: Callable[[Any, int], Tables] | None = None
     tolerance: float = 1e-9
-    scores: Callable[[dict[str, Any]], dict[str, float]] = lambda config: {}
+    scores: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: {}
     bias: Callable[[AttentionWeights, bool], Tensor] | None = None
     causal_in: tuple[str, ...] | None = None
 
@@ -203,7 +211,7 @@ _WATCHED = {
     "starcoder2": Watched("Starcoder2Attention", "o_proj", rotary_module),
     # Cohere and ModernBERT cast queries and keys to float32 too.
     "cohere": Watched("CohereAttention", "o_proj", interleaved_module, 1e-5),
-    "falcon": Watched("FalconAttention", "dense", rotary_module),
+    "falcon": Watched("FalconAttention", "dense", rotary_module, scores=falcon_scores),
     "smollm3": Watched("SmolLM3Attention", "o_proj", rotary_module),
     "glm": Watched("GlmAttention", "o_proj", rotary_module),
     "granite": Watched(

@@ -1,10 +1,11 @@
 """Falcon: one fused tensor of `[queries | K | V]` for each key/value head, of which there are three possible numbers.
 
 `new_decoder_architecture` has `num_kv_heads` of them, `multi_query` one, and otherwise every head has its own. All
-features of a head rotate, in half order; `bias` is about all projections.
+features of a head rotate, in half order, or with `alibi` none: a slope then ties every head to its place. `bias` is
+about all projections.
 """
 
-from isobasin.architectures.configuration import Config, layers, refuse, rotated, sizes
+from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_heads, half_planes, linears
 from isobasin.architectures.schema import AttentionSite, FeedForwardSite
@@ -18,12 +19,12 @@ _FEEDFORWARD = f"{_LAYER}.mlp"
 
 def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of a Falcon."""
-    refuse(config, "alibi", "biases of the scores that differ from head to head are not supported")
     groups = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else None
     shape = sizes(config, groups=groups)
     projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=config.bias)
-    planes = half_planes(rotated(config, shape.features))
-    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
+    planes = () if config.alibi else half_planes(rotated(config, shape.features))
+    group = attention_group(shape, projections, planes, permuted=not config.alibi)
+    return attention_sites(layers(config), _ATTENTION, projections, group)
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
