@@ -71,6 +71,9 @@ GROUPS = {
     "normalised heads": AttentionGroup(2, 2, BilinearGroup(6, _PLANES), BilinearGroup(4), norm=QueryKeyNorm.head),
     "normalised width": AttentionGroup(2, 2, BilinearGroup(6, _PLANES), BilinearGroup(4), norm=QueryKeyNorm.full),
     "normalised, not rotated": AttentionGroup(3, 1, BilinearGroup(5), BilinearGroup(4), norm=QueryKeyNorm.head),
+    "heads with LayerNorm": AttentionGroup(
+        2, 2, BilinearGroup(7, _PLANES), BilinearGroup(4), norm=QueryKeyNorm.centred, means=13
+    ),
     "slopes": AttentionGroup(
         4, 1, BilinearGroup(4), BilinearGroup(4), key_shift=True, value_shift=True, permuted=False
     ),

@@ -13,7 +13,7 @@ from isobasin.symmetries import attention, gains
 from isobasin.symmetries.groups import QueryKeyNorm
 from isobasin.testing.strategies import element, make_block, make_group, random_weights
 
-HEAD, FULL = QueryKeyNorm.head, QueryKeyNorm.full
+HEAD, FULL, CENTRED = QueryKeyNorm.head, QueryKeyNorm.full, QueryKeyNorm.centred
 # name: biases, key/value heads, queries of each, features, planes, what else, and the dimension by hand
 SETTINGS: dict[str, tuple[dict[str, bool], int, int, int, Any, dict[str, Any], int]] = {
     "norm": (NONE, 2, 1, 3, (), {"norm": HEAD}, 2 * 9 + 3),
@@ -23,6 +23,10 @@ SETTINGS: dict[str, tuple[dict[str, bool], int, int, int, Any, dict[str, Any], i
     "norm-partial-rope": (NONE, 2, 1, 4, SOME, {"norm": HEAD}, 2 * 16 + 3),
     "full-norm": (NONE, 2, 1, 3, (), {"norm": FULL}, 2 * (9 + 3)),
     "full-norm-rope-grouped": (NONE, 2, 2, 4, HALF, {"norm": FULL}, 2 * (16 + 2)),
+    "layer-norm-rope": (NONE, 2, 1, 4, HALF, {"norm": CENTRED, "means": 8}, 2 * (16 + 2) + 4 * 8),
+    "layer-norm-rope-biases": (ALL, 2, 1, 4, PAIRS, {"norm": CENTRED, "means": 9}, 2 * (16 + 4 + 2) + 4 * 9),
+    "layer-norm-partial-rope-grouped": (NONE, 2, 2, 4, SOME, {"norm": CENTRED, "means": 8}, 2 * (16 + 3) + 6 * 8),
+    "layer-norm-least": (NONE, 2, 1, 3, SOME, {"norm": CENTRED, "means": 6}, 2 * (9 + 2) + 4 * 6),
     "sink": (ALL, 2, 1, 3, (), {"sink": True}, 2 * (9 + 9)),
     "sink-rope-grouped": (ALL, 2, 2, 4, HALF, {"sink": True}, 2 * (4 + 16)),
     "slopes": (ALL, 2, 1, 3, (), {"permuted": False}, 2 * (9 + 9 + 3 + 3)),
@@ -41,7 +45,36 @@ def test_directions_that_the_function_does_not_see(name):
     assert found.gap > 1e6
 
 
-@pytest.mark.parametrize("norm", list(QueryKeyNorm))
+@pytest.mark.parametrize(("features", "planes"), [(3, ()), (2, SOME)])
+def test_layer_norm_of_heads_that_are_refused_hides_more(features, planes):
+    """A curve of gains where nothing rotates, and the phase of the only plane."""
+    facts = {"norm": CENTRED, "means": 2 * features}
+    group = replace(make_group(2, 1, features, NONE, planes), **facts)
+    found = unseen(group, random_weights(group, 2 * features, NONE, seed=1))
+    assert found.nullity > group.dimension
+    assert found.gap > 1e6
+
+
+def test_layer_norm_lets_no_sign_of_a_plane_pass():
+    """Two turns of one plane are a trade of -1, and the sign of a head is that of all features."""
+    group = make_group(2, 1, 5, NONE, HALF, norm=CENTRED)
+    block = make_block(group, 12, NONE, seed=3)
+    start = attention.identity(group)
+    planes = start.query_key.planes.clone()
+    planes[1, 0] = 1j
+    turn = replace(start, query_key=replace(start.query_key, planes=planes))
+    twice = attention.compose(group, turn, turn)
+    assert attention.contains(group, twice)
+    assert torch.equal(twice.query_key.planes, start.query_key.planes)
+    assert twice.trades.tolist() == [[1, 1, 1], [-1, 1, 1]]
+    flipped = replace(start, query_key=replace(start.query_key, planes=twice.query_key.planes * torch.tensor([1, -1])))
+    assert not attention.contains(group, flipped)
+    for one, same in ((turn, True), (twice, True)):
+        moved = attention.act(group, one, block.weights)
+        assert (float((block.output() - block.output(moved)).abs().max()) < 1e-12) == same
+
+
+@pytest.mark.parametrize("norm", [HEAD, FULL])
 def test_what_heads_with_common_gains_share_is_shared(norm):
     """A turn of one head alone is an element only where that head has gains of its own."""
     group = make_group(3, 1, 4, NONE, HALF, norm=norm)

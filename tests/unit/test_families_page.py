@@ -10,7 +10,7 @@ import pytest
 from isobasin.architectures.configuration import build
 from isobasin.architectures.registry import family
 from isobasin.pipeline.families import all_families, attention_formula, page
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.testing.tiny import TINY_MODELS, TinyModel
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -28,6 +28,8 @@ def with_numbers(formula: str, group: AttentionGroup) -> str:
         values = group.value_output.features
         sizes |= {"d_n": features, "d_v": values, "c_q": group.latent.query, "c": group.latent.key_value}
     sums = {
+        "((h/g + 1)d)": (group.queries + 1) * group.means,
+        "(2d)": 2 * group.means,
         "(d_h/2)": features // 2,
         "(d_h − r/2)": features - planes,
         "(r/2)": planes,
@@ -53,5 +55,7 @@ def test_formulas_of_groups_that_no_family_has():
     planes = ((0, 1),)
     pair, plain = BilinearGroup(6, planes), BilinearGroup(6)
     assert "QK {±1}^(d_h − r/2)" in attention_formula(AttentionGroup(2, 1, pair, plain, norm="head"))  # pyright: ignore[reportArgumentType]
+    normed = AttentionGroup(2, 1, pair, plain, norm=QueryKeyNorm.centred, means=12)
+    assert with_numbers(attention_formula(normed), normed) == str(normed)
     table = AttentionGroup(2, 1, plain, plain, table=(0, 0, 1))
     assert with_numbers(attention_formula(table), table) == str(table)

@@ -148,6 +148,7 @@ class _Attention(_Model):
     table: tuple[int, ...] = ()
     sink: bool = False
     latent: _Latent | None = None
+    means: int = 0
 
     def build(self) -> AttentionGroup:
         return AttentionGroup(
@@ -162,6 +163,7 @@ class _Attention(_Model):
             self.table,
             self.sink,
             None if self.latent is None else self.latent.build(),
+            self.means,
         )
 
 

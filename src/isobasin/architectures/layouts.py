@@ -151,6 +151,11 @@ def gains(name: str, features: int, heads: int = 1) -> Projection:
     return Projection(name, None, Layout("(head feature)", (("head", heads), ("feature", features))))
 
 
+def head_gains(name: str, features: int, heads: int) -> Projection:
+    """Gains of normalised queries or keys, `(heads, features)`."""
+    return Projection(name, None, Layout("head feature", (("head", heads), ("feature", features))))
+
+
 def position_table(name: str, entries: int, heads: int) -> Projection:
     """Relative position biases, `(entries, heads)`."""
     return Projection(name, None, Layout("feature head", (("feature", entries), ("head", heads))))

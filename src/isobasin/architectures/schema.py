@@ -19,7 +19,7 @@ from torch import Tensor
 
 from isobasin.architectures.residual import Residual
 from isobasin.errors import TensorError
-from isobasin.symmetries import latent
+from isobasin.symmetries import gains, latent
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -124,6 +124,10 @@ class Projection:
     weight: str
     bias: str | None
     layout: Layout
+
+
+Gains = Projection | tuple[Projection, ...]
+"""Where gains of normalised queries or keys lie: all together, or those of each head by themselves."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +252,8 @@ class AttentionSite(Site):
     value: Projection
     output: Projection
     group: AttentionGroup
-    query_gain: Projection | None = None
-    key_gain: Projection | None = None
+    query_gain: Gains | None = None
+    key_gain: Gains | None = None
     table: Projection | None = None
     sink: Projection | None = None
     gain_offset: float = 0.0
@@ -268,8 +272,14 @@ class AttentionSite(Site):
 
     def _there(self, *roles: str) -> dict[str, Projection]:
         """Those of some roles that the block has."""
-        named: dict[str, Projection | None] = {role: getattr(self, role) for role in roles}
-        return {role: projection for role, projection in named.items() if projection is not None}
+        named: dict[str, Gains | None] = {role: getattr(self, role) for role in roles}
+        found: dict[str, Projection] = {}
+        for role, there in named.items():
+            if isinstance(there, tuple):
+                found |= {f"{role}.{head}": part for head, part in enumerate(there)}
+            elif there is not None:
+                found[role] = there
+        return found
 
     @property
     def readers(self) -> dict[str, Projection]:
@@ -289,7 +299,11 @@ class AttentionSite(Site):
         return (self.output,)
 
     def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> AttentionWeights:
-        """The block's weights in float64, without leading dimensions."""
+        """The block's weights in float64, without leading dimensions, nor the means that LayerNorm takes away."""
+        found = self._read(tensors, device)
+        return gains.centred(found)[0] if self.group.means else found
+
+    def _read(self, tensors: Mapping[str, Tensor], device: str | torch.device) -> AttentionWeights:
         g, s = self.group.groups, self.group.queries
         heads = {"query": (g, s), "rotary_query": (g, s), "key": (g,), "value": (g,), "output": (g, s)}
         double = {name: tensors[name].to(device, torch.float64) for name in self.shapes()}
@@ -303,7 +317,10 @@ class AttentionSite(Site):
                     bias = projection.layout.read(bias, bias=True)
                     bias = bias.reshape(*heads.get(role, ()), *bias.shape[1:])
                 parts[f"{role}_bias"] = bias
-        others = {role: other.layout.read(double[other.weight], bias=True) for role, other in self.others.items()}
+        others: dict[str, Tensor] = {}
+        for name, other in self.others.items():
+            role, own = name.partition(".")[0], other.layout.read(double[other.weight], bias=True)
+            others[role] = torch.cat([others[role], own]) if role in others else own
         found = AttentionWeights(**parts, **{role: self._by_heads(role, x) for role, x in others.items()})
         return found if self.group.latent is None else latent.folded(self.group.latent, self._checked(found))
 
@@ -329,14 +346,34 @@ class AttentionSite(Site):
     def write(self, tensors: Mapping[str, Tensor], weights: AttentionWeights) -> dict[str, Tensor]:
         """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
         plain = weights if self.group.latent is None else latent.unfolded(self.group.latent, weights)
+        if self.group.means:
+            # Heads that change places leave their means where they are.
+            _, means = gains.centred(self._read(tensors, weights.query.device))
+            plain = replace(plain, **{role: getattr(plain, role) + mean for role, mean in means.items()})
+        return self._written(tensors, plain)
+
+    def _written(self, tensors: Mapping[str, Tensor], plain: AttentionWeights) -> dict[str, Tensor]:
         parts = plain.tensors()
-        gains = {role: parts[role] - self.gain_offset for role in ("query_gain", "key_gain") if role in parts}
-        return self._write(tensors, parts | gains)
+        parts |= {role: parts[role] - self.gain_offset for role in ("query_gain", "key_gain") if role in parts}
+        return self._write(tensors, self._apart(parts))
+
+    def centred(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stored tensors without the means that LayerNorm takes away from queries and keys."""
+        return self._written(tensors, self.read(tensors))
+
+    def _apart(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parts with gains that heads have by themselves under their own names."""
+        found = dict(parts)
+        for name in self.others:
+            role, _, head = name.partition(".")
+            if head:
+                found[name] = parts[role].flatten(0, -2)[int(head)]
+        return found
 
     def stored(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The stored tensors of weights by role that no gain is folded into or added to: a linear map."""
+        """The stored tensors of weights by role to which nothing is added, and no gain folded in: a linear map."""
         zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in self.shapes().items()}
-        return self._write(zeros, parts)
+        return self._write(zeros, self._apart(parts))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,9 @@ def attention_group(
         raise ArchitectureError(
             f"rotary positions turn {2 * len(planes)} features, but a head has only {sizes.features}"
         )
+    if norm is QueryKeyNorm.centred and (not planes or sizes.features < 3):
+        # Without planes a curve of gains, with two features all phases of their one plane leave the scores as they are.
+        raise ArchitectureError("LayerNorm of queries and keys is supported where some of 3 features or more rotate")
     query_key = BilinearGroup(sizes.features, planes)
     return AttentionGroup(
         groups=sizes.groups,
@@ -64,6 +67,7 @@ def attention_group(
             projections.value.bias is not None and projections.output.bias is not None and not rotary_value and not sink
         ),
         norm=norm,
+        means=sizes.width + (projections.query.bias is not None) if norm is QueryKeyNorm.centred else 0,
         permuted=permuted,
         table=table,
         sink=sink,

@@ -52,8 +52,11 @@ def _read_by_attention(site: AttentionSite, biased: bool) -> int:
     def free(projection: Projection) -> bool:
         return projection.bias is not None or not biased
 
-    queries = group.heads * query_key.features if free(site.query) else 0
-    keys = group.groups * (query_key.features if free(site.key) else len(query_key.linear))
+    # The group has those along the vector of ones where another LayerNorm takes these away.
+    features = query_key.features - bool(group.means)
+    softmax = 0 if group.norm else len(query_key.linear)
+    queries = group.heads * features if free(site.query) else 0
+    keys = group.groups * (features if free(site.key) else softmax)
     values = group.groups * value_output.features
     if value_output.planes or site.output.bias is not None:
         taken_back = free(site.value) or not value_output.planes

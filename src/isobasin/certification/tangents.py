@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from isobasin.architectures.schema import AttentionSite, FeedForward
-from isobasin.symmetries import attention, feedforward, latent
+from isobasin.symmetries import attention, feedforward, gains, latent
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
@@ -47,15 +47,18 @@ def attention_tangents(group: AttentionGroup, weights: AttentionWeights) -> Part
     fixed = ["outer", "inner"] + [name for name in ("key_shift", "value_shift") if not getattr(group, name)]
     fixed += [name for name in parts if name.startswith("query_key") and group.norm is not None]
 
+    means = {role: torch.zeros(*getattr(weights, role).shape[:-2], group.means).double() for role in ("query", "key")}
     turns = {} if group.latent is None else {f"latent.{n}": w for n, w in group.latent.widths.items()}
 
     def moved(coordinates: Parts) -> Parts:
         new = {n: torch.view_as_complex(x) if n in complex_parts else x for n, x in coordinates.items()}
         new |= {name: latent.rotated(new[name]) for name in turns if name in new}
         found = attention.act(group, AttentionElement.from_tensors({**parts, **new}), weights)
+        found = gains.shifted(found, {role: new[f"{role}_mean"] for role in means if f"{role}_mean" in new})
         return (found if group.latent is None else latent.unfolded(group.latent, found)).tensors()
 
     free = {name: part for name, part in parts.items() if name not in fixed}
+    free |= {f"{role}_mean": mean for role, mean in means.items()}
     free |= {name: torch.zeros(width * (width - 1) // 2, dtype=torch.float64) for name, width in turns.items()}
     return _derivatives(moved, {n: torch.view_as_real(x) if n in complex_parts else x for n, x in free.items()})
 

@@ -25,7 +25,7 @@ from isobasin.symmetries import attention, bilinear, feedforward, gains, latent,
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.bilinear import BilinearElement, column_squares
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.symmetries.latent import LatentElement
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -201,12 +201,15 @@ def _normed(
     imaginary = strengths((pair.left_planes.imag, pair.right_planes.imag), [x.imag for x in plane_gains])
     loose.check("turns", (imaginary - real).abs() <= loose.eps * imaginary.maximum(real))
     turns = torch.where(imaginary > real, torch.tensor(1j, device=real.device), 1.0).to(pair.left_planes)
-    planes = (x * turns.unsqueeze(-2) for x in (pair.left_planes, pair.right_planes))
-    signs = loose.phase(*(part for x in planes for part in (x.real, x.imag)))
-
     order = loose.order("features", strengths((pair.left, pair.right), linear_gains))
     moves = torch.eye(len(qk.linear)).to(pair.left)[order]
-    flips = loose.phase(pair.left @ moves.mT, pair.right @ moves.mT)
+    if group.norm is QueryKeyNorm.centred:
+        parts = [x for y in (pair.left_planes, pair.right_planes) for x in (y.real, y.imag)] + [pair.left, pair.right]
+        signs = flips = loose.phase(*(x.flatten(-2).unsqueeze(-1) for x in parts))
+    else:
+        planes = (x * turns.unsqueeze(-2) for x in (pair.left_planes, pair.right_planes))
+        signs = loose.phase(*(part for x in planes for part in (x.real, x.imag)))
+        flips = loose.phase(pair.left @ moves.mT, pair.right @ moves.mT)
     element = BilinearElement(moves * flips.unsqueeze(-1), turns * signs)
     return element, _trades(group, element, given, loose)
 
@@ -214,7 +217,7 @@ def _normed(
 def _trades(group: AttentionGroup, element: BilinearElement, given: tuple[Tensor, Tensor], loose: Loose) -> Tensor:
     """The trades that give the gains of queries and keys equal norms, and those of queries a positive sum of cubes."""
     qk = group.query_key
-    carried = [gains.carried(qk, gains.holders(group, element), x) for x in given]
+    carried = [gains.carried(group, gains.holders(group, element), x) for x in given]
     parts: list[Tensor] = []
     if qk.planes:
         planes = [bilinear.plane_part(qk, x) for x in carried]

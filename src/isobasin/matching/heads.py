@@ -19,7 +19,7 @@ from isobasin.matching import latents
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.symmetries import tables
 from isobasin.symmetries.bilinear import column_squares
-from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.groups import AttentionGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 
 
@@ -27,7 +27,7 @@ class HeadCost(StrEnum):
     """What two heads are compared by.
 
     * rotary: the complete invariant. On rotated planes `Σ_p ||q_p k_p^H - q'_p k'_p^H||²`, elsewhere as
-      frobenius.
+      frobenius; so too where LayerNorm lets the two features of a plane change places.
     * frobenius: `||M - M'||² + ||N - N'||²`; under rotary positions M is not a complete invariant.
     * centred: the paper's, with `M (I - 11^T/d)`; exact where `1^T x` is constant over tokens, as after a
       LayerNorm without gain and bias. What reads latents, which have no such vector, isn't centred.
@@ -81,7 +81,7 @@ def own_scores(group: AttentionGroup, weights: AttentionWeights) -> dict[str, Te
 
 def _circuits(group: AttentionGroup, weights: AttentionWeights, cost: HeadCost) -> tuple[Factors, Factors]:
     query_key, value_output = query_key_factors(group, weights), value_output_factors(group, weights)
-    if cost is HeadCost.rotary:
+    if cost is HeadCost.rotary and group.norm is not QueryKeyNorm.centred:
         return query_key, value_output
     apart = group.latent is not None
     left = _flat(query_key.left, query_key.left_planes)

@@ -7,11 +7,13 @@ unrotated feature that becomes another one adds `Σ_h |γ_h|`, so which becomes 
 either follows from the best trade, a root of a quartic:
 
     minimise  ||a_A - c a_B||² + ||b_A - b_B / c||²   over c ≠ 0.                                        (1)
+
+Where LayerNorm leaves a head one sign for all its features, both are tried: with either all else separates as before.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,9 +21,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.matching.factors import Factors
-from isobasin.symmetries import bilinear
+from isobasin.symmetries import bilinear, gains
 from isobasin.symmetries.bilinear import BilinearElement
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 
 _POLISH = 4
@@ -74,6 +76,8 @@ def align(
     """
     pair, holders = group.query_key, group.trades[0]
     theirs, ours = _Gains.of(reference), _Gains.of(model)
+    if group.norm is QueryKeyNorm.centred:
+        return _align_centred(pair, a, b, theirs, ours)
     planes, plane_trades = _turns(_inner_planes(a, b), theirs.planes(pair), ours.planes(pair), holders)
     matrix, linear_trades = _permutations(_inner(a, b), theirs.linear(pair), ours.linear(pair), holders)
     return BilinearElement(matrix, planes), torch.cat([plane_trades, linear_trades], -1)
@@ -88,6 +92,42 @@ def _inner_planes(a: Factors, b: Factors) -> Tensor:
 def _inner(a: Factors, b: Factors) -> Tensor:
     """γ of every unrotated feature of the reference with every one of the model, `(..., g, n, n)`."""
     return a.left.mT @ b.left + a.right.mT @ b.right
+
+
+def _align_centred(
+    pair: BilinearGroup, a: Factors, b: Factors, theirs: _Gains, ours: _Gains
+) -> tuple[BilinearElement, Tensor]:
+    """`align` for heads with gains of their own and one sign each."""
+    change = replace(b, left_planes=gains.swapped(b.left_planes), right_planes=gains.swapped(b.right_planes))
+    inner_planes = torch.stack([_inner_planes(a, x).real for x in (b, change)])
+    alternate = [_turned(x) for x in ours.planes(pair)]
+    tried = [_best_trade(*theirs.planes(pair), *x) for x in (ours.planes(pair), alternate)]
+    plane_trades, least = (torch.stack(x) for x in zip(*tried, strict=True))
+    inner = _inner(a, b)
+    linear_trades, linear_least = _every_trade(theirs.linear(pair), ours.linear(pair))
+    found: list[tuple[Tensor, ...]] = []
+    for sign in (1.0, -1.0):
+        costs = least - 2 * sign * inner_planes
+        turn = costs.argmin(0, keepdim=True)
+        linear_costs = linear_least - 2 * sign * inner
+        moves = _assigned(linear_costs)
+        total = costs.gather(0, turn).squeeze(0).sum(-1) + (linear_costs * moves).sum((-2, -1))
+        planes = torch.where(turn.squeeze(0) == 1, torch.tensor(1j).to(b.left_planes), 1.0) * sign
+        trades = torch.cat([plane_trades.gather(0, turn).squeeze(0), (linear_trades * moves).sum(-1)], -1)
+        found.append((total, moves * sign, planes, trades))
+    kept = found[0][0] <= found[1][0]
+
+    def pick(x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(kept.reshape(kept.shape + (1,) * (x.ndim - kept.ndim)), x, y)
+
+    _, matrix, planes, trades = (pick(x, y) for x, y in zip(*found, strict=True))
+    return BilinearElement(matrix, planes), trades
+
+
+def _turned(planes: Tensor) -> Tensor:
+    """Gains of planes after a quarter turn, as `_Gains.planes` has them: a and b alternate and become -b and a."""
+    real, imaginary = planes.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([-imaginary, real], -1).flatten(-2)
 
 
 def _turns(
@@ -114,15 +154,26 @@ def _permutations(
     n = inner.shape[-1]
     if not n:
         return inner, theirs[0].sum(-1)
-    pairs = [x.unsqueeze(-2) for x in theirs], [x.unsqueeze(-3) for x in ours]
-    trades, least = _best_trade(*pairs[0], *pairs[1])
+    trades, least = _every_trade(theirs, ours)
     shared = inner.abs().sum(-3, keepdim=True) if holders == 1 else inner.abs()
-    costs = (least - 2 * shared).reshape(-1, n, n).cpu().numpy()
-    chosen = np.stack([linear_sum_assignment(table)[1] for table in costs])
-    order = torch.from_numpy(chosen).reshape(trades.shape[:-1]).to(inner.device)
-    moves = torch.nn.functional.one_hot(order, n).to(inner)
+    moves = _assigned(least - 2 * shared)
     signs = torch.where(inner < 0, -1.0, 1.0).to(inner)
     return moves.expand(inner.shape) * signs, (trades * moves).sum(-1)
+
+
+def _every_trade(theirs: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """`_best_trade` of every unrotated feature with every one, `(..., holders, n, n)`."""
+    return _best_trade(*(x.unsqueeze(-2) for x in theirs), *(x.unsqueeze(-3) for x in ours))
+
+
+def _assigned(costs: Tensor) -> Tensor:
+    """The permutation matrices of least cost, `(..., n, n)`."""
+    n = costs.shape[-1]
+    if not n:
+        return costs
+    chosen = np.stack([linear_sum_assignment(table)[1] for table in costs.reshape(-1, n, n).cpu().numpy()])
+    order = torch.from_numpy(chosen).reshape(costs.shape[:-1]).to(costs.device)
+    return torch.nn.functional.one_hot(order, n).to(costs)
 
 
 def _best_trade(query_a: Tensor, key_a: Tensor, query_b: Tensor, key_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,8 +106,12 @@ def attention_formula(group: AttentionGroup) -> str:
     shifts = [f"R^{'(d_h − r)' if pair.planes else 'd_h'} (key bias)"] if group.key_shift else []
     shifts += ["R^d_h (value bias)"] if group.value_shift else []
     shifts += [f"R^{group.queries * group.table_shifts} (position biases)"] if group.table_shifts else []
-    shifts += [f"(R*)^{trades} (gains)"] if group.norm is QueryKeyNorm.full else []
+    shifts += [f"(R*)^{trades} (gains)"] if group.own_gains else []
     query_key = f"{{±1}}^{trades}" if group.norm else _bilinear_formula(pair)
+    if group.norm is QueryKeyNorm.centred:
+        # With biases d + 1 for d: no usual form has them.
+        query_key, means = "{±1}", "(2d)" if group.queries == 1 else "((h/g + 1)d)"
+        shifts.insert(0, f"R^{means} (means)")
     factors = " × ".join([f"QK {query_key}", f"VO {_bilinear_formula(group.value_output)}", *shifts])
     power, discrete = ("h", "S_h") if group.queries == 1 else ("g", "S_(h/g) wr S_g")
     found = f"({factors})^{power}" + (f" ⋊ {discrete}" if group.permuted else "")

@@ -57,7 +57,8 @@ Tensors = dict[str, Tensor]
 def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
     """All tensors along the stream and of all blocks in float64, normalisations folded and means left out.
 
-    Those are the means that no LayerNorm passes on, and the mean row of a router that may be shifted.
+    Those are the means that no LayerNorm passes on, of queries and keys too, and the mean row of a router that may be
+    shifted.
     """
     own = blocks.double(sorted(_names(blocks, stream)), device)
     tensors = dict(own)
@@ -75,6 +76,9 @@ def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
                 tensors[norm.bias] = offset(norm, gain, bias, blocks.name)
     if stream.group.basis is Basis.centred:
         _centre(stream, tensors)
+    for site in blocks.specification.sites:
+        if site.group.means:
+            tensors |= site.centred(tensors)
     for site in blocks.feedforwards():
         if isinstance(site, ExpertsSite) and site.group.shift:
             for name in (site.router.weight, site.router.bias):

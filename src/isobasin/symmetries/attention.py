@@ -168,16 +168,19 @@ def sample(
 def compose(group: AttentionGroup, second: AttentionElement, first: AttentionElement) -> AttentionElement:
     """The element that acts as `first` and then `second`."""
     moved = _permuted(group, first, second.outer)
+    trades = gains.permuted(group.query_key, gains.holders(group, second.query_key), moved.trades) * second.trades
+    query_key = bilinear.compose(second.query_key, moved.query_key)
+    query_key, trades = gains.settled(group, query_key, trades, second.query_key, moved.query_key)
     key_shift = torch.linalg.solve(second.query_key.matrix, moved.key_shift.unsqueeze(-2), left=False)
     value_shift = bilinear.act_left(group.value_output, second.value_output, moved.value_shift.unsqueeze(-2))
     return AttentionElement(
         moved.outer,
         permutation.take(moved.inner, second.inner),
-        bilinear.compose(second.query_key, moved.query_key),
+        query_key,
         bilinear.compose(second.value_output, moved.value_output),
         key_shift.squeeze(-2) + second.key_shift,
         value_shift.squeeze(-2) + second.value_shift,
-        gains.permuted(group.query_key, gains.holders(group, second.query_key), moved.trades) * second.trades,
+        trades,
         permutation.take(moved.table_shift, second.inner) + second.table_shift,
         latent.compose(second.latent, first.latent) if second.latent and first.latent else None,
     )
@@ -189,6 +192,8 @@ def inverse(group: AttentionGroup, element: AttentionElement) -> AttentionElemen
     moved = _permuted(group, element, back)
     inner = moved.inner.argsort(-1)
     query_key, undo = bilinear.inverse(moved.query_key), bilinear.inverse(moved.value_output)
+    trades = gains.permuted(group.query_key, gains.holders(group, query_key), 1 / moved.trades)
+    query_key, trades = gains.settled(group, query_key, trades, moved.query_key)
     value_shift = bilinear.act_left(group.value_output, undo, moved.value_shift.unsqueeze(-2)).squeeze(-2)
     return AttentionElement(
         back,
@@ -197,7 +202,7 @@ def inverse(group: AttentionGroup, element: AttentionElement) -> AttentionElemen
         undo,
         -(moved.key_shift.unsqueeze(-2) @ moved.query_key.matrix).squeeze(-2),
         -value_shift,
-        gains.permuted(group.query_key, gains.holders(group, query_key), 1 / moved.trades),
+        trades,
         -permutation.take(moved.table_shift, inner),
         latent.inverse(element.latent) if element.latent else None,
     )
@@ -229,9 +234,8 @@ def contains(group: AttentionGroup, element: AttentionElement) -> bool:
 
 def _permuted(group: AttentionGroup, element: AttentionElement, outer: Tensor) -> AttentionElement:
     """Every per-head part of an element, taken along another permutation of key/value heads."""
-    shared = group.norm is not QueryKeyNorm.full
     parts = element.tensors()
-    fixed = {name for name in parts if name.startswith(_LATENT)} | ({"trades"} if shared else set())
+    fixed = {name for name in parts if name.startswith(_LATENT)} | (set() if group.own_gains else {"trades"})
     moved = {name: permutation.take(part, outer) for name, part in parts.items() if name not in fixed}
     return AttentionElement.from_tensors({**parts, **moved})
 
@@ -269,17 +273,20 @@ def act(group: AttentionGroup, element: AttentionElement, weights: AttentionWeig
     w = permute(weights, element.outer, element.inner)
     qk, vo = group.query_key, group.value_output
     u, v = element.query_key, element.value_output
+    left, right = bilinear.act_left, bilinear.act_right
+    if group.norm is QueryKeyNorm.centred:
+        left = right = gains.act
     moved = replace(
         w,
-        query=bilinear.act_left(qk, u, w.query.flatten(-3, -2)).reshape(w.query.shape),
-        key=bilinear.act_right(qk, u, w.key),
+        query=left(qk, u, w.query.flatten(-3, -2)).reshape(w.query.shape),
+        key=right(qk, u, w.key),
         value=bilinear.act_left(vo, v, w.value),
         output=bilinear.act_right(vo, v, w.output.flatten(-3, -2)).reshape(w.output.shape),
     )
     if w.query_bias is not None:
-        moved = replace(moved, query_bias=bilinear.act_left(qk, u, w.query_bias))
+        moved = replace(moved, query_bias=left(qk, u, w.query_bias))
     if w.key_bias is not None:
-        key_bias = bilinear.act_right(qk, u, w.key_bias.unsqueeze(-2)).squeeze(-2)
+        key_bias = right(qk, u, w.key_bias.unsqueeze(-2)).squeeze(-2)
         moved = replace(moved, key_bias=shift_key_bias(group, key_bias, element.key_shift))
     if w.value_bias is not None:
         value_bias = bilinear.act_left(vo, v, w.value_bias.unsqueeze(-2)).squeeze(-2)
@@ -292,8 +299,8 @@ def act(group: AttentionGroup, element: AttentionElement, weights: AttentionWeig
         trades = gains.spread(qk, element.trades)
         moved = replace(
             moved,
-            query_gain=gains.carried(qk, holders, w.query_gain) * trades.unsqueeze(-2),
-            key_gain=gains.carried(qk, holders, w.key_gain.unsqueeze(-2)).squeeze(-2) / trades,
+            query_gain=gains.carried(group, holders, w.query_gain) * trades.unsqueeze(-2),
+            key_gain=gains.carried(group, holders, w.key_gain.unsqueeze(-2)).squeeze(-2) / trades,
         )
     if w.table is not None and group.table:
         moved = replace(moved, table=w.table + element.table_shift[..., list(group.table)])
@@ -380,7 +387,9 @@ _EPSILON = 1e-2
 
 def _normalised(group: AttentionGroup, x: Tensor) -> Tensor:
     """Queries or keys, `(batch, heads..., tokens, n)`, over the root mean square of a head or of all."""
-    return _rms_normalised(x, *([] if group.norm is QueryKeyNorm.head else range(1, x.ndim - 2)), -1)
+    if group.norm is QueryKeyNorm.centred:
+        x = x - x.mean(-1, keepdim=True)
+    return _rms_normalised(x, *(range(1, x.ndim - 2) if group.norm is QueryKeyNorm.full else []), -1)
 
 
 def _rms_normalised(x: Tensor, *axes: int) -> Tensor:

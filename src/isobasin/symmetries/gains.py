@@ -9,18 +9,27 @@ With `q = norm(x Q) ∘ a` and `k = norm(x K) ∘ b` before they rotate, these l
 
 Heads that share gains turn and permute together. Turns, signs and permutations are a `BilinearElement` whose complex
 numbers are ±1 and ±i and whose matrix is a signed permutation, so that Q and K move by it as they do without a norm.
+
+LayerNorm lets only one sign pass, of all features of a head. A quarter turn is one of the gains, `a_p <- i a_p`,
+`b_p <- i b_p`, while the plane's two features change places in Q and K; two of them are a trade of -1. The complex
+numbers are then ±1 and ±i with the head's sign.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from isobasin.symmetries import bilinear
 from isobasin.symmetries.bilinear import BilinearElement
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.symmetries.weights import AttentionWeights
+
+# What LayerNorm is of.
+_READERS = ("query", "key", "query_bias", "key_bias")
 
 
 def turned(element: BilinearElement) -> Tensor:
@@ -28,20 +37,76 @@ def turned(element: BilinearElement) -> Tensor:
     return element.planes.imag.abs() > element.planes.real.abs()
 
 
-def carried(pair: BilinearGroup, element: BilinearElement, gains: Tensor) -> Tensor:
+def swapped(planes: Tensor) -> Tensor:
+    """Planes whose two features changed places."""
+    return torch.complex(planes.imag, planes.real)
+
+
+def carried(group: AttentionGroup, element: BilinearElement, gains: Tensor) -> Tensor:
     """Gains that go along with turns and permutations.
 
     Args:
-        pair: The Q-K pair.
+        group: The block's.
         element: Of batch shape `*batch`.
         gains: `(*batch, rows, features)`.
     """
+    pair = group.query_key
     linear = bilinear.linear_part(pair, gains) @ element.matrix.abs().mT
     if not pair.planes:
         return linear
     planes = bilinear.plane_part(pair, gains)
-    swapped = torch.complex(planes.imag, planes.real)
-    return bilinear.join(pair, linear, torch.where(turned(element).unsqueeze(-2), swapped, planes))
+    other = 1j * planes if group.norm is QueryKeyNorm.centred else swapped(planes)
+    return bilinear.join(pair, linear, torch.where(turned(element).unsqueeze(-2), other, planes))
+
+
+def act(pair: BilinearGroup, element: BilinearElement, x: Tensor) -> Tensor:
+    """Q or K of normed heads whose mean is subtracted, `(*batch, rows, features)`: signs, places, no turns."""
+    planes = bilinear.plane_part(pair, x)
+    moved = torch.where(turned(element).unsqueeze(-2), swapped(planes), planes)
+    linear = bilinear.linear_part(pair, x) @ element.matrix.mT
+    return bilinear.join(pair, linear, moved * sign(element)[..., None, None])
+
+
+def _signs(element: BilinearElement) -> Tensor:
+    """Of every plane, turned or not, `(..., p)`."""
+    return element.planes.real + element.planes.imag
+
+
+def sign(element: BilinearElement) -> Tensor:
+    """That of all features of a head whose mean is subtracted, `(...)`."""
+    return _signs(element)[..., 0]
+
+
+def settled(
+    group: AttentionGroup, element: BilinearElement, trades: Tensor, *factors: BilinearElement
+) -> tuple[BilinearElement, Tensor]:
+    """A product of elements, or an inverse, with one sign for all planes where LayerNorm asks for it.
+
+    The sign is that of the factors; planes of the other one were turned twice, so theirs is traded.
+    """
+    if group.norm is not QueryKeyNorm.centred:
+        return element, trades
+    left = _signs(element) * torch.stack([sign(x) for x in factors]).prod(0).unsqueeze(-1)
+    planes, linear = trades.split([len(group.query_key.planes), len(group.query_key.linear)], -1)
+    return replace(element, planes=element.planes * left), torch.cat([planes * left, linear], -1)
+
+
+def centred(weights: AttentionWeights) -> tuple[AttentionWeights, dict[str, Tensor]]:
+    """The weights without the means of queries and keys over a head's features, and these means."""
+    parts = weights.tensors()
+    means = {name: parts[name].mean(-1, keepdim=True) for name in _READERS if name in parts}
+    return replace(weights, **{name: parts[name] - mean for name, mean in means.items()}), means
+
+
+def shifted(weights: AttentionWeights, means: dict[str, Tensor]) -> AttentionWeights:
+    """The weights with multiples of the vector of ones added, `(..., inputs)` for `query` and `key` each."""
+    found = weights.tensors()
+    for role, mean in means.items():
+        width = weights.width
+        found[role] = found[role] + mean[..., :width, None]
+        if f"{role}_bias" in found:
+            found[f"{role}_bias"] = found[f"{role}_bias"] + mean[..., width:]
+    return AttentionWeights(**found)
 
 
 def spread(pair: BilinearGroup, trades: Tensor) -> Tensor:
@@ -83,11 +148,13 @@ def sample(
         return torch.where(coins(*shape), 1.0, -1.0).double()
 
     turns = torch.where(coins(heads, p), torch.tensor(1j), torch.tensor(1.0 + 0j)).to(torch.complex128)
+    one = group.norm is QueryKeyNorm.centred
     order = torch.rand(*batch, heads, n, generator=generator, dtype=torch.float64).argsort(-1)
     matrix = torch.nn.functional.one_hot(order, n).double() if n else torch.zeros(*batch, heads, 0, 0).double()
+    rows = signs(group.groups, 1 if one else n)
     element = BilinearElement(
-        matrix.expand(*batch, group.groups, n, n) * signs(group.groups, n).unsqueeze(-1),
-        turns.expand(*batch, group.groups, p) * signs(group.groups, p),
+        matrix.expand(*batch, group.groups, n, n) * rows.unsqueeze(-1),
+        turns.expand(*batch, group.groups, p) * (rows if one else signs(group.groups, p)),
     )
     size = (2 * torch.rand(*batch, heads, features, generator=generator, dtype=torch.float64) - 1) * math.log(condition)
     return element, (0.5 * size).exp() * signs(heads, features)
@@ -99,6 +166,9 @@ def contains(group: AttentionGroup, element: BilinearElement, trades: Tensor) ->
     exact = bool((units & (element.planes.real * element.planes.imag == 0)).all())
     moves = element.matrix.abs()
     exact &= bool(((moves == 0) | (moves == 1)).all() and (moves.sum(-1) == 1).all() and (moves.sum(-2) == 1).all())
+    if group.norm is QueryKeyNorm.centred:
+        signs = sign(element).unsqueeze(-1)
+        exact &= bool((_signs(element) == signs).all() and (element.matrix.sum(-1) == signs).all())
     first = holders(group, element)
     shared = bool((moves == first.matrix.abs()).all()) and bool((turned(element) == turned(first)).all())
     return exact and shared and bool((trades != 0).all())

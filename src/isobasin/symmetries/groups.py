@@ -72,14 +72,16 @@ class BilinearGroup:
 
 
 class QueryKeyNorm(StrEnum):
-    """A root-mean-square normalisation of queries and keys, with learned gains, before they rotate.
+    """A normalisation of queries and keys, with learned gains, before they rotate.
 
-    * head: over the features of each head; all heads share one gain per feature.
-    * full: over the features of all heads together; each has a gain of its own.
+    * head: by the root mean square of each head's features; all heads share one gain per feature.
+    * full: by that of all heads' features together; each has a gain of its own.
+    * centred: LayerNorm over the features of each head, which has gains of its own.
     """
 
     head = "head"
     full = "full"
+    centred = "centred"
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,10 @@ class AttentionGroup:
     plane and every unrotated feature. (Scales of Q and K are symmetries only if the norm's epsilon is zero, so they
     are left out.)
 
+    LayerNorm doesn't see what is added to all features of a head's queries, or of its keys, at once. What else it lets
+    pass keeps the vector of ones up to its sign: the sign is one of all features, and a quarter turn lets a plane's
+    features change places while one of its gains changes sign.
+
     Attributes:
         groups: Number of key/value heads, g.
         queries: Query heads per key/value head, s.
@@ -144,6 +150,8 @@ class AttentionGroup:
             shares; softmax cancels what is added to all entries of one number. Empty without such tables.
         sink: Whether every query head has a score that attention may go to instead of any token.
         latent: What heads share in latent attention, where their Q-K pair is all that doesn't rotate; None elsewhere.
+        means: The numbers that a head's queries, and its keys, read, their bias among them: one free multiple of the
+            vector of ones for each. 0 where no LayerNorm takes that away. `AttentionSite` leaves these as they are.
     """
 
     groups: int
@@ -157,6 +165,7 @@ class AttentionGroup:
     table: tuple[int, ...] = ()
     sink: bool = False
     latent: LatentGroup | None = None
+    means: int = 0
 
     @property
     def rotary(self) -> BilinearGroup:
@@ -174,12 +183,17 @@ class AttentionGroup:
         return max(self.table, default=-1) + 1
 
     @property
+    def own_gains(self) -> bool:
+        """Whether every head has gains of its own."""
+        return self.norm in (QueryKeyNorm.full, QueryKeyNorm.centred)
+
+    @property
     def trades(self) -> tuple[int, int]:
         """How many gains trade: heads that have their own, and for each the planes and the unrotated features."""
         if self.norm is None:
             return 0, 0
         features = len(self.query_key.planes) + len(self.query_key.linear)
-        return (1 if self.norm is QueryKeyNorm.head else self.groups), features
+        return (self.groups if self.own_gains else 1), features
 
     @property
     def dimension(self) -> int:
@@ -189,6 +203,7 @@ class AttentionGroup:
         heads, trades = self.trades
         tables = self.heads * self.table_shifts
         shared = 0 if self.latent is None else self.latent.dimension
+        shared += (self.heads + self.groups) * self.means
         return self.groups * (query_key + self.value_output.dimension + shifts) + heads * trades + tables + shared
 
     def __str__(self) -> str:
@@ -199,7 +214,10 @@ class AttentionGroup:
             shifts.append(f"R^{self.queries * self.table_shifts} (position biases)")
         trades = self.trades[1]
         query_key = f"{{±1}}^{trades}" if self.norm else str(self.query_key)
-        if self.norm is QueryKeyNorm.full:
+        if self.norm is QueryKeyNorm.centred:
+            query_key = "{±1}"
+            shifts.append(f"R^{(self.queries + 1) * self.means} (means)")
+        if self.own_gains:
             shifts.append(f"(R*)^{trades} (gains)")
         factors = " × ".join([f"QK {query_key}", f"VO {self.value_output}", *shifts])
         discrete = f"S_{self.groups}" if self.queries == 1 else f"S_{self.queries} wr S_{self.groups}"

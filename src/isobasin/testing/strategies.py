@@ -54,7 +54,7 @@ def random_weights(
     bias_shapes = {"query": (g, s, n), "key": (g, n), "value": (g, m), "output": (width,)}
     shapes |= {f"{role}_bias": shape for role, shape in bias_shapes.items() if biases.get(role)}
     if group.norm is not None:
-        own = group.norm is QueryKeyNorm.full
+        own = group.own_gains
         shapes |= {"query_gain": (g, s, n) if own else (1, 1, n), "key_gain": (g, n) if own else (1, n)}
     shapes |= {"table": (g, s, len(group.table))} if group.table else {}
     shapes |= {"sink": (g, s)} if group.sink else {}
@@ -110,8 +110,12 @@ def make_group(
     permuted: bool = True,
     table: tuple[int, ...] = (),
     sink: bool = False,
+    means: int = 0,
 ) -> AttentionGroup:
     """The group of a block from its sizes, its biases, what rotates, and what else its scores depend on."""
+    # LayerNorm of other heads has more symmetries, and is refused.
+    if norm is QueryKeyNorm.centred and (not planes or features < 3):
+        norm = None
     query_key = BilinearGroup(features, planes)
     free_key = biases.get("key", False) and bool(query_key.linear) and norm is None and not sink
     traded = biases.get("value", False) and biases.get("output", False) and not rotary_value and not sink
@@ -126,6 +130,7 @@ def make_group(
         permuted=permuted,
         table=table,
         sink=sink,
+        means=means,
     )
 
 

@@ -83,7 +83,12 @@ def attention(
 
 
 def normalised(heads: Tensor, group: AttentionGroup, epsilon: float) -> Tensor:
-    """Queries or keys, `(..., tokens, features)`, over their root mean square: a head's, or that of all heads."""
+    """Queries or keys, `(..., tokens, features)`, over their root mean square: a head's, or that of all heads.
+
+    Under LayerNorm their mean goes first.
+    """
+    if group.norm is QueryKeyNorm.centred:
+        heads = heads - heads.mean(-1, keepdim=True)
     squares = heads.square().mean(-1, keepdim=True)
     if group.norm is QueryKeyNorm.full:
         squares = squares.mean(tuple(range(squares.ndim - 2)), keepdim=True)
@@ -96,6 +101,11 @@ def random_signs(group: BilinearGroup, generator: torch.Generator) -> Tensor:
     for a, b in group.planes:
         signs[b] = signs[a]
     return signs.diag()
+
+
+def random_sign(group: BilinearGroup, generator: torch.Generator) -> Tensor:
+    """What LayerNorm lets pass without its gains: a sign of all features."""
+    return (torch.randint(2, (), generator=generator) * 2 - 1) * torch.eye(group.features, dtype=torch.float64)
 
 
 def random_map(group: BilinearGroup, generator: torch.Generator) -> Tensor:
@@ -122,7 +132,7 @@ def random_move(
     order = torch.randperm if group.permuted else lambda n, generator: torch.arange(n)
     outer = order(group.groups, generator=of_heads)
     inner = [order(group.queries, generator=of_heads) for _ in range(group.groups)]
-    query_key = random_map if group.norm is None else random_signs
+    query_key = {None: random_map, QueryKeyNorm.centred: random_sign}.get(group.norm, random_signs)
     us = torch.stack([query_key(group.query_key, generator) for _ in range(group.groups)])
     vs = torch.stack([random_map(group.value_output, generator) for _ in range(group.groups)])
     left = {"query": us.mT, "value": vs.mT}
@@ -147,7 +157,7 @@ def random_move(
     if weights.table is not None:
         shifts = torch.randn(*weights.table.shape[:2], max(group.table) + 1, generator=of_heads, dtype=torch.float64)
         moved["table"] = moved["table"] + shifts[..., list(group.table)]
-    if group.norm is QueryKeyNorm.full:
+    if group.norm in (QueryKeyNorm.full, QueryKeyNorm.centred):
         moved["key_gain"] = weights.key_gain[outer]
     new = replace(weights, **moved)
     if group.key_shift:

@@ -188,10 +188,13 @@ GROUPS = {
     "olmo": group(HALF_8, groups=2, queries=2),
     "olmo-biases": group(HALF_8, groups=2, queries=2, value=True),
     "stablelm": group(((0, 1),), groups=2, queries=2),
+    "stablelm-qk-norm": group(((0, 1),), groups=2, queries=2, norm=QueryKeyNorm.centred, means=32),
+    "stablelm-qk-norm-biases": group(((0, 1),), groups=2, queries=2, norm=QueryKeyNorm.centred, means=33),
     "stablelm-biases": group(((0, 1),), groups=2, queries=2, key=True),
     "starcoder2": group(HALF_8, groups=2, queries=2, value=True),
     "starcoder2-no-bias": group(HALF_8, groups=2, queries=2),
     "cohere": group(PAIRS_8, groups=2, queries=2),
+    "cohere-qk-norm": group(PAIRS_8, groups=2, queries=2, norm=QueryKeyNorm.centred, means=32),
     "cohere-biases": group(PAIRS_8, groups=2, queries=2, value=True),
     "falcon": group(HALF_8, groups=1, queries=4),
     "falcon-grouped": group(HALF_8, groups=2, queries=2),
@@ -265,6 +268,29 @@ def test_written_move_leaves_the_model_unchanged(case, saved, tmp_path):
     torch.testing.assert_close(after, before, rtol=0, atol=max(case.tolerance * 10, 1e-9))
 
 
+def queries_and_keys(weights: AttentionWeights) -> dict[str, Tensor]:
+    """What LayerNorm subtracts means from, in models whose heads have one."""
+    return {n: x for n, x in weights.tensors().items() if n in ("query", "key", "query_bias", "key_bias")}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "qk-norm" in c.variant], ids=str)
+def test_means_that_layer_norm_takes_away_are_not_read(case, saved):
+    """Not seen by transformers, not read, and left where they are by a move that permutes heads."""
+    tiny = saved(case)
+    generator = torch.Generator().manual_seed(5)
+    for site in tiny.specification.sites:
+        raw = site._read(tiny.tensors, "cpu")
+        weights = site.read(tiny.tensors)
+        read = queries_and_keys(weights)
+        assert all(x.mean(-1).abs().max() < 1e-15 for x in read.values())
+        for name, x in queries_and_keys(raw).items():
+            assert (x - read[name]).abs().max() > 0.01
+            assert (x - read[name]).std(-1).max() < 1e-15
+        moved = site.write(tiny.tensors, random_move(weights, site.group, generator))
+        for name, x in queries_and_keys(site._read(moved, "cpu")).items():
+            torch.testing.assert_close(x.mean(-1), queries_and_keys(raw)[name].mean(-1), rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_write_inverts_read(case, saved):
     tiny = saved(case)
@@ -274,11 +300,14 @@ def test_write_inverts_read(case, saved):
         written = site.write(tiny.tensors, weights)
         assert set(written) == set(site.shapes())
         for name, tensor in written.items():
-            # Gains that are stored without a 1, and what latents' gains are folded into, go through one rounding.
-            rounding = 1e-15 * bool(site.gain_offset or site.group.latent)
+            # Gains that are stored without a 1, what latents' gains are folded into, and queries and keys without
+            # their mean go through one rounding.
+            rounding = 1e-15 * bool(site.gain_offset or site.group.latent or site.group.means)
             torch.testing.assert_close(tensor, tiny.tensors[name], rtol=0, atol=rounding)
             assert tensor.is_contiguous()
         other = weights.map(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype))
+        if site.group.means:
+            other = replace(other, **{role: x - x.mean(-1, True) for role, x in queries_and_keys(other).items()})
         original = {name: tensor.clone() for name, tensor in tiny.tensors.items()}
         again = site.read(site.write(tiny.tensors, other))
         assert other.tensors().keys() == again.tensors().keys()

@@ -207,10 +207,10 @@ _WATCHED = {
     "phi": Watched("PhiAttention", "dense", rotary_module),
     "phi3": Watched("Phi3Attention", "o_proj", rotary_module),
     "olmo": Watched("OlmoAttention", "o_proj", rotary_module),
-    "stablelm": Watched("StableLmAttention", "o_proj", rotary_module),
+    "stablelm": Watched("StableLmAttention", "o_proj", rotary_module, scores=lambda c: {"epsilon": 1e-5}),
     "starcoder2": Watched("Starcoder2Attention", "o_proj", rotary_module),
     # Cohere and ModernBERT cast queries and keys to float32 too.
-    "cohere": Watched("CohereAttention", "o_proj", interleaved_module, 1e-5),
+    "cohere": Watched("CohereAttention", "o_proj", interleaved_module, 1e-5, lambda c: {"epsilon": 1e-5}),
     "falcon": Watched("FalconAttention", "dense", rotary_module, scores=falcon_scores),
     "smollm3": Watched("SmolLM3Attention", "o_proj", rotary_module),
     "glm": Watched("GlmAttention", "o_proj", rotary_module),

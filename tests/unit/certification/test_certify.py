@@ -61,6 +61,8 @@ KINDS = {
     "qwen3": (2 * 16 + 2, 12),  # gains of two planes trade, for all heads
     "gemma3_text": (2 * 16 + 2, 12),  # and lack a 1 as they are stored
     "olmo2": (2 * (16 + 2), 12),  # for each key/value head
+    "cohere-qk-norm": (2 * (16 + 2 + 3 * 16), 12),  # means of two queries and their key, for every input
+    "stablelm-qk-norm-biases": (64 + 7 + 3 * 17, 12),  # and their biases; one plane of 8 features
     "gpt_oss": (2 * (4 + 16), 16 + 1),  # a row of the router, with a bias
     "mixtral": (2 * (4 + 16), 3 * 4 + 16),
     "bloom": (2 * (16 + 16 + 4 + 4), 0),
@@ -120,6 +122,12 @@ def test_gains_of_which_too_few_trade(planted: Planted):
     found = planted("olmo2", llama, lambda group: replace(group, norm=QueryKeyNorm.head))
     for block in found.blocks[:2]:
         assert (block.stated, block.measured, block.missing, block.wrong) == (34, 36, 2, 0)
+
+
+def test_means_that_are_not_stated(planted: Planted):
+    found = planted("cohere-qk-norm", llama, lambda group: replace(group, means=0))
+    for block in found.blocks[:2]:
+        assert (block.stated, block.measured, block.missing, block.wrong) == (36, 132, 96, 0)
 
 
 def test_a_group_that_is_too_large(planted: Planted):

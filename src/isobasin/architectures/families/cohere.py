@@ -1,24 +1,31 @@
 """Cohere: the blocks of Llama with all features of a head rotating in interleaved order, and a LayerNorm without bias.
 
-`logit_scale` multiplies the outputs only.
+`use_qk_norm` is the same LayerNorm of every head's queries and keys; `logit_scale` multiplies the outputs only.
 """
 
 from dataclasses import replace
 from functools import partial
 
-from isobasin.architectures.configuration import Config, refuse, rotated
+from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import interleaved_planes
+from isobasin.architectures.layouts import head_gains, interleaved_planes
 from isobasin.architectures.schema import AttentionSite
 from isobasin.architectures.streams import Stream
+from isobasin.symmetries.groups import QueryKeyNorm
 
 
 def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of a Cohere model."""
-    refuse(config, "use_qk_norm", "normalised queries and keys are not supported")
-    planes = interleaved_planes(rotated(config, llama.decoder_sizes(config).features))
-    return llama.blocks(config, planes=planes)
+    shape = llama.decoder_sizes(config)
+    planes = interleaved_planes(rotated(config, shape.features))
+    if not config.use_qk_norm:
+        return llama.blocks(config, planes=planes)
+    gains = {
+        "query_gain": head_gains(f"{llama.ATTENTION}.q_norm.weight", shape.features, shape.heads),
+        "key_gain": head_gains(f"{llama.ATTENTION}.k_norm.weight", shape.features, shape.groups),
+    }
+    return llama.blocks(config, planes=planes, norm=QueryKeyNorm.centred, own_gains=gains)
 
 
 def stream(config: Config) -> Stream:

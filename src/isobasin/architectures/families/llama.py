@@ -3,17 +3,18 @@
 `attention_bias` is about all four projections, `mlp_bias` about all three of the gated feed-forward block.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import Plane, Sizes, gains, half_planes, linears, separate, sinks
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Projection
+from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Gains
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.streams import Head, Stream
 from isobasin.symmetries.groups import QueryKeyNorm
 
-_ATTENTION = "layers.{layer}.self_attn"
+ATTENTION = "layers.{layer}.self_attn"
 _FEEDFORWARD = "layers.{layer}.mlp"
 
 
@@ -32,6 +33,7 @@ def decoder_blocks(
     norm: QueryKeyNorm | None = None,
     gain_offset: float = 0.0,
     sink: bool = False,
+    own_gains: Mapping[str, Gains] | None = None,
 ) -> list[AttentionSite]:
     """The attention blocks of a decoder of Llama's kind.
 
@@ -41,30 +43,31 @@ def decoder_blocks(
         output_bias: Whether the output has one.
         planes: Features that rotate together; by default all of a head in half order.
         output: What the output projection is called.
-        norm: How queries and keys are normalised, by modules q_norm and k_norm.
+        norm: How queries and keys are normalised.
         gain_offset: What is added to their gains.
         sink: Whether heads have scores of no token.
+        own_gains: Where those gains lie if not in modules q_norm and k_norm, as vectors.
     """
     shape = decoder_sizes(config)
     projections = separate(
         shape,
-        query=f"{_ATTENTION}.q_proj",
-        key=f"{_ATTENTION}.k_proj",
-        value=f"{_ATTENTION}.v_proj",
-        output=f"{_ATTENTION}.{output}",
+        query=f"{ATTENTION}.q_proj",
+        key=f"{ATTENTION}.k_proj",
+        value=f"{ATTENTION}.v_proj",
+        output=f"{ATTENTION}.{output}",
         bias=bias,
         output_bias=output_bias,
     )
     planes = half_planes(rotated(config, shape.features)) if planes is None else planes
     group = attention_group(shape, projections, planes, norm=norm, sink=sink)
-    others: dict[str, Projection] = {}
-    if norm is not None:
+    others = dict(own_gains or {})
+    if norm is not None and not others:
         for role, heads in (("query", shape.heads), ("key", shape.groups)):
             own = heads if norm is QueryKeyNorm.full else 1
-            others[f"{role}_gain"] = gains(f"{_ATTENTION}.{role[0]}_norm.weight", shape.features, own)
+            others[f"{role}_gain"] = gains(f"{ATTENTION}.{role[0]}_norm.weight", shape.features, own)
     if sink:
-        others["sink"] = sinks(f"{_ATTENTION}.sinks", shape.heads)
-    return attention_sites(layers(config), _ATTENTION, projections, group, gain_offset=gain_offset, **others)
+        others["sink"] = sinks(f"{ATTENTION}.sinks", shape.heads)
+    return attention_sites(layers(config), ATTENTION, projections, group, gain_offset=gain_offset, **others)
 
 
 def blocks(config: Config, **others: Any) -> list[AttentionSite]:
