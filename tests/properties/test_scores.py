@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_dimension import ALL, HALF, NONE, PAIRS, SOME, unseen
 
+from isobasin.matching import circuits
 from isobasin.symmetries import attention, gains
 from isobasin.symmetries.groups import QueryKeyNorm
 from isobasin.testing.strategies import element, make_block, make_group, random_weights
@@ -55,6 +56,17 @@ def test_layer_norm_of_heads_that_are_refused_hides_more(features, planes):
     assert found.gap > 1e6
 
 
+def test_queries_without_their_mean_are_not_degenerate():
+    """Their columns sum to zero, so their rank is one less than their number; less than that is told."""
+    group = make_group(2, 1, 5, NONE, HALF, norm=CENTRED, means=12)
+    weights, means = gains.centred(make_block(group, 12, NONE, seed=3).weights)
+    assert circuits.degeneracy(group, weights).rank_deficient == ()
+    query = weights.query.clone()
+    query[1, 0, :, 3:] = -query[1, 0, :, :3].sum(-1, keepdim=True) / 2
+    assert circuits.degeneracy(group, replace(weights, query=query)).rank_deficient == (("query", 1),)
+    assert set(means) == {"query", "key"}
+
+
 def test_layer_norm_lets_no_sign_of_a_plane_pass():
     """Two turns of one plane are a trade of -1, and the sign of a head is that of all features."""
     group = make_group(2, 1, 5, NONE, HALF, norm=CENTRED)
@@ -69,9 +81,9 @@ def test_layer_norm_lets_no_sign_of_a_plane_pass():
     assert twice.trades.tolist() == [[1, 1, 1], [-1, 1, 1]]
     flipped = replace(start, query_key=replace(start.query_key, planes=twice.query_key.planes * torch.tensor([1, -1])))
     assert not attention.contains(group, flipped)
-    for one, same in ((turn, True), (twice, True)):
-        moved = attention.act(group, one, block.weights)
-        assert (float((block.output() - block.output(moved)).abs().max()) < 1e-12) == same
+    for move in (turn, twice):
+        moved = attention.act(group, move, block.weights)
+        assert float((block.output() - block.output(moved)).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("norm", [HEAD, FULL])

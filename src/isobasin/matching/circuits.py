@@ -140,7 +140,9 @@ def degeneracy(group: AttentionGroup, weights: AttentionWeights, tolerance: floa
     for name in ("query", "key", "value", "output"):
         heads = getattr(weights, name)
         values = torch.linalg.svdvals(heads.reshape(-1, *heads.shape[-2:]))
-        thin = (values[:, -1] <= tolerance * values[:, 0]) | (values[:, 0] == 0)
+        # Columns whose mean is left out sum to zero.
+        least = values[:, -2 if group.means and name in ("query", "key") else -1]
+        thin = (least <= tolerance * values[:, 0]) | (values[:, 0] == 0)
         deficient += [(name, int(i)) for i in thin.nonzero().flatten()]
     # Without values the circuits are the attention scores alone, which is what must be distinct.
     scores = replace(
