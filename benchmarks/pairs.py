@@ -44,8 +44,11 @@ def main() -> None:
         name: value for name, value in vars(asked).items() if name not in ("output", "a", "b", "data", "tokenizer")
     }
     content = {"a": Path(asked.a).name, "b": Path(asked.b).name, "asked": facts, **found}
-    text = json.dumps(content, indent=2)
-    write_file_atomically(asked.output, lambda staging: staging.write_text(text + "\n", encoding="utf-8"), force=True)
+
+    def write(staging: Path) -> None:
+        staging.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    write_file_atomically(asked.output, write, force=True)
 
 
 def _quiet(what: str, done: int, total: int) -> None:
