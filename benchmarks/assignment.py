@@ -2,8 +2,8 @@
 
     python benchmarks/assignment.py 2048 5632 14336
 
-Units are rows of 768 numbers; near: the same ones permuted, with 30 % noise; independent: drawn apart. A matrix of 14,336
-units is 1.6 GB.
+Units are rows of 768 numbers; near: the same ones permuted, with 30 % noise; independent: drawn apart. The matrix of
+14,336 units is 1.6 GB.
 """
 
 from __future__ import annotations
