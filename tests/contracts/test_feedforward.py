@@ -25,7 +25,7 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.registry import Family, family
 from isobasin.symmetries.feedforward import compose, identity
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import TINY_MODELS, tiny
+from isobasin.testing.tiny import TINY_MODELS, tiny, variant
 
 
 def states_feedforwards(model_type: str) -> bool:
@@ -43,6 +43,7 @@ VARIANTS = (
     tiny("qwen2", "ff-tanh", config={"hidden_act": "tanh"}),
     tiny("modernbert", "ff-biases", config={"mlp_bias": True}),
     tiny("dinov3_vit", "ff-gated", config={"use_gated_mlp": True}),
+    variant("deepseek_v2-groups"),
 )
 MODELS = (
     *(model for model in TINY_MODELS if not model.variant and states_feedforwards(model.model_type)),
@@ -50,9 +51,9 @@ MODELS = (
 )
 GATED = (
     *("cohere", "gemma", "gemma2", "gemma3_text", "glm", "granite", "llama", "mistral", "modernbert", "olmo", "olmo2"),
-    *("phi3", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3"),
+    *("phi3", "qwen2", "qwen3"),
 )
-EXPERTS = ("gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe")
+EXPERTS = ("deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe")
 SCALED = ("opt", "t5", *GATED, *EXPERTS, "smollm3", "stablelm")
 thorough_models = thorough([*MODELS, *VARIANTS])
 

@@ -14,13 +14,14 @@ import isobasin
 from contracts.checks import assert_feedforwards_preserved, assert_tensors_equal, feedforward_names
 from isobasin.alignment import Alignment
 from isobasin.architectures import activations
+from isobasin.architectures.families import deepseek_v2
 from isobasin.architectures.schema import FeedForwardSite
 from isobasin.errors import VerificationError
 from isobasin.matching import feedforward as matching
 from isobasin.symmetries import feedforward, permutation
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import TinyModel, tiny
+from isobasin.testing.tiny import TinyModel, tiny, variant
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
@@ -33,6 +34,7 @@ MODELS: dict[str, TinyModel] = {
     "tanh": tiny("bert", "ff-tanh", config={"hidden_act": "tanh"}),
     "swiglu": tiny("llama", "ff-biases", config={"mlp_bias": True}),
     "reglu": tiny("llama", "ff-reglu", config={"hidden_act": "relu", "mlp_bias": True}),
+    "corrected": variant("deepseek_v3-biases"),
 }
 
 
@@ -120,6 +122,8 @@ CHANGES_THE_FUNCTION: list[tuple[str, str, Plant]] = [
     ("a scale that GELU doesn't let pass", "gelu", gelu_taken_as_homogeneous),
     ("a sign that SiLU doesn't let pass", "swiglu", silu_taken_as_odd),
     ("gate and up exchanged", "swiglu", exchanged),
+    ("router left in place", "corrected", unmoved("router")),
+    ("correction left in place", "corrected", unmoved("correction")),
 ]
 
 
@@ -139,6 +143,16 @@ def test_a_mistake_that_changes_the_function_is_refused(name, plant, saved, tmp_
         assert_function_preserved(original, tmp_path / "wrong", 1e-4)
     with pytest.raises(AssertionError):
         assert_feedforwards_preserved(original, tmp_path / "wrong", 1e-6)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2-groups", "deepseek_v3"])
+def test_experts_that_leave_their_group_are_refused(name, saved, tmp_path, monkeypatch):
+    """By the whole model's outputs; a block by itself is compared with all experts at once."""
+    original = saved(variant(name))
+    monkeypatch.setattr(deepseek_v2, "expert_groups", lambda config, **_: 1)
+    with pytest.raises(VerificationError):
+        isobasin.scramble(original, tmp_path / "out", seed=2, condition=5.0, scope="block")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("name", "plant"), [("gelu", unmoved("up_bias")), ("swiglu", unscaled("down"))])

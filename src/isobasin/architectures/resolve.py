@@ -64,19 +64,10 @@ def check_feedforwards(
     try:
         units = " or ".join(dict.fromkeys(str(site.group.units) for site in found.feedforwards))
         _check_shapes(found.feedforwards, shapes, f"{described(config)}, {units} feed-forward units")
-        elsewhere = _without_feedforward(found)
-        inside = {name: shape for name, shape in shapes.items() if not name.startswith(elsewhere)}
-        _check_explained(found.feedforwards, entry.beside, inside, config)
+        _check_explained(found.feedforwards, entry.beside, shapes, config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found.feedforwards
-
-
-def _without_feedforward(found: Specification) -> tuple[str, ...]:
-    """What the names begin with in layers that have attention, but experts in place of a known feed-forward block."""
-    known = [name for site in found.feedforwards for name in site.shapes()]
-    layers = dict.fromkeys(site.name.rpartition(".")[0] + "." for site in found.sites)
-    return tuple(layer for layer in layers if not any(name.startswith(layer) for name in known))
 
 
 def check_residual(
@@ -99,8 +90,6 @@ def check_residual(
     if entry.stream is None:
         raise ArchitectureError(f"{source}: nothing is known of the residual stream of model type {found.model_type!r}")
     feedforwards = check_feedforwards(found, folder_config, shapes, source=source)
-    if len(feedforwards) < len(found.sites):
-        raise ArchitectureError(f"{source}: the residual stream runs through feed-forward blocks that aren't known")
     try:
         return find(
             entry.stream(config),

@@ -34,7 +34,6 @@ _SIZES: dict[str, Any] = {
     "image_size": 12,
     "patch_size": 4,
     "num_experts_per_tok": 2,
-    "n_group": 1,
     "topk_group": 1,
 }
 _UNIT_SIZES = ("n_inner", "d_ff", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
@@ -104,11 +103,17 @@ def _shrunk(config: Config) -> dict[str, Any]:
 
 
 def _units(feedforwards: Sequence[FeedForward]) -> dict[str, int]:
-    """Sizes of the feed-forward blocks: fewer units in experts, of which there are few in as many groups as before."""
-    groups = [site.group.expert_groups for site in feedforwards if site.group.experts]
-    experts = 3 if max(groups, default=1) == 1 else 2 * max(groups)
-    units = dict.fromkeys(_UNIT_SIZES, _EXPERT_UNITS if groups else _UNITS)
-    return {**units, "num_experts": experts, "num_local_experts": experts}
+    """Sizes of the feed-forward blocks: fewer units in experts, of which there are few in as many groups as before.
+
+    Where layers without experts come first, one of the two layers has none.
+    """
+    found = [site.group.expert_groups for site in feedforwards if site.group.experts]
+    groups = max(found, default=1)
+    experts = 3 if groups == 1 else 2 * groups
+    dense = int(feedforwards[0].group.experts is None) if found else 2
+    units = dict.fromkeys(_UNIT_SIZES, _EXPERT_UNITS if found else _UNITS)
+    counts = {"num_experts": experts, "num_local_experts": experts, "n_group": groups, "first_k_dense_replace": dense}
+    return units | counts
 
 
 def _model_types() -> set[str]:

@@ -56,8 +56,8 @@ def refine(
     scope: ScopeOption = Scope.model,
     keep_gains: KeepGainsOption = False,
     objective: ObjectiveOption = Objective.weights,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of Adam, at most.")] = 600,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Examples of a step.")] = 16,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of Adam, at most.")] = 1500,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Examples of a step.")] = 32,
     rate: Annotated[float, typer.Option("--rate", metavar="X", help="Highest learning rate.")] = 1e-2,
     both: Annotated[
         bool,
@@ -65,7 +65,7 @@ def refine(
     ] = True,
     patience: Annotated[
         int, typer.Option("--patience", metavar="N", min=1, help="Looks at held-out data without gain, then it ends.")
-    ] = 5,
+    ] = 10,
     mixed_precision: Annotated[
         bool, typer.Option("--mixed-precision", help="Forward passes in bfloat16; the moves stay in float64.")
     ] = False,

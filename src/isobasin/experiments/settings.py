@@ -143,8 +143,8 @@ class RefiningSettings(Settings):
         both: Whether the reference moves too.
     """
 
-    steps: PositiveInt = 600
-    batch: PositiveInt = 16
+    steps: PositiveInt = 1500
+    batch: PositiveInt = 32
     rate: float = Field(1e-2, gt=0)
     both: bool = True
 

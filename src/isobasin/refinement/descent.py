@@ -47,15 +47,15 @@ class Refining:
         mixed_precision: Forward passes in bfloat16 where the device has it.
     """
 
-    steps: int = 600
-    batch_size: int = 16
+    steps: int = 1500
+    batch_size: int = 32
     rate: float = 1e-2
     warmup: int = 20
     both: bool = True
     seed: int = 0
     held_out: float = 0.1
     every: int = 50
-    patience: int = 5
+    patience: int = 10
     mixed_precision: bool = False
 
 

@@ -94,6 +94,10 @@ def randomise(model: Any, seed: int, scale: float = _SCALE) -> Any:
                 gain = name == "weight" and "Norm" in type(module).__name__
                 random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.data.copy_(scale * random + gain)
+        for name, buffer in module.named_buffers(recurse=False):
+            if name == "e_score_correction_bias":
+                # No gradient trains it, so it is a buffer; far from 0 it would keep experts from ever being chosen.
+                buffer.copy_(scale / 2 * torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
     return model
 
 
@@ -176,14 +180,12 @@ _LATENT = {
     "qk_nope_head_dim": 4,
     "qk_rope_head_dim": 8,
     "v_head_dim": 6,
-    "first_k_dense_replace": 2,
-}
-_LATENT_EXPERTS = {
     "first_k_dense_replace": 1,
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
 }
+_CHOSEN_GROUPS = {"n_group": 2, "topk_group": 1}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "vit": _vision("ViT"),
     "deit": _vision("DeiT"),
@@ -300,7 +302,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     ),
     "smollm3": _decoder("SmolLM3", {**_GROUPED, "no_rope_layer_interval": 2}, **_RMS),
     "deepseek_v2": _decoder("DeepseekV2", {**_LATENT, "q_lora_rank": None}, **_LATENTS),
-    "deepseek_v3": _decoder("DeepseekV3", {**_LATENT, "num_key_value_heads": 4}, **_LATENTS),
+    "deepseek_v3": _decoder("DeepseekV3", {**_LATENT, **_CHOSEN_GROUPS, "num_key_value_heads": 4}, **_LATENTS),
     "glm": _decoder("Glm", {**_GROUPED, "head_dim": 8}, **_RMS),
     "granite": _decoder(
         "Granite",
@@ -372,9 +374,13 @@ TINY_MODELS = (
     tiny("falcon", "alibi-shared", config={"alibi": True}),
     tiny("smollm3", "biases", config={"attention_bias": True}),
     tiny("deepseek_v2", "query-latent", config={"q_lora_rank": 14, "attention_bias": True, "mlp_bias": True}),
-    tiny("deepseek_v2", "experts", config=_LATENT_EXPERTS),
-    tiny("deepseek_v3", "biases", config={"attention_bias": True, "rope_interleave": False}),
-    tiny("deepseek_v3", "experts", config={**_LATENT_EXPERTS, "q_lora_rank": None, "n_group": 2, "topk_group": 1}),
+    tiny("deepseek_v2", "groups", config={**_CHOSEN_GROUPS, "topk_method": "group_limited_greedy"}),
+    tiny(
+        "deepseek_v3",
+        "biases",
+        config={"attention_bias": True, "rope_interleave": False, "n_group": 1, "norm_topk_prob": False},
+    ),
+    tiny("deepseek_v3", "dense", config={"first_k_dense_replace": 2, "q_lora_rank": None}),
     tiny("glm", "no-bias", config={"attention_bias": False}),
     tiny("granite", "biases", config={"attention_bias": True}),
     tiny("modernbert", "biases", config={"attention_bias": True}),

@@ -21,25 +21,42 @@ from isobasin.matching.feedforward import match_feedforward
 from isobasin.model import open_model
 from isobasin.symmetries import feedforward
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale, feed_forward
-from isobasin.testing.tiny import TinyModel, tiny
+from isobasin.testing.tiny import TinyModel, tiny, variant
 
-# The module of a layer's feed-forward block, and whether the weights of chosen experts sum to one.
-FAMILIES = {"mixtral": True, "qwen2_moe": False, "qwen3_moe": False, "gpt_oss": True}
-MODELS = [*map(tiny, FAMILIES), tiny("qwen2_moe", "normed", config={"norm_topk_prob": True})]
+# Whether the weights of chosen experts sum to one.
+FAMILIES = {
+    **{"mixtral": True, "qwen2_moe": False, "qwen3_moe": False, "gpt_oss": True},
+    **{"deepseek_v2": False, "deepseek_v3": True},
+}
+MODELS = [
+    *map(tiny, FAMILIES),
+    tiny("qwen2_moe", "normed", config={"norm_topk_prob": True}),
+    tiny("deepseek_v2", "scaled", config={"routed_scaling_factor": 1.5, "mlp_bias": True}),
+    *map(variant, ("deepseek_v2-groups", "deepseek_v3-biases")),
+]
 CHOSEN = 2
 
 
-def routed(site: ExpertsSite, weights: FeedForwardWeights, hidden: Tensor, normed: bool) -> Tensor:
-    """The experts of the highest scores, token by token."""
+def choice(site: ExpertsSite, weights: FeedForwardWeights, scores: Tensor) -> Tensor:
+    """A token's experts: those of the highest scores in one group, that of the highest score or pair of scores."""
+    decides = scores if weights.correction is None else scores + weights.correction
+    by_group = decides.unflatten(-1, (site.group.expert_groups, -1))
+    best = by_group.topk(1 if weights.correction is None else 2).values.sum(-1).argmax()
+    others = torch.arange(len(by_group)) != best
+    return by_group.masked_fill(others[:, None], -torch.inf).flatten().topk(CHOSEN).indices
+
+
+def routed(site: ExpertsSite, weights: FeedForwardWeights, hidden: Tensor, normed: bool, factor: float = 1.0) -> Tensor:
+    """The experts that are chosen, token by token; scores are sigmoids where they are corrected."""
     assert weights.router is not None
     activation, multiplied = activation_functions(site.activation)
     logits = hidden @ weights.router.mT + (0 if weights.router_bias is None else weights.router_bias)
     out = torch.zeros_like(hidden)
-    for token, scores in enumerate(logits.softmax(-1)):
-        chosen = scores.topk(CHOSEN)
-        shares = chosen.values / chosen.values.sum() if normed else chosen.values
-        for share, index in zip(shares, chosen.indices.tolist(), strict=True):
-            out[token] += share * feed_forward(weights.expert(index), activation, hidden[token], multiplied)
+    for token, scores in enumerate(logits.softmax(-1) if weights.correction is None else logits.sigmoid()):
+        chosen = choice(site, weights, scores)
+        shares = scores[chosen] / scores[chosen].sum() if normed else scores[chosen]
+        for share, index in zip(shares, chosen.tolist(), strict=True):
+            out[token] += factor * share * feed_forward(weights.expert(index), activation, hidden[token], multiplied)
     return out
 
 
@@ -52,6 +69,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[TinyModel, A
 
 def test_the_blocks_are_those_that_transformers_computes(opened):
     model, module, found = opened
+    factor = getattr(module.config, "routed_scaling_factor", 1.0)
     sites = [site for site in found.feedforwards() if isinstance(site, ExpertsSite)]
     assert sites
     for site in sites:
@@ -64,12 +82,24 @@ def test_the_blocks_are_those_that_transformers_computes(opened):
         weights = site.read(found.stored(site))
         normed = model.config.get("norm_topk_prob", FAMILIES[model.model_type])
         # transformers' softmax is float32.
-        torch.testing.assert_close(routed(site, weights, hidden, normed), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(routed(site, weights, hidden, normed, factor), expected, rtol=1e-5, atol=1e-6)
 
         element = feedforward.sample(site.group, torch.Generator().manual_seed(2), shift=0.3)
         moved = feedforward.act(site.group, element, weights)
         before, after = (routed(site, w, hidden, normed) for w in (weights, moved))
         torch.testing.assert_close(before, after, rtol=1e-10, atol=1e-12)
+
+
+def test_the_other_blocks_are_those_that_transformers_computes(opened):
+    """Those of layers without experts, and those that all tokens share."""
+    _, module, found = opened
+    for site in found.feedforwards():
+        if not isinstance(site, ExpertsSite):
+            hidden = torch.randn(9, site.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            with torch.no_grad():
+                expected = module.get_submodule(site.name)(hidden)
+            ours = feed_forward(site.read(found.stored(site)), activation_functions(site.activation)[0], hidden)
+            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_permuted_experts_compute_the_same_numbers(opened):
@@ -107,11 +137,22 @@ def test_groups():
     assert groups("qwen2_moe", mlp_only_layers=[], decoder_sparse_step=2) == [dense, experts, shared]
     assert groups("qwen2_moe", num_experts=0) == [dense, dense]
     assert groups("qwen3_moe", mlp_only_layers=[0]) == [dense, experts]
+    of_four = replace(experts, experts=4)
+    assert groups("deepseek_v2") == [dense, of_four, replace(shared, units=32)]
+    assert groups("deepseek_v2", n_group=2, topk_group=1)[1] == of_four
+    limited = {"topk_method": "group_limited_greedy", "n_group": 2}
+    assert groups("deepseek_v2", **limited, topk_group=1)[1] == replace(of_four, expert_groups=2)
+    assert groups("deepseek_v2", **limited, topk_group=2)[1] == of_four
+    assert groups("deepseek_v2", first_k_dense_replace=2, topk_method="noaux_tc") == [dense, dense]
+    corrected = replace(of_four, expert_groups=2, shift=0)
+    assert groups("deepseek_v3") == [dense, corrected, replace(shared, units=16)]
+    assert groups("deepseek_v3", n_group=1)[1] == replace(corrected, expert_groups=1)
+    assert groups("deepseek_v3", first_k_dense_replace=3, n_group=8) == [dense, dense]
     assert groups("gpt_oss") == [FeedForwardGroup(48, Scale.none, Scale.none, experts=4, shift=33)] * 2
 
 
 def test_routers_of_sigmoids_with_groups_and_a_correction():
-    """No family of these tests has one: what such a family would state, in tensors."""
+    """What such a family states, in tensors."""
     experts = separate_experts(6, 3, 4, "{expert}.up", "{expert}.down", "{expert}.gate")
     rows, added = router(6, 4, "{layer}.router"), correction(4, "{layer}.correction")
     site = experts_sites(2, "mlp", rows, experts, "silu", softmax=False, correction=added, groups=2)[1]

@@ -70,8 +70,6 @@ WATCHED = {
     "falcon": [("FalconMLP", "dense_h_to_4h", "dense_4h_to_h")],
     "smollm3": [("SmolLM3MLP", "gate_proj", "down_proj")],
     "glm": [("GlmMLP", "gate_up_proj", "down_proj")],
-    "deepseek_v2": [("DeepseekV2MLP", "gate_proj", "down_proj")],
-    "deepseek_v3": [("DeepseekV3MLP", "gate_proj", "down_proj")],
     "granite": [("GraniteMLP", "gate_proj", "down_proj")],
     "modernbert": [("ModernBertMLP", "Wi", "Wo")],
     "dinov3_vit": [("DINOv3ViTMLP", "up_proj", "down_proj")],
@@ -82,14 +80,13 @@ WATCHED = {
     "mpt": [("MptMLP", "up_proj", "down_proj")],
 }
 # In test_experts.
-EXPERTS = {"gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"}
+EXPERTS = {"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"}
 PLAIN, GATED = FeedForwardGroup(48), FeedForwardGroup(48, Scale.signed, Scale.none)
 GROUPS = {
     **dict.fromkeys(("vit", "deit", "bert", "roberta", "roformer", "distilbert", "gpt_neox"), PLAIN),
     **dict.fromkeys(("phi", "starcoder2", "falcon", "dinov3_vit"), PLAIN),
     **dict.fromkeys(("llama", "mistral", "qwen2", "gemma", "gemma2", "phi3", "olmo", "stablelm"), GATED),
     **dict.fromkeys(("qwen3", "olmo2", "gemma3_text", "cohere", "smollm3", "glm", "granite", "modernbert"), GATED),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), GATED),
     **dict.fromkeys(("electra", "xlm-roberta", "albert", "bart", "marian", "whisper"), PLAIN),
     **dict.fromkeys(("clip", "clip_text_model", "clip_vision_model"), PLAIN),
     **dict.fromkeys(("siglip", "siglip_text_model", "siglip_vision_model"), PLAIN),

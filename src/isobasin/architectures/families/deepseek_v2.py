@@ -1,19 +1,38 @@
 """DeepSeek-V2: multi-head latent attention.
 
 Keys and values read one normalised latent, queries another one unless `q_lora_rank` is None; one rotary key, in
-interleaved order, serves all heads. `attention_bias` is about what writes latents, rotary key and output. Layers from
-`first_k_dense_replace` on have experts, which aren't moved.
+interleaved order, serves all heads. `attention_bias` is about what writes latents, rotary key and output.
+
+Layers from `first_k_dense_replace` on have experts, and one block more that all tokens share. A softmax over all of
+them weighs those that it chooses, from the groups of the best ones where `topk_method` says so. transformers doesn't
+read `norm_topk_prob`, which would change no symmetry. `mlp_bias` is about all feed-forward blocks but experts.
 """
+
+from typing import Any
 
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import Plane, Projections, gains, interleaved_planes, into_stream, sliced
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite, Projection
-from isobasin.architectures.sites import attention_sites, latent_group
+from isobasin.architectures.layouts import (
+    Plane,
+    Projections,
+    gains,
+    interleaved_planes,
+    into_stream,
+    linears,
+    router,
+    separate_experts,
+    sliced,
+)
+from isobasin.architectures.schema import AttentionSite, FeedForward, Projection
+from isobasin.architectures.sites import attention_sites, experts_sites, feedforward_sites, latent_group, mixed
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "layers.{layer}.self_attn"
+_FEEDFORWARD = "layers.{layer}.mlp"
+_SHARED = f"{_FEEDFORWARD}.shared_experts"
+# What scores experts; its bias in DeepSeek-V3 only decides.
+ROUTER = f"{_FEEDFORWARD}.gate"
 
 
 def _module(name: str) -> str:
@@ -62,9 +81,50 @@ def _check_sizes(config: Config) -> None:
         )
 
 
-def dense_feedforwards(config: Config, *, bias: bool) -> list[FeedForwardSite]:
-    """The feed-forward blocks of the first layers, which have no experts."""
-    return llama.decoder_feedforwards(config, bias=bias)[: config.first_k_dense_replace or 0]
+def routed(config: Config) -> range:
+    """The layers that have experts."""
+    if config.first_k_dense_replace is None:
+        raise ArchitectureError("first_k_dense_replace is None: it must be the number of layers without experts")
+    return range(config.first_k_dense_replace, layers(config))
+
+
+def expert_groups(config: Config, *, limited: bool = True, scored: int = 1) -> int:
+    """The groups of experts of which a token's router chooses some first; 1 where it may choose any experts.
+
+    Args:
+        config: The configuration.
+        limited: Whether it chooses groups at all.
+        scored: How many experts of a group make its score.
+    """
+    if not routed(config):
+        return 1
+    experts, each = config.n_routed_experts, config.num_experts_per_tok
+    groups, chosen = (config.n_group, config.topk_group) if limited else (1, 1)
+    if not groups or experts % groups or experts // groups < scored:
+        raise ArchitectureError(
+            f"n_group is {groups}: n_routed_experts {experts} must be so many equal groups of at least {scored}"
+        )
+    if not chosen or not 1 <= chosen <= groups:
+        raise ArchitectureError(f"topk_group is {chosen}: a router chooses 1 to {groups} groups")
+    among = experts // groups * chosen
+    if not each or not 1 <= each <= among:
+        raise ArchitectureError(f"num_experts_per_tok is {each}: a router chooses 1 to {among} experts")
+    return 1 if chosen == groups else groups
+
+
+def mixed_feedforwards(config: Config, *, bias: bool, **routing: Any) -> list[FeedForward]:
+    """The feed-forward blocks of a DeepSeek, `bias` being about all but experts; `routing` as in `experts_sites`."""
+    dense = llama.decoder_feedforwards(config, bias=bias)
+    if not (chosen := routed(config)):
+        return [*dense]
+    width, units, count = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
+    names = "up_proj", "down_proj", "gate_proj"
+    found = separate_experts(width, units, count, *(f"{_FEEDFORWARD}.experts.{{expert}}.{name}" for name in names))
+    rows, activation = router(width, count, ROUTER), config.hidden_act
+    experts = experts_sites(layers(config), _FEEDFORWARD, rows, found, activation, **routing)
+    up, down, gate = (f"{_SHARED}.{name}" for name in names)
+    one = linears(width, units * config.n_shared_experts, up, down, gate, bias=bias)
+    return mixed(chosen, dense, experts, feedforward_sites(layers(config), _SHARED, one, activation))
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -72,9 +132,13 @@ def blocks(config: Config) -> list[AttentionSite]:
     return latent_blocks(config, interleaved_planes(rotated(config, config.qk_rope_head_dim)))
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
-    """The dense feed-forward blocks of a DeepSeek-V2."""
-    return dense_feedforwards(config, bias=config.mlp_bias)
+def feedforwards(config: Config) -> list[FeedForward]:
+    """The feed-forward blocks of a DeepSeek-V2."""
+    method = config.topk_method
+    if routed(config) and method not in ("greedy", "group_limited_greedy"):
+        raise ArchitectureError(f"topk_method is {method!r}: only 'greedy' and 'group_limited_greedy' are supported")
+    groups = expert_groups(config, limited=method != "greedy")
+    return mixed_feedforwards(config, bias=config.mlp_bias, groups=groups)
 
 
 FAMILY = Family("deepseek_v2", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream)

@@ -1,10 +1,15 @@
-"""DeepSeek-V3: the latent attention of DeepSeek-V2; `rope_interleave` says in which order rotary features turn."""
+"""DeepSeek-V3: DeepSeek-V2 with another router; `rope_interleave` says in which order rotary features turn.
+
+Experts weigh by a sigmoid of their scores, `norm_topk_prob` or not. To choose them a correction is added to it, and a
+group's score is the sum of its best two. The correction's values decide by their differences alone; that one number may
+be added to all of them is left out of the group.
+"""
 
 from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import deepseek_v2, llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import half_planes, interleaved_planes
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
+from isobasin.architectures.layouts import correction, half_planes, interleaved_planes
+from isobasin.architectures.schema import AttentionSite, FeedForward
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -13,9 +18,11 @@ def blocks(config: Config) -> list[AttentionSite]:
     return deepseek_v2.latent_blocks(config, planes(rotated(config, config.qk_rope_head_dim)))
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
-    """The dense feed-forward blocks of a DeepSeek-V3."""
-    return deepseek_v2.dense_feedforwards(config, bias=False)
+def feedforwards(config: Config) -> list[FeedForward]:
+    """The feed-forward blocks of a DeepSeek-V3."""
+    added = correction(config.n_routed_experts, f"{deepseek_v2.ROUTER}.e_score_correction_bias")
+    groups = deepseek_v2.expert_groups(config, scored=2)
+    return deepseek_v2.mixed_feedforwards(config, bias=False, softmax=False, correction=added, groups=groups)
 
 
 FAMILY = Family("deepseek_v3", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream)
