@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from isobasin.alignment import Alignment as Alignment
+    from isobasin.architectures.blocks import AttentionSite as AttentionSite
+    from isobasin.architectures.blocks import ExpertsSite as ExpertsSite
+    from isobasin.architectures.blocks import FeedForwardSite as FeedForwardSite
+    from isobasin.architectures.projection import Layout as Layout
+    from isobasin.architectures.projection import Projection as Projection
     from isobasin.architectures.residual import Along as Along
     from isobasin.architectures.residual import Residual as Residual
     from isobasin.architectures.residual import Role as Role
-    from isobasin.architectures.schema import AttentionSite as AttentionSite
-    from isobasin.architectures.schema import ExpertsSite as ExpertsSite
-    from isobasin.architectures.schema import FeedForwardSite as FeedForwardSite
-    from isobasin.architectures.schema import Layout as Layout
-    from isobasin.architectures.schema import Projection as Projection
     from isobasin.architectures.schema import Specification as Specification
     from isobasin.certification.certify import BlockCertificate as BlockCertificate
     from isobasin.certification.certify import Certificate as Certificate
@@ -59,15 +59,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "alignment": ("Alignment",),
+    "architectures.blocks": ("AttentionSite", "ExpertsSite", "FeedForwardSite"),
+    "architectures.projection": ("Layout", "Projection"),
     "architectures.residual": ("Along", "Residual", "Role"),
-    "architectures.schema": (
-        "AttentionSite",
-        "ExpertsSite",
-        "FeedForwardSite",
-        "Layout",
-        "Projection",
-        "Specification",
-    ),
+    "architectures.schema": ("Specification",),
     "certification.certify": ("BlockCertificate", "Certificate", "certify"),
     "errors": ("IsobasinError",),
     "matching.attention": ("Match", "match"),

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Union
 import torch
 from torch import Tensor
 
+from isobasin.architectures.blocks import AttentionSite, FeedForward, Site
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
-from isobasin.architectures.schema import AttentionSite, FeedForward, Site, Specification
+from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import Checkpoint, check_finite, resolve
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.symmetries.weights import AttentionWeights, stack

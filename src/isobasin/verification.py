@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.activations import activation_functions
-from isobasin.architectures.schema import FeedForward
+from isobasin.architectures.blocks import FeedForward
 from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, CheckpointError, TensorError, VerificationError
 from isobasin.model import EXPERTS, Blocks, Model, quiet_transformers

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import isobasin
 from contracts.checks import assert_blocks_preserved, blocks, recover
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.families import (
     bert,
     cohere,
@@ -25,7 +26,6 @@ from isobasin.architectures.families import (
     roformer,
 )
 from isobasin.architectures.layouts import half_planes, interleaved_planes
-from isobasin.architectures.schema import AttentionSite
 from isobasin.errors import VerificationError
 from isobasin.matching import attention as matching
 from isobasin.matching import heads, latents

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import isobasin
 from isobasin import model
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.layouts import position_table
-from isobasin.architectures.schema import AttentionSite, Layout, Projection, Specification
+from isobasin.architectures.projection import Layout, Projection
+from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.pipeline import aligning, merging
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup

@@ -28,7 +28,8 @@ from isobasin.alignment.entries import (
 )
 from isobasin.alignment.file import FILE_NAME, Contents, read, write
 from isobasin.alignment.stream import Turned
-from isobasin.architectures.schema import AttentionSite, FeedForward, Specification
+from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, Source, TensorBlocks
 from isobasin.symmetries import attention, feedforward

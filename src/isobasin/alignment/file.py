@@ -24,7 +24,7 @@ from isobasin.alignment.entries import (
     ResidualStatistics,
     plain,
 )
-from isobasin.architectures.schema import labels
+from isobasin.architectures.blocks import labels
 from isobasin.checkpoints import write_file_atomically
 from isobasin.errors import AlignmentError
 from isobasin.symmetries import attention, feedforward, residual

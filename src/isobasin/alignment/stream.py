@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from isobasin.architectures.blocks import FeedForward
 from isobasin.architectures.residual import Norm, Reader, Residual, Role, role_maps
-from isobasin.architectures.schema import FeedForward, Specification
+from isobasin.architectures.schema import Specification
 from isobasin.errors import TensorError
 from isobasin.model import Blocks
 from isobasin.symmetries.residual import ResidualElement, contract, move_axis, scale_axis

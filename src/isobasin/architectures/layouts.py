@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import torch
 
-from isobasin.architectures.schema import Layout, Projection
+from isobasin.architectures.projection import Layout, Projection
 from isobasin.errors import ArchitectureError
 
 Plane = tuple[int, int]

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from isobasin.architectures.blocks import AttentionSite, FeedForward, Site
 from isobasin.architectures.configuration import Config, build, check_supported, counted, described
 from isobasin.architectures.registry import Family, families, family
 from isobasin.architectures.residual import Residual
-from isobasin.architectures.schema import AttentionSite, FeedForward, Site, Specification
+from isobasin.architectures.schema import Specification
 from isobasin.architectures.streams import find
 from isobasin.errors import ArchitectureError, TensorError
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from isobasin.architectures.activations import feedforward_group
+from isobasin.architectures.blocks import AttentionSite, ExpertsSite, FeedForward, FeedForwardSite
 from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes
-from isobasin.architectures.schema import AttentionSite, ExpertsSite, FeedForward, FeedForwardSite, Projection
+from isobasin.architectures.projection import Projection
 from isobasin.errors import ArchitectureError
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 

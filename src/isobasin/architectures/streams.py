@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from isobasin.architectures.blocks import AttentionSite, Site
 from isobasin.architectures.residual import Along, Norm, Reader, Residual, Role
-from isobasin.architectures.schema import AttentionSite, Site
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.symmetries.residual import Basis, ResidualGroup
 

@@ -8,9 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from isobasin.architectures.blocks import AttentionSite, FeedForward
 from isobasin.architectures.configuration import build
 from isobasin.architectures.registry import family
-from isobasin.architectures.schema import AttentionSite, FeedForward
 from isobasin.certification.hidden import hidden_directions
 from isobasin.certification.jacobians import Measured, measured_alone, measured_whole
 from isobasin.certification.loaded import Block, loaded_blocks

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from isobasin.architectures.blocks import AttentionSite, FeedForward
 from isobasin.architectures.configuration import Config, build, key
 from isobasin.architectures.layouts import Sizes
 from isobasin.architectures.registry import families, family
-from isobasin.architectures.schema import AttentionSite, FeedForward
 from isobasin.testing.tiny import TinyModel
 
 _UNITS = 12

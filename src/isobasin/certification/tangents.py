@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from isobasin.architectures.schema import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite, FeedForward
 from isobasin.symmetries import attention, feedforward, gains, latent
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights

@@ -20,8 +20,9 @@ from isobasin.alignment import (
     LayerStatistics,
     condition_of,
 )
+from isobasin.architectures.blocks import FeedForward
 from isobasin.architectures.resolve import check_comparable
-from isobasin.architectures.schema import FeedForward, Specification
+from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward

@@ -16,7 +16,7 @@ from isobasin.alignment import (
     LayerStatistics,
     condition_of,
 )
-from isobasin.architectures.schema import Site
+from isobasin.architectures.blocks import Site
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
 from isobasin.model import Blocks, Source, open_model

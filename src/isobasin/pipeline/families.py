@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from isobasin.architectures.blocks import FeedForward
 from isobasin.architectures.configuration import build
 from isobasin.architectures.registry import Family, families
-from isobasin.architectures.schema import FeedForward
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.residual import ResidualGroup
 from isobasin.testing.tiny import tiny

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from isobasin.architectures.schema import Site
+from isobasin.architectures.blocks import Site
 from isobasin.model import Source, open_model
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup

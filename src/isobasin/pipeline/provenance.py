@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from isobasin.alignment import Alignment, FeedForwardAlignment, LayerAlignment
+from isobasin.architectures.blocks import labels
 from isobasin.architectures.resolve import check_comparable
-from isobasin.architectures.schema import labels
 from isobasin.checkpoints import write_file_atomically
 from isobasin.errors import OutputError
 from isobasin.matching.attention import Method

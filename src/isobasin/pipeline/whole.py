@@ -19,8 +19,8 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment, ResidualAlignment, ResidualStatistics
 from isobasin.alignment.stream import gains_of, offset
+from isobasin.architectures.blocks import ExpertsSite
 from isobasin.architectures.residual import Residual, Role, role_maps
-from isobasin.architectures.schema import ExpertsSite
 from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks

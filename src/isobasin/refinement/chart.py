@@ -24,8 +24,8 @@ from isobasin.alignment import (
     condition_of,
 )
 from isobasin.alignment.stream import gains_of
+from isobasin.architectures.blocks import labels
 from isobasin.architectures.residual import Residual
-from isobasin.architectures.schema import labels
 from isobasin.model import Blocks
 from isobasin.symmetries import attention, feedforward, residual
 from isobasin.symmetries.bilinear import BilinearElement

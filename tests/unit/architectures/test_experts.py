@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.activations import activation_functions
+from isobasin.architectures.blocks import ExpertsSite, labels
 from isobasin.architectures.configuration import build
 from isobasin.architectures.layouts import correction, router, separate_experts
 from isobasin.architectures.registry import family
-from isobasin.architectures.schema import ExpertsSite, labels
 from isobasin.architectures.sites import experts_sites
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching.feedforward import match_feedforward

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from tiny_models import CASES, Case, Run, case, observed, save
 from torch import Tensor
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.registry import families
 from isobasin.architectures.resolve import specification
-from isobasin.architectures.schema import AttentionSite, Specification
+from isobasin.architectures.schema import Specification
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verification import load

@@ -14,10 +14,12 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from isobasin.architectures.activations import feedforward_group
+from isobasin.architectures.blocks import FeedForwardSite
 from isobasin.architectures.layouts import linears, transposed_linears
+from isobasin.architectures.projection import Layout, Projection
 from isobasin.architectures.registry import families
 from isobasin.architectures.resolve import check_comparable, check_feedforwards, specification
-from isobasin.architectures.schema import FeedForwardSite, Layout, Projection, Specification
+from isobasin.architectures.schema import Specification
 from isobasin.architectures.sites import feedforward_sites
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import open_model

@@ -15,7 +15,7 @@ from isobasin.architectures.layouts import (
     interleaved_planes,
     separate,
 )
-from isobasin.architectures.schema import Layout
+from isobasin.architectures.projection import Layout
 from isobasin.architectures.sites import attention_group, attention_sites
 from isobasin.errors import ArchitectureError
 

@@ -11,11 +11,11 @@ import pytest
 
 import isobasin
 from isobasin.architectures import sites
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import build
 from isobasin.architectures.families import bert, gpt_neox, llama, t5
 from isobasin.architectures.layouts import interleaved_planes
 from isobasin.architectures.registry import family
-from isobasin.architectures.schema import AttentionSite
 from isobasin.certification import loaded
 from isobasin.certification.certify import Certificate, certify, variants
 from isobasin.certification.smallest import smallest

@@ -4,10 +4,10 @@ Each of `num_hidden_groups` groups holds `inner_group_num` blocks, which its lay
 is listed once, as its tensors are stored once.
 """
 
+from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import linears, separate
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites, stacked
 from isobasin.errors import ArchitectureError
 

@@ -6,10 +6,10 @@ of patches, which leave their constant as it is. What a block returns is scaled 
 outside the blocks.
 """
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, both_sides
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
-from isobasin.architectures.schema import AttentionSite
 from isobasin.errors import ArchitectureError
 
 _TABLE = "relative_position_bias.relative_position_bias_table"

@@ -1,9 +1,9 @@
 """BERT: separate projections, all with a bias. `is_decoder` only changes the mask."""
 
+from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import Plane, linears, separate
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.streams import Head, Stream
 

@@ -1,9 +1,9 @@
 """BLOOM: queries, keys and values fused head by head, and ALiBi, whose slope ties every head to its place."""
 
+from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_heads, linears
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 
 _ATTENTION = "h.{layer}.self_attention"

@@ -6,11 +6,11 @@
 from dataclasses import replace
 from functools import partial
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import head_gains, interleaved_planes
-from isobasin.architectures.schema import AttentionSite
 from isobasin.architectures.streams import Stream
 from isobasin.symmetries.groups import QueryKeyNorm
 

@@ -10,6 +10,7 @@ read `norm_topk_prob`, which would change no symmetry. `mlp_bias` is about all f
 
 from typing import Any
 
+from isobasin.architectures.blocks import AttentionSite, FeedForward
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
@@ -24,7 +25,7 @@ from isobasin.architectures.layouts import (
     separate_experts,
     sliced,
 )
-from isobasin.architectures.schema import AttentionSite, FeedForward, Projection
+from isobasin.architectures.projection import Projection
 from isobasin.architectures.sites import attention_sites, experts_sites, feedforward_sites, latent_group, mixed
 from isobasin.errors import ArchitectureError
 

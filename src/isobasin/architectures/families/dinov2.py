@@ -4,11 +4,11 @@ What a block returns is scaled per channel before it is added (`layer_scale1`, `
 blocks, whose output biases it scales along with the rest.
 """
 
+from isobasin.architectures.blocks import FeedForwardSite
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_gate, linears
-from isobasin.architectures.schema import FeedForwardSite
 from isobasin.architectures.sites import feedforward_sites
 
 _FEEDFORWARD = "encoder.layer.{layer}.mlp"

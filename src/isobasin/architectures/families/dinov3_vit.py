@@ -8,10 +8,10 @@ no known kind.
 
 from dataclasses import replace
 
+from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import Projections, half_planes, linears, separate
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.errors import ArchitectureError
 

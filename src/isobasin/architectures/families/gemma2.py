@@ -5,10 +5,10 @@ feature rotates there is no free key bias to lose. `query_pre_attn_scalar` scale
 mask.
 """
 
+from isobasin.architectures.blocks import FeedForwardSite
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.schema import FeedForwardSite
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:

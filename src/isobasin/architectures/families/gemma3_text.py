@@ -3,11 +3,11 @@
 A cap on scores and `query_pre_attn_scalar` don't change the group, sliding windows only the mask.
 """
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import gemma2, llama
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import half_planes
-from isobasin.architectures.schema import AttentionSite
 from isobasin.symmetries.groups import QueryKeyNorm
 
 

@@ -3,11 +3,11 @@
 `attention_bias` is about queries, keys and values, the output has none.
 """
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import llama, phi3
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import interleaved_planes
-from isobasin.architectures.schema import AttentionSite
 
 
 def blocks(config: Config) -> list[AttentionSite]:

@@ -3,10 +3,10 @@
 Rotary positions turn the first `rotary_dim` features of a head, in interleaved order.
 """
 
+from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import interleaved_planes, linears, separate
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.streams import Head, Stream
 from isobasin.errors import ArchitectureError

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from copy import copy
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
-from isobasin.architectures.schema import AttentionSite
 
 
 def regrouped(config: Config, usual: Callable[[Config], list[AttentionSite]]) -> list[AttentionSite]:

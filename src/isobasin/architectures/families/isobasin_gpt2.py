@@ -1,10 +1,10 @@
 """Our GPT-2 with its own number of heads in some layers (`isobasin.models`)."""
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.families.isobasin_bert import regrouped
 from isobasin.architectures.family import Family
-from isobasin.architectures.schema import AttentionSite
 
 
 def blocks(config: Config) -> list[AttentionSite]:

@@ -5,12 +5,12 @@ All features of a head rotate, in half order, by the place of the token in the s
 
 from dataclasses import replace
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, sizes
 from isobasin.architectures.families import vit
 from isobasin.architectures.families.isobasin_bert import regrouped
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import Projections, half_planes
-from isobasin.architectures.schema import AttentionSite
 from isobasin.architectures.sites import attention_group
 
 

@@ -6,11 +6,11 @@ for training only.
 
 from functools import partial
 
+from isobasin.architectures.blocks import ExpertsSite
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import router, separate_experts
-from isobasin.architectures.schema import ExpertsSite
 from isobasin.architectures.sites import experts_sites
 
 _EXPERTS = "layers.{layer}.block_sparse_moe"

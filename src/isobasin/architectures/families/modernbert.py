@@ -5,10 +5,10 @@ of the attention, `mlp_bias` about both of the feed-forward block. The first lay
 normalisation and has none of its own, so the residual stream is of no known kind.
 """
 
+from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_gate, fused_rows, half_planes
-from isobasin.architectures.schema import AttentionSite, FeedForwardSite
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 
 _ATTENTION = "layers.{layer}.attn"

@@ -3,11 +3,11 @@
 Its buckets are those of an encoder of T5, always 32 of them for distances up to 128.
 """
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import bucket_constants, position_table, separate
-from isobasin.architectures.schema import AttentionSite
 from isobasin.architectures.sites import attention_group, attention_sites
 from isobasin.errors import ArchitectureError
 

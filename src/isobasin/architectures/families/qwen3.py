@@ -2,10 +2,10 @@
 
 from functools import partial
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.schema import AttentionSite
 from isobasin.symmetries.groups import QueryKeyNorm
 
 

@@ -5,11 +5,11 @@
 
 from dataclasses import replace
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import interleaved_planes
-from isobasin.architectures.schema import AttentionSite
 from isobasin.architectures.streams import Head, Stream
 from isobasin.errors import ArchitectureError
 

@@ -3,10 +3,10 @@
 There any invertible map of queries and keys is allowed, and a key bias is free. Sliding windows only change the mask.
 """
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.schema import AttentionSite
 from isobasin.errors import ArchitectureError
 
 

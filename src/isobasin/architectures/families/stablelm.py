@@ -7,11 +7,12 @@ a LayerNorm without bias by themselves.
 from dataclasses import replace
 from functools import partial
 
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import Sizes, gains, half_planes
-from isobasin.architectures.schema import AttentionSite, Gains
+from isobasin.architectures.projection import Gains
 from isobasin.architectures.streams import Stream
 from isobasin.symmetries.groups import QueryKeyNorm
 

@@ -1,0 +1,422 @@
+"""The blocks of a checkpoint: where their projections lie, and which symmetry group each has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from isobasin.architectures.projection import Gains, Projection
+from isobasin.errors import TensorError
+from isobasin.symmetries import gains, latent
+from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
+from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.weights import AttentionWeights
+
+
+@dataclass(frozen=True)
+class Site(ABC):
+    """One block of a checkpoint, of either kind.
+
+    Attributes:
+        layer: Index of the layer, from 0; counted through all stacks where a model has several.
+        name: The module's path in the checkpoint, for messages.
+        stack: Which stack of layers the block belongs to; empty where there is only one.
+    """
+
+    layer: int
+    name: str
+    stack: str = field(default="", kw_only=True)
+
+    @property
+    @abstractmethod
+    def projections(self) -> dict[str, Projection]:
+        """The projections by their role, which is also the field's name."""
+
+    @property
+    @abstractmethod
+    def writers(self) -> tuple[Projection, ...]:
+        """The projections into the residual stream: one, or those of experts."""
+
+    @property
+    def readers(self) -> dict[str, Projection]:
+        """The other projections by their role: those that read the block's input."""
+        return {role: projection for role, projection in self.projections.items() if projection not in self.writers}
+
+    @property
+    def others(self) -> dict[str, Projection]:
+        """Parameters that the residual stream doesn't run along, by their role: gains, tables, sinks."""
+        return {}
+
+    @property
+    def deciding(self) -> frozenset[str]:
+        """Tensors that only decide which values count: no output has a derivative by them."""
+        return frozenset()
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream that the block reads and writes."""
+        return dict(self.writers[0].layout.sizes)["width"]
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """The roles that have a bias."""
+        return tuple(role for role, projection in self.projections.items() if projection.bias is not None)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every stored tensor of the block and the shape it must have."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for projection in self.projections.values():
+            shapes[projection.weight] = projection.layout.shape()
+            if projection.bias is not None:
+                whole = projection in self.writers
+                shapes[projection.bias] = self._whole(projection) if whole else projection.layout.shape(bias=True)
+        shapes |= {other.weight: other.layout.shape(bias=True) for other in self.others.values()}
+        return shapes
+
+    def _whole(self, writer: Projection) -> tuple[int, ...]:
+        """The shape of the bias of a projection into the stream, with an axis of experts if it holds several."""
+        experts = dict(writer.layout.sizes).get("expert")
+        return (self.width,) if experts is None else (experts, self.width)
+
+    def named(self, change: Callable[[str], str]) -> Self:
+        """The same block with all its names changed."""
+
+        def renamed(old: Projection) -> Projection:
+            return replace(old, weight=change(old.weight), bias=None if old.bias is None else change(old.bias))
+
+        roles: dict[str, Any] = {}
+        for role, old in vars(self).items():
+            if isinstance(old, Projection):
+                roles[role] = renamed(old)
+            elif isinstance(old, tuple):
+                roles[role] = tuple(map(renamed, cast(tuple[Projection, ...], old)))
+        return replace(self, name=change(self.name), **roles)
+
+    def _write(self, tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """New stored tensors of the block from weights and biases by role, in the axes that the layouts read."""
+        new = {name: tensors[name] for name in self.shapes()}
+        for role, projection in self.projections.items():
+            bias = parts.get(f"{role}_bias")
+            if (projection.bias is None) != (bias is None):
+                raise ValueError(f"{self.name}: the {role} bias must be given if, and only if, the block has one")
+            new[projection.weight] = projection.layout.write(new[projection.weight], parts[role])
+            if projection.bias is not None and bias is not None:
+                stored = new[projection.bias]
+                whole = projection in self.writers
+                written = (
+                    bias.reshape(stored.shape).to(stored) if whole else projection.layout.write(stored, bias, True)
+                )
+                new[projection.bias] = written
+        for role, other in self.others.items():
+            new[other.weight] = other.layout.write(new[other.weight], parts[role], bias=True)
+        return new
+
+
+@dataclass(frozen=True)
+class AttentionSite(Site):
+    """One attention block of a checkpoint.
+
+    Attributes:
+        layer: Index of the layer, from 0.
+        name: The module's path in the checkpoint, for messages.
+        query, key, value, output: The projections.
+        group: The block's symmetry group.
+        query_gain, key_gain: Gains of normalised queries and keys; None without norm.
+        table: Relative position biases; blocks that read one table have one head permutation. None without.
+        sink: Scores of no token; None without.
+        gain_offset: What is added to stored gains.
+        rotary_query, rotary_key: What rotates, in latent attention (`LatentGroup`); None elsewhere.
+        query_down, key_value_down: What latents are normalised from; None where there is no such latent.
+        query_down_gain, key_value_down_gain: Their gains.
+    """
+
+    query: Projection
+    key: Projection
+    value: Projection
+    output: Projection
+    group: AttentionGroup
+    query_gain: Gains | None = None
+    key_gain: Gains | None = None
+    table: Projection | None = None
+    sink: Projection | None = None
+    gain_offset: float = 0.0
+    rotary_query: Projection | None = None
+    rotary_key: Projection | None = None
+    query_down: Projection | None = None
+    key_value_down: Projection | None = None
+    query_down_gain: Projection | None = None
+    key_value_down_gain: Projection | None = None
+
+    @property
+    def projections(self) -> dict[str, Projection]:
+        """The projections by their role."""
+        own = {"query": self.query, "key": self.key, "value": self.value, "output": self.output}
+        return own | self._there("rotary_query", "rotary_key", "query_down", "key_value_down")
+
+    def _there(self, *roles: str) -> dict[str, Projection]:
+        """Those of some roles that the block has."""
+        named: dict[str, Gains | None] = {role: getattr(self, role) for role in roles}
+        found: dict[str, Projection] = {}
+        for role, there in named.items():
+            if isinstance(there, tuple):
+                found |= {f"{role}.{head}": part for head, part in enumerate(there)}
+            elif there is not None:
+                found[role] = there
+        return found
+
+    @property
+    def readers(self) -> dict[str, Projection]:
+        """The projections that read the residual stream; others read a latent."""
+        latents = () if self.group.latent is None else self.group.latent.widths
+        inside = {role for name in latents for role in latent.READERS[name]}
+        return {role: projection for role, projection in super().readers.items() if role not in inside}
+
+    @property
+    def others(self) -> dict[str, Projection]:
+        """Gains, table and sinks, where there are any."""
+        return self._there("query_gain", "key_gain", "table", "sink", "query_down_gain", "key_value_down_gain")
+
+    @property
+    def writers(self) -> tuple[Projection, ...]:
+        """The output projection."""
+        return (self.output,)
+
+    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> AttentionWeights:
+        """The block's weights in float64, without leading dimensions, nor the means that LayerNorm takes away."""
+        found = self._read(tensors, device)
+        return gains.centred(found)[0] if self.group.means else found
+
+    def _read(self, tensors: Mapping[str, Tensor], device: str | torch.device) -> AttentionWeights:
+        g, s = self.group.groups, self.group.queries
+        heads = {"query": (g, s), "rotary_query": (g, s), "key": (g,), "value": (g,), "output": (g, s)}
+        double = {name: tensors[name].to(device, torch.float64) for name in self.shapes()}
+        parts: dict[str, Tensor] = {}
+        for role, projection in self.projections.items():
+            weight = projection.layout.read(double[projection.weight])
+            parts[role] = weight.reshape(*heads.get(role, ()), *weight.shape[1:])
+            if projection.bias is not None:
+                bias = double[projection.bias]
+                if projection is not self.output:
+                    bias = projection.layout.read(bias, bias=True)
+                    bias = bias.reshape(*heads.get(role, ()), *bias.shape[1:])
+                parts[f"{role}_bias"] = bias
+        others: dict[str, Tensor] = {}
+        for name, other in self.others.items():
+            role, own = name.partition(".")[0], other.layout.read(double[other.weight], bias=True)
+            others[role] = torch.cat([others[role], own]) if role in others else own
+        found = AttentionWeights(**parts, **{role: self._by_heads(role, x) for role, x in others.items()})
+        return found if self.group.latent is None else latent.folded(self.group.latent, self._checked(found))
+
+    def _checked(self, weights: AttentionWeights) -> AttentionWeights:
+        """The same weights; gains of 0 in a latent are refused, as rows of its readers can't be divided by them."""
+        for role, gain in weights.tensors().items():
+            if role.endswith("down_gain") and bool((gain == 0).any()):
+                raise TensorError(f"{self.others[role].weight!r} has a gain of 0: its latent can't be moved")
+        return weights
+
+    def _by_heads(self, role: str, x: Tensor) -> Tensor:
+        """A parameter of every head, or of all together, `(heads, features)`, in the weights' axes."""
+        if role.endswith("down_gain"):
+            return x.squeeze(0)
+        if role == "key_gain":
+            return x + self.gain_offset
+        if role == "query_gain":
+            own = len(x) == self.group.heads
+            return x.reshape(*((self.group.groups, self.group.queries) if own else (1, 1)), -1) + self.gain_offset
+        x = x.unflatten(0, (self.group.groups, self.group.queries))
+        return x.squeeze(-1) if role == "sink" else x
+
+    def write(self, tensors: Mapping[str, Tensor], weights: AttentionWeights) -> dict[str, Tensor]:
+        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
+        plain = weights if self.group.latent is None else latent.unfolded(self.group.latent, weights)
+        if self.group.means:
+            # Heads that change places leave their means where they are.
+            _, means = gains.centred(self._read(tensors, weights.query.device))
+            plain = replace(plain, **{role: getattr(plain, role) + mean for role, mean in means.items()})
+        return self._written(tensors, plain)
+
+    def _written(self, tensors: Mapping[str, Tensor], plain: AttentionWeights) -> dict[str, Tensor]:
+        parts = plain.tensors()
+        parts |= {role: parts[role] - self.gain_offset for role in ("query_gain", "key_gain") if role in parts}
+        return self._write(tensors, self._apart(parts))
+
+    def centred(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stored tensors without the means that LayerNorm takes away from queries and keys."""
+        return self._written(tensors, self.read(tensors))
+
+    def _apart(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parts with gains that heads have by themselves under their own names."""
+        found = dict(parts)
+        for name in self.others:
+            role, _, head = name.partition(".")
+            if head:
+                found[name] = parts[role].flatten(0, -2)[int(head)]
+        return found
+
+    def stored(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stored tensors of weights by role to which nothing is added, and no gain folded in: a linear map."""
+        zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in self.shapes().items()}
+        return self._write(zeros, self._apart(parts))
+
+
+@dataclass(frozen=True)
+class FeedForwardSite(Site):
+    """One feed-forward block of a checkpoint.
+
+    Attributes:
+        layer: Index of the layer, from 0.
+        name: The module's path in the checkpoint, for messages.
+        up: The projection that the activation reads, or in a gated block the one that it multiplies.
+        gate: The projection that the activation reads, in a gated block; None otherwise.
+        down: The projection into the residual stream.
+        group: The block's symmetry group.
+        activation: Its name in transformers; what verification of single blocks computes with.
+    """
+
+    up: Projection
+    gate: Projection | None
+    down: Projection
+    group: FeedForwardGroup
+    activation: str
+
+    @property
+    def projections(self) -> dict[str, Projection]:
+        """The projections by their role."""
+        gate = {} if self.gate is None else {"gate": self.gate}
+        return {"up": self.up, **gate, "down": self.down}
+
+    @property
+    def writers(self) -> tuple[Projection, ...]:
+        """The down projection."""
+        return (self.down,)
+
+    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> FeedForwardWeights:
+        """The block's weights in float64, without leading dimensions."""
+        parts: dict[str, Tensor] = {}
+        for role, projection in self.projections.items():
+            weight = tensors[projection.weight].to(device, torch.float64)
+            parts[role] = projection.layout.read(weight)[0].mT
+            if projection.bias is not None:
+                bias = tensors[projection.bias].to(device, torch.float64)
+                whole = projection is self.down
+                parts[f"{role}_bias"] = bias if whole else projection.layout.read(bias, bias=True)[0]
+        return FeedForwardWeights(**parts)
+
+    def write(self, tensors: Mapping[str, Tensor], weights: FeedForwardWeights) -> dict[str, Tensor]:
+        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
+        return self._write(tensors, {name: t.mT if t.ndim == 2 else t for name, t in weights.tensors().items()})
+
+
+@dataclass(frozen=True)
+class ExpertsSite(Site):
+    """One block of experts and their router; experts that all tokens share are a `FeedForwardSite` of their own.
+
+    The projections of a role are those of the experts in turn, each stored by itself, or one that holds all of them
+    (a layout with an axis `expert`).
+
+    Attributes:
+        layer: Index of the layer.
+        name: The module's path in the checkpoint, for messages.
+        router: The projection whose features are the experts' scores.
+        up, down: Of the experts, as in `FeedForwardSite`.
+        gate: Likewise; empty without.
+        group: The block's symmetry group.
+        activation: As in `FeedForwardSite`.
+        correction: What is added to scores where experts are chosen; None without.
+    """
+
+    router: Projection
+    up: tuple[Projection, ...]
+    gate: tuple[Projection, ...]
+    down: tuple[Projection, ...]
+    group: FeedForwardGroup
+    activation: str
+    correction: Projection | None = None
+
+    @property
+    def _roles(self) -> dict[str, tuple[Projection, ...]]:
+        roles = {"up": self.up, "gate": self.gate, "down": self.down}
+        return {role: projections for role, projections in roles.items() if projections}
+
+    @property
+    def projections(self) -> dict[str, Projection]:
+        """The projections by their role and, but for the router's, their place among those of that role."""
+        parts = {f"{role}.{i}": part for role, parts in self._roles.items() for i, part in enumerate(parts)}
+        return {"router": self.router, **parts}
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """The roles that have a bias."""
+        roles = {"router": (self.router,), **self._roles}
+        return tuple(role for role, projections in roles.items() if projections[0].bias is not None)
+
+    @property
+    def others(self) -> dict[str, Projection]:
+        """The correction, if there is one."""
+        return {} if self.correction is None else {"correction": self.correction}
+
+    @property
+    def deciding(self) -> frozenset[str]:
+        """The correction."""
+        return frozenset(other.weight for other in self.others.values())
+
+    @property
+    def writers(self) -> tuple[Projection, ...]:
+        """The down projections."""
+        return self.down
+
+    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> FeedForwardWeights:
+        """The block's weights in float64, without leading dimensions but for the experts'."""
+
+        def double(name: str) -> Tensor:
+            return tensors[name].to(device, torch.float64)
+
+        def bias(name: str, projection: Projection) -> Tensor:
+            whole = projection in self.writers
+            stored = double(name)
+            return stored.reshape(-1, self.width) if whole else projection.layout.read(stored, bias=True)
+
+        parts = {"router": self.router.layout.read(double(self.router.weight))[0].mT}
+        if self.router.bias is not None:
+            parts["router_bias"] = double(self.router.bias)
+        for role, projections in self._roles.items():
+            parts[role] = torch.cat([part.layout.read(double(part.weight)) for part in projections]).mT
+            if biases := [bias(part.bias, part) for part in projections if part.bias is not None]:
+                parts[f"{role}_bias"] = torch.cat(biases)
+        others = {role: other.layout.read(double(other.weight), bias=True)[0] for role, other in self.others.items()}
+        return FeedForwardWeights(**parts, **others)
+
+    def write(self, tensors: Mapping[str, Tensor], weights: FeedForwardWeights) -> dict[str, Tensor]:
+        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
+        found = weights.tensors()
+        parts = {name: t.mT if name == "router" else t for name, t in found.items() if name in _ROUTING}
+        for role, projections in self._roles.items():
+            sizes = [dict(part.layout.sizes).get("expert", 1) for part in projections]
+            for name in (role, f"{role}_bias"):
+                if name in found:
+                    ending = name.removeprefix(role)
+                    each = (found[name].mT if name == role else found[name]).split(sizes)
+                    parts |= {f"{role}.{i}{ending}": part for i, part in enumerate(each)}
+        return self._write(tensors, parts)
+
+
+_ROUTING = ("router", "router_bias", "correction")
+
+FeedForward = FeedForwardSite | ExpertsSite
+"""A feed-forward block of either kind."""
+
+
+def labels(layers: Iterable[int]) -> list[str]:
+    """What to call blocks by their layers: "3", and "3.1" for a second one of the same layer."""
+    seen: Counter[int] = Counter()
+    found: list[str] = []
+    for layer in layers:
+        found.append(f"{layer}.{seen[layer]}" if seen[layer] else str(layer))
+        seen[layer] += 1
+    return found

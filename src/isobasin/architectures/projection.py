@@ -1,0 +1,114 @@
+"""How a projection lies in a stored tensor: one einops pattern, from which reading and writing follow."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from einops import rearrange
+from torch import Tensor
+
+_CANONICAL = ("part", "expert", "group", "slot", "head")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the heads of one projection lie in a stored tensor.
+
+    `pattern` names the axes of the stored weight in einops notation, from `part`, `expert`, `group`, `slot`, `head`,
+    `feature` and `width`; `pick` narrows one of them, but for the last, to the projection at hand. Examples:
+
+    * `nn.Linear` query: `"(head feature) width"`; output: `"width (head feature)"`
+    * GPT-2's fused `Conv1D`: `"width (part head feature)"`, pick `("part", 1, 1)` for the keys
+    * GPT-NeoX and Falcon: `"(group slot feature) width"`, pick `("slot", s + 1, 1)` for the values after s queries
+    * fused `[Q | K | V]` with grouped queries: `"(head feature) width"`, pick `("head", h, g)` for the keys
+    * `[K | V]` of n and m features, head by head: `"(head feature) width"`, pick `("feature", n, m)` for the values
+    * TransformerLens: `"head width feature"`
+
+    A feed-forward projection has no heads, and its units are the features: `"feature width"` for an `nn.Linear` into
+    them, `"expert feature width"` for those of all experts in one tensor.
+
+    Attributes:
+        pattern: The stored axes.
+        sizes: Size of every axis that the pattern names.
+        pick: `(axis, start, length)` of the part of a fused tensor, or None for all of it.
+    """
+
+    pattern: str
+    sizes: tuple[tuple[str, int], ...]
+    pick: tuple[str, int, int] | None = None
+
+    @property
+    def _outer(self) -> list[str]:
+        """The axes before `width` and `feature` in the canonical order."""
+        return [name for name in _CANONICAL if name in dict(self.sizes)]
+
+    def _patterns(self, bias: bool) -> tuple[str, str]:
+        """The stored and the canonical einops patterns of the weight, or of the bias."""
+        stored = " ".join(self.pattern.replace("width", "").split()) if bias else self.pattern
+        canonical = [*self._outer, *([] if bias else ["width"]), "feature"]
+        return stored, " ".join(canonical)
+
+    def _narrow(self, tensor: Tensor) -> Tensor:
+        """The picked part of a tensor in canonical axes; a view."""
+        if self.pick is None:
+            return tensor
+        axis, start, length = self.pick
+        return tensor.narrow(-1 if axis == "feature" else self._outer.index(axis), start, length)
+
+    def shape(self, bias: bool = False) -> tuple[int, ...]:
+        """The shape that the stored tensor must have."""
+        sizes = dict(self.sizes)
+        stored, _ = self._patterns(bias)
+        shape: list[int] = []
+        product: int | None = None
+        for token in stored.replace("(", " ( ").replace(")", " ) ").split():
+            if token == "(":
+                product = 1
+            elif token == ")":
+                shape.append(product or 1)
+                product = None
+            elif product is not None:
+                product *= sizes[token]
+            else:
+                shape.append(sizes[token])
+        return tuple(shape)
+
+    @property
+    def width_axis(self) -> int:
+        """The axis of the stored weight that runs along the residual stream."""
+        tokens = re.sub(r"\([^)]*\)", "()", self.pattern).split()
+        return tokens.index("width")
+
+    def _sizes(self, bias: bool) -> dict[str, int]:
+        return {name: size for name, size in self.sizes if not (bias and name == "width")}
+
+    def read(self, stored: Tensor, bias: bool = False) -> Tensor:
+        """The picked heads, `(heads, width, feature)`, or `(heads, feature)` of a bias."""
+        source, target = self._patterns(bias)
+        picked = self._narrow(rearrange(stored, f"{source} -> {target}", **self._sizes(bias)))
+        return picked.reshape(-1, *picked.shape[len(self._outer) :])
+
+    def write(self, stored: Tensor, heads: Tensor, bias: bool = False) -> Tensor:
+        """A copy of `stored` in which the picked heads are replaced, cast to its type once."""
+        source, target = self._patterns(bias)
+        canonical = rearrange(stored, f"{source} -> {target}", **self._sizes(bias)).clone()
+        part = self._narrow(canonical)
+        part.copy_(heads.reshape(part.shape))
+        return rearrange(canonical, f"{target} -> {source}", **self._sizes(bias)).contiguous()
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One projection: the names of its stored tensors and how its heads lie in them.
+
+    The bias of a projection into the residual stream has no heads: it is stored as it is.
+    """
+
+    weight: str
+    bias: str | None
+    layout: Layout
+
+
+Gains = Projection | tuple[Projection, ...]
+"""Where gains of normalised queries or keys lie: all together, or those of each head by themselves."""
