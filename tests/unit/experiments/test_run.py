@@ -324,7 +324,8 @@ def test_a_part_that_is_held_out(tmp_path: Path):
 
 
 def test_every_kind_of_cell_is_known():
-    ablations = {"stage_1": True, "stage_2": True, "head_costs": True, "reinitialise": True, "symmetry_breaking": [1]}
+    ablations = {"stage_1": True, "stage_2": True, "head_costs": True, "reinitialise": True}
+    ablations |= {"symmetry_breaking": [1], "alignments": {"steps": 1}}
     setting = {**CONFIGURATION["settings"][0], "model": "rotary", "ablations": ablations}
     experiment = Experiment(small(settings=[setting]), Path("nowhere"))
     assert {cell.kind for cell in experiment.cells()} == set(work.WORK)
