@@ -104,14 +104,16 @@ def alignments(
             seconds[name] = time.perf_counter() - began
             found[name] = pair.curve(matches[name])
         # Chosen by training data alone: barriers on the tests must not choose.
-        start = matches["model-data" if options.scope is Scope.model else "attention"]
+        chosen = "model-data" if options.scope is Scope.model else "attention"
+        start = matches[chosen]
         if refining is not None:
             began = time.perf_counter()
             found[REFINED] = _refined(pair, train, start, refining, progress)
             seconds[REFINED] = time.perf_counter() - began
         found = with_percent({name: {**row, "middle": _middle(row["losses"])} for name, row in found.items()})
         if merging:
-            found[CIRCUITS] = {"middle": _circuits(pair, start)}
+            losses = found[chosen]["losses"]
+            found[CIRCUITS] = {"middle": _merged_loss(pair, start) - (losses[0] + losses[-1]) / 2}
     return {"ways": found, "seconds": seconds}
 
 
@@ -130,10 +132,9 @@ def _middle(losses: Sequence[float]) -> float:
     return losses[len(losses) // 2] - (losses[0] + losses[-1]) / 2
 
 
-def _circuits(pair: Pair, alignment: Alignment) -> float:
-    """How far the mean of circuits lies above the mean of the ends' losses."""
+def _merged_loss(pair: Pair, alignment: Alignment) -> float:
+    """The loss of the mean of circuits after a move."""
     with pair.moved(alignment) as end, tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
         out = Path(scratch) / "merged"
         merge([pair.a.checkpoint.folder, end], out, space=Space.circuit, device=pair.options.device)
-        ends = [pair.loss(folder) for folder in (pair.a.checkpoint.folder, end)]
-        return pair.loss(out) - sum(ends) / 2
+        return pair.loss(out)

@@ -16,11 +16,8 @@ from isobasin.matching.subspace import polar
 from isobasin.symmetries import latent
 from isobasin.symmetries.groups import LatentGroup
 from isobasin.symmetries.latent import LatentElement
+from isobasin.symmetries.residual import least_gain
 from isobasin.symmetries.weights import AttentionWeights
-
-# Gains of the reference smaller than this share of their root mean square are replaced by it: readers are divided by
-# them.
-_SMALL_GAIN = 1e-3
 
 
 def fit(
@@ -51,7 +48,7 @@ def fit(
 
 def _reached(gains: Tensor) -> Tensor:
     """The reference's gains, but for those that are too small to divide by."""
-    limit = _SMALL_GAIN * gains.square().mean(-1, keepdim=True).sqrt()
+    limit = least_gain(gains)
     return torch.where(gains.abs() < limit, limit.copysign(gains), gains)
 
 

@@ -138,8 +138,7 @@ def _random_units(
     """A random move of a feed-forward block; a router's shift is as large as its rows."""
     scale = 0.0
     if isinstance(site, ExpertsSite) and shifted:
-        router = model.checked([site.router.weight])[site.router.weight]
-        scale = float(router.double().square().mean().sqrt())
+        scale = float(model.double([site.router.weight])[site.router.weight].square().mean().sqrt())
     return sample(site.group, generator, condition=condition, shift=scale)
 
 

@@ -25,12 +25,17 @@ from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.pipeline.settings import Calibration, Matching, Objective, Running
-from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup, contract, move_axis, scale_axis
+from isobasin.symmetries.residual import (
+    Basis,
+    ResidualElement,
+    ResidualGroup,
+    contract,
+    least_gain,
+    move_axis,
+    scale_axis,
+)
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
 
-# Gains of the reference smaller than this share of their root mean square are replaced by it: readers are divided by
-# them.
-_SMALL_GAIN = 1e-3
 # A sweep that lowers the squared distance by a smaller share than this is the last.
 _FALL = 1e-3
 _SWEEPS = 100
@@ -392,7 +397,7 @@ def _entry(pair: Pair, end: Descent, keep_gains: bool) -> ResidualAlignment:
     """The residual stream's part of an alignment."""
     gains, biases = gains_of(pair.a, pair.streams[0], pair.device)
     own = gains_of(pair.b, pair.streams[1], pair.device)
-    limit = _SMALL_GAIN * gains.square().mean(-1, keepdim=True).sqrt()
+    limit = least_gain(gains)
     small = gains.abs() < limit
     element = ResidualElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
     statistics = ResidualStatistics(

@@ -75,6 +75,15 @@ class ResidualGroup:
         return names[self.basis]
 
 
+# Gains smaller than this share of their root mean square are replaced by it where readers are divided by them.
+_SMALL_GAIN = 1e-3
+
+
+def least_gain(gains: Tensor) -> Tensor:
+    """The size that a gain must have for readers to be divided by it, `(..., 1)` for gains `(..., n)`."""
+    return _SMALL_GAIN * gains.square().mean(-1, keepdim=True).sqrt()
+
+
 @dataclass(frozen=True)
 class ResidualElement:
     """A map of the stream, and the gains and biases that the folded normalisations have before and after.
