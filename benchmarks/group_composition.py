@@ -51,7 +51,8 @@ def specification() -> isobasin.Specification:
 
     linear = isobasin.BilinearGroup(FEATURES)
     group = isobasin.AttentionGroup(HEADS, 1, linear, linear, key_shift=True, value_shift=True)
-    site = isobasin.AttentionSite(0, "attn", *map(attention, "QKVO"), group)
+    query, key, value, output = map(attention, "QKVO")
+    site = isobasin.AttentionSite(0, "attn", query, key, value, output, group)
     up, down = units("in", "width feature"), units("out", "feature width")
     scaled = isobasin.FeedForwardGroup(UNITS, Scale.positive)
     mlp = isobasin.FeedForwardSite(0, "mlp", up, None, down, scaled, "relu")
@@ -138,23 +139,23 @@ def aligned(a: Tensors, b: Tensors, train: Tensor, test: Tensor, how: Refining) 
     described, examples = specification(), partial(loss, train)
     rows: dict[str, Any] = {"none": curve(a, b, test)}
 
-    def add(name: str, move: isobasin.Alignment, began: float, other: isobasin.Alignment | None = None) -> None:
-        seconds = time.perf_counter() - began
-        ends = [w if m is None else m.moved_tensors(w, described) for w, m in ((a, other), (b, move))]
-        changed = max(_apart(w, end, test) for w, end in zip((a, b), ends, strict=True))
-        rows[name] = {**curve(ends[0], ends[1], test), "seconds": seconds, "outputs_changed": changed}
+    def add(name: str, move: isobasin.Alignment, seconds: float) -> None:
+        moved = move.moved_tensors(b, described)
+        rows[name] = {**curve(a, moved, test), "seconds": seconds, "outputs_changed": _apart(b, moved, test)}
 
     for name in ("heads", "orthogonal", "paper", "gauss-newton"):
         began = time.perf_counter()
-        add(name, isobasin.align_tensors(a, b, described, method=name), began)
-    began = time.perf_counter()
-    ends = Ends(examples, len(train))
+        found = isobasin.align_tensors(a, b, described, method=name)
+        add(name, found, time.perf_counter() - began)
+    began, ends = time.perf_counter(), Ends(examples, len(train))
     chosen = isobasin.align_tensors(a, b, described, scope="model", calibration=ends)
-    add("model", ends.nearest, began)
-    add("model-data", chosen, began)
+    seconds = time.perf_counter() - began
+    add("model", ends.nearest, seconds)
+    add("model-data", chosen, seconds)
     began = time.perf_counter()
-    found = isobasin.refine_tensors(a, b, described, examples, len(train), how=how, start=ends.nearest)
-    add("refined", found.alignment, began, found.reference)
+    learned = isobasin.refine_tensors(a, b, described, examples, len(train), how=how, start=ends.nearest)
+    add("refined", learned.alignment, time.perf_counter() - began)
+    rows["refined"] |= {"steps": learned.refined.steps, "best_step": learned.refined.best_step}
     return rows
 
 

@@ -176,9 +176,7 @@ def _check_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _verified(
-    model: TensorBlocks, move: Alignment, loss: Loss, rows: Rows, height: float, device: str
-) -> Verification:
+def _verified(model: TensorBlocks, move: Alignment, loss: Loss, rows: Rows, height: float, device: str) -> Verification:
     """The losses of single examples before and after a move, in float64; small beside them, or the line's height."""
     tensors = {n: t.to(device, torch.float64) if t.is_floating_point() else t for n, t in model.tensors.items()}
     moved = dict(tensors)
