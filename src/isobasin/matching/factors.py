@@ -89,7 +89,7 @@ def value_output_factors(group: AttentionGroup, weights: AttentionWeights) -> Fa
 
 
 def with_query_key(group: AttentionGroup, weights: AttentionWeights, factors: Factors) -> AttentionWeights:
-    """The weights with other Q and K that nothing normalises, the inverse of `query_key_factors`; a bias that takes no part stays."""
+    """The weights with other Q and K, inverse to `query_key_factors` without norm; a bias that takes no part stays."""
     pair, width = group.query_key, weights.key.shape[-2]
     query = bilinear.join(pair, factors.left, factors.left_planes)
     right, planes = factors.right.squeeze(-3), factors.right_planes.squeeze(-3)

@@ -8,8 +8,9 @@ With `q = norm(x Q) ∘ a` and `k = norm(x K) ∘ b` before they rotate, these l
     trades:         a <- a c, b <- b / c, with one c ≠ 0 for each plane and each unrotated feature
     column signs:   a feature of q, or of k, with its gain, in all heads that share the gain
 
-Heads that share gains turn and permute together. A trade of -1 is made of signs. Turns, signs and permutations are a `BilinearElement` whose complex
-numbers are ±1 and ±i and whose matrix is a signed permutation, so that Q and K move by it as they do without a norm.
+Heads that share gains turn and permute together. A trade of -1 is made of signs. Turns, permutations and signs of both
+q and k are a `BilinearElement` whose complex numbers are ±1 and ±i and whose matrix is a signed permutation, so that Q
+and K move by it as they do without a norm.
 
 LayerNorm lets only one sign pass, of all features of a head. A quarter turn is one of the gains, `a_p <- i a_p`,
 `b_p <- i b_p`, while the plane's two features change places in Q and K; two of them are a trade of -1. The complex
@@ -111,7 +112,7 @@ def shifted(weights: AttentionWeights, means: dict[str, Tensor]) -> AttentionWei
 
 
 def flipped(weights: AttentionWeights, query: Tensor, key: Tensor) -> AttentionWeights:
-    """The weights with columns of queries and keys, their biases and gains times signs, in the axes of the gains."""
+    """The weights with queries' and keys' columns, biases and gains times signs that lie as gains do."""
     found = weights.tensors()
     for role, signs in (("query", query), ("key", key)):
         found[role] = found[role] * signs.unsqueeze(-2)
@@ -122,9 +123,9 @@ def flipped(weights: AttentionWeights, query: Tensor, key: Tensor) -> AttentionW
 
 
 def deciding(group: AttentionGroup, weights: AttentionWeights) -> tuple[Tensor, Tensor]:
-    """The numbers whose signs `flipped` changes and nothing else in the group: gains; `Σ a b` of heads with LayerNorm.
+    """The numbers of queries and of keys whose signs column signs choose: gains; with LayerNorm, of queries `Σ a b`.
 
-    There trades change the signs of gains, and the sign of a key is one of its queries and of trades.
+    Trades of either sign leave that as it is, and a key's sign is made of trades and of the signs of its queries.
     """
     assert weights.query_gain is not None
     assert weights.key_gain is not None
@@ -135,7 +136,7 @@ def deciding(group: AttentionGroup, weights: AttentionWeights) -> tuple[Tensor, 
 
 
 def unsigned(group: AttentionGroup, weights: AttentionWeights) -> AttentionWeights:
-    """The weights with the signs that make all `deciding` numbers positive: what blocks are compared by."""
+    """The weights with the signs that make all `deciding` numbers positive: what matching compares."""
     return flipped(weights, *(signs_of(x) for x in deciding(group, weights)))
 
 
