@@ -3,13 +3,14 @@
 Both models are brought to the gauge in which normalisations are folded into their readers, and in which what LayerNorm
 subtracts is left out. There the total distance is a sum over tensors that each belong to a few factors of the group;
 with the blocks fixed the stream's map is one Procrustes problem, and with the map fixed every block is matched as it is
-alone (arXiv 2606.17830, section 3; the residual map is this library's).
+alone (arXiv 2606.17830, section 3; the residual map is this library's). Every tensor counts by its share of the
+reference's, see `isobasin.pipeline.shares`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,6 +26,7 @@ from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.pipeline.settings import Calibration, Matching, Objective, Running
+from isobasin.pipeline.shares import Shares
 from isobasin.symmetries.residual import (
     Basis,
     ResidualElement,
@@ -127,15 +129,18 @@ def turn(stream: Residual, along: Iterable[Slot], tensors: Mapping[str, Tensor],
     return new
 
 
-def pairs(along: Iterable[Slot], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> StreamPairs:
-    """What the stream's map is fitted to."""
+def pairs(
+    along: Iterable[Slot], a: Mapping[str, Tensor], b: Mapping[str, Tensor], weights: Mapping[str, float]
+) -> StreamPairs:
+    """What the stream's map is fitted to, every tensor by its weight."""
 
     def rows(tensor: Tensor, axis: int) -> Tensor:
         return torch.movedim(tensor, axis, 0).flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(-1)
 
     found: dict[Role, list[tuple[Tensor, Tensor]]] = {role: [] for role in Role}
     for slot in along:
-        found[slot.role].append((rows(a[slot.reference], slot.axis), rows(b[slot.model], slot.axis)))
+        ours, theirs = (t * weights[slot.reference] for t in (a[slot.reference], b[slot.model]))
+        found[slot.role].append((rows(ours, slot.axis), rows(theirs, slot.axis)))
     return StreamPairs(found[Role.vector], found[Role.covector], found[Role.gain])
 
 
@@ -147,7 +152,8 @@ class Pair:
         a, b: Reference and model, as they were opened.
         streams: Their residual streams.
         along: Every axis along them.
-        folded: Both in float64, folded, as blocks that can be matched.
+        shares: How much every tensor counts.
+        folded: Both in float64, folded, their writers evened by the shares, as blocks that can be matched.
         device: Where they are.
     """
 
@@ -155,6 +161,7 @@ class Pair:
     b: Blocks
     streams: tuple[Residual, Residual]
     along: tuple[Slot, ...]
+    shares: Shares
     folded: tuple[TensorBlocks, TensorBlocks]
     device: str
 
@@ -169,8 +176,10 @@ class Pair:
         streams = a.residual(keep_gains=keep_gains), b.residual(keep_gains=keep_gains)
         _check_alike(*streams)
         _check_memory(a, b, streams)
+        along = tuple(slots(*streams))
         folded = [_as_blocks(model, fold(model, stream, device)) for model, stream in zip((a, b), streams, strict=True)]
-        return cls(a, b, streams, tuple(slots(*streams)), (folded[0], folded[1]), device)
+        shares = Shares.of(folded[0], {x for x, _ in _compared(along, folded)})
+        return cls(a, b, streams, along, shares, (shares.evened(folded[0]), shares.evened(folded[1])), device)
 
     @cached_property
     def apart(self) -> float:
@@ -188,21 +197,24 @@ class Pair:
         return replace(model, tensors=turn(self.streams[1], self.along, model.tensors, matrix))
 
     def squares(self, moved: Mapping[str, Tensor]) -> float:
-        """The squared distance of the reference and a moved model."""
+        """The squared distance of the reference and a moved model, every tensor by its share."""
+        weights = self.shares.weights
+        return math.fsum(weights[x] ** 2 * gap for x, gap in self._gaps(moved))
+
+    def distance(self, moved: Mapping[str, Tensor]) -> float:
+        """The Frobenius distance of the reference and a moved model, all tensors as they are."""
+        factors = self.shares.factors(self.folded[0])
+        return math.sqrt(math.fsum(gap / factors.get(x, 1.0) ** 2 for x, gap in self._gaps(moved)))
+
+    def _gaps(self, moved: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
         reference = self.folded[0].tensors
-        return math.fsum(float((reference[x] - moved[y]).square().sum()) for x, y in self.names)
+        for x, y in self.names:
+            yield x, float((reference[x] - moved[y]).square().sum())
 
     @cached_property
     def names(self) -> list[tuple[str, str]]:
         """The tensors of either model that belong together, each once."""
-        found = {(slot.reference, slot.model): None for slot in self.along}
-        for ours, theirs in zip(*(blocks.sites() for blocks in self.folded), strict=True):
-            for name in ("weight", "bias"):
-                for role in ours.projections:
-                    x, y = (getattr(site.projections[role], name) for site in (ours, theirs))
-                    if x is not None:
-                        found[x, y] = None
-        return list(found)
+        return list(_compared(self.along, self.folded))
 
     def outer(self) -> list[Slot]:
         """The axes outside all blocks: embeddings, and the heads that outputs are read with."""
@@ -211,7 +223,19 @@ class Pair:
 
     def fitted(self, along: Iterable[Slot], moved: Mapping[str, Tensor]) -> Tensor:
         """The best map of the stream for a model whose blocks are moved already, looking at some axes."""
-        return fit(self.group, pairs(along, self.folded[0].tensors, moved))
+        return fit(self.group, pairs(along, self.folded[0].tensors, moved, self.shares.weights))
+
+
+def _compared(along: Iterable[Slot], models: Sequence[TensorBlocks]) -> dict[tuple[str, str], None]:
+    """The tensors of either model that belong together."""
+    found = {(slot.reference, slot.model): None for slot in along}
+    for ours, theirs in zip(*(blocks.sites() for blocks in models), strict=True):
+        for name in ("weight", "bias"):
+            for role in ours.projections:
+                x, y = (getattr(site.projections[role], name) for site in (ours, theirs))
+                if x is not None:
+                    found[x, y] = None
+    return found
 
 
 def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:
@@ -380,7 +404,8 @@ def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
     tensors = pair.b.double(pair.streams[1].names(), pair.device)
     for moved in found.moved(pair.b, pair.device):
         tensors |= moved
-    again = fold(replace(pair.folded[1], tensors=tensors), pair.streams[1], pair.device)
+    folded = fold(replace(pair.folded[1], tensors=tensors), pair.streams[1], pair.device)
+    again = pair.shares.evened(replace(pair.folded[1], tensors=folded)).tensors
     turned = pair.turned(end.matrix)
     checks = [compare_tensors({y: end.moved[y] for _, y in pair.names}, again)]
     for site in turned.specification.sites:
@@ -401,6 +426,6 @@ def _entry(pair: Pair, end: Descent, keep_gains: bool) -> ResidualAlignment:
     small = gains.abs() < limit
     element = ResidualElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
     statistics = ResidualStatistics(
-        math.sqrt(pair.apart), math.sqrt(end.squares), end.start, end.sweeps, int(small.sum())
+        pair.distance(pair.folded[1].tensors), pair.distance(end.moved), end.start, end.sweeps, int(small.sum())
     )
     return ResidualAlignment(pair.group, element.to("cpu"), keep_gains, statistics)
