@@ -68,12 +68,14 @@ def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
     own = blocks.double(sorted(_names(blocks, stream)), device)
     tensors = dict(own)
     for norm in stream.norms:
-        gain = own[norm.gain]
+        gain = norm.gains(own)
         bias = None if norm.bias is None else own[norm.bias]
         for reader in norm.readers:
             tensors[reader.weight] = scale_axis(gain, own[reader.weight], reader.axis)
             if bias is not None and norm.absorbed and reader.bias is not None:
                 tensors[reader.bias] = own[reader.bias] + contract(bias, own[reader.weight], reader.axis)
+        for writer in norm.writers:
+            tensors[writer.tensor] = scale_axis(gain, own[writer.tensor], writer.axis)
         del tensors[norm.gain]
         if norm.bias is not None and bias is not None:
             del tensors[norm.bias]
@@ -99,7 +101,7 @@ def _names(blocks: Blocks, stream: Residual) -> set[str]:
 
 def _centre(stream: Residual, tensors: Tensors) -> None:
     """Leave out what no LayerNorm passes on: the mean of what writes, and of what reads."""
-    for item in stream.along:
+    for item in (*stream.along, *(writer for norm in stream.norms for writer in norm.writers)):
         tensors[item.tensor] = tensors[item.tensor] - tensors[item.tensor].mean(item.axis, keepdim=True)
     for norm in stream.norms:
         if norm.bias is None or norm.absorbed:
@@ -113,6 +115,7 @@ def slots(a: Residual, b: Residual) -> list[Slot]:
     for ours, theirs in zip(a.norms, b.norms, strict=True):
         for x, y in zip(ours.readers, theirs.readers, strict=True):
             found.append(Slot(x.weight, y.weight, x.axis, Role.covector))
+        found += [Slot(x.tensor, y.tensor, x.axis, x.role) for x, y in zip(ours.writers, theirs.writers, strict=True)]
         if ours.bias is not None and theirs.bias is not None and not ours.absorbed:
             found.append(Slot(ours.bias, theirs.bias, 0, Role.vector))
     return found
@@ -223,7 +226,10 @@ def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:
 def _check_alike(a: Residual, b: Residual) -> None:
     if a.group != b.group:
         raise ArchitectureError(f"reference's residual stream has group {a.group}, model's {b.group}")
-    shapes = [([(x.axis, x.role) for x in s.along], [(len(n.readers), n.absorbed) for n in s.norms]) for s in (a, b)]
+    shapes = [
+        ([(x.axis, x.role) for x in s.along], [(len(n.readers), len(n.writers), n.absorbed) for n in s.norms])
+        for s in (a, b)
+    ]
     if shapes[0] != shapes[1]:
         raise ArchitectureError("the residual streams run through different tensors: give two models with one head")
 
