@@ -94,7 +94,10 @@ class Turned(Blocks):
             for writer in norm.writers:
                 if name == writer.tensor:
                     return self._folded(index, norm, writer)
-        tensor = self._own(name)
+        return self._along(name, self._own(name))
+
+    def _along(self, name: str, tensor: Tensor) -> Tensor:
+        """What a tensor becomes along all its axes that hold no gain."""
         for item in self.stream.along:
             if item.tensor == name:
                 tensor = move_axis(self._maps[item.role], tensor, item.axis)
@@ -113,16 +116,16 @@ class Turned(Blocks):
         moved = move_axis(
             self._maps[item.role], scale_axis(self._gains(norm), self._own(item.tensor), item.axis), item.axis
         )
-        return scale_axis(1 / self.element.gains[index], moved, item.axis)
+        return self._along(item.tensor, scale_axis(1 / self.element.gains[index], moved, item.axis))
 
     def _reader_bias(self, index: int, norm: Norm, reader: Reader, name: str, weight: Tensor | None) -> Tensor:
         bias = self._own(name)
         if norm.bias is None:
-            return bias
+            return self._along(name, bias)
         before = contract(self._own(norm.bias), self._own(reader.weight), reader.axis)
         along = Along(reader.weight, reader.axis, Role.covector)
         moved = self._folded(index, norm, along) if weight is None else weight
-        return bias + before - contract(self._bias(index, norm), moved, reader.axis)
+        return self._along(name, bias + before) - contract(self._bias(index, norm), moved, reader.axis)
 
     def _bias(self, index: int, norm: Norm) -> Tensor:
         """The normalisation's new bias n'."""

@@ -22,7 +22,8 @@ class Head:
         tied: Whether its weight is the embedding where the configuration ties them.
         base: Whether it belongs to the base model, whose prefix its name then has.
         transform: A normalisation after it: then it also writes in the stream's basis, as a masked language model's
-            transform does, whose decoder is the embedding.
+            transform does, whose decoder is the embedding. An activation lies between, so that basis is only permuted.
+        then: Modules that read what that normalisation returns.
         behind: A module between it and the stream: where a checkpoint has that, this reads its output instead.
     """
 
@@ -30,6 +31,7 @@ class Head:
     tied: bool = False
     base: bool = False
     transform: str | None = None
+    then: tuple[str, ...] = ()
     behind: str | None = None
 
 
@@ -40,6 +42,7 @@ class Stream:
     Attributes:
         embeddings: What writes into it before the first layer: tensor and axis; those that a checkpoint lacks are
             passed over.
+        before: Beginnings of names, behind the prefix, of tensors whose values pass through those.
         heads: Everything that may read it after the last layer.
         attention_norm: The normalisation by attention: before it, or after its sum where `post` is set; None where it
             has no parameters, or where there is none. The template may have the block's name too.
@@ -66,6 +69,7 @@ class Stream:
     after: tuple[str, str] | None = None
     scales: tuple[str, str] | None = None
     absent: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
     gain_offset: float = 0.0
     mean: bool = True
     post: bool = False
@@ -278,18 +282,22 @@ def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
             yield from checkpoint.kept_norm(prefix + norm)
     for head, module in checkpoint.heads:
         if head.transform is not None:
+            bias = checkpoint.bias(module)
             yield Along(f"{module}.weight", 0)
-            yield Along(f"{module}.bias", 0)
+            yield from () if bias is None else (Along(bias, 0),)
             yield from checkpoint.kept_norm(head.transform)
+            reading = (f"{name}.weight" for name in head.then)
+            yield from (Along(name, 1, Role.covector) for name in reading if name in checkpoint.shapes)
 
 
 def _check_explained(found: Residual, checkpoint: _Checkpoint, buffers: Iterable[str]) -> None:
     """Check that every tensor's part in the stream is known: another one might read or write it."""
     known = found.names() | {name for site in checkpoint.blocks for name in site.shapes()}
     known |= {f"{module}.bias" for _, module in checkpoint.heads}
-    endings = tuple(f".{ending}" for ending in buffers)
+    stream, endings = checkpoint.stream, tuple(f".{ending}" for ending in buffers)
+    beginnings = (*stream.outside, *(checkpoint.prefix + start for start in stream.before))
     for name in checkpoint.shapes:
-        if not (name in known or name.startswith(checkpoint.stream.outside) or name.endswith(endings)):
+        if not (name in known or name.startswith(beginnings) or name.endswith(endings)):
             raise TensorError(
                 f"tensor {name!r} has no known part in the residual stream, so no move of the stream is known exact"
             )
