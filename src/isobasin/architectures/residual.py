@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -105,6 +105,14 @@ class Residual:
             for reader in norm.readers:
                 found += [reader.weight, reader.bias]
         return list(dict.fromkeys(name for name in found if name is not None))
+
+    def axes(self) -> Iterator[tuple[str, int]]:
+        """Every axis that runs along it, with its tensor."""
+        for item in (*self.along, *(writer for norm in self.norms for writer in norm.writers)):
+            yield item.tensor, item.axis
+        for norm in self.norms:
+            yield from ((name, 0) for name in (norm.gain, norm.bias) if name is not None)
+            yield from ((reader.weight, reader.axis) for reader in norm.readers)
 
     def names(self) -> set[str]:
         """The same without order."""

@@ -24,6 +24,7 @@ class Head:
         transform: A normalisation after it: then it also writes in the stream's basis, as a masked language model's
             transform does, whose decoder is the embedding. An activation lies between, so that basis is only permuted.
         then: Modules that read what that normalisation returns.
+        copies: How many vectors of the stream it reads, one after the other.
         behind: A module between it and the stream: where a checkpoint has that, this reads its output instead.
     """
 
@@ -32,6 +33,7 @@ class Head:
     base: bool = False
     transform: str | None = None
     then: tuple[str, ...] = ()
+    copies: int = 1
     behind: str | None = None
 
 
@@ -202,6 +204,7 @@ def find(
         stream.mean,
     )
     _check_explained(found, checkpoint, buffers)
+    _check_sizes(found, checkpoint)
     return found
 
 
@@ -300,4 +303,17 @@ def _check_explained(found: Residual, checkpoint: _Checkpoint, buffers: Iterable
         if not (name in known or name.startswith(beginnings) or name.endswith(endings)):
             raise TensorError(
                 f"tensor {name!r} has no known part in the residual stream, so no move of the stream is known exact"
+            )
+
+
+def _check_sizes(found: Residual, checkpoint: _Checkpoint) -> None:
+    """Check that every axis along the stream is as wide as it, or holds as many vectors of it as the head reads."""
+    copies = {(f"{module}.weight", 1): head.copies for head, module in checkpoint.heads}
+    for name, axis in found.axes():
+        if name not in checkpoint.shapes:
+            raise TensorError(f"no tensor {name!r}, which the residual stream runs through")
+        shape, expected = checkpoint.shapes[name], found.group.width * copies.get((name, axis), 1)
+        if shape[axis : axis + 1] != (expected,):
+            raise TensorError(
+                f"tensor {name!r} has shape {list(shape)}: the residual stream needs {expected} along axis {axis}"
             )

@@ -29,7 +29,9 @@ from isobasin.symmetries.residual import (
     Basis,
     ResidualElement,
     ResidualGroup,
+    centred,
     contract,
+    copies,
     least_gain,
     move_axis,
     scale_axis,
@@ -102,11 +104,11 @@ def _names(blocks: Blocks, stream: Residual) -> set[str]:
 def _centre(stream: Residual, tensors: Tensors) -> None:
     """Leave out what no LayerNorm passes on: the mean of what writes, and of what reads."""
     for item in (*stream.along, *(writer for norm in stream.norms for writer in norm.writers)):
-        tensors[item.tensor] = tensors[item.tensor] - tensors[item.tensor].mean(item.axis, keepdim=True)
+        tensors[item.tensor] = centred(tensors[item.tensor], item.axis, stream.group.width)
     for norm in stream.norms:
         if norm.bias is None or norm.absorbed:
             for reader in norm.readers:
-                tensors[reader.weight] = tensors[reader.weight] - tensors[reader.weight].mean(reader.axis, keepdim=True)
+                tensors[reader.weight] = centred(tensors[reader.weight], reader.axis, stream.group.width)
 
 
 def slots(a: Residual, b: Residual) -> list[Slot]:
@@ -130,11 +132,11 @@ def turn(stream: Residual, along: Iterable[Slot], tensors: Mapping[str, Tensor],
     return new
 
 
-def pairs(along: Iterable[Slot], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> StreamPairs:
+def pairs(width: int, along: Iterable[Slot], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> StreamPairs:
     """What the stream's map is fitted to."""
 
     def rows(tensor: Tensor, axis: int) -> Tensor:
-        return torch.movedim(tensor, axis, 0).flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(-1)
+        return torch.movedim(copies(tensor, axis, width), axis + 1, 0).flatten(1)
 
     found: dict[Role, list[tuple[Tensor, Tensor]]] = {role: [] for role in Role}
     for slot in along:
@@ -214,7 +216,7 @@ class Pair:
 
     def fitted(self, along: Iterable[Slot], moved: Mapping[str, Tensor]) -> Tensor:
         """The best map of the stream for a model whose blocks are moved already, looking at some axes."""
-        return fit(self.group, pairs(along, self.folded[0].tensors, moved))
+        return fit(self.group, pairs(self.group.width, along, self.folded[0].tensors, moved))
 
 
 def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:

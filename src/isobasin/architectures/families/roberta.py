@@ -12,8 +12,7 @@ def stream(config: Config) -> Stream:
     """The residual stream of a RoBERTa."""
     heads = (
         Head("pooler.dense", base=True),
-        Head("lm_head.dense", transform="lm_head.layer_norm"),
-        Head("lm_head.decoder"),
+        Head("lm_head.dense", transform="lm_head.layer_norm", then=("lm_head.decoder",)),
         Head("qa_outputs"),
         Head("classifier.dense"),
         bert.classifier(config, "pooler.dense"),
