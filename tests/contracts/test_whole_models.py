@@ -136,9 +136,8 @@ def test_the_file_says_the_same(model, saved, tmp_path):
 def test_the_group_is_the_one_that_the_architecture_allows(model_type, options, basis, tmp_path):
     folder = tiny(model_type, "basis", config=options).save(tmp_path / "model")
     assert stream_of(folder).group.basis is basis
-    if model_type != "olmo":  # which has no gains to keep
-        kept = Basis.signed if model_type in ("llama", "gemma", "gemma2", "olmo2") else Basis.permutation
-        assert stream_of(folder, keep_gains=True).group.basis is kept
+    kept = Basis.signed if model_type in ("llama", "gemma", "gemma2", "olmo2") else Basis.permutation
+    assert stream_of(folder, keep_gains=True).group.basis is kept
 
 
 @pytest.mark.parametrize(("model_type", "basis"), [("llama", Basis.signed), ("dinov2", Basis.permutation)])

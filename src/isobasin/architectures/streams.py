@@ -198,7 +198,7 @@ def find(
     along = (*_writers(checkpoint), *bare, *(item for norm in kept for item in _kept(norm)))
     inside = {item for norm in folded for item in norm.writers}
     found = Residual(
-        ResidualGroup(sites[0][0].width, stream.basis(kept=bool(kept))),
+        ResidualGroup(sites[0][0].width, stream.basis(kept=keep_gains or bool(kept))),
         tuple(item for item in dict.fromkeys(along) if item not in inside),
         folded,
         stream.mean,
