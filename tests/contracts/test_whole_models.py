@@ -196,6 +196,17 @@ def test_a_tensor_that_nobody_knows_is_refused(saved, tmp_path):
         isobasin.scramble(folder, tmp_path / "out", scope="model")
 
 
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "electra"])
+def test_buffers_of_older_checkpoints_stay(model_type, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny(model_type, "older", config={"embedding_size": 32}).save(tmp_path / "model")
+    file = folder / "model.safetensors"
+    added = {f"{model_type}.embeddings.position_ids": torch.arange(16).unsqueeze(0)}
+    save_file({**load_file(file), **added}, file, {"format": "pt"})
+    assert stream_of(folder).group.basis is Basis.permutation
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

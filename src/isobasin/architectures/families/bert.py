@@ -87,4 +87,6 @@ def projected(stream: Stream, module: str) -> Stream:
     )
 
 
-FAMILY = Family("bert", ("bert.",), blocks, feedforwards=feedforwards, stream=stream)
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+FAMILY = Family("bert", ("bert.",), blocks, BUFFERS, feedforwards, stream)
