@@ -186,7 +186,7 @@ def test_symmetry_of_all_families(cli: Cli):
     assert found.keys() == {family.model_type for family in families()}
     assert found["qwen3"] == {
         "model_type": "qwen3",
-        "attention": ["(QK {±1}^(d_h/2) × VO GL(d_h))^g ⋊ S_(h/g) wr S_g × (R*)^(d_h/2) (gains)"],
+        "attention": ["(QK {±1}^(d_h/2) × VO GL(d_h))^g ⋊ S_(h/g) wr S_g × (R_{>0})^(d_h/2) × {±1}^(2d_h) (gains)"],
         "feedforward": ["(R*)^f ⋊ S_f"],
         "residual": "O(d); tied: {±1}^d ⋊ S_d",
         "not_moved": [],

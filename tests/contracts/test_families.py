@@ -24,7 +24,7 @@ from contracts.checks import (
 from isobasin.alignment import Alignment
 from isobasin.model import open_model
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import TINY_MODELS, tiny
+from isobasin.testing.tiny import TINY_MODELS, tiny, variant
 from isobasin.verification import verify_models
 
 every_model = pytest.mark.parametrize("model", TINY_MODELS, ids=str)
@@ -210,3 +210,30 @@ def test_a_changed_sink_is_no_equal_function(saved, tmp_path):
     stored["model.layers.1.self_attn.sinks"][2] += 0.1
     save_file(stored, tmp_path / "other" / "model.safetensors", {"format": "pt"})
     assert not isobasin.equivalent(original, tmp_path / "other").equivalent
+
+
+@pytest.mark.parametrize(("name", "offset"), [("qwen3", 0), ("olmo2", 0), ("gemma3_text", 1), ("cohere-qk-norm", 0)])
+def test_columns_may_change_their_signs_with_their_gains(name, offset, saved, tmp_path):
+    """Negated by hand: features of queries and of keys, whole heads under LayerNorm; stored gains may lack a 1."""
+    model = variant(name)
+    original, copy = saved(model), tmp_path / "copy"
+    shutil.copytree(original, copy)
+    stored = tensors(copy)
+    for weight, gain in ((f"{x}_proj.weight", f"{x}_norm.weight") for x in "qk"):
+        for module in {n.removesuffix(weight) for n in stored if n.endswith(weight)}:
+            columns, gains = stored[module + weight], stored[module + gain]
+            flipped = [1] if gains.ndim > 1 else [1, 2, 7] if gain == "q_norm.weight" else [0, 1]
+            columns.view(-1, *gains.shape, columns.shape[-1])[:, flipped] *= -1
+            gains[flipped] = -gains[flipped] - 2 * offset
+    save_file(stored, copy / "model.safetensors", {"format": "pt"})
+    assert worst_distance(blocks(original), blocks(copy)) > 0.1
+    assert_function_preserved(original, copy, model.allowed(1))
+    assert isobasin.equivalent(original, copy).equivalent
+    prints = [isobasin.fingerprint(folder).tensors for folder in (original, copy)]
+    torch.testing.assert_close(*prints)
+    isobasin.align(original, copy, tmp_path / "aligned", verify=False)
+    assert worst_distance(blocks(original), blocks(tmp_path / "aligned")) < 1e-12
+    canonical = tmp_path / "one", tmp_path / "other"
+    for folder, out in zip((original, copy), canonical, strict=True):
+        isobasin.canonicalize(folder, out, verify=False)
+    assert worst_distance(*map(blocks, canonical)) < 1e-12

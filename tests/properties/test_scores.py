@@ -108,6 +108,7 @@ def test_elements_outside_the_group_are_known():
     scaled = replace(start.query_key, planes=2 * start.query_key.planes)
     assert not attention.contains(normed, replace(start, query_key=scaled))
     assert not attention.contains(normed, replace(start, trades=0 * start.trades))
+    assert not attention.contains(normed, replace(start, key_signs=2 * start.key_signs))
     fixed = make_group(2, 1, 4, NONE, permuted=False)
     start = attention.identity(fixed)
     assert attention.contains(fixed, start)

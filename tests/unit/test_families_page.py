@@ -30,6 +30,9 @@ def with_numbers(formula: str, group: AttentionGroup) -> str:
     sums = {
         "((h/g + 1)d)": (group.queries + 1) * group.means,
         "(2d)": 2 * group.means,
+        "((h/g + 1)d_h)": (group.queries + 1) * features,
+        "(2d_h)": 2 * features,
+        "(h/g + 1)": group.queries + 1,
         "(d_h/2)": features // 2,
         "(d_h − r/2)": features - planes,
         "(r/2)": planes,

@@ -43,8 +43,9 @@ def attention_tangents(group: AttentionGroup, weights: AttentionWeights) -> Part
     """The derivative of every weight, no gain folded, by every coordinate of the group, coordinates last."""
     parts = attention.identity(group).tensors()
     complex_parts = [name for name, part in parts.items() if part.is_complex()]
-    # What isn't free: the order of heads, shifts without their biases, and U of normalised queries and keys.
-    fixed = ["outer", "inner"] + [name for name in ("key_shift", "value_shift") if not getattr(group, name)]
+    # What isn't free: the order of heads, signs, shifts without their biases, and U of normalised queries and keys.
+    fixed = ["outer", "inner", "query_signs", "key_signs"]
+    fixed += [name for name in ("key_shift", "value_shift") if not getattr(group, name)]
     fixed += [name for name in parts if name.startswith("query_key") and group.norm is not None]
 
     means = {role: torch.zeros(*getattr(weights, role).shape[:-2], group.means).double() for role in ("query", "key")}

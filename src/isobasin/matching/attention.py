@@ -212,6 +212,8 @@ def _align_heads(
         a, b = (query_key_factors(group, weights).tall() for weights in (reference, permuted))
         query_key, trades = normed.align(group, a, b, reference, permuted)
         element = replace(element, query_key=query_key, trades=trades)
+        query, key = normed.signs(element, reference, attention.act(group, element, model))
+        element = replace(element, query_signs=query, key_signs=key)
     if solvers.shifts:
         element = _with_shifts(group, reference, model, element)
     moved = attention.act(group, element, model)

@@ -96,8 +96,8 @@ def canonical_attention(
     if group.norm is None:
         element = replace(element, query_key=_gauge(group.query_key, queries, loose))
     else:
-        query_key, trades = _normed(group, queries, ordered, loose)
-        element = replace(element, query_key=query_key, trades=trades)
+        query_key, trades = _normed(group, queries, gains.unsigned(group, ordered), loose)
+        element = _with_signs(group, weights, replace(element, query_key=query_key, trades=trades), loose)
     return _with_shifts(group, weights, element)
 
 
@@ -119,6 +119,17 @@ def _with_latent(
     turned = latent.act(group.latent, LatentElement(**found), weights)
     balanced = _gauge(group.rotary, rotary_factors(group, turned).tall(), loose)
     return replace(element, latent=LatentElement(**{**found, "rotary": balanced.planes.squeeze(-2)}))
+
+
+def _with_signs(
+    group: AttentionGroup, weights: AttentionWeights, element: AttentionElement, loose: Loose
+) -> AttentionElement:
+    """The element that also makes gains positive, or with LayerNorm the inner product of queries' and keys'."""
+    numbers = gains.deciding(group, attention.act(group, element, weights))
+    for x in numbers:
+        loose.check("gains", x == 0)
+    query, key = (gains.signs_of(x) for x in numbers)
+    return replace(element, query_signs=query, key_signs=key)
 
 
 def _with_shifts(group: AttentionGroup, weights: AttentionWeights, element: AttentionElement) -> AttentionElement:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isobasin.symmetries import bilinear
+from isobasin.symmetries import bilinear, gains
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -59,8 +59,10 @@ def _factors(group: BilinearGroup, left: Tensor, right: Tensor, right_planes: Te
 def query_key_factors(group: AttentionGroup, weights: AttentionWeights) -> Factors:
     """Q and K; the key bias takes part on planes, and elsewhere only where softmax doesn't cancel it.
 
-    In latent attention the planes are those of each head's rotary queries with the one rotary key.
+    In latent attention the planes are those of each head's rotary queries with the one rotary key. Where queries and
+    keys are normalised, columns have the signs that make gains positive (`gains.unsigned`).
     """
+    weights = weights if group.norm is None else gains.unsigned(group, weights)
     if weights.rotary_query is not None and weights.rotary_key is not None:
         queries = bilinear.plane_part(group.rotary, weights.rotary_query)
         keys = bilinear.plane_part(group.rotary, _rows(weights.rotary_key, weights.rotary_key_bias))
@@ -87,7 +89,7 @@ def value_output_factors(group: AttentionGroup, weights: AttentionWeights) -> Fa
 
 
 def with_query_key(group: AttentionGroup, weights: AttentionWeights, factors: Factors) -> AttentionWeights:
-    """The weights with other Q and K, the inverse of `query_key_factors`; a bias that takes no part stays."""
+    """The weights with other Q and K, inverse to `query_key_factors` without norm; a bias that takes no part stays."""
     pair, width = group.query_key, weights.key.shape[-2]
     query = bilinear.join(pair, factors.left, factors.left_planes)
     right, planes = factors.right.squeeze(-3), factors.right_planes.squeeze(-3)

@@ -9,6 +9,9 @@ either follows from the best trade, a root of a quartic:
     minimise  ||a_A - c a_B||² + ||b_A - b_B / c||²   over c ≠ 0.                                        (1)
 
 Where LayerNorm leaves a head one sign for all its features, both are tried: with either all else separates as before.
+
+All this is of weights whose gains are positive (`gains.unsigned`). Signs of columns, with their gains, come last: each
+adds the size of one inner product.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from isobasin.matching.factors import Factors
 from isobasin.symmetries import bilinear, gains
+from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.bilinear import BilinearElement
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
@@ -75,12 +79,26 @@ def align(
         Turns, permutations and signs of every key/value head, and the trades of every holder of gains.
     """
     pair, holders = group.query_key, group.trades[0]
-    theirs, ours = _Gains.of(reference), _Gains.of(model)
+    theirs, ours = (_Gains.of(gains.unsigned(group, weights)) for weights in (reference, model))
     if group.norm is QueryKeyNorm.centred:
         return _align_centred(pair, a, b, theirs, ours)
     planes, plane_trades = _turns(_inner_planes(a, b), theirs.planes(pair), ours.planes(pair), holders)
     matrix, linear_trades = _permutations(_inner(a, b), theirs.linear(pair), ours.linear(pair), holders)
     return BilinearElement(matrix, planes), torch.cat([plane_trades, linear_trades], -1)
+
+
+def signs(element: AttentionElement, reference: AttentionWeights, moved: AttentionWeights) -> tuple[Tensor, Tensor]:
+    """The column signs of queries and keys that bring a model moved by an element without them nearest."""
+    products = {name: x * moved.tensors()[name] for name, x in reference.tensors().items()}
+
+    def nearest(role: str, like: Tensor) -> Tensor:
+        others = [products[name] for name in (f"{role}_bias", f"{role}_gain") if name in products]
+        inner = torch.zeros_like(like)
+        for x in (products[role].sum(-2), *others):
+            inner = inner + x.sum_to_size(like.shape)
+        return gains.signs_of(inner)
+
+    return nearest("query", element.query_signs), nearest("key", element.key_signs)
 
 
 def _inner_planes(a: Factors, b: Factors) -> Tensor:

@@ -106,16 +106,19 @@ def attention_formula(group: AttentionGroup) -> str:
     shifts = [f"R^{'(d_h − r)' if pair.planes else 'd_h'} (key bias)"] if group.key_shift else []
     shifts += ["R^d_h (value bias)"] if group.value_shift else []
     shifts += [f"R^{group.queries * group.table_shifts} (position biases)"] if group.table_shifts else []
-    shifts += [f"(R*)^{trades} (gains)"] if group.own_gains else []
+    # A key's and its queries', or one key's and one query's.
+    columns = "2" if group.queries == 1 or not group.own_gains else "(h/g + 1)"
+    gains = f"(R_{{>0}})^{trades} × {{±1}}^({columns}d_h) (gains)"
     query_key = f"{{±1}}^{trades}" if group.norm else _bilinear_formula(pair)
     if group.norm is QueryKeyNorm.centred:
         # With biases d + 1 for d: no usual form has them.
-        query_key, means = "{±1}", "(2d)" if group.queries == 1 else "((h/g + 1)d)"
-        shifts.insert(0, f"R^{means} (means)")
+        query_key, gains = f"{{±1}}^{columns}", f"(R*)^{trades} (gains)"
+        shifts.append(f"R^({columns}d) (means)")
+    shifts += [gains] if group.own_gains else []
     factors = " × ".join([f"QK {query_key}", f"VO {_bilinear_formula(group.value_output)}", *shifts])
     power, discrete = ("h", "S_h") if group.queries == 1 else ("g", "S_(h/g) wr S_g")
     found = f"({factors})^{power}" + (f" ⋊ {discrete}" if group.permuted else "")
-    return f"{found} × (R*)^{trades} (gains)" if group.norm is QueryKeyNorm.head else found
+    return f"{found} × {gains}" if group.norm is QueryKeyNorm.head else found
 
 
 def _latent_formula(group: LatentGroup) -> str:

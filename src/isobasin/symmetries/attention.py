@@ -27,6 +27,8 @@ from isobasin.symmetries.weights import AttentionWeights
 
 # What the names of a latent element's parts begin with.
 _LATENT = "latent."
+# Parts that go with the heads whose gains they are of.
+_GAINS = {"trades", "query_signs", "key_signs"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class AttentionElement:
         value_shift: v, `(..., g, m)`; zero where it isn't free.
         trades: What normalised queries' gains are multiplied by, and keys' divided by (`AttentionGroup.trades`).
         table_shift: What is added to a query head's position biases, `(..., g, s, constants)`.
+        query_signs: What the columns of normalised queries and their gains are multiplied by at last
+            (`gains.unflipped`).
+        key_signs: Likewise.
         latent: What moves that heads share in latent attention; None elsewhere.
     """
 
@@ -53,6 +58,8 @@ class AttentionElement:
     value_shift: Tensor
     trades: Tensor
     table_shift: Tensor
+    query_signs: Tensor
+    key_signs: Tensor
     latent: LatentElement | None = None
 
     def head_permutation(self) -> Tensor:
@@ -73,6 +80,8 @@ class AttentionElement:
             "value_shift": self.value_shift,
             "trades": self.trades,
             "table_shift": self.table_shift,
+            "query_signs": self.query_signs,
+            "key_signs": self.key_signs,
             **{f"{_LATENT}{name}": part for name, part in shared.items()},
         }
 
@@ -89,6 +98,8 @@ class AttentionElement:
             parts["value_shift"],
             parts["trades"],
             parts["table_shift"],
+            parts["query_signs"],
+            parts["key_signs"],
             LatentElement(**shared) if shared else None,
         )
 
@@ -120,6 +131,7 @@ def identity(
         torch.zeros(*heads, group.value_output.features, dtype=torch.float64, device=device),
         gains.identity(group, batch, device),
         torch.zeros(*heads, group.queries, group.table_shifts, dtype=torch.float64, device=device),
+        *gains.unflipped(group, batch, device),
         None if group.latent is None else latent.identity(group.latent, batch, device),
     )
 
@@ -150,11 +162,12 @@ def sample(
         torch.randn(*heads, group.value_output.features, generator=generator, dtype=torch.float64),
         gains.identity(group, batch),
         shift * torch.randn(*heads, group.queries, group.table_shifts, generator=generator, dtype=torch.float64),
+        *gains.unflipped(group, batch),
         None if group.latent is None else latent.sample(group.latent, generator, batch, condition),
     )
     if group.norm is not None:
-        query_key, trades = gains.sample(group, batch, generator, condition)
-        element = replace(element, query_key=query_key, trades=trades)
+        query_key, trades, query, key = gains.sample(group, batch, generator, condition)
+        element = replace(element, query_key=query_key, trades=trades, query_signs=query, key_signs=key)
     if not group.permuted:
         fixed = identity(group, batch)
         element = replace(element, outer=fixed.outer, inner=fixed.inner)
@@ -173,6 +186,7 @@ def compose(group: AttentionGroup, second: AttentionElement, first: AttentionEle
     query_key, trades = gains.settled(group, query_key, trades, second.query_key, moved.query_key)
     key_shift = torch.linalg.solve(second.query_key.matrix, moved.key_shift.unsqueeze(-2), left=False)
     value_shift = bilinear.act_left(group.value_output, second.value_output, moved.value_shift.unsqueeze(-2))
+    query, key = _carried_signs(group, second.query_key, second.inner, moved)
     return AttentionElement(
         moved.outer,
         permutation.take(moved.inner, second.inner),
@@ -182,6 +196,8 @@ def compose(group: AttentionGroup, second: AttentionElement, first: AttentionEle
         value_shift.squeeze(-2) + second.value_shift,
         trades,
         permutation.take(moved.table_shift, second.inner) + second.table_shift,
+        query * second.query_signs,
+        key * second.key_signs,
         latent.compose(second.latent, first.latent) if second.latent and first.latent else None,
     )
 
@@ -204,8 +220,23 @@ def inverse(group: AttentionGroup, element: AttentionElement) -> AttentionElemen
         -value_shift,
         trades,
         -permutation.take(moved.table_shift, inner),
+        *_carried_signs(group, query_key, inner, moved),
         latent.inverse(element.latent) if element.latent else None,
     )
+
+
+def _carried_signs(
+    group: AttentionGroup, query_key: BilinearElement, inner: Tensor, moved: AttentionElement
+) -> tuple[Tensor, Tensor]:
+    """Column signs of an element after the order of queries, and the turns and permutations, of another one."""
+    query, key = moved.query_signs, moved.key_signs
+    if group.own_gains:
+        query = permutation.take(query, inner)
+    if group.norm in (QueryKeyNorm.head, QueryKeyNorm.full):
+        holders = gains.holders(group, query_key)
+        query = gains.carried(group, holders, query)
+        key = gains.carried(group, holders, key.unsqueeze(-2)).squeeze(-2)
+    return query, key
 
 
 def with_heads(element: AttentionElement, other: AttentionElement) -> AttentionElement:
@@ -228,6 +259,7 @@ def contains(group: AttentionGroup, element: AttentionElement) -> bool:
     fixed = identity(group, tuple(element.outer.shape[:-1]), element.outer.device)
     in_order = torch.equal(element.outer, fixed.outer) and torch.equal(element.inner, fixed.inner)
     normed = group.norm is None or gains.contains(group, element.query_key, element.trades)
+    normed &= all(bool((x.abs() == 1).all()) for x in (element.query_signs, element.key_signs))
     shared = element.latent is None or latent.contains(element.latent)
     return normed and shared and (group.permuted or in_order)
 
@@ -235,7 +267,7 @@ def contains(group: AttentionGroup, element: AttentionElement) -> bool:
 def _permuted(group: AttentionGroup, element: AttentionElement, outer: Tensor) -> AttentionElement:
     """Every per-head part of an element, taken along another permutation of key/value heads."""
     parts = element.tensors()
-    fixed = {name for name in parts if name.startswith(_LATENT)} | (set() if group.own_gains else {"trades"})
+    fixed = {name for name in parts if name.startswith(_LATENT)} | (set() if group.own_gains else _GAINS)
     moved = {name: permutation.take(part, outer) for name, part in parts.items() if name not in fixed}
     return AttentionElement.from_tensors({**parts, **moved})
 
@@ -302,6 +334,7 @@ def act(group: AttentionGroup, element: AttentionElement, weights: AttentionWeig
             query_gain=gains.carried(group, holders, w.query_gain) * trades.unsqueeze(-2),
             key_gain=gains.carried(group, holders, w.key_gain.unsqueeze(-2)).squeeze(-2) / trades,
         )
+        moved = gains.flipped(moved, element.query_signs, element.key_signs)
     if w.table is not None and group.table:
         moved = replace(moved, table=w.table + element.table_shift[..., list(group.table)])
     if group.latent is not None and element.latent is not None:

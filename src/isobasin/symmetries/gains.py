@@ -6,13 +6,15 @@ With `q = norm(x Q) ∘ a` and `k = norm(x K) ∘ b` before they rotate, these l
     quarter turns:  q_p <- i q_p, k_p <- i k_p on a plane, while its two gains change places
     permutations:   of unrotated features, gains likewise
     trades:         a <- a c, b <- b / c, with one c ≠ 0 for each plane and each unrotated feature
+    column signs:   a feature of q, or of k, with its gain, in all heads that share the gain
 
-Heads that share gains turn and permute together. Turns, signs and permutations are a `BilinearElement` whose complex
-numbers are ±1 and ±i and whose matrix is a signed permutation, so that Q and K move by it as they do without a norm.
+Heads that share gains turn and permute together. A trade of -1 is made of signs. Turns, permutations and signs of both
+q and k are a `BilinearElement` whose complex numbers are ±1 and ±i and whose matrix is a signed permutation, so that Q
+and K move by it as they do without a norm.
 
 LayerNorm lets only one sign pass, of all features of a head. A quarter turn is one of the gains, `a_p <- i a_p`,
 `b_p <- i b_p`, while the plane's two features change places in Q and K; two of them are a trade of -1. The complex
-numbers are then ±1 and ±i with the head's sign.
+numbers are then ±1 and ±i with the head's sign. A head's query, or its key, changes its sign with all of its gains.
 """
 
 from __future__ import annotations
@@ -109,6 +111,40 @@ def shifted(weights: AttentionWeights, means: dict[str, Tensor]) -> AttentionWei
     return AttentionWeights(**found)
 
 
+def flipped(weights: AttentionWeights, query: Tensor, key: Tensor) -> AttentionWeights:
+    """The weights with queries' and keys' columns, biases and gains times signs that lie as gains do."""
+    found = weights.tensors()
+    for role, signs in (("query", query), ("key", key)):
+        found[role] = found[role] * signs.unsqueeze(-2)
+        for name in (f"{role}_bias", f"{role}_gain"):
+            if name in found:
+                found[name] = found[name] * signs
+    return AttentionWeights(**found)
+
+
+def deciding(group: AttentionGroup, weights: AttentionWeights) -> tuple[Tensor, Tensor]:
+    """The numbers of queries and of keys whose signs column signs choose: gains; with LayerNorm, of queries `Σ a b`.
+
+    Trades of either sign leave that as it is, and a key's sign is made of trades and of the signs of its queries.
+    """
+    assert weights.query_gain is not None
+    assert weights.key_gain is not None
+    if group.norm is not QueryKeyNorm.centred:
+        return weights.query_gain, weights.key_gain
+    products = (weights.query_gain * weights.key_gain.unsqueeze(-2)).sum(-1, keepdim=True)
+    return products, torch.ones_like(weights.key_gain[..., :1])
+
+
+def unsigned(group: AttentionGroup, weights: AttentionWeights) -> AttentionWeights:
+    """The weights with the signs that make all `deciding` numbers positive: what matching compares."""
+    return flipped(weights, *(signs_of(x) for x in deciding(group, weights)))
+
+
+def signs_of(x: Tensor) -> Tensor:
+    """1 and -1; 1 of zero."""
+    return torch.where(x < 0, -1.0, 1.0).to(x)
+
+
 def spread(pair: BilinearGroup, trades: Tensor) -> Tensor:
     """One factor per feature, `(..., features)`, from one per plane and then one per unrotated feature."""
     planes, linear = trades.split([len(pair.planes), len(pair.linear)], -1)
@@ -134,10 +170,25 @@ def identity(group: AttentionGroup, batch: tuple[int, ...], device: torch.device
     return torch.ones(*batch, *group.trades, dtype=torch.float64, device=device)
 
 
+def unflipped(
+    group: AttentionGroup, batch: tuple[int, ...], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Signs of 1 of queries' columns, `(*batch, heads, queries, n)`, and of keys', `(*batch, heads, n)`.
+
+    Heads as gains have them; n is 1 where a head has one sign, and 0 without norm.
+    """
+    heads, queries = (group.groups, group.queries) if group.own_gains else (1, 1)
+    shapes = (heads, queries, group.signs), (heads, group.signs)
+    query, key = (torch.ones(*batch, *shape, dtype=torch.float64, device=device) for shape in shapes)
+    return query, key
+
+
 def sample(
     group: AttentionGroup, batch: tuple[int, ...], generator: torch.Generator, condition: float
-) -> tuple[BilinearElement, Tensor]:
-    """Random signs, turns and permutations, and trades of either sign up to `condition`, evenly in the logarithm."""
+) -> tuple[BilinearElement, Tensor, Tensor, Tensor]:
+    """Random signs, turns and permutations; trades of either sign up to `condition`, evenly in the logarithm; and
+    column signs of queries and keys.
+    """
     pair, (heads, features) = group.query_key, group.trades
     n, p = len(pair.linear), len(pair.planes)
 
@@ -157,7 +208,9 @@ def sample(
         turns.expand(*batch, group.groups, p) * (rows if one else signs(group.groups, p)),
     )
     size = (2 * torch.rand(*batch, heads, features, generator=generator, dtype=torch.float64) - 1) * math.log(condition)
-    return element, (0.5 * size).exp() * signs(heads, features)
+    trades = (0.5 * size).exp() * signs(heads, features)
+    query, key = (signs(*x.shape) for x in unflipped(group, ()))
+    return element, trades, query, key
 
 
 def contains(group: AttentionGroup, element: BilinearElement, trades: Tensor) -> bool:

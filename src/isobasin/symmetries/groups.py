@@ -130,12 +130,14 @@ class AttentionGroup:
     commutes with norm and gains. What is left of U: the sign of every plane (of every unrotated feature) of a
     key/value head; and, where gains go along, quarter turns of planes and permutations of unrotated features, of all
     heads at once where they share the gains. The gains themselves trade, `a <- a c`, `b <- b / c` with one c for every
-    plane and every unrotated feature. (Scales of Q and K are symmetries only if the norm's epsilon is zero, so they
-    are left out.)
+    plane and every unrotated feature. A feature of queries alone, or of keys alone, changes its sign with its gain: of
+    all heads that share the gain. (Scales of Q and K are symmetries only if the norm's epsilon is zero, so they are
+    left out.)
 
     LayerNorm doesn't see what is added to all features of a head's queries, or of its keys, at once. What else it lets
     pass keeps the vector of ones up to its sign: the sign is one of all features, and a quarter turn lets a plane's
-    features change places while one of its gains changes sign.
+    features change places while one of its gains changes sign. Each query head, and each key, changes its sign with
+    all of its gains.
 
     Attributes:
         groups: Number of key/value heads, g.
@@ -196,6 +198,13 @@ class AttentionGroup:
         return (self.groups if self.own_gains else 1), features
 
     @property
+    def signs(self) -> int:
+        """How many signs of a query, and of a key, change with gains: of every feature, or one under LayerNorm."""
+        if self.norm is None:
+            return 0
+        return 1 if self.norm is QueryKeyNorm.centred else self.query_key.features
+
+    @property
     def dimension(self) -> int:
         """Dimension of the continuous part; the discrete one adds nothing."""
         shifts = len(self.query_key.linear) * self.key_shift + self.value_output.features * self.value_shift
@@ -214,13 +223,16 @@ class AttentionGroup:
             shifts.append(f"R^{self.queries * self.table_shifts} (position biases)")
         trades = self.trades[1]
         query_key = f"{{±1}}^{trades}" if self.norm else str(self.query_key)
+        # Signs of columns make up trades of -1; under LayerNorm a key's sign is made of its queries' and of trades.
+        columns = (self.queries + 1 if self.own_gains else 2) * self.signs
+        gains = f"(R_{{>0}})^{trades} × {{±1}}^{columns} (gains)"
         if self.norm is QueryKeyNorm.centred:
-            query_key = "{±1}"
+            query_key, gains = f"{{±1}}^{columns}", f"(R*)^{trades} (gains)"
             shifts.append(f"R^{(self.queries + 1) * self.means} (means)")
         if self.own_gains:
-            shifts.append(f"(R*)^{trades} (gains)")
+            shifts.append(gains)
         factors = " × ".join([f"QK {query_key}", f"VO {self.value_output}", *shifts])
         discrete = f"S_{self.groups}" if self.queries == 1 else f"S_{self.queries} wr S_{self.groups}"
         found = f"({factors})^{self.groups}" + (f" ⋊ {discrete}" if self.permuted else "")
         found += "" if self.latent is None else f" × {self.latent}"
-        return f"{found} × (R*)^{trades} (gains)" if self.norm is QueryKeyNorm.head else found
+        return f"{found} × {gains}" if self.norm is QueryKeyNorm.head else found
