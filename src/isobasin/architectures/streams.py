@@ -44,7 +44,6 @@ class Stream:
     Attributes:
         embeddings: What writes into it before the first layer: tensor and axis; those that a checkpoint lacks are
             passed over.
-        before: Beginnings of names, behind the prefix, of tensors whose values pass through those.
         heads: Everything that may read it after the last layer.
         attention_norm: The normalisation by attention: before it, or after its sum where `post` is set; None where it
             has no parameters, or where there is none. The template may have the block's name too.
@@ -53,7 +52,9 @@ class Stream:
         embedding_norm: Right after the embeddings, likewise.
         after: Normalisations of what attention and feed-forward blocks return, before the sum; None without.
         scales: Factors of the same, likewise.
-        absent: Names of normalisations by these rules that aren't there.
+        absent: Names of normalisations by these rules that aren't there: the block reads the stream as it is, whose
+            coordinates must be held then.
+        before: Beginnings of names, behind the prefix, of tensors whose values pass through the embeddings stated.
         gain_offset: What is added to all gains as they are stored.
         mean: Whether normalisations subtract the mean (LayerNorm) or not (RMSNorm).
         post: Whether layers are normalised after the sum, so that the stream itself is.
@@ -190,7 +191,7 @@ def find(
             "model with its head, or use --scope block"
         )
     reading = _reading(checkpoint)
-    bare = [Along(reader.weight, reader.axis, Role.covector) for reader in reading.pop(None, ())]
+    bare = [Along(reader.weight, reader.axis, Role.covector) for reader in reading.get(None, ())]
     norms = [*_norms(checkpoint, reading), *_scales(checkpoint)]
     everything_kept = stream.post or keep_gains
     kept = [norm for norm in norms if everything_kept or _reads_embedding(norm, checkpoint)]
@@ -227,8 +228,7 @@ def _reading(checkpoint: _Checkpoint) -> dict[str | None, list[Reader]]:
             weight = f"{prefix}{template.format(layer=site.layer)}.weight"
             readers += [Reader(weight, 1, None)] if weight in shapes else []
     modules = [module for _, module in checkpoint.heads if f"{module}.weight" in shapes]
-    last = next(reversed(reading)) if stream.post and stream.final_norm is None else checkpoint.final_norm
-    reading.setdefault(last, []).extend(Reader(f"{m}.weight", 1, checkpoint.bias(m)) for m in modules)
+    reading.setdefault(checkpoint.final_norm, []).extend(Reader(f"{m}.weight", 1, checkpoint.bias(m)) for m in modules)
     return reading
 
 
@@ -236,7 +236,8 @@ def _norms(checkpoint: _Checkpoint, reading: Mapping[str | None, Sequence[Reader
     """Every normalisation of the layers and the last one, in order, with all that reads it."""
     offset = checkpoint.stream.gain_offset
     for module, readers in reading.items():
-        yield Norm(f"{module}.weight", checkpoint.bias(f"{module}"), tuple(dict.fromkeys(readers)), offset=offset)
+        if module is not None:
+            yield Norm(f"{module}.weight", checkpoint.bias(module), tuple(dict.fromkeys(readers)), offset=offset)
 
 
 def _scales(checkpoint: _Checkpoint) -> Iterator[Norm]:
