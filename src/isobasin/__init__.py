@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from isobasin.pipeline.provenance import Fingerprint as Fingerprint
     from isobasin.pipeline.provenance import compare as compare
     from isobasin.pipeline.provenance import fingerprint as fingerprint
+    from isobasin.refinement.tensors import refine_tensors as refine_tensors
     from isobasin.symmetries.feedforward import FeedForwardGroup as FeedForwardGroup
     from isobasin.symmetries.feedforward import FeedForwardWeights as FeedForwardWeights
     from isobasin.symmetries.groups import AttentionGroup as AttentionGroup
@@ -74,6 +75,7 @@ _HOMES = {
     "pipeline.merging": ("Merged", "merge"),
     "pipeline.moving": ("Moved", "apply", "random_alignment", "scramble"),
     "pipeline.provenance": ("Comparison", "Fingerprint", "compare", "fingerprint"),
+    "refinement.tensors": ("refine_tensors",),
     "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
     "symmetries.groups": ("AttentionGroup", "BilinearGroup"),
     "symmetries.residual": ("Basis", "ResidualGroup"),
@@ -125,6 +127,7 @@ __all__ = [
     "match",
     "merge",
     "random_alignment",
+    "refine_tensors",
     "scramble",
     "symmetry",
     "verify",

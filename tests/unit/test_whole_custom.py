@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 import isobasin
 from isobasin.alignment import ResidualAlignment
+from isobasin.errors import IsobasinError, TensorError, VerificationError
+from isobasin.model import TensorBlocks
+from isobasin.refinement.chart import Chart
+from isobasin.refinement.descent import Refining
+from isobasin.refinement.tensors import TensorCalibration
 from isobasin.symmetries import residual
 from isobasin.symmetries.attention import attend
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
@@ -41,8 +47,8 @@ def model(seed: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in shapes.items()}
 
 
-def logits(w: dict[str, torch.Tensor]) -> torch.Tensor:
-    h = w["embed"][torch.arange(TOKENS).reshape(4, 5)]
+def logits(w: dict[str, torch.Tensor], tokens: torch.Tensor | None = None) -> torch.Tensor:
+    h = w["embed"][torch.arange(TOKENS).reshape(4, 5) if tokens is None else tokens]
     site = described().sites[0]
     h = h + attend(site.read(w), ATTENTION, h)
     return (h + (h @ w["W_in"] + w["b_in"]).relu() @ w["W_out"]) @ w["unembed"]
@@ -81,3 +87,87 @@ def test_models_apart_come_nearer_than_by_their_blocks():
     assert torch.allclose(logits(moved[0]), logits(b), rtol=1e-8, atol=1e-7)
     whole, blocks = (sum(float((a[n] - t[n]).square().sum()) for n in a) for t in moved)
     assert whole < 0.95 * blocks
+
+
+TEXTS = torch.randint(TOKENS, (24, 5), generator=torch.Generator().manual_seed(7))
+SHORT = Refining(steps=30, batch_size=12, rate=1e-2, warmup=3, every=30, held_out=0.25)
+
+
+def loss(w: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """How far outputs are from those of model 0."""
+    wanted = logits(model(0), TEXTS[rows])
+    return (logits(w, TEXTS[rows]) - wanted).square().mean() / wanted.square().mean()
+
+
+def charted() -> Chart:
+    """Coordinates around model 0: GL(d) of the stream, heads, scales of units."""
+    blocks = TensorBlocks("toy", model(0), described())
+    return Chart(blocks, feedforward=True, stream=blocks.residual())
+
+
+def strayed() -> dict[str, torch.Tensor]:
+    """Model 0 at some point of its chart."""
+    chart, generator = charted(), torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for x in chart.coordinates.values():
+            x.copy_(torch.randn(x.shape, generator=generator, dtype=torch.float64) * 0.1)
+    return chart.element().moved_tensors(model(0), described())
+
+
+def test_refining_tensors_lowers_the_line_and_keeps_both_functions():
+    a, b = model(0), strayed()
+    nothing = charted().element()
+    found = isobasin.refine_tensors(a, b, described(), loss, len(TEXTS), how=SHORT, start=nothing)
+    assert found.refined.after < 0.4 * found.refined.before
+    ends = found.reference.moved_tensors(a, described()), found.alignment.moved_tensors(b, described())
+    for original, moved in zip((a, b), ends, strict=True):
+        assert float((moved["embed"] - original["embed"]).abs().max()) > 1e-2
+        assert float((logits(moved) - logits(original)).abs().max()) < 1e-9 * float(logits(original).abs().max())
+    rows = torch.arange(len(TEXTS))
+    middle, before = (float(loss({n: (x[n] + y[n]) / 2 for n in a}, rows)) for x, y in (ends, (a, b)))
+    assert middle < 0.4 * before
+    assert [check.equal for check in found.verified] == [True, True]
+    alone = isobasin.refine_tensors(a, b, described(), loss, 24, how=replace(SHORT, steps=1, both=False), start=nothing)
+    assert alone.reference is None
+    assert len(alone.verified) == 1
+
+
+def test_a_loss_of_another_architecture_is_refused():
+    def wrong(w: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        return loss(w, rows) + w["embed"].square().mean()
+
+    a, b = model(0), strayed()
+    with pytest.raises(VerificationError, match="the loss isn't that of the specification's architecture"):
+        isobasin.refine_tensors(a, b, described(), wrong, 24, how=replace(SHORT, steps=1))
+    with pytest.raises(TensorError, match="'more' is in one model only"):
+        isobasin.refine_tensors(a, b | {"more": b["embed"]}, described(), loss, 24)
+    with pytest.raises(IsobasinError, match="give at least two"):
+        isobasin.refine_tensors(a, b, described(), loss, 1)
+
+
+def test_a_loss_scores_alignments_by_the_middle_of_the_line():
+    a, b = model(0), model(5)
+    starts = {"far": 3 * torch.eye(D, dtype=torch.float64)}
+    calibration = TensorCalibration(loss, len(TEXTS), starts)
+    options = [isobasin.align_tensors(a, b, described(), method=m) for m in ("heads", "paper")]
+    moved = [option.moved_tensors(b, described()) for option in options]
+    rows = torch.arange(len(TEXTS))
+    expected = [float(loss({n: (a[n] + w[n]) / 2 for n in a}, rows)) for w in moved]
+    blocks = [TensorBlocks("toy", w, described()) for w in (a, b)]
+    assert calibration.scores(*blocks, options) == pytest.approx(expected, rel=1e-9)
+    assert abs(expected[0] - expected[1]) > 1e-3 * expected[0]
+
+
+def test_a_whole_match_takes_the_end_that_the_loss_prefers():
+    """With the planted map among the starts and a loss that only asks for it, the others aren't kept."""
+
+    class Last(TensorCalibration):
+        def scores(self, a, b, alignments):
+            return [float(-i) for i, _ in enumerate(alignments)]
+
+    original = model(0)
+    near = {n: t + 1e-4 * t.flip(0) for n, t in original.items()}
+    starts = {"given": torch.eye(D, dtype=torch.float64)}
+    options = {"scope": "model", "method": "heads", "calibration": Last(loss, 24, starts)}
+    found = isobasin.align_tensors(original, near, described(), **options)
+    assert found.residual.statistics.start == "given"

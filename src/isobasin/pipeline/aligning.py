@@ -127,6 +127,7 @@ def align_tensors(
     device: str = "cpu",
     max_condition: float | None = None,
     verify: bool = True,
+    calibration: Calibration | None = None,
 ) -> Alignment:
     """`align` for tensors in memory and an architecture of your own; arguments as there.
 
@@ -141,6 +142,8 @@ def align_tensors(
         device: "cpu" or "cuda".
         max_condition: Largest condition number of a map on GL(n).
         verify: Compare the blocks' functions before and after, as `attend` computes them.
+        calibration: With scope "model", a loss that chooses among several starts and ends
+            (`isobasin.refinement.tensors.TensorCalibration`).
 
     Returns:
         The alignment; `Alignment.moved_tensors` makes the move.
@@ -151,7 +154,7 @@ def align_tensors(
     """
     matching = Matching(Method(method), HeadCost(head_cost), max_condition, Scope(scope))
     blocks = [TensorBlocks(n, t, specification) for n, t in (("reference", reference), ("model", model))]
-    return match_models(blocks[0], blocks[1], matching, Running(device, verify=verify))
+    return match_models(blocks[0], blocks[1], matching, Running(device, verify=verify), calibration)
 
 
 def match_models(

@@ -15,7 +15,7 @@ from isobasin.architectures.residual import Residual
 from isobasin.errors import ArchitectureError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Model
-from isobasin.refinement.line import End, Line
+from isobasin.refinement.line import End, ModuleLine
 from isobasin.refinement.names import names_in_memory
 from isobasin.symmetries.residual import Basis
 from isobasin.tasks.examples import Examples
@@ -78,11 +78,11 @@ class DataCalibration:
 
     def scores(self, a: Model, b: Model, alignments: Sequence[Alignment]) -> list[float]:
         """The loss half-way between a and the moved b, for each alignment."""
-        line: Line | None = None
+        line: ModuleLine | None = None
         found: list[float] = []
         for alignment in alignments:
             if line is None:
-                line = Line.between(a, b, alignment, self._examples.kind, device=self._device)
+                line = ModuleLine.between(a, b, alignment, self._examples.kind, device=self._device)
             else:
                 line = replace(line, ends=(line.ends[0], End.of(b, alignment, moved=True, device=self._device)))
             found += line.losses(self._examples, _EXAMPLES, _BATCH, (0.5,))

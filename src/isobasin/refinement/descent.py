@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from isobasin.errors import TensorError
-from isobasin.refinement.line import Line
-from isobasin.tasks.examples import Examples
+from isobasin.refinement.line import Batch, Line, Sample
 
 # Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
 # stands highest above the straight line between its ends, by a softmax at this temperature over moving averages.
@@ -112,10 +111,10 @@ class State:
     kept: list[Tensor] = field(default_factory=list[Tensor])
 
 
-class Descent:
+class Descent(Generic[Batch]):
     """Adam on the coordinates of a line's ends, and all that it needs to go on from where it was saved."""
 
-    def __init__(self, line: Line, examples: Examples, how: Refining) -> None:
+    def __init__(self, line: Line[Batch], examples: Sample[Batch], how: Refining) -> None:
         self.line, self.how = line, how
         self.coordinates = line.coordinates()
         self.train, self.held = split(examples, how)
@@ -164,7 +163,7 @@ class Descent:
         rows = torch.randint(len(self.train), (self.how.batch_size,), generator=self.generator)
         index = self.points.draw(self.generator)
         try:
-            loss = self.line.loss(float(self.points.t[index]), self.train.fetch(rows), self.train.kind)
+            loss = self.line.loss(float(self.points.t[index]), self.train.fetch(rows))
         except _DIVERGED:
             return False
         value = float(loss.detach())
@@ -202,8 +201,8 @@ class Descent:
 
 
 def descend(
-    line: Line,
-    examples: Examples,
+    line: Line[Batch],
+    examples: Sample[Batch],
     how: Refining,
     *,
     progress: Callable[[str, int, int], None],
@@ -235,7 +234,7 @@ def descend(
     return descent.finish()
 
 
-def split(examples: Examples, how: Refining) -> tuple[Examples, Examples]:
+def split(examples: Sample[Batch], how: Refining) -> tuple[Sample[Batch], Sample[Batch]]:
     """What is trained on, and what is held out."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(how.seed))
     held = max(1, round(how.held_out * len(order)))

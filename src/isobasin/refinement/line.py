@@ -1,10 +1,12 @@
-"""The straight line between two models as a module computes it, differentiable by what moves its ends."""
+"""The straight line between two models, differentiable by what moves its ends."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,31 @@ from torch.nn import functional
 
 from isobasin.alignment import Alignment
 from isobasin.errors import ArchitectureError
-from isobasin.model import Model, TensorBlocks
+from isobasin.model import Blocks, Model, TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.names import names_in_memory
-from isobasin.tasks.examples import IGNORED, Examples
+from isobasin.tasks.examples import IGNORED, Indices
 from isobasin.tasks.kind import TaskKind, load_model
 from isobasin.tasks.losses import model_inputs, targets
+
+Batch = TypeVar("Batch")
+Fetched = TypeVar("Fetched", covariant=True)
+
+
+class Sample(Protocol[Fetched]):
+    """Examples in some form: `isobasin.tasks.examples.Examples`, or one's own."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def fetch(self, indices: Indices) -> Fetched:
+        """What a loss is given for some of them."""
+        ...
+
+    def subset(self, indices: Indices) -> Sample[Fetched]:
+        """Some of them, in that order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,14 +48,16 @@ class End:
 
     Attributes:
         blocks: Its tensors in float64, where it begins.
+        types: Those that they are stored in.
         chart: Its coordinates; None if it stays.
     """
 
     blocks: TensorBlocks
+    types: Mapping[str, torch.dtype]
     chart: Chart | None
 
     @classmethod
-    def of(cls, model: Model, start: Alignment, *, moved: bool, movable: bool = False, device: str = "cpu") -> End:
+    def of(cls, model: Blocks, start: Alignment, *, moved: bool, movable: bool = False, device: str = "cpu") -> End:
         """A model as an end of the line.
 
         Args:
@@ -44,7 +67,8 @@ class End:
             movable: Whether it gets coordinates.
             device: Where it is.
         """
-        stored = model.checkpoint.read(model.checkpoint.tensors)
+        types = model.dtypes()
+        stored = model.read(types)
         tensors = {name: t.to(device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()}
         for changed in start.moved(model, device) if moved else ():
             tensors |= changed
@@ -54,7 +78,7 @@ class End:
         described = replace(model.specification, feedforwards=feedforwards, residual=stream)
         blocks = TensorBlocks(model.name, tensors, described)
         options = {"feedforward": bool(start.feedforward), "keep_gains": keep}
-        return cls(blocks, Chart(blocks, stream=stream, device=device, **options) if movable else None)
+        return cls(blocks, types, Chart(blocks, stream=stream, device=device, **options) if movable else None)
 
     def tensors(self, device: str) -> dict[str, Tensor]:
         """Its tensors at the coordinates."""
@@ -66,29 +90,52 @@ class End:
 
 
 @dataclass
-class Line:
-    """The line between two ends as a module computes it.
+class Line(ABC, Generic[Batch]):
+    """The line between two ends.
 
     Attributes:
-        module: Whose parameters the line's points replace.
         ends: Reference and model.
-        names: From stored names to the module's; of either end, in one order.
         device: Where it is.
-        mixed_precision: Whether forward passes are in bfloat16.
     """
 
-    module: nn.Module
     ends: tuple[End, End]
-    names: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
     device: str
-    mixed_precision: bool = False
 
     def coordinates(self) -> list[Tensor]:
         """Everything that gradient descent moves."""
         return [x for end in self.ends if end.chart is not None for x in end.chart.coordinates.values()]
 
+    @abstractmethod
+    def loss(self, t: float, batch: Batch) -> Tensor:
+        """The loss at `(1 - t) A + t B` on a batch."""
+
+    @torch.no_grad()
+    def losses(self, examples: Sample[Batch], limit: int, batch_size: int, at: Sequence[float]) -> tuple[float, ...]:
+        """The mean loss on the first examples at some points."""
+        count = min(len(examples), limit)
+        chosen = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+        batches = [(examples.fetch(rows), len(rows)) for rows in chosen]
+        return tuple(math.fsum(float(self.loss(t, b)) * n for b, n in batches) / count for t in at)
+
+
+@dataclass
+class ModuleLine(Line[dict[str, Tensor]]):
+    """The line as a module computes it.
+
+    Attributes:
+        module: Whose parameters the line's points replace.
+        names: From stored names to the module's; of either end, in one order.
+        kind: What the module is for.
+        mixed_precision: Whether forward passes are in bfloat16.
+    """
+
+    module: nn.Module
+    names: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
+    kind: TaskKind
+    mixed_precision: bool = False
+
     def at(self, t: float) -> dict[str, Tensor]:
-        """The module's parameters at `(1 - t) A + t B`."""
+        """The module's parameters at a point."""
         a, b = (end.tensors(self.device) for end in self.ends)
         dtype: torch.dtype = next(self.module.parameters()).dtype
         found: dict[str, Tensor] = {}
@@ -97,23 +144,15 @@ class Line:
             found |= dict.fromkeys(keys, point)
         return found
 
-    def loss(self, t: float, batch: dict[str, Tensor], kind: TaskKind) -> Tensor:
-        """The task's loss on a batch."""
-        labels = targets(kind, batch["labels"]).to(self.device).reshape(-1)
+    def loss(self, t: float, batch: dict[str, Tensor]) -> Tensor:
+        """The task's loss."""
+        labels = targets(self.kind, batch["labels"]).to(self.device).reshape(-1)
         inputs = model_inputs(self.module, batch, torch.device(self.device))
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision):
             logits = functional_call(self.module, self.at(t), kwargs=inputs).logits
         logits = logits.reshape(-1, logits.shape[-1])
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return functional.cross_entropy(logits, labels, ignore_index=IGNORED)
-
-    @torch.no_grad()
-    def losses(self, examples: Examples, limit: int, batch_size: int, at: Sequence[float]) -> tuple[float, ...]:
-        """The mean loss on the first examples at some points."""
-        count = min(len(examples), limit)
-        chosen = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-        batches = [(examples.fetch(rows), len(rows)) for rows in chosen]
-        return tuple(math.fsum(float(self.loss(t, b, examples.kind)) * n for b, n in batches) / count for t in at)
 
     @classmethod
     def between(
@@ -126,7 +165,7 @@ class Line:
         moves: tuple[bool, bool] = (False, False),
         device: str = "cpu",
         mixed_precision: bool = False,
-    ) -> Line:
+    ) -> ModuleLine:
         """The line from a model to another after a move.
 
         Args:
@@ -138,17 +177,24 @@ class Line:
             device: Where to compute.
             mixed_precision: Forward passes in bfloat16.
         """
-        ends = [
-            End.of(model, start, moved=moved, movable=movable, device=device)
-            for model, moved, movable in ((a, False, moves[0]), (b, True, moves[1]))
-        ]
         return cls(
-            load_model(a.checkpoint.folder, kind, device),
-            (ends[0], ends[1]),
-            _names(a, b, kind),
+            ends_of(a, b, start, moves=moves, device=device),
             device,
+            load_model(a.checkpoint.folder, kind, device),
+            _names(a, b, kind),
+            kind,
             mixed_precision,
         )
+
+
+def ends_of(
+    a: Blocks, b: Blocks, start: Alignment, *, moves: tuple[bool, bool], device: str = "cpu"
+) -> tuple[End, End]:
+    """The ends of the line from a model to another after a move; `moves` says which get coordinates."""
+    return (
+        End.of(a, start, moved=False, movable=moves[0], device=device),
+        End.of(b, start, moved=True, movable=moves[1], device=device),
+    )
 
 
 def _names(a: Model, b: Model, kind: TaskKind) -> tuple[Mapping[str, list[str]], Mapping[str, list[str]]]:

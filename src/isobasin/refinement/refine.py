@@ -24,7 +24,7 @@ from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.descent import Refined, Refining, descend
-from isobasin.refinement.line import Line
+from isobasin.refinement.line import Line, ModuleLine
 from isobasin.tasks.examples import Examples
 from isobasin.verification import Verification
 
@@ -101,20 +101,25 @@ def refine(
             calibration = DataCalibration(examples, running.device)
             start = match_models(a, b, matching, replace(running, verify=False), calibration)
         moves = how.both, True
-        line = Line.between(
+        line = ModuleLine.between(
             a, b, start, examples.kind, moves=moves, device=running.device, mixed_precision=how.mixed_precision
         )
         unfinished = _Unfinished(out, how, examples, start)
         found = descend(
             line, examples, how, progress=running.progress, save=unfinished.save, resume=unfinished.load(running.device)
         )
-        other, own = (None if end.chart is None else end.chart.element() for end in line.ends)
-        assert own is not None
-        facts = {**start.provenance, "operation": "refine", "data": examples.facts.source, "seed": str(how.seed)}
-        total = replace(own.compose(start), provenance=facts)
+        total, other = learned(line, start, {"data": examples.facts.source, "seed": str(how.seed)})
         verified = _write(total, other, b, a, out, running)
         unfinished.remove()
         return Refinement(total, other, found, verified)
+
+
+def learned(line: Line[Any], start: Alignment, facts: Mapping[str, str]) -> tuple[Alignment, Alignment | None]:
+    """What moves the model, the start included, and what moves the reference, if it moves, after a descent."""
+    other, own = (None if end.chart is None else end.chart.element() for end in line.ends)
+    assert own is not None
+    provenance = {**start.provenance, "operation": "refine", **facts}
+    return replace(own.compose(start), provenance=provenance), other
 
 
 def _write(

@@ -15,7 +15,7 @@ from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.descent import Points, Refining, descend, split
-from isobasin.refinement.line import Line
+from isobasin.refinement.line import ModuleLine
 from isobasin.refinement.names import names_in_memory
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.examples import TensorExamples
@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_the_loss(model, tmp_path):
         isobasin.scramble(folder, folder.with_name(folder.name + "64"), condition=1.0, dtype=torch.float64)
     with open_model(tmp_path / "a64") as one, open_model(tmp_path / "b64") as other:
         start = isobasin.align(tmp_path / "a64", tmp_path / "b64", scope="model")
-        line = Line.between(one, other, start, TaskKind.causal_lm, moves=(True, True))
+        line = ModuleLine.between(one, other, start, TaskKind.causal_lm, moves=(True, True))
         generator = torch.Generator().manual_seed(3)
         coordinates = line.coordinates()
         way = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in coordinates]
@@ -105,12 +105,12 @@ def test_the_gradient_is_that_of_the_loss(model, tmp_path):
             with torch.no_grad():
                 for x, w in zip(coordinates, way, strict=True):
                     x.add_(step * w)
-                found = float(line.loss(0.4, batch, TaskKind.causal_lm))
+                found = float(line.loss(0.4, batch))
                 for x, w in zip(coordinates, way, strict=True):
                     x.sub_(step * w)
             return found
 
-        loss = line.loss(0.4, batch, TaskKind.causal_lm)
+        loss = line.loss(0.4, batch)
         slopes = torch.autograd.grad(loss, coordinates)
         expected = float(sum((g * w).sum() for g, w in zip(slopes, way, strict=True)))
         measured = (loss_at(1e-3) - loss_at(-1e-3)) / 2e-3
@@ -199,11 +199,11 @@ def test_calibration_recovers_the_map_from_hidden_states(tmp_path):
         planted = isobasin.Alignment.load(b).residual.element.matrix
         assert torch.allclose(planted @ found, torch.eye(len(found), dtype=torch.float64), atol=1e-3)
         there = isobasin.align(a, b, scope="model", calibration=calibration)
-        line = Line.between(one, other, there, TaskKind.causal_lm)
+        line = ModuleLine.between(one, other, there, TaskKind.causal_lm)
         ends = line.losses(sentences(), 64, 32, (0.0, 0.5, 1.0))
         assert ends == pytest.approx([ends[0]] * 3, abs=1e-4)
         elsewhere = isobasin.align(a, b, scope="attention")
-        apart = Line.between(one, other, elsewhere, TaskKind.causal_lm).losses(sentences(), 64, 32, (0.5,))
+        apart = ModuleLine.between(one, other, elsewhere, TaskKind.causal_lm).losses(sentences(), 64, 32, (0.5,))
         assert abs(apart[0] - ends[1]) > 1e-2
         scores = calibration.scores(one, other, [there, elsewhere, there])
         assert scores == pytest.approx([ends[1], apart[0], ends[1]], abs=1e-4)
@@ -226,7 +226,7 @@ def test_a_descent_that_gets_worse_keeps_where_it_began(tmp_path):
     a, b = pair(LANGUAGE[0], tmp_path)
     with open_model(a) as one, open_model(b) as other:
         start = isobasin.align(a, b, scope="model")
-        line = Line.between(one, other, start, TaskKind.causal_lm, moves=(False, True))
+        line = ModuleLine.between(one, other, start, TaskKind.causal_lm, moves=(False, True))
         wild = replace(SHORT, rate=5.0, steps=12, every=4)
         found = descend(line, sentences(), wild, progress=lambda *_: None)
     assert found.best_step == 0
