@@ -31,7 +31,9 @@ from isobasin.symmetries.residual import (
     Basis,
     ResidualElement,
     ResidualGroup,
+    centred,
     contract,
+    copies,
     least_gain,
     move_axis,
     scale_axis,
@@ -70,12 +72,14 @@ def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
     own = blocks.double(sorted(_names(blocks, stream)), device)
     tensors = dict(own)
     for norm in stream.norms:
-        gain = own[norm.gain]
+        gain = norm.gains(own)
         bias = None if norm.bias is None else own[norm.bias]
         for reader in norm.readers:
             tensors[reader.weight] = scale_axis(gain, own[reader.weight], reader.axis)
             if bias is not None and norm.absorbed and reader.bias is not None:
                 tensors[reader.bias] = own[reader.bias] + contract(bias, own[reader.weight], reader.axis)
+        for writer in norm.writers:
+            tensors[writer.tensor] = scale_axis(gain, own[writer.tensor], writer.axis)
         del tensors[norm.gain]
         if norm.bias is not None and bias is not None:
             del tensors[norm.bias]
@@ -101,12 +105,12 @@ def _names(blocks: Blocks, stream: Residual) -> set[str]:
 
 def _centre(stream: Residual, tensors: Tensors) -> None:
     """Leave out what no LayerNorm passes on: the mean of what writes, and of what reads."""
-    for item in stream.along:
-        tensors[item.tensor] = tensors[item.tensor] - tensors[item.tensor].mean(item.axis, keepdim=True)
+    for item in (*stream.along, *(writer for norm in stream.norms for writer in norm.writers)):
+        tensors[item.tensor] = centred(tensors[item.tensor], item.axis, stream.group.width)
     for norm in stream.norms:
         if norm.bias is None or norm.absorbed:
             for reader in norm.readers:
-                tensors[reader.weight] = tensors[reader.weight] - tensors[reader.weight].mean(reader.axis, keepdim=True)
+                tensors[reader.weight] = centred(tensors[reader.weight], reader.axis, stream.group.width)
 
 
 def slots(a: Residual, b: Residual) -> list[Slot]:
@@ -115,6 +119,7 @@ def slots(a: Residual, b: Residual) -> list[Slot]:
     for ours, theirs in zip(a.norms, b.norms, strict=True):
         for x, y in zip(ours.readers, theirs.readers, strict=True):
             found.append(Slot(x.weight, y.weight, x.axis, Role.covector))
+        found += [Slot(x.tensor, y.tensor, x.axis, x.role) for x, y in zip(ours.writers, theirs.writers, strict=True)]
         if ours.bias is not None and theirs.bias is not None and not ours.absorbed:
             found.append(Slot(ours.bias, theirs.bias, 0, Role.vector))
     return found
@@ -130,12 +135,16 @@ def turn(stream: Residual, along: Iterable[Slot], tensors: Mapping[str, Tensor],
 
 
 def pairs(
-    along: Iterable[Slot], a: Mapping[str, Tensor], b: Mapping[str, Tensor], weights: Mapping[str, float]
+    width: int,
+    along: Iterable[Slot],
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    weights: Mapping[str, float],
 ) -> StreamPairs:
     """What the stream's map is fitted to, every tensor by its weight."""
 
     def rows(tensor: Tensor, axis: int) -> Tensor:
-        return torch.movedim(tensor, axis, 0).flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(-1)
+        return torch.movedim(copies(tensor, axis, width), axis + 1, 0).flatten(1)
 
     found: dict[Role, list[tuple[Tensor, Tensor]]] = {role: [] for role in Role}
     for slot in along:
@@ -223,7 +232,7 @@ class Pair:
 
     def fitted(self, along: Iterable[Slot], moved: Mapping[str, Tensor]) -> Tensor:
         """The best map of the stream for a model whose blocks are moved already, looking at some axes."""
-        return fit(self.group, pairs(along, self.folded[0].tensors, moved, self.shares.weights))
+        return fit(self.group, pairs(self.group.width, along, self.folded[0].tensors, moved, self.shares.weights))
 
 
 def _compared(along: Iterable[Slot], models: Sequence[TensorBlocks]) -> dict[tuple[str, str], None]:
@@ -247,7 +256,10 @@ def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:
 def _check_alike(a: Residual, b: Residual) -> None:
     if a.group != b.group:
         raise ArchitectureError(f"reference's residual stream has group {a.group}, model's {b.group}")
-    shapes = [([(x.axis, x.role) for x in s.along], [(len(n.readers), n.absorbed) for n in s.norms]) for s in (a, b)]
+    shapes = [
+        ([(x.axis, x.role) for x in s.along], [(len(n.readers), len(n.writers), n.absorbed) for n in s.norms])
+        for s in (a, b)
+    ]
     if shapes[0] != shapes[1]:
         raise ArchitectureError("the residual streams run through different tensors: give two models with one head")
 
