@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from isobasin.model import open_model
-from isobasin.pipeline.whole import Pair
+from isobasin.pipeline.folding import Pair
 from isobasin.symmetries import residual
 from isobasin.testing.tiny import tiny
 
