@@ -9,10 +9,10 @@ import torch
 
 import isobasin
 from isobasin.alignment import ResidualAlignment
-from isobasin.errors import IsobasinError, TensorError, VerificationError
+from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
 from isobasin.model import TensorBlocks
 from isobasin.refinement.chart import Chart
-from isobasin.refinement.descent import Refining
+from isobasin.refinement.descent import Refining, Targets
 from isobasin.refinement.tensors import TensorCalibration
 from isobasin.symmetries import residual
 from isobasin.symmetries.attention import attend
@@ -143,6 +143,13 @@ def test_a_loss_of_another_architecture_is_refused():
         isobasin.refine_tensors(a, b | {"more": b["embed"]}, described(), loss, 24)
     with pytest.raises(IsobasinError, match="give at least two"):
         isobasin.refine_tensors(a, b, described(), loss, 1)
+
+
+def test_a_loss_alone_has_no_predictions_to_learn_from():
+    with pytest.raises(ArchitectureError, match="use targets 'labels'"):
+        isobasin.refine_tensors(
+            model(0), strayed(), described(), loss, 24, how=replace(SHORT, steps=1, targets=Targets.ends)
+        )
 
 
 def test_a_loss_scores_alignments_by_the_middle_of_the_line():

@@ -34,6 +34,7 @@ from isobasin.cli.options import (
     Scope,
     ScopeOption,
     SeedOption,
+    Targets,
 )
 
 EXAMPLE = 'isobasin refine runs/seed0 runs/seed1 --data wikitext --split "train[:5%]" -o runs/seed1-refined'
@@ -66,6 +67,9 @@ def refine(
     patience: Annotated[
         int, typer.Option("--patience", metavar="N", min=1, help="Looks at held-out data without gain, then it ends.")
     ] = 10,
+    targets: Annotated[
+        Targets, typer.Option("--targets", help="Learn from what both ends predict, or from the data's labels.")
+    ] = Targets.ends,
     mixed_precision: Annotated[
         bool, typer.Option("--mixed-precision", help="Forward passes in bfloat16; the moves stay in float64.")
     ] = False,
@@ -86,6 +90,7 @@ def refine(
         from isobasin.pipeline.settings import Objective as LibraryObjective
         from isobasin.pipeline.settings import Scope as LibraryScope
         from isobasin.refinement.descent import Refining
+        from isobasin.refinement.descent import Targets as LibraryTargets
         from isobasin.refinement.refine import REFERENCE, refine
         from isobasin.tasks.data import DataOptions
 
@@ -96,7 +101,14 @@ def refine(
             examples_for(reference, options, task, tokenizer, allow_pickle),
             output,
             how=Refining(
-                steps, batch_size, rate, both=both, seed=seed, patience=patience, mixed_precision=mixed_precision
+                steps,
+                batch_size,
+                rate,
+                both=both,
+                seed=seed,
+                patience=patience,
+                mixed_precision=mixed_precision,
+                targets=LibraryTargets(targets.value),
             ),
             matching=Matching(
                 scope=LibraryScope(scope.value), keep_gains=keep_gains, objective=LibraryObjective(objective.value)

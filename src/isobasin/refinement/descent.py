@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Generic
 
 import torch
@@ -29,6 +30,18 @@ _LOOKED_AT = 64
 _DIVERGED = (TensorError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
 
 
+class Targets(StrEnum):
+    """What the line learns from.
+
+    * labels: the data's, by the task's loss.
+    * ends: what both ends predict, mixed as their weights are: `KL((1 - t) p_A + t p_B || p_t)`. A model's predictions
+      say more of an example than its label does, and are no lower on examples that the models were trained on.
+    """
+
+    labels = "labels"
+    ends = "ends"
+
+
 @dataclass(frozen=True)
 class Refining:
     """How an alignment is learned.
@@ -44,6 +57,7 @@ class Refining:
         every: Steps between two such looks.
         patience: Looks without a better one after which it ends.
         mixed_precision: Forward passes in bfloat16 where the device has it.
+        targets: What it learns from; None: the ends' predictions, or labels where only a loss is known.
     """
 
     steps: int = 1500
@@ -56,6 +70,7 @@ class Refining:
     every: int = 50
     patience: int = 10
     mixed_precision: bool = False
+    targets: Targets | None = None
 
 
 class Points:
@@ -120,7 +135,9 @@ class Descent(Generic[Batch]):
         self.train, self.held = split(examples, how)
         first, last = line.losses(self.held, _LOOKED_AT, how.batch_size, (0.0, 1.0))
         self.ends = first, last
-        self.points = Points(self.ends)
+        self.targets = how.targets or (Targets.ends if line.predicts else Targets.labels)
+        # At the ends nothing diverges from what they predict themselves.
+        self.points = Points(self.ends if self.targets is Targets.labels else (0.0, 0.0))
         self.adam = torch.optim.Adam(self.coordinates, lr=how.rate, betas=_BETAS)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda step: _rate(step, how))
         self.generator = torch.Generator().manual_seed(how.seed)
@@ -162,8 +179,9 @@ class Descent(Generic[Batch]):
         """One step at one point of the line; False where the loss is no number any more."""
         rows = torch.randint(len(self.train), (self.how.batch_size,), generator=self.generator)
         index = self.points.draw(self.generator)
+        measure = self.line.loss if self.targets is Targets.labels else self.line.divergence
         try:
-            loss = self.line.loss(float(self.points.t[index]), self.train.fetch(rows))
+            loss = measure(float(self.points.t[index]), self.train.fetch(rows))
         except _DIVERGED:
             return False
         value = float(loss.detach())

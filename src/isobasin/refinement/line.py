@@ -6,7 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from functools import cached_property
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,20 @@ class Line(ABC, Generic[Batch]):
         """Everything that gradient descent moves."""
         return [x for end in self.ends if end.chart is not None for x in end.chart.coordinates.values()]
 
+    predicts: ClassVar[bool] = False
+    """Whether `divergence` is known."""
+
     @abstractmethod
     def loss(self, t: float, batch: Batch) -> Tensor:
         """The loss at `(1 - t) A + t B` on a batch."""
+
+    def divergence(self, t: float, batch: Batch) -> Tensor:
+        """How far predictions there are from those of both ends, `KL((1 - t) p_A + t p_B || p_t)`, on a batch.
+
+        Raises:
+            ArchitectureError: Of the models, only a loss is known.
+        """
+        raise ArchitectureError("targets 'ends' needs predictions, a loss alone has none: use targets 'labels'")
 
     @torch.no_grad()
     def losses(self, examples: Sample[Batch], limit: int, batch_size: int, at: Sequence[float]) -> tuple[float, ...]:
@@ -129,6 +141,7 @@ class ModuleLine(Line[dict[str, Tensor]]):
         mixed_precision: Whether forward passes are in bfloat16.
     """
 
+    predicts: ClassVar[bool] = True
     module: nn.Module
     names: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
     kind: TaskKind
@@ -146,13 +159,32 @@ class ModuleLine(Line[dict[str, Tensor]]):
 
     def loss(self, t: float, batch: dict[str, Tensor]) -> Tensor:
         """The task's loss."""
-        labels = targets(self.kind, batch["labels"]).to(self.device).reshape(-1)
+        return functional.cross_entropy(self._logits(self.at(t), batch), self._labels(batch), ignore_index=IGNORED)
+
+    def divergence(self, t: float, batch: dict[str, Tensor]) -> Tensor:
+        """See `Line`; the mean over what is labelled."""
+        kept = self._labels(batch) != IGNORED
+        with torch.no_grad():
+            a, b = (self._logits(end, batch)[kept].softmax(-1) for end in self._fixed)
+        found = self._logits(self.at(t), batch)[kept].log_softmax(-1)
+        return functional.kl_div(found, torch.lerp(a, b, t), reduction="batchmean")
+
+    @cached_property
+    def _fixed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The ends' parameters: at all coordinates they predict the same."""
+        with torch.no_grad():
+            return self.at(0.0), self.at(1.0)
+
+    def _labels(self, batch: dict[str, Tensor]) -> Tensor:
+        return targets(self.kind, batch["labels"]).to(self.device).reshape(-1)
+
+    def _logits(self, parameters: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+        """What the module predicts with some parameters, a row for each label."""
         inputs = model_inputs(self.module, batch, torch.device(self.device))
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision):
-            logits = functional_call(self.module, self.at(t), kwargs=inputs).logits
+            logits = functional_call(self.module, parameters, kwargs=inputs).logits
         logits = logits.reshape(-1, logits.shape[-1])
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     @classmethod
     def between(

@@ -72,7 +72,8 @@ def refine(
 ) -> Refinement:
     """Learn the continuous factors of an alignment so that the straight line between two models has a low loss.
 
-    From the matched start, with coordinates θ of the group around it, minimises `E_t L((1 - t) A(θ) + t B(θ))` by Adam.
+    From the matched start, with coordinates θ of the group around it, minimises over points t of the line, by Adam,
+    what `Targets` says: how far the model at `(1 - t) A(θ) + t B(θ)` is from what both ends predict, or its loss.
     At every θ both models compute what they did, so only the line between them changes. Permutations stay as matched.
 
     Args:

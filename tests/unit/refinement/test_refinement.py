@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import isobasin
 from isobasin.errors import ArchitectureError
@@ -14,7 +15,7 @@ from isobasin.model import TensorBlocks, open_model
 from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.chart import Chart
-from isobasin.refinement.descent import Points, Refining, descend, split
+from isobasin.refinement.descent import Points, Refining, Targets, descend, split
 from isobasin.refinement.line import ModuleLine
 from isobasin.refinement.names import names_in_memory
 from isobasin.refinement.refine import REFERENCE, refine
@@ -118,18 +119,48 @@ def test_the_gradient_is_that_of_the_loss(model, tmp_path):
         assert measured == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
-def test_refine_lowers_the_line_and_keeps_both_functions(tmp_path):
+@pytest.mark.parametrize("targets", list(Targets))
+def test_refine_lowers_the_line_and_keeps_both_functions(targets, tmp_path):
     """From an alignment that moves nothing: the scrambled copy is brought back by descent alone."""
     model = LANGUAGE[1]
     a, b = pair(model, tmp_path)
     nothing = isobasin.random_alignment(b, condition=1.0, scope="model")
     nothing = nothing.inverse().compose(nothing)
-    found = refine(a, b, sentences(), tmp_path / "out", how=SHORT, running=QUIET, start=nothing)
+    found = refine(
+        a, b, sentences(), tmp_path / "out", how=replace(SHORT, targets=targets), running=QUIET, start=nothing
+    )
     assert [verified.equal for verified in found.verified] == [True, True]
     assert found.refined.after < 0.9 * found.refined.before
     assert isobasin.verify(a, tmp_path / "out" / REFERENCE).equal
     assert isobasin.verify(b, tmp_path / "out").equal
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_the_divergence_is_that_from_both_ends(tmp_path):
+    """By hand, from three models' predictions; nothing diverges at an end, and labels only say which tokens count."""
+    model = tiny("vit")
+    a, b = (model.save(tmp_path / name, seed, dtype=torch.float32) for seed, name in enumerate("ab"))
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(6, 3, model.config["image_size"], model.config["image_size"], generator=generator)
+    batch = {"pixel_values": pixels, "labels": torch.zeros(6, dtype=torch.long)}
+    with open_model(a) as one, open_model(b) as other:
+        nothing = isobasin.align(a, b)
+        nothing = nothing.inverse().compose(nothing)
+        line = ModuleLine.between(one, other, nothing, TaskKind.image_classification, moves=(True, True))
+        found = [line.divergence(t, batch).item() for t in (0.0, 0.25, 1.0)]
+        there = line.at(0.25)
+    modules = [transformers.AutoModelForImageClassification.from_pretrained(folder).eval() for folder in (a, b, a)]
+    modules[2].load_state_dict(there, strict=False)
+    with torch.no_grad():
+        first, last, between = (module(pixels).logits.double().softmax(-1) for module in modules)
+    mixed = 0.75 * first + 0.25 * last
+    by_hand = float((mixed * (mixed / between).log()).sum(-1).mean())
+    assert by_hand > 1e-4
+    assert found == pytest.approx([0, by_hand, 0], rel=1e-3, abs=1e-6)
+    with torch.no_grad():
+        for coordinate in line.coordinates():
+            coordinate.copy_(torch.randn(coordinate.shape, generator=generator, dtype=torch.float64) * 0.2)
+    assert [line.divergence(t, batch).item() for t in (0.0, 1.0)] == pytest.approx([0, 0], abs=1e-5)
 
 
 def test_an_interrupted_refinement_ends_as_if_it_had_not_been(tmp_path):
@@ -166,7 +197,7 @@ def test_names_in_memory_are_found_by_loading(tmp_path):
     with open_model(folder) as opened:
         names = names_in_memory(opened, TaskKind.image_classification)
         assert set(names) == set(opened.checkpoint.tensors)
-        module = __import__("transformers").AutoModelForImageClassification.from_pretrained(folder)
+        module = transformers.AutoModelForImageClassification.from_pretrained(folder)
         state = module.state_dict()
         for name, keys in names.items():
             for key in keys:
@@ -227,7 +258,7 @@ def test_a_descent_that_gets_worse_keeps_where_it_began(tmp_path):
     with open_model(a) as one, open_model(b) as other:
         start = isobasin.align(a, b, scope="model")
         line = ModuleLine.between(one, other, start, TaskKind.causal_lm, moves=(False, True))
-        wild = replace(SHORT, rate=5.0, steps=12, every=4)
+        wild = replace(SHORT, rate=5.0, steps=12, every=4, targets=Targets.labels)
         found = descend(line, sentences(), wild, progress=lambda *_: None)
     assert found.best_step == 0
     assert found.after == found.before
