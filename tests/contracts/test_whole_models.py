@@ -36,6 +36,16 @@ VARIANTS = (
     tiny("stablelm", "parallel", config={"use_parallel_residual": True}),
     tiny("falcon", "sequential", config={**UNTIED, "parallel_attn": False, "bias": True}),
     tiny("falcon", "two-norms", config={"new_decoder_architecture": True, "num_kv_heads": 2}),
+    tiny("olmo", "tied", config={"tie_word_embeddings": True}),
+    tiny("electra", "wide", config={"embedding_size": 32}),
+    tiny("roformer", "narrow", config={"embedding_size": 16}),
+    tiny(
+        "modernbert",
+        "tokens",
+        head="ModernBertForTokenClassification",
+        config={"norm_bias": True, "classifier_bias": True},
+    ),
+    tiny("beit", "unscaled", config={"use_mean_pooling": False, "layer_scale_init_value": 0.0}),
     tiny("falcon", "one-norm", config={**UNTIED, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}),
 )
 MODELS = tuple(m for m in TINY_MODELS if not m.variant and family(m.model_type).stream is not None)
@@ -111,20 +121,31 @@ def test_the_file_says_the_same(model, saved, tmp_path):
         ("llama", {"tie_word_embeddings": True}, Basis.signed),
         ("bert", {}, Basis.permutation),
         ("vit", {}, Basis.centred),
+        ("gemma", {}, Basis.signed),
+        ("gemma", UNTIED, Basis.orthogonal),
+        # What normalises a block's output holds the coordinates, as does what normalises embeddings.
+        ("gemma2", UNTIED, Basis.signed),
+        ("olmo2", UNTIED, Basis.signed),
+        ("bloom", UNTIED, Basis.permutation),
+        ("modernbert", UNTIED, Basis.permutation),
+        # Without gains nothing does, tied or not; factors of a block's output are folded.
+        ("olmo", {"tie_word_embeddings": True}, Basis.centred),
+        ("dinov2", {}, Basis.centred),
     ],
 )
 def test_the_group_is_the_one_that_the_architecture_allows(model_type, options, basis, tmp_path):
     folder = tiny(model_type, "basis", config=options).save(tmp_path / "model")
     assert stream_of(folder).group.basis is basis
-    kept = Basis.signed if model_type == "llama" else Basis.permutation
+    kept = Basis.signed if model_type in ("llama", "gemma", "gemma2", "olmo2") else Basis.permutation
     assert stream_of(folder, keep_gains=True).group.basis is kept
 
 
-def test_gains_can_be_kept(saved, tmp_path):
-    original = saved(tiny("llama", "kept-gains", config=UNTIED))
+@pytest.mark.parametrize(("model_type", "basis"), [("llama", Basis.signed), ("dinov2", Basis.permutation)])
+def test_gains_can_be_kept(model_type, basis, saved, tmp_path):
+    original = saved(tiny(model_type, "kept-gains", config=UNTIED))
     found = isobasin.align(original, original, tmp_path / "out", scope="model", keep_gains=True)
     assert found.residual.keep_gains
-    assert found.residual.group.basis is Basis.signed
+    assert found.residual.group.basis is basis
     assert gap(original, tmp_path / "out") < 1e-9
     other = isobasin.random_alignment(original, scope="model")
     with pytest.raises(AlignmentError, match="different groups"):
@@ -151,11 +172,8 @@ def test_no_base_model_has_a_head(model, saved):
         ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim differs from hidden_size"),
         ("opt", {"_remove_final_layer_norm": True}, "without a last normalisation"),
         ("opt", {"layer_norm_elementwise_affine": False}, "without gains"),
-        ("roformer", {"embedding_size": 16}, "embedding_size differs from hidden_size"),
-        *(
-            (name, {}, f"nothing is known of .* type '{name}'")
-            for name in ("albert", "dinov2", "clip", "gemma3", "whisper")
-        ),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "that residual stream is not supported"),
+        *((name, {}, f"nothing is known of .* type '{name}'") for name in ("swin", "clip", "gemma3", "whisper")),
     ],
 )
 def test_a_stream_that_is_not_understood_is_refused(model_type, config, words, tmp_path):
@@ -176,6 +194,35 @@ def test_a_tensor_that_nobody_knows_is_refused(saved, tmp_path):
     save_file({**load_file(file), "model.extra.weight": torch.ones(32, 32)}, file, {"format": "pt"})
     with pytest.raises(TensorError, match=r"'model.extra.weight' has no known part in the residual stream"):
         isobasin.scramble(folder, tmp_path / "out", scope="model")
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "electra"])
+def test_buffers_of_older_checkpoints_stay(model_type, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny(model_type, "older", config={"embedding_size": 32}).save(tmp_path / "model")
+    file = folder / "model.safetensors"
+    added = {f"{model_type}.embeddings.position_ids": torch.arange(16).unsqueeze(0)}
+    save_file({**load_file(file), **added}, file, {"format": "pt"})
+    assert stream_of(folder).group.basis is Basis.permutation
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"lm_head.weight": torch.ones(50, 64)}, r"\[50, 64\]: the residual stream needs 32 along axis 1"),
+        ({"model.norm.weight": None}, r"no tensor 'model.norm.weight'"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_stream_are_refused(changed, words, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny("llama", "unfit", config=UNTIED).save(tmp_path / "model")
+    file = folder / "model.safetensors"
+    stored = {name: tensor for name, tensor in {**load_file(file), **changed}.items() if tensor is not None}
+    save_file(stored, file, {"format": "pt"})
+    with pytest.raises(TensorError, match=words):
+        stream_of(folder)
 
 
 def test_a_small_gain_of_the_reference_is_replaced(tmp_path):

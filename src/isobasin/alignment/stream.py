@@ -4,8 +4,8 @@ With own gains g and biases n, new ones g' and n', and the map T, what reads a f
 
     W' = diag(1/g') T^{-1} diag(g) W,      b' = b + n W - n' W',
 
-where W has shape (in, out); what writes moves as `W T`. Where a reader has no bias, n moves along the stream instead,
-`n' = g' * ((n / g) T)`.
+where W has shape (in, out); what writes moves as `W T`, or, where a factor g of its output is folded into it, as
+`W diag(g) T diag(1/g')`. Where a reader has no bias, n moves along the stream instead, `n' = g' * ((n / g) T)`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.blocks import FeedForward
-from isobasin.architectures.residual import Norm, Reader, Residual, Role, role_maps
+from isobasin.architectures.residual import Along, Norm, Reader, Residual, Role, role_maps
 from isobasin.architectures.schema import Specification
 from isobasin.errors import TensorError
 from isobasin.model import Blocks
@@ -83,15 +83,21 @@ class Turned(Blocks):
         """One moved tensor; of those that are made already, a bias takes its weight."""
         for index, norm in enumerate(self.stream.norms):
             if name == norm.gain:
-                return self.element.gains[index]
+                return self.element.gains[index] - norm.offset
             if name == norm.bias:
                 return self._bias(index, norm)
             for reader in norm.readers:
                 if name == reader.weight:
-                    return self._reader(index, norm, name, reader.axis)
+                    return self._folded(index, norm, Along(name, reader.axis, Role.covector))
                 if name == reader.bias:
                     return self._reader_bias(index, norm, reader, name, made.get(reader.weight))
-        tensor = self._own(name)
+            for writer in norm.writers:
+                if name == writer.tensor:
+                    return self._folded(index, norm, writer)
+        return self._along(name, self._own(name))
+
+    def _along(self, name: str, tensor: Tensor) -> Tensor:
+        """What a tensor becomes along all its axes that hold no gain."""
         for item in self.stream.along:
             if item.tensor == name:
                 tensor = move_axis(self._maps[item.role], tensor, item.axis)
@@ -101,17 +107,25 @@ class Turned(Blocks):
         """A tensor of the model as it was."""
         return self.model.double([name], self.device)[name]
 
-    def _reader(self, index: int, norm: Norm, weight: str, axis: int) -> Tensor:
-        folded = scale_axis(self._own(norm.gain), self._own(weight), axis)
-        return scale_axis(1 / self.element.gains[index], move_axis(self._maps[Role.covector], folded, axis), axis)
+    def _gains(self, norm: Norm) -> Tensor:
+        """A normalisation's gains as they were."""
+        return norm.gains({norm.gain: self._own(norm.gain)})
+
+    def _folded(self, index: int, norm: Norm, item: Along) -> Tensor:
+        """What holds a gain: the old one folded in, and the new one taken out after the move."""
+        moved = move_axis(
+            self._maps[item.role], scale_axis(self._gains(norm), self._own(item.tensor), item.axis), item.axis
+        )
+        return self._along(item.tensor, scale_axis(1 / self.element.gains[index], moved, item.axis))
 
     def _reader_bias(self, index: int, norm: Norm, reader: Reader, name: str, weight: Tensor | None) -> Tensor:
         bias = self._own(name)
         if norm.bias is None:
-            return bias
+            return self._along(name, bias)
         before = contract(self._own(norm.bias), self._own(reader.weight), reader.axis)
-        moved = self._reader(index, norm, reader.weight, reader.axis) if weight is None else weight
-        return bias + before - contract(self._bias(index, norm), moved, reader.axis)
+        along = Along(reader.weight, reader.axis, Role.covector)
+        moved = self._folded(index, norm, along) if weight is None else weight
+        return self._along(name, bias + before) - contract(self._bias(index, norm), moved, reader.axis)
 
     def _bias(self, index: int, norm: Norm) -> Tensor:
         """The normalisation's new bias n'."""
@@ -119,7 +133,7 @@ class Turned(Blocks):
             return self.element.biases[index]
         assert norm.bias is not None
         return self.element.gains[index] * (
-            offset(norm, self._own(norm.gain), self._own(norm.bias), self.name) @ self.element.matrix
+            offset(norm, self._gains(norm), self._own(norm.bias), self.name) @ self.element.matrix
         )
 
     def rest(self, done: Iterable[str]) -> Iterator[dict[str, Tensor]]:
@@ -150,7 +164,7 @@ def gains_of(model: Blocks, stream: Residual, device: str = "cpu") -> tuple[Tens
     gains = torch.ones(len(stream.norms), width, dtype=torch.float64, device=device)
     biases = torch.zeros_like(gains)
     for index, norm in enumerate(stream.norms):
-        gains[index] = model.double([norm.gain], device)[norm.gain]
+        gains[index] = norm.gains(model.double([norm.gain], device))
         if norm.bias is not None:
             biases[index] = model.double([norm.bias], device)[norm.bias]
     return gains, biases

@@ -23,8 +23,8 @@ class Family:
         prefixes: What head models put before the base model's names, as in `("bert.",)`. A checkpoint of the
             base model has no prefix, which is always tried too.
         blocks: From a transformers configuration to the attention blocks, with the base model's names.
-        buffers: Name endings of tensors that older checkpoints keep inside attention modules, and that are no
-            parameters: causal masks and rotary tables. transformers ignores them, and so do we.
+        buffers: Name endings of tensors that older checkpoints keep and that are no parameters: causal masks, rotary
+            tables, position numbers. transformers ignores them, and so do we.
         feedforwards: From a configuration to the feed-forward blocks, likewise; none are known by default.
         stream: From a configuration to what is known of the residual stream; None if nothing is.
         beside: Name endings of tensors that lie inside the modules of blocks and are no part of them.

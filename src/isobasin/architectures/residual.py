@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -50,17 +51,25 @@ class Reader:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation `y = x̂ g + n` that is folded into its readers.
+    """A normalisation `y = x̂ g + n` that is folded into its readers, or a factor g that is into what writes it.
 
     Attributes:
-        gain: The tensor g.
+        gain: The tensor that g is stored in.
         bias: The tensor n, or None.
         readers: All that read y.
+        writers: The weight and the bias of a block whose output g multiplies, as LayerScale does.
+        offset: What is added to the stored values for g.
     """
 
     gain: str
     bias: str | None
-    readers: tuple[Reader, ...]
+    readers: tuple[Reader, ...] = ()
+    writers: tuple[Along, ...] = ()
+    offset: float = 0.0
+
+    def gains(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The factors g, from tensors as they are stored."""
+        return tensors[self.gain] + self.offset
 
     @property
     def absorbed(self) -> bool:
@@ -92,10 +101,18 @@ class Residual:
         """The tensors that it runs through, or that hold the biases of what reads it, each once."""
         found: list[str | None] = [item.tensor for item in self.along]
         for norm in self.norms:
-            found += [norm.gain, norm.bias]
+            found += [norm.gain, norm.bias, *(item.tensor for item in norm.writers)]
             for reader in norm.readers:
                 found += [reader.weight, reader.bias]
         return list(dict.fromkeys(name for name in found if name is not None))
+
+    def axes(self) -> Iterator[tuple[str, int]]:
+        """Every axis that runs along it, with its tensor."""
+        for item in (*self.along, *(writer for norm in self.norms for writer in norm.writers)):
+            yield item.tensor, item.axis
+        for norm in self.norms:
+            yield from ((name, 0) for name in (norm.gain, norm.bias) if name is not None)
+            yield from ((reader.weight, reader.axis) for reader in norm.readers)
 
     def names(self) -> set[str]:
         """The same without order."""

@@ -22,7 +22,9 @@ class Head:
         tied: Whether its weight is the embedding where the configuration ties them.
         base: Whether it belongs to the base model, whose prefix its name then has.
         transform: A normalisation after it: then it also writes in the stream's basis, as a masked language model's
-            transform does, whose decoder is the embedding.
+            transform does, whose decoder is the embedding. An activation lies between, so that basis is only permuted.
+        then: Modules that read what that normalisation returns.
+        copies: How many vectors of the stream it reads, one after the other.
         behind: A module between it and the stream: where a checkpoint has that, this reads its output instead.
     """
 
@@ -30,6 +32,8 @@ class Head:
     tied: bool = False
     base: bool = False
     transform: str | None = None
+    then: tuple[str, ...] = ()
+    copies: int = 1
     behind: str | None = None
 
 
@@ -41,10 +45,17 @@ class Stream:
         embeddings: What writes into it before the first layer: tensor and axis; those that a checkpoint lacks are
             passed over.
         heads: Everything that may read it after the last layer.
-        attention_norm: The normalisation by attention: before it, or after its sum where `post` is set.
+        attention_norm: The normalisation by attention: before it, or after its sum where `post` is set; None where it
+            has no parameters, or where there is none. The template may have the block's name too.
         feedforward_norm: Likewise; equal to `attention_norm` where one serves both.
         final_norm: After the last layer; None if there is none.
         embedding_norm: Right after the embeddings, likewise.
+        after: Normalisations of what attention and feed-forward blocks return, before the sum; None without.
+        scales: Factors of the same, likewise.
+        absent: Names of normalisations by these rules that aren't there: the block reads the stream as it is, whose
+            coordinates must be held then.
+        before: Beginnings of names, behind the prefix, of tensors whose values pass through the embeddings stated.
+        gain_offset: What is added to all gains as they are stored.
         mean: Whether normalisations subtract the mean (LayerNorm) or not (RMSNorm).
         post: Whether layers are normalised after the sum, so that the stream itself is.
         outside: Name beginnings of tensors that the stream doesn't run through, heads behind a pooler for example.
@@ -54,29 +65,49 @@ class Stream:
 
     embeddings: tuple[tuple[str, int], ...]
     heads: tuple[Head, ...]
-    attention_norm: str
-    feedforward_norm: str
+    attention_norm: str | None
+    feedforward_norm: str | None
     final_norm: str | None
     embedding_norm: str | None = None
+    after: tuple[str, str] | None = None
+    scales: tuple[str, str] | None = None
+    absent: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    gain_offset: float = 0.0
     mean: bool = True
     post: bool = False
     outside: tuple[str, ...] = ()
     feedforward_readers: tuple[str, ...] = ()
 
-    def norm_of(self, site: Site) -> str:
-        """The normalisation by a block."""
-        return self.attention_norm if isinstance(site, AttentionSite) else self.feedforward_norm
+    def norm_of(self, site: Site, prefix: str = "") -> str | None:
+        """The normalisation by a block whose name begins with a prefix; None if it has none with parameters."""
+        norm = _of((self.attention_norm, self.feedforward_norm), site, prefix)
+        return None if norm in self.absent else norm
+
+    @property
+    def held(self) -> bool:
+        """Whether the coordinates are held by gains that nothing can take in, whatever the heads are."""
+        return self.post or self.embedding_norm is not None or self.after is not None
 
     @property
     def tied(self) -> bool:
         """Whether a head may be an embedding that reads the last normalisation, which then can't be folded."""
-        return not self.post and any(head.tied for head in self.heads)
+        return not self.held and self.final_norm is not None and any(head.tied for head in self.heads)
 
     def basis(self, *, kept: bool) -> Basis:
         """Which maps of the stream leave the function unchanged; `kept`: a normalisation isn't folded."""
-        if kept or self.post:
+        if kept or self.held:
             return Basis.permutation if self.mean or self.post else Basis.signed
         return Basis.centred if self.mean else Basis.orthogonal
+
+
+def _of(names: tuple[str | None, str | None] | None, site: Site, prefix: str) -> str | None:
+    """Which of two templates, of attention and of feed-forward blocks, is a block's, and what it says there."""
+    if names is None:
+        return None
+    template = names[0] if isinstance(site, AttentionSite) else names[1]
+    name = site.name.removeprefix(prefix)
+    return None if template is None else template.format(layer=site.layer, name=name)
 
 
 @dataclass(frozen=True)
@@ -110,6 +141,15 @@ class _Checkpoint:
         """The name of a module's bias, if it has one."""
         return f"{module}.bias" if f"{module}.bias" in self.shapes else None
 
+    @property
+    def blocks(self) -> Iterator[Site]:
+        """All blocks, layer by layer."""
+        return (site for layer in self.sites for site in layer)
+
+    def kept_norm(self, module: str) -> Iterator[Along]:
+        """A normalisation that is never folded, by itself."""
+        return _kept(Norm(f"{module}.weight", self.bias(module)))
+
     def has_output(self) -> bool:
         """Whether anything stands between the stream and the model's outputs."""
         outside = any(name.startswith(start) for name in self.shapes for start in self.stream.outside)
@@ -128,8 +168,8 @@ def find(
 ) -> Residual:
     """The residual stream of a checkpoint.
 
-    A normalisation is folded unless it is after the sum, where it is the stream; unless an embedding reads it, which
-    can't take a gain in and still write what it wrote; and unless `keep_gains`.
+    A normalisation is folded unless it is after a block or the sum; unless an embedding reads it, which can't take a
+    gain in and still write what it wrote; and unless `keep_gains`. So are factors of what blocks return.
 
     Args:
         stream: The family's facts.
@@ -150,17 +190,22 @@ def find(
             "the checkpoint has no head, so its hidden states are its output and their basis can't move: give the "
             "model with its head, or use --scope block"
         )
-    norms = list(_norms(checkpoint))
+    reading = _reading(checkpoint)
+    bare = [Along(reader.weight, reader.axis, Role.covector) for reader in reading.get(None, ())]
+    norms = [*_norms(checkpoint, reading), *_scales(checkpoint)]
     everything_kept = stream.post or keep_gains
     kept = [norm for norm in norms if everything_kept or _reads_embedding(norm, checkpoint)]
-    along = (*_writers(checkpoint), *(item for norm in kept for item in _kept(norm)))
+    folded = tuple(norm for norm in norms if norm not in kept)
+    along = (*_writers(checkpoint), *bare, *(item for norm in kept for item in _kept(norm)))
+    inside = {item for norm in folded for item in norm.writers}
     found = Residual(
-        ResidualGroup(sites[0][0].width, stream.basis(kept=bool(kept))),
-        tuple(dict.fromkeys(along)),
-        tuple(norm for norm in norms if norm not in kept),
+        ResidualGroup(sites[0][0].width, stream.basis(kept=keep_gains or bool(kept))),
+        tuple(item for item in dict.fromkeys(along) if item not in inside),
+        folded,
         stream.mean,
     )
     _check_explained(found, checkpoint, buffers)
+    _check_sizes(found, checkpoint)
     return found
 
 
@@ -170,23 +215,37 @@ def _reads_embedding(norm: Norm, checkpoint: _Checkpoint) -> bool:
     return tied and norm.gain == f"{checkpoint.final_norm}.weight"
 
 
-def _norms(checkpoint: _Checkpoint) -> Iterator[Norm]:
-    """Every normalisation of the layers and the last one, in order, with all that reads it."""
-    stream, shapes = checkpoint.stream, checkpoint.shapes
-    reading: dict[str, list[Reader]] = {}
-    for layer in checkpoint.sites:
-        for site in layer:
-            # After a sum the norm is read by the next block instead: that makes no difference, as it isn't folded.
-            module = checkpoint.prefix + stream.norm_of(site).format(layer=site.layer)
-            reading.setdefault(module, []).extend(_readers(site))
-            for template in () if isinstance(site, AttentionSite) else stream.feedforward_readers:
-                weight = f"{checkpoint.prefix}{template.format(layer=site.layer)}.weight"
-                reading[module] += [Reader(weight, 1, None)] if weight in shapes else []
+def _reading(checkpoint: _Checkpoint) -> dict[str | None, list[Reader]]:
+    """All that reads the stream, by the module of the normalisation before it; None where that has no parameters."""
+    stream, shapes, prefix = checkpoint.stream, checkpoint.shapes, checkpoint.prefix
+    reading: dict[str | None, list[Reader]] = {}
+    for site in checkpoint.blocks:
+        # After a sum the norm is read by the next block instead: that makes no difference, as it isn't folded.
+        norm = stream.norm_of(site, prefix)
+        readers = reading.setdefault(None if norm is None else prefix + norm, [])
+        readers += _readers(site)
+        for template in () if isinstance(site, AttentionSite) else stream.feedforward_readers:
+            weight = f"{prefix}{template.format(layer=site.layer)}.weight"
+            readers += [Reader(weight, 1, None)] if weight in shapes else []
     modules = [module for _, module in checkpoint.heads if f"{module}.weight" in shapes]
-    last = checkpoint.final_norm or next(reversed(reading))
-    reading.setdefault(last, []).extend(Reader(f"{m}.weight", 1, checkpoint.bias(m)) for m in modules)
+    reading.setdefault(checkpoint.final_norm, []).extend(Reader(f"{m}.weight", 1, checkpoint.bias(m)) for m in modules)
+    return reading
+
+
+def _norms(checkpoint: _Checkpoint, reading: Mapping[str | None, Sequence[Reader]]) -> Iterator[Norm]:
+    """Every normalisation of the layers and the last one, in order, with all that reads it."""
+    offset = checkpoint.stream.gain_offset
     for module, readers in reading.items():
-        yield Norm(f"{module}.weight", checkpoint.bias(module), tuple(dict.fromkeys(readers)))
+        if module is not None:
+            yield Norm(f"{module}.weight", checkpoint.bias(module), tuple(dict.fromkeys(readers)), offset=offset)
+
+
+def _scales(checkpoint: _Checkpoint) -> Iterator[Norm]:
+    """Every factor of what a block returns, with what writes it."""
+    for site in checkpoint.blocks:
+        factor = _of(checkpoint.stream.scales, site, checkpoint.prefix)
+        if factor is not None:
+            yield Norm(checkpoint.prefix + factor, None, writers=tuple(_written(site, checkpoint.shapes)))
 
 
 def _readers(site: Site) -> Iterator[Reader]:
@@ -201,6 +260,15 @@ def _kept(norm: Norm) -> Iterator[Along]:
         yield Along(norm.bias, 0)
     for reader in norm.readers:
         yield Along(reader.weight, reader.axis, Role.covector)
+    yield from norm.writers
+
+
+def _written(site: Site, shapes: Shapes) -> Iterator[Along]:
+    """What a block writes with."""
+    for writer in site.writers:
+        yield Along(writer.weight, writer.layout.width_axis)
+        if writer.bias is not None:
+            yield Along(writer.bias, len(shapes[writer.bias]) - 1)
 
 
 def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
@@ -210,26 +278,43 @@ def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
         if prefix + name in checkpoint.shapes:
             yield Along(prefix + name, axis)
     if stream.embedding_norm is not None:
-        yield from _kept(Norm(f"{prefix}{stream.embedding_norm}.weight", f"{prefix}{stream.embedding_norm}.bias", ()))
-    for site in (site for layer in checkpoint.sites for site in layer):
-        for writer in site.writers:
-            yield Along(writer.weight, writer.layout.width_axis)
-            if writer.bias is not None:
-                yield Along(writer.bias, len(checkpoint.shapes[writer.bias]) - 1)
+        yield from checkpoint.kept_norm(prefix + stream.embedding_norm)
+    for site in checkpoint.blocks:
+        yield from _written(site, checkpoint.shapes)
+        norm = _of(stream.after, site, prefix)
+        if norm is not None:
+            yield from checkpoint.kept_norm(prefix + norm)
     for head, module in checkpoint.heads:
         if head.transform is not None:
+            bias = checkpoint.bias(module)
             yield Along(f"{module}.weight", 0)
-            yield Along(f"{module}.bias", 0)
-            yield from _kept(Norm(f"{head.transform}.weight", f"{head.transform}.bias", ()))
+            yield from () if bias is None else (Along(bias, 0),)
+            yield from checkpoint.kept_norm(head.transform)
+            reading = (f"{name}.weight" for name in head.then)
+            yield from (Along(name, 1, Role.covector) for name in reading if name in checkpoint.shapes)
 
 
 def _check_explained(found: Residual, checkpoint: _Checkpoint, buffers: Iterable[str]) -> None:
     """Check that every tensor's part in the stream is known: another one might read or write it."""
-    known = found.names() | {name for layer in checkpoint.sites for site in layer for name in site.shapes()}
+    known = found.names() | {name for site in checkpoint.blocks for name in site.shapes()}
     known |= {f"{module}.bias" for _, module in checkpoint.heads}
-    endings = tuple(f".{ending}" for ending in buffers)
+    stream, endings = checkpoint.stream, tuple(f".{ending}" for ending in buffers)
+    beginnings = (*stream.outside, *(checkpoint.prefix + start for start in stream.before))
     for name in checkpoint.shapes:
-        if not (name in known or name.startswith(checkpoint.stream.outside) or name.endswith(endings)):
+        if not (name in known or name.startswith(beginnings) or name.endswith(endings)):
             raise TensorError(
                 f"tensor {name!r} has no known part in the residual stream, so no move of the stream is known exact"
+            )
+
+
+def _check_sizes(found: Residual, checkpoint: _Checkpoint) -> None:
+    """Check that every axis along the stream is as wide as it, or holds as many vectors of it as the head reads."""
+    copies = {(f"{module}.weight", 1): head.copies for head, module in checkpoint.heads}
+    for name, axis in found.axes():
+        if name not in checkpoint.shapes:
+            raise TensorError(f"no tensor {name!r}, which the residual stream runs through")
+        shape, expected = checkpoint.shapes[name], found.group.width * copies.get((name, axis), 1)
+        if shape[axis : axis + 1] != (expected,):
+            raise TensorError(
+                f"tensor {name!r} has shape {list(shape)}: the residual stream needs {expected} along axis {axis}"
             )

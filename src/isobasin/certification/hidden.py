@@ -26,24 +26,29 @@ def hidden_directions(site: AttentionSite | FeedForward, stream: Stream, names: 
         names: The tensors that the checkpoint has.
         prefix: What it puts before the base model's names.
     """
-    norm = _read(site, stream)
-    if not stream.mean or norm is None:
+    if not stream.mean:
         return 0
-    biased = f"{prefix}{norm}.bias" in names
     written = sum(prod(writer.layout.shape()) // site.width + (writer.bias is not None) for writer in site.writers)
+    norm = _read(site, stream)
+    if stream.post and norm is None:
+        return written
+    biased = f"{prefix}{norm}.bias" in names
     if isinstance(site, AttentionSite):
         return written + _read_by_attention(site, biased)
     return written + site.group.units * sum(branch.bias is not None or not biased for branch in site.readers.values())
 
 
 def _read(site: AttentionSite | FeedForward, stream: Stream) -> str | None:
-    """The normalisation that a block reads."""
-    attends = isinstance(site, AttentionSite)
+    """The normalisation that a block reads, if it has parameters; None too where layers are normalised after the sum
+    and the block comes before them all.
+    """
     if not stream.post:
-        return stream.norm_of(site).format(layer=site.layer)
-    if not attends:
-        return stream.attention_norm.format(layer=site.layer)
-    return stream.feedforward_norm.format(layer=site.layer - 1) if site.layer else stream.embedding_norm
+        return stream.norm_of(site) or stream.embedding_norm
+    if isinstance(site, AttentionSite) and not site.layer:
+        return stream.embedding_norm
+    attends = isinstance(site, AttentionSite)
+    template = stream.feedforward_norm if attends else stream.attention_norm
+    return template and template.format(layer=site.layer - attends, name=site.name)
 
 
 def _read_by_attention(site: AttentionSite, biased: bool) -> int:

@@ -60,9 +60,11 @@ def smallest(model: TinyModel) -> TinyModel:
     share of features rotates, in at least two planes or beside two features that don't rotate.
     """
     config = build(model.model_type, model.config)
-    # A head that reads the class token or all others alone doesn't see all that the last layer's table is for.
-    head = model.base if hasattr(config, "use_mean_pooling") else model.head
-    return replace(model, config=_shrunk(config), head=head)
+    if not hasattr(config, "use_mean_pooling"):
+        return replace(model, config=_shrunk(config))
+    # A head that reads the class token or all others alone doesn't see all that the last layer's table is for; without
+    # a head, what would normalise the others' mean leaves the stream itself as the output.
+    return replace(model, config={**_shrunk(config), "use_mean_pooling": False}, head=model.base)
 
 
 def _shrunk(config: Config) -> dict[str, Any]:

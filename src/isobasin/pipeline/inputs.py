@@ -49,5 +49,5 @@ def fold_inputs(inputs: ByName, stream: Residual, tensors: Mapping[str, Tensor])
         bias = tensors[norm.bias] if norm.bias is not None and norm.absorbed else None
         for reader in norm.readers:
             if reader.weight in found:
-                found[reader.weight] = folded(inputs[reader.weight], tensors[norm.gain], bias)
+                found[reader.weight] = folded(inputs[reader.weight], norm.gains(tensors), bias)
     return found

@@ -1,39 +1,25 @@
 """Matching whole models: the residual stream and all blocks together, by coordinate descent.
 
-Both models are brought to the gauge in which normalisations are folded into their readers, and in which what LayerNorm
-subtracts is left out. There the total distance is a sum over tensors that each belong to a few factors of the group;
-with the blocks fixed the stream's map is one Procrustes problem, and with the map fixed every block is matched as it is
-alone (arXiv 2606.17830, section 3; the residual map is this library's).
+Of two folded models (`isobasin.pipeline.folding`), with the blocks fixed the stream's map is one Procrustes problem,
+and with the map fixed every block is matched as it is alone (arXiv 2606.17830, section 3; the residual map is this
+library's).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-import psutil
 import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment, ResidualAlignment, ResidualStatistics
-from isobasin.alignment.stream import gains_of, offset
-from isobasin.architectures.blocks import ExpertsSite
-from isobasin.architectures.residual import Residual, Role, role_maps
-from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
-from isobasin.matching.residual import StreamPairs, fit
-from isobasin.model import Blocks, TensorBlocks
+from isobasin.alignment.stream import gains_of
+from isobasin.errors import VerificationError
+from isobasin.model import Blocks
+from isobasin.pipeline.folding import Pair, Tensors, fold
 from isobasin.pipeline.settings import Calibration, Matching, Objective, Running
-from isobasin.symmetries.residual import (
-    Basis,
-    ResidualElement,
-    ResidualGroup,
-    contract,
-    least_gain,
-    move_axis,
-    scale_axis,
-)
+from isobasin.symmetries.residual import ResidualElement, least_gain
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
 
 # A sweep that lowers the squared distance by a smaller share than this is the last.
@@ -42,203 +28,6 @@ _SWEEPS = 100
 # Below these shares of the models' squared distance a sweep has only rounding to gain, and another start nothing.
 _ROUNDING = 1e-15
 _FOUND = 1e-10
-# Float64 copies of both models that are held at once, about.
-_COPIES = 5
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One axis along the stream: which tensor of either model, and how it moves; the models' names may differ."""
-
-    reference: str
-    model: str
-    axis: int
-    role: Role
-
-
-Tensors = dict[str, Tensor]
-
-
-def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
-    """All tensors along the stream and of all blocks in float64, normalisations folded and means left out.
-
-    Those are the means that no LayerNorm passes on, of queries and keys too, and the mean row of a router that may be
-    shifted.
-    """
-    own = blocks.double(sorted(_names(blocks, stream)), device)
-    tensors = dict(own)
-    for norm in stream.norms:
-        gain = own[norm.gain]
-        bias = None if norm.bias is None else own[norm.bias]
-        for reader in norm.readers:
-            tensors[reader.weight] = scale_axis(gain, own[reader.weight], reader.axis)
-            if bias is not None and norm.absorbed and reader.bias is not None:
-                tensors[reader.bias] = own[reader.bias] + contract(bias, own[reader.weight], reader.axis)
-        del tensors[norm.gain]
-        if norm.bias is not None and bias is not None:
-            del tensors[norm.bias]
-            if not norm.absorbed:
-                tensors[norm.bias] = offset(norm, gain, bias, blocks.name)
-    if stream.group.basis is Basis.centred:
-        _centre(stream, tensors)
-    for site in blocks.specification.sites:
-        if site.group.means:
-            tensors |= site.centred(tensors)
-    for site in blocks.feedforwards():
-        if isinstance(site, ExpertsSite) and site.group.shift:
-            for name in (site.router.weight, site.router.bias):
-                if name is not None:
-                    tensors[name] = tensors[name] - tensors[name].mean(0)
-    return tensors
-
-
-def _names(blocks: Blocks, stream: Residual) -> set[str]:
-    """Every tensor along a stream or in a block."""
-    return stream.names() | {name for site in blocks.sites() for name in site.shapes()}
-
-
-def _centre(stream: Residual, tensors: Tensors) -> None:
-    """Leave out what no LayerNorm passes on: the mean of what writes, and of what reads."""
-    for item in stream.along:
-        tensors[item.tensor] = tensors[item.tensor] - tensors[item.tensor].mean(item.axis, keepdim=True)
-    for norm in stream.norms:
-        if norm.bias is None or norm.absorbed:
-            for reader in norm.readers:
-                tensors[reader.weight] = tensors[reader.weight] - tensors[reader.weight].mean(reader.axis, keepdim=True)
-
-
-def slots(a: Residual, b: Residual) -> list[Slot]:
-    """Every axis along the streams of two models that are alike, folded normalisations and all."""
-    found = [Slot(x.tensor, y.tensor, x.axis, x.role) for x, y in zip(a.along, b.along, strict=True)]
-    for ours, theirs in zip(a.norms, b.norms, strict=True):
-        for x, y in zip(ours.readers, theirs.readers, strict=True):
-            found.append(Slot(x.weight, y.weight, x.axis, Role.covector))
-        if ours.bias is not None and theirs.bias is not None and not ours.absorbed:
-            found.append(Slot(ours.bias, theirs.bias, 0, Role.vector))
-    return found
-
-
-def turn(stream: Residual, along: Iterable[Slot], tensors: Mapping[str, Tensor], matrix: Tensor) -> Tensors:
-    """A folded model in another basis."""
-    maps = role_maps(stream.group, matrix)
-    new = dict(tensors)
-    for slot in along:
-        new[slot.model] = move_axis(maps[slot.role], new[slot.model], slot.axis)
-    return new
-
-
-def pairs(along: Iterable[Slot], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> StreamPairs:
-    """What the stream's map is fitted to."""
-
-    def rows(tensor: Tensor, axis: int) -> Tensor:
-        return torch.movedim(tensor, axis, 0).flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(-1)
-
-    found: dict[Role, list[tuple[Tensor, Tensor]]] = {role: [] for role in Role}
-    for slot in along:
-        found[slot.role].append((rows(a[slot.reference], slot.axis), rows(b[slot.model], slot.axis)))
-    return StreamPairs(found[Role.vector], found[Role.covector], found[Role.gain])
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two folded models whose streams run through alike tensors.
-
-    Attributes:
-        a, b: Reference and model, as they were opened.
-        streams: Their residual streams.
-        along: Every axis along them.
-        folded: Both in float64, folded, as blocks that can be matched.
-        device: Where they are.
-    """
-
-    a: Blocks
-    b: Blocks
-    streams: tuple[Residual, Residual]
-    along: tuple[Slot, ...]
-    folded: tuple[TensorBlocks, TensorBlocks]
-    device: str
-
-    @classmethod
-    def of(cls, a: Blocks, b: Blocks, *, keep_gains: bool = False, device: str = "cpu") -> Pair:
-        """Fold two models.
-
-        Raises:
-            ArchitectureError: Their streams are not alike, or nothing is known of them.
-            IsobasinError: They don't fit in memory.
-        """
-        streams = a.residual(keep_gains=keep_gains), b.residual(keep_gains=keep_gains)
-        _check_alike(*streams)
-        _check_memory(a, b, streams)
-        folded = [_as_blocks(model, fold(model, stream, device)) for model, stream in zip((a, b), streams, strict=True)]
-        return cls(a, b, streams, tuple(slots(*streams)), (folded[0], folded[1]), device)
-
-    @cached_property
-    def apart(self) -> float:
-        """The squared distance of the folded models as they are."""
-        return self.squares(self.folded[1].tensors)
-
-    @property
-    def group(self) -> ResidualGroup:
-        """The streams' group."""
-        return self.streams[1].group
-
-    def turned(self, matrix: Tensor) -> TensorBlocks:
-        """The folded model in another basis."""
-        model = self.folded[1]
-        return replace(model, tensors=turn(self.streams[1], self.along, model.tensors, matrix))
-
-    def squares(self, moved: Mapping[str, Tensor]) -> float:
-        """The squared distance of the reference and a moved model."""
-        reference = self.folded[0].tensors
-        return math.fsum(float((reference[x] - moved[y]).square().sum()) for x, y in self.names)
-
-    @cached_property
-    def names(self) -> list[tuple[str, str]]:
-        """The tensors of either model that belong together, each once."""
-        found = {(slot.reference, slot.model): None for slot in self.along}
-        for ours, theirs in zip(*(blocks.sites() for blocks in self.folded), strict=True):
-            for name in ("weight", "bias"):
-                for role in ours.projections:
-                    x, y = (getattr(site.projections[role], name) for site in (ours, theirs))
-                    if x is not None:
-                        found[x, y] = None
-        return list(found)
-
-    def outer(self) -> list[Slot]:
-        """The axes outside all blocks: embeddings, and the heads that outputs are read with."""
-        inside = {name for site in self.folded[0].sites() for name in site.shapes()}
-        return [slot for slot in self.along if slot.reference not in inside]
-
-    def fitted(self, along: Iterable[Slot], moved: Mapping[str, Tensor]) -> Tensor:
-        """The best map of the stream for a model whose blocks are moved already, looking at some axes."""
-        return fit(self.group, pairs(along, self.folded[0].tensors, moved))
-
-
-def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:
-    """Tensors with the meaning of some blocks; a residual stream is looked for once, in the model itself."""
-    specification = replace(blocks.specification, feedforwards=blocks.feedforwards(), residual=None)
-    return TensorBlocks(blocks.name, tensors, specification)
-
-
-def _check_alike(a: Residual, b: Residual) -> None:
-    if a.group != b.group:
-        raise ArchitectureError(f"reference's residual stream has group {a.group}, model's {b.group}")
-    shapes = [([(x.axis, x.role) for x in s.along], [(len(n.readers), n.absorbed) for n in s.norms]) for s in (a, b)]
-    if shapes[0] != shapes[1]:
-        raise ArchitectureError("the residual streams run through different tensors: give two models with one head")
-
-
-def _check_memory(a: Blocks, b: Blocks, streams: tuple[Residual, Residual]) -> None:
-    """Refuse models that don't fit in memory in float64, before the system ends the program."""
-    needed = 0
-    for blocks, stream in zip((a, b), streams, strict=True):
-        needed += 8 * _COPIES // 2 * sum(blocks.size(name) for name in _names(blocks, stream))
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise IsobasinError(
-            f"--scope model holds both models in float64: about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are "
-            "free; use --scope block"
-        )
 
 
 @dataclass(frozen=True)
@@ -380,7 +169,8 @@ def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
     tensors = pair.b.double(pair.streams[1].names(), pair.device)
     for moved in found.moved(pair.b, pair.device):
         tensors |= moved
-    again = fold(replace(pair.folded[1], tensors=tensors), pair.streams[1], pair.device)
+    folded = fold(replace(pair.folded[1], tensors=tensors), pair.streams[1], pair.device)
+    again = dict(pair.shares.evened(replace(pair.folded[1], tensors=folded)).tensors)
     turned = pair.turned(end.matrix)
     checks = [compare_tensors({y: end.moved[y] for _, y in pair.names}, again)]
     for site in turned.specification.sites:
@@ -401,6 +191,6 @@ def _entry(pair: Pair, end: Descent, keep_gains: bool) -> ResidualAlignment:
     small = gains.abs() < limit
     element = ResidualElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
     statistics = ResidualStatistics(
-        math.sqrt(pair.apart), math.sqrt(end.squares), end.start, end.sweeps, int(small.sum())
+        pair.distance(pair.folded[1].tensors), pair.distance(end.moved), end.start, end.sweeps, int(small.sum())
     )
     return ResidualAlignment(pair.group, element.to("cpu"), keep_gains, statistics)

@@ -206,17 +206,32 @@ def lift(rotation: Tensor, basis: Tensor) -> Tensor:
 
 
 def move_axis(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    """`tensor` with `matrix` applied along an axis of the stream: `new[.. j ..] = Σ_i tensor[.. i ..] T[i, j]`."""
-    return torch.movedim(torch.movedim(tensor, axis, -1) @ matrix, -1, axis)
+    """`tensor` with `matrix` applied along an axis of the stream: `new[.. j ..] = Σ_i tensor[.. i ..] T[i, j]`.
+
+    As in all functions of an axis here, it may hold several vectors of the stream, one after the other.
+    """
+    parts = copies(tensor, axis, len(matrix))
+    return torch.movedim(torch.movedim(parts, axis + 1, -1) @ matrix, -1, axis + 1).reshape(tensor.shape)
+
+
+def copies(tensor: Tensor, axis: int, width: int) -> Tensor:
+    """`tensor` with one more axis, which counts the stream's vectors, before the one that runs along each."""
+    return tensor.unflatten(axis, (-1, width))
+
+
+def centred(tensor: Tensor, axis: int, width: int) -> Tensor:
+    """`tensor` without its means along an axis of the stream."""
+    parts = copies(tensor, axis, width)
+    return (parts - parts.mean(axis + 1, keepdim=True)).reshape(tensor.shape)
 
 
 def contract(vector: Tensor, tensor: Tensor, axis: int) -> Tensor:
     """What a constant vector of the stream adds to the outputs of a weight: `n W`, in the shape of its bias."""
-    return torch.tensordot(vector, torch.movedim(tensor, axis, 0), 1)
+    return torch.tensordot(vector.repeat(tensor.shape[axis] // len(vector)), torch.movedim(tensor, axis, 0), 1)
 
 
 def scale_axis(gains: Tensor, tensor: Tensor, axis: int) -> Tensor:
     """`tensor` with each slice along an axis multiplied by its gain."""
     shape = [1] * tensor.ndim
     shape[axis] = -1
-    return tensor * gains.reshape(shape)
+    return tensor * gains.repeat(tensor.shape[axis] // len(gains)).reshape(shape)

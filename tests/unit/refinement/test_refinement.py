@@ -55,7 +55,9 @@ def in_float64(folder: Path, opened) -> TensorBlocks:
     return TensorBlocks(str(folder), tensors, described)
 
 
-@pytest.mark.parametrize("model", [*LANGUAGE, tiny("bert"), tiny("vit"), tiny("opt"), tiny("qwen3")], ids=str)
+@pytest.mark.parametrize(
+    "model", [*LANGUAGE, *(tiny(name) for name in ("bert", "vit", "opt", "qwen3", "dinov2", "gemma2"))], ids=str
+)
 def test_every_point_of_the_chart_keeps_the_function(model, tmp_path):
     """The element at random coordinates is applied and verified as any other alignment is."""
     folder = model.save(tmp_path / "model")
@@ -233,6 +235,6 @@ def test_a_descent_that_gets_worse_keeps_where_it_began(tmp_path):
 
 
 def test_a_model_without_known_stream_is_refused(tmp_path):
-    folder = tiny("albert").save(tmp_path / "albert", dtype=torch.float32)
-    with pytest.raises(ArchitectureError, match="nothing is known of the residual stream of model type 'albert'"):
+    folder = tiny("bart").save(tmp_path / "bart", dtype=torch.float32)
+    with pytest.raises(ArchitectureError, match="nothing is known of the residual stream of model type 'bart'"):
         refine(folder, folder, sentences(), tmp_path / "out", how=SHORT, running=QUIET)

@@ -4,11 +4,15 @@ Each of `num_hidden_groups` groups holds `inner_group_num` blocks, which its lay
 is listed once, as its tensors are stored once.
 """
 
+from dataclasses import replace
+
 from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
 from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites, stacked
+from isobasin.architectures.streams import Head, Stream
 from isobasin.errors import ArchitectureError
 
 
@@ -45,10 +49,28 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return stacked({group: stack(layer) for group, layer in _groups(config).items()})
 
 
+def stream(config: Config) -> Stream:
+    """The residual stream of an ALBERT: that of a BERT under other names, into which embeddings are projected."""
+    own = replace(
+        bert.stream(config),
+        heads=(
+            Head("pooler", base=True),
+            Head("predictions.dense", transform="predictions.LayerNorm", then=("predictions.decoder",)),
+            Head("qa_outputs"),
+            bert.classifier(config, "pooler"),
+        ),
+        attention_norm="{name}.LayerNorm",
+        feedforward_norm="{name}.full_layer_layer_norm",
+        outside=("classifier.", "predictions.bias", "sop_classifier."),
+    )
+    return bert.projected(own, "encoder.embedding_hidden_mapping_in")
+
+
 FAMILY = Family(
     "albert",
     ("albert.",),
     blocks,
     feedforwards=feedforwards,
+    stream=stream,
     beside=("attention.LayerNorm.weight", "attention.LayerNorm.bias"),
 )

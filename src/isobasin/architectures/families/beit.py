@@ -2,14 +2,16 @@
 
 The last three entries of a table are those of the class token: it reads the first and the last, which share a constant;
 patches read the one between, as that of their score of it, along with all others. A larger image reads means of entries
-of patches, which leave their constant as it is. What a block returns is scaled per channel (`lambda_1`, `lambda_2`)
-outside the blocks.
+of patches, which leave their constant as it is. What a block returns is scaled per channel outside the blocks.
 """
+
+from dataclasses import replace
 
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, both_sides
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
+from isobasin.architectures.streams import Stream
 from isobasin.errors import ArchitectureError
 
 _TABLE = "relative_position_bias.relative_position_bias_table"
@@ -35,6 +37,16 @@ def _constants(config: Config) -> tuple[int, ...]:
     return (0,) * ((2 * rows - 1) * (2 * columns - 1)) + (1, 0, 1)
 
 
-FAMILY = Family(
-    "beit", ("beit.",), blocks, ("relative_position_bias.relative_position_index",), feedforwards=vit.feedforwards
-)
+def stream(config: Config) -> Stream:
+    """The residual stream of a BEiT: that of a ViT, with factors of what blocks return."""
+    layer = "encoder.layer.{layer}"
+    return replace(
+        vit.stream(config),
+        final_norm="pooler.layernorm" if config.use_mean_pooling else "layernorm",
+        scales=(f"{layer}.lambda_1", f"{layer}.lambda_2") if config.layer_scale_init_value > 0 else None,
+    )
+
+
+BUFFERS = ("relative_position_bias.relative_position_index",)
+
+FAMILY = Family("beit", ("beit.",), blocks, BUFFERS, vit.feedforwards, stream)

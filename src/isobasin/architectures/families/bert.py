@@ -1,5 +1,7 @@
 """BERT: separate projections, all with a bias. `is_decoder` only changes the mask."""
 
+from dataclasses import replace
+
 from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
@@ -55,8 +57,11 @@ def stream(config: Config) -> Stream:
         ),
         heads=(
             Head("pooler.dense", base=True),
-            Head("cls.predictions.transform.dense", transform="cls.predictions.transform.LayerNorm"),
-            Head("cls.predictions.decoder"),
+            Head(
+                "cls.predictions.transform.dense",
+                transform="cls.predictions.transform.LayerNorm",
+                then=("cls.predictions.decoder",),
+            ),
             Head("qa_outputs"),
             classifier(config, "pooler.dense"),
         ),
@@ -69,4 +74,19 @@ def stream(config: Config) -> Stream:
     )
 
 
-FAMILY = Family("bert", ("bert.",), blocks, feedforwards=feedforwards, stream=stream)
+def projected(stream: Stream, module: str) -> Stream:
+    """A stream into which a linear module writes embeddings of another width; transforms then write these."""
+    beside = [name for head in stream.heads if head.transform for name in (head.transform, *head.then)]
+    return replace(
+        stream,
+        embeddings=((f"{module}.weight", 0), (f"{module}.bias", 0)),
+        embedding_norm=None,
+        heads=tuple(replace(head, transform=None, then=()) for head in stream.heads),
+        before=("embeddings.",),
+        outside=(*stream.outside, *(f"{name}." for name in beside)),
+    )
+
+
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+FAMILY = Family("bert", ("bert.",), blocks, BUFFERS, feedforwards, stream)

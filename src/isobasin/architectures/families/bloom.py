@@ -1,10 +1,11 @@
 """BLOOM: queries, keys and values fused head by head, and ALiBi, whose slope ties every head to its place."""
 
 from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
-from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.configuration import Config, layers, refuse, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_heads, linears
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 
 _ATTENTION = "h.{layer}.self_attention"
 _FEEDFORWARD = "h.{layer}.mlp"
@@ -25,4 +26,17 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, linears(width, 4 * width, up, down, bias=True), "gelu_new")
 
 
-FAMILY = Family("bloom", ("transformer.",), blocks, feedforwards=feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of a BLOOM, whose embeddings are normalised."""
+    refuse(config, "apply_residual_connection_post_layernorm", "that residual stream is not supported")
+    return Stream(
+        embeddings=(("word_embeddings.weight", 1),),
+        heads=(Head("lm_head", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
+        attention_norm="h.{layer}.input_layernorm",
+        feedforward_norm="h.{layer}.post_attention_layernorm",
+        final_norm="ln_f",
+        embedding_norm="word_embeddings_layernorm",
+    )
+
+
+FAMILY = Family("bloom", ("transformer.",), blocks, feedforwards=feedforwards, stream=stream)

@@ -1,8 +1,10 @@
 """DINOv2: the attention of ViT; a feed-forward block with or without gate (`use_swiglu_ffn`).
 
-What a block returns is scaled per channel before it is added (`layer_scale1`, `layer_scale2`): that is outside the
-blocks, whose output biases it scales along with the rest.
+What a block returns is scaled per channel before it is added: that is outside the blocks, whose output biases it scales
+along with the rest.
 """
+
+from dataclasses import replace
 
 from isobasin.architectures.blocks import FeedForwardSite
 from isobasin.architectures.configuration import Config, layers
@@ -10,8 +12,10 @@ from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_gate, linears
 from isobasin.architectures.sites import feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 
-_FEEDFORWARD = "encoder.layer.{layer}.mlp"
+_LAYER = "encoder.layer.{layer}"
+_FEEDFORWARD = f"{_LAYER}.mlp"
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
@@ -27,4 +31,20 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
 
 
-FAMILY = Family("dinov2", ("dinov2.",), vit.blocks, feedforwards=feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of a DINOv2: that of a ViT, with factors of what blocks return.
+
+    A classifier reads the class token and the mean of the patches, one after the other.
+    """
+    usual = vit.stream(config)
+    return replace(
+        usual,
+        embeddings=tuple({**dict(usual.embeddings), "embeddings.mask_token": 1}.items()),
+        heads=(Head("classifier", copies=2),),
+        attention_norm=f"{_LAYER}.norm1",
+        feedforward_norm=f"{_LAYER}.norm2",
+        scales=(f"{_LAYER}.layer_scale1.lambda1", f"{_LAYER}.layer_scale2.lambda1"),
+    )
+
+
+FAMILY = Family("dinov2", ("dinov2.",), vit.blocks, feedforwards=feedforwards, stream=stream)

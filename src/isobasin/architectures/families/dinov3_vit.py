@@ -2,8 +2,7 @@
 
 The first half of the planes turns by the row, the second by the column, at equal frequencies but by angles that are
 independent of each other, so every plane stays by itself. Class and register tokens don't rotate. Each projection has
-a switch for its bias. A factor for every coordinate of the stream lies behind both blocks, so the residual stream is of
-no known kind.
+a switch for its bias. transformers has no head for it, so that its residual stream is its output and can't move.
 """
 
 from dataclasses import replace

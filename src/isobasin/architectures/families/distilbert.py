@@ -56,4 +56,4 @@ def stream(config: Config) -> Stream:
     )
 
 
-FAMILY = Family("distilbert", ("distilbert.",), blocks, feedforwards=feedforwards, stream=stream)
+FAMILY = Family("distilbert", ("distilbert.",), blocks, ("embeddings.position_ids",), feedforwards, stream)

@@ -1,12 +1,23 @@
 """Gemma: Llama with heads of any width.
 
-The gains of its RMSNorm are stored less one, and its embeddings are scaled, so the residual stream isn't Llama's.
-`use_bidirectional_attention` only changes the mask.
+The gains of its RMSNorm are stored less one. Its embeddings are multiplied by one number, which commutes with all maps
+of the residual stream. `use_bidirectional_attention` only changes the mask.
 """
 
+from dataclasses import replace
 from functools import partial
 
+from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.streams import Stream
 
-FAMILY = Family("gemma", llama.PREFIXES, llama.blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False))
+
+def stream(config: Config) -> Stream:
+    """The residual stream of a Gemma."""
+    return replace(llama.stream(config), gain_offset=1.0)
+
+
+FAMILY = Family(
+    "gemma", llama.PREFIXES, llama.blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False), stream
+)

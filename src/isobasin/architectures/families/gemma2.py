@@ -5,10 +5,13 @@ feature rotates there is no free key bias to lose. `query_pre_attn_scalar` scale
 mask.
 """
 
+from dataclasses import replace
+
 from isobasin.architectures.blocks import FeedForwardSite
 from isobasin.architectures.configuration import Config
-from isobasin.architectures.families import llama
+from isobasin.architectures.families import gemma, llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.streams import Stream
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
@@ -16,4 +19,13 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return llama.decoder_feedforwards(config, bias=False, activation=config.hidden_activation)
 
 
-FAMILY = Family("gemma2", llama.PREFIXES, llama.blocks, llama.BUFFERS, feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of a Gemma 2: that of a Gemma, with a normalisation of what each block returns."""
+    return replace(
+        gemma.stream(config),
+        feedforward_norm="layers.{layer}.pre_feedforward_layernorm",
+        after=("layers.{layer}.post_attention_layernorm", "layers.{layer}.post_feedforward_layernorm"),
+    )
+
+
+FAMILY = Family("gemma2", llama.PREFIXES, llama.blocks, llama.BUFFERS, feedforwards, stream)

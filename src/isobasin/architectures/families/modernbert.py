@@ -1,8 +1,7 @@
 """ModernBERT: queries, keys and values fused, gate and up fused, all features of a head rotating in half order.
 
 Local and global layers rotate at their own frequencies and differ in the mask. `attention_bias` is about both modules
-of the attention, `mlp_bias` about both of the feed-forward block. The first layer's attention reads the embeddings'
-normalisation and has none of its own, so the residual stream is of no known kind.
+of the attention, `mlp_bias` about both of the feed-forward block.
 """
 
 from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
@@ -10,6 +9,7 @@ from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_gate, fused_rows, half_planes
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 
 _ATTENTION = "layers.{layer}.attn"
 _FEEDFORWARD = "layers.{layer}.mlp"
@@ -30,4 +30,18 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_activation)
 
 
-FAMILY = Family("modernbert", ("model.",), blocks, ("rotary_emb.inv_freq",), feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of a ModernBERT, whose first attention reads the normalised embeddings as they are."""
+    return Stream(
+        embeddings=(("embeddings.tok_embeddings.weight", 1),),
+        heads=(Head("head.dense", transform="head.norm", then=("decoder", "classifier")),),
+        attention_norm="layers.{layer}.attn_norm",
+        feedforward_norm="layers.{layer}.mlp_norm",
+        final_norm="final_norm",
+        embedding_norm="embeddings.norm",
+        absent=("layers.0.attn_norm",),
+        outside=("decoder.bias", "classifier.bias"),
+    )
+
+
+FAMILY = Family("modernbert", ("model.",), blocks, ("rotary_emb.inv_freq",), feedforwards, stream)

@@ -3,12 +3,15 @@
 Its buckets are those of an encoder of T5, always 32 of them for distances up to 128.
 """
 
+from dataclasses import replace
+
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
-from isobasin.architectures.families import bert
+from isobasin.architectures.families import bert, roberta
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import bucket_constants, position_table, separate
 from isobasin.architectures.sites import attention_group, attention_sites
+from isobasin.architectures.streams import Stream
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "encoder.layer.{layer}.attention.attn"
@@ -29,4 +32,9 @@ def blocks(config: Config) -> list[AttentionSite]:
     return attention_sites(layers(config), _ATTENTION, projections, group, table=table)
 
 
-FAMILY = Family("mpnet", ("mpnet.",), blocks, feedforwards=bert.feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of an MPNet: that of a RoBERTa under other names."""
+    return replace(roberta.stream(config), attention_norm="encoder.layer.{layer}.attention.LayerNorm")
+
+
+FAMILY = Family("mpnet", ("mpnet.",), blocks, bert.BUFFERS, bert.feedforwards, stream)

@@ -8,6 +8,7 @@ from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import fused_rows, linears
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.streams import Head, Stream
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "blocks.{layer}.attn"
@@ -31,4 +32,15 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, "gelu")
 
 
-FAMILY = Family("mpt", ("transformer.",), blocks, feedforwards=feedforwards)
+def stream(config: Config) -> Stream:
+    """The residual stream of an MPT."""
+    return Stream(
+        embeddings=(("wte.weight", 1),),
+        heads=(Head("lm_head", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
+        attention_norm="blocks.{layer}.norm_1",
+        feedforward_norm="blocks.{layer}.norm_2",
+        final_norm="norm_f",
+    )
+
+
+FAMILY = Family("mpt", ("transformer.",), blocks, feedforwards=feedforwards, stream=stream)

@@ -1,11 +1,13 @@
-"""OLMo: the blocks of Llama; its LayerNorm has no parameters, so that nothing is known of the residual stream."""
+"""OLMo: the blocks of Llama; its LayerNorm has no parameters."""
 
+from dataclasses import replace
 from functools import partial
 
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, refuse
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.streams import Stream
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -14,4 +16,9 @@ def blocks(config: Config) -> list[AttentionSite]:
     return llama.blocks(config)
 
 
-FAMILY = Family("olmo", llama.PREFIXES, blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False))
+def stream(config: Config) -> Stream:
+    """The residual stream of an OLMo: no gain holds its coordinates, not even where the head is the embedding."""
+    return replace(llama.stream(config), attention_norm=None, feedforward_norm=None, final_norm=None, mean=True)
+
+
+FAMILY = Family("olmo", llama.PREFIXES, blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False), stream)

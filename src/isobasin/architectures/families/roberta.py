@@ -12,8 +12,7 @@ def stream(config: Config) -> Stream:
     """The residual stream of a RoBERTa."""
     heads = (
         Head("pooler.dense", base=True),
-        Head("lm_head.dense", transform="lm_head.layer_norm"),
-        Head("lm_head.decoder"),
+        Head("lm_head.dense", transform="lm_head.layer_norm", then=("lm_head.decoder",)),
         Head("qa_outputs"),
         Head("classifier.dense"),
         bert.classifier(config, "pooler.dense"),
@@ -21,4 +20,4 @@ def stream(config: Config) -> Stream:
     return replace(bert.stream(config), heads=heads, outside=("classifier.", "lm_head.bias", "lm_head.decoder.bias"))
 
 
-FAMILY = Family("roberta", ("roberta.",), bert.blocks, feedforwards=bert.feedforwards, stream=stream)
+FAMILY = Family("roberta", ("roberta.",), bert.blocks, bert.BUFFERS, bert.feedforwards, stream)

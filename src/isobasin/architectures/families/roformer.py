@@ -11,7 +11,6 @@ from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import interleaved_planes
 from isobasin.architectures.streams import Head, Stream
-from isobasin.errors import ArchitectureError
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -21,10 +20,9 @@ def blocks(config: Config) -> list[AttentionSite]:
 
 def stream(config: Config) -> Stream:
     """The residual stream of a RoFormer: that of a BERT without positions, whose classifiers have no pooler."""
-    if config.embedding_size != config.hidden_size:
-        raise ArchitectureError("embedding_size differs from hidden_size: that residual stream is not supported")
     usual = bert.stream(config)
-    return replace(usual, heads=(*usual.heads, Head("classifier.dense")))
+    own = replace(usual, heads=(*usual.heads, Head("classifier.dense")))
+    return own if config.embedding_size == config.hidden_size else bert.projected(own, "embeddings_project")
 
 
 BUFFERS = ("encoder.embed_positions.weight",)

@@ -1,0 +1,256 @@
+"""Two whole models in the gauge in which they are compared.
+
+Normalisations are folded into their readers, and what LayerNorm subtracts is left out. There the total distance is a
+sum over tensors that each belong to a few factors of the group. Every tensor counts by its share of the reference's,
+see `isobasin.pipeline.shares`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import psutil
+import torch
+from torch import Tensor
+
+from isobasin.alignment.stream import offset
+from isobasin.architectures.blocks import ExpertsSite
+from isobasin.architectures.residual import Residual, Role, role_maps
+from isobasin.errors import ArchitectureError, IsobasinError
+from isobasin.matching.residual import StreamPairs, fit
+from isobasin.model import Blocks, TensorBlocks
+from isobasin.pipeline.shares import Shares
+from isobasin.symmetries.residual import Basis, ResidualGroup, centred, contract, copies, move_axis, scale_axis
+
+# Float64 copies of both models that are held at once, about.
+_COPIES = 5
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One axis along the stream: which tensor of either model, and how it moves; the models' names may differ."""
+
+    reference: str
+    model: str
+    axis: int
+    role: Role
+
+
+Tensors = dict[str, Tensor]
+
+
+def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
+    """All tensors along the stream and of all blocks in float64, normalisations folded and means left out.
+
+    Those are the means that no LayerNorm passes on, of queries and keys too, and the mean row of a router that may be
+    shifted.
+    """
+    own = blocks.double(sorted(_names(blocks, stream)), device)
+    tensors = dict(own)
+    for norm in stream.norms:
+        gain = norm.gains(own)
+        bias = None if norm.bias is None else own[norm.bias]
+        for reader in norm.readers:
+            tensors[reader.weight] = scale_axis(gain, own[reader.weight], reader.axis)
+            if bias is not None and norm.absorbed and reader.bias is not None:
+                tensors[reader.bias] = own[reader.bias] + contract(bias, own[reader.weight], reader.axis)
+        for writer in norm.writers:
+            tensors[writer.tensor] = scale_axis(gain, own[writer.tensor], writer.axis)
+        del tensors[norm.gain]
+        if norm.bias is not None and bias is not None:
+            del tensors[norm.bias]
+            if not norm.absorbed:
+                tensors[norm.bias] = offset(norm, gain, bias, blocks.name)
+    if stream.group.basis is Basis.centred:
+        _centre(stream, tensors)
+    for site in blocks.specification.sites:
+        if site.group.means:
+            tensors |= site.centred(tensors)
+    for site in blocks.feedforwards():
+        if isinstance(site, ExpertsSite) and site.group.shift:
+            for name in (site.router.weight, site.router.bias):
+                if name is not None:
+                    tensors[name] = tensors[name] - tensors[name].mean(0)
+    return tensors
+
+
+def _names(blocks: Blocks, stream: Residual) -> set[str]:
+    """Every tensor along a stream or in a block."""
+    return stream.names() | {name for site in blocks.sites() for name in site.shapes()}
+
+
+def _centre(stream: Residual, tensors: Tensors) -> None:
+    """Leave out what no LayerNorm passes on: the mean of what writes, and of what reads."""
+    for item in (*stream.along, *(writer for norm in stream.norms for writer in norm.writers)):
+        tensors[item.tensor] = centred(tensors[item.tensor], item.axis, stream.group.width)
+    for norm in stream.norms:
+        if norm.bias is None or norm.absorbed:
+            for reader in norm.readers:
+                tensors[reader.weight] = centred(tensors[reader.weight], reader.axis, stream.group.width)
+
+
+def slots(a: Residual, b: Residual) -> list[Slot]:
+    """Every axis along the streams of two models that are alike, folded normalisations and all."""
+    found = [Slot(x.tensor, y.tensor, x.axis, x.role) for x, y in zip(a.along, b.along, strict=True)]
+    for ours, theirs in zip(a.norms, b.norms, strict=True):
+        for x, y in zip(ours.readers, theirs.readers, strict=True):
+            found.append(Slot(x.weight, y.weight, x.axis, Role.covector))
+        found += [Slot(x.tensor, y.tensor, x.axis, x.role) for x, y in zip(ours.writers, theirs.writers, strict=True)]
+        if ours.bias is not None and theirs.bias is not None and not ours.absorbed:
+            found.append(Slot(ours.bias, theirs.bias, 0, Role.vector))
+    return found
+
+
+def turn(stream: Residual, along: Iterable[Slot], tensors: Mapping[str, Tensor], matrix: Tensor) -> Tensors:
+    """A folded model in another basis."""
+    maps = role_maps(stream.group, matrix)
+    new = dict(tensors)
+    for slot in along:
+        new[slot.model] = move_axis(maps[slot.role], new[slot.model], slot.axis)
+    return new
+
+
+def pairs(
+    width: int,
+    along: Iterable[Slot],
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+) -> StreamPairs:
+    """What the stream's map is fitted to, every tensor by its weight."""
+
+    def rows(tensor: Tensor, axis: int) -> Tensor:
+        return torch.movedim(copies(tensor, axis, width), axis + 1, 0).flatten(1)
+
+    found: dict[Role, list[tuple[Tensor, Tensor]]] = {role: [] for role in Role}
+    for slot in along:
+        ours, theirs = (t * weights[slot.reference] for t in (a[slot.reference], b[slot.model]))
+        found[slot.role].append((rows(ours, slot.axis), rows(theirs, slot.axis)))
+    return StreamPairs(found[Role.vector], found[Role.covector], found[Role.gain])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two folded models whose streams run through alike tensors.
+
+    Attributes:
+        a, b: Reference and model, as they were opened.
+        streams: Their residual streams.
+        along: Every axis along them.
+        shares: How much every tensor counts.
+        folded: Both in float64, folded, their writers evened by the shares, as blocks that can be matched.
+        device: Where they are.
+    """
+
+    a: Blocks
+    b: Blocks
+    streams: tuple[Residual, Residual]
+    along: tuple[Slot, ...]
+    shares: Shares
+    folded: tuple[TensorBlocks, TensorBlocks]
+    device: str
+
+    @classmethod
+    def of(cls, a: Blocks, b: Blocks, *, keep_gains: bool = False, device: str = "cpu") -> Pair:
+        """Fold two models.
+
+        Raises:
+            ArchitectureError: Their streams are not alike, or nothing is known of them.
+            IsobasinError: They don't fit in memory.
+        """
+        streams = a.residual(keep_gains=keep_gains), b.residual(keep_gains=keep_gains)
+        _check_alike(*streams)
+        _check_memory(a, b, streams)
+        along = tuple(slots(*streams))
+        folded = [_as_blocks(model, fold(model, stream, device)) for model, stream in zip((a, b), streams, strict=True)]
+        shares = Shares.of(folded[0], {x for x, _ in _compared(along, folded)})
+        return cls(a, b, streams, along, shares, (shares.evened(folded[0]), shares.evened(folded[1])), device)
+
+    @cached_property
+    def apart(self) -> float:
+        """The squared distance of the folded models as they are."""
+        return self.squares(self.folded[1].tensors)
+
+    @property
+    def group(self) -> ResidualGroup:
+        """The streams' group."""
+        return self.streams[1].group
+
+    def turned(self, matrix: Tensor) -> TensorBlocks:
+        """The folded model in another basis."""
+        model = self.folded[1]
+        return replace(model, tensors=turn(self.streams[1], self.along, model.tensors, matrix))
+
+    def squares(self, moved: Mapping[str, Tensor]) -> float:
+        """The squared distance of the reference and a moved model, every tensor by its share."""
+        weights = self.shares.weights
+        return math.fsum(weights[x] ** 2 * gap for x, gap in self._gaps(moved))
+
+    def distance(self, moved: Mapping[str, Tensor]) -> float:
+        """The Frobenius distance of the reference and a moved model, all tensors as they are."""
+        factors = self.shares.factors(self.folded[0])
+        return math.sqrt(math.fsum(gap / factors.get(x, 1.0) ** 2 for x, gap in self._gaps(moved)))
+
+    def _gaps(self, moved: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
+        reference = self.folded[0].tensors
+        for x, y in self.names:
+            yield x, float((reference[x] - moved[y]).square().sum())
+
+    @cached_property
+    def names(self) -> list[tuple[str, str]]:
+        """The tensors of either model that belong together, each once."""
+        return list(_compared(self.along, self.folded))
+
+    def outer(self) -> list[Slot]:
+        """The axes outside all blocks: embeddings, and the heads that outputs are read with."""
+        inside = {name for site in self.folded[0].sites() for name in site.shapes()}
+        return [slot for slot in self.along if slot.reference not in inside]
+
+    def fitted(self, along: Iterable[Slot], moved: Mapping[str, Tensor]) -> Tensor:
+        """The best map of the stream for a model whose blocks are moved already, looking at some axes."""
+        return fit(self.group, pairs(self.group.width, along, self.folded[0].tensors, moved, self.shares.weights))
+
+
+def _compared(along: Iterable[Slot], models: Sequence[TensorBlocks]) -> dict[tuple[str, str], None]:
+    """The tensors of either model that belong together."""
+    found = {(slot.reference, slot.model): None for slot in along}
+    for ours, theirs in zip(*(blocks.sites() for blocks in models), strict=True):
+        for name in ("weight", "bias"):
+            for role in ours.projections:
+                x, y = (getattr(site.projections[role], name) for site in (ours, theirs))
+                if x is not None:
+                    found[x, y] = None
+    return found
+
+
+def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:
+    """Tensors with the meaning of some blocks; a residual stream is looked for once, in the model itself."""
+    specification = replace(blocks.specification, feedforwards=blocks.feedforwards(), residual=None)
+    return TensorBlocks(blocks.name, tensors, specification)
+
+
+def _check_alike(a: Residual, b: Residual) -> None:
+    if a.group != b.group:
+        raise ArchitectureError(f"reference's residual stream has group {a.group}, model's {b.group}")
+    shapes = [
+        ([(x.axis, x.role) for x in s.along], [(len(n.readers), len(n.writers), n.absorbed) for n in s.norms])
+        for s in (a, b)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ArchitectureError("the residual streams run through different tensors: give two models with one head")
+
+
+def _check_memory(a: Blocks, b: Blocks, streams: tuple[Residual, Residual]) -> None:
+    """Refuse models that don't fit in memory in float64, before the system ends the program."""
+    needed = 0
+    for blocks, stream in zip((a, b), streams, strict=True):
+        needed += 8 * _COPIES // 2 * sum(blocks.size(name) for name in _names(blocks, stream))
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise IsobasinError(
+            f"--scope model holds both models in float64: about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are "
+            "free; use --scope block"
+        )

@@ -1,0 +1,65 @@
+"""How much every tensor counts where whole models are compared.
+
+Tensors of one model differ in size by an order of magnitude, and the large ones would decide the stream's map alone. So
+each counts by its share of the reference's: what blocks read, and embeddings, heads and gains, in units of their own
+norm; what a block writes in units that make it as large as what it reads. Moves commute with all these factors, and
+the writers' are the same for weights and biases, so that a free shift of a value bias still passes from one to the
+other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from isobasin.architectures.blocks import Site
+from isobasin.model import TensorBlocks
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Factors of the tensors of two folded models.
+
+    Attributes:
+        written: What every block's writers are multiplied by before blocks are matched.
+        weights: What every tensor of the reference counts with after that, by name.
+    """
+
+    written: tuple[float, ...]
+    weights: dict[str, float]
+
+    @classmethod
+    def of(cls, reference: TensorBlocks, names: Iterable[str]) -> Shares:
+        """The shares of a reference's tensors, of which those of some names are compared."""
+        weights = {name: _ratio(1.0, _norm(reference, [name])) for name in names}
+        factors: list[float] = []
+        for site in reference.sites():
+            read = _norm(reference, {projection.weight for projection in site.readers.values()})
+            factors.append(_ratio(read, _norm(reference, {projection.weight for projection in site.writers})))
+            weights |= dict.fromkeys(weights.keys() & site.shapes().keys(), _ratio(1.0, read))
+        return cls(tuple(factors), weights)
+
+    def factors(self, blocks: TensorBlocks) -> dict[str, float]:
+        """What the writers of either model are multiplied by, by name."""
+        return {n: f for site, f in zip(blocks.sites(), self.written, strict=True) for n in _writing(site)}
+
+    def evened(self, blocks: TensorBlocks) -> TensorBlocks:
+        """Either model with its writers multiplied."""
+        factors = self.factors(blocks)
+        return replace(blocks, tensors={name: t * factors.get(name, 1.0) for name, t in blocks.tensors.items()})
+
+
+def _writing(site: Site) -> set[str]:
+    """The weights and biases of what a block writes."""
+    return {name for p in site.writers for name in (p.weight, p.bias) if name is not None}
+
+
+def _norm(blocks: TensorBlocks, names: Iterable[str]) -> float:
+    """The Frobenius norm of some tensors together."""
+    return math.sqrt(math.fsum(float(blocks.tensors[name].square().sum()) for name in names))
+
+
+def _ratio(size: float, to: float) -> float:
+    """How much larger a size is than another; 1 where either is 0."""
+    return size / to if size > 0 and to > 0 else 1.0

@@ -1,0 +1,64 @@
+"""How much every tensor counts where whole models are compared."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from isobasin.model import open_model
+from isobasin.pipeline.folding import Pair
+from isobasin.symmetries import residual
+from isobasin.testing.tiny import tiny
+
+MODELS = [tiny("gpt2", "untied", config={"tie_word_embeddings": False}), tiny("llama")]
+
+
+@pytest.fixture(params=MODELS, ids=lambda model: model.model_type)
+def pair(request, tmp_path):
+    folders = [request.param.save(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    with open_model(folders[0]) as a, open_model(folders[1]) as b:
+        yield Pair.of(a, b)
+
+
+def test_blocks_write_as_much_as_they_read(pair):
+    reference = pair.folded[0]
+    for site in reference.sites():
+        read, written = (
+            math.hypot(*(float(reference.tensors[name].norm()) for name in names))
+            for names in ({p.weight for p in site.readers.values()}, {p.weight for p in site.writers})
+        )
+        assert written == pytest.approx(read)
+        assert [pair.shares.weights[p.weight] for p in site.writers] == [pytest.approx(1 / read)]
+    inside = {name for site in reference.sites() for name in site.shapes()}
+    for name, weight in pair.shares.weights.items():
+        if name not in inside:
+            assert weight * float(reference.tensors[name].norm()) == pytest.approx(1)
+
+
+def test_the_distance_that_is_told_is_that_of_the_tensors_as_they_are(pair):
+    plain = [pair.shares.factors(blocks) for blocks in pair.folded]
+    total = 0.0
+    for x, y in pair.names:
+        a, b = (
+            blocks.tensors[name] / factors.get(name, 1.0)
+            for blocks, factors, name in zip(pair.folded, plain, (x, y), strict=True)
+        )
+        total += float((a - b).square().sum())
+    assert pair.distance(pair.folded[1].tensors) == pytest.approx(math.sqrt(total))
+    assert pair.distance(pair.folded[0].tensors) == 0
+
+
+def test_the_stream_is_fitted_to_shares(pair):
+    """No map of the group beside the fitted one is nearer, as shares measure it."""
+    best = pair.fitted(pair.along, pair.folded[1].tensors)
+    least = pair.squares(pair.turned(best).tensors)
+    generator = torch.Generator().manual_seed(0)
+    none = torch.ones(0, pair.group.width, dtype=torch.float64)
+    for size in (1e-3, 1e-2):
+        other = residual.sample(pair.group, none, none, generator).matrix
+        # A little of the way to another map, along the group.
+        skew = other - other.mT
+        near = best @ torch.matrix_exp(size * skew)
+        assert pair.squares(pair.turned(near).tensors) > least
