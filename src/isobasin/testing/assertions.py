@@ -119,8 +119,7 @@ def model_inputs(model: Any, seed: int = 0, lengths: Iterable[int] = LENGTHS) ->
             # Of another length, so that the mask of the one is not taken for that of the other.
             yield label, inputs | {"decoder_input_ids": tokens[:, : max(1, tokens.shape[1] - 1)].flip(1)}
         elif "pixel_values" in accepted:
-            texts = illustrated(inputs, config) if hasattr(config, "mm_tokens_per_image") else inputs
-            yield label, texts | {"pixel_values": images(config.vision_config)}
+            yield label, illustrated(inputs, config) | {"pixel_values": images(config.vision_config)}
         else:
             yield label, inputs
 
