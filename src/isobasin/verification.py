@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from isobasin.architectures.activations import activation_functions
 from isobasin.architectures.blocks import FeedForward
@@ -222,9 +223,25 @@ def _inputs(model: Any, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
             yield label, _ended(inputs, config) | {"decoder_input_ids": inputs["input_ids"].flip(1)}
         elif "pixel_values" in accepted:
             _, images = next(_images(config.vision_config, False, generator))
-            yield label, inputs | images
+            yield label, illustrated(inputs, config) | images
         else:
             yield label, inputs
+
+
+def illustrated(inputs: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The same texts, each behind the tokens that stand for one image where the model wants those, and nowhere else."""
+    count = getattr(config, "mm_tokens_per_image", 0)
+    if not count:
+        return inputs
+    tokens, image = inputs["input_ids"], config.image_token_id
+    others = tokens.masked_fill(tokens == image, (image + 1) % config.text_config.vocab_size)
+    found = {"input_ids": functional.pad(others, (count, 0), value=image)}
+    found["token_type_ids"] = found["input_ids"] == image
+    if "attention_mask" in inputs:
+        found["attention_mask"] = functional.pad(inputs["attention_mask"], (count, 0), value=1)
+    if "position_ids" in inputs:
+        found["position_ids"] = inputs["position_ids"][:, :1] + torch.arange(found["input_ids"].shape[1])
+    return found
 
 
 def _ended(inputs: dict[str, Any], config: Any) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_the_programs_own_verification_accepts_a_scramble(model, condition, save
     assert moved.verified.max_rel <= model.allowed(condition)
 
 
-@pytest.mark.parametrize("model_type", ["albert", "clip", "siglip", "bart", "whisper", "t5", "swin"])
+@pytest.mark.parametrize("model_type", ["albert", "clip", "siglip", "gemma3", "bart", "whisper", "t5", "swin"])
 def test_the_programs_own_verification_reaches_every_block(model_type, saved, tmp_path):
     """A wrong value projection is noticed in whichever stack it is."""
     original = saved(tiny(model_type))

@@ -54,7 +54,7 @@ GATED = (
     *("phi3", "qwen2", "qwen3"),
 )
 EXPERTS = ("deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe")
-SCALED = ("opt", "t5", *GATED, *EXPERTS, "smollm3", "stablelm")
+SCALED = ("opt", "t5", *GATED, *EXPERTS, "gemma3", "smollm3", "stablelm")
 thorough_models = thorough([*MODELS, *VARIANTS])
 
 

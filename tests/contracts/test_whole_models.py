@@ -173,7 +173,7 @@ def test_no_base_model_has_a_head(model, saved):
         ("opt", {"_remove_final_layer_norm": True}, "without a last normalisation"),
         ("opt", {"layer_norm_elementwise_affine": False}, "without gains"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "that residual stream is not supported"),
-        *((name, {}, f"nothing is known of .* type '{name}'") for name in ("swin", "clip", "whisper")),
+        *((name, {}, f"nothing is known of .* type '{name}'") for name in ("swin", "clip", "gemma3", "whisper")),
     ],
 )
 def test_a_stream_that_is_not_understood_is_refused(model_type, config, words, tmp_path):

@@ -29,6 +29,8 @@ class Family:
         stream: From a configuration to what is known of the residual stream; None if nothing is.
         beside: Name endings of tensors that lie inside the modules of blocks and are no part of them.
         accepts: Entries of `config.json` that are refused in other families, and that the blocks here account for.
+        namings: Where parts of a model are named in several ways, and each part by itself: for every part the beginning
+            of its names that `blocks` gives, then what checkpoints may have instead. Prefixes aren't tried then.
     """
 
     model_type: str
@@ -39,3 +41,4 @@ class Family:
     stream: Callable[[Config], Stream] | None = None
     beside: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()
+    namings: tuple[tuple[str, ...], ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from isobasin.architectures.blocks import AttentionSite, FeedForward, Site
@@ -34,7 +34,7 @@ def specification(folder_config: Mapping[str, Any], shapes: Shapes, *, source: s
     except ArchitectureError as error:
         raise ArchitectureError(f"{source}: {error}") from error
     try:
-        found = bare.renamed(_prefix(bare, entry, shapes))
+        found = bare.named(_naming(bare, entry, shapes))
         _check_shapes(found.sites, shapes, described(config))
         _check_explained(found.sites, (*entry.buffers, *entry.beside), shapes, config)
     except TensorError as error:
@@ -96,7 +96,7 @@ def check_residual(
             entry.stream(config),
             [(site, *(other for other in feedforwards if other.layer == site.layer)) for site in found.sites],
             shapes,
-            prefix=_prefix(bare, entry, shapes),
+            prefix=_naming(bare, entry, shapes)(""),
             tied=bool(getattr(config, "tie_word_embeddings", False)),
             keep_gains=keep_gains,
             buffers=entry.buffers,
@@ -171,15 +171,27 @@ def _configured(folder_config: Mapping[str, Any]) -> tuple[Family, Config, Speci
     return entry, config, Specification(model_type, tuple(entry.blocks(config)), tuple(entry.feedforwards(config)))
 
 
-def _prefix(bare: Specification, entry: Family, shapes: Shapes) -> str:
-    """The prefix under which the checkpoint has the attention tensors."""
+def _naming(bare: Specification, entry: Family, shapes: Shapes) -> Callable[[str], str]:
+    """From the names that the family gives to those that the checkpoint has."""
     needed = [name for site in bare.sites for name in site.shapes()]
-    prefixes = ("", *entry.prefixes)
-    found = [prefix for prefix in prefixes if any(prefix + name in shapes for name in needed)]
+    there: dict[str, str] = {}
+    for part in entry.namings or (("", *entry.prefixes),):
+        ours = [name.removeprefix(part[0]) for name in needed if name.startswith(part[0])]
+        there[part[0]] = _beginning(part, ours, entry.model_type, shapes)
+
+    def change(name: str) -> str:
+        return next(new + name.removeprefix(old) for old, new in there.items() if name.startswith(old))
+
+    return change
+
+
+def _beginning(beginnings: Sequence[str], needed: Sequence[str], model_type: str, shapes: Shapes) -> str:
+    """The one of several beginnings of names under which the checkpoint has the attention tensors."""
+    found = [beginning for beginning in beginnings if any(beginning + name in shapes for name in needed)]
     if not found:
         raise TensorError(
-            f"no attention tensor of a {entry.model_type} model is there; looked for "
-            + " and ".join(repr(prefix + needed[0]) for prefix in prefixes)
+            f"no attention tensor of a {model_type} model is there; looked for "
+            + " and ".join(repr(beginning + needed[0]) for beginning in beginnings)
         )
     if len(found) > 1:
         raise TensorError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from isobasin.architectures.blocks import AttentionSite, FeedForward
@@ -36,10 +37,10 @@ class Specification:
                 found.setdefault(site.table.weight, []).append(index)
         return tuple(tuple(indices) for indices in found.values() if len(indices) > 1)
 
-    def renamed(self, prefix: str) -> Specification:
-        """The same facts with `prefix` before every tensor name (a head model's base-model prefix)."""
+    def named(self, change: Callable[[str], str]) -> Specification:
+        """The same facts with all names changed."""
         return replace(
             self,
-            sites=tuple(site.named(lambda name: prefix + name) for site in self.sites),
-            feedforwards=tuple(site.named(lambda name: prefix + name) for site in self.feedforwards),
+            sites=tuple(site.named(change) for site in self.sites),
+            feedforwards=tuple(site.named(change) for site in self.feedforwards),
         )

@@ -35,6 +35,8 @@ _SIZES: dict[str, Any] = {
     "patch_size": 4,
     "num_experts_per_tok": 2,
     "topk_group": 1,
+    # One for each patch.
+    "mm_tokens_per_image": 9,
 }
 _UNIT_SIZES = ("n_inner", "d_ff", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 # Wider latents than heads, so that these use all of theirs, and narrower than the stream.
@@ -71,7 +73,7 @@ def _shrunk(config: Config) -> dict[str, Any]:
     nested = {name: getattr(config, name) for name in config.sub_configs}
     towers = {name: _shrunk(tower) for name, tower in nested.items() if tower.model_type in _model_types()}
     if towers:
-        return entries | towers
+        return entries | {name: x for name, x in _SIZES.items() if name in entries} | towers
     entry = family(config.model_type)
     site, feedforwards = entry.blocks(config)[0], entry.feedforwards(config)
     sizes = _sizes(site)

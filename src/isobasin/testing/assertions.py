@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from isobasin.verification import load
+from isobasin.verification import illustrated, load
 
 if TYPE_CHECKING:
     from isobasin.model import Source
@@ -119,7 +119,7 @@ def model_inputs(model: Any, seed: int = 0, lengths: Iterable[int] = LENGTHS) ->
             # Of another length, so that the mask of the one is not taken for that of the other.
             yield label, inputs | {"decoder_input_ids": tokens[:, : max(1, tokens.shape[1] - 1)].flip(1)}
         elif "pixel_values" in accepted:
-            yield label, inputs | {"pixel_values": images(config.vision_config)}
+            yield label, illustrated(inputs, config) | {"pixel_values": images(config.vision_config)}
         else:
             yield label, inputs
 

@@ -214,6 +214,17 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "siglip": _towers("Siglip"),
     "siglip_text_model": _tower("SiglipText", _POSITIONS),
     "siglip_vision_model": _tower("SiglipVision", {**_SIZES, **_VISION}),
+    "gemma3": _tower(
+        "Gemma3",
+        {
+            "text_config": {**_GROUPED, **_TEXT, "head_dim": 8},
+            "vision_config": {**_SIZES, **_VISION, "vision_use_head": False},
+            "mm_tokens_per_image": 4,
+            "image_token_index": 49,
+        },
+        head="Gemma3ForConditionalGeneration",
+        **_RMS,
+    ),
     "bart": _translator("Bart", max_position_embeddings=16),
     "marian": _translator("Marian", max_position_embeddings=16, head="MarianMTModel"),
     # Tables whose entries short texts already read.

@@ -63,6 +63,7 @@ def error(
     """Largest difference between transformers' attention and ours, over the whole output of a layer."""
     weights = change(site.read(saved.tensors))
     run, watched = saved.observed[site.layer], saved.case.watched
+    watched = watched.beside.get(site.stack, watched)
     causal = saved.case.causal if watched.causal_in is None else site.stack in watched.causal_in
     facts: dict[str, Any] = {"causal": causal, "memory": run.memory, **watched.scores(saved.case.config)}
     if watched.bias is not None:
@@ -220,6 +221,7 @@ GROUPS = {
     "qwen3_moe": group(HALF_8, groups=2, queries=2, norm=QueryKeyNorm.head),
     "olmo2": group(HALF_8, groups=2, queries=2, norm=QueryKeyNorm.full),
     "gemma3_text": group(HALF_8, groups=2, queries=2, norm=QueryKeyNorm.head),
+    "gemma3": (*[group(HALF_8, groups=2, queries=2, norm=QueryKeyNorm.head)] * 2, FREE, FREE),
     "gpt_oss": group(HALF_8, groups=2, queries=2, sink=True),
     "deepseek_v2": latent(0, PAIRS_8),
     "deepseek_v2-query-latent": latent(14, PAIRS_8),

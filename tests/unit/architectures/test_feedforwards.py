@@ -78,6 +78,7 @@ WATCHED = {
     "qwen3": [("Qwen3MLP", "gate_proj", "down_proj")],
     "olmo2": [("Olmo2MLP", "gate_proj", "down_proj")],
     "gemma3_text": [("Gemma3MLP", "gate_proj", "down_proj")],
+    "gemma3": [("Gemma3MLP", "gate_proj", "down_proj"), ("SiglipEncoderLayer", "mlp.fc1", "mlp.fc2")],
     "bloom": [("BloomMLP", "dense_h_to_4h", "dense_4h_to_h")],
     "mpt": [("MptMLP", "up_proj", "down_proj")],
 }
@@ -93,6 +94,7 @@ GROUPS = {
     **dict.fromkeys(("clip", "clip_text_model", "clip_vision_model"), PLAIN),
     **dict.fromkeys(("siglip", "siglip_text_model", "siglip_vision_model"), PLAIN),
     **dict.fromkeys(("gpt2", "gptj", "gpt_bigcode", "gpt_neo", "bloom", "mpt"), FeedForwardGroup(128)),
+    "gemma3": (GATED, GATED, PLAIN, PLAIN),
     "dinov2": FeedForwardGroup(64),
     **dict.fromkeys(("mpnet", "beit"), PLAIN),
     "t5": FeedForwardGroup(48, Scale.positive),

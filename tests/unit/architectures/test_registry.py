@@ -17,7 +17,7 @@ def test_all_families_are_there():
     decoders += ["deepseek_v2", "deepseek_v3", "qwen3", "qwen3_moe"]
     names = [entry.model_type for entry in families()]
     others = ["bart", "clip", "clip_text_model", "clip_vision_model", "marian", "siglip", "siglip_text_model"]
-    others += ["siglip_vision_model", "whisper", "xlm-roberta", "beit", "mpnet", "swin", "t5"]
+    others += ["siglip_vision_model", "whisper", "xlm-roberta", "beit", "gemma3", "mpnet", "swin", "t5"]
     own = ["isobasin_bert", "isobasin_gpt2", "isobasin_vit"]
     assert names == sorted(encoders + decoders + others + own)
     assert all(family(name).model_type == name for name in names)

@@ -180,6 +180,8 @@ def test_names_that_only_look_like_attention_are_left_alone():
         ("clip", {"quantization_config": {"quant_method": "gptq"}}, "dequantise"),
         ("clip", {"text_config": {"pruned_heads": {"0": [1]}}}, "text_config.pruned_heads"),
         ("siglip", {"vision_config": {"num_hidden_layers": 0}}, "nothing to align"),
+        ("gemma3", {"text_config": {"model_type": "llama"}}, "text_config has model_type 'llama'"),
+        ("gemma3", {"vision_config": {"model_type": "clip_vision_model"}}, "supported with 'siglip_vision_model'"),
         ("clip_text_model", {"text_config": {"hidden_size": 32}}, "nested"),
         ("albert", {"inner_group_num": 0}, "must be positive"),
         ("gpt_bigcode", {"multi_query": False, "add_cross_attention": True}, "add_cross_attention"),

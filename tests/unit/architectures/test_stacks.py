@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from resolving import config, refused, resolve, shapes
+from safetensors.torch import load_file, save_file
 
 from isobasin.errors import TensorError
+from isobasin.testing.tiny import tiny
+from isobasin.verification import load
 
 
 def test_stacks_are_told_apart():
@@ -54,3 +58,43 @@ def test_the_pooling_head_of_siglip_is_left_alone(name):
     head = {f"vision_model.head.attention.{name}": (96, 32), "vision_model.head.mlp.fc1.weight": (48, 32)}
     found = resolve(siglip, shapes(siglip) | head)
     assert not head.keys() & {n for site in (*found.sites, *found.feedforwards) for n in site.shapes()}
+
+
+# What a fresh save writes first, then the hub's names, those that transformers 4 wrote of base models, those in memory.
+NAMES = [
+    ("language_model.model.", "vision_tower."),
+    ("language_model.model.", "vision_tower.vision_model."),
+    ("language_model.", "vision_tower.vision_model."),
+    ("model.language_model.", "model.vision_tower.vision_model."),
+    ("model.language_model.", "model.vision_tower."),
+]
+
+
+def test_every_naming_of_gemma3s_towers_is_read_as_transformers_reads_it(tmp_path):
+    folder = tiny("gemma3").save(tmp_path / "model")
+    file = folder / "model.safetensors"
+    stored, expected = load_file(file), load(folder, torch.float64).state_dict()
+    whole = config("gemma3")
+    for beginnings in NAMES:
+        named = dict(stored)
+        for old, new in zip(NAMES[0], beginnings, strict=True):
+            named = {new + n.removeprefix(old) if n.startswith(old) else n: t for n, t in named.items()}
+        save_file(named, file, {"format": "pt"})
+        found = load(folder, torch.float64).state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+        ours = resolve(whole, {name: tuple(tensor.shape) for name, tensor in named.items()})
+        assert {site.name.split("layers.")[0] for site in ours.sites} == {beginnings[0], f"{beginnings[1]}encoder."}
+        for one, other in zip(ours.sites, resolve(whole).sites, strict=True):
+            for name, usual in zip(one.shapes(), other.shapes(), strict=True):
+                assert torch.equal(named[name], stored[usual])
+
+
+def test_a_tower_of_gemma3_that_has_two_names_or_none():
+    whole = config("gemma3")
+    both = shapes(whole)
+    text = {name: shape for name, shape in both.items() if name.startswith("language_model.")}
+    again = {name.replace("language_model.model.", "model.language_model."): shape for name, shape in text.items()}
+    assert "'language_model.model.', 'model.language_model.'; keep one" in refused(TensorError, whole, both | again)
+    query = "encoder.layers.0.self_attn.q_proj.weight"
+    message = refused(TensorError, whole, text)
+    assert f"looked for 'vision_tower.{query}' and 'vision_tower.vision_model.{query}' and" in message

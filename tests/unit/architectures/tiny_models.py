@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ def modernbert_table(model: Any, layer: int) -> Tables:
     cos, sin = model.base_model.rotary_emb(x, positions, model.config.layer_types[layer])
     planes = cos.shape[-1] // 2
     return cos[0, :, :planes], sin[0, :, :planes]
+
+
+def gemma3_table(model: Any, layer: int) -> Tables:
+    """The text model's."""
+    return modernbert_table(model.base_model.language_model, layer)
 
 
 def dinov3_table(model: Any, layer: int) -> Tables:
@@ -140,7 +145,8 @@ class Watched:
     compared. The rotary tables of a layer are float32 in transformers, so they are taken from the model as they are and
     `tolerance` needn't allow for them. `scores` says by the configuration how they are scaled and capped, and how
     queries and keys are normalised, `bias` what is added to them where later positions are masked or not. `causal_in`
-    names the stacks where later positions are masked, in models with several.
+    names the stacks where later positions are masked, in models with several. `beside` says how stacks are watched that
+    come after these and have other classes.
     """
 
     attention: str
@@ -150,6 +156,7 @@ class Watched:
     scores: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: {}
     bias: Callable[[AttentionWeights, bool], Tensor] | None = None
     causal_in: tuple[str, ...] | None = None
+    beside: Mapping[str, Watched] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -226,6 +233,15 @@ _WATCHED = {
     "gemma3_text": Watched(
         "Gemma3Attention", "o_proj", modernbert_table, 1e-5, lambda c: {"epsilon": 1e-6, "scale": 256**-0.5}
     ),
+    "gemma3": Watched(
+        "Gemma3Attention",
+        "o_proj",
+        gemma3_table,
+        1e-5,
+        lambda c: {"epsilon": 1e-6, "scale": 256**-0.5},
+        causal_in=("text tower",),
+        beside={"vision tower": Watched("SiglipAttention", "out_proj")},
+    ),
     "deepseek_v2": Watched("DeepseekV2Attention", "o_proj", deepseek_table, 1e-5, latent_scores),
     "deepseek_v3": Watched("DeepseekV3Attention", "o_proj", rotary_module, 1e-5, latent_scores),
     "gpt_oss": Watched("GptOssAttention", "o_proj", gpt_oss_table),
@@ -260,6 +276,7 @@ class Case(TinyModel):
         image = torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)
         if "image_size" in self.config:
             return {"pixel_values": image}
+        tokens[:, : self.config.get("mm_tokens_per_image", 0)] = self.config.get("image_token_index", 0)
         if "text_config" in self.config:
             return {"input_ids": tokens, "pixel_values": image}
         if "num_mel_bins" in self.config:
@@ -304,7 +321,7 @@ def observed(case: Case, model: Any) -> list[Run]:
     inputs: dict[int, tuple[Tensor, Tensor | None]] = {}
     outputs: dict[int, Tensor] = {}
 
-    def watch(index: int, module: Any) -> None:
+    def watch(index: int, module: Any, output: str) -> None:
         def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden, memory = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], None
             if kwargs.get("key_value_states") is not None:
@@ -315,11 +332,12 @@ def observed(case: Case, model: Any) -> list[Run]:
             outputs.setdefault(index, output[0])
 
         module.register_forward_pre_hook(before, with_kwargs=True)
-        module.get_submodule(case.watched.output).register_forward_hook(after)
+        module.get_submodule(output).register_forward_hook(after)
 
-    modules = watched(model, case.watched.attention)
-    for index, module in enumerate(modules):
-        watch(index, module)
+    kinds = (case.watched, *case.watched.beside.values())
+    modules = [(module, kind.output) for kind in kinds for module in watched(model, kind.attention)]
+    for index, (module, output) in enumerate(modules):
+        watch(index, module, output)
     with torch.no_grad():
         model(**case.inputs)
     assert len(inputs) == len(outputs) == len(modules)

@@ -1,0 +1,48 @@
+"""Gemma 3 that reads images: the text model and the vision tower of a SigLIP; the projector between stays as it is.
+
+Files on the hub and those that several versions of transformers write name the towers in ways of their own, each tower
+by itself. All that are listed here are read as the same model.
+"""
+
+from collections.abc import Callable, Sequence
+
+from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.configuration import Config
+from isobasin.architectures.families import clip, gemma2, gemma3_text, llama
+from isobasin.architectures.family import Family
+from isobasin.architectures.sites import AnySite, stacked
+from isobasin.errors import ArchitectureError
+
+_TEXT, _VISION = "language_model.model.", "vision_tower."
+_NAMINGS = (
+    (_TEXT, "language_model.", "model.language_model."),
+    (_VISION, "vision_tower.vision_model.", "model.vision_tower.", "model.vision_tower.vision_model."),
+)
+_TOWERS = {"text_config": "gemma3_text", "vision_config": "siglip_vision_model"}
+
+
+def _both(
+    config: Config, text: Callable[[Config], Sequence[AnySite]], vision: Callable[[Config, str], Sequence[AnySite]]
+) -> list[AnySite]:
+    """The blocks of both towers, which must be of the types that are built."""
+    for name, expected in _TOWERS.items():
+        found = getattr(config, name).model_type
+        if found != expected:
+            raise ArchitectureError(f"{name} has model_type {found!r}: a gemma3 is supported with {expected!r} alone")
+    named = [site.named(lambda name: _TEXT + name) for site in text(config.text_config)]
+    return stacked({"text tower": named, "vision tower": vision(config.vision_config, _VISION)})
+
+
+def blocks(config: Config) -> list[AttentionSite]:
+    """The attention blocks of both towers."""
+    return _both(config, gemma3_text.blocks, clip.tower_blocks)
+
+
+def feedforwards(config: Config) -> list[FeedForwardSite]:
+    """The feed-forward blocks of both towers."""
+    return _both(config, gemma2.feedforwards, clip.tower_feedforwards)
+
+
+FAMILY = Family(
+    "gemma3", (), blocks, llama.BUFFERS, feedforwards, accepts=("text_config", "vision_config"), namings=_NAMINGS
+)
