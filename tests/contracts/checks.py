@@ -38,8 +38,8 @@ def thorough(models: Iterable[TinyModel]) -> pytest.MarkDecorator:
 
 
 def models_at(models: Iterable[TinyModel], name: str, *values: object) -> pytest.MarkDecorator:
-    """Models at all values of an argument; at the last one only where another family stands for them."""
-    cases = [(m, v) for m in models for v in values if m.model_type in THOROUGH or v == values[-1]]
+    """Models at all values of an argument; at the last one only variants, and where another family stands for them."""
+    cases = [(m, v) for m in models for v in values if v == values[-1] or (m.model_type in THOROUGH and not m.variant)]
     return pytest.mark.parametrize(("model", name), cases, ids=[f"{m}-{v}" for m, v in cases])
 
 
