@@ -95,7 +95,7 @@ def test_align_brings_float32_weights_back(model, saved, tmp_path):
 
 
 @thorough_families
-@pytest.mark.parametrize("seed", (10, 11))
+@pytest.mark.parametrize("seed", [10, 11])
 def test_heads_are_in_the_right_order_every_time(model, seed, saved, tmp_path):
     recover(saved(model), tmp_path, seed=seed, condition=100.0, tolerance=1e-8)
 
