@@ -28,6 +28,7 @@ class Family:
         feedforwards: From a configuration to the feed-forward blocks, likewise; none are known by default.
         stream: From a configuration to what is known of the residual stream; None if nothing is.
         beside: Name endings of tensors that lie inside the modules of blocks and are no part of them.
+        unread: Beginnings of names of layers that checkpoints may have and that transformers doesn't load.
         accepts: Entries of `config.json` that are refused in other families, and that the blocks here account for.
         namings: Where parts of a model are named in several ways, and each part by itself: for every part the beginning
             of its names that `blocks` gives, then what checkpoints may have instead. Prefixes aren't tried then.
@@ -40,5 +41,6 @@ class Family:
     feedforwards: Callable[[Config], Sequence[FeedForward]] = _none
     stream: Callable[[Config], Stream] | None = None
     beside: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()
     namings: tuple[tuple[str, ...], ...] = ()

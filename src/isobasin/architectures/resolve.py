@@ -36,7 +36,7 @@ def specification(folder_config: Mapping[str, Any], shapes: Shapes, *, source: s
     try:
         found = bare.named(_naming(bare, entry, shapes))
         _check_shapes(found.sites, shapes, described(config))
-        _check_explained(found.sites, (*entry.buffers, *entry.beside), shapes, config)
+        _check_explained(found.sites, (*entry.buffers, *entry.beside), _read(entry, shapes), config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found
@@ -65,7 +65,7 @@ def check_feedforwards(
     try:
         units = " or ".join(dict.fromkeys(str(site.group.units) for site in found.feedforwards))
         _check_shapes(found.feedforwards, shapes, f"{described(config)}, {units} feed-forward units")
-        _check_explained(found.feedforwards, entry.beside, shapes, config)
+        _check_explained(found.feedforwards, entry.beside, _read(entry, shapes), config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found.feedforwards
@@ -214,14 +214,19 @@ def _check_shapes(sites: Sequence[Site], shapes: Shapes, sizes: str) -> None:
             )
 
 
-def _check_explained(sites: Sequence[Site], others: Iterable[str], shapes: Shapes, config: Config) -> None:
+def _read(entry: Family, names: Iterable[str]) -> list[str]:
+    """The tensors that transformers loads."""
+    return [name for name in names if not any(f".{start}" in f".{name}" for start in entry.unread)]
+
+
+def _check_explained(sites: Sequence[Site], others: Iterable[str], names: Iterable[str], config: Config) -> None:
     """Check that no other tensor lies in the blocks' modules: the blocks might use it."""
     known = {name for site in sites for name in site.shapes()}
     modules = {module for site in sites for module in _modules(site)}
     in_any_layer = {_any_layer(f"{module}.") for module in modules}
     endings = tuple(f".{ending}" for ending in others)
     kind = "an attention" if isinstance(sites[0], AttentionSite) else "a feed-forward"
-    for name in shapes:
+    for name in names:
         if name in known or name.endswith(endings):
             continue
         around = {name[: dot.start()] for dot in re.finditer(r"\.", name)}

@@ -147,6 +147,18 @@ def test_more_layers_than_the_configuration_says():
     assert len(resolve(config("gpt2", n_layer=12), None).sites) == 12
 
 
+def test_a_layer_that_transformers_never_loads_stays():
+    """DeepSeek-V3 keeps one more layer, which predicts a further token."""
+    model = config("deepseek_v3")
+    own = shapes(model, "model.")
+    further = {name.replace(".layers.0.", ".layers.61."): shape for name, shape in own.items() if ".layers.0." in name}
+    assert further
+    found = resolve(model, own | further)
+    assert not further.keys() & {name for site in found.sites for name in site.shapes()}
+    other = {name.replace(".61.", ".62."): shape for name, shape in further.items()}
+    assert "belongs to layer 62" in refused(TensorError, model, own | other)
+
+
 def test_fewer_layers_than_the_configuration_says():
     assert "'h.2.attn.c_attn.weight' is missing and 3 more" in refused(
         TensorError, config("gpt2", n_layer=3), shapes(config("gpt2"))

@@ -2,7 +2,7 @@
 
 Experts weigh by a sigmoid of their scores, `norm_topk_prob` or not. To choose them a correction is added to it, and a
 group's score is the sum of its best two. The correction's values decide by their differences alone; that one number may
-be added to all of them is left out of the group.
+be added to all of them is left out of the group. The layer that predicts a further token is never loaded, and stays.
 """
 
 from isobasin.architectures.blocks import AttentionSite, FeedForward
@@ -25,4 +25,6 @@ def feedforwards(config: Config) -> list[FeedForward]:
     return deepseek_v2.mixed_feedforwards(config, bias=False, softmax=False, correction=added, groups=groups)
 
 
-FAMILY = Family("deepseek_v3", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream)
+FAMILY = Family(
+    "deepseek_v3", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream, unread=("layers.61.",)
+)
