@@ -16,7 +16,9 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
-def restored() -> Generator[None]:
+def restored(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = {number: signal.getsignal(number) for number in _NUMBERS}
     for number in _NUMBERS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -58,6 +60,24 @@ def test_an_ignored_signal_stays_ignored():
     catch_signals()
     signal.raise_signal(signal.SIGHUP)
     assert received() is None
+
+
+def test_ctrl_c_that_a_library_drops_is_not_printed(tmp_path: Path):
+    (tmp_path / "dropped.py").write_text(
+        "import ctypes, signal, sys\n"
+        "from isobasin.cli.signals import catch_signals, received\n"
+        "callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))\n"
+        "other = ctypes.CFUNCTYPE(None)(lambda: 1 / 0)\n"
+        "catch_signals()\n"
+        "other()\n"
+        "callback()\n"
+        "sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)\n"
+        "print(received())\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "dropped"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stdout.split() == ["2"]
+    assert "ZeroDivisionError" in ended.stderr
+    assert "KeyboardInterrupt" not in ended.stderr
 
 
 def test_ctrl_c_inside_text_that_a_library_runs_keeps_the_exit_code(tmp_path: Path):

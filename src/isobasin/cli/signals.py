@@ -1,13 +1,16 @@
 """Signals that end the program: they become exceptions, so that half-written folders are removed on the way out.
 
 An exception that a signal raises can strike inside a library that drops it or makes another of it (torch does, where
-it asks Python for a sequence's length). So the signal is also remembered, for all who ask later.
+it asks Python for a sequence's length). So the signal is also remembered, for all who ask later. Where C calls Python
+back, Python prints a traceback of what is dropped: that is left out.
 """
 
 from __future__ import annotations
 
 import signal
-from types import FrameType
+import sys
+from types import FrameType, TracebackType
+from typing import Any
 
 
 class Terminated(SystemExit):
@@ -36,6 +39,7 @@ def catch_signals() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, handler)
+    _hush()
 
 
 def received() -> int | None:
@@ -49,6 +53,24 @@ def stop_if_asked() -> None:
     number = received()
     if number is not None:
         raise _exception(number)
+
+
+def _hush() -> None:
+    """Say nothing of a signal's exception that a library drops: whoever asks for the signal tells of it."""
+    uncaught, unraisable = sys.excepthook, sys.unraisablehook
+
+    def ours(kind: type[BaseException]) -> bool:
+        return received() is not None and issubclass(kind, (KeyboardInterrupt, Terminated))
+
+    def excepthook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
+        if not ours(kind):
+            uncaught(kind, value, traceback)
+
+    def unraisablehook(found: Any) -> None:
+        if not ours(found.exc_type):
+            unraisable(found)
+
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
 
 
 def _exception(number: int) -> BaseException:
