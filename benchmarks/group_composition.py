@@ -27,7 +27,7 @@ from isobasin import Along, Layout, Projection, Role
 from isobasin.checkpoints import write_file_atomically
 from isobasin.connectivity.path import points
 from isobasin.records.curves import height
-from isobasin.refinement.descent import Refining
+from isobasin.refinement.recipe import Refining
 from isobasin.refinement.tensors import TensorCalibration
 from isobasin.symmetries.feedforward import Scale
 

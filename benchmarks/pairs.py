@@ -19,7 +19,7 @@ from isobasin.cli.data_options import examples_for
 from isobasin.experiments.alignments import alignments
 from isobasin.experiments.pair import AblationOptions
 from isobasin.pipeline.settings import Scope
-from isobasin.refinement.descent import Refining
+from isobasin.refinement.recipe import Refining
 from isobasin.tasks.data import DataOptions
 
 

@@ -39,9 +39,7 @@ def test_choices_are_the_libraries():
     from isobasin.matching.heads import HeadCost
     from isobasin.pipeline.merging import Space
     from isobasin.pipeline.settings import MAX_CONDITION, Objective, Scope
-    from isobasin.refinement.descent import Targets
 
-    assert [str(choice) for choice in options.Targets] == [str(choice) for choice in Targets]
     assert [str(choice) for choice in options.Scope] == [str(choice) for choice in Scope]
     assert [str(choice) for choice in options.Objective] == [str(choice) for choice in Objective]
     assert [str(choice) for choice in options.Space] == [str(choice) for choice in Space]

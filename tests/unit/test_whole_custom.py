@@ -12,7 +12,7 @@ from isobasin.alignment import ResidualAlignment
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
 from isobasin.model import TensorBlocks
 from isobasin.refinement.chart import Chart
-from isobasin.refinement.descent import Refining, Targets
+from isobasin.refinement.recipe import Refining, Targets
 from isobasin.refinement.tensors import TensorCalibration
 from isobasin.symmetries import residual
 from isobasin.symmetries.attention import attend

@@ -65,13 +65,6 @@ class Objective(StrEnum):
     activations = "activations"
 
 
-class Targets(StrEnum):
-    """What a learned alignment learns from."""
-
-    labels = "labels"
-    ends = "ends"
-
-
 class Dtype(StrEnum):
     """Type of the weights that are written."""
 

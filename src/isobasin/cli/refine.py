@@ -34,8 +34,8 @@ from isobasin.cli.options import (
     Scope,
     ScopeOption,
     SeedOption,
-    Targets,
 )
+from isobasin.refinement.recipe import Refining, Targets
 
 EXAMPLE = 'isobasin refine runs/seed0 runs/seed1 --data wikitext --split "train[:5%]" -o runs/seed1-refined'
 
@@ -57,19 +57,25 @@ def refine(
     scope: ScopeOption = Scope.model,
     keep_gains: KeepGainsOption = False,
     objective: ObjectiveOption = Objective.weights,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of Adam, at most.")] = 1500,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Examples of a step.")] = 32,
-    rate: Annotated[float, typer.Option("--rate", metavar="X", help="Highest learning rate.")] = 1e-2,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of Adam, at most.")] = Refining.steps,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Examples of a step.")
+    ] = Refining.batch_size,
+    rate: Annotated[float, typer.Option("--rate", metavar="X", help="Highest learning rate.")] = Refining.rate,
     both: Annotated[
         bool,
         typer.Option("--both/--model-only", help="Move the reference too, into OUT/reference; its function stays."),
-    ] = True,
+    ] = Refining.both,
     patience: Annotated[
         int, typer.Option("--patience", metavar="N", min=1, help="Looks at held-out data without gain, then it ends.")
-    ] = 10,
+    ] = Refining.patience,
     targets: Annotated[
         Targets, typer.Option("--targets", help="Learn from what both ends predict, or from the data's labels.")
     ] = Targets.ends,
+    noise: Annotated[
+        float,
+        typer.Option("--noise", metavar="X", min=0, help="Noise on images, in standard deviations; with targets ends."),
+    ] = Refining.noise,
     mixed_precision: Annotated[
         bool, typer.Option("--mixed-precision", help="Forward passes in bfloat16; the moves stay in float64.")
     ] = False,
@@ -89,8 +95,6 @@ def refine(
         from isobasin.pipeline.settings import Matching, Running
         from isobasin.pipeline.settings import Objective as LibraryObjective
         from isobasin.pipeline.settings import Scope as LibraryScope
-        from isobasin.refinement.descent import Refining
-        from isobasin.refinement.descent import Targets as LibraryTargets
         from isobasin.refinement.refine import REFERENCE, refine
         from isobasin.tasks.data import DataOptions
 
@@ -108,7 +112,8 @@ def refine(
                 seed=seed,
                 patience=patience,
                 mixed_precision=mixed_precision,
-                targets=LibraryTargets(targets.value),
+                targets=targets,
+                noise=noise,
             ),
             matching=Matching(
                 scope=LibraryScope(scope.value), keep_gains=keep_gains, objective=LibraryObjective(objective.value)
@@ -123,7 +128,7 @@ def refine(
 
     went = found.refined
     show(
-        f"Barrier on held-out examples: {went.before:.4f} -> {went.after:.4f} nats "
+        f"Height of the line on held-out examples: {went.before:.4f} -> {went.after:.4f} nats "
         f"(step {went.best_step} of {went.steps}).",
         *(verification_line(verified) for verified in found.verified),
     )

@@ -16,7 +16,7 @@ from isobasin.pipeline.merging import Space, merge
 from isobasin.pipeline.settings import Matching, Objective, Progress, Running, Scope, silent
 from isobasin.records.curves import NAIVE
 from isobasin.refinement.calibration import DataCalibration
-from isobasin.refinement.descent import Refining
+from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.data import Examples
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from isobasin.refinement.recipe import Refining, Targets
+
 Part = TypeVar("Part")
 
 
@@ -141,12 +143,16 @@ class RefiningSettings(Settings):
     Attributes:
         steps, batch, rate: Of Adam.
         both: Whether the reference moves too.
+        targets: What is learned from: "ends" or "labels".
+        noise: On images, in standard deviations of theirs.
     """
 
-    steps: PositiveInt = 1500
-    batch: PositiveInt = 32
-    rate: float = Field(1e-2, gt=0)
-    both: bool = True
+    steps: PositiveInt = Refining.steps
+    batch: PositiveInt = Refining.batch_size
+    rate: float = Field(Refining.rate, gt=0)
+    both: bool = Refining.both
+    targets: Targets = Targets.ends
+    noise: float = Field(Refining.noise, ge=0)
 
 
 class AblationSettings(Settings):

@@ -279,7 +279,7 @@ def _alignments(job: Job) -> dict[str, Any]:
     from isobasin.experiments.alignments import alignments
     from isobasin.experiments.pair import AblationOptions
     from isobasin.pipeline import settings
-    from isobasin.refinement.descent import Refining
+    from isobasin.refinement.recipe import Refining
 
     spec, tests = job.spec, job.tests()
     apart = Scope(spec["scope"]) is Scope.entire_model
@@ -287,7 +287,7 @@ def _alignments(job: Job) -> dict[str, Any]:
     options = AblationOptions(points=spec["points"], batch_size=spec["batch"], device=job.options.device, scope=scope)
     asked = RefiningSettings.model_validate(spec["refining"])
     train = job.examples("train", job.models[0], tests.facts.label_names)
-    how = Refining(asked.steps, asked.batch, asked.rate, both=asked.both)
+    how = Refining(asked.steps, asked.batch, asked.rate, both=asked.both, targets=asked.targets, noise=asked.noise)
     a, b = job.models
     found = alignments(a, b, tests, train, options, how, progress=job.progress)
     return {"test_data": _facts(tests), "train_data": _facts(train), **found}

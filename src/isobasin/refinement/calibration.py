@@ -85,7 +85,7 @@ class DataCalibration:
                 line = ModuleLine.between(a, b, alignment, self._examples.kind, device=self._device)
             else:
                 line = replace(line, ends=(line.ends[0], End.of(b, alignment, moved=True, device=self._device)))
-            found += line.losses(self._examples, _EXAMPLES, _BATCH, (0.5,))
+            found += line.means(line.loss, self._examples, _EXAMPLES, _BATCH, (0.5,))
         return found
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Generic
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from isobasin.errors import TensorError
 from isobasin.refinement.line import Batch, Line, Sample
+from isobasin.refinement.recipe import Refining, Targets
 
 # Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
 # stands highest above the straight line between its ends, by a softmax at this temperature over moving averages.
@@ -28,49 +28,6 @@ _LOOKS = (0.25, 0.5, 0.75)
 _LOOKED_AT = 64
 # What the move says where coordinates became so large that its maps are not finite, or singular.
 _DIVERGED = (TensorError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
-
-
-class Targets(StrEnum):
-    """What the line learns from.
-
-    * labels: the data's, by the task's loss.
-    * ends: what both ends predict, mixed as their weights are: `KL((1 - t) p_A + t p_B || p_t)`. A model's predictions
-      say more of an example than its label does, and are no lower on examples that the models were trained on.
-    """
-
-    labels = "labels"
-    ends = "ends"
-
-
-@dataclass(frozen=True)
-class Refining:
-    """How an alignment is learned.
-
-    Attributes:
-        steps: Of Adam, at most.
-        batch_size: Examples of a step.
-        rate: Adam's highest; it rises over `warmup` steps and falls by a cosine to 5 %.
-        warmup: Steps.
-        both: Move the reference too; its function stays the same as well.
-        seed: Of batches and of points on the line.
-        held_out: Share of the examples that the best coordinates are chosen by.
-        every: Steps between two such looks.
-        patience: Looks without a better one after which it ends.
-        mixed_precision: Forward passes in bfloat16 where the device has it.
-        targets: What it learns from; None: the ends' predictions, or labels where only a loss is known.
-    """
-
-    steps: int = 1500
-    batch_size: int = 32
-    rate: float = 1e-2
-    warmup: int = 20
-    both: bool = True
-    seed: int = 0
-    held_out: float = 0.1
-    every: int = 50
-    patience: int = 10
-    mixed_precision: bool = False
-    targets: Targets | None = None
 
 
 class Points:
@@ -100,8 +57,9 @@ class Refined:
     Attributes:
         steps: Taken.
         best_step: Whose coordinates were kept; 0 is where it began.
-        before, after: Height of the line on the held-out examples above the straight line between its ends' losses, in
-            nats: the highest of a few points, at the start and at the best step.
+        before, after: Height of the line on the held-out examples at the highest of a few points, in nats, at the start
+            and at the best step: of the loss above the straight line between its ends', or of the divergence from what
+            the ends predict, whichever was learned from.
         history: Step and height at every look.
     """
 
@@ -133,11 +91,13 @@ class Descent(Generic[Batch]):
         self.line, self.how = line, how
         self.coordinates = line.coordinates()
         self.train, self.held = split(examples, how)
-        first, last = line.losses(self.held, _LOOKED_AT, how.batch_size, (0.0, 1.0))
-        self.ends = first, last
-        self.targets = how.targets or (Targets.ends if line.predicts else Targets.labels)
+        targets = how.targets or (Targets.ends if line.predicts else Targets.labels)
+        self.by_labels = targets is Targets.labels
+        self.measure = line.loss if self.by_labels else line.divergence
         # At the ends nothing diverges from what they predict themselves.
-        self.points = Points(self.ends if self.targets is Targets.labels else (0.0, 0.0))
+        first, last = self._held_out((0.0, 1.0)) if self.by_labels else (0.0, 0.0)
+        self.ends = first, last
+        self.points = Points(self.ends)
         self.adam = torch.optim.Adam(self.coordinates, lr=how.rate, betas=_BETAS)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda step: _rate(step, how))
         self.generator = torch.Generator().manual_seed(how.seed)
@@ -179,9 +139,11 @@ class Descent(Generic[Batch]):
         """One step at one point of the line; False where the loss is no number any more."""
         rows = torch.randint(len(self.train), (self.how.batch_size,), generator=self.generator)
         index = self.points.draw(self.generator)
-        measure = self.line.loss if self.targets is Targets.labels else self.line.divergence
+        batch = self.train.fetch(rows)
+        if not self.by_labels and self.how.noise:
+            batch = self.line.noisy(batch, self.how.noise, self.generator)
         try:
-            loss = measure(float(self.points.t[index]), self.train.fetch(rows))
+            loss = self.measure(float(self.points.t[index]), batch)
         except _DIVERGED:
             return False
         value = float(loss.detach())
@@ -203,14 +165,18 @@ class Descent(Generic[Batch]):
         return Refined(state.step, state.best_step, state.history[0][1], state.best, tuple(state.history))
 
     def _height(self) -> float:
-        """How far the line stands above its ends on held-out examples; infinite where the coordinates ran off."""
+        """How high the line is on held-out examples; infinite where the coordinates ran off."""
         try:
-            losses = self.line.losses(self.held, _LOOKED_AT, self.how.batch_size, _LOOKS)
+            losses = self._held_out(_LOOKS)
         except _DIVERGED:
             return math.inf
         a, b = self.ends
         height = max(loss - (1 - t) * a - t * b for t, loss in zip(_LOOKS, losses, strict=True))
         return height if math.isfinite(math.fsum(losses)) else math.inf
+
+    def _held_out(self, at: Sequence[float]) -> tuple[float, ...]:
+        """What is learned, measured on held-out examples at some points of the line."""
+        return self.line.means(self.measure, self.held, _LOOKED_AT, self.how.batch_size, at)
 
     @torch.no_grad()
     def _set(self, values: Sequence[Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Generic, Protocol, TypeVar
@@ -25,6 +25,8 @@ from isobasin.tasks.losses import model_inputs, targets
 
 Batch = TypeVar("Batch")
 Fetched = TypeVar("Fetched", covariant=True)
+Measure = Callable[[float, Batch], Tensor]
+"""Of a point of the line, on a batch."""
 
 
 class Sample(Protocol[Fetched]):
@@ -121,13 +123,19 @@ class Line(ABC, Generic[Batch]):
         """
         raise ArchitectureError("targets 'ends' needs predictions, a loss alone has none: use targets 'labels'")
 
+    def noisy(self, batch: Batch, noise: float, generator: torch.Generator) -> Batch:
+        """A batch with noise on what it has of real numbers, in units of their standard deviation; here nothing."""
+        return batch
+
     @torch.no_grad()
-    def losses(self, examples: Sample[Batch], limit: int, batch_size: int, at: Sequence[float]) -> tuple[float, ...]:
-        """The mean loss on the first examples at some points."""
+    def means(
+        self, measure: Measure[Batch], examples: Sample[Batch], limit: int, batch_size: int, at: Sequence[float]
+    ) -> tuple[float, ...]:
+        """The mean of `loss` or `divergence` over the first examples, at some points."""
         count = min(len(examples), limit)
         chosen = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         batches = [(examples.fetch(rows), len(rows)) for rows in chosen]
-        return tuple(math.fsum(float(self.loss(t, b)) * n for b, n in batches) / count for t in at)
+        return tuple(math.fsum(float(measure(t, b)) * n for b, n in batches) / count for t in at)
 
 
 @dataclass
@@ -149,7 +157,9 @@ class ModuleLine(Line[dict[str, Tensor]]):
 
     def at(self, t: float) -> dict[str, Tensor]:
         """The module's parameters at a point."""
-        a, b = (end.tensors(self.device) for end in self.ends)
+        return self._between(t, *(end.tensors(self.device) for end in self.ends))
+
+    def _between(self, t: float, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dtype: torch.dtype = next(self.module.parameters()).dtype
         found: dict[str, Tensor] = {}
         for (ours, keys), theirs in zip(self.names[0].items(), self.names[1], strict=True):
@@ -169,11 +179,19 @@ class ModuleLine(Line[dict[str, Tensor]]):
         found = self._logits(self.at(t), batch)[kept].log_softmax(-1)
         return functional.kl_div(found, torch.lerp(a, b, t), reduction="batchmean")
 
+    def noisy(self, batch: dict[str, Tensor], noise: float, generator: torch.Generator) -> dict[str, Tensor]:
+        """See `Line`; token numbers and labels stay."""
+
+        def new(x: Tensor) -> Tensor:
+            return x + noise * x.std() * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+        return {name: new(x) if x.is_floating_point() else x for name, x in batch.items()}
+
     @cached_property
     def _fixed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The ends' parameters: at all coordinates they predict the same."""
-        with torch.no_grad():
-            return self.at(0.0), self.at(1.0)
+        """The ends' parameters where they began: at all coordinates they predict the same, up to rounding."""
+        began = [end.blocks.tensors for end in self.ends]
+        return self._between(0.0, *began), self._between(1.0, *began)
 
     def _labels(self, batch: dict[str, Tensor]) -> Tensor:
         return targets(self.kind, batch["labels"]).to(self.device).reshape(-1)

@@ -23,8 +23,9 @@ from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.calibration import DataCalibration
-from isobasin.refinement.descent import Refined, Refining, descend
+from isobasin.refinement.descent import Refined, descend
 from isobasin.refinement.line import Line, ModuleLine
+from isobasin.refinement.recipe import Refining
 from isobasin.tasks.examples import Examples
 from isobasin.verification import Verification
 

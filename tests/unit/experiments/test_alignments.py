@@ -11,7 +11,7 @@ from isobasin.experiments.cells import comparable
 from isobasin.experiments.pair import AblationOptions
 from isobasin.pipeline.settings import Objective, Scope
 from isobasin.records.curves import NAIVE
-from isobasin.refinement.descent import Refining
+from isobasin.refinement.recipe import Refining
 from isobasin.reports import experiment_tables
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind

@@ -15,9 +15,10 @@ from isobasin.model import TensorBlocks, open_model
 from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.chart import Chart
-from isobasin.refinement.descent import Points, Refining, Targets, descend, split
+from isobasin.refinement.descent import Points, descend, split
 from isobasin.refinement.line import ModuleLine
 from isobasin.refinement.names import names_in_memory
+from isobasin.refinement.recipe import Refining, Targets
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind
@@ -117,6 +118,45 @@ def test_the_gradient_is_that_of_the_loss(model, tmp_path):
         measured = (loss_at(1e-3) - loss_at(-1e-3)) / 2e-3
         # transformers' RMSNorm computes in float32.
         assert measured == pytest.approx(expected, rel=2e-3, abs=2e-3)
+
+
+def test_noise_is_in_units_of_the_inputs(tmp_path):
+    """Images get noise, drawn again every time from the generator; labels and token numbers stay."""
+    model = tiny("vit")
+    a, b = (model.save(tmp_path / name, seed, dtype=torch.float32) for seed, name in enumerate("ab"))
+    pixels = 5 + 3 * torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    batch = {"pixel_values": pixels, "labels": torch.arange(64)}
+    with open_model(a) as one, open_model(b) as other:
+        line = ModuleLine.between(one, other, isobasin.align(a, b), TaskKind.image_classification)
+        generator, same = (torch.Generator().manual_seed(1) for _ in range(2))
+        first, second = (line.noisy(batch, 0.4, generator) for _ in range(2))
+        again = line.noisy(batch, 0.4, same)
+    noise = first["pixel_values"] - pixels
+    assert noise.std().item() == pytest.approx(0.4 * 3, rel=0.02)
+    assert abs(noise.mean().item()) < 0.05
+    assert torch.equal(first["labels"], batch["labels"])
+    assert torch.equal(first["pixel_values"], again["pixel_values"])
+    assert not torch.allclose(first["pixel_values"], second["pixel_values"])
+
+
+@pytest.mark.parametrize(("targets", "noise"), [(Targets.ends, 0.0), (Targets.ends, 0.5), (Targets.labels, 0.5)])
+def test_only_what_learns_from_the_ends_takes_noise_and_is_judged_by_them(targets, noise, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ModuleLine, "noisy", lambda self, batch, size, generator: asked.append(size) or batch)
+    a, b = pair(LANGUAGE[1], tmp_path)
+    with open_model(a) as one, open_model(b) as other:
+        line = ModuleLine.between(one, other, isobasin.align(a, b), TaskKind.causal_lm, moves=(False, True))
+        how = replace(SHORT, steps=3, targets=targets, noise=noise)
+        found = descend(line, sentences(), how, progress=lambda *_: None)
+        fresh = ModuleLine.between(one, other, isobasin.align(a, b), TaskKind.causal_lm, moves=(False, True))
+    assert asked == ([noise] * 3 if targets is Targets.ends and noise else [])
+    held = split(sentences(), how)[1]
+    if targets is Targets.ends:
+        heights = fresh.means(fresh.divergence, held, 64, 32, (0.25, 0.5, 0.75))
+    else:
+        first, *inner, last = fresh.means(fresh.loss, held, 64, 32, (0.0, 0.25, 0.5, 0.75, 1.0))
+        heights = [x - (1 - t) * first - t * last for t, x in zip((0.25, 0.5, 0.75), inner, strict=True)]
+    assert found.before == pytest.approx(max(heights), rel=1e-5)
 
 
 @pytest.mark.parametrize("targets", list(Targets))
@@ -231,10 +271,11 @@ def test_calibration_recovers_the_map_from_hidden_states(tmp_path):
         assert torch.allclose(planted @ found, torch.eye(len(found), dtype=torch.float64), atol=1e-3)
         there = isobasin.align(a, b, scope="model", calibration=calibration)
         line = ModuleLine.between(one, other, there, TaskKind.causal_lm)
-        ends = line.losses(sentences(), 64, 32, (0.0, 0.5, 1.0))
+        ends = line.means(line.loss, sentences(), 64, 32, (0.0, 0.5, 1.0))
         assert ends == pytest.approx([ends[0]] * 3, abs=1e-4)
         elsewhere = isobasin.align(a, b, scope="attention")
-        apart = ModuleLine.between(one, other, elsewhere, TaskKind.causal_lm).losses(sentences(), 64, 32, (0.5,))
+        off = ModuleLine.between(one, other, elsewhere, TaskKind.causal_lm)
+        apart = off.means(off.loss, sentences(), 64, 32, (0.5,))
         assert abs(apart[0] - ends[1]) > 1e-2
         scores = calibration.scores(one, other, [there, elsewhere, there])
         assert scores == pytest.approx([ends[1], apart[0], ends[1]], abs=1e-4)

@@ -1,0 +1,53 @@
+"""How an alignment is learned: what a user may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Targets(StrEnum):
+    """What the line learns from.
+
+    * labels: the data's, by the task's loss.
+    * ends: what both ends predict, mixed as their weights are: `KL((1 - t) p_A + t p_B || p_t)`. A model's predictions
+      say more of an example than its label does, are no lower on examples that the models were trained on, and are
+      known of any input, noise and all.
+    """
+
+    labels = "labels"
+    ends = "ends"
+
+
+@dataclass(frozen=True)
+class Refining:
+    """How an alignment is learned.
+
+    Attributes:
+        steps: Of Adam, at most.
+        batch_size: Examples of a step.
+        rate: Adam's highest; it rises over `warmup` steps and falls by a cosine to 5 %.
+        warmup: Steps.
+        both: Move the reference too; its function stays the same as well.
+        seed: Of batches, of points on the line and of noise.
+        held_out: Share of the examples that the best coordinates are chosen by.
+        every: Steps between two such looks.
+        patience: Looks without a better one after which it ends.
+        mixed_precision: Forward passes in bfloat16 where the device has it.
+        targets: What it learns from; None: the ends' predictions, or labels where only a loss is known.
+        noise: Standard deviation of what is added to inputs that are real numbers, images for example, in units of
+            theirs; only where it learns from the ends' predictions. Held-out examples stay as they are.
+    """
+
+    steps: int = 1500
+    batch_size: int = 32
+    rate: float = 1e-2
+    warmup: int = 20
+    both: bool = True
+    seed: int = 0
+    held_out: float = 0.1
+    every: int = 50
+    patience: int = 10
+    mixed_precision: bool = False
+    targets: Targets | None = None
+    noise: float = 0.4
