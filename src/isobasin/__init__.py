@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from isobasin.alignment import Alignment as Alignment
     from isobasin.architectures.blocks import AttentionSite as AttentionSite
-    from isobasin.architectures.blocks import ExpertsSite as ExpertsSite
-    from isobasin.architectures.blocks import FeedForwardSite as FeedForwardSite
+    from isobasin.architectures.feedforwards import ExpertsSite as ExpertsSite
+    from isobasin.architectures.feedforwards import FeedForwardSite as FeedForwardSite
     from isobasin.architectures.projection import Layout as Layout
     from isobasin.architectures.projection import Projection as Projection
     from isobasin.architectures.residual import Along as Along
@@ -60,7 +60,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "alignment": ("Alignment",),
-    "architectures.blocks": ("AttentionSite", "ExpertsSite", "FeedForwardSite"),
+    "architectures.blocks": ("AttentionSite",),
+    "architectures.feedforwards": ("ExpertsSite", "FeedForwardSite"),
     "architectures.projection": ("Layout", "Projection"),
     "architectures.residual": ("Along", "Residual", "Role"),
     "architectures.schema": ("Specification",),

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Union
 import torch
 from torch import Tensor
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward, Site
+from isobasin.architectures.blocks import AttentionSite, Site
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
 from isobasin.architectures.schema import Specification

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from isobasin.architectures.activations import activation_functions
-from isobasin.architectures.blocks import FeedForward
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, CheckpointError, TensorError, VerificationError
 from isobasin.model import EXPERTS, Blocks, Model, quiet_transformers

@@ -14,7 +14,7 @@ from torch import Tensor
 import isobasin
 from isobasin.alignment import Alignment
 from isobasin.architectures.activations import activation_functions
-from isobasin.architectures.blocks import FeedForward
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.model import open_model
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward

@@ -14,8 +14,8 @@ import isobasin
 from contracts.checks import assert_feedforwards_preserved, assert_tensors_equal, feedforward_names
 from isobasin.alignment import Alignment
 from isobasin.architectures import activations
-from isobasin.architectures.blocks import FeedForwardSite
 from isobasin.architectures.families import deepseek_v2
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.errors import VerificationError
 from isobasin.matching import feedforward as matching
 from isobasin.symmetries import feedforward, permutation

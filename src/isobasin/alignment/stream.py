@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from isobasin.architectures.blocks import FeedForward
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.residual import Along, Norm, Reader, Residual, Role, role_maps
 from isobasin.architectures.schema import Specification
 from isobasin.errors import TensorError

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.streams import Stream
 
 

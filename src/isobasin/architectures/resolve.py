@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward, Site
+from isobasin.architectures.blocks import AttentionSite, Site
 from isobasin.architectures.configuration import Config, build, check_supported, counted, described
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import Family, families, family
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.schema import Specification

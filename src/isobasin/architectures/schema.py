@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.residual import Residual
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from isobasin.architectures.activations import feedforward_group
-from isobasin.architectures.blocks import AttentionSite, ExpertsSite, FeedForward, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.feedforwards import ExpertsSite, FeedForward, FeedForwardSite
 from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes
 from isobasin.architectures.projection import Projection
 from isobasin.errors import ArchitectureError

@@ -8,8 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import build
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import family
 from isobasin.certification.hidden import hidden_directions
 from isobasin.certification.jacobians import Measured, measured_alone, measured_whole

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Container
 from math import prod
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.projection import Projection
 from isobasin.architectures.streams import Stream
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from isobasin.architectures.blocks import AttentionSite, ExpertsSite
+from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.certification.loaded import Block
 from isobasin.certification.nullity import Spectrum, folded, seen, spectrum
 from isobasin.errors import ArchitectureError

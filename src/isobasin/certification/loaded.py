@@ -10,7 +10,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.checkpoints import stand_in
 from isobasin.errors import ArchitectureError
 from isobasin.model import Model

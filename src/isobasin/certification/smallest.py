@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, build, key
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import Sizes
 from isobasin.architectures.registry import families, family
 from isobasin.testing.tiny import TinyModel

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.symmetries import attention, feedforward, gains, latent
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights

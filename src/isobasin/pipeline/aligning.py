@@ -20,7 +20,7 @@ from isobasin.alignment import (
     LayerStatistics,
     condition_of,
 )
-from isobasin.architectures.blocks import FeedForward
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.resolve import check_comparable
 from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output

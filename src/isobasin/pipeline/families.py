@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from isobasin.architectures.blocks import FeedForward
 from isobasin.architectures.configuration import build
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import Family, families
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.residual import ResidualGroup

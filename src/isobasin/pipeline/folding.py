@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment.stream import offset
-from isobasin.architectures.blocks import ExpertsSite
+from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.architectures.residual import Residual, Role, role_maps
 from isobasin.errors import ArchitectureError, IsobasinError
 from isobasin.matching.residual import StreamPairs, fit

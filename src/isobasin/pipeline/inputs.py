@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from isobasin.architectures.blocks import ExpertsSite, Site
+from isobasin.architectures.blocks import Site
+from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.architectures.residual import Residual
 from isobasin.errors import IsobasinError
 from isobasin.matching.inputs import Moments, folded

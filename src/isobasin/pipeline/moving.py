@@ -25,7 +25,7 @@ from isobasin.alignment import (
     condition_of,
 )
 from isobasin.alignment.stream import gains_of
-from isobasin.architectures.blocks import ExpertsSite, FeedForward
+from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
 from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.matching import circuits

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.activations import activation_functions
-from isobasin.architectures.blocks import ExpertsSite, labels
+from isobasin.architectures.blocks import labels
 from isobasin.architectures.configuration import build
+from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.architectures.layouts import correction, router, separate_experts
 from isobasin.architectures.registry import family
 from isobasin.architectures.sites import experts_sites

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from isobasin.architectures.activations import feedforward_group
-from isobasin.architectures.blocks import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, transposed_linears
 from isobasin.architectures.projection import Layout, Projection
 from isobasin.architectures.registry import families

@@ -4,9 +4,10 @@ Cross-attention reads its keys and values elsewhere than its queries. The group 
 sum of values ask where they come from.
 """
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites, stacked
 from isobasin.errors import ArchitectureError

@@ -1,9 +1,10 @@
 """CLIP: a text and a vision tower, each with a configuration of its own; separate projections, all with a bias."""
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import bart
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears
 from isobasin.architectures.sites import feedforward_sites, stacked
 

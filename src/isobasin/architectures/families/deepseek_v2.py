@@ -10,10 +10,11 @@ read `norm_topk_prob`, which would change no symmetry. `mlp_bias` is about all f
 
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import (
     Plane,
     Projections,

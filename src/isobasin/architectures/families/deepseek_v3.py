@@ -5,10 +5,11 @@ group's score is the sum of its best two. The correction's values decide by thei
 be added to all of them is left out of the group. The layer that predicts a further token is never loaded, and stays.
 """
 
-from isobasin.architectures.blocks import AttentionSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import deepseek_v2, llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import correction, half_planes, interleaved_planes
 
 

@@ -6,10 +6,10 @@ along with the rest.
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import FeedForwardSite
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_gate, linears
 from isobasin.architectures.sites import feedforward_sites
 from isobasin.architectures.streams import Head, Stream

@@ -7,9 +7,10 @@ a switch for its bias. transformers has no head for it, so that its residual str
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import Projections, half_planes, linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.errors import ArchitectureError

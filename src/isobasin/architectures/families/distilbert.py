@@ -1,9 +1,10 @@
 """DistilBERT: separate projections, all with a bias."""
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.streams import Head, Stream

@@ -7,10 +7,10 @@ mask.
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import FeedForwardSite
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import gemma, llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.streams import Stream
 
 

@@ -6,10 +6,11 @@ by itself. All that are listed here are read as the same model.
 
 from collections.abc import Callable, Sequence
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import clip, gemma2, gemma3_text, llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.sites import AnySite, stacked
 from isobasin.errors import ArchitectureError
 

@@ -4,10 +4,11 @@ With `multi_query` all query heads share one key/value head, whose rows follow t
 keys and values lie together. `scale_attn_weights` changes a constant factor of the scores, not the group.
 """
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_heads, fused_rows, linears
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 

@@ -3,10 +3,11 @@
 Scores are not scaled, and local layers see a window of positions only; neither changes the group.
 """
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 

@@ -4,9 +4,10 @@ Rotary positions turn the first features of a head, in half order. `attention_bi
 attention; `use_parallel_residual` is outside the blocks.
 """
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_heads, half_planes, linears
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.streams import Head, Stream

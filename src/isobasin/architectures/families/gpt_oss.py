@@ -5,10 +5,11 @@ clamps both branches, so that no scale passes; `hidden_act` isn't used. Sliding 
 """
 
 from isobasin.architectures.activations import clamped_swiglu
-from isobasin.architectures.blocks import AttentionSite, ExpertsSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.architectures.layouts import interleaved_experts, router
 from isobasin.architectures.sites import experts_sites
 

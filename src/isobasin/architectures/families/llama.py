@@ -6,9 +6,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import Plane, Sizes, gains, half_planes, linears, separate, sinks
 from isobasin.architectures.projection import Gains
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites

@@ -6,10 +6,10 @@ for training only.
 
 from functools import partial
 
-from isobasin.architectures.blocks import ExpertsSite
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.architectures.layouts import router, separate_experts
 from isobasin.architectures.sites import experts_sites
 

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, refuse, rotated
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import half_planes, linears
 from isobasin.architectures.sites import feedforward_sites
 from isobasin.architectures.streams import Stream

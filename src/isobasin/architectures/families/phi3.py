@@ -3,10 +3,11 @@
 All features of a head rotate or the first of them, in half order. Sliding windows only change the mask.
 """
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, rotated
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_gate, fused_rows, half_planes
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 

@@ -7,10 +7,11 @@ gate of its own.
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import AttentionSite, ExpertsSite, FeedForward
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
 from isobasin.architectures.layouts import linears, router, separate_experts
 from isobasin.architectures.sites import experts_sites, feedforward_sites, mixed
 from isobasin.architectures.streams import Stream

@@ -6,9 +6,10 @@ cancels constants all the same.
 
 from collections.abc import Callable
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, both_sides, sizes
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, position_table, separate
 from isobasin.architectures.sites import AnySite, attention_group, attention_sites, feedforward_sites, stacked
 from isobasin.errors import ArchitectureError

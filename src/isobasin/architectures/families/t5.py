@@ -4,9 +4,10 @@ Each of the two has one table of relative position biases, kept in its first lay
 layers. Cross-attention has none, and scores are not divided by anything.
 """
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, refuse, sizes
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import bucket_constants, linears, position_table, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites, stacked
 

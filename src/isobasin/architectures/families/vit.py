@@ -1,8 +1,9 @@
 """ViT: separate projections; `qkv_bias` is about queries, keys and values, the output always has a bias."""
 
-from isobasin.architectures.blocks import AttentionSite, FeedForwardSite
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
+from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, position_table, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.streams import Head, Stream
