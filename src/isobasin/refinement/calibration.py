@@ -15,7 +15,7 @@ from isobasin.architectures.residual import Residual
 from isobasin.errors import ArchitectureError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Model
-from isobasin.refinement.line import End, ModuleLine
+from isobasin.refinement.line import End, ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory
 from isobasin.symmetries.residual import Basis
 from isobasin.tasks.examples import Examples
@@ -78,6 +78,7 @@ class DataCalibration:
 
     def scores(self, a: Model, b: Model, alignments: Sequence[Alignment]) -> list[float]:
         """The loss half-way between a and the moved b, for each alignment."""
+        batches = list(batches_of(self._examples, _EXAMPLES, _BATCH))
         line: ModuleLine | None = None
         found: list[float] = []
         for alignment in alignments:
@@ -85,7 +86,7 @@ class DataCalibration:
                 line = ModuleLine.between(a, b, alignment, self._examples.kind, device=self._device)
             else:
                 line = replace(line, ends=(line.ends[0], End.of(b, alignment, moved=True, device=self._device)))
-            found += line.means(line.loss, self._examples, _EXAMPLES, _BATCH, (0.5,))
+            found += line.means(line.loss, batches, (0.5,))
         return found
 
     @torch.no_grad()
@@ -101,9 +102,7 @@ class DataCalibration:
 
     def _batches(self, module: nn.Module, limit: int) -> Iterator[dict[str, Tensor]]:
         """What the module is called with, for the first examples."""
-        count = min(len(self._examples), limit)
-        for start in range(0, count, _BATCH):
-            batch = self._examples.fetch(range(start, min(start + _BATCH, count)))
+        for batch, _ in batches_of(self._examples, limit, _BATCH):
             yield model_inputs(module, batch, torch.device(self._device))
 
 

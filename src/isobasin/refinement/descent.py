@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isobasin.errors import TensorError
-from isobasin.refinement.line import Batch, Line, Sample
+from isobasin.refinement.line import Batch, Line, Sample, batches_of
 from isobasin.refinement.recipe import Refining, Targets
 
 # Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
@@ -25,7 +25,7 @@ _BETAS = (0.9, 0.95)
 _LOWEST_RATE = 0.05
 # Points at which held-out examples are looked at, and how many of those at most.
 _LOOKS = (0.25, 0.5, 0.75)
-_LOOKED_AT = 64
+_LOOKED_AT = 128
 # What the move says where coordinates became so large that its maps are not finite, or singular.
 _DIVERGED = (TensorError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -90,17 +90,20 @@ class Descent(Generic[Batch]):
     def __init__(self, line: Line[Batch], examples: Sample[Batch], how: Refining) -> None:
         self.line, self.how = line, how
         self.coordinates = line.coordinates()
-        self.train, self.held = split(examples, how)
+        self.generator = torch.Generator().manual_seed(how.seed)
         targets = how.targets or (Targets.ends if line.predicts else Targets.labels)
-        self.by_labels = targets is Targets.labels
-        self.measure = line.loss if self.by_labels else line.divergence
+        self.measure = line.loss if targets is Targets.labels else line.divergence
+        self.noise = 0.0 if targets is Targets.labels else how.noise
+        self.train, held = split(examples, how)
+        # The ends may have been trained on held-out examples too; with noise, the same at every look, they weren't.
+        looked_at = batches_of(held, _LOOKED_AT, how.batch_size)
+        self.looked_at = [(self._noisy(batch), size) for batch, size in looked_at]
         # At the ends nothing diverges from what they predict themselves.
-        first, last = self._held_out((0.0, 1.0)) if self.by_labels else (0.0, 0.0)
+        first, last = line.means(self.measure, self.looked_at, (0.0, 1.0)) if targets is Targets.labels else (0.0, 0.0)
         self.ends = first, last
         self.points = Points(self.ends)
         self.adam = torch.optim.Adam(self.coordinates, lr=how.rate, betas=_BETAS)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda step: _rate(step, how))
-        self.generator = torch.Generator().manual_seed(how.seed)
         self.state = State()
 
     def saved(self) -> Saved:
@@ -139,9 +142,7 @@ class Descent(Generic[Batch]):
         """One step at one point of the line; False where the loss is no number any more."""
         rows = torch.randint(len(self.train), (self.how.batch_size,), generator=self.generator)
         index = self.points.draw(self.generator)
-        batch = self.train.fetch(rows)
-        if not self.by_labels and self.how.noise:
-            batch = self.line.noisy(batch, self.how.noise, self.generator)
+        batch = self._noisy(self.train.fetch(rows))
         try:
             loss = self.measure(float(self.points.t[index]), batch)
         except _DIVERGED:
@@ -167,16 +168,15 @@ class Descent(Generic[Batch]):
     def _height(self) -> float:
         """How high the line is on held-out examples; infinite where the coordinates ran off."""
         try:
-            losses = self._held_out(_LOOKS)
+            losses = self.line.means(self.measure, self.looked_at, _LOOKS)
         except _DIVERGED:
             return math.inf
         a, b = self.ends
         height = max(loss - (1 - t) * a - t * b for t, loss in zip(_LOOKS, losses, strict=True))
         return height if math.isfinite(math.fsum(losses)) else math.inf
 
-    def _held_out(self, at: Sequence[float]) -> tuple[float, ...]:
-        """What is learned, measured on held-out examples at some points of the line."""
-        return self.line.means(self.measure, self.held, _LOOKED_AT, self.how.batch_size, at)
+    def _noisy(self, batch: Batch) -> Batch:
+        return self.line.noisy(batch, self.noise, self.generator) if self.noise else batch
 
     @torch.no_grad()
     def _set(self, values: Sequence[Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Generic, Protocol, TypeVar
@@ -129,13 +129,19 @@ class Line(ABC, Generic[Batch]):
 
     @torch.no_grad()
     def means(
-        self, measure: Measure[Batch], examples: Sample[Batch], limit: int, batch_size: int, at: Sequence[float]
+        self, measure: Measure[Batch], batches: Sequence[tuple[Batch, int]], at: Sequence[float]
     ) -> tuple[float, ...]:
-        """The mean of `loss` or `divergence` over the first examples, at some points."""
-        count = min(len(examples), limit)
-        chosen = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-        batches = [(examples.fetch(rows), len(rows)) for rows in chosen]
-        return tuple(math.fsum(float(measure(t, b)) * n for b, n in batches) / count for t in at)
+        """The mean of `loss` or `divergence` over batches, at some points."""
+        count = sum(size for _, size in batches)
+        return tuple(math.fsum(float(measure(t, batch)) * size for batch, size in batches) / count for t in at)
+
+
+def batches_of(examples: Sample[Batch], limit: int, size: int) -> Iterator[tuple[Batch, int]]:
+    """The first examples in batches, each with how many they are."""
+    count = min(len(examples), limit)
+    for start in range(0, count, size):
+        rows = range(start, min(start + size, count))
+        yield examples.fetch(rows), len(rows)
 
 
 @dataclass

@@ -36,7 +36,7 @@ class Refining:
         mixed_precision: Forward passes in bfloat16 where the device has it.
         targets: What it learns from; None: the ends' predictions, or labels where only a loss is known.
         noise: Standard deviation of what is added to inputs that are real numbers, images for example, in units of
-            theirs; only where it learns from the ends' predictions. Held-out examples stay as they are.
+            theirs; only where it learns from the ends' predictions. Held-out examples get it once.
     """
 
     steps: int = 1500

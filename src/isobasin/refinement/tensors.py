@@ -16,7 +16,7 @@ from isobasin.model import Blocks, TensorBlocks
 from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.descent import descend
-from isobasin.refinement.line import Line, ends_of
+from isobasin.refinement.line import Line, batches_of, ends_of
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import Refinement, learned
 from isobasin.tasks.examples import Indices, as_index
@@ -105,7 +105,8 @@ class TensorCalibration:
         """The loss half-way between a and the moved b, for each alignment."""
         ends = (ends_of(a, b, found, moves=(False, False), device=self._device) for found in alignments)
         lines = (TensorLine(both, self._device, self._loss) for both in ends)
-        return [line.means(line.loss, self._rows, _EXAMPLES, _EXAMPLES, (0.5,))[0] for line in lines]
+        batches = list(batches_of(self._rows, _EXAMPLES, _EXAMPLES))
+        return [line.means(line.loss, batches, (0.5,))[0] for line in lines]
 
 
 def refine_tensors(

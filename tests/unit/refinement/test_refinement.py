@@ -16,7 +16,7 @@ from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.descent import Points, descend, split
-from isobasin.refinement.line import ModuleLine
+from isobasin.refinement.line import ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory
 from isobasin.refinement.recipe import Refining, Targets
 from isobasin.refinement.refine import REFERENCE, refine
@@ -149,12 +149,12 @@ def test_only_what_learns_from_the_ends_takes_noise_and_is_judged_by_them(target
         how = replace(SHORT, steps=3, targets=targets, noise=noise)
         found = descend(line, sentences(), how, progress=lambda *_: None)
         fresh = ModuleLine.between(one, other, isobasin.align(a, b), TaskKind.causal_lm, moves=(False, True))
-    assert asked == ([noise] * 3 if targets is Targets.ends and noise else [])
-    held = split(sentences(), how)[1]
+    held = list(batches_of(split(sentences(), how)[1], 64, how.batch_size))
+    assert asked == ([noise] * (len(held) + 3) if targets is Targets.ends and noise else [])
     if targets is Targets.ends:
-        heights = fresh.means(fresh.divergence, held, 64, 32, (0.25, 0.5, 0.75))
+        heights = fresh.means(fresh.divergence, held, (0.25, 0.5, 0.75))
     else:
-        first, *inner, last = fresh.means(fresh.loss, held, 64, 32, (0.0, 0.25, 0.5, 0.75, 1.0))
+        first, *inner, last = fresh.means(fresh.loss, held, (0.0, 0.25, 0.5, 0.75, 1.0))
         heights = [x - (1 - t) * first - t * last for t, x in zip((0.25, 0.5, 0.75), inner, strict=True)]
     assert found.before == pytest.approx(max(heights), rel=1e-5)
 
@@ -271,11 +271,11 @@ def test_calibration_recovers_the_map_from_hidden_states(tmp_path):
         assert torch.allclose(planted @ found, torch.eye(len(found), dtype=torch.float64), atol=1e-3)
         there = isobasin.align(a, b, scope="model", calibration=calibration)
         line = ModuleLine.between(one, other, there, TaskKind.causal_lm)
-        ends = line.means(line.loss, sentences(), 64, 32, (0.0, 0.5, 1.0))
+        ends = line.means(line.loss, list(batches_of(sentences(), 64, 32)), (0.0, 0.5, 1.0))
         assert ends == pytest.approx([ends[0]] * 3, abs=1e-4)
         elsewhere = isobasin.align(a, b, scope="attention")
         off = ModuleLine.between(one, other, elsewhere, TaskKind.causal_lm)
-        apart = off.means(off.loss, sentences(), 64, 32, (0.5,))
+        apart = off.means(off.loss, list(batches_of(sentences(), 64, 32)), (0.5,))
         assert abs(apart[0] - ends[1]) > 1e-2
         scores = calibration.scores(one, other, [there, elsewhere, there])
         assert scores == pytest.approx([ends[1], apart[0], ends[1]], abs=1e-4)
