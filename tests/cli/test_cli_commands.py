@@ -286,7 +286,7 @@ def test_merge_of_three_takes_a_weight_for_each(cli: Cli, models: dict[str, Path
 def test_merge_in_words(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
     out = tmp_path / "out"
     shown = cli("merge", models["a"], models["b"], "--space", "circuit", "-o", out).stdout
-    assert shown.startswith("Distance of attention weights: ")
+    assert shown.startswith("Distance of what was matched: ")
     rows = [line.split() for line in shown.splitlines()]
     assert ["layer", "Q-K", "V-O"] in rows
     assert all(any(row[:1] == [layer] and row[-1].endswith("%") for row in rows) for layer in "01")

@@ -94,6 +94,21 @@ def test_three_copies_scrambled_apart_merge_to_the_model(family: str, space: str
     assert found.distances[0] < 1e-11
 
 
+@pytest.mark.parametrize(("family", "space"), [("gpt_neox", "weights"), ("llama", "circuit")])
+def test_whole_models_are_merged_in_the_first_ones_basis(family: str, space: str, tmp_path: Path):
+    """Copies in other bases of the stream merge to the model; with all weight on one, to what that one computes."""
+    a, b, c = (tiny(family).save(tmp_path / name, seed) for seed, name in enumerate("abc"))
+    copies = [tmp_path / f"copy-{seed}" for seed in (1, 2)]
+    for seed, copy in enumerate(copies):
+        isobasin.scramble(a, copy, seed=seed, scope="model")
+    found = isobasin.merge([a, *copies], tmp_path / "out", space=space, scope="model")
+    assert apart(a, tmp_path / "out") < 1e-12
+    assert found.distances[0] < 1e-11
+    isobasin.merge([a, b, c], tmp_path / "end", t=[0, 0, 1], space=space, scope="model")
+    assert isobasin.verify(c, tmp_path / "end").max_rel < 1e-5
+    assert isobasin.verify(b, tmp_path / "end").max_rel > 0.1
+
+
 @each_space
 def test_with_all_weight_on_one_of_three_the_result_computes_what_that_one_does(space: str, tmp_path: Path):
     models = [tiny("gpt2").save(tmp_path / name, seed) for seed, name in enumerate("abc")]

@@ -110,9 +110,9 @@ def _report(found: Merged) -> Iterator[RenderableType]:
         start, end = found.distances[0], min(found.distances)
         yield f"Distance to the common centre: {number(start)} → {number(end)}, {len(found.distances)} rounds."
     else:
-        gap = found.alignments[0].distance()
+        gap = found.alignments[0].total_distance()
         before, after = gap["before"], gap["after"]
-        yield f"Distance of attention weights: {number(before)} → {number(after)} ({change(before, after)})."
+        yield f"Distance of what was matched: {number(before)} → {number(after)} ({change(before, after)})."
     if found.truncation:
         yield "Share of the mean circuits that heads of this width can't hold:"
         yield _truncation(found)
