@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from isobasin import __version__
 from isobasin.cli import (
@@ -105,4 +106,5 @@ def run() -> None:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     catch_signals()
-    app(prog_name="isobasin")
+    # Not `app()`: that would put typer's hook for uncaught exceptions in the place of ours.
+    get_command(app)(prog_name="isobasin")
