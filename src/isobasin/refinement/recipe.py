@@ -50,4 +50,4 @@ class Refining:
     patience: int = 10
     mixed_precision: bool = False
     targets: Targets | None = None
-    noise: float = 0.4
+    noise: float = 0.2
