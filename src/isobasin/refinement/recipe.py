@@ -47,7 +47,7 @@ class Refining:
     seed: int = 0
     held_out: float = 0.1
     every: int = 50
-    patience: int = 10
+    patience: int = 20
     mixed_precision: bool = False
     targets: Targets | None = None
     noise: float = 0.2
