@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from isobasin.cli.signals import stop_if_asked
+from isobasin.signals import stop_if_asked
 
 DEBUG = "ISOBASIN_DEBUG"
 

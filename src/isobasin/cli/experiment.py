@@ -11,8 +11,8 @@ import typer
 
 from isobasin.cli.console import complain, console, quiet, show, show_json, show_path
 from isobasin.cli.options import Device, DeviceOption, JsonOption
-from isobasin.cli.signals import Terminated
 from isobasin.cli.tables import table
+from isobasin.signals import Terminated
 
 if TYPE_CHECKING:
     from isobasin.execution.tasks import Engine

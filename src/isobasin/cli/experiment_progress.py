@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-from isobasin.cli.signals import stop_if_asked
+from isobasin.signals import stop_if_asked
 
 if TYPE_CHECKING:
     from isobasin.execution.tasks import Failure

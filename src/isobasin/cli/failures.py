@@ -15,8 +15,8 @@ from collections.abc import Generator
 import typer
 
 from isobasin.cli.console import DEBUG, complain, debugging
-from isobasin.cli.signals import Terminated, received, stop_if_asked
 from isobasin.errors import IsobasinError
+from isobasin.signals import Terminated, received, stop_if_asked
 
 USER_ERROR, BUG, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
 

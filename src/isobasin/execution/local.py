@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -10,12 +12,12 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import Connection, wait
-from types import FrameType
 from typing import Any
 
 from isobasin.execution.tasks import Failure, Function, Listener, Schedule, Success, Task, attempt
+from isobasin.signals import catch_signals, stop_if_asked
 
 # Progress of a task in another process is shown, not recorded: a few reports a second are enough.
 _REPORT_EVERY = 0.2
@@ -84,7 +86,9 @@ class Processes:
                 worker.dismiss()
         finally:
             for worker in workers:
-                worker.stop()
+                worker.ask_to_end()
+            for worker in workers:
+                worker.end()
 
 
 class _Worker:
@@ -113,9 +117,12 @@ class _Worker:
             self.connection.send(None)
         self.process.join(_GRACE)
 
-    def stop(self) -> None:
-        """End it, if it hasn't ended."""
+    def ask_to_end(self) -> None:
+        """Let it clean up, without waiting for that."""
         self.process.terminate()
+
+    def end(self) -> None:
+        """Wait until it has ended, but not for ever."""
         self.process.join(_GRACE)
         self.process.kill()
         self.process.join()
@@ -143,7 +150,7 @@ def _listen(worker: _Worker, schedule: Schedule, listener: Listener, again: dequ
     try:
         message: Any = worker.connection.recv()
     except (EOFError, OSError):
-        worker.stop()
+        worker.end()
         if worker.attempt < _ATTEMPTS:
             again.append((task, worker.attempt + 1))
         else:
@@ -169,17 +176,24 @@ def _serve(connection: Connection[Any, Any], threads: int) -> None:
     # Ctrl-C reaches every process of the terminal; the one that runs the engine ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # As an exception, so that temporary folders are removed on the way out.
-    signal.signal(signal.SIGTERM, _exit)
+    catch_signals()
+    # What a library makes for processes of its own (tqdm a lock) must not outlive this one, even if it is killed:
+    # spawn's semaphores do, the platform's default ones don't.
+    set_start_method(None, force=True)
+    # Nothing is left to collect when all memory is given back; looking for it takes seconds.
+    atexit.register(gc.freeze)
     set_threads(threads)
     last = 0.0
 
     def progress(what: str, done: int, total: int) -> None:
         nonlocal last
+        stop_if_asked()
         if time.monotonic() - last >= _REPORT_EVERY:
             last = time.monotonic()
             connection.send((what, done, total))
 
     while True:
+        stop_if_asked()
         try:
             work = connection.recv()
             if work is None:
@@ -188,10 +202,6 @@ def _serve(connection: Connection[Any, Any], threads: int) -> None:
             connection.send(attempt(function, payload, progress))
         except (EOFError, BrokenPipeError):
             return
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def set_threads(count: int) -> None:

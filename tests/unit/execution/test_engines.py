@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from chores import Heard, chore, double
+from chores import Heard, chore, double, stubborn
 
 from isobasin.execution.local import Here, Processes
 from isobasin.execution.tasks import Engine, Schedule, Success, Task
@@ -137,3 +140,43 @@ def test_an_interrupt_stops_everything(name: str, tmp_path: Path):
         ENGINES[name].run(tasks, chore, Interrupted())
     assert set(multiprocessing.active_children()) == before
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_process_that_drops_the_signal_still_cleans_up(tmp_path: Path):
+    class Interrupted(Heard):
+        def done(self, task: Task, value: Any) -> None:
+            wait_for(tmp_path / "mark-begun")
+            raise KeyboardInterrupt
+
+    tasks = [Task("waits", tmp_path / "mark"), Task("ends", None)]
+    with pytest.raises(KeyboardInterrupt):
+        Processes(2, threads=1).run(tasks, stubborn_or_done, Interrupted())
+    assert (tmp_path / "mark").exists()
+
+
+def stubborn_or_done(payload: Path | None, progress: Any) -> None:
+    if payload is not None:
+        stubborn(payload, progress)
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} was not written"
+        time.sleep(0.01)
+
+
+def test_a_killed_process_leaves_no_lock_behind():
+    """Python's tracker of resources would say so on stderr, after all that we say."""
+    program = (
+        "from chores import Heard, lock_and_die\n"
+        "from isobasin.execution.local import Processes\n"
+        "from isobasin.execution.tasks import Task\n"
+        "heard = Heard()\n"
+        "Processes(1, threads=1).run([Task('dies', None)], lock_and_die, heard)\n"
+        "print(heard.failures['dies'].message)\n"
+    )
+    folder = Path(__file__).parent
+    ended = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert "SIGKILL" in ended.stdout
+    assert ended.stderr == ""
