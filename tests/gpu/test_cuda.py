@@ -6,8 +6,14 @@ import pytest
 import torch
 
 import isobasin
+from isobasin.pipeline.settings import Running
+from isobasin.refinement.recipe import Refining
+from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.tasks.examples import TensorExamples
+from isobasin.tasks.kind import TaskKind
+from isobasin.tasks.options import DataFacts
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import variant
+from isobasin.testing.tiny import tiny, variant
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,3 +48,29 @@ def test_cuda_recovers_a_scramble(name, tmp_path):
     moved = isobasin.apply(found, tmp_path / "scrambled", tmp_path / "out", device="cuda")
     assert moved.verified.equal
     assert isobasin.verify(original, tmp_path / "out", device="cuda").equal
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_cuda_refines_and_goes_on_after_an_interrupt(mixed, tmp_path):
+    model = tiny("llama", "refined-on-cuda", config={"tie_word_embeddings": False})
+    reference = model.save(tmp_path / "reference", dtype=torch.float32)
+    isobasin.scramble(reference, tmp_path / "other", seed=1, condition=1.5, scope="model")
+    tokens = 3 + (torch.arange(64)[:, None] + torch.arange(12)) % 47
+    facts = DataFacts("made up", None, "causal-lm", 64, "none")
+    examples = TensorExamples(TaskKind.causal_lm, facts, {"input_ids": tokens, "labels": tokens})
+    how = Refining(steps=30, batch_size=8, every=10, warmup=3, mixed_precision=mixed)
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == "refining" and done == 15:
+            raise KeyboardInterrupt
+
+    def refined(progress):
+        running = Running(device="cuda", progress=progress)
+        return refine(reference, tmp_path / "other", examples, tmp_path / "out", how=how, running=running)
+
+    with pytest.raises(KeyboardInterrupt):
+        refined(interrupt)
+    found = refined(lambda *_: None)
+    assert found.refined.steps == 30
+    assert all(verified.equal for verified in found.verified)
+    assert isobasin.verify(reference, tmp_path / "out" / REFERENCE).equal

@@ -107,9 +107,7 @@ def refine(
             a, b, start, examples.kind, moves=moves, device=running.device, mixed_precision=how.mixed_precision
         )
         unfinished = _Unfinished(out, how, examples, start)
-        found = descend(
-            line, examples, how, progress=running.progress, save=unfinished.save, resume=unfinished.load(running.device)
-        )
+        found = descend(line, examples, how, progress=running.progress, save=unfinished.save, resume=unfinished.load())
         total, other = learned(line, start, {"data": examples.facts.source, "seed": str(how.seed)})
         verified = _write(total, other, b, a, out, running)
         unfinished.remove()
@@ -153,12 +151,12 @@ class _Unfinished:
         """Write the state, all of it or nothing."""
         write_file_atomically(self.path, lambda file: torch.save({"key": self._key, "state": state}, file), True)
 
-    def load(self, device: str) -> dict[str, Any] | None:
-        """The state of the same descent, if there is one."""
+    def load(self) -> dict[str, Any] | None:
+        """The state of the same descent, if there is one, on the CPU, where a generator's state has to be."""
         if not self.path.is_file():
             return None
         try:
-            found = torch.load(self.path, map_location=device, weights_only=True)
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise AlignmentError(f"{self.path}: damaged: delete it to begin anew") from error
         return found["state"] if found["key"] == self._key else None

@@ -176,6 +176,24 @@ def test_refine_lowers_the_line_and_keeps_both_functions(targets, tmp_path):
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_mixed_precision_is_in_the_forward_passes_only(tmp_path):
+    """The line's loss is that of bfloat16; what is learned moves the model as exactly as ever."""
+    a, b = pair(LANGUAGE[1], tmp_path)
+    how = replace(SHORT, mixed_precision=True)
+    with open_model(a) as one, open_model(b) as other:
+        start = isobasin.align(a, b, scope="attention")
+        mixed, whole = (
+            ModuleLine.between(one, other, start, TaskKind.causal_lm, mixed_precision=mixed) for mixed in (True, False)
+        )
+        batch = sentences().fetch(range(8))
+        losses = [line.loss(0.5, batch).item() for line in (mixed, whole)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    found = refine(a, b, sentences(), tmp_path / "out", how=how, running=QUIET, start=start)
+    assert found.refined.after < 0.9 * found.refined.before
+    assert [verified.max_rel < 1e-5 for verified in found.verified] == [True, True]
+
+
 def test_the_divergence_is_that_from_both_ends(tmp_path):
     """By hand, from three models' predictions; nothing diverges at an end, and labels only say which tokens count."""
     model = tiny("vit")
