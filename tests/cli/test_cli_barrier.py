@@ -89,7 +89,7 @@ def test_two_processes_measure_what_one_does(models: dict[str, Path], text: list
 
 def test_an_interrupted_run_is_gone_on_with(models: dict[str, Path], text: list[str], tmp_path: Path):
     out = tmp_path / "out"
-    arguments = command("barrier", models["a"], models["b"], *text, "--points", 200, "--method", "none", "-o", out)
+    arguments = command("barrier", models["a"], models["b"], *text, "--points", 60, "--method", "none", "-o", out)
     program = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and lines_so_far(out) < 7:
@@ -100,12 +100,12 @@ def test_an_interrupted_run_is_gone_on_with(models: dict[str, Path], text: list[
     assert stdout == ""
     assert stderr.splitlines()[-1] == "error: interrupted"
     before = (out / "records.jsonl").read_bytes()
-    assert 5 < before.count(b"\n") < 200
+    assert 5 < before.count(b"\n") < 60
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert (out / "records.jsonl").read_bytes().startswith(before)
     points = [line["t"] for line in records(out) if line["kind"] == "point"]
-    assert len(points) == len(set(points)) == 200
+    assert len(points) == len(set(points)) == 60
 
 
 def test_a_second_process_is_refused(models: dict[str, Path], text: list[str], tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,13 +11,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from test_cli_errors import check_failed
 from typer.testing import Result
 
+from isobasin.cli.experiment_progress import watching
 from isobasin.errors import OutputError
 from isobasin.execution.local import Here
 from isobasin.experiments.configuration import read
@@ -166,6 +170,24 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(workers: str, config: Pat
     ]
     assert "Traceback" not in errors
     assert [path.name for path in out.glob("cells/*/record.json")] == []
+
+
+def test_what_is_left_is_divided_among_those_that_run_at_once():
+    """Where one has just ended, the next of its place isn't running yet."""
+    cells: list[Any] = [SimpleNamespace(kind="pair", key=name, label=name) for name in "abcd"]
+    screen = Console(file=io.StringIO(), width=80)
+    with watching(cells, screen) as watcher:
+        for one, two in (cells[:2], cells[2:]):
+            watcher.started(one)
+            watcher.started(two)
+            watcher.done(one, 600.0)
+            watcher.done(two, 600.0)
+    assert screen.file.getvalue().splitlines() == [
+        "[1/4, about 15 min left] done in 600.0 s: a",
+        "[2/4, about 10 min left] done in 600.0 s: b",
+        "[3/4, about 10 min left] done in 600.0 s: c",
+        "[4/4] done in 600.0 s: d",
+    ]
 
 
 def test_a_folder_that_another_process_writes_into_is_refused(cli: Cli, config: Path, tmp_path: Path):

@@ -49,13 +49,15 @@ class _Watcher:
     def __init__(self, cells: Sequence[Cell], screen: Console, bars: Progress) -> None:
         self._screen, self._bars = screen, bars
         self._forecast = Forecast(cells)
-        self._total, self._ended = len(cells), 0
+        self._total, self._ended, self._at_once = len(cells), 0, 1
         self._running: dict[str, TaskID] = {}
         self._whole = bars.add_task("cells", total=len(cells) or None, note="")
 
     def started(self, cell: Cell) -> None:
         stop_if_asked()
         self._running[cell.key] = self._bars.add_task(f"  {cell.label}", total=None, note="")
+        # Just after one has ended the next one isn't running yet: the most there were tell how many there can be.
+        self._at_once = max(self._at_once, len(self._running))
         self._tell()
 
     def progress(self, cell: Cell, what: str, done: int, total: int) -> None:
@@ -86,7 +88,7 @@ class _Watcher:
         self._bars.update(self._whole, completed=self._ended, note=note)
 
     def _left(self) -> str:
-        seconds = self._forecast.seconds(len(self._running))
+        seconds = self._forecast.seconds(min(self._at_once, self._total - self._ended))
         return "" if seconds is None or self._ended == self._total else f", about {_duration(seconds)} left"
 
     def _line(self, text: str) -> None:
