@@ -56,7 +56,7 @@ def test_a_scrambled_copy_merges_to_the_model_at_every_t(family: str, space: str
     a = tiny(family).save(tmp_path / "a")
     isobasin.scramble(a, tmp_path / "b", scope="block")
     assert apart(a, tmp_path / "b") > 0.1
-    for t in (0.3, 1.5):
+    for t in (0, 0.3, 1, 1.5):
         out = tmp_path / f"{t}"
         found = isobasin.merge([a, tmp_path / "b"], out, t=t, space=space, scope="block")
         assert apart(a, out) < 1e-12
@@ -96,17 +96,17 @@ def test_three_copies_scrambled_apart_merge_to_the_model(family: str, space: str
 
 @pytest.mark.parametrize(("family", "space"), [("gpt_neox", "weights"), ("llama", "circuit")])
 def test_whole_models_are_merged_in_the_first_ones_basis(family: str, space: str, tmp_path: Path):
-    """Copies in other bases of the stream merge to the model; at the other end is what the other model computes."""
-    a, b = (tiny(family).save(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    """Copies in other bases of the stream merge to the model; with all weight on one, to what that one computes."""
+    a, b, c = (tiny(family).save(tmp_path / name, seed) for seed, name in enumerate("abc"))
     copies = [tmp_path / f"copy-{seed}" for seed in (1, 2)]
     for seed, copy in enumerate(copies):
         isobasin.scramble(a, copy, seed=seed, scope="model")
     found = isobasin.merge([a, *copies], tmp_path / "out", space=space, scope="model")
     assert apart(a, tmp_path / "out") < 1e-12
     assert found.distances[0] < 1e-11
-    isobasin.merge([a, b], tmp_path / "end", t=1, space=space, scope="model")
-    assert isobasin.verify(b, tmp_path / "end").max_rel < 1e-5
-    assert isobasin.verify(a, tmp_path / "end").max_rel > 0.1
+    isobasin.merge([a, b, c], tmp_path / "end", t=[0, 0, 1], space=space, scope="model")
+    assert isobasin.verify(c, tmp_path / "end").max_rel < 1e-5
+    assert isobasin.verify(b, tmp_path / "end").max_rel > 0.1
 
 
 @each_space
