@@ -70,7 +70,9 @@ def test_cuda_refines_and_goes_on_after_an_interrupt(mixed, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         refined(interrupt)
-    found = refined(lambda *_: None)
+    steps: list[int] = []
+    found = refined(lambda what, done, total: steps.append(done) if what == "refining" else None)
+    assert steps[0] == 11
     assert found.refined.steps == 30
     assert all(verified.equal for verified in found.verified)
     assert isobasin.verify(reference, tmp_path / "out" / REFERENCE).equal

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -32,7 +30,7 @@ from isobasin.cli import (
     verify,
 )
 from isobasin.cli.failures import reported
-from isobasin.signals import catch_signals
+from isobasin.signals import catch_signals, leave_quickly
 
 
 class _Program(TyperGroup):
@@ -108,7 +106,6 @@ def run() -> None:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     catch_signals()
-    # Nothing is left to collect when all memory is given back; looking for it takes seconds.
-    atexit.register(gc.freeze)
+    leave_quickly()
     # Not `app()`: that would put typer's hook for uncaught exceptions in the place of ours.
     get_command(app)(prog_name="isobasin")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import signal
 import sys
@@ -17,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from isobasin.execution.tasks import Failure, Function, Listener, Schedule, Success, Task, attempt
-from isobasin.signals import catch_signals, stop_if_asked
+from isobasin.signals import catch_signals, leave_quickly, stop_if_asked
 
 # Progress of a task in another process is shown, not recorded: a few reports a second are enough.
 _REPORT_EVERY = 0.2
@@ -180,8 +178,7 @@ def _serve(connection: Connection[Any, Any], threads: int) -> None:
     # What a library makes for processes of its own (tqdm a lock) must not outlive this one, even if it is killed:
     # spawn's semaphores do, the platform's default ones don't.
     set_start_method(None, force=True)
-    # Nothing is left to collect when all memory is given back; looking for it takes seconds.
-    atexit.register(gc.freeze)
+    leave_quickly()
     set_threads(threads)
     last = 0.0
 

@@ -74,6 +74,8 @@ def chore(payload: dict[str, Any], progress: Progress) -> Any:
         die_once(Path(payload["die"]))
     if "always" in payload:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "stubborn" in payload:
+        stubborn(Path(payload["stubborn"]), progress)
     if "sleep" in payload:
         time.sleep(payload["sleep"])
     if "mark" in payload:
@@ -100,11 +102,16 @@ def wait_for_the_loss(signs: Path) -> None:
     import ray
 
     (signs / f"on-{ray.get_runtime_context().get_node_id()}").touch()
+    wait_for(signs / "lost")
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a file is there."""
     end = time.monotonic() + 120
-    while not (signs / "lost").exists():
+    while not path.exists():
         if time.monotonic() > end:
-            raise TimeoutError("no machine was lost")
-        time.sleep(0.05)
+            raise TimeoutError(f"{path} was not written")
+        time.sleep(0.02)
 
 
 def stubborn(mark: Path, progress: Progress) -> None:

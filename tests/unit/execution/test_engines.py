@@ -6,13 +6,12 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from chores import Heard, chore, double, stubborn
+from chores import Heard, chore, double, wait_for
 
 from isobasin.execution.local import Here, Processes
 from isobasin.execution.tasks import Engine, Schedule, Success, Task
@@ -148,22 +147,10 @@ def test_a_process_that_drops_the_signal_still_cleans_up(tmp_path: Path):
             wait_for(tmp_path / "mark-begun")
             raise KeyboardInterrupt
 
-    tasks = [Task("waits", tmp_path / "mark"), Task("ends", None)]
+    tasks = [Task("waits", {"stubborn": str(tmp_path / "mark")}), Task("ends", {"value": 1})]
     with pytest.raises(KeyboardInterrupt):
-        Processes(2, threads=1).run(tasks, stubborn_or_done, Interrupted())
+        Processes(2, threads=1).run(tasks, chore, Interrupted())
     assert (tmp_path / "mark").exists()
-
-
-def stubborn_or_done(payload: Path | None, progress: Any) -> None:
-    if payload is not None:
-        stubborn(payload, progress)
-
-
-def wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} was not written"
-        time.sleep(0.01)
 
 
 def test_a_killed_process_leaves_no_lock_behind():
