@@ -30,6 +30,7 @@ from isobasin.alignment.file import FILE_NAME, Contents, read, write
 from isobasin.alignment.stream import Turned
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.feedforwards import FeedForward
+from isobasin.architectures.registry import kind
 from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, Source, TensorBlocks
@@ -152,7 +153,7 @@ class Alignment:
         Raises:
             AlignmentError: Naming the first difference.
         """
-        if model_type != self.model_type:
+        if kind(model_type) != kind(self.model_type):
             raise AlignmentError(f"the alignment is for {self.model_type}, but {name} is {model_type}")
         both = self.feedforward and feedforward
         for entries, found in ((self.layers, groups), (self.feedforward, feedforward) if both else ((), ())):

@@ -53,6 +53,16 @@ def check_supported(folder_config: Mapping[str, Any], accepted: Iterable[str] = 
         raise ArchitectureError(f"config.json has {name} {positions!r}: only 'absolute' is supported")
 
 
+def known(model_type: str) -> bool:
+    """Whether transformers has a configuration of this model type, or we have."""
+    if model_type not in CONFIG_MAPPING:
+        # Ours; not at the top, because model classes take seconds to import.
+        from isobasin.models import ensure_registered
+
+        ensure_registered()
+    return model_type in CONFIG_MAPPING
+
+
 def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
     """The transformers configuration with its defaults filled in.
 
@@ -63,11 +73,8 @@ def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
     Raises:
         ArchitectureError: If transformers refuses it.
     """
-    if model_type not in CONFIG_MAPPING:
-        # Ours; not at the top, because model classes take seconds to import.
-        from isobasin.models import ensure_registered
-
-        ensure_registered()
+    if not known(model_type):
+        raise ArchitectureError(f"model type {model_type!r} is unknown to transformers")
     configuration_class: Any = CONFIG_MAPPING[model_type]
     try:
         # A copy, because transformers fills defaults into the nested dictionaries that it is given.

@@ -33,6 +33,8 @@ class Family:
         accepts: Entries of `config.json` that are refused in other families, and that the blocks here account for.
         namings: Where parts of a model are named in several ways, and each part by itself: for every part the beginning
             of its names that `blocks` gives, then what checkpoints may have instead. Prefixes aren't tried then.
+        computes: The model type whose function this one's is wherever configurations mean the same and tensors are
+            equal, if it is another's code; None if it is its own.
     """
 
     model_type: str
@@ -45,3 +47,4 @@ class Family:
     unread: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()
     namings: tuple[tuple[str, ...], ...] = ()
+    computes: str | None = None

@@ -10,7 +10,7 @@ from isobasin.architectures.families import FAMILIES
 from isobasin.architectures.family import Family
 from isobasin.errors import ArchitectureError
 
-__all__ = ["Family", "families", "family", "register"]
+__all__ = ["Family", "families", "family", "kind", "register"]
 
 
 def register(entries: Iterable[Family]) -> Mapping[str, Family]:
@@ -46,3 +46,9 @@ def family(model_type: str) -> Family:
     near = get_close_matches(model_type, _REGISTRY, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"supported are {', '.join(sorted(_REGISTRY))};"
     raise ArchitectureError(f"unknown model type {model_type!r}: {hint} To add one, see CONTRIBUTING.md, Add a family")
+
+
+def kind(model_type: str) -> str:
+    """The model type whose function a model of this type has; the type itself where nothing is known of it."""
+    entry = _REGISTRY.get(model_type)
+    return model_type if entry is None or entry.computes is None else entry.computes

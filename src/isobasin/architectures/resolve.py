@@ -9,7 +9,7 @@ from typing import Any
 from isobasin.architectures.blocks import AttentionSite, Site
 from isobasin.architectures.configuration import Config, build, check_supported, counted, described
 from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.registry import Family, families, family
+from isobasin.architectures.registry import Family, families, family, kind
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.streams import find
@@ -117,7 +117,7 @@ def check_comparable(reference: Specification, model: Specification, *, feedforw
     Raises:
         ArchitectureError: With the first difference, in words.
     """
-    if reference.model_type != model.model_type:
+    if kind(reference.model_type) != kind(model.model_type):
         raise ArchitectureError(
             f"reference is a {reference.model_type} model, model is a {model.model_type} model; give two of one type"
         )

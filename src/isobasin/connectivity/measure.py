@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from isobasin.alignment import Alignment, LayerAlignment
+from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import Checkpoint, check_output
 from isobasin.checkpoints.output import sole_writer
@@ -25,7 +26,6 @@ from isobasin.matching.attention import Method
 from isobasin.matching.heads import HeadCost, head_costs
 from isobasin.model import Blocks, Model, Source, open_checkpoint, read_blocks, understand
 from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.comparing import differing_entries
 from isobasin.pipeline.interpolating import check_same_tensors
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
@@ -149,12 +149,8 @@ def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> Non
     """Refuse models between which there is no line, before any work."""
     for name, other in zip(names[1:], checkpoints[1:], strict=True):
         check_same_tensors(checkpoints[0], other)
-        for entry in differing_entries(checkpoints[0], other):
-            first, second = (checkpoint.config.get(entry) for checkpoint in (checkpoints[0], other))
-            raise ArchitectureError(
-                f"{names[0]} and {name}: {entry} is {first} in one and {second} in the other; "
-                "a line needs two of one architecture"
-            )
+        for difference in differences(checkpoints[0].config, other.config):
+            raise ArchitectureError(f"{names[0]} and {name}: {difference}; a line needs two of one architecture")
 
 
 def _understood(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: Measuring) -> list[Model]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from isobasin.alignment import LayerAlignment
 from isobasin.alignment.stream import Turned
+from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
-from isobasin.checkpoints import Checkpoint, check_finite
+from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
@@ -35,19 +36,6 @@ _SCALE_ROUNDING = 16
 _TURNED = {**TOLERANCES, torch.float64: 1e-8}
 # A whole match that leaves more of the distance than this found no common function.
 _FAR = 1e-2
-# Entries of config.json that say nothing about the function.
-_BOOKKEEPING = {
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "id2label",
-    "label2id",
-    "model_type",
-    "problem_type",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
 
 
 def verify(
@@ -122,7 +110,7 @@ class Equivalence:
         layers: Every attention block.
         other_tensors: Names of tensors outside attention that differ, or that only one model has; those of
             feed-forward blocks only where no move of the block's units explains it.
-        configuration: Entries of config.json that differ and that may matter.
+        configuration: Entries of config.json in which the two mean something else.
         feedforward: Layers whose feed-forward blocks differ by a move of their units.
         stream: The group whose map carries b's residual stream to a's; None where it is the same without.
     """
@@ -193,7 +181,7 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
     return Equivalence(
         evidence,
         tuple(name for name in unequal if name not in explained),
-        tuple(differing_entries(a.checkpoint, b.checkpoint)),
+        tuple(difference.entry for difference in differences(a.checkpoint.config, b.checkpoint.config)),
         tuple(moved),
         None if turned is None else str(turned.stream.group),
     )
@@ -331,11 +319,3 @@ def _other_tensors(a: Model, b: Model, turned: Turned | None = None) -> Iterator
             check_finite({name: x}, a.name)
             check_finite({name: y}, b.name)
             yield name
-
-
-def differing_entries(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
-    """Entries of config.json that differ, bookkeeping and dropout left out."""
-    for key in sorted(a.config.keys() | b.config.keys()):
-        ignored = key in _BOOKKEEPING or "dropout" in key or key.endswith(("_token_id", "_pdrop", "drop"))
-        if not ignored and a.config.get(key) != b.config.get(key):
-            yield key

@@ -12,4 +12,5 @@ FAMILY = Family(
     llama.BUFFERS,
     partial(llama.decoder_feedforwards, bias=False),
     llama.stream,
+    computes="llama",
 )
