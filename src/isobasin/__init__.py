@@ -7,9 +7,9 @@ package costs nothing.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import than all of this
     from isobasin.alignment import Alignment as Alignment
     from isobasin.architectures.blocks import AttentionSite as AttentionSite
     from isobasin.architectures.feedforwards import ExpertsSite as ExpertsSite

@@ -11,8 +11,11 @@ import atexit
 import gc
 import signal
 import sys
-from types import FrameType, TracebackType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would take as long as all else here
+    from types import FrameType, TracebackType
+    from typing import Any
 
 
 class Terminated(SystemExit):
@@ -53,6 +56,16 @@ def received() -> int | None:
     """The signal that asked this process to end, if one did."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     return next((handler.received for handler in handlers if isinstance(handler, _Handler)), None)
+
+
+def ending(number: int) -> tuple[str, int]:
+    """What to say of the signal that ends this process, and the exit code, which is ours from here on.
+
+    Where Ctrl-C strikes inside text that a library runs by `exec`, CPython takes it for unhandled, whoever catches it
+    later, and ends the process by the signal. Running other text takes that back.
+    """
+    exec("")
+    return "interrupted" if number == signal.SIGINT else "terminated", 128 + number
 
 
 def stop_if_asked() -> None:

@@ -13,7 +13,7 @@ import pytest
 from tiny_program import gpt2, llama
 from typer.testing import CliRunner, Result
 
-from isobasin.cli.main import app
+from isobasin.cli.program import app
 
 
 @pytest.fixture(scope="session")

@@ -298,6 +298,14 @@ def test_values_out_of_range(cli: Cli, models: dict[str, Path], tmp_path: Path):
     ("failure", "code", "naming"),
     [
         (KeyboardInterrupt(), 130, ("interrupted",)),
+        (MemoryError(), 2, ("out of memory; use a smaller model",)),
+        (RuntimeError("DefaultCPUAllocator: you tried to allocate 8000 bytes. Error"), 2, ("memory: 8000 bytes more",)),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.5 GiB. GPU"),
+            2,
+            ("memory: 2.5 GiB more",),
+        ),
+        (RecursionError("maximum recursion depth"), 2, ("nested too deeply",)),
         (RuntimeError("first\nsecond"), 70, ("RuntimeError", "first second", "ISOBASIN_DEBUG=1")),
         (OSError(errno.EIO, "Input/output error", "/some/[file]"), 2, ("/some/[file]: Input/output error",)),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
 from isobasin.cli import options, tables
 from isobasin.cli.alignment_report import alignment_report
-from isobasin.cli.console import show, show_json
+from isobasin.cli.console import complain, console, show, show_json, show_path, working
 from isobasin.cli.equivalence_report import equivalence_report
-from isobasin.cli.main import app
+from isobasin.cli.program import app
 
 VERBS = (
     "align",
@@ -160,14 +162,65 @@ def test_small_pieces(shown: str, text: str):
     assert shown == text
 
 
+HOSTILE = "a\x1b[2Jb\u202ec\n[red]d[/red]\x9b"
+HARMLESS = r"a\x1b[2Jb\u202ec\n[red]d[/red]\x9b"
+
+
+def test_nothing_that_a_terminal_obeys_comes_out_of_names(capsys: pytest.CaptureFixture[str]):
+    rows = tables.table(HOSTILE, "number", left=(HOSTILE,), title=HOSTILE)
+    rows.add_row(HOSTILE, "1")
+    rows.add_row(Text(HOSTILE, "green"), "22")
+    show(HOSTILE, rows, Text.assemble("before ", (HOSTILE, "bold"), " after"))
+    show_path("Written to", HOSTILE)
+    show_json({HOSTILE: HOSTILE})
+    complain(HOSTILE.replace("\n", " "))
+    said = capsys.readouterr()
+    assert all(line.isprintable() for text in said for line in text.splitlines())
+    width = len(HARMLESS)
+    assert said.out.splitlines() == [
+        HARMLESS,
+        HARMLESS,
+        f"{HARMLESS}  number",
+        "─" * (width + 8),
+        f"{HARMLESS}       1",
+        f"{HARMLESS}      22",
+        "",
+        f"before {HARMLESS} after",
+        f"Written to {HARMLESS}",
+        r'{"a\u001b[2Jb\u202ec\n[red]d[/red]\u009b": "a\u001b[2Jb\u202ec\n[red]d[/red]\u009b"}',
+    ]
+    assert said.err == f"error: {HARMLESS.replace(chr(92) + 'n', ' ')}\n"
+
+
+def test_styles_stay_where_they_were_beside_what_is_written_out():
+    text = Text("a\x1bb")
+    text.stylize("red", 2, 3)
+    screen = _screen()
+    screen.print(text)
+    assert screen.file.getvalue() == "a\\x1b\x1b[31mb\x1b[0m\n"
+
+
+def _screen() -> Any:
+    """Our console on what it takes for a terminal."""
+    file = io.StringIO()
+    return type(console())(file=file, force_terminal=True, color_system="standard", width=80, markup=False)
+
+
+def test_bars_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    screen = _screen()
+    monkeypatch.setattr("isobasin.cli.console.console", lambda stderr: screen)
+    with working("reading") as progress:
+        progress("[red]a\x1b]0;title\x07", 1, 2)
+    assert "[red]a" in screen.file.getvalue()
+    assert "\x1b]0" not in screen.file.getvalue()
+
+
 def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]):
     show_json({"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}, "e": "é"})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}, "e": "é"}
 
 
 def test_progress_is_silent_without_a_terminal(cli: Callable[..., Result]):
-    from isobasin.cli.console import working
-
     with working("reading") as progress:
         progress("writing", 0, 2)
         progress("writing", 2, 2)

@@ -20,7 +20,7 @@ from typer.testing import Result
 def test_help_imports_nothing_heavy():
     script = (
         "import sys, isobasin\n"
-        "from isobasin.cli.main import app\n"
+        "from isobasin.cli.program import app\n"
         "for arguments in ([], ['--help'], ['align', '--help'], ['--version']):\n"
         "    app(arguments, prog_name='isobasin', standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'numpy', 'scipy', 'safetensors'}\n"
@@ -116,6 +116,15 @@ def test_a_closed_pipe_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_streams_that_are_closed_or_full():
+    """Whoever closes stdout wants no results, but the work; what can't be printed is an error of one line."""
+    for closed, code in (("<&- >&-", 0), (">&- 2>&-", 0), ("> /dev/full", 2)):
+        arguments = ["sh", "-c", f'exec "$@" {closed}', "sh", *command("--version")]
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=60)
+        said = "error: No space left on device\n" if code else ""
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", said), closed
 
 
 def test_the_installed_program_is_the_module():

@@ -8,16 +8,19 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, redirect_stdout, suppress
+from itertools import accumulate
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
-from rich.text import Text
+from rich.text import Span, Text
 
 from isobasin.signals import stop_if_asked
+from isobasin.text import printable
 
 DEBUG = "ISOBASIN_DEBUG"
 
@@ -31,11 +34,37 @@ _QUIET = {
 }
 
 
+class _Console(Console):
+    """Prints names and paths as they are, never as markup, and what isn't seen of them written out."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(printable(text), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        return super().render(_seen(renderable) if isinstance(renderable, Text) else renderable, options)
+
+    def on_broken_pipe(self) -> None:
+        # Rich would end the program with exit code 1.
+        raise BrokenPipeError
+
+
+def _seen(text: Text) -> Text:
+    """The same text and styles, what isn't seen written out."""
+    plain = text.plain
+    if plain.isprintable():
+        return text
+    found = text.copy()
+    found.plain = printable(plain)
+    moved = list(accumulate((len(printable(c)) for c in plain), initial=0))
+    found.spans = [Span(moved[start], moved[end], style) for start, end, style in text.spans]
+    return found
+
+
 def console(*, stderr: bool = False) -> Console:
-    """A console on what is stdout or stderr now. Names and paths are printed as they are, never as markup."""
+    """A console on what is stdout or stderr now."""
     stream = sys.stderr if stderr else sys.stdout
     fits_screen = stream.isatty() or "COLUMNS" in os.environ
-    return Console(file=stream, width=None if fits_screen else _PIPE_WIDTH, markup=False, highlight=False, emoji=False)
+    return _Console(file=stream, width=None if fits_screen else _PIPE_WIDTH, markup=False, highlight=False, emoji=False)
 
 
 def show(*items: RenderableType) -> None:
@@ -52,7 +81,7 @@ def show(*items: RenderableType) -> None:
 
 def show_path(label: str, path: object) -> None:
     """Print a path on a line of its own, never folded, so that it can be copied whole."""
-    print(f"{label} {path}")
+    print(f"{label} {printable(str(path))}")
 
 
 def show_json(content: dict[str, Any]) -> None:
@@ -63,7 +92,15 @@ def show_json(content: dict[str, Any]) -> None:
 def complain(message: str) -> None:
     """Print one line on stderr, whatever line breaks the message has."""
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    console(stderr=True).print(Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
+    # With stderr closed there is nobody to tell; the exit code still says it.
+    with suppress(OSError):
+        console(stderr=True).print(Text.assemble(("error:", "bold red"), " ", printable(line)), soft_wrap=True)
+
+
+def complain_in_full(trace: str) -> None:
+    """Print a traceback on stderr."""
+    with suppress(OSError):
+        print(*map(printable, trace.splitlines()), sep="\n", file=sys.stderr)
 
 
 def debugging() -> bool:
@@ -109,9 +146,9 @@ def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
     screen = console(stderr=True)
     bars = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[count]}"),
+        TextColumn("{task.fields[count]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=screen,

@@ -106,9 +106,9 @@ def watching(cells: Sequence[Cell], screen: Console) -> Generator[_Watcher]:
     """
     bars = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=screen,
         transient=True,
         disable=not screen.is_terminal,

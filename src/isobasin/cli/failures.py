@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -14,11 +15,12 @@ from collections.abc import Generator
 
 import typer
 
-from isobasin.cli.console import DEBUG, complain, debugging
+from isobasin.cli.console import DEBUG, complain, complain_in_full, debugging
 from isobasin.errors import IsobasinError
-from isobasin.signals import Terminated, received, stop_if_asked
+from isobasin.signals import Terminated, ending, received, stop_if_asked
 
-USER_ERROR, BUG, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
+USER_ERROR, BUG, CLOSED_PIPE = 2, 70, 141
+_NO_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory")
 
 
 @contextlib.contextmanager
@@ -29,49 +31,55 @@ def reported() -> Generator[None]:
             yield
             stop_if_asked()
         finally:
-            # Here a closed pipe can be handled; at exit Python would complain of it.
+            # Here a closed pipe or a full disk can be handled; at exit Python would complain of it.
             sys.stdout.flush()
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt, Terminated) as error:
         message, code = _explained(error)
         if debugging():
-            traceback.print_exc()
+            complain_in_full(traceback.format_exc())
         if message:
             complain(message)
-        _forget_interrupt()
         raise typer.Exit(code) from error
-
-
-def _forget_interrupt() -> None:
-    """Let the exit code be ours.
-
-    Where Ctrl-C strikes inside text that a library runs by `exec`, CPython takes it for unhandled, whoever catches it
-    later, and ends the process by the signal. Running other text takes that back.
-    """
-    exec("")
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
     """What to say of a failure, if anything, and the exit code."""
-    number = received()
-    if number not in (None, signal.SIGINT):
-        return "terminated", 128 + number
-    if number is not None or isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return "interrupted", INTERRUPTED
+    number = received() or (signal.SIGINT if isinstance(error, (KeyboardInterrupt, typer.Abort)) else None)
+    if number is not None:
+        return ending(number)
     if isinstance(error, BrokenPipeError):
         _drop_stdout()
         return "", CLOSED_PIPE
     if isinstance(error, IsobasinError):
         return str(error), USER_ERROR
     if isinstance(error, OSError):
+        if error.filename is None:
+            _drop_stdout()
         return _described(error), USER_ERROR
+    if _out_of_memory(error):
+        return _memory(error), USER_ERROR
+    if isinstance(error, RecursionError):
+        return f"a file is nested too deeply ({error})", USER_ERROR
     # Typer's exceptions have moved between click and its own copy of it: what they can do tells them apart.
     usage = getattr(error, "format_message", None)
     if usage is not None:
         return _usage(error, usage()), USER_ERROR
     hint = f"this is a bug in isobasin; run with {DEBUG}=1 to see where"
     return f"unexpected {type(error).__name__}: {error} ({hint})", BUG
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether Python, numpy or torch had no room; torch says so by words alone."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def _memory(error: BaseException) -> str:
+    """How much more memory was asked for, if that is known."""
+    asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
+    amount = "" if asked is None else f": {asked[1]} more would be needed"
+    return f"out of memory{amount}; use a smaller model, or fewer and shorter examples at once"
 
 
 def _described(error: OSError) -> str:

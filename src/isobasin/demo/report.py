@@ -39,7 +39,7 @@ class Reporter:
         """A bar while something of `total` steps is done; a line where there is no terminal for bars."""
         if not self._progress.is_terminal:
             self._progress.print(f"{what} …", markup=False, highlight=False)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         bar = Progress(SpinnerColumn(), *columns, console=self._progress, disable=not self._progress.is_terminal)
         with bar:
             task = bar.add_task(what, total=total)

@@ -131,7 +131,8 @@ def _finish(folder: Path, undone: Undone, seconds: float, reporter: Reporter) ->
     reporter.say()
     for line in report.undone_lines(undone):
         reporter.say(line)
-    reporter.say(f"\nDone in {seconds:.0f} s. Try next, on the models of this demo:")
+    reporter.say()
+    reporter.say(f"Done in {seconds:.0f} s. Try next, on the models of this demo:")
     for line in report.next_commands(folder):
         reporter.say(f"  {line}")
     reporter.say("and on your own checkpoints, folders or hub ids:")

@@ -1,0 +1,40 @@
+"""Text that came from outside, made harmless where people see it: names of files, tensors, models, labels and data."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+# Controls, formats (such as marks that turn the direction of writing), halves of characters, ends of lines.
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# What spreadsheets take for the beginning of a formula, in either width.
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+_MARKUP = re.compile(r"([\\`*_\[\]|~])")
+
+
+def printable(text: str) -> str:
+    r"""The text with every character that isn't seen, or that does something, written out: `\x1b`, `\n`, `\u202e`.
+
+    A terminal obeys such characters, and a name that has them could pass for something that was never printed.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_written_out(c) if unicodedata.category(c) in _UNSEEN else c for c in text)
+
+
+def _written_out(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def csv_cell(value: object) -> object:
+    """A value for a CSV file; text that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    So the Open Worldwide Application Security Project says. Numbers stay numbers.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def markdown(text: str) -> str:
+    """Text that a page in Markdown shows as it is: neither HTML nor Markdown in it means anything."""
+    return _MARKUP.sub(r"\\\1", html.escape(printable(text), quote=False))
