@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.blocks import AttentionSite, Site
+from isobasin.architectures.configuration import Config, build
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
@@ -129,16 +130,23 @@ class Model(Blocks):
         """The stored type of every tensor."""
         return {name: info.dtype for name, info in self.checkpoint.tensors.items()}
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every stored tensor, from the header."""
+        return {name: info.shape for name, info in self.checkpoint.tensors.items()}
+
+    def configuration(self) -> Config:
+        """The built configuration: what the model is to be loaded with, never the folder's file by itself."""
+        return build(self.specification.model_type, self.checkpoint.config, self.shapes)
+
     def feedforwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward blocks, checked against the checkpoint's header."""
-        shapes = {name: info.shape for name, info in self.checkpoint.tensors.items()}
-        return check_feedforwards(self.specification, self.checkpoint.config, shapes, source=self.name)
+        return check_feedforwards(self.specification, self.checkpoint.config, self.shapes, source=self.name)
 
     def residual(self, *, keep_gains: bool = False) -> Residual:
         """The residual stream, with every tensor in the checkpoint's header accounted for."""
-        shapes = {name: info.shape for name, info in self.checkpoint.tensors.items()}
         found, config = self.specification, self.checkpoint.config
-        return check_residual(found, config, shapes, source=self.name, keep_gains=keep_gains)
+        return check_residual(found, config, self.shapes, source=self.name, keep_gains=keep_gains)
 
     def size(self, name: str) -> int:
         """Number of values of a tensor, from the header."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
+from isobasin.architectures.entries import Shapes, check_sizes, facts, refusing, shown
 from isobasin.architectures.layouts import Sizes
 from isobasin.errors import ArchitectureError
 
@@ -22,11 +23,15 @@ _REFUSED = {
     "add_cross_attention": "cross-attention is not supported",
     "is_encoder_decoder": "encoder-decoder models are not supported",
     "pruned_heads": "pruned heads are not supported, save the model without them",
+    "per_layer_config": "layers with configurations of their own are not supported",
 }
 
 # Each of these turns plane p by position times a frequency of its own, whatever it does to the frequencies,
 # so the group is the same. Any other type is refused, because it may turn features in another order.
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+# Patches along the side of a window whose table of position biases is listed.
+_WINDOW = 512
 
 
 def check_supported(folder_config: Mapping[str, Any], accepted: Iterable[str] = (), within: str = "") -> None:
@@ -50,7 +55,7 @@ def check_supported(folder_config: Mapping[str, Any], accepted: Iterable[str] = 
     if positions not in (None, "absolute"):
         # transformers 4 added learned distances to the scores; transformers 5 ignores the setting.
         name = f"{within}position_embedding_type"
-        raise ArchitectureError(f"config.json has {name} {positions!r}: only 'absolute' is supported")
+        raise ArchitectureError(f"config.json has {name} {shown(positions)}: only 'absolute' is supported")
 
 
 def known(model_type: str) -> bool:
@@ -63,31 +68,40 @@ def known(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING
 
 
-def build(model_type: str, folder_config: Mapping[str, Any]) -> Config:
-    """The transformers configuration with its defaults filled in.
+def build(model_type: str, folder_config: Mapping[str, Any], shapes: Shapes | None = None) -> Config:
+    """The transformers configuration of a folder, with its defaults filled in: what a model is to be loaded with.
+
+    It has the facts about the model only (`entries.facts`): no option of a loader, and nothing that names code.
 
     Args:
         model_type: The model type, one that transformers knows.
         folder_config: The contents of `config.json`.
+        shapes: Shape of every stored tensor, which bound the sizes; None for a configuration of our own.
 
     Raises:
-        ArchitectureError: If transformers refuses it.
+        ArchitectureError: transformers refuses it, or a size is out of all proportion to the tensors.
     """
     if not known(model_type):
-        raise ArchitectureError(f"model type {model_type!r} is unknown to transformers")
+        raise ArchitectureError(f"model type {shown(model_type)} is unknown to transformers")
     configuration_class: Any = CONFIG_MAPPING[model_type]
-    try:
+    with refusing(f"transformers refuses config.json of model type {model_type}"):
+        if shapes is not None:
+            check_sizes(configuration_class, folder_config, shapes)
         # A copy, because transformers fills defaults into the nested dictionaries that it is given.
-        return configuration_class.from_dict(deepcopy(dict(folder_config)))
-    except Exception as error:  # validation of all kinds, by transformers
-        message = " ".join(str(error).split())
-        raise ArchitectureError(f"transformers refuses config.json of model type {model_type}: {message}") from error
+        return configuration_class.from_dict(deepcopy(facts(configuration_class, folder_config)))
 
 
 def both_sides(config: Config, name: str) -> tuple[int, int]:
     """Rows and columns of an entry that may be one number for both."""
     value = getattr(config, name)
     return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+
+
+def distances(rows: int, columns: int) -> int:
+    """In how many ways two patches of a window can lie to each other."""
+    if not (0 < rows <= _WINDOW and 0 < columns <= _WINDOW):
+        raise ArchitectureError(f"windows of {rows} × {columns} patches are not supported: from 1 to {_WINDOW} a side")
+    return (2 * rows - 1) * (2 * columns - 1)
 
 
 def refuse(config: Config, name: str, reason: str) -> None:
@@ -189,7 +203,7 @@ def _rotary_share(rope: dict[str, Any]) -> float:
     kind = rope.get("rope_type")
     if kind not in _ROPE_TYPES:
         raise ArchitectureError(
-            f"rope_parameters of rope_type {kind!r} are not supported, only {', '.join(_ROPE_TYPES)}"
+            f"rope_parameters of rope_type {shown(kind)} are not supported, only {', '.join(_ROPE_TYPES)}"
         )
     factor = rope.get("partial_rotary_factor")
     return 1.0 if factor is None else float(factor)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
 
+from isobasin.architectures.entries import shown
 from isobasin.architectures.families import FAMILIES
 from isobasin.architectures.family import Family
 from isobasin.errors import ArchitectureError
@@ -45,7 +46,9 @@ def family(model_type: str) -> Family:
         return _REGISTRY[model_type]
     near = get_close_matches(model_type, _REGISTRY, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"supported are {', '.join(sorted(_REGISTRY))};"
-    raise ArchitectureError(f"unknown model type {model_type!r}: {hint} To add one, see CONTRIBUTING.md, Add a family")
+    raise ArchitectureError(
+        f"unknown model type {shown(model_type)}: {hint} To add one, see CONTRIBUTING.md, Add a family"
+    )
 
 
 def kind(model_type: str) -> str:

@@ -8,14 +8,13 @@ from typing import Any
 
 from isobasin.architectures.blocks import AttentionSite, Site
 from isobasin.architectures.configuration import Config, build, check_supported, counted, described
+from isobasin.architectures.entries import Shapes, refusing
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import Family, families, family, kind
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.streams import find
 from isobasin.errors import ArchitectureError, TensorError
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def specification(folder_config: Mapping[str, Any], shapes: Shapes, *, source: str) -> Specification:
@@ -31,7 +30,7 @@ def specification(folder_config: Mapping[str, Any], shapes: Shapes, *, source: s
         TensorError: If an attention tensor is missing, misshapen or unexplained.
     """
     try:
-        entry, config, bare = _configured(folder_config)
+        entry, config, bare = _configured(folder_config, shapes)
     except ArchitectureError as error:
         raise ArchitectureError(f"{source}: {error}") from error
     try:
@@ -62,7 +61,7 @@ def check_feedforwards(
     """
     if not found.feedforwards:
         raise ArchitectureError(f"{source}: no feed-forward blocks are known for model type {found.model_type!r}")
-    entry, config, _ = _configured(folder_config)
+    entry, config, _ = _configured(folder_config, shapes)
     try:
         units = " or ".join(dict.fromkeys(str(site.group.units) for site in found.feedforwards))
         _check_shapes(found.feedforwards, shapes, f"{described(config)}, {units} feed-forward units")
@@ -88,7 +87,7 @@ def check_residual(
         ArchitectureError: Nothing is known of it, or it is an output of the model.
         TensorError: A tensor has no known part in it.
     """
-    entry, config, bare = _configured(folder_config)
+    entry, config, bare = _configured(folder_config, shapes)
     if entry.stream is None:
         raise ArchitectureError(f"{source}: nothing is known of the residual stream of model type {found.model_type!r}")
     feedforwards = check_feedforwards(found, folder_config, shapes, source=source)
@@ -161,15 +160,16 @@ def _facts(site: AttentionSite | FeedForward) -> list[str]:
     return [place, experts, units, f"width {site.width}", biases, f"group {site.group}"]
 
 
-def _configured(folder_config: Mapping[str, Any]) -> tuple[Family, Config, Specification]:
+def _configured(folder_config: Mapping[str, Any], shapes: Shapes) -> tuple[Family, Config, Specification]:
     """The family, the complete configuration, and the specification with the base model's names."""
     model_type = folder_config.get("model_type")
     check_supported(folder_config, next((f.accepts for f in families() if f.model_type == model_type), ()))
     if not isinstance(model_type, str):
         raise ArchitectureError("config.json has no model_type, so its architecture is unknown; add it")
     entry = family(model_type)
-    config = build(model_type, folder_config)
-    return entry, config, Specification(model_type, tuple(entry.blocks(config)), tuple(entry.feedforwards(config)))
+    config = build(model_type, folder_config, shapes)
+    with refusing(f"config.json describes no {model_type} model that is known"):
+        return entry, config, Specification(model_type, tuple(entry.blocks(config)), tuple(entry.feedforwards(config)))
 
 
 def _naming(bare: Specification, entry: Family, shapes: Shapes) -> Callable[[str], str]:

@@ -8,7 +8,7 @@ of patches, which leave their constant as it is. What a block returns is scaled 
 from dataclasses import replace
 
 from isobasin.architectures.blocks import AttentionSite
-from isobasin.architectures.configuration import Config, both_sides
+from isobasin.architectures.configuration import Config, both_sides, distances
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
 from isobasin.architectures.streams import Stream
@@ -34,7 +34,7 @@ def _constants(config: Config) -> tuple[int, ...]:
     """The constants of a table: entries for all distances of two patches, and three for the class token."""
     images, patches = (both_sides(config, name) for name in ("image_size", "patch_size"))
     rows, columns = (image // patch for image, patch in zip(images, patches, strict=True))
-    return (0,) * ((2 * rows - 1) * (2 * columns - 1)) + (1, 0, 1)
+    return (0,) * distances(rows, columns) + (1, 0, 1)
 
 
 def stream(config: Config) -> Stream:

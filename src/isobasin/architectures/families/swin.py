@@ -7,7 +7,7 @@ cancels constants all the same.
 from collections.abc import Callable
 
 from isobasin.architectures.blocks import AttentionSite
-from isobasin.architectures.configuration import Config, both_sides, sizes
+from isobasin.architectures.configuration import Config, both_sides, distances, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, position_table, separate
@@ -44,7 +44,7 @@ def _attention(config: Config, layer: str, stage: int) -> list[AttentionSite]:
     inner, output = f"{layer}.attention.self", f"{layer}.attention.output.dense"
     query, key, value = (f"{inner}.{part}" for part in ("query", "key", "value"))
     projections = separate(shape, query, key, value, output, bias=config.qkv_bias, output_bias=True)
-    constants = (0,) * (2 * config.window_size - 1) ** 2
+    constants = (0,) * distances(config.window_size, config.window_size)
     table = position_table(f"{inner}.relative_position_bias_table", len(constants), shape.heads)
     group = attention_group(shape, projections, table=constants)
     return attention_sites(config.depths[stage], f"{layer}.attention", projections, group, table=table)
