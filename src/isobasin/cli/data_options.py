@@ -72,17 +72,14 @@ def parsed_columns(text: str | None) -> dict[str, str]:
 
 def examples_for(model: str, options: DataOptions, task: Task | None, tokenizer: str | None, allow_pickle: bool) -> Any:
     """The data as the first model sees them."""
-    from transformers import AutoConfig
-
     from isobasin.model import open_checkpoint
     from isobasin.tasks.data import prepare, read_dataset
-    from isobasin.tasks.kind import TaskKind, kind_of, register_own_models
-    from isobasin.tasks.processors import load_processor
+    from isobasin.tasks.kind import TaskKind, kind_of
+    from isobasin.tasks.processors import load_config, load_processor
 
     with open_checkpoint(model, allow_pickle=allow_pickle) as checkpoint:
         kind = kind_of(checkpoint.config) if task is None else TaskKind(task.value)
-        register_own_models()
-        config = AutoConfig.from_pretrained(checkpoint.folder)
+        config = load_config(checkpoint.folder)
         processor = load_processor(checkpoint.folder, kind, tokenizer)
         return prepare(read_dataset(options, kind), kind, processor, options, config=config)
 

@@ -15,8 +15,8 @@ from isobasin.experiments.settings import DataSettings
 from isobasin.experiments.smoke import GENERATED, generated
 from isobasin.tasks.columns import with_roles
 from isobasin.tasks.data import DataOptions, Examples, prepare, read_dataset
-from isobasin.tasks.kind import TaskKind, register_own_models
-from isobasin.tasks.processors import Processor, build_image_processor, build_tokenizer, load_processor
+from isobasin.tasks.kind import TaskKind
+from isobasin.tasks.processors import Processor, build_image_processor, build_tokenizer, load_config, load_processor
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -126,12 +126,7 @@ def _examples(data_json: str, part: Part, root: str, stored: _Stored, labels: tu
 
 def _config(folder: str, labels: tuple[str, ...] | None) -> Any:
     """The model's configuration with these classes."""
-    import transformers
-
-    if labels is None:
-        return None
-    register_own_models()
-    return transformers.AutoConfig.from_pretrained(folder, id2label=dict(enumerate(labels)))
+    return None if labels is None else load_config(folder, id2label=dict(enumerate(labels)))
 
 
 def _options(data: DataSettings, part: Part, root: str) -> DataOptions:

@@ -22,6 +22,7 @@ from isobasin.experiments.settings import (
     TrainingSettings,
 )
 from isobasin.tasks.kind import TaskKind, load_model
+from isobasin.tasks.processors import load_config
 
 if TYPE_CHECKING:
     from isobasin.pipeline.settings import Scope as Matched
@@ -87,10 +88,7 @@ class Job:
 
     def tests(self) -> Examples:
         """Test examples for the models that it needs."""
-        import transformers
-
-        config = transformers.AutoConfig.from_pretrained(self.models[0])
-        return self.examples("test", self.models[0], _labels(config, self.kind))
+        return self.examples("test", self.models[0], _labels(load_config(self.models[0]), self.kind))
 
 
 def _pretrain(job: Job) -> dict[str, Any]:

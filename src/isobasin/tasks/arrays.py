@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from isobasin.errors import DataError, DependencyError
+from isobasin.tasks.reading import reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Of free memory, how much one array may take.
+_SHARE = 0.6
+_PLAIN = "give plain arrays; pickled objects are refused"
 _PAIRS = (("x", "y"), ("images", "labels"), ("image", "label"), ("data", "target"))
 
 
@@ -28,11 +32,8 @@ def npz_splits(path: Path) -> Mapping[str, Callable[[], Dataset]]:
     Raises:
         DataError: It can't be read, or has no such arrays.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays.files)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: can't be read as npz ({error}): pickled objects are refused") from error
+    with reading(f"{path}: can't be read as npz", _PLAIN), np.load(path, allow_pickle=False) as arrays:
+        names = list(arrays.files)
     found: dict[str, Callable[[], Dataset]] = {}
     for images, labels in (*_PAIRS, ("jpeg", "y"), ("png", "y")):
         for name in names:
@@ -47,20 +48,38 @@ def npz_splits(path: Path) -> Mapping[str, Callable[[], Dataset]]:
 
 def _reader(path: Path, images: str, labels: str, split: str) -> Callable[[], Dataset]:
     def read() -> Dataset:
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                x, y = arrays[images], arrays[labels]
-                names = [str(name) for name in arrays["classes"]] if "classes" in arrays.files else None
-                cuts = arrays["_".join(filter(None, ("offsets", split)))] if x.ndim == 1 else None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: array {images!r} can't be read ({error})") from error
-        count = len(x) if cuts is None else len(cuts) - 1
+        with reading(f"{path}: array {images!r} can't be read", _PLAIN), np.load(path, allow_pickle=False) as arrays:
+            x, y = (_array(arrays, name) for name in (images, labels))
+            names = [str(name) for name in _array(arrays, "classes").ravel()] if "classes" in arrays.files else None
+            cuts = _array(arrays, "_".join(filter(None, ("offsets", split)))) if x.ndim == 1 else None
+        what = f"{path}: array {images!r}"
+        found: Any = x if cuts is None else _encoded(x, cuts, what)
+        count = len(found) if x.ndim else 0
         if y.ndim != 1 or len(y) != count:
             raise DataError(f"{path}: {count} images in {images!r}, but {labels!r} has shape {y.shape}")
-        encoded = None if cuts is None else [x[a:b].tobytes() for a, b in itertools.pairwise(cuts)]
-        return rows(x if encoded is None else encoded, y, names, split or "train", f"{path}: array {images!r}")
+        return rows(found, y, names, split or "train", what)
 
     return read
+
+
+def _array(arrays: Any, name: str) -> Any:
+    """One array, refused before it is unpacked where it wouldn't fit in memory: a small file may hold a large one."""
+    member = name if name in arrays.zip.NameToInfo else f"{name}.npy"
+    size = arrays.zip.getinfo(member).file_size
+    free = psutil.virtual_memory().available
+    if size > _SHARE * free:
+        raise MemoryError(f"it takes {size / 1e9:.1f} GB unpacked, {free / 1e9:.1f} GB are free")
+    return arrays[name]
+
+
+def _encoded(data: Any, cuts: Any, what: str) -> list[bytes]:
+    """Files that lie one after the other, by where each begins and the last one ends."""
+    if data.dtype != np.uint8:
+        raise DataError(f"{what} is {data.dtype} of shape {data.shape}: encoded images are uint8, (bytes,)")
+    whole = cuts.ndim == 1 and cuts.dtype.kind in "iu" and len(cuts)
+    if not whole or cuts[0] < 0 or cuts[-1] > len(data) or (np.diff(cuts.astype(np.int64)) < 0).any():
+        raise DataError(f"{what}: its offsets have to be whole numbers that rise from 0 to {len(data)}")
+    return [data[a:b].tobytes() for a, b in itertools.pairwise(cuts)]
 
 
 def rows(images: Any, labels: Any, names: list[str] | None, split: str, what: str) -> Dataset:
@@ -80,6 +99,11 @@ def rows(images: Any, labels: Any, names: list[str] | None, split: str, what: st
         kind = datasets.Array2D if images.ndim == 3 else datasets.Array3D
         feature, column = kind(images.shape[1:], "uint8"), images
     label: Any = datasets.Value("int64")
+    if labels.dtype.kind not in "iubUS":
+        # Numbers with a fraction would be cut silently.
+        whole = labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.floor(labels)).all()
+        if not whole:
+            raise DataError(f"{what}: its labels are {labels.dtype}: they have to be whole numbers or names")
     if names is not None and np.issubdtype(labels.dtype, np.integer):
         label = datasets.ClassLabel(names=names)
     elif labels.dtype.kind in "US":

@@ -43,6 +43,8 @@ def with_roles(dataset: Dataset, kind: TaskKind, columns: Mapping[str, str], sou
             raise DataError(f"--columns: {kind} has no role {role!r}: it has {', '.join(allowed)}")
         if column not in dataset.column_names:
             raise DataError(f"{source}: has no column {column!r}: it has {_shown(dataset)}")
+        if list(columns.values()).count(column) > 1:
+            raise DataError(f"--columns: column {column!r} has two roles: give each its own")
     chosen = dict(columns)
     notes: list[str] = []
     lower = {name.lower(): name for name in reversed(dataset.column_names)}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from isobasin.errors import DataError
 from isobasin.tasks.columns import with_roles
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts, DataOptions
+from isobasin.tasks.reading import reading
 from isobasin.tasks.sources import read_source
 
 if TYPE_CHECKING:
@@ -32,8 +34,11 @@ def read_dataset(options: DataOptions, kind: TaskKind | str) -> Dataset:
         DataError: They can't be found or read, or a role has no column.
         DependencyError: A package that reads them is missing.
     """
-    dataset, notes = read_source(options.source, options.name, options.split)
-    dataset, more = with_roles(dataset, TaskKind(kind), options.columns, options.source)
+    with reading(f"{options.source}: can't be read"):
+        dataset, notes = read_source(options.source, options.name, options.split)
+        if not len(dataset):
+            raise DataError(f"{options.source}: has no rows: choose another split with --split, or check the data")
+        dataset, more = with_roles(dataset, TaskKind(kind), options.columns, options.source)
     # Notes travel with the rows: `info` survives `select`, `filter` and `map`.
     dataset.info.description = "\n".join([*notes, *more])
     return dataset
@@ -59,12 +64,13 @@ def prepare(
         DataError: The rows don't fit the model or the processor.
     """
     kind = TaskKind(kind)
-    if kind == TaskKind.image_classification:
-        from isobasin.tasks.images import prepare_images
+    with reading(f"{options.source}: can't be prepared for the model"):
+        if kind == TaskKind.image_classification:
+            from isobasin.tasks.images import prepare_images
 
-        return prepare_images(dataset, processor, options, config)
-    from isobasin.tasks import texts
+            return prepare_images(dataset, processor, options, config)
+        from isobasin.tasks import texts
 
-    if kind == TaskKind.text_classification:
-        return texts.prepare_classification(dataset, processor, options, config)
-    return texts.prepare_blocks(dataset, kind, processor, options, config)
+        if kind == TaskKind.text_classification:
+            return texts.prepare_classification(dataset, processor, options, config)
+        return texts.prepare_blocks(dataset, kind, processor, options, config)

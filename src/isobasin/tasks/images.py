@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from isobasin.tasks.examples import Examples, Indices, as_index, chosen, digest,
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.labels import read_labels
 from isobasin.tasks.options import DataFacts, DataOptions
+from isobasin.tasks.reading import reading, regular_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from isobasin.tasks.processors import Processor
 
 _ROWS = 256
+# Of the decoded images that are held at once, unless one alone has more.
+_PIXELS = 2**25
+_MEND = "correct preprocessor_config.json beside the model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +91,9 @@ class LazyImages(Examples):
     def fetch(self, indices: Indices) -> dict[str, Tensor]:
         """Pixels `(n, c, h, w)` and labels `(n,)`."""
         rows = as_index(indices)
-        images = self.reader.images(self.dataset, rows.tolist())
-        return {"pixel_values": self.reader.finished(images), "labels": self.labels[rows].long()}
+        with reading(f"{self.facts.source}: images can't be prepared for the model"):
+            pixels = torch.cat([self.reader.finished(part) for part in self.reader.groups(self.dataset, rows.tolist())])
+        return {"pixel_values": pixels, "labels": self.labels[rows].long()}
 
     def subset(self, indices: Indices) -> LazyImages:
         """Some of the examples; their facts are made anew."""
@@ -111,24 +117,37 @@ class Reader:
     channels: int
     source: str
 
-    def images(self, dataset: Dataset, rows: Sequence[int]) -> list[Any]:
-        """Rows as PIL images, gray or in colours as the model wants them."""
+    def groups(self, dataset: Dataset, rows: Sequence[int]) -> Iterator[list[Any]]:
+        """Rows as PIL images, gray or in colours as the model wants them: in order, a few large or many small ones."""
         mode = "L" if self.channels == 1 else "RGB"
-        try:
-            values: Any = _as_arrays(dataset)[list(rows)]["image"]
-            return [_decoded(value).convert(mode) for value in values]
-        except (OSError, ValueError, TypeError) as error:
-            where = f"rows {rows[0]} to {rows[-1]}"
-            raise DataError(f"{self.source}: an image in {where} can't be read ({error})") from error
+        waiting: list[Any] = []
+        pixels = 0
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS]
+            for row, value in zip(part, _stored(dataset, part), strict=True):
+                with reading(f"{self.source}: image {row + 1} of {len(dataset)} can't be read", "mend or remove it"):
+                    waiting.append(_decoded(value).convert(mode))
+                pixels += prod(waiting[-1].size)
+                if len(waiting) == _ROWS or pixels > _PIXELS:
+                    yield waiting
+                    waiting, pixels = [], 0
+        if waiting:
+            yield waiting
 
     def finished(self, images: list[Any]) -> Tensor:
         """What the model sees, `(n, c, h, w)`, float32."""
-        return torch.as_tensor(np.asarray(self.processor(images, return_tensors="np")["pixel_values"])).float()
+        found = self._processed(images).float()
+        if not found.isfinite().all():
+            raise DataError(f"{self.source}: the image processor makes values that are not finite: {_MEND}")
+        return found
 
     def resized(self, images: list[Any]) -> Tensor:
         """The same before values are scaled."""
-        options: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
-        return torch.as_tensor(np.asarray(self.processor(images, **options)["pixel_values"]))
+        return self._processed(images, do_rescale=False, do_normalize=False)
+
+    def _processed(self, images: list[Any], **options: Any) -> Tensor:
+        with reading(f"{self.source}: the image processor fails", _MEND), np.errstate(all="ignore"):
+            return torch.as_tensor(np.asarray(self.processor(images, return_tensors="np", **options)["pixel_values"]))
 
     def scaling(self, images: list[Any]) -> Scaling | None:
         """The scaling that turns bytes into what the model sees; None if the processor does anything else."""
@@ -167,7 +186,7 @@ def prepare_images(dataset: Dataset, processor: Processor, options: DataOptions,
         num_labels=labels.count,
         label_names=labels.names,
     )
-    first = reader.images(dataset, range(min(4, len(dataset))))
+    first = next(reader.groups(dataset, range(min(4, len(dataset)))))
     scaling = reader.scaling(first)
     shape = reader.finished(first).shape[1:]
     _check_shape(shape, config)
@@ -181,14 +200,15 @@ def prepare_images(dataset: Dataset, processor: Processor, options: DataOptions,
 
 def _read_all(dataset: Dataset, reader: Reader, shape: Sequence[int], scaling: Scaling | None) -> Tensor:
     pixels = torch.empty((len(dataset), *shape), dtype=torch.uint8 if scaling else torch.float32)
-    kept = scaling is not None and _keeps(reader, reader.images(dataset, range(min(4, len(dataset)))))
-    for start in range(0, len(dataset), _ROWS):
-        rows = range(start, min(start + _ROWS, len(dataset)))
-        images = reader.images(dataset, rows)
+    kept = scaling is not None and _keeps(reader, next(reader.groups(dataset, range(min(4, len(dataset))))))
+    done = 0
+    for images in reader.groups(dataset, range(len(dataset))):
+        here = slice(done, done + len(images))
         if kept and {image.size for image in images} == {(shape[2], shape[1])}:
-            pixels[rows.start : rows.stop] = _stacked(images)
+            pixels[here] = _stacked(images)
         else:
-            pixels[rows.start : rows.stop] = reader.resized(images) if scaling else reader.finished(images)
+            pixels[here] = reader.resized(images) if scaling else reader.finished(images)
+        done = here.stop
     return pixels
 
 
@@ -205,12 +225,15 @@ def _stacked(images: list[Any]) -> Tensor:
     return pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
 
 
-def _as_arrays(dataset: Dataset) -> Dataset:
-    """Arrays of pixels as such: by default each is read as lists of numbers."""
+def _stored(dataset: Dataset, rows: Sequence[int]) -> Sequence[Any]:
+    """Images as they are stored: arrays of pixels as such, and files not decoded yet."""
     import datasets
 
-    arrays = isinstance(dataset.features["image"], (datasets.Array2D, datasets.Array3D))
-    return dataset.with_format("numpy") if arrays else dataset
+    if isinstance(dataset.features["image"], (datasets.Array2D, datasets.Array3D)):
+        arrays: Any = dataset.with_format("numpy")[list(rows)]
+        return arrays["image"]
+    table: Any = dataset.with_format("arrow")[list(rows)]
+    return table["image"].to_pylist()
 
 
 def _check_shape(shape: Sequence[int], config: Any) -> None:
@@ -219,26 +242,27 @@ def _check_shape(shape: Sequence[int], config: Any) -> None:
         return
     wanted = (config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
     if tuple(shape) != wanted:
-        raise DataError(
-            f"the image processor makes images of shape {tuple(shape)}, the model takes {wanted}: "
-            "correct preprocessor_config.json beside the model"
-        )
+        raise DataError(f"the image processor makes images of shape {tuple(shape)}, the model takes {wanted}: {_MEND}")
 
 
 def _decoded(value: Any) -> Any:
-    """One cell as a PIL image: an image, encoded bytes, or an array of bytes."""
+    """One cell as a PIL image: encoded bytes, the path of a file, or an array of bytes."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise DependencyError(f"images need the package pillow: {BARRIER_EXTRA}") from error
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, bytes):
-        return Image.open(io.BytesIO(value))
     if isinstance(value, dict):
-        return Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
-    if isinstance(value, str):
-        return Image.open(value)
+        value = value["path"] if value["bytes"] is None else value["bytes"]
+    if isinstance(value, (bytes, str)):
+        file = io.BytesIO(value) if isinstance(value, bytes) else regular_file(value)
+        with warnings.catch_warnings():
+            # Above a number of pixels Pillow warns, and only above twice that it refuses.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            try:
+                with Image.open(file) as image:
+                    return ImageOps.exif_transpose(image)
+            except UnidentifiedImageError as error:
+                raise ValueError("it has no known format") from error
     array = np.asarray(value)
     if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
         raise ValueError("an array of pixels has to be whole numbers from 0 to 255")

@@ -84,11 +84,11 @@ def load_model(folder: str | os.PathLike[str], kind: TaskKind | str, device: str
     register_own_models()
     with quiet_transformers():
         try:
-            config = transformers.AutoConfig.from_pretrained(folder)
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             dtype = _dtype(Path(folder), config)
             loader = getattr(transformers, _LOADERS[kind])
             model, report = loader.from_pretrained(
-                folder, config=config, dtype=dtype, output_loading_info=True, **EXPERTS
+                folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False, **EXPERTS
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -53,7 +53,8 @@ def read_labels(dataset: Dataset, config: Any, source: str) -> Labels:
     if any(value is None or value != value or value == -1 for value in values):
         raise DataError(f"{source}: rows without label: choose a split that has labels with --split")
     if names is not None:
-        values = [names[value] if isinstance(value, int) else value for value in values]
+        _check(min(values), max(values), len(names), source, "data set's")
+        values = [names[value] for value in values]
         return _named(values, tuple(names), config, source)
     if all(isinstance(value, str) for value in values):
         return _named(values, None, config, source)
@@ -61,8 +62,10 @@ def read_labels(dataset: Dataset, config: Any, source: str) -> Labels:
 
 
 def _numbered(values: list[Any], count: int | None, source: str) -> Labels:
-    if any(isinstance(value, str) or not _whole(value) for value in values):
-        raise DataError(f"{source}: labels are neither whole numbers nor names, such as {values[0]!r}")
+    wrong = next(((row, value) for row, value in enumerate(values) if not _whole(value)), None)
+    if wrong is not None:
+        row, value = wrong
+        raise DataError(f"{source}: row {row + 1} has label {value!r}, which is neither a whole number nor a name")
     ids = torch.tensor([int(value) for value in values])
     low, high = int(ids.min()), int(ids.max())
     notes: tuple[str, ...] = ()
@@ -73,10 +76,8 @@ def _numbered(values: list[Any], count: int | None, source: str) -> Labels:
 
 
 def _whole(value: Any) -> bool:
-    try:
-        return int(value) == value
-    except (TypeError, ValueError, OverflowError):
-        return False
+    """Whether a value is an integer, in whatever type, that int64 can hold."""
+    return isinstance(value, (int, float)) and abs(value) < 2**63 and int(value) == value
 
 
 def _named(values: list[str], names: tuple[str, ...] | None, config: Any, source: str) -> Labels:
@@ -100,8 +101,8 @@ def _named(values: list[str], names: tuple[str, ...] | None, config: Any, source
     return Labels(ids, total, tuple(by_id.get(number, str(number)) for number in range(total)), notes)
 
 
-def _check(low: int, high: int, count: int | None, source: str) -> None:
+def _check(low: int, high: int, count: int | None, source: str, whose: str = "model's") -> None:
     outside = low if low < 0 else high
     if low < 0 or (count is not None and high >= count):
-        limit = "negative" if count is None else f"outside the model's {count} labels, 0 to {count - 1}"
+        limit = "negative" if count is None else f"outside the {whose} {count} labels, 0 to {count - 1}"
         raise DataError(f"{source}: label {outside} is {limit}: choose the column with --columns label=…")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from isobasin.errors import DataError
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -19,6 +21,9 @@ class DataOptions:
         max_examples: At most so many examples, chosen at random.
         length: Tokens of an example.
         seed: Of that choice, and of masks.
+
+    Raises:
+        DataError: A number is below 1.
     """
 
     source: str
@@ -28,6 +33,11 @@ class DataOptions:
     max_examples: int | None = None
     length: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("max-examples", self.max_examples), ("length", self.length)):
+            if value is not None and value < 1:
+                raise DataError(f"--{name} is {value}: give at least 1")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from isobasin.errors import CheckpointError, DataError
 from isobasin.model import quiet_transformers
 from isobasin.tasks.kind import TaskKind, register_own_models
+from isobasin.tasks.reading import reading, regular_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 _MASK = {"mask_token": "[MASK]"}
 _END = {"pad_token": "<|pad|>", "unk_token": "<|unk|>", "eos_token": "<|endoftext|>"}
+
+LONGEST_SIDE = 4096
+"""Pixels of the longest side to which an image is brought."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +46,7 @@ class Processor:
 def load_processor(
     folder: str | os.PathLike[str], kind: TaskKind | str, tokenizer: str | os.PathLike[str] | None = None
 ) -> Processor:
-    """The tokenizer or image processor of a checkpoint.
+    """The tokenizer or image processor of a checkpoint; code that lies in the folder is never run.
 
     Args:
         folder: The checkpoint's folder, or a hub id.
@@ -53,62 +58,95 @@ def load_processor(
         For images without a processor of their own: one that scales to [-1, 1] at the configuration's size.
 
     Raises:
+        CheckpointError: The configuration can't be read.
         DataError: There is no tokenizer, or no image size.
     """
     kind = TaskKind(kind)
-    register_own_models()
     if kind == TaskKind.image_classification:
-        return _image_processor(folder)
+        return _image_processor(os.fspath(folder))
     if tokenizer is not None and os.fspath(tokenizer).endswith(".json"):
         return Processor(tokenizer=_character_tokenizer(Path(tokenizer)))
     return Processor(tokenizer=_tokenizer(os.fspath(folder if tokenizer is None else tokenizer), tokenizer is None))
 
 
-def _image_processor(folder: str | os.PathLike[str]) -> Processor:
+def load_config(folder: str | os.PathLike[str], **entries: Any) -> Any:
+    """A checkpoint's configuration as transformers reads it, with some entries replaced.
+
+    Raises:
+        CheckpointError: It can't be read.
+    """
+    name = os.fspath(folder)
+    try:
+        with reading(f"{name}: its configuration can't be read", "check config.json"):
+            return _pretrained("AutoConfig", name, **entries)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _pretrained(loader: str, name: str, **options: Any) -> Any:
+    """What one of transformers' Auto classes loads; a folder's own code is refused without asking.
+
+    Raises:
+        DataError: A folder has something that reading would wait for forever, or needs its own code.
+    """
     import transformers
 
-    name = os.fspath(folder)
+    register_own_models()
+    folder = Path(name)
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        # Of several files transformers chooses what it reads; none may be a pipe.
+        if not entry.is_dir() and entry.exists():
+            regular_file(entry)
     with quiet_transformers():
-        config: Any = _config(name)
+        try:
+            return getattr(transformers, loader).from_pretrained(name, trust_remote_code=False, **options)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise DataError(
+                f"{name}: needs Python code of its own (auto_map), which isn't run: "
+                "use a checkpoint of a model type that transformers has"
+            ) from error
+
+
+def _image_processor(name: str) -> Processor:
+    config = load_config(name)
+    fitting = "correct preprocessor_config.json, or image_size and num_channels in config.json"
+    with reading(f"{name}: its image processor can't be loaded", fitting):
         size, channels = getattr(config, "image_size", None), int(getattr(config, "num_channels", 3))
+        notes: tuple[str, ...] = ()
         if Path(name).is_dir() and not any((Path(name) / f).is_file() for f in _PROCESSOR_FILES):
             if size is None:
                 raise DataError(f"{name}: has no image processor, and its configuration no image_size")
-            note = "the model has no image processor: pixels are scaled to [-1, 1] at its image size"
-            return Processor(images=build_image_processor(size, channels), channels=channels, notes=(note,))
-        try:
-            images = transformers.AutoImageProcessor.from_pretrained(name)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise DataError(f"{name}: its image processor can't be loaded ({_line(error)})") from error
-    return Processor(images=images, channels=channels)
+            notes = ("the model has no image processor: pixels are scaled to [-1, 1] at its image size",)
+            images = build_image_processor(size, channels)
+        else:
+            images = _pretrained("AutoImageProcessor", name)
+        _check_sizes(images, name)
+    return Processor(images=images, channels=channels, notes=notes)
 
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def _config(name: str) -> Any:
-    import transformers
-
-    try:
-        return transformers.AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{name}: its configuration can't be read ({_line(error)})") from error
+def _check_sizes(images: Any, name: str) -> None:
+    """Refuse a processor that makes, on the way or in the end, images of absurd sizes."""
+    for entry in ("size", "crop_size", "pad_size"):
+        sides: Any = getattr(images, entry, None) or {}
+        for side, value in dict(sides).items():
+            if value is not None and not 0 < int(value) <= LONGEST_SIDE:
+                raise DataError(f"{name}: its image processor's {entry} has {side} {value}: at most {LONGEST_SIDE}")
 
 
 def _tokenizer(name: str, own: bool) -> Any:
     """A folder's tokenizer, if it has one: transformers would make up an empty one from the model's type."""
-    import transformers
-
     folder = Path(name)
     whose = f"{name}: has no tokenizer" if own else f"--tokenizer {name}"
     advice = "name one with --tokenizer: a folder, a hub id, or a .json file with its characters"
     if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise DataError(f"{name}: has no tokenizer: {advice}")
-    with quiet_transformers():
-        try:
-            return transformers.AutoTokenizer.from_pretrained(name)
-        except Exception as error:  # tokenizers raises plain exceptions
-            raise DataError(f"{whose} that can be loaded ({_line(error)}): {advice}") from error
+    with reading(f"{whose} that can be loaded", advice):
+        return _pretrained("AutoTokenizer", name)
 
 
 _TOKENIZER_FILES = (
@@ -122,25 +160,44 @@ _TOKENIZER_FILES = (
 )
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _character_tokenizer(path: Path) -> Any:
     """A tokenizer of single characters from a JSON file."""
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"--tokenizer {path}: can't be read ({_line(error)})") from error
-    if isinstance(content, Mapping) and len(content) == 1 and isinstance(next(iter(content.values())), (list, Mapping)):
-        content = next(iter(content.values()))
-    table = {c: i for i, c in enumerate(content)} if isinstance(content, list) else content
-    fine = (
-        isinstance(table, Mapping) and table and all(isinstance(i, int) and len(str(c)) == 1 for c, i in table.items())
-    )
-    if not fine:
-        raise DataError(f"--tokenizer {path}: has to map single characters to ids, or to list them")
-    return _characters({str(c): int(i) for c, i in table.items()}, {})
+    name = f"--tokenizer {path}"
+    with reading(f"{name}: can't be read", "give JSON that maps single characters to ids, or lists them"):
+        text = regular_file(path, _LARGEST_TABLE).read_text(encoding="utf-8-sig")
+        content: Any = json.loads(text, object_pairs_hook=_unique)
+        if isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), (list, dict)):
+            content = next(iter(content.values()))
+        pairs = [(c, i) for i, c in enumerate(content)] if isinstance(content, list) else list(dict(content).items())
+        _check_characters(pairs, name)
+        return _characters(dict(pairs), {})
+
+
+_LARGEST_TABLE = 2**26
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refused where a key is there twice, of which json would take the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:number]))
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _check_characters(pairs: list[tuple[Any, Any]], name: str) -> None:
+    """Refuse a table that is not one-to-one from characters to small ids."""
+    most, seen = sys.maxunicode, set[Any]()
+    if not pairs:
+        raise DataError(f"{name}: has no characters: it has to map single characters to ids, or to list them")
+    for character, number in pairs:
+        if not isinstance(character, str) or len(character) != 1 or type(number) is not int:
+            raise DataError(f"{name}: has {character!r}: it has to map single characters to ids, or to list them")
+        if not 0 <= number <= most:
+            raise DataError(f"{name}: {character!r} has id {number}: ids are from 0 to {most}")
+        if character in seen or number in seen:
+            raise DataError(f"{name}: {character!r} or its id {number} is there twice: each character has its own id")
+        seen |= {character, number}
 
 
 def _characters(vocabulary: dict[str, int], special: dict[str, str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isobasin.checkpoints.layout import first_line
 from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError
+from isobasin.tasks.reading import reading, regular_file
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -52,7 +55,7 @@ def read_source(source: str, name: str | None, split: str | None) -> tuple[Datas
             splits = _digits()
         elif path.is_dir():
             splits = _folder(path, name, split, notes)
-        elif path.exists():
+        elif os.path.lexists(path):
             splits = _file(path, notes)
         else:
             splits = _hub(source, name, split)
@@ -74,12 +77,14 @@ def import_datasets() -> Any:
 
 @contextmanager
 def _quiet(datasets: Any) -> Generator[None]:
-    """No progress bars of `datasets`: they would mix with ours."""
-    shown = not datasets.are_progress_bars_disabled()
+    """No progress bars or messages of `datasets`: they would mix with ours."""
+    shown, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
 
@@ -139,7 +144,7 @@ def _hub(source: str, name: str | None, split: str | None) -> Mapping[str, Read]
     try:
         found = datasets.load_dataset(source, name)
     except Exception as error:  # the hub's clients have no common base class
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         offline = "OfflineMode" in line or isinstance(error, ConnectionError)
         why = "the hub can't be reached" if offline else f"the hub's data set can't be had ({line})"
         raise DataError(f"{source}: is no local file or folder, and {why}: check the name and the network") from error
@@ -168,7 +173,7 @@ def _split_of(path: Path) -> str | None:
 
 def _file(path: Path, notes: list[str]) -> Mapping[str, Read]:
     """The splits of one file: itself, unless it holds arrays of several."""
-    kind = _format(path)
+    kind = _format(regular_file(path))
     if kind is None:
         raise DataError(f"{path}: unknown format: use one of {', '.join(_FORMATS)}, also with .xz or .gz")
     if kind == "npz":
@@ -181,7 +186,8 @@ def _folder(path: Path, name: str | None, split: str | None, notes: list[str]) -
     import datasets
 
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        stored = datasets.load_from_disk(os.fspath(path))
+        with reading(f"{path}: can't be read as a data set that was saved to disk", "save it again"):
+            stored = datasets.load_from_disk(os.fspath(path))
         parts = stored if isinstance(stored, dict) else {str(stored.split or "train"): stored}
         return {str(key): (lambda rows=rows: rows) for key, rows in parts.items()}
     named = _PART.fullmatch(split or "")
@@ -209,11 +215,13 @@ def _guessed(path: Path, name: str | None) -> Mapping[str, Read]:
     """A folder that `datasets` understands: images in a subfolder per class, or a copy of a hub repository."""
     import datasets
 
-    try:
+    with reading(f"{path}: no data files or class folders of images that can be read"):
+        files: Any = datasets.load_dataset_builder(os.fspath(path), name).config.data_files or {}
+        for file in itertools.chain.from_iterable(files.values()):
+            # The folder's README.md may name any.
+            if path.resolve() not in Path(file).resolve().parents:
+                raise DataError(f"{path}: names data outside the folder, {file}, which aren't read: name them yourself")
         found = datasets.load_dataset(os.fspath(path), name)
-    except Exception as error:  # every builder has its own errors
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: no data files or class folders of images that can be read ({line})") from error
     return {str(key): (lambda rows=rows: rows) for key, rows in found.items()}
 
 
@@ -224,19 +232,17 @@ def _load(kind: str, files: list[Path], notes: list[str]) -> Dataset:
     from isobasin.tasks.tables import csv_arguments
 
     arguments: dict[str, Any] = {"keep_linebreaks": True} if kind == "text" else {}
-    try:
+    empty = next((file for file in files if not file.stat().st_size), None)
+    if empty is not None:
+        raise DataError(f"{empty}: is empty: check the file")
+    advice = "check the file" if kind == "parquet" else "check the file; texts have to be UTF-8"
+    with reading(f"{files[0]}: can't be read as {kind}", advice):
         if kind == "csv":
             arguments, said = csv_arguments(files[0])
             notes.extend(said)
         split = _split_of(files[0]) or "train"
         paths = [os.fspath(file) for file in files]
         return datasets.load_dataset(kind, data_files={split: paths}, split=split, **arguments)
-    except DataError:
-        raise
-    except Exception as error:  # every builder has its own errors
-        cause = error.__cause__ or error
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise DataError(f"{files[0]}: can't be read as {kind} ({line})") from error
 
 
 def _digits() -> Mapping[str, Read]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 _SAMPLE = 50
+_LONGEST = 2**24
 
 
 def csv_arguments(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -23,7 +24,8 @@ def csv_arguments(path: Path) -> tuple[dict[str, Any], list[str]]:
     if tabs and _even(path):
         quoting = arguments["quoting"] = csv.QUOTE_NONE
     with _opened(path) as file:
-        first = next(csv.reader(file, delimiter="\t" if tabs else ",", quoting=quoting), [])
+        lines = iter(lambda: _line(file), "")
+        first = next(csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting), [])
     if _is_header(first):
         return arguments, []
     names = [str(index) for index in range(len(first))]
@@ -42,7 +44,15 @@ def _opened(path: Path) -> TextIO:
 def _even(path: Path) -> bool:
     """Whether all lines have the same number of tabs, so that none is inside quotes."""
     with _opened(path) as file:
-        return len({line.count("\t") for line in file if line.strip()}) == 1
+        return len({line.count("\t") for line in iter(lambda: _line(file), "") if line.strip()}) == 1
+
+
+def _line(file: TextIO) -> str:
+    """The next line, refused where it is longer than any table has: a packed file may hold one without end."""
+    line = file.readline(_LONGEST)
+    if len(line) == _LONGEST:
+        raise ValueError(f"a line has more than {_LONGEST} characters")
+    return line
 
 
 def _is_header(cells: list[str]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from isobasin.errors import DataError
-from isobasin.tasks.examples import TensorExamples, chosen, digest
+from isobasin.tasks.examples import IGNORED, TensorExamples, chosen, digest
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.labels import read_labels
 from isobasin.tasks.options import DataFacts, DataOptions
@@ -48,6 +48,10 @@ def prepare_classification(dataset: Dataset, processor: Processor, options: Data
         texts = [_checked(part[role], options.source) for role in ("text", "text_pair") if role in part]
         for name, values in _tokens(tokenizer, options.source, texts, truncation=True, max_length=length).items():
             encoded.setdefault(name, []).extend(values)
+    empty = [number for number, row in enumerate(encoded["input_ids"]) if not row]
+    if empty:
+        many = f"{len(empty)} texts, first number {empty[0] + 1} of {len(dataset)}, have no tokens"
+        raise DataError(f"{options.source}: {many}: remove them")
     tensors = _padded(encoded, tokenizer, config)
     _check_vocabulary(tensors["input_ids"], config)
     tensors["labels"] = ids.to(torch.int32)
@@ -82,11 +86,13 @@ def prepare_blocks(
     blocks = torch.from_numpy(tokens[: len(tokens) // inner * inner].reshape(-1, inner))
     rows = chosen(len(blocks), options.max_examples, options.seed)
     blocks = blocks if rows is None else blocks[rows]
-    _check_vocabulary(blocks, config)
     if masked:
         tensors = _masked(_framed(blocks, tokenizer), tokenizer, options.seed)
+        if not (tensors["labels"] != IGNORED).any():
+            raise DataError(f"{options.source}: too short a text: of its {blocks.numel()} tokens none is masked")
     else:
         tensors = {"input_ids": blocks, "labels": blocks}
+    _check_vocabulary(tensors["input_ids"], config)
     joint = "lines of the text are joined" if lines else "documents are joined"
     notes = (f"{joint} and cut into blocks of {inner} tokens",) if len(dataset) > 1 else ()
     facts = _facts(dataset, processor, options, kind, tensors, notes)

@@ -145,8 +145,8 @@ def test_names_of_labels():
         ([0, -1], None, None, "set: rows without label: choose a split that has labels"),
         ([0, None], None, None, "set: rows without label"),
         ([0.0, float("nan")], None, None, "set: rows without label"),
-        ([0.5, 1.0], None, None, "set: labels are neither whole numbers nor names, such as 0.5"),
-        ([[1], [0]], None, None, "set: labels are neither whole numbers nor names"),
+        ([0.5, 1.0], None, None, "set: row 1 has label 0.5, which is neither a whole number nor a name"),
+        ([[1], [0]], None, None, "set: row 1 has label [1], which is neither"),
         ([0, 1], None, config(count=1), "the model has one output"),
     ],
 )

@@ -187,9 +187,57 @@ def test_what_does_not_fit(vit):
     failing("images need an image processor", dataset(), KIND, Processor(), OPTIONS)
 
 
+UNREADABLE = "set: image 1 of 2 can't be read ("
+
+
 @pytest.mark.parametrize(
-    "values", [[b"no image", b"either"], ["nowhere.png"] * 2, [[[0.5, 1], [2, 3]]] * 2, [[[0, 300], [2, 3]]] * 2]
+    ("values", "said"),
+    [
+        ([b"no image", b"either"], UNREADABLE + "it has no known format): mend or remove it"),
+        ([png(Image.fromarray(PIXELS[0]))[:60]] * 2, UNREADABLE),
+        (["nowhere.png"] * 2, "nowhere.png: can't be read (No such file or directory): check the path"),
+        (["/dev/zero"] * 2, "/dev/zero: is a pipe or a device, not a file"),
+        ([[[0.5, 1], [2, 3]]] * 2, UNREADABLE),
+        ([[[0, 300], [2, 3]]] * 2, UNREADABLE),
+        ([[]] * 2, UNREADABLE),
+    ],
 )
-def test_images_that_cannot_be_read(values):
+def test_images_that_cannot_be_read(values, said):
     rows = datasets.Dataset.from_dict({"image": values, "label": [0, 1]})
-    failing("set: an image in rows 0 to 1 can't be read", rows, KIND, gray(), OPTIONS)
+    failing(said, rows, KIND, gray(), OPTIONS)
+
+
+def test_a_small_file_of_a_huge_image(monkeypatch):
+    """Pillow only warns of what is above its limit by less than twice; the limit is lowered here."""
+    rows = dataset(kind="file")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 63)
+    failing("set: image 1 of 7 can't be read (Image size (64 pixels) exceeds limit", rows, KIND, gray(), OPTIONS)
+
+
+def test_large_images_are_read_a_few_at_a_time(monkeypatch):
+    from isobasin.tasks import images
+
+    whole = prepare(dataset(kind="file"), KIND, gray(), OPTIONS)
+    monkeypatch.setattr(images, "_PIXELS", 100)
+    held = [len(group) for group in images.Reader(gray().images, 1, "set").groups(dataset(kind="file"), range(7))]
+    assert held == [2, 2, 2, 1]
+    few = prepare(dataset(kind="file"), KIND, gray(), OPTIONS)
+    assert torch.equal(few.fetch(range(7))["pixel_values"], whole.fetch(range(7))["pixel_values"])
+    assert few.facts == whole.facts
+
+
+@pytest.mark.parametrize("values", [{"image_mean": [0.5] * 3}, {"image_std": [0.0]}], ids=str)
+def test_an_image_processor_that_does_not_fit(values):
+    made = build_image_processor(8, 1)
+    for name, value in values.items():
+        setattr(made, name, value)
+    failing("set: the image processor ", dataset(), KIND, Processor(images=made, channels=1), OPTIONS)
+
+
+def test_images_that_a_lazy_reader_meets_later(monkeypatch):
+    monkeypatch.setattr(module, "IN_MEMORY", 0)
+    values = [png(Image.fromarray(x)) for x in PIXELS[:5]] + [b"no image"]
+    rows = datasets.Dataset.from_dict({"image": values, "label": LABELS[:6]})
+    found = prepare(rows, KIND, gray(), OPTIONS)
+    with pytest.raises(IsobasinError, match=r"set: image 6 of 6 can't be read"):
+        found.fetch(range(4, 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from isobasin.errors import CheckpointError, IsobasinError
-from isobasin.tasks.processors import build_image_processor, build_tokenizer, load_processor
+from isobasin.tasks.processors import build_image_processor, build_tokenizer, load_config, load_processor
 
 TEXTS = ["the cat sat on the mat", "a cat\n\nand  a dog", 'Äpfel und "Birnen" 🙂']
 
@@ -91,7 +92,14 @@ def test_a_file_of_characters(content, tmp_path):
     assert found.eos_token_id is None
 
 
-@pytest.mark.parametrize("content", ['{"ab": 0}', '{"a": "b"}', "[]", "{}", "3", "{", '["a", 30]'])
+ODD = [
+    *('{"ab": 0}', '{"a": "b"}', "[]", "{}", "3", "{", '["a", 30]', '"ab"', "", "[" * 10**5),
+    *('{"a": 4000000000}', '{"a": -1}', '{"a": 1.0}', '{"a": true}', '{"a": 0, "b": 0}', '{"a": 0, "a": 1}'),
+    *('["a", "b", "a"]', '["a", 1]', '["\\ud800"]', '{"a": 1' + "0" * 5000 + "}", "\0\1"),
+]
+
+
+@pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))
 def test_a_file_of_anything_else(content, tmp_path):
     path = tmp_path / "vocabulary.json"
     path.write_text(content)
@@ -174,3 +182,79 @@ def test_images_for_a_model_of_texts(gpt2, tmp_path):
         load_processor(tmp_path, "image-classification")
     with pytest.raises(CheckpointError, match="its configuration can't be read"):
         load_processor(tmp_path / "nowhere", "image-classification")
+
+
+EVIL = "raise SystemExit(open({marker!r}, 'w').write('ran'))"
+MAPS = {
+    "config.json": {"AutoConfig": "code.Thing", "AutoModelForCausalLM": "code.Thing"},
+    "tokenizer_config.json": {"AutoTokenizer": ["code.Thing", None]},
+    "preprocessor_config.json": {"AutoImageProcessor": "code.Thing"},
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known type", "unknown type"])
+@pytest.mark.parametrize("kind", ["causal-lm", "image-classification"])
+def test_code_of_a_folder_is_never_run(kind, known, vit, gpt2, tmp_path, monkeypatch):
+    """Not even for someone who would say yes: nothing asks."""
+    folder, marker = tmp_path / "model", tmp_path / "ran"
+    (gpt2() if kind == "causal-lm" else vit()).save_pretrained(folder)
+    build_tokenizer(TEXTS, "bpe", 300, classification=False).save_pretrained(folder)
+    build_image_processor(8, 1).save_pretrained(folder)
+    for file, entries in MAPS.items():
+        content = json.loads((folder / file).read_text()) | {"auto_map": entries}
+        if not known:
+            content |= {"model_type": "its_own", "tokenizer_class": "Own", "image_processor_type": "Own"}
+        (folder / file).write_text(json.dumps(content))
+    (folder / "code.py").write_text(EVIL.format(marker=str(marker)))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")
+    if known:
+        load_processor(folder, kind)
+        load_config(folder)
+    else:
+        with pytest.raises(IsobasinError, match=r"needs Python code of its own \(auto_map\), which isn't run"):
+            load_processor(folder, kind)
+        with pytest.raises(CheckpointError, match="needs Python code of its own"):
+            load_config(folder)
+    assert not asked
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("file", ["merges.txt", "special_tokens_map.json"])
+def test_a_pipe_among_the_files(file, gpt2, tmp_path):
+    gpt2().save_pretrained(tmp_path)
+    build_tokenizer(TEXTS, "bpe", 300, classification=False).save_pretrained(tmp_path)
+    os.mkfifo(tmp_path / file)
+    with pytest.raises(IsobasinError, match=rf"{file}: is a pipe or a device"):
+        load_processor(tmp_path, "causal-lm")
+
+
+def test_a_device_for_a_file_of_characters(tmp_path):
+    (tmp_path / "characters.json").symlink_to("/dev/zero")
+    with pytest.raises(IsobasinError, match="is a pipe or a device"):
+        load_processor("nowhere", "causal-lm", tmp_path / "characters.json")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"size": {"height": 10**6, "width": 8}}, {"crop_size": {"height": 8, "width": 10**6}}, {"size": "x"}, {"size": 0}],
+    ids=str,
+)
+def test_an_image_processor_of_absurd_sizes(entries, vit, tmp_path):
+    vit(channels=3).save_pretrained(tmp_path)
+    build_image_processor(8, 3).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    with pytest.raises(IsobasinError, match="image processor") as caught:
+        load_processor(tmp_path, "image-classification")
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("entry", [{"image_size": 10**9}, {"image_size": "x"}, {"num_channels": [3]}], ids=str)
+def test_an_image_size_that_is_none(entry, vit, tmp_path):
+    vit().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    with pytest.raises(IsobasinError) as caught:
+        load_processor(tmp_path, "image-classification")
+    assert str(caught.value).startswith(str(tmp_path))

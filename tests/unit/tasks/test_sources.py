@@ -248,7 +248,7 @@ def test_what_is_not_there(source, said):
         ("rows", "x", "unknown format"),
         ("rows.jsonl", '{"text": "a", "label": 1}\n{"te', "can't be read as json"),
         ("rows.parquet", "not parquet", "can't be read as parquet"),
-        ("rows.csv", "", "can't be read as csv"),
+        ("rows.csv", "", "is empty: check the file"),
         ("rows.csv", "text,label\n", "corresponds to no data"),
         ("rows.npz", "not npz", "can't be read as npz"),
     ],
