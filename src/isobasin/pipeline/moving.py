@@ -169,25 +169,46 @@ def scramble(
 
 
 def write_moved(
-    alignment: Alignment, model: Model, output: Path, running: Running, inputs: Iterable[Path] = ()
+    alignment: Alignment,
+    model: Model,
+    output: Path,
+    running: Running,
+    inputs: Iterable[Path] = (),
+    *,
+    extra: Callable[[Path], None] | None = None,
+    called: Path | None = None,
 ) -> Verification | None:
     """Write the moved model and the alignment beside it; verify before it gets its name.
+
+    Args:
+        alignment: The move.
+        model: What is moved.
+        output: The folder to write.
+        running: Where, and whether it is verified.
+        inputs: Files and folders that the output may not overlap with.
+        extra: Adds more to the folder that it is given.
+        called: What to call the output in messages, where it gets its place later.
 
     Raises:
         VerificationError: The outputs differ by more than rounding; nothing was written.
     """
 
+    def add(staging: Path) -> None:
+        alignment.save(staging / FILE_NAME, force=True)
+        if extra is not None:
+            extra(staging)
+
     def check(staging: Path) -> Verification | None:
         if not running.verify:
             return None
         running.progress("verifying", 0, 1)
-        moved = understand(str(output), Checkpoint.open(staging))
+        moved = understand(str(called or output), Checkpoint.open(staging))
         found = verify_models(model, moved, tolerance=_tolerance(alignment, model, moved), device=running.device)
         running.progress("verifying", 1, 1)
         if not found.equal:
             raise VerificationError(
                 f"the moved model's outputs differ by {found.max_rel:.2g} relative (allowed {found.tolerance:.2g}), so "
-                f"{output} was not written: lower --max-condition, or store more bits with --dtype float32"
+                f"{called or output} was not written: lower --max-condition, or store more bits with --dtype float32"
             )
         return found
 
@@ -198,7 +219,7 @@ def write_moved(
         dtype=running.dtype,
         force=running.force,
         inputs=list(inputs),
-        extra=lambda folder: alignment.save(folder / FILE_NAME, force=True),
+        extra=add,
         check=check,
     )
 

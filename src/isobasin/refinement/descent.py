@@ -10,7 +10,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from isobasin.errors import TensorError
+from isobasin.errors import AlignmentError, TensorError
 from isobasin.refinement.line import Batch, Line, Sample, batches_of
 from isobasin.refinement.recipe import Refining, Targets
 
@@ -118,13 +118,44 @@ class Descent(Generic[Batch]):
         }
 
     def restore(self, saved: Saved) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            AlignmentError: It isn't what `saved` returns of such a descent.
+        """
+        try:
+            fits = self._fits(saved)
+            if fits:
+                self.adam.load_state_dict(saved["adam"])
+                self.generator.set_state(saved["generator"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise AlignmentError(
+                "the state of an interrupted run doesn't fit this one: delete the file .OUT.unfinished beside OUT to "
+                "begin anew"
+            )
         vars(self.state).update(saved["state"])
         self._set(saved["coordinates"])
-        self.adam.load_state_dict(saved["adam"])
         self.schedule.last_epoch = saved["schedule"]
         self.points.excess = saved["excess"]
-        self.generator.set_state(saved["generator"])
+
+    def _fits(self, saved: Saved) -> bool:
+        """Whether everything has the type and the shape that it has here."""
+        own, state = self.saved(), saved["state"]
+        shapes = [x.shape for x in self.coordinates]
+        tensors = [saved["coordinates"], state["kept"]]
+        tensors += [[part[name] for part in saved["adam"]["state"].values()] for name in ("exp_avg", "exp_avg_sq")]
+        return (
+            all(isinstance(state[name], type(value)) for name, value in own["state"].items())
+            and [x.shape for x in (saved["excess"], saved["generator"])]
+            == [own[n].shape for n in ("excess", "generator")]
+            and all([x.shape for x in part] in (shapes, []) for part in tensors)
+            and all(isinstance(step, int) and isinstance(height, float) for step, height in state["history"])
+            and isinstance(saved["schedule"], int)
+            and 0 <= state["best_step"] <= state["step"]
+            and bool(state["history"] and state["kept"] and saved["coordinates"])
+        )
 
     def look(self) -> bool:
         """Measure the line on held-out examples, and keep the coordinates if they are the best; whether it is new."""

@@ -5,27 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
-from isobasin.checkpoints import check_output, write_file_atomically
-from isobasin.errors import AlignmentError
+from isobasin.checkpoints import check_output
 from isobasin.model import Model, Source, open_model
 from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Running, Scope
+from isobasin.records.provenance import model_sha256
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.descent import Refined, descend
 from isobasin.refinement.line import Line, ModuleLine
 from isobasin.refinement.recipe import Refining
+from isobasin.refinement.unfinished import Unfinished
 from isobasin.tasks.examples import Examples
 from isobasin.verification import Verification
 
@@ -99,6 +97,7 @@ def refine(
         a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
         check_comparable(a.specification, b.specification, feedforward=matching.feedforward)
         check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
+        unfinished = Unfinished(out)
         if start is None:
             calibration = DataCalibration(examples, running.device)
             start = match_models(a, b, matching, replace(running, verify=False), calibration)
@@ -106,7 +105,7 @@ def refine(
         line = ModuleLine.between(
             a, b, start, examples.kind, moves=moves, device=running.device, mixed_precision=how.mixed_precision
         )
-        unfinished = _Unfinished(out, how, examples, start)
+        unfinished.key = _key(how, examples, start, a, b)
         found = descend(line, examples, how, progress=running.progress, save=unfinished.save, resume=unfinished.load())
         total, other = learned(line, start, {"data": examples.facts.source, "seed": str(how.seed)})
         verified = _write(total, other, b, a, out, running)
@@ -125,42 +124,22 @@ def learned(line: Line[Any], start: Alignment, facts: Mapping[str, str]) -> tupl
 def _write(
     moved: Alignment, other: Alignment | None, model: Model, reference: Model, out: Path, running: Running
 ) -> tuple[Verification | None, ...]:
-    """Write the moved model and the moved reference in it: both or none."""
+    """Write the moved model and the moved reference in it: both get their place at once."""
     inputs = [reference.checkpoint.folder, model.checkpoint.folder]
     if other is None:
         return (write_moved(moved, model, out, running, inputs),)
-    beside = out.parent / f".{out.name}.{REFERENCE}"
-    try:
-        second = write_moved(other, reference, beside, replace(running, force=True), inputs)
-        first = write_moved(moved, model, out, running, inputs)
-        os.replace(beside, out / REFERENCE)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return first, second
+    written: list[Verification | None] = []
+
+    def add_reference(staging: Path) -> None:
+        place = staging / REFERENCE
+        written.append(write_moved(other, reference, place, running, inputs, called=out / REFERENCE))
+
+    first = write_moved(moved, model, out, running, inputs, extra=add_reference)
+    return first, written[0]
 
 
-class _Unfinished:
-    """A file beside the output from which an interrupted descent goes on."""
-
-    def __init__(self, out: Path, how: Refining, examples: Examples, start: Alignment) -> None:
-        self.path = out.parent / f".{out.name}.unfinished"
-        facts: Mapping[str, Any] = {**asdict(how), "examples": examples.facts.sha256, **start.provenance}
-        self._key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Write the state, all of it or nothing."""
-        write_file_atomically(self.path, lambda file: torch.save({"key": self._key, "state": state}, file), True)
-
-    def load(self) -> dict[str, Any] | None:
-        """The state of the same descent, if there is one, on the CPU, where a generator's state has to be."""
-        if not self.path.is_file():
-            return None
-        try:
-            found = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise AlignmentError(f"{self.path}: damaged: delete it to begin anew") from error
-        return found["state"] if found["key"] == self._key else None
-
-    def remove(self) -> None:
-        """Delete the file."""
-        self.path.unlink(missing_ok=True)
+def _key(how: Refining, examples: Examples, start: Alignment, *models: Model) -> str:
+    """What is the same for two descents if and only if the second may go on where the first one stopped."""
+    weights = [model_sha256(model.checkpoint) for model in models]
+    facts = {**asdict(how), "examples": examples.facts.sha256, "models": weights, **start.provenance}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
