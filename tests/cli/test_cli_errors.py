@@ -272,6 +272,7 @@ def test_alignments_that_do_not_fit(cli: Cli, models: dict[str, Path], scrambled
         (("align", "x", "y", "-o", "z", "--method", "magic"), ("'--method'", "magic", "gauss-newton", "paper")),
         (("align", "x", "y", "-o", "z", "--max-condition", "big"), ("'--max-condition'", "valid number")),
         (("merge", "x", "y", "-o", "z", "--space", "outer"), ("'--space'", "outer", "weights", "circuit")),
+        (("align", "x", "y", "-o", "z", "--device", "cuda:99"), ("'--device': 'cuda:99' is not one of 'cpu', 'cuda'",)),
         (("merge", "x", "y", "-o", "z", "-t", "half"), ("-t half: give a number",)),
         (("merge", "x", "y", "-o", "z", "-t", "1,2,3"), ("3 weights for 2 models",)),
         (("merge", "x", "-o", "z"), ("two or more models, not 1",)),
@@ -287,8 +288,14 @@ def test_usage_errors_are_one_line(cli: Cli, arguments: tuple[str, ...], naming:
 def test_values_out_of_range(cli: Cli, models: dict[str, Path], tmp_path: Path):
     out = ("-o", tmp_path / "out")
     check_failed(cli("align", models["a"], models["b"], *out, "--max-condition", "0.5"), "0.5", "at least 1")
-    check_failed(cli("scramble", models["a"], *out, "--condition", "nan"), "nan", "at least 1")
-    check_failed(cli("interpolate", models["a"], models["b"], *out, "-t", "nan"), "t is nan")
+    check_failed(cli("scramble", models["a"], *out, "--condition", "nan"), "condition is nan", "from 1 to")
+    check_failed(cli("scramble", models["a"], *out, "--condition", "inf"), "condition is inf", "from 1 to")
+    check_failed(cli("scramble", models["a"], *out, "--seed", 10**23), "seed is 1000", "from 0 to")
+    check_failed(cli("scramble", models["a"], *out, "--seed", "1e23"), "'--seed'", "valid integer")
+    check_failed(cli("verify", models["a"], models["b"], "--tolerance", "nan"), "tolerance is nan")
+    check_failed(cli("interpolate", models["a"], models["b"], *out, "-t", "nan"), "t is nan: give a finite number")
+    check_failed(cli("interpolate", models["a"], models["b"], *out, "-t", "1e39"), "at t = 1e+39", "torch.float32")
+    check_failed(cli("merge", models["a"], models["b"], *out, "-t", "1e39"), "beyond torch.float32")
     if not torch.cuda.is_available():
         check_failed(cli("align", models["a"], models["b"], *out, "--device", "cuda"), "cuda", "--device cpu")
     assert list(tmp_path.iterdir()) == []

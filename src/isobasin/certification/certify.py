@@ -12,6 +12,7 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import build
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import family
+from isobasin.bounds import check_seed
 from isobasin.certification.hidden import hidden_directions
 from isobasin.certification.jacobians import Measured, measured_alone, measured_whole
 from isobasin.certification.loaded import Block, loaded_blocks
@@ -149,6 +150,7 @@ def certify(
     Raises:
         ArchitectureError: The model isn't supported, or transformers keeps a block's values in no form of their own.
     """
+    check_seed(seed)
     if isinstance(source, str) and source in map(str, TINY_MODELS) and not Path(source).is_dir():
         return _of_small(variant(source), source, seed, progress)
     with open_model(source, allow_pickle=allow_pickle) as opened:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import RenderableType
+from rich.text import Text
 
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.options import (
@@ -106,6 +107,9 @@ def _numbers(given: list[str] | None) -> list[float] | None:
 
 
 def _report(found: Merged) -> Iterator[RenderableType]:
+    if min(found.weights) < 0:
+        weights = " and ".join(map(number, found.weights))
+        yield Text(f"Not a mean: with weights {weights} it lies beyond the two models.", "yellow")
     if found.distances:
         start, end = found.distances[0], min(found.distances)
         yield f"Distance to the common centre: {number(start)} → {number(end)}, {len(found.distances)} rounds."

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.errors import DependencyError, IsobasinError
-from isobasin.execution.local import set_threads
+from isobasin.execution.local import check_parallel, set_threads
 from isobasin.execution.tasks import Failure, Function, Listener, Schedule, Success, Task, attempt
 
 # How often Ray begins a task again whose process or machine dies.
@@ -43,6 +43,9 @@ class Cluster:
     threads: int = 1
     gpus: float = 0
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        check_parallel(workers=self.workers, threads=self.threads)
 
     def run(self, tasks: Sequence[Task], function: Function, listener: Listener) -> None:
         """See `Engine.run`.

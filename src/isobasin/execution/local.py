@@ -14,6 +14,7 @@ from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from isobasin.bounds import THREADS, check_number
 from isobasin.execution.tasks import Failure, Function, Listener, Schedule, Success, Task, attempt
 from isobasin.signals import catch_signals, leave_quickly, stop_if_asked
 
@@ -34,6 +35,9 @@ class Here:
     """
 
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_parallel(threads=self.threads)
 
     def run(self, tasks: Sequence[Task], function: Function, listener: Listener) -> None:
         """See `Engine.run`."""
@@ -59,6 +63,9 @@ class Processes:
 
     workers: int
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_parallel(workers=self.workers, threads=self.threads)
 
     def run(self, tasks: Sequence[Task], function: Function, listener: Listener) -> None:
         """See `Engine.run`."""
@@ -199,6 +206,17 @@ def _serve(connection: Connection[Any, Any], threads: int) -> None:
             connection.send(attempt(function, payload, progress))
         except (EOFError, BrokenPipeError):
             return
+
+
+def check_parallel(**counts: int | None) -> None:
+    """Refuse numbers of threads or processes that no machine bears; None is for a number chosen here.
+
+    Raises:
+        IsobasinError: Naming the number.
+    """
+    for name, count in counts.items():
+        if count is not None:
+            check_number(name, count, 1, THREADS)
 
 
 def set_threads(count: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -26,10 +27,11 @@ from isobasin.symmetries.weights import AttentionWeights
 
 def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """`Σ_i w_i x_i` in float64 for weights whose sum is 1; exact where all are equal, or all but one weight are 0."""
-    mean, total = tensors[0].to(torch.float64), weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+    # With the last one all of it is there: rounded, 1 - t and t needn't add to 1.
+    totals = [*accumulate(weights[:-1]), 1.0]
+    mean = tensors[0].to(torch.float64)
+    for tensor, weight, total in zip(tensors[1:], weights[1:], totals[1:], strict=True):
         if weight:
-            total += weight
             mean = torch.lerp(mean, tensor.to(torch.float64), weight / total)
     return mean
 

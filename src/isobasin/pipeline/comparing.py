@@ -14,6 +14,7 @@ from isobasin.alignment import LayerAlignment
 from isobasin.alignment.stream import Turned
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
+from isobasin.bounds import check_number, check_seed
 from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
@@ -58,6 +59,9 @@ def verify(
         allow_pickle: Load pickled weights, with `weights_only`.
     """
     check_device(device)
+    check_seed(seed)
+    if tolerance is not None:
+        check_number("tolerance", tolerance, 0)
     with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
         check_comparable(one.specification, other.specification)
         return verify_models(one, other, tolerance=tolerance, seed=seed, device=device)

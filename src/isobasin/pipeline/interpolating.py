@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isobasin.bounds import check_number
 from isobasin.checkpoints import Checkpoint, check_finite, write_checkpoint
-from isobasin.errors import IsobasinError, TensorError
+from isobasin.errors import TensorError
 from isobasin.matching.averaging import weighted_mean
 from isobasin.model import Source, open_checkpoint
 from isobasin.pipeline.moving import Moved, counted, deliver
@@ -42,8 +42,7 @@ def interpolate(
     Raises:
         TensorError: The two don't have the same tensors.
     """
-    if not math.isfinite(t):
-        raise IsobasinError(f"t is {t}: it must be a number")
+    check_number("t", t)
     with (
         open_checkpoint(a, allow_pickle=allow_pickle) as one,
         open_checkpoint(b, allow_pickle=allow_pickle) as other,
@@ -81,7 +80,13 @@ def means(pieces: Iterable[Sequence[Mapping[str, Tensor]]], weights: Sequence[fl
         for name, first in piece[0].items():
             tensors = [of_model[name] for of_model in piece]
             if first.dtype.is_floating_point:
-                yield {name: weighted_mean(tensors, weights)}
+                mean = weighted_mean(tensors, weights)
+                if not (mean.abs() <= torch.finfo(first.dtype).max).all():
+                    raise TensorError(
+                        f"tensor {name!r} at t = {weights[-1]:g} has values beyond {first.dtype}: "
+                        "give a t nearer to 0 and 1"
+                    )
+                yield {name: mean}
             elif all(torch.equal(first, tensor) for tensor in tensors):
                 yield {name: first}
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
+from isobasin.bounds import check_number
 from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
 from isobasin.errors import IsobasinError
 from isobasin.matching.attention import Method
@@ -227,16 +227,17 @@ def _weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]
     if count < 2:
         raise IsobasinError(f"merge takes two or more models, not {count}")
     given = [1.0] * count if t is None else [float(t)] if isinstance(t, (int, float)) else [float(w) for w in t]
-    if not all(map(math.isfinite, given)):
-        raise IsobasinError(f"t is {t}: it must be a number")
+    for number in given:
+        check_number("t", number)
     if len(given) == 1 and count == 2:
         return 1 - given[0], given[0]
     if len(given) != count:
         raise IsobasinError(f"t has {len(given)} weights for {count} models: give one for each")
-    total = sum(given)
-    if min(given) < 0 or total == 0:
+    if min(given) < 0 or max(given) == 0:
         raise IsobasinError(f"weights are {', '.join(f'{w:g}' for w in given)}: none may be negative, nor all zero")
-    return tuple(w / total for w in given)
+    # The sum of large ones could be infinite.
+    shares = [w / max(given) for w in given]
+    return tuple(share / sum(shares) for share in shares)
 
 
 def _check_alike(models: Sequence[Model], matching: Matching) -> None:

@@ -26,11 +26,12 @@ from isobasin.alignment import (
 )
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
+from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
 from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.matching import circuits
 from isobasin.model import EXPERTS, Model, Source, open_model, quiet_transformers, understand
-from isobasin.pipeline.settings import Progress, Running, Scope, check_condition, silent
+from isobasin.pipeline.settings import Progress, Running, Scope, silent
 from isobasin.symmetries import attention, residual
 from isobasin.symmetries.feedforward import FeedForwardElement, sample
 from isobasin.verification import Verification, tolerance_of, verify_models
@@ -108,7 +109,8 @@ def random_alignment(
     blocks, and experts, are permuted too, and scaled by ratios up to `condition` where the activation lets scales pass.
     In scope "model" the residual stream is turned as well, and normalisations get other gains and biases.
     """
-    check_condition("condition", condition)
+    check_number("condition", condition, 1, ABOVE_ROUNDING)
+    check_seed(seed)
     generator, unmatched = torch.Generator().manual_seed(seed), FeedForwardStatistics()
     # A router's shift is a vector of the stream, and wouldn't turn with it.
     units = partial(_random_units, shifted=Scope(scope) is not Scope.model)

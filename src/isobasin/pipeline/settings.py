@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from isobasin.bounds import check_number
 from isobasin.errors import DependencyError, IsobasinError
 from isobasin.matching.attention import Method
 from isobasin.matching.heads import HeadCost
@@ -56,7 +58,8 @@ class Matching:
     Attributes:
         method: Stage-2 solver.
         head_cost: What stage 1 compares.
-        max_condition: Largest condition number of any map on GL(n); None: by the type of the result.
+        max_condition: Largest condition number of any map on GL(n); None: by the type of the result;
+            infinity: none is too large.
         scope: What of the models is matched.
         keep_gains: Whole models only: leave the gains of normalisations with their coordinates, so that the residual
             stream is permuted only.
@@ -72,7 +75,7 @@ class Matching:
 
     def __post_init__(self) -> None:
         if self.max_condition is not None:
-            check_condition("max condition", self.max_condition)
+            check_number("max condition", self.max_condition, 1, math.inf)
         if self.keep_gains and self.scope is not Scope.model:
             raise IsobasinError("--keep-gains is about the residual stream: it goes with --scope model")
 
@@ -125,24 +128,20 @@ class Running:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that torch doesn't have.
+    """Refuse a device that isn't there, or that can't do what is asked of it (float64 and all).
 
     Raises:
         DependencyError: Naming it.
     """
     try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise DependencyError(f"device {device!r}: there is no such kind; use cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise DependencyError(f"device {device!r}: this torch sees no CUDA device; use --device cpu")
-
-
-def check_condition(name: str, value: float) -> None:
-    """Refuse a condition number below 1.
-
-    Raises:
-        IsobasinError: Naming it.
-    """
-    if not value >= 1:
-        raise IsobasinError(f"{name} is {value}: a condition number is at least 1")
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise DependencyError(f"device {device!r}: this is none of ours; use cpu or cuda")
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise DependencyError(f"device {device!r}: this torch sees no CUDA device; use --device cpu")
+        if (found.index or 0) >= count:
+            raise DependencyError(f"device {device!r}: the last one that this torch sees is cuda:{count - 1}")

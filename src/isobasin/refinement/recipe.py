@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from isobasin.bounds import MANY, check_number, check_seed
+
 
 class Targets(StrEnum):
     """What the line learns from.
@@ -51,3 +53,11 @@ class Refining:
     mixed_precision: bool = False
     targets: Targets | None = None
     noise: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch size", 1), ("warmup", 0), ("every", 1), ("patience", 1)):
+            check_number(name, getattr(self, name.replace(" ", "_")), least, MANY)
+        for name in ("rate", "noise"):
+            check_number(name, getattr(self, name), 0, MANY)
+        check_number("held out", self.held_out, 0, 1)
+        check_seed(self.seed)

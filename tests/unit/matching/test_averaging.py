@@ -51,6 +51,8 @@ def test_a_mean_is_exact_at_its_ends_and_between_equals():
     assert torch.equal(weighted_mean([x, x, x], [0.3, 0.5, 0.2]), x)
     assert (weighted_mean([x, y, z], [0.3, 0.5, 0.2]) - (0.3 * x + 0.5 * y + 0.2 * z)).abs().max() < 1e-14
     assert (weighted_mean([x, y], [-1, 2]) - (2 * y - x)).abs().max() < 1e-14
+    # 1 - t and t add to 0 there, as floating-point numbers.
+    assert torch.equal(weighted_mean([x, y], [1 - 1e16, 1e16]), torch.lerp(x, y, 1e16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])

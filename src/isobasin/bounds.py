@@ -1,0 +1,58 @@
+"""Numbers that a user gives, checked in one way; from Python as from the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from isobasin.errors import IsobasinError
+
+_MOST = sys.float_info.max
+# Digits of a wrong number that are repeated.
+_SHOWN = 30
+
+SEEDS = 2**63 - 1
+"""The greatest seed: torch would take twice that, but further ones are made by counting on."""
+
+MANY = 1_000_000
+"""More steps, or examples at once, than anyone has use for."""
+
+THREADS = 1024
+"""More threads or processes than this end a process rather than speed it up."""
+
+ABOVE_ROUNDING = 1e15
+"""A map of a greater condition number has no inverse in float64."""
+
+
+def check_number(name: str, value: float, least: float = -_MOST, most: float = _MOST) -> None:
+    """Refuse a number outside of a range, and what is infinite or no number, which lies outside every range.
+
+    Args:
+        name: What the user calls it, such as "points".
+        value: What they gave.
+        least: The range's lower end, which is included.
+        most: Its upper end, likewise; by default all finite numbers are inside.
+
+    Raises:
+        IsobasinError: Naming all of them.
+    """
+    if least <= value <= most:
+        return
+    if least == -_MOST:
+        allowed = "a finite number"
+    else:
+        allowed = f"at least {_plain(least)}" if most >= _MOST else f"a number from {_plain(least)} to {_plain(most)}"
+    given = str(value)
+    raise IsobasinError(f"{name} is {given if len(given) <= _SHOWN else f'{given[:_SHOWN]}…'}: give {allowed}")
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that isn't one.
+
+    Raises:
+        IsobasinError: Naming it.
+    """
+    check_number("seed", seed, 0, SEEDS)
