@@ -1,10 +1,12 @@
-"""The errors that isobasin raises on purpose.
+"""The errors that isobasin raises on purpose, and its warnings.
 
 Every message is one line that names the thing (file, tensor, layer, shapes) and what to do. The command
 line prints it on stderr and exits with 2; from Python each error can be caught by its class.
 """
 
 from __future__ import annotations
+
+import warnings
 
 BARRIER_EXTRA = 'pip install "isobasin[barrier]"'
 """What brings the libraries for data, images, figures and the report page."""
@@ -56,3 +58,15 @@ class VerificationError(IsobasinError):
 
 class DependencyError(IsobasinError):
     """An optional package or device that was asked for is not there."""
+
+
+class IsobasinWarning(UserWarning):
+    """Something was done that the user may want to know of; the command line prints it as a line on stderr."""
+
+
+def warn(message: str) -> None:
+    """Say something that isn't an error, in one line that names the thing.
+
+    From Python it is a warning of the class `IsobasinWarning`.
+    """
+    warnings.warn(message, IsobasinWarning, stacklevel=3)

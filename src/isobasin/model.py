@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
 from isobasin.architectures.schema import Specification
-from isobasin.checkpoints import Checkpoint, check_finite, resolve
+from isobasin.checkpoints import Checkpoint, check_finite, resolve, temporary_folder
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.symmetries.weights import AttentionWeights, stack
 
@@ -234,7 +233,7 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[
     if isinstance(source, (str, os.PathLike)):
         yield Checkpoint.open(resolve(source, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
         return
-    with tempfile.TemporaryDirectory(prefix="isobasin-") as folder:
+    with temporary_folder() as folder:
         with quiet_transformers():
             source.save_pretrained(folder)
         yield Checkpoint.open(folder)

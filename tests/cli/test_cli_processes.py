@@ -82,7 +82,7 @@ def _interrupted(models: dict[str, Path], out: Path, number: int) -> tuple[int, 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 60
-        while not any(out.parent.glob(f".{out.name}.partial-*/model.safetensors")):
+        while not any(out.parent.glob(".isobasin-partial-*/content/*/model.safetensors")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.002)
@@ -103,7 +103,7 @@ def test_a_kill_leaves_no_output(models: dict[str, Path], tmp_path: Path, cli: C
     out = tmp_path / "out"
     assert _interrupted(models, out, signal.SIGKILL)[0] == -signal.SIGKILL
     assert not out.exists()
-    assert all(entry.name.startswith(".out.partial-") for entry in tmp_path.iterdir())
+    assert all(entry.name.startswith(".isobasin-partial-") for entry in tmp_path.iterdir())
     assert cli("align", models["a"], models["b"], "-o", out, "--no-verify").exit_code == 0
 
 

@@ -1,9 +1,12 @@
 """Reading and writing Hugging Face checkpoint folders, streaming and atomic; no model knowledge."""
 
+from isobasin.checkpoints.files import regular_file
+from isobasin.checkpoints.layout import write_tensors
 from isobasin.checkpoints.output import check_output, write_file_atomically
 from isobasin.checkpoints.reader import Checkpoint, TensorInfo, check_finite
 from isobasin.checkpoints.source import resolve
 from isobasin.checkpoints.stand_in import stand_in
+from isobasin.checkpoints.temporary import temporary_folder
 from isobasin.checkpoints.writer import write_checkpoint
 
 __all__ = [
@@ -11,8 +14,11 @@ __all__ = [
     "TensorInfo",
     "check_finite",
     "check_output",
+    "regular_file",
     "resolve",
     "stand_in",
+    "temporary_folder",
     "write_checkpoint",
     "write_file_atomically",
+    "write_tensors",
 ]

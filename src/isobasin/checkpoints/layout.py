@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from isobasin.checkpoints.files import WatchedFile, first_line
 from isobasin.errors import CheckpointError, TensorError
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -82,33 +84,45 @@ class Header:
         return max((slot.end for slot in self.slots.values()), default=len(self.raw))
 
 
-def read_header(path: Path) -> Header:
+def read_header(file: WatchedFile) -> Header:
     """Read and check the head of a safetensors file.
 
     Args:
-        path: The file.
+        file: The file.
 
     Returns:
         Its header; the file is as long as the header says.
 
     Raises:
-        CheckpointError: The file is missing, truncated, or not in the format.
+        CheckpointError: The file is truncated, not in the format, or changed since it was first looked at.
         TensorError: A tensor's type is unknown to this version of torch.
     """
+    with file.open() as opened:
+        try:
+            with safe_open(file.path, framework="pt"):  # checks the syntax, the offsets and the lengths
+                pass
+        except (SafetensorError, OSError) as error:
+            file.check()
+            raise CheckpointError(f"{file.path}: {_complaint(opened, error)}") from error
+        length = opened.read(8)
+        raw = bytearray(8 + int.from_bytes(length, "little"))
+        file.fill(opened, 0, memoryview(raw))
     try:
-        with safe_open(path, framework="pt"):  # checks the syntax, the offsets and the file's length
-            pass
-        with path.open("rb") as file:
-            length = file.read(8)
-            raw = length + file.read(int.from_bytes(length, "little"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: the file is missing: download the checkpoint again") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: {_complaint(path, error)}") from error
-    listing = json.loads(raw[8:])
+        listing = json.loads(bytes(raw[8:]), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file.path}: not a safetensors file ({first_line(error)}): restore it") from error
     metadata = listing.pop("__metadata__", None) or {}
-    slots = {name: _slot(path, name, entry, len(raw)) for name, entry in listing.items()}
-    return Header(raw, slots, metadata)
+    slots = {name: _slot(file.path, name, entry, len(raw)) for name, entry in listing.items()}
+    return Header(bytes(raw), slots, metadata)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name comes twice: which entry counts would depend on the reader."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return found
 
 
 def make_header(tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]], metadata: dict[str, str]) -> Header:
@@ -116,7 +130,7 @@ def make_header(tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]], meta
 
     Args:
         tensors: Shape and type of every tensor, in the order that the header shall have.
-        metadata: The free text entries.
+        metadata: The free text entries; they are stored in the order of their names.
 
     Returns:
         The header; wide types come first in the data, so that every tensor is aligned.
@@ -126,7 +140,7 @@ def make_header(tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]], meta
     for name, (shape, dtype) in sorted(tensors.items(), key=lambda item: -item[1][1].itemsize):
         start, end = end, end + prod(shape) * dtype.itemsize
         spans[name] = (start, end)
-    listing: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    listing: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     for name, (shape, dtype) in tensors.items():
         code = CODES[dtype]
         stored = (*shape[:-1], 2 * shape[-1]) if code == _PACKED else shape
@@ -141,6 +155,24 @@ def make_header(tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]], meta
     return Header(raw, slots, metadata)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on nothing but what is given.
+
+    The safetensors library writes the same, with the free text entries in an order that changes from run to run.
+    """
+    header = make_header({name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}, metadata)
+    with path.open("wb") as file:
+        file.write(header.raw)
+        for name, slot in sorted(header.slots.items(), key=lambda item: item[1].start):
+            file.seek(slot.start)
+            file.write(raw_bytes(tensors[name]))
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's values in their order."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
 def _slot(path: Path, name: str, entry: dict[str, Any], base: int) -> Slot:
     code = entry["dtype"]
     if code not in DTYPES:
@@ -152,17 +184,9 @@ def _slot(path: Path, name: str, entry: dict[str, Any], base: int) -> Slot:
     return Slot(shape, DTYPES[code], base + start, base + end)
 
 
-def _complaint(path: Path, error: Exception) -> str:
-    """Why a file isn't readable as safetensors, and what to do."""
-    if isinstance(error, SafetensorError):
-        with path.open("rb") as file:
-            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                return "a Git LFS pointer, not the weights: run `git lfs pull`"
-        return f"truncated or not a safetensors file ({first_line(error)}): download it again"
-    return f"can't be read ({first_line(error)}): check the file"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _complaint(file: BinaryIO, error: Exception) -> str:
+    """Why an open file isn't readable as safetensors, and what to do."""
+    file.seek(0)
+    if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+        return "a Git LFS pointer, not the weights: run `git lfs pull`"
+    return f"truncated or not a safetensors file ({first_line(error)}): download it again"

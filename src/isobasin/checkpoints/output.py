@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from isobasin.checkpoints.companions import umask
+from isobasin.checkpoints.temporary import own_folder
 from isobasin.errors import OutputError
 
 LOCK = ".lock"
@@ -47,7 +48,7 @@ def write_file_atomically(path: Path, write: Callable[[Path], None], force: bool
 
     Args:
         path: The file.
-        write: Writes to the path that it is given, which lies beside `path` and has its suffix.
+        write: Writes to the path that it is given, which has the name of `path` and lies in a folder beside it.
         force: Whether an existing file may be replaced.
 
     Raises:
@@ -61,50 +62,43 @@ def write_file_atomically(path: Path, write: Callable[[Path], None], force: bool
             raise OutputError(f"{path}: exists: name another file, or replace it with --force")
         _check_parent(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with staged(target, target.suffix) as staging:
+        with staged(target) as staging:
             write(staging)
-            staging.chmod(0o666 & ~_umask())
+            staging.chmod(0o666 & ~umask())  # safetensors would leave files that only the owner reads
             os.replace(staging, target)
 
 
-def _umask() -> int:
-    """The process's mask; reading it means setting it. safetensors would leave files that only the owner reads."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @contextmanager
-def staged(target: Path, suffix: str = "") -> Generator[Path, None, None]:
-    """A hidden path beside `target`, which is removed in the end if it is still there."""
-    staging = _sibling(target, "partial", suffix)
-    try:
-        yield staging
-    finally:
-        if staging.is_dir():
-            shutil.rmtree(staging, ignore_errors=True)
-        else:
-            staging.unlink(missing_ok=True)
+def staged(target: Path) -> Generator[Path]:
+    """A path of the name of `target` in a hidden folder beside it, which is removed in the end.
+
+    Raises:
+        OutputError: The hidden folder can't be made.
+    """
+    with ExitStack() as stack:
+        with disk_errors(target):
+            folder = stack.enter_context(own_folder(target.parent, "partial"))
+        yield folder / target.name
 
 
 def install(staging: Path, target: Path, force: bool) -> None:
     """Rename a finished folder to its place.
 
     With `force` an existing folder is moved aside before and deleted after; it comes back if the rename
-    fails. Otherwise only an empty folder is replaced.
+    fails, or at the next start if the process is killed in between. Otherwise only an empty folder is replaced.
     """
     if not (force and target.exists()):
         os.rename(staging, target)
         return
-    aside = _sibling(target, "replaced")
-    try:
-        os.rename(target, aside)
-        os.rename(staging, target)
-    except BaseException:
-        if aside.exists() and not target.exists():
-            os.rename(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    with own_folder(target.parent, "replaced") as folder:
+        aside = folder / target.name
+        try:
+            os.rename(target, aside)
+            os.rename(staging, target)
+        except BaseException:
+            if aside.exists() and not target.exists():
+                os.rename(aside, target)
+            raise
 
 
 @contextmanager
@@ -178,10 +172,6 @@ def _check_parent(target: Path) -> None:
 
 def _nearest_parent(target: Path) -> Path:
     return next(folder for folder in (target.parent, *target.parents) if folder.exists())
-
-
-def _sibling(target: Path, role: str, suffix: str = "") -> Path:
-    return target.parent / f".{target.name}.{role}-{secrets.token_hex(4)}{suffix}"
 
 
 def _no_space(target: Path, needed: int | None) -> OutputError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobasin.checkpoints.layout import first_line
+from isobasin.checkpoints.files import WatchedFile, entries, inside, read_object
+from isobasin.checkpoints.kinds import other_kind, refuse_adapter
 from isobasin.checkpoints.shards import PickleShard, SafetensorsShard, Shard
+from isobasin.checkpoints.weights import Index, find_weights
 from isobasin.errors import CheckpointError, TensorError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_PICKLE = "pytorch_model.bin"
-_PICKLE_INDEX = "pytorch_model.bin.index.json"
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Checkpoint:
     Attributes:
         folder: The folder.
         config: The parsed config.json.
+        config_file: Where it lies.
         tensors: Every tensor, shard by shard in the order of the headers.
         files: Names of the shards, in order.
         metadata: The `__metadata__` of each shard.
@@ -55,11 +54,12 @@ class Checkpoint:
 
     folder: Path
     config: dict[str, Any]
+    config_file: WatchedFile
     tensors: dict[str, TensorInfo]
     files: tuple[str, ...]
     metadata: dict[str, dict[str, str]]
     shards: dict[str, Shard] = field(repr=False)
-    index: dict[str, Any] | None = field(repr=False, default=None)
+    index: Index | None = field(repr=False, default=None)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Checkpoint:
@@ -73,20 +73,35 @@ class Checkpoint:
             The checkpoint; index, headers and file lengths agree.
 
         Raises:
-            CheckpointError: The folder, its configuration, its index or a file is missing or broken.
+            CheckpointError: The folder, its configuration, its index or a file is missing or broken, is a link to
+                another place, or changed meanwhile; or it is a checkpoint of another kind.
             TensorError: The index and the shards disagree about a tensor.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: no such folder: check the path")
-        if not (folder / "config.json").exists():
-            raise CheckpointError(f"{folder}: has no config.json: pass a Hugging Face checkpoint folder")
-        config = _read_object(folder / "config.json")
-        paths, index = _find_weights(folder, allow_pickle)
-        shards = {file: _open_shard(path) for file, path in paths.items()}
-        tensors = _collect(folder, shards, None if index is None else index["weight_map"])
+        names = entries(folder)
+        if CONFIG not in names:
+            problem = f"{folder}: has no {CONFIG}: pass a Hugging Face checkpoint folder"
+            raise CheckpointError(other_kind(folder, names) or problem)
+        refuse_adapter(folder, names)
+        config_file = WatchedFile.of(inside(folder, folder / CONFIG))
+        config = read_object(config_file)
+        paths, index = find_weights(folder, names, config, allow_pickle)
+        shards = {name: _open_shard(WatchedFile.of(inside(folder, path))) for name, path in paths.items()}
+        tensors = _collect(folder, shards, None if index is None else index.weight_map)
         metadata = {file: shard.header.metadata for file, shard in shards.items()}
-        return cls(folder, config, tensors, tuple(shards), metadata, shards, index)
+        opened = cls(folder, config, config_file, tensors, tuple(shards), metadata, shards, index)
+        opened.check_unchanged()
+        return opened
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file that was read isn't what it was when the checkpoint was opened."""
+        for file in self.watched():
+            file.check()
+
+    def watched(self) -> tuple[WatchedFile, ...]:
+        """The files that are read: config, index and weights."""
+        index = () if self.index is None else (self.index.file,)
+        return (self.config_file, *index, *(shard.file for shard in self.shards.values()))
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Read tensors in their stored type, opening each shard once.
@@ -138,62 +153,8 @@ def check_finite(tensors: Mapping[str, Tensor], folder: str | os.PathLike[str]) 
             raise TensorError(f"{os.fspath(folder)}: tensor {name!r}: {kind}: damaged or diverged")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror}): check the file") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({first_line(error)}): restore the file") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: a JSON {type(content).__name__}, not an object: restore it")
-    return content
-
-
-def _find_weights(folder: Path, allow_pickle: bool) -> tuple[dict[str, Path], dict[str, Any] | None]:
-    """Path of every shard by its safetensors name, and the index; looks in transformers' order."""
-    found = [name for name in (SINGLE, INDEX, _PICKLE, _PICKLE_INDEX) if os.path.lexists(folder / name)]
-    if not found:
-        forms = f"{SINGLE} or {INDEX}, and with --allow-pickle {_PICKLE} or {_PICKLE_INDEX}"
-        raise CheckpointError(f"{folder}: no weights found: supported are {forms}")
-    path = folder / found[0]
-    pickled = path.name in (_PICKLE, _PICKLE_INDEX)
-    if pickled and not allow_pickle:
-        advice = "convert it to safetensors, or pass --allow-pickle (weights_only loading)"
-        raise CheckpointError(f"{path}: pickled weights: {advice}")
-    if path.name in (SINGLE, _PICKLE):
-        return {SINGLE: path}, None
-    index = _read_object(path)
-    weight_map = _check_weight_map(path, index.get("weight_map"), ".bin" if pickled else ".safetensors")
-    paths = {_safetensors_name(file): folder / file for file in sorted(set(weight_map.values()))}
-    converted = {name: _safetensors_name(file) for name, file in weight_map.items()}
-    return paths, {**index, "weight_map": converted}
-
-
-def _check_weight_map(path: Path, weight_map: object, suffix: str) -> dict[str, str]:
-    """The index's map from tensors to files, if it names plain files beside the index."""
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: has no weight_map from tensors to files: restore the index")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not file.endswith(suffix):
-            raise CheckpointError(f"{path}: maps {name!r} to {file!r}, not to a {suffix} file: restore it")
-        if any(character in file for character in "/\\\0"):
-            reason = "a file outside the folder is never read"
-            raise CheckpointError(f"{path}: maps {name!r} to {file!r}: {reason}: restore the index")
-        if not os.path.lexists(path.parent / file):
-            raise CheckpointError(f"{path}: names {file}, which is missing: download it to {path.parent}")
-    return weight_map
-
-
-def _safetensors_name(file: str) -> str:
-    if file.endswith(".bin"):
-        return file.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
-    return file
-
-
-def _open_shard(path: Path) -> Shard:
-    return PickleShard.open(path) if path.suffix == ".bin" else SafetensorsShard.open(path)
+def _open_shard(file: WatchedFile) -> Shard:
+    return PickleShard.open(file) if file.path.suffix == ".bin" else SafetensorsShard.open(file)
 
 
 def _collect(folder: Path, shards: Mapping[str, Shard], weight_map: Mapping[str, str] | None) -> dict[str, TensorInfo]:

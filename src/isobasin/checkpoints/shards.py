@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from isobasin.checkpoints.layout import CODES, Header, first_line, make_header, read_header
+from isobasin.checkpoints.files import WatchedFile, first_line
+from isobasin.checkpoints.layout import CODES, Header, make_header, read_header
 from isobasin.errors import CheckpointError
 
 PIECE = 16 * 2**20  # bytes in memory at a time while a tensor is copied; a multiple of every item size
@@ -26,12 +26,12 @@ class Shard(Protocol):
     """One weight file.
 
     Attributes:
-        path: Where it lies.
+        file: Where it lies, and what it was when it was opened: it must be the same at every read.
         header: Its tensors and their places in a safetensors file.
     """
 
     @property
-    def path(self) -> Path: ...  # noqa: D102
+    def file(self) -> WatchedFile: ...  # noqa: D102
 
     @property
     def header(self) -> Header: ...  # noqa: D102
@@ -52,35 +52,35 @@ class Shard(Protocol):
 class SafetensorsShard:
     """A safetensors file; see `Shard`."""
 
-    path: Path
+    file: WatchedFile
     header: Header
 
     @classmethod
-    def open(cls, path: Path) -> SafetensorsShard:
-        """Read and check the header of `path`; raises CheckpointError."""
-        return cls(path, read_header(path))
+    def open(cls, file: WatchedFile) -> SafetensorsShard:
+        """Read and check the header; raises CheckpointError."""
+        return cls(file, read_header(file))
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """See `Shard.read`; raises CheckpointError."""
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                # a tensor of safe_open keeps the whole file mapped
-                return {name: file.get_tensor(name).clone() for name in names}
-        except (SafetensorError, OSError) as error:
-            raise _changed(self.path) from error
+        tensors: dict[str, Tensor] = {}
+        with self.file.open() as opened:
+            for name in names:
+                slot = self.header.slots[name]
+                values = torch.empty(slot.end - slot.start, dtype=torch.uint8)
+                self.file.fill(opened, slot.start, values.numpy().data)
+                tensors[name] = values.view(slot.dtype).reshape(slot.shape)
+        return tensors
 
     def pieces(self, names: Iterable[str]) -> Iterator[tuple[str, int, Tensor]]:
         """See `Shard.pieces`; raises CheckpointError."""
         buffer = torch.empty(PIECE, dtype=torch.uint8)
         view = buffer.numpy().data
-        with self.path.open("rb") as file:
+        with self.file.open() as opened:
             for name in names:
                 slot = self.header.slots[name]
-                file.seek(slot.start)
                 for start in range(slot.start, slot.end, PIECE):
                     count = min(PIECE, slot.end - start)
-                    if file.readinto(view[:count]) != count:
-                        raise _changed(self.path)
+                    self.file.fill(opened, start, view[:count])
                     at = (start - slot.start) // slot.dtype.itemsize
                     yield name, at, buffer[:count].view(slot.dtype)
 
@@ -89,39 +89,31 @@ class SafetensorsShard:
 class PickleShard:
     """A file of `torch.save`, loaded as plain tensors only; see `Shard`."""
 
-    path: Path
+    file: WatchedFile
     header: Header
 
     @classmethod
-    def open(cls, path: Path) -> PickleShard:
-        """Load `path` without running its code, and lay it out; raises CheckpointError."""
-        tensors = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _load(path).items()}
-        return cls(path, make_header(tensors, {"format": "pt"}))
+    def open(cls, file: WatchedFile) -> PickleShard:
+        """Load a file without running its code, and lay it out; raises CheckpointError."""
+        with file.open():
+            tensors = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _load(file.path).items()}
+        return cls(file, make_header(tensors, {"format": "pt"}))
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """See `Shard.read`; raises CheckpointError."""
-        tensors = self._load_again()
-        return {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in names}
+        with self.file.open():
+            tensors = _load(self.file.path)
+            return {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in names}
 
     def pieces(self, names: Iterable[str]) -> Iterator[tuple[str, int, Tensor]]:
         """See `Shard.pieces`; raises CheckpointError."""
-        tensors = self._load_again()
-        for name in names:
-            flat = tensors[name].reshape(-1)
-            step = PIECE // flat.dtype.itemsize
-            for at in range(0, flat.numel(), step):
-                yield name, at, flat[at : at + step]
-
-    def _load_again(self) -> dict[str, Tensor]:
-        tensors = _load(self.path)
-        now = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-        if now != {name: (slot.shape, slot.dtype) for name, slot in self.header.slots.items()}:
-            raise _changed(self.path)
-        return tensors
-
-
-def _changed(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path}: changed while it was being read: run again when it is complete")
+        with self.file.open():
+            tensors = _load(self.file.path)
+            for name in names:
+                flat = tensors[name].reshape(-1)
+                step = PIECE // flat.dtype.itemsize
+                for at in range(0, flat.numel(), step):
+                    yield name, at, flat[at : at + step]
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -129,8 +121,6 @@ def _load(path: Path) -> dict[str, Tensor]:
     if TorchVersion(torch.__version__) < "2.6":
         reason = "weights_only loading can run code before torch 2.6 (CVE-2025-32434)"
         raise CheckpointError(f"{path}: {reason}: upgrade torch, or convert the file to safetensors")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: the file is missing: download the checkpoint again")
     try:
         # files from before torch 1.6 are no zip archives and can't be mapped
         mapped = zipfile.is_zipfile(path)
@@ -150,4 +140,6 @@ def _storable(path: Path, name: object, value: object) -> str:
     if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in CODES:
         kind = f"{value.layout}, {value.dtype}, {value.device}"
         raise CheckpointError(f"{path}: tensor {name!r} has no safetensors form ({kind}): make it dense")
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise CheckpointError(f"{path}: tensor {name!r} repeats fewer values than its shape has: save a copy of it")
     return name

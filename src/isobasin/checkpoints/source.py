@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from isobasin.checkpoints.layout import first_line
+from isobasin.checkpoints.files import first_line
+from isobasin.checkpoints.kinds import other_kind
 from isobasin.errors import CheckpointError
 
 _COMPANIONS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "merges*", "README.md", "LICENSE*")
@@ -30,7 +31,9 @@ def resolve(source: str | os.PathLike[str], *, allow_pickle: bool = False) -> Pa
     if text and os.path.isdir(text):
         return Path(text)
     if os.path.lexists(text):
-        raise CheckpointError(f"{text}: not a folder: pass the folder that holds config.json and the weights")
+        file = Path(text)
+        problem = f"{text}: not a folder: pass the folder that holds config.json and the weights"
+        raise CheckpointError(other_kind(file.parent, [file.name]) or problem)
     if not _is_hub_id(text):
         raise CheckpointError(f"{text!r}: no such folder: check the path")
     folder = _download(text, "*.safetensors")

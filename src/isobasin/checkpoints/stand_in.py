@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,15 +10,21 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isobasin.checkpoints.reader import Checkpoint
+from isobasin.checkpoints.companions import companions, copy
+from isobasin.checkpoints.reader import CONFIG, Checkpoint
+from isobasin.checkpoints.temporary import temporary_folder
+from isobasin.checkpoints.weights import NAMED, SINGLE
 
 
 @contextmanager
 def stand_in(checkpoint: Checkpoint, values: dict[str, Tensor]) -> Generator[Path]:
     """A temporary copy of a checkpoint's folder whose tensors are these instead."""
-    with tempfile.TemporaryDirectory(prefix="isobasin-") as folder:
-        for file in checkpoint.folder.glob("*.json"):
-            if "index" not in file.name:
-                shutil.copy(file, folder)
-        save_file(values, Path(folder) / "model.safetensors", {"format": "pt"})
-        yield Path(folder)
+    with temporary_folder() as folder:
+        found = companions(checkpoint.folder, frozenset(file.path.name for file in checkpoint.watched()))
+        for path, file in found.files.items():
+            if len(path.parts) == 1 and path.suffix == ".json":
+                copy(file, folder / path)
+        config = {name: entry for name, entry in checkpoint.config.items() if name != NAMED}
+        (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        save_file(values, folder / SINGLE, {"format": "pt"})
+        yield folder

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
 
-from isobasin.checkpoints.layout import CODES, DTYPES, Header, Slot, make_header
+from isobasin.checkpoints.companions import Companions, companions, copy, set_folder_mode, set_mode
+from isobasin.checkpoints.layout import CODES, DTYPES, Header, Slot, make_header, raw_bytes
 from isobasin.checkpoints.output import (
     check_output,
     check_space,
@@ -21,27 +21,14 @@ from isobasin.checkpoints.output import (
     staged,
     write_file_atomically,
 )
-from isobasin.checkpoints.reader import INDEX, Checkpoint
-from isobasin.errors import TensorError
+from isobasin.checkpoints.reader import CONFIG, Checkpoint
+from isobasin.errors import TensorError, warn
 
 __all__ = ["check_output", "write_checkpoint", "write_file_atomically"]
 
 T = TypeVar("T")
 
-_CONFIG = "config.json"
-_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".onnx",
-    ".ckpt",
-    ".index.json",
-)
-_SKIPPED = (".cache", ".git")
+_NAMED = 5  # files that a warning names
 
 
 def write_checkpoint(
@@ -57,9 +44,10 @@ def write_checkpoint(
 ) -> T | None:
     """Write a copy of `source` in which the moved tensors have new values.
 
-    The copy has the same shards, keys, order, metadata and types, and the folder's other files. It is
-    written to a hidden folder beside `out`, config.json last, and renamed when it is complete and checked;
-    if anything raises, the hidden folder is removed and `out` is as it was.
+    The copy has the same shards, keys, order, metadata and types, and the folder's other files with their modes;
+    other models' weights and links out of the folder are left out with a warning. It is written to a hidden folder
+    beside `out`, config.json last, and renamed when it is complete and checked; if anything raises, the hidden folder
+    is removed and `out` is as it was.
 
     Args:
         source: The checkpoint to copy.
@@ -83,23 +71,28 @@ def write_checkpoint(
     check_output(out, (*inputs, source.folder), force)
     target = Path(out).resolve()
     headers = {file: _cast_header(source, file, dtype) for file in source.files}
+    found = companions(source.folder, frozenset(file.path.name for file in source.watched()))
+    needed = sum(header.size for header in headers.values()) + sum(file.size for file in found.files.values())
     with disk_errors(target):
-        companions = list(_companions(source.folder))
-        sizes = [(source.folder / path).stat().st_size for path in companions]
         target.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum(header.size for header in headers.values()) + sum(sizes)
     check_space(target, needed)
     with staged(target) as staging:
         with disk_errors(target, needed):
             staging.mkdir()
             _write_shards(source, headers, moved, staging)
-            _copy(source.folder, staging, companions)
+            _copy(source.folder, staging, found)
             _write_index(source, headers, staging)
             if extra is not None:
                 extra(staging)
             _write_config(source, dtype, staging)
-        result = None if check is None else check(staging)
+        try:
+            result = None if check is None else check(staging)
+        finally:
+            # Before whatever the check found: it may have read other files than those that were copied.
+            source.check_unchanged()
         with disk_errors(target, needed):
+            _say_what_is_missing(found, source.folder, staging, out)
+            set_folder_mode(staging, source.folder)
             install(staging, target, force)
     return result
 
@@ -142,6 +135,7 @@ def _write_shards(
         with (folder / file).open("r+b") as out:
             for name, at, piece in source.shards[file].pieces(rest):
                 _write(out, name, header.slots[name], at, piece)
+        set_mode(folder / file, source.shards[file].file.mode)
 
 
 def _check_moved(source: Checkpoint, name: str, tensor: Tensor, done: set[str]) -> None:
@@ -160,7 +154,7 @@ def _write(out: BinaryIO, name: str, slot: Slot, at: int, flat: Tensor) -> None:
     if slot.dtype.is_floating_point and slot.dtype != flat.dtype:
         _check_range(name, flat, slot.dtype)
     out.seek(slot.start + at * slot.dtype.itemsize)
-    out.write(cast.contiguous().view(torch.uint8).numpy().data)
+    out.write(raw_bytes(cast))
 
 
 def _check_range(name: str, flat: Tensor, dtype: torch.dtype) -> None:
@@ -174,51 +168,47 @@ def _check_range(name: str, flat: Tensor, dtype: torch.dtype) -> None:
         raise TensorError(f"tensor {name!r} has values up to {largest:.4g}, beyond {dtype}: choose a wider type")
 
 
-def _companions(folder: Path, inside: Path = Path()) -> Iterator[Path]:
-    """The files that go along with the weights, relative to `folder`; config.json is not among them."""
-    here = folder / inside
-    for entry in sorted(here.iterdir()):
-        if entry.is_dir():
-            loops = entry.resolve() in (here.resolve(), *here.resolve().parents)
-            if entry.name not in _SKIPPED and not loops and not any(map(_is_weights, entry.rglob("*"))):
-                yield from _companions(folder, inside / entry.name)
-        elif entry.is_file() and not _is_weights(entry) and inside / entry.name != Path(_CONFIG):
-            yield inside / entry.name
+def _copy(folder: Path, staging: Path, found: Companions) -> None:
+    """Copy what goes along with the weights; sub-folders keep their modes like the files in them."""
+    for path, file in found.files.items():
+        copy(file, staging / path)
+    for parent in {parent for path in found.files for parent in path.parents if parent != Path()}:
+        set_folder_mode(staging / parent, folder / parent)
 
 
-def _is_weights(path: Path) -> bool:
-    return path.name.endswith(_WEIGHTS)
-
-
-def _copy(source: Path, target: Path, paths: Iterable[Path]) -> None:
-    """Copy files with what they hold, following links; permissions are those of new files."""
-    for path in paths:
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / path, target / path)
+def _say_what_is_missing(found: Companions, folder: Path, staging: Path, out: str | os.PathLike[str]) -> None:
+    """Warn of what the copy lacks, where nothing new has its name."""
+    for paths, reason in ((found.weights, "other weights"), (found.outside, "links out of the folder, or no files")):
+        names = [str(path) for path in paths if not os.path.lexists(staging / path)]
+        if names:
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            listed = ", ".join(names[:_NAMED]) + more
+            warn(f"{os.fspath(out)}: without {listed} of {folder} ({reason}): copy what you need")
 
 
 def _write_index(source: Checkpoint, headers: Mapping[str, Header], folder: Path) -> None:
     """The index of a sharded checkpoint: the source's own, to the byte, if it still holds."""
-    if source.index is None:
+    index = source.index
+    if index is None:
         return
-    if (source.folder / INDEX).exists() and all(headers[file] is source.shards[file].header for file in headers):
-        _copy(source.folder, folder, [Path(INDEX)])
+    path, kept = folder / index.name, index.file.path.name == index.name
+    if kept and all(headers[file] is source.shards[file].header for file in headers):
+        copy(index.file, path)
         return
     slots = [slot for header in headers.values() for slot in header.slots.values()]
-    metadata = {
-        **(source.index.get("metadata") or {}),
-        "total_size": sum(slot.end - slot.start for slot in slots),
-    }
-    _write_json(folder / INDEX, {**source.index, "metadata": metadata})
+    metadata = {**index.content["metadata"], "total_size": sum(slot.end - slot.start for slot in slots)}
+    _write_json(path, {**index.content, "metadata": metadata}, index.file.mode)
 
 
 def _write_config(source: Checkpoint, dtype: torch.dtype | None, folder: Path) -> None:
     if dtype is None:
-        _copy(source.folder, folder, [Path(_CONFIG)])
+        copy(source.config_file, folder / CONFIG)
         return
     keys = [key for key in ("dtype", "torch_dtype") if key in source.config] or ["dtype"]
-    _write_json(folder / _CONFIG, {**source.config, **dict.fromkeys(keys, str(dtype).removeprefix("torch."))})
+    changed = {**source.config, **dict.fromkeys(keys, str(dtype).removeprefix("torch."))}
+    _write_json(folder / CONFIG, changed, source.config_file.mode)
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: Mapping[str, object], mode: int) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    set_mode(path, mode)

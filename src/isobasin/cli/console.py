@@ -19,6 +19,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Span, Text
 
+from isobasin.errors import IsobasinWarning
 from isobasin.signals import stop_if_asked
 from isobasin.text import printable
 
@@ -90,17 +91,21 @@ def show_json(content: dict[str, Any]) -> None:
 
 
 def complain(message: str) -> None:
-    """Print one line on stderr, whatever line breaks the message has."""
-    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    # With stderr closed there is nobody to tell; the exit code still says it.
-    with suppress(OSError):
-        console(stderr=True).print(Text.assemble(("error:", "bold red"), " ", printable(line)), soft_wrap=True)
+    """Print an error as one line on stderr, whatever line breaks the message has."""
+    _print_line("error:", "bold red", message)
 
 
 def complain_in_full(trace: str) -> None:
     """Print a traceback on stderr."""
     with suppress(OSError):
         print(*map(printable, trace.splitlines()), sep="\n", file=sys.stderr)
+
+
+def _print_line(label: str, style: str, message: str) -> None:
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    # With stderr closed there is nobody to tell; the exit code still says it.
+    with suppress(OSError):
+        console(stderr=True).print(Text.assemble((label, style), " ", printable(line)), soft_wrap=True)
 
 
 def debugging() -> bool:
@@ -124,7 +129,10 @@ def working(what: str) -> Generator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """No bars, warnings or logs of transformers and huggingface_hub, which read these variables when imported."""
+    """No bars, warnings or logs of transformers and huggingface_hub, which read these variables when imported.
+
+    Our own warnings are kept, and printed in the end, each once.
+    """
     if debugging():
         yield
         return
@@ -132,12 +140,17 @@ def quiet() -> Generator[None]:
         os.environ.setdefault(name, value)
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
+    said: dict[str, None] = {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", IsobasinWarning)
+            warnings.showwarning = lambda message, *_, **__: said.setdefault(str(message))
             yield
     finally:
         logging.disable(before)
+        for message in said:
+            _print_line("warning:", "bold yellow", message)
 
 
 @contextmanager

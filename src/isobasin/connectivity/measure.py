@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ import torch
 from isobasin.alignment import Alignment, LayerAlignment
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
-from isobasin.checkpoints import Checkpoint, check_output
+from isobasin.checkpoints import Checkpoint, check_output, temporary_folder
 from isobasin.checkpoints.output import sole_writer
 from isobasin.connectivity import path as line
 from isobasin.connectivity.path import POINTS, LinearPath
@@ -289,7 +288,7 @@ class _Lines:
         a, b = self._models[first], self._models[second]
         matching = Matching(Method(method), self._how.head_cost, scope=self._how.scope)
         running = Running(torch.device(self._device).type, progress=self._progress)
-        with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
+        with temporary_folder() as scratch:
             started = time.perf_counter()
             # The written model is verified as a whole: its blocks need no check of their own.
             found = match_models(a, b, matching, replace(running, verify=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isobasin.checkpoints import temporary_folder
 from isobasin.connectivity.path import LinearPath, LossCurve, barrier
 from isobasin.demo import place
 from isobasin.demo.digits import Images, evaluate
@@ -66,7 +66,7 @@ def measure_pair(
     a, b = (folder / place.model_name(number) for number in (first, second))
     aligned = folder / place.aligned_name(first, second)
     alignment = align(a, b, aligned)
-    with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
+    with temporary_folder() as scratch:
         permuted = Path(scratch) / "heads"
         align(a, b, permuted, method=Method.heads)
         ends = {NAIVE: _state(b), HEADS: _state(permuted), ALIGNED: _state(aligned)}

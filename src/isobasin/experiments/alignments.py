@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.alignment import Alignment
+from isobasin.checkpoints import temporary_folder
 from isobasin.experiments.pair import AblationOptions, Folder, Pair, with_percent
 from isobasin.matching.attention import Method
 from isobasin.pipeline.merging import Space, merge
@@ -118,7 +118,7 @@ def alignments(
 
 
 def _refined(pair: Pair, train: Examples, start: Alignment, how: Refining, progress: Progress) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
+    with temporary_folder() as scratch:
         out = Path(scratch) / "refined"
         models = pair.a.checkpoint.folder, pair.b.checkpoint.folder
         running = Running(pair.options.device, progress=progress)
@@ -134,7 +134,7 @@ def _middle(losses: Sequence[float]) -> float:
 
 def _merged_loss(pair: Pair, alignment: Alignment) -> float:
     """The loss of the mean of circuits after a move."""
-    with pair.moved(alignment) as end, tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
+    with pair.moved(alignment) as end, temporary_folder() as scratch:
         out = Path(scratch) / "merged"
         merge([pair.a.checkpoint.folder, end], out, space=Space.circuit, device=pair.options.device)
         return pair.loss(out)

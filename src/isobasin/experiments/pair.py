@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
+from isobasin.checkpoints import temporary_folder
 from isobasin.connectivity.path import POINTS, LinearPath, barrier, points
 from isobasin.model import Model, open_model
 from isobasin.pipeline.aligning import match_models
@@ -92,7 +92,7 @@ class Pair:
         if alignment is None:
             yield self.b.checkpoint.folder
             return
-        with tempfile.TemporaryDirectory(prefix="isobasin-") as scratch:
+        with temporary_folder() as scratch:
             write_moved(alignment, self.b, Path(scratch) / "moved", Running(self.options.device, verify=self.exact))
             yield Path(scratch) / "moved"
 

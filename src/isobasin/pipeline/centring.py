@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment
-from isobasin.checkpoints import Checkpoint, write_checkpoint
+from isobasin.checkpoints import Checkpoint, temporary_folder, write_checkpoint
 from isobasin.model import Model, understand
 from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.interpolating import means, stored_tensors
@@ -80,7 +79,7 @@ def _round(
     models: Sequence[Model], moves: Sequence[Alignment | None], matching: Matching, running: Running
 ) -> list[Alignment]:
     """Every model aligned to the mean of the moved ones, which is kept in float64 in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="isobasin-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder) / "centre"
         equal = [1 / len(models)] * len(models)
         write_checkpoint(models[0].checkpoint, path, means(moved_tensors(models, moves), equal), dtype=torch.float64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +26,8 @@ from isobasin.alignment import (
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
-from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
-from isobasin.errors import IsobasinError, VerificationError
+from isobasin.checkpoints import Checkpoint, check_output, temporary_folder, write_checkpoint
+from isobasin.errors import CheckpointError, IsobasinError, VerificationError
 from isobasin.matching import circuits
 from isobasin.model import EXPERTS, Model, Source, open_model, quiet_transformers, understand
 from isobasin.pipeline.settings import Progress, Running, Scope, silent
@@ -192,8 +191,12 @@ def write_moved(
         called: What to call the output in messages, where it gets its place later.
 
     Raises:
+        CheckpointError: A weight file of the model has the name of the alignment's.
         VerificationError: The outputs differ by more than rounding; nothing was written.
     """
+    if FILE_NAME in model.checkpoint.files:
+        problem = "a weight file has the name that the move is written to: rename it, also in the index"
+        raise CheckpointError(f"{model.checkpoint.folder / FILE_NAME}: {problem}")
 
     def add(staging: Path) -> None:
         alignment.save(staging / FILE_NAME, force=True)
@@ -250,7 +253,7 @@ def deliver(
         return Moved(Path(output), None, write(Path(output)))
     if isinstance(source, (str, os.PathLike)):
         raise IsobasinError("output: name the folder to write to (only a model in memory can be returned)")
-    with tempfile.TemporaryDirectory(prefix="isobasin-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder) / "model"
         verified = write(path)
         with quiet_transformers():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from isobasin.checkpoints.layout import first_line
+from isobasin import checkpoints
+from isobasin.checkpoints.files import first_line
 from isobasin.errors import DataError, IsobasinError
 
 _LONGEST = 300
@@ -59,11 +59,7 @@ def regular_file(path: str | os.PathLike[str], most: int | None = None) -> Path:
     Raises:
         DataError: It is something else, can't be found, or is larger.
     """
-    with reading(f"{os.fspath(path)}: can't be read", "check the path"):
-        found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-        raise DataError(f"{os.fspath(path)}: is {kind}, not a file: name a file")
+    found = checkpoints.regular_file(path, DataError)
     if most is not None and found.st_size > most:
         raise DataError(f"{os.fspath(path)}: has {found.st_size} bytes, more than {most}: is it the right file?")
     return Path(path)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobasin.checkpoints.layout import first_line
+from isobasin.checkpoints.files import first_line
 from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError
 from isobasin.tasks.reading import reading, regular_file
 

@@ -82,6 +82,14 @@ def pickled_shards(folder: Path) -> Path:
     return folder
 
 
+def linked(real: Path, folder: Path) -> Path:
+    """A folder of links to the files of another one."""
+    folder.mkdir(parents=True)
+    for path in real.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     """Whether names, types, shapes and every value agree."""
     return left.keys() == right.keys() and all(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoint_folders import (
     CONFIG,
+    linked,
     make_sources,
     pickled,
     pickled_shards,
@@ -25,7 +26,7 @@ from checkpoint_folders import (
 from safetensors.torch import save_file
 
 from isobasin.checkpoints import Checkpoint, TensorInfo, check_finite
-from isobasin.checkpoints import shards as shards_module
+from isobasin.checkpoints.files import WatchedFile
 from isobasin.errors import CheckpointError, TensorError
 
 FORMS = ["single", "sharded", "pickled", "pickled_shards"]
@@ -100,8 +101,8 @@ def test_read_tensors_own_their_memory(tmp_path: Path) -> None:
 def test_each_shard_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(sharded(tmp_path))
     opened: list[Path] = []
-    original = shards_module.safe_open
-    monkeypatch.setattr(shards_module, "safe_open", lambda path, **kw: opened.append(path) or original(path, **kw))
+    original = WatchedFile.open
+    monkeypatch.setattr(WatchedFile, "open", lambda file: opened.append(file.path) or original(file))
     checkpoint.read(checkpoint.tensors)
     assert opened == [tmp_path / shard_name(1), tmp_path / shard_name(2)]
 
@@ -112,11 +113,7 @@ def test_safetensors_win_over_pickles(tmp_path: Path) -> None:
 
 
 def test_a_linked_snapshot(tmp_path: Path) -> None:
-    real = sharded(tmp_path / "blobs")
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    for path in real.iterdir():
-        (snapshot / path.name).symlink_to(path)
+    snapshot = linked(sharded(tmp_path / "blobs"), tmp_path / "snapshots" / "main")
     assert same(Checkpoint.open(snapshot).read(tensors()), tensors())
 
 
@@ -144,7 +141,7 @@ def test_a_config_that_is_not_an_object(text: str, tmp_path: Path) -> None:
 
 def test_a_config_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
-    assert "config.json: can't be read" in refusal(tmp_path)
+    assert "config.json: is a folder, not a file" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 40, -1])
@@ -165,8 +162,8 @@ def test_a_git_lfs_pointer(tmp_path: Path) -> None:
 
 def test_weights_that_are_a_folder_or_a_dead_link(tmp_path: Path) -> None:
     (write_config(tmp_path / "a") / "model.safetensors").mkdir()
-    assert "model.safetensors: can't be read" in refusal(tmp_path / "a")
-    (write_config(tmp_path / "b") / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    assert "model.safetensors: is a folder, not a file" in refusal(tmp_path / "a")
+    (write_config(tmp_path / "b") / "model.safetensors").symlink_to("nowhere")
     assert "model.safetensors: the file is missing" in refusal(tmp_path / "b")
 
 

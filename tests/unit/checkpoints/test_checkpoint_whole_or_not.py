@@ -112,7 +112,7 @@ def test_the_old_folder_comes_back_if_the_rename_fails(
     rename = os.rename
 
     def fail(old: Path, new: Path) -> None:
-        if "partial" in Path(old).name:
+        if "partial" in str(old):
             raise OSError(errno.EIO, "Input/output error", str(old))
         rename(old, new)
 

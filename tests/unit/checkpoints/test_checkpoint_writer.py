@@ -11,6 +11,7 @@ from checkpoint_folders import (
     NEW,
     contents,
     leftovers,
+    linked,
     make_sources,
     pickled,
     pickled_shards,
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from isobasin.checkpoints import Checkpoint, write_checkpoint
 from isobasin.checkpoints import shards as shards_module
-from isobasin.errors import TensorError
+from isobasin.errors import IsobasinWarning, TensorError
 
 FORMS = ["single", "sharded", "pickled", "pickled_shards"]
 
@@ -83,7 +84,7 @@ def test_moves_are_consumed_lazily(source: Checkpoint, tmp_path: Path) -> None:
 
     def moved() -> Iterator[dict[str, Tensor]]:
         yield {"layers.0.weight": NEW["layers.0.weight"]}
-        staging = next(path for path in tmp_path.iterdir() if path.name.startswith(".out.partial-"))
+        staging = next(tmp_path.glob(".isobasin-partial-*/content/out"))
         with safe_open(staging / source.tensors["layers.0.weight"].file, framework="pt") as file:
             written.append(torch.equal(file.get_tensor("layers.0.weight"), NEW["layers.0.weight"]))
         yield {}
@@ -127,7 +128,7 @@ def test_cast(form: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest
     assert written.config == {**checkpoint.config, "dtype": str(dtype).removeprefix("torch.")}
     if written.index is not None:
         size = sum(tensor.nbytes for tensor in wanted.values())
-        assert written.index["metadata"]["total_size"] == size
+        assert written.index.content["metadata"]["total_size"] == size
 
 
 def test_a_cast_keeps_every_tensor_aligned(tmp_path: Path) -> None:
@@ -205,7 +206,8 @@ def test_companions_are_copied_and_other_weights_are_not(tmp_path: Path) -> None
     for name in kept + dropped:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    write_checkpoint(Checkpoint.open(folder), tmp_path / "out", [])
+    with pytest.warns(IsobasinWarning, match=r"without alignment.safetensors, .* and \d+ more of .*other weights"):
+        write_checkpoint(Checkpoint.open(folder), tmp_path / "out", [])
     copied = contents(tmp_path / "out")
     assert sorted(copied) == sorted([*kept, "config.json", "model.safetensors"])
     assert all(copied[name] == name.encode() for name in kept)
@@ -215,14 +217,13 @@ def test_a_linked_snapshot_becomes_real_files(tmp_path: Path) -> None:
     real = sharded(tmp_path / "blobs")
     (real / "tokenizer.json").write_text("{}")
     (real / "tokenizer.json").chmod(0o400)
-    snapshot = tmp_path / "snapshot"
-    (snapshot / "templates").mkdir(parents=True)
-    for path in real.iterdir():
-        (snapshot / path.name).symlink_to(path)
+    snapshot = linked(real, tmp_path / "snapshots" / "main")
+    (snapshot / "templates").mkdir()
     (snapshot / "templates" / "a.jinja").symlink_to(real / "tokenizer.json")
     (snapshot / "loop").symlink_to(snapshot)
     (snapshot / "dead").symlink_to(tmp_path / "nowhere")
-    write_checkpoint(Checkpoint.open(snapshot), tmp_path / "out", [])
+    with pytest.warns(IsobasinWarning, match="without dead, loop of"):
+        write_checkpoint(Checkpoint.open(snapshot), tmp_path / "out", [])
     out = tmp_path / "out"
     assert contents(out) == contents(real) | {"templates/a.jinja": b"{}"}
     assert not any(path.is_symlink() for path in out.rglob("*"))
@@ -230,7 +231,10 @@ def test_a_linked_snapshot_becomes_real_files(tmp_path: Path) -> None:
 
 
 def test_the_output_has_the_permissions_of_a_new_folder(source: Checkpoint, tmp_path: Path) -> None:
-    write_checkpoint(source, tmp_path / "out", [])
+    for file in source.folder.iterdir():
+        file.chmod(0o666)
+    source.folder.chmod(0o777)
+    write_checkpoint(Checkpoint.open(source.folder), tmp_path / "out", [])
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "file").write_text("")
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "new").stat().st_mode

@@ -195,7 +195,7 @@ UNREADABLE = "set: image 1 of 2 can't be read ("
     [
         ([b"no image", b"either"], UNREADABLE + "it has no known format): mend or remove it"),
         ([png(Image.fromarray(PIXELS[0]))[:60]] * 2, UNREADABLE),
-        (["nowhere.png"] * 2, "nowhere.png: can't be read (No such file or directory): check the path"),
+        (["nowhere.png"] * 2, "nowhere.png: the file is missing: check the path"),
         (["/dev/zero"] * 2, "/dev/zero: is a pipe or a device, not a file"),
         ([[[0.5, 1], [2, 3]]] * 2, UNREADABLE),
         ([[[0, 300], [2, 3]]] * 2, UNREADABLE),

@@ -1,0 +1,132 @@
+"""The files that go along with the weights: which are copied, and which are left out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from isobasin.checkpoints.files import WatchedFile, entries, leads_outside, read_json
+
+_MODULES = "modules.json"
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".onnx_data",
+    ".ckpt",
+    ".distcp",
+    ".npz",
+    ".tflite",
+    ".nemo",
+    ".index.json",
+)
+_SKIPPED = (".cache", ".git")
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What lies in a checkpoint's folder beside its weights, config and index.
+
+    Attributes:
+        files: What goes along with the weights, by its path in the folder.
+        weights: Files and folders that are left out because they hold other weights.
+        outside: Files and folders that are left out because they lead out of the folder, or are no files.
+    """
+
+    files: dict[Path, WatchedFile] = field(default_factory=dict)
+    weights: list[Path] = field(default_factory=list)
+    outside: list[Path] = field(default_factory=list)
+
+
+def companions(folder: Path, read: frozenset[str]) -> Companions:
+    """Look through a checkpoint's folder.
+
+    A sub-folder that holds weights is another model's and left out, unless the folder's own list of modules names it.
+
+    Args:
+        folder: The checkpoint.
+        read: Names of the files that are read: weights, index, config.
+    """
+    found = Companions()
+    _look(folder, Path(), read, _modules(folder), found)
+    return found
+
+
+def copy(file: WatchedFile, target: Path) -> None:
+    """Copy a file with what it holds and its mode, as far as the umask lets it; its owner may always write.
+
+    Raises:
+        CheckpointError: It changes meanwhile.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with file.open() as opened, target.open("xb") as out:
+        shutil.copyfileobj(opened, out, 2**20)
+    set_mode(target, file.mode)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Give a file the mode of what it is a copy of, as far as the umask lets it; its owner may always write."""
+    path.chmod((mode | 0o600) & ~umask())
+
+
+def set_folder_mode(path: Path, like: Path) -> None:
+    """The same for a folder."""
+    path.chmod((stat.S_IMODE(like.stat().st_mode) & 0o777 | 0o700) & ~umask())
+
+
+def umask() -> int:
+    """The process's mask; reading it means setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _modules(folder: Path) -> frozenset[PurePosixPath]:
+    """Sub-folders that a sentence-transformers folder names as modules of the model."""
+    path = folder / _MODULES
+    if not os.path.isfile(path) or leads_outside(folder, path):
+        return frozenset()
+    listed: Any = read_json(WatchedFile.of(path))
+    named = [entry.get("path") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return frozenset(PurePosixPath(name) for name in named if isinstance(name, str) and name.strip("./"))
+
+
+def _look(folder: Path, here: Path, read: frozenset[str], modules: frozenset[PurePosixPath], found: Companions) -> None:
+    """Sort what is in one folder."""
+    whole = any(module in (place := PurePosixPath(here), *place.parents) for module in modules)
+    for name in entries(folder / here):
+        inside, path = here / name, folder / here / name
+        if name in _SKIPPED or (here == Path() and name in read):
+            continue
+        if os.path.isdir(path) and not path.is_symlink():
+            named = any(PurePosixPath(inside) in (module, *module.parents) for module in modules)
+            if whole or named or not any(map(_is_weights, _files(path))):
+                _look(folder, inside, read, modules, found)
+            else:
+                found.weights.append(inside)
+        elif not os.path.isfile(path) or leads_outside(folder, path):
+            found.outside.append(inside)
+        elif not whole and _is_weights(name):
+            found.weights.append(inside)
+        else:
+            found.files[inside] = WatchedFile.of(path)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Names of all files under a folder; links to folders are not followed."""
+    for _, _, names in os.walk(folder):
+        yield from names
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(_WEIGHTS)

@@ -1,0 +1,93 @@
+"""Folders for work in progress, which nobody needs to tidy up after: a killed process's are removed by the next one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+Role = Literal["partial", "replaced", "temporary"]
+
+_NAME = re.compile(r"\.isobasin-(partial|replaced|temporary)-[0-9a-f]{16}")
+# In such a folder: who made it, a lock that dies with its process, and what the folder is for.
+_OWNER, _LOCK, _CONTENT = "owner", "lock", "content"
+
+
+@contextmanager
+def temporary_folder() -> Generator[Path]:
+    """An empty folder in the system's temporary directory, removed in the end."""
+    with own_folder(Path(tempfile.gettempdir()), "temporary") as folder:
+        yield folder
+
+
+@contextmanager
+def own_folder(parent: Path, role: Role) -> Generator[Path]:
+    """An empty folder inside a hidden one in `parent`, which is removed in the end, with what is still in it.
+
+    Only its owner can enter the hidden folder. It is locked as long as the process lives: where that was killed, the
+    next process that makes such a folder in `parent` removes it.
+    """
+    from filelock import FileLock
+
+    _remove_orphans(parent)
+    # Under a name that no other process looks for, until it is locked.
+    making = Path(tempfile.mkdtemp(prefix=".isobasin-new-", dir=parent))
+    folder = parent / f".isobasin-{role}-{secrets.token_hex(8)}"
+    lock = FileLock(making / _LOCK, blocking=False, thread_local=False)
+    try:
+        with suppress(OSError, NotImplementedError):  # a file system without locks: nobody will remove the folder
+            lock.acquire()
+        (making / _OWNER).write_text(_host(), encoding="utf-8")
+        (making / _CONTENT).mkdir()
+        making.rename(folder)
+        yield folder / _CONTENT
+    finally:
+        for place in (making, folder):
+            shutil.rmtree(place, ignore_errors=True)
+        lock.release()
+
+
+@cache
+def _remove_orphans(parent: Path) -> None:
+    """Remove what killed processes of this user and this machine left in `parent`."""
+    with suppress(OSError):
+        for place in list(parent.iterdir()):
+            if _NAME.fullmatch(place.name) and _is_ours(place):
+                with suppress(OSError):
+                    _remove_if_dead(place)
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether this user made a folder on this machine: locks of other machines may be invisible here."""
+    try:
+        found = place.lstat()
+        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        owner = place / _OWNER
+        return mine and stat.S_ISREG(owner.lstat().st_mode) and owner.read_text(encoding="utf-8") == _host()
+    except (OSError, ValueError, AttributeError):  # Windows has no user numbers
+        return False
+
+
+def _remove_if_dead(place: Path) -> None:
+    from filelock import FileLock, Timeout
+
+    with suppress(Timeout, NotImplementedError), FileLock(place / _LOCK, blocking=False):
+        if "-replaced-" in place.name:
+            # Killed between two renames: what was to be replaced is not yet.
+            for item in (place / _CONTENT).iterdir():
+                if not os.path.lexists(place.parent / item.name):
+                    item.rename(place.parent / item.name)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _host() -> str:
+    return platform.node()
