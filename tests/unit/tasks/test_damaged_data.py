@@ -127,7 +127,7 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "dangling.csv").symlink_to("nowhere")
     refused("is a pipe or a device", tmp_path / "pipe.csv")
     refused("is a pipe or a device", tmp_path / "device.csv")
-    refused("No such file or directory", tmp_path / "dangling.csv")
+    refused("the file is missing", tmp_path / "dangling.csv")
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "folder.csv" / "train.csv")
     refused("no data files", tmp_path / "folder.csv")
