@@ -21,6 +21,7 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
 from isobasin.architectures.schema import Specification
+from isobasin.architectures.view import View
 from isobasin.checkpoints import Checkpoint, check_finite, resolve, temporary_folder
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.symmetries.weights import AttentionWeights, stack
@@ -107,6 +108,33 @@ class Blocks(ABC):
         return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
 
 
+@dataclass(frozen=True)
+class Canonical:
+    """The tensors of a checkpoint under canonical names, of any architecture.
+
+    Attributes:
+        checkpoint: The files.
+        view: Which tensor each stored one is.
+    """
+
+    checkpoint: Checkpoint
+    view: View
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor that the function depends on."""
+        return {name: self.checkpoint.tensors[stored].shape for name, stored in self.view.tensors.items()}
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names, tied ones under any of theirs."""
+        stored = {name: self.view.stored(name) for name in names}
+        found = self.checkpoint.read(dict.fromkeys(stored.values()))
+        return {name: found[there] for name, there in stored.items()}
+
+    def written(self, pieces: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """New values by canonical names under those of the files, once more for every copy."""
+        return self.view.written({self.view.stored(name): x for name, x in piece.items()} for piece in pieces)
+
+
 @dataclass(frozen=True, eq=False)
 class Model(Blocks):
     """A checkpoint folder and its architecture.
@@ -115,24 +143,31 @@ class Model(Blocks):
         name: What the user called it.
         checkpoint: The files.
         specification: What they mean.
+        view: Which tensor each stored one is.
     """
 
     name: str
     checkpoint: Checkpoint
     specification: Specification
+    view: View
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these names, from the files."""
         return self.checkpoint.read(names)
 
     def dtypes(self) -> Mapping[str, torch.dtype]:
-        """The stored type of every tensor."""
-        return {name: info.dtype for name, info in self.checkpoint.tensors.items()}
+        """The stored type of every tensor that the function depends on."""
+        return {name: self.checkpoint.tensors[name].dtype for name in self.view.tensors.values()}
+
+    @property
+    def canonical(self) -> Canonical:
+        """Its tensors under canonical names."""
+        return Canonical(self.checkpoint, self.view)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every stored tensor, from the header."""
-        return {name: info.shape for name, info in self.checkpoint.tensors.items()}
+        return _shapes(self.checkpoint)
 
     def configuration(self) -> Config:
         """The built configuration: what the model is to be loaded with, never the folder's file by itself."""
@@ -140,12 +175,13 @@ class Model(Blocks):
 
     def feedforwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward blocks, checked against the checkpoint's header."""
-        return check_feedforwards(self.specification, self.checkpoint.config, self.shapes, source=self.name)
+        found, config = self.specification, self.checkpoint.config
+        return check_feedforwards(found, config, self.shapes, source=self.name, view=self.view)
 
     def residual(self, *, keep_gains: bool = False) -> Residual:
         """The residual stream, with every tensor in the checkpoint's header accounted for."""
         found, config = self.specification, self.checkpoint.config
-        return check_residual(found, config, self.shapes, source=self.name, keep_gains=keep_gains)
+        return check_residual(found, config, self.shapes, source=self.name, keep_gains=keep_gains, view=self.view)
 
     def size(self, name: str) -> int:
         """Number of values of a tensor, from the header."""
@@ -240,6 +276,13 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[
 
 
 @contextmanager
+def open_canonical(source: Source, *, allow_pickle: bool = False) -> Generator[Canonical]:
+    """The tensors of what `open_model` opens, whatever its architecture."""
+    with open_checkpoint(source, allow_pickle=allow_pickle) as checkpoint:
+        yield Canonical(checkpoint, view_of(str(checkpoint.folder), checkpoint))
+
+
+@contextmanager
 def quiet_transformers() -> Generator[None]:
     """No progress bars or warnings of transformers while it saves or loads: they would mix with ours."""
     from transformers.utils import logging as transformers_logging
@@ -257,8 +300,29 @@ def quiet_transformers() -> Generator[None]:
 
 def understand(name: str, checkpoint: Checkpoint) -> Model:
     """The model that an open checkpoint is."""
-    shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-    return Model(name, checkpoint, specification(checkpoint.config, shapes, source=name))
+    view = view_of(name, checkpoint)
+    return Model(name, checkpoint, specification(checkpoint.config, _shapes(checkpoint), source=name, view=view), view)
+
+
+def view_of(name: str, checkpoint: Checkpoint) -> View:
+    """The canonical view of an open checkpoint of any architecture; tensors that may be tied are compared.
+
+    Raises:
+        TensorError: A tensor is there twice under several names.
+    """
+
+    def equal(one: str, other: str) -> bool:
+        return torch.equal(*checkpoint.read([one, other]).values())
+
+    try:
+        return View.of(checkpoint.config, _shapes(checkpoint), equal)
+    except TensorError as error:
+        raise TensorError(f"{name}: {error}") from error
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shape of every stored tensor."""
+    return {name: info.shape for name, info in checkpoint.tensors.items()}
 
 
 def batches(sites: Sequence[AttentionSite], limit: int = _BATCH_BYTES) -> Iterator[list[int]]:

@@ -364,9 +364,9 @@ def known_feedforwards(model: Blocks) -> Sequence[FeedForward]:
 
 
 def rest_of(model: Model, feedforwards: Sequence[FeedForward] = ()) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor outside the attention blocks and these feed-forward blocks."""
-    known = {name for site in (*model.specification.sites, *feedforwards) for name in site.shapes()}
-    return {name: info.shape for name, info in model.checkpoint.tensors.items() if name not in known}
+    """Canonical name and shape of every tensor outside the attention blocks and these feed-forward blocks."""
+    known = {model.view.canonical[n] for site in (*model.specification.sites, *feedforwards) for n in site.shapes()}
+    return {name: shape for name, shape in model.canonical.shapes().items() if name not in known}
 
 
 def _compare_rest(
@@ -378,7 +378,7 @@ def _compare_rest(
         return float("inf"), float("inf")
     max_abs = max_rel = 0.0
     for name in names:
-        pair = [{name: model.checkpoint.read([name])[name].to(torch.float64)} for model in (a, b)]
+        pair = [{name: model.canonical.read([name])[name].to(torch.float64)} for model in (a, b)]
         gap, ratio = _differences(*pair)
         max_abs, max_rel = max(max_abs, gap), max(max_rel, ratio)
     return max_abs, max_rel

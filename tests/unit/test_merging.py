@@ -141,7 +141,8 @@ def test_the_first_models_gauge_and_the_centres_have_one_mean(tmp_path: Path):
         onto = (match_models(models[0], other, matching, Running()) for other in models[1:])
         elements, distances = centred(models, (None, *onto), matching, Running())
         for name, moves in (("first", (None, *together.alignments)), ("centre", elements)):
-            write_checkpoint(models[0].checkpoint, tmp_path / name, means(moved_tensors(models, moves), equal))
+            points = models[0].canonical.written(means(moved_tensors(models, moves), equal))
+            write_checkpoint(models[0].checkpoint, tmp_path / name, points)
     assert distances == together.distances
     assert apart(tmp_path / "first", tmp_path / "centre") > 0.01
     assert_function_preserved(tmp_path / "first", tmp_path / "centre", 1e-11)

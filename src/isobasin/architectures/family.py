@@ -15,6 +15,10 @@ def _none(config: Config) -> list[FeedForward]:
     return []
 
 
+def _all(config: Config) -> list[range]:
+    return []
+
+
 @dataclass(frozen=True)
 class Family:
     """The facts about one transformers model type.
@@ -29,7 +33,7 @@ class Family:
         feedforwards: From a configuration to the feed-forward blocks, likewise; none are known by default.
         stream: From a configuration to what is known of the residual stream; None if nothing is.
         beside: Name endings of tensors that lie inside the modules of blocks and are no part of them.
-        unread: Beginnings of names of layers that checkpoints may have and that transformers doesn't load.
+        unread: From a configuration to the numbers of layers that checkpoints may have and transformers doesn't load.
         accepts: Entries of `config.json` that are refused in other families, and that the blocks here account for.
         namings: Where parts of a model are named in several ways, and each part by itself: for every part the beginning
             of its names that `blocks` gives, then what checkpoints may have instead. Prefixes aren't tried then.
@@ -44,7 +48,7 @@ class Family:
     feedforwards: Callable[[Config], Sequence[FeedForward]] = _none
     stream: Callable[[Config], Stream] | None = None
     beside: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
+    unread: Callable[[Config], Sequence[range]] = _all
     accepts: tuple[str, ...] = ()
     namings: tuple[tuple[str, ...], ...] = ()
     computes: str | None = None

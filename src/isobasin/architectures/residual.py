@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -92,6 +92,27 @@ class Residual:
     along: tuple[Along, ...]
     norms: tuple[Norm, ...] = ()
     centred: bool = False
+
+    def named(self, change: Callable[[str], str]) -> Residual:
+        """The same stream with all names changed."""
+
+        def along(items: tuple[Along, ...]) -> tuple[Along, ...]:
+            return tuple(replace(item, tensor=change(item.tensor)) for item in items)
+
+        def optional(name: str | None) -> str | None:
+            return None if name is None else change(name)
+
+        norms = tuple(
+            replace(
+                norm,
+                gain=change(norm.gain),
+                bias=optional(norm.bias),
+                readers=tuple(replace(r, weight=change(r.weight), bias=optional(r.bias)) for r in norm.readers),
+                writers=along(norm.writers),
+            )
+            for norm in self.norms
+        )
+        return replace(self, along=along(self.along), norms=norms)
 
     def normalising(self) -> list[str]:
         """The gains and biases of folded normalisations."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from isobasin.architectures.blocks import AttentionSite, Site
@@ -14,16 +14,20 @@ from isobasin.architectures.registry import Family, families, family, kind
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.streams import find
+from isobasin.architectures.view import View
 from isobasin.errors import ArchitectureError, TensorError
 
 
-def specification(folder_config: Mapping[str, Any], shapes: Shapes, *, source: str) -> Specification:
+def specification(
+    folder_config: Mapping[str, Any], shapes: Shapes, *, source: str, view: View | None = None
+) -> Specification:
     """What a checkpoint means, checked against the tensors it has.
 
     Args:
         folder_config: The contents of `config.json`.
         shapes: Name and shape of every tensor in the checkpoint.
         source: What to call the checkpoint in messages.
+        view: Which tensor each is; None looks at their names alone.
 
     Raises:
         ArchitectureError: If the configuration is not supported.
@@ -34,16 +38,23 @@ def specification(folder_config: Mapping[str, Any], shapes: Shapes, *, source: s
     except ArchitectureError as error:
         raise ArchitectureError(f"{source}: {error}") from error
     try:
-        found = bare.named(_naming(bare, entry, shapes))
+        view = view or View.of(folder_config, shapes)
+        found = bare.named(view.stored)
+        _check_any(bare, view, entry)
         _check_shapes(found.sites, shapes, described(config))
-        _check_explained(found.sites, (*entry.buffers, *entry.beside), _read(entry, shapes), config)
+        _check_explained(found.sites, entry.beside, view, config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found
 
 
 def check_feedforwards(
-    found: Specification, folder_config: Mapping[str, Any], shapes: Shapes, *, source: str
+    found: Specification,
+    folder_config: Mapping[str, Any],
+    shapes: Shapes,
+    *,
+    source: str,
+    view: View | None = None,
 ) -> tuple[FeedForward, ...]:
     """The feed-forward blocks of a specification, checked against the tensors that are there.
 
@@ -54,6 +65,7 @@ def check_feedforwards(
         folder_config: The contents of `config.json`.
         shapes: Name and shape of every tensor in the checkpoint.
         source: What to call the checkpoint in messages.
+        view: As in `specification`.
 
     Raises:
         ArchitectureError: None are known.
@@ -65,14 +77,20 @@ def check_feedforwards(
     try:
         units = " or ".join(dict.fromkeys(str(site.group.units) for site in found.feedforwards))
         _check_shapes(found.feedforwards, shapes, f"{described(config)}, {units} feed-forward units")
-        _check_explained(found.feedforwards, entry.beside, _read(entry, shapes), config)
+        _check_explained(found.feedforwards, entry.beside, view or View.of(folder_config, shapes), config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found.feedforwards
 
 
 def check_residual(
-    found: Specification, folder_config: Mapping[str, Any], shapes: Shapes, *, source: str, keep_gains: bool = False
+    found: Specification,
+    folder_config: Mapping[str, Any],
+    shapes: Shapes,
+    *,
+    source: str,
+    keep_gains: bool = False,
+    view: View | None = None,
 ) -> Residual:
     """The residual stream of a checkpoint, with every tensor's part in it known.
 
@@ -82,6 +100,7 @@ def check_residual(
         shapes: Name and shape of every tensor in the checkpoint.
         source: What to call the checkpoint in messages.
         keep_gains: Leave the gains of normalisations with their coordinates.
+        view: As in `specification`.
 
     Raises:
         ArchitectureError: Nothing is known of it, or it is an output of the model.
@@ -90,16 +109,17 @@ def check_residual(
     entry, config, bare = _configured(folder_config, shapes)
     if entry.stream is None:
         raise ArchitectureError(f"{source}: nothing is known of the residual stream of model type {found.model_type!r}")
-    feedforwards = check_feedforwards(found, folder_config, shapes, source=source)
     try:
+        view = view or View.of(folder_config, shapes)
+        check_feedforwards(found, folder_config, shapes, source=source, view=view)
+        _check_read(view)
         return find(
             entry.stream(config),
-            [(site, *(other for other in feedforwards if other.layer == site.layer)) for site in found.sites],
-            shapes,
-            prefix=_naming(bare, entry, shapes)(""),
-            tied=bool(getattr(config, "tie_word_embeddings", False)),
+            [(site, *(other for other in bare.feedforwards if other.layer == site.layer)) for site in bare.sites],
+            {name: tuple(shapes[stored]) for name, stored in view.tensors.items()},
+            view.ties,
             keep_gains=keep_gains,
-            buffers=entry.buffers,
+            stored=view.stored,
         )
     except (ArchitectureError, TensorError) as error:
         raise type(error)(f"{source}: {error}") from error
@@ -172,33 +192,25 @@ def _configured(folder_config: Mapping[str, Any], shapes: Shapes) -> tuple[Famil
         return entry, config, Specification(model_type, tuple(entry.blocks(config)), tuple(entry.feedforwards(config)))
 
 
-def _naming(bare: Specification, entry: Family, shapes: Shapes) -> Callable[[str], str]:
-    """From the names that the family gives to those that the checkpoint has."""
+def _check_any(bare: Specification, view: View, entry: Family) -> None:
+    """Check that the checkpoint has some attention tensor of every part of the model."""
     needed = [name for site in bare.sites for name in site.shapes()]
-    there: dict[str, str] = {}
     for part in entry.namings or (("", *entry.prefixes),):
-        ours = [name.removeprefix(part[0]) for name in needed if name.startswith(part[0])]
-        there[part[0]] = _beginning(part, ours, entry.model_type, shapes)
+        ours = [name for name in needed if name.startswith(part[0])]
+        if ours and not any(view.find(name) for name in ours):
+            looked = (repr(beginning + ours[0].removeprefix(part[0])) for beginning in part)
+            raise TensorError(
+                f"no attention tensor of a {entry.model_type} model is there; looked for {' and '.join(looked)}"
+            )
 
-    def change(name: str) -> str:
-        return next(new + name.removeprefix(old) for old, new in there.items() if name.startswith(old))
 
-    return change
-
-
-def _beginning(beginnings: Sequence[str], needed: Sequence[str], model_type: str, shapes: Shapes) -> str:
-    """The one of several beginnings of names under which the checkpoint has the attention tensors."""
-    found = [beginning for beginning in beginnings if any(beginning + name in shapes for name in needed)]
-    if not found:
+def _check_read(view: View) -> None:
+    """Check that nothing would be left behind in the old basis that other programs than transformers read."""
+    for name in sorted(view.unread):
         raise TensorError(
-            f"no attention tensor of a {model_type} model is there; looked for "
-            + " and ".join(repr(beginning + needed[0]) for beginning in beginnings)
+            f"tensor {name!r} is of a layer that predicts further tokens, which transformers doesn't read: it wouldn't "
+            "move with the residual stream; use --scope block"
         )
-    if len(found) > 1:
-        raise TensorError(
-            f"attention tensors are there under several prefixes, {', '.join(map(repr, found))}; keep one"
-        )
-    return found[0]
 
 
 def _check_shapes(sites: Sequence[Site], shapes: Shapes, sizes: str) -> None:
@@ -215,19 +227,14 @@ def _check_shapes(sites: Sequence[Site], shapes: Shapes, sizes: str) -> None:
             )
 
 
-def _read(entry: Family, names: Iterable[str]) -> list[str]:
-    """The tensors that transformers loads."""
-    return [name for name in names if not any(f".{start}" in f".{name}" for start in entry.unread)]
-
-
-def _check_explained(sites: Sequence[Site], others: Iterable[str], names: Iterable[str], config: Config) -> None:
+def _check_explained(sites: Sequence[Site], others: Iterable[str], view: View, config: Config) -> None:
     """Check that no other tensor lies in the blocks' modules: the blocks might use it."""
     known = {name for site in sites for name in site.shapes()}
     modules = {module for site in sites for module in _modules(site)}
     in_any_layer = {_any_layer(f"{module}.") for module in modules}
     endings = tuple(f".{ending}" for ending in others)
     kind = "an attention" if isinstance(sites[0], AttentionSite) else "a feed-forward"
-    for name in names:
+    for name in view.tensors.values():
         if name in known or name.endswith(endings):
             continue
         around = {name[: dot.start()] for dot in re.finditer(r"\.", name)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from isobasin.architectures.blocks import AttentionSite, Site
@@ -20,7 +20,7 @@ class Head:
     Attributes:
         module: An `nn.Linear` that reads the stream's last normalisation.
         tied: Whether its weight is the embedding where the configuration ties them.
-        base: Whether it belongs to the base model, whose prefix its name then has.
+        base: Whether it belongs to the base model.
         transform: A normalisation after it: then it also writes in the stream's basis, as a masked language model's
             transform does, whose decoder is the embedding. An activation lies between, so that basis is only permuted.
         then: Modules that read what that normalisation returns.
@@ -54,7 +54,7 @@ class Stream:
         scales: Factors of the same, likewise.
         absent: Names of normalisations by these rules that aren't there: the block reads the stream as it is, whose
             coordinates must be held then.
-        before: Beginnings of names, behind the prefix, of tensors whose values pass through the embeddings stated.
+        before: Beginnings of names of tensors whose values pass through the embeddings stated.
         gain_offset: What is added to all gains as they are stored.
         mean: Whether normalisations subtract the mean (LayerNorm) or not (RMSNorm).
         post: Whether layers are normalised after the sum, so that the stream itself is.
@@ -79,9 +79,9 @@ class Stream:
     outside: tuple[str, ...] = ()
     feedforward_readers: tuple[str, ...] = ()
 
-    def norm_of(self, site: Site, prefix: str = "") -> str | None:
-        """The normalisation by a block whose name begins with a prefix; None if it has none with parameters."""
-        norm = _of((self.attention_norm, self.feedforward_norm), site, prefix)
+    def norm_of(self, site: Site) -> str | None:
+        """The normalisation by a block; None if it has none with parameters."""
+        norm = _of((self.attention_norm, self.feedforward_norm), site)
         return None if norm in self.absent else norm
 
     @property
@@ -101,41 +101,33 @@ class Stream:
         return Basis.centred if self.mean else Basis.orthogonal
 
 
-def _of(names: tuple[str | None, str | None] | None, site: Site, prefix: str) -> str | None:
+def _of(names: tuple[str | None, str | None] | None, site: Site) -> str | None:
     """Which of two templates, of attention and of feed-forward blocks, is a block's, and what it says there."""
     if names is None:
         return None
     template = names[0] if isinstance(site, AttentionSite) else names[1]
-    name = site.name.removeprefix(prefix)
-    return None if template is None else template.format(layer=site.layer, name=name)
+    return None if template is None else template.format(layer=site.layer, name=site.name)
 
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """What a stream is looked for in."""
+    """What a stream is looked for in, by canonical names; shapes are those of the tensors that are there."""
 
     stream: Stream
     sites: Sequence[tuple[Site, ...]]
     shapes: Shapes
-    prefix: str
-    tied: bool
+    ties: Mapping[str, str]
+    stored: Callable[[str], str]
 
     @property
     def heads(self) -> list[tuple[Head, str]]:
         """The heads that the model has, stored or tied, with the names of their modules."""
-        named = [(head, (self.prefix if head.base else "") + head.module) for head in self.stream.heads]
-        reading = [(h, name) for h, name in named if h.behind is None or not self._has(h.behind)]
-        # A base model's names have no prefix: nothing reads its hidden states, whatever its configuration ties.
-        tied = self.tied and bool(self.prefix)
-        return [(h, name) for h, name in reading if f"{name}.weight" in self.shapes or (h.tied and tied)]
+        reading = [h for h in self.stream.heads if h.behind is None or f"{h.behind}.weight" not in self.shapes]
+        return [(h, h.module) for h in reading if f"{h.module}.weight" in self.shapes or self.tied(h)]
 
-    def _has(self, module: str) -> bool:
-        return any(f"{start}{module}.weight" in self.shapes for start in ("", self.prefix))
-
-    @property
-    def final_norm(self) -> str | None:
-        """The module of the last normalisation, if it is one by itself."""
-        return None if self.stream.final_norm is None else self.prefix + self.stream.final_norm
+    def tied(self, head: Head) -> bool:
+        """Whether a head is an embedding."""
+        return head.tied and f"{head.module}.weight" in self.ties
 
     def bias(self, module: str) -> str | None:
         """The name of a module's bias, if it has one."""
@@ -160,31 +152,29 @@ def find(
     stream: Stream,
     sites: Sequence[tuple[Site, ...]],
     shapes: Shapes,
+    ties: Mapping[str, str],
     *,
-    prefix: str,
-    tied: bool,
     keep_gains: bool = False,
-    buffers: Iterable[str] = (),
+    stored: Callable[[str], str] = str,
 ) -> Residual:
-    """The residual stream of a checkpoint.
+    """The residual stream of a checkpoint, by the names that it is stored under.
 
     A normalisation is folded unless it is after a block or the sum; unless an embedding reads it, which can't take a
     gain in and still write what it wrote; and unless `keep_gains`. So are factors of what blocks return.
 
     Args:
         stream: The family's facts.
-        sites: The attention and the feed-forward blocks of every layer, with the checkpoint's names.
-        shapes: Name and shape of every tensor there.
-        prefix: What the checkpoint puts before the base model's names.
-        tied: Whether the configuration ties the head to the embedding.
+        sites: The attention and the feed-forward blocks of every layer, with canonical names.
+        shapes: Canonical name and shape of every tensor that the function depends on.
+        ties: Canonical names of tensors that are another one's, with that one's.
         keep_gains: Fold nothing: every gain stays with its coordinate, which leaves permutations.
-        buffers: Name endings of tensors that are no parameters.
+        stored: From canonical names to those of the checkpoint.
 
     Raises:
         TensorError: A tensor is there of which nothing is known.
         ArchitectureError: The stream is itself an output of the model.
     """
-    checkpoint = _Checkpoint(stream, sites, shapes, prefix, tied)
+    checkpoint = _Checkpoint(stream, sites, shapes, ties, stored)
     if not checkpoint.has_output():
         raise ArchitectureError(
             "the checkpoint has no head, so its hidden states are its output and their basis can't move: give the "
@@ -204,31 +194,30 @@ def find(
         folded,
         stream.mean,
     )
-    _check_explained(found, checkpoint, buffers)
+    _check_explained(found, checkpoint)
     _check_sizes(found, checkpoint)
-    return found
+    return found.named(stored)
 
 
 def _reads_embedding(norm: Norm, checkpoint: _Checkpoint) -> bool:
     """Whether the last normalisation is read by a tied embedding."""
-    tied = any(h.tied and (checkpoint.tied or f"{m}.weight" not in checkpoint.shapes) for h, m in checkpoint.heads)
-    return tied and norm.gain == f"{checkpoint.final_norm}.weight"
+    tied = any(checkpoint.tied(head) for head, _ in checkpoint.heads)
+    return tied and norm.gain == f"{checkpoint.stream.final_norm}.weight"
 
 
 def _reading(checkpoint: _Checkpoint) -> dict[str | None, list[Reader]]:
     """All that reads the stream, by the module of the normalisation before it; None where that has no parameters."""
-    stream, shapes, prefix = checkpoint.stream, checkpoint.shapes, checkpoint.prefix
+    stream, shapes = checkpoint.stream, checkpoint.shapes
     reading: dict[str | None, list[Reader]] = {}
     for site in checkpoint.blocks:
         # After a sum the norm is read by the next block instead: that makes no difference, as it isn't folded.
-        norm = stream.norm_of(site, prefix)
-        readers = reading.setdefault(None if norm is None else prefix + norm, [])
+        readers = reading.setdefault(stream.norm_of(site), [])
         readers += _readers(site)
         for template in () if isinstance(site, AttentionSite) else stream.feedforward_readers:
-            weight = f"{prefix}{template.format(layer=site.layer)}.weight"
+            weight = f"{template.format(layer=site.layer)}.weight"
             readers += [Reader(weight, 1, None)] if weight in shapes else []
     modules = [module for _, module in checkpoint.heads if f"{module}.weight" in shapes]
-    reading.setdefault(checkpoint.final_norm, []).extend(Reader(f"{m}.weight", 1, checkpoint.bias(m)) for m in modules)
+    reading.setdefault(stream.final_norm, []).extend(Reader(f"{m}.weight", 1, checkpoint.bias(m)) for m in modules)
     return reading
 
 
@@ -243,9 +232,9 @@ def _norms(checkpoint: _Checkpoint, reading: Mapping[str | None, Sequence[Reader
 def _scales(checkpoint: _Checkpoint) -> Iterator[Norm]:
     """Every factor of what a block returns, with what writes it."""
     for site in checkpoint.blocks:
-        factor = _of(checkpoint.stream.scales, site, checkpoint.prefix)
+        factor = _of(checkpoint.stream.scales, site)
         if factor is not None:
-            yield Norm(checkpoint.prefix + factor, None, writers=tuple(_written(site, checkpoint.shapes)))
+            yield Norm(factor, None, writers=tuple(_written(site, checkpoint.shapes)))
 
 
 def _readers(site: Site) -> Iterator[Reader]:
@@ -273,17 +262,17 @@ def _written(site: Site, shapes: Shapes) -> Iterator[Along]:
 
 def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
     """What writes into the stream, embeddings first."""
-    stream, prefix = checkpoint.stream, checkpoint.prefix
+    stream = checkpoint.stream
     for name, axis in stream.embeddings:
-        if prefix + name in checkpoint.shapes:
-            yield Along(prefix + name, axis)
+        if name in checkpoint.shapes:
+            yield Along(name, axis)
     if stream.embedding_norm is not None:
-        yield from checkpoint.kept_norm(prefix + stream.embedding_norm)
+        yield from checkpoint.kept_norm(stream.embedding_norm)
     for site in checkpoint.blocks:
         yield from _written(site, checkpoint.shapes)
-        norm = _of(stream.after, site, prefix)
+        norm = _of(stream.after, site)
         if norm is not None:
-            yield from checkpoint.kept_norm(prefix + norm)
+            yield from checkpoint.kept_norm(norm)
     for head, module in checkpoint.heads:
         if head.transform is not None:
             bias = checkpoint.bias(module)
@@ -294,16 +283,16 @@ def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
             yield from (Along(name, 1, Role.covector) for name in reading if name in checkpoint.shapes)
 
 
-def _check_explained(found: Residual, checkpoint: _Checkpoint, buffers: Iterable[str]) -> None:
+def _check_explained(found: Residual, checkpoint: _Checkpoint) -> None:
     """Check that every tensor's part in the stream is known: another one might read or write it."""
     known = found.names() | {name for site in checkpoint.blocks for name in site.shapes()}
     known |= {f"{module}.bias" for _, module in checkpoint.heads}
-    stream, endings = checkpoint.stream, tuple(f".{ending}" for ending in buffers)
-    beginnings = (*stream.outside, *(checkpoint.prefix + start for start in stream.before))
+    beginnings = (*checkpoint.stream.outside, *checkpoint.stream.before)
     for name in checkpoint.shapes:
-        if not (name in known or name.startswith(beginnings) or name.endswith(endings)):
+        if not (name in known or name.startswith(beginnings)):
             raise TensorError(
-                f"tensor {name!r} has no known part in the residual stream, so no move of the stream is known exact"
+                f"tensor {checkpoint.stored(name)!r} has no known part in the residual stream, so no move of it "
+                "is known exact"
             )
 
 
@@ -312,9 +301,10 @@ def _check_sizes(found: Residual, checkpoint: _Checkpoint) -> None:
     copies = {(f"{module}.weight", 1): head.copies for head, module in checkpoint.heads}
     for name, axis in found.axes():
         if name not in checkpoint.shapes:
-            raise TensorError(f"no tensor {name!r}, which the residual stream runs through")
+            raise TensorError(f"no tensor {checkpoint.stored(name)!r}, which the residual stream runs through")
         shape, expected = checkpoint.shapes[name], found.group.width * copies.get((name, axis), 1)
         if shape[axis : axis + 1] != (expected,):
             raise TensorError(
-                f"tensor {name!r} has shape {list(shape)}: the residual stream needs {expected} along axis {axis}"
+                f"tensor {checkpoint.stored(name)!r} has shape {list(shape)}: the residual stream needs {expected} "
+                f"along axis {axis}"
             )

@@ -227,5 +227,4 @@ def _expected(model: Model, site: AttentionSite | FeedForward) -> int | None:
     entry = family(model.specification.model_type)
     if entry.stream is None:
         return None
-    prefix = model.specification.sites[0].name.removesuffix(entry.blocks(config)[0].name)
-    return hidden_directions(site, entry.stream(config), model.checkpoint.tensors, prefix)
+    return hidden_directions(site, entry.stream(config), model.view.tensors)

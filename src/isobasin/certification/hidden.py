@@ -18,14 +18,13 @@ from isobasin.architectures.projection import Projection
 from isobasin.architectures.streams import Stream
 
 
-def hidden_directions(site: AttentionSite | FeedForward, stream: Stream, names: Container[str], prefix: str) -> int:
+def hidden_directions(site: AttentionSite | FeedForward, stream: Stream, names: Container[str]) -> int:
     """How many there are beyond the block's own group; RMSNorm hides none.
 
     Args:
         site: The block.
         stream: What its family says of the residual stream.
-        names: The tensors that the checkpoint has.
-        prefix: What it puts before the base model's names.
+        names: The tensors that the checkpoint has, by canonical names.
     """
     if not stream.mean:
         return 0
@@ -33,7 +32,7 @@ def hidden_directions(site: AttentionSite | FeedForward, stream: Stream, names: 
     norm = _read(site, stream)
     if stream.post and norm is None:
         return written
-    biased = f"{prefix}{norm}.bias" in names
+    biased = f"{norm}.bias" in names
     if isinstance(site, AttentionSite):
         return written + _read_by_attention(site, biased)
     return written + site.group.units * sum(branch.bias is not None or not biased for branch in site.readers.values())

@@ -27,10 +27,18 @@ def equivalence_report(found: Equivalence) -> Iterator[RenderableType]:
         which = layers(found.feedforward)
         yield f"Feed-forward blocks of {which} are equal after a move of their units."
     if found.other_tensors:
-        yield f"Outside attention, tensors that differ: {listed(found.other_tensors)}."
+        yield f"Outside attention, tensors that differ: {listed([_shaped(found, n) for n in found.other_tensors])}."
     if found.configuration:
         yield f"In config.json, entries that differ: {listed(found.configuration)}."
     yield _verdict(found)
+
+
+def _shaped(found: Equivalence, name: str) -> str:
+    """A tensor's name, with its shapes where they differ."""
+    if name not in found.shapes:
+        return name
+    ours, theirs = (" x ".join(map(str, shape)) for shape in found.shapes[name])
+    return f"{name} ({ours} in A, {theirs} in B)"
 
 
 def _evidence(found: Equivalence) -> Table:

@@ -23,7 +23,7 @@ from isobasin.connectivity.path import POINTS, LinearPath
 from isobasin.errors import ArchitectureError, IsobasinError, RecordError
 from isobasin.matching.attention import Method
 from isobasin.matching.heads import HeadCost, head_costs
-from isobasin.model import Blocks, Model, Source, open_checkpoint, read_blocks, understand
+from isobasin.model import Blocks, Canonical, Model, Source, open_checkpoint, read_blocks, understand, view_of
 from isobasin.pipeline.aligning import match_models
 from isobasin.pipeline.interpolating import check_same_tensors
 from isobasin.pipeline.moving import write_moved
@@ -146,9 +146,10 @@ def measure(
 
 def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse models between which there is no line, before any work."""
-    for name, other in zip(names[1:], checkpoints[1:], strict=True):
-        check_same_tensors(checkpoints[0], other)
-        for difference in differences(checkpoints[0].config, other.config):
+    first, *others = (Canonical(found, view_of(name, found)) for name, found in zip(names, checkpoints, strict=True))
+    for name, other in zip(names[1:], others, strict=True):
+        check_same_tensors(first, other)
+        for difference in differences(first.checkpoint.config, other.checkpoint.config):
             raise ArchitectureError(f"{names[0]} and {name}: {difference}; a line needs two of one architecture")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from isobasin.alignment import Alignment
 from isobasin.checkpoints import Checkpoint, temporary_folder, write_checkpoint
 from isobasin.model import Model, understand
 from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.interpolating import means, stored_tensors
+from isobasin.pipeline.interpolating import means, tensors_of
 from isobasin.pipeline.settings import Matching, Running
 
 # Rounds towards the centre end where the total distance falls by less than this share, or after so many.
@@ -82,7 +82,8 @@ def _round(
     with temporary_folder() as folder:
         path = Path(folder) / "centre"
         equal = [1 / len(models)] * len(models)
-        write_checkpoint(models[0].checkpoint, path, means(moved_tensors(models, moves), equal), dtype=torch.float64)
+        points = models[0].canonical.written(means(moved_tensors(models, moves), equal))
+        write_checkpoint(models[0].checkpoint, path, points, dtype=torch.float64)
         centre = understand("the centre", Checkpoint.open(path))
         return [match_models(centre, model, matching, running) for model in models]
 
@@ -95,20 +96,31 @@ def _total(found: Sequence[Alignment]) -> float:
 def moved_tensors(
     models: Sequence[Model], moves: Sequence[Alignment | None]
 ) -> Iterator[tuple[dict[str, Tensor], ...]]:
-    """All tensors of all models after their moves: first what is moved, a block at a time in float64, then the rest.
+    """All tensors of all models after their moves, by canonical names.
+
+    First comes what is moved, a block at a time in float64, then the rest.
 
     Args:
         models: Open models with the same tensors.
         moves: One for each model, of one kind; None for a model that stays.
     """
     done: set[str] = set()
-    blocks = [alignment.moved(model) for model, alignment in zip(models, moves, strict=True) if alignment is not None]
+    blocks = [
+        map(model.view.renamed, alignment.moved(model))
+        for model, alignment in zip(models, moves, strict=True)
+        if alignment is not None
+    ]
+    sources = [model.canonical for model in models]
     for moved in zip(*blocks, strict=True):
         done |= moved[0].keys()
         remaining = iter(moved)
         yield tuple(
-            model.double(moved[0]) if alignment is None else next(remaining)
+            _still(model, moved[0]) if alignment is None else next(remaining)
             for model, alignment in zip(models, moves, strict=True)
         )
-    checkpoints = [model.checkpoint for model in models]
-    yield from stored_tensors(checkpoints, [name for name in models[0].checkpoint.tensors if name not in done])
+    yield from tensors_of(sources, [name for name in sources[0].view.tensors if name not in done])
+
+
+def _still(model: Model, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of these canonical names in float64."""
+    return model.view.renamed(model.double(model.view.stored(name) for name in names))

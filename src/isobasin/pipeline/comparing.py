@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -112,11 +112,13 @@ class Equivalence:
 
     Attributes:
         layers: Every attention block.
-        other_tensors: Names of tensors outside attention that differ, or that only one model has; those of
-            feed-forward blocks only where no move of the block's units explains it.
+        other_tensors: Names of tensors outside attention that differ, or that only one model has, as the reference
+            stores them where it has them; those of feed-forward blocks only where no move of the block's units
+            explains it.
         configuration: Entries of config.json in which the two mean something else.
         feedforward: Layers whose feed-forward blocks differ by a move of their units.
         stream: The group whose map carries b's residual stream to a's; None where it is the same without.
+        shapes: Of those other tensors that have another shape in either model, both shapes, a's first.
     """
 
     layers: tuple[LayerEvidence, ...]
@@ -124,6 +126,7 @@ class Equivalence:
     configuration: tuple[str, ...]
     feedforward: tuple[int, ...] = ()
     stream: str | None = None
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=lambda: {})
 
     @property
     def equivalent(self) -> bool:
@@ -141,6 +144,7 @@ class Equivalence:
             "equivalent": self.equivalent,
             "conclusive": self.conclusive,
             "other_tensors": list(self.other_tensors),
+            "shapes": {name: [list(shape) for shape in pair] for name, pair in self.shapes.items()},
             "configuration": list(self.configuration),
             "moved_feedforward": list(self.feedforward),
             "moved_stream": self.stream,
@@ -182,18 +186,34 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
     evidence = tuple(_evidence(a, near, i, layer) for i, layer in enumerate(alignment.layers))
     moved = _moved_feedforwards(a, near, set(unequal), running.device)
     explained = {name for names in moved.values() for name in names}
+    unexplained = {name: _stored(a, b, name) for name in unequal if name not in explained}
     return Equivalence(
         evidence,
-        tuple(name for name in unequal if name not in explained),
+        tuple(unexplained.values()),
         tuple(difference.entry for difference in differences(a.checkpoint.config, b.checkpoint.config)),
         tuple(moved),
         None if turned is None else str(turned.stream.group),
+        {stored: shapes for name, stored in unexplained.items() if (shapes := _unlike_shapes(a, b, name))},
     )
+
+
+def _stored(a: Model, b: Model, name: str) -> str:
+    """What the reference, or else the other model, calls a tensor."""
+    return a.view.find(name) or b.view.stored(name)
+
+
+def _unlike_shapes(a: Model, b: Model, name: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The shapes of a tensor in both models, if both have it and they differ."""
+    stored = a.view.find(name), b.view.find(name)
+    if stored[0] is None or stored[1] is None:
+        return None
+    shapes = a.checkpoint.tensors[stored[0]].shape, b.checkpoint.tensors[stored[1]].shape
+    return None if shapes[0] == shapes[1] else shapes
 
 
 def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> Turned | None:
     """B in the basis of a's residual stream, if there is one in which they are the same up to moves of blocks."""
-    inside = {name for site in known_feedforwards(b) for name in site.shapes()}
+    inside = {b.view.canonical[name] for site in known_feedforwards(b) for name in site.shapes()}
     if not unequal - inside:
         return None
     if not may_be_turned(a, b):
@@ -259,10 +279,10 @@ def _evidence(a: Model, b: Blocks, index: int, layer: LayerAlignment) -> LayerEv
 
 
 def _moved_feedforwards(a: Model, b: Blocks, unequal: set[str], device: str) -> dict[int, set[str]]:
-    """The unequal feed-forward blocks that a group element carries from b to a: names of their tensors by layer."""
+    """The unequal feed-forward blocks that a group element carries from b to a: their canonical names by layer."""
     moved: dict[int, set[str]] = {}
     for ours, theirs in zip(known_feedforwards(a), known_feedforwards(b), strict=False):
-        names = {*ours.shapes(), *theirs.shapes()}
+        names = {a.view.canonical[name] for name in ours.shapes()}
         alike = ours.group == theirs.group and ours.width == theirs.width and ours.biases == theirs.biases
         if not alike or not names & unequal:
             continue
@@ -297,29 +317,36 @@ def _near(x: Tensor, y: Tensor, slack: float, mixed: bool) -> bool:
 
 
 def _other_tensors(a: Model, b: Model, turned: Turned | None = None) -> Iterator[str]:
-    """Names of tensors outside attention that aren't equal up to one rounding of the coarser type.
+    """Canonical names of tensors outside attention that aren't equal up to one rounding of the coarser type.
 
     With b in another basis, those along its residual stream are allowed the rounding of that.
     """
     along = turned.stream.names() if turned is not None else set[str]()
-    ours, theirs = rest_of(a), rest_of(b)
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
+    for name in sorted(rest_of(a).keys() | rest_of(b).keys()):
+        stored = a.view.find(name), b.view.find(name)
+        if stored[0] is None or stored[1] is None or _unlike_shapes(a, b, name):
             yield name
-            continue
-        if turned is not None and name in along:
-            x, y = a.read([name])[name].double(), turned.read([name])[name].cpu()
+        elif turned is not None and stored[1] in along:
+            x, y = a.read([stored[0]])[stored[0]].double(), turned.read([stored[1]])[stored[1]].cpu()
             if not _near(x, y, _TURNED[a.dtype()], mixed=True):
                 yield name
-            continue
-        x, y = (model.read([name])[name] for model in (a, b))
-        if not x.is_floating_point() or not y.is_floating_point():
-            if not torch.equal(x, y):
-                yield name
-            continue
-        eps = max(torch.finfo(t.dtype).eps for t in (x, y)) if x.dtype != y.dtype else 0.0
-        x, y = x.double(), y.double()
-        if not _near(x, y, eps, mixed=False):
-            check_finite({name: x}, a.name)
-            check_finite({name: y}, b.name)
+        elif not _same(a, b, name):
             yield name
+
+
+def _same(a: Model, b: Model, name: str) -> bool:
+    """Whether a tensor's values are equal up to one rounding of the coarser type.
+
+    Raises:
+        TensorError: They differ, and are not all finite.
+    """
+    x, y = (model.canonical.read([name])[name] for model in (a, b))
+    if not x.is_floating_point() or not y.is_floating_point():
+        return torch.equal(x, y)
+    eps = max(torch.finfo(t.dtype).eps for t in (x, y)) if x.dtype != y.dtype else 0.0
+    x, y = x.double(), y.double()
+    if _near(x, y, eps, mixed=False):
+        return True
+    check_finite({name: x}, a.name)
+    check_finite({name: y}, b.name)
+    return False

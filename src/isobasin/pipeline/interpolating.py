@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from isobasin.bounds import check_number
-from isobasin.checkpoints import Checkpoint, check_finite, write_checkpoint
+from isobasin.checkpoints import check_finite, write_checkpoint
 from isobasin.errors import TensorError
 from isobasin.matching.averaging import weighted_mean
-from isobasin.model import Source, open_checkpoint
+from isobasin.model import Canonical, Source, open_canonical
 from isobasin.pipeline.moving import Moved, counted, deliver
 from isobasin.pipeline.settings import Progress, silent
 
@@ -28,7 +28,7 @@ def interpolate(
     allow_pickle: bool = False,
     progress: Progress = silent,
 ) -> Moved:
-    """The point `(1 - t) a + t b` of the straight line between two models, in a's types.
+    """The point `(1 - t) a + t b` of the straight line between two models, in a's form and types.
 
     Args:
         a: Folder, hub id, or transformers model.
@@ -44,25 +44,26 @@ def interpolate(
     """
     check_number("t", t)
     with (
-        open_checkpoint(a, allow_pickle=allow_pickle) as one,
-        open_checkpoint(b, allow_pickle=allow_pickle) as other,
+        open_canonical(a, allow_pickle=allow_pickle) as one,
+        open_canonical(b, allow_pickle=allow_pickle) as other,
     ):
         check_same_tensors(one, other)
 
         def write(folder: Path) -> None:
-            stored = stored_tensors((one, other), one.tensors)
-            points = counted(means(stored, (1 - t, t)), len(one.tensors), progress)
-            write_checkpoint(one, folder, points, force=force, inputs=[other.folder])
+            names = one.view.tensors
+            points = one.written(means(tensors_of((one, other), names), (1 - t, t)))
+            inputs = [other.checkpoint.folder]
+            write_checkpoint(one.checkpoint, folder, counted(points, len(names), progress), force=force, inputs=inputs)
 
         return deliver(a, output, write)
 
 
-def stored_tensors(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> Iterator[tuple[dict[str, Tensor], ...]]:
-    """The tensors of these names, one at a time, each from all checkpoints; values that are not finite are refused."""
+def tensors_of(sources: Sequence[Canonical], names: Iterable[str]) -> Iterator[tuple[dict[str, Tensor], ...]]:
+    """The tensors of these names, one at a time, each from all sources; values that are not finite are refused."""
     for name in names:
-        tensors = tuple(checkpoint.read([name]) for checkpoint in checkpoints)
-        for checkpoint, tensor in zip(checkpoints, tensors, strict=True):
-            check_finite(tensor, checkpoint.folder)
+        tensors = tuple(source.read([name]) for source in sources)
+        for source, tensor in zip(sources, tensors, strict=True):
+            check_finite(tensor, source.checkpoint.folder)
         yield tensors
 
 
@@ -93,19 +94,24 @@ def means(pieces: Iterable[Sequence[Mapping[str, Tensor]]], weights: Sequence[fl
                 raise TensorError(f"tensor {name!r} is {first.dtype} and differs: there is no line between the two")
 
 
-def check_same_tensors(a: Checkpoint, b: Checkpoint) -> None:
-    """Refuse two checkpoints whose tensors differ in name or shape.
+def check_same_tensors(a: Canonical, b: Canonical) -> None:
+    """Refuse two checkpoints whose tensors differ in what they are or in shape, whatever they are called.
 
     Raises:
         TensorError: Naming the first difference.
     """
-    for one, other in ((a, b), (b, a)):
-        for name, info in one.tensors.items():
-            if name not in other.tensors:
-                raise TensorError(f"tensor {name!r} is in {one.folder} but not in {other.folder}: give two of one kind")
-            shape = other.tensors[name].shape
-            if info.shape != shape:
+    shapes = a.shapes(), b.shapes()
+    folders = a.checkpoint.folder, b.checkpoint.folder
+    for one, other, ours, theirs in ((0, 1, a, b), (1, 0, b, a)):
+        for name, shape in shapes[one].items():
+            stored = ours.view.stored(name)
+            if name not in shapes[other]:
+                copy = f" but as a copy of {theirs.view.find(name)!r}" if theirs.view.find(name) else ""
                 raise TensorError(
-                    f"tensor {name!r} has shape {info.shape} in {one.folder}, {shape} in {other.folder}: "
-                    "give two of one kind"
+                    f"tensor {stored!r} is in {folders[one]} but not in {folders[other]}{copy}: give two of one kind"
+                )
+            if shape != shapes[other][name]:
+                raise TensorError(
+                    f"tensor {stored!r} has shape {shape} in {folders[one]}, {shapes[other][name]} in "
+                    f"{folders[other]}: give two of one kind"
                 )

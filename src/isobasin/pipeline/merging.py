@@ -168,21 +168,22 @@ class _Writing:
     checked: str | None = None
 
     def __call__(self, folder: Path) -> None:
-        first, *others = (model.checkpoint for model in self.models)
+        first, *others = (model.canonical for model in self.models)
         pieces = moved_tensors(self.models, (None, *self.together.alignments))
         points = self.circuits(pieces) if self.space is Space.circuit else means(pieces, self.weights)
         self.checked = write_checkpoint(
-            first,
+            first.checkpoint,
             folder,
-            counted(points, len(first.tensors), self.running.progress),
+            counted(first.written(points), len(first.view.tensors), self.running.progress),
             force=self.running.force,
-            inputs=[checkpoint.folder for checkpoint in others],
+            inputs=[other.checkpoint.folder for other in others],
             check=lambda staging: self.check(folder, staging),
         )
 
     def circuits(self, pieces: Iterator[tuple[dict[str, Tensor], ...]]) -> Iterator[dict[str, Tensor]]:
         """Mean circuits of the attention blocks, those that are alike together, and the mean of all other tensors."""
-        sites = self.models[0].specification.sites
+        first = self.models[0]
+        sites = [site.named(lambda name: first.view.canonical.get(name, name)) for site in first.specification.sites]
         # Blocks may read one table: it comes with the first of them, and is written with it.
         tables: tuple[dict[str, Tensor], ...] = tuple({} for _ in self.models)
         for batch in batches(sites):
@@ -245,4 +246,4 @@ def _check_alike(models: Sequence[Model], matching: Matching) -> None:
     first = models[0]
     for other in models[1:]:
         check_comparable(first.specification, other.specification, feedforward=matching.feedforward)
-        check_same_tensors(first.checkpoint, other.checkpoint)
+        check_same_tensors(first.canonical, other.canonical)

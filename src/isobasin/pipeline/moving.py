@@ -220,7 +220,7 @@ def write_moved(
     return write_checkpoint(
         model.checkpoint,
         output,
-        counted(alignment.moved(model, running.device), alignment.blocks, running.progress),
+        counted(model.view.written(alignment.moved(model, running.device)), alignment.blocks, running.progress),
         dtype=running.dtype,
         force=running.force,
         inputs=list(inputs),

@@ -256,8 +256,8 @@ def ends_of(
 def _names(a: Model, b: Model, kind: TaskKind) -> tuple[Mapping[str, list[str]], Mapping[str, list[str]]]:
     """The stored names of both models with the module's, in one order."""
     ours = names_in_memory(a, kind)
-    # The same names of one architecture mean the same; only a base model's prefix makes them differ.
-    theirs = ours if a.checkpoint.tensors.keys() == b.checkpoint.tensors.keys() else names_in_memory(b, kind)
+    # The same names of one architecture mean the same.
+    theirs = ours if a.view == b.view else names_in_memory(b, kind)
     by_keys = {tuple(keys): name for name, keys in theirs.items() if keys}
     used = {name: keys for name, keys in ours.items() if keys}
     missing = [name for name, keys in used.items() if tuple(keys) not in by_keys]

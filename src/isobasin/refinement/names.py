@@ -22,8 +22,9 @@ def names_in_memory(model: Model, kind: TaskKind) -> dict[str, list[str]]:
     Raises:
         ArchitectureError: transformers makes other tensors of the stored ones than they are.
     """
-    stored = list(model.checkpoint.tensors)
-    probes = {name: torch.full(model.checkpoint.tensors[name].shape, float(i)) for i, name in enumerate(stored)}
+    stored, infos = list(model.view.tensors.values()), model.checkpoint.tensors
+    pieces = model.view.written({name: torch.full(infos[name].shape, float(i))} for i, name in enumerate(stored))
+    probes = {name: probe for piece in pieces for name, probe in piece.items()}
     with stand_in(model.checkpoint, probes) as folder:
         module = load_model(folder, kind)
     found: dict[str, list[str]] = {name: [] for name in stored}

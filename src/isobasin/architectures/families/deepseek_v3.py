@@ -2,7 +2,7 @@
 
 Experts weigh by a sigmoid of their scores, `norm_topk_prob` or not. To choose them a correction is added to it, and a
 group's score is the sum of its best two. The correction's values decide by their differences alone; that one number may
-be added to all of them is left out of the group. The layer that predicts a further token is never loaded, and stays.
+be added to all of them is left out of the group. Layers that predict further tokens are never loaded, and stay.
 """
 
 from isobasin.architectures.blocks import AttentionSite
@@ -26,6 +26,10 @@ def feedforwards(config: Config) -> list[FeedForward]:
     return deepseek_v2.mixed_feedforwards(config, bias=False, softmax=False, correction=added, groups=groups)
 
 
-FAMILY = Family(
-    "deepseek_v3", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream, unread=("layers.61.",)
-)
+def predicting(config: Config) -> list[range]:
+    """The layers that predict further tokens: behind the others; transformers passes over number 61 in all sizes."""
+    first = config.num_hidden_layers
+    return [range(first, first + (getattr(config, "num_nextn_predict_layers", None) or 0)), range(max(first, 61), 62)]
+
+
+FAMILY = Family("deepseek_v3", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream, unread=predicting)

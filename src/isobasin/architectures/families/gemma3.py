@@ -18,6 +18,8 @@ _TEXT, _VISION = "language_model.model.", "vision_tower."
 _NAMINGS = (
     (_TEXT, "language_model.", "model.language_model."),
     (_VISION, "vision_tower.vision_model.", "model.vision_tower.", "model.vision_tower.vision_model."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+    ("language_model.lm_head.", "lm_head."),
 )
 _TOWERS = {"text_config": "gemma3_text", "vision_config": "siglip_vision_model"}
 
