@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS ?= tests
 WORKERS ?= 2
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test certify families lint format bench clean
+.PHONY: help install demo test fuzz certify families lint format bench clean
 
 help:
 	@echo "make demo     train, align and plot small models (under 3 minutes)"
 	@echo "make test     run the tests"
+	@echo "make fuzz     damaged inputs for FUZZ_SECONDS=600, other ones with another FUZZ_SEED"
 	@echo "make certify  measure that every family's groups are exact (10 minutes); prints the table of docs/certify.md"
 	@echo "make families write docs/families.md"
 	@echo "make lint     ruff, pyright, import-linter"
@@ -49,6 +52,9 @@ demo: $(READY)
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
 
+fuzz: $(READY)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+
 certify: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/certificates.py
 
@@ -71,5 +77,5 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoints.py memory
 
 clean:
-	rm -rf build dist demo-output .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist demo-output fuzz-failures .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

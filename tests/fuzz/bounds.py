@@ -1,0 +1,144 @@
+"""A run of the program inside this process, within bounds of time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WALL_SECONDS, CPU_SECONDS, MEMORY_BYTES = 120, 40, 3 * 2**30
+
+
+class TooLong(BaseException):
+    """The time is up; no `except Exception` catches it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run did.
+
+    Attributes:
+        code: Its exit code; None if it was stopped, or ended by an exception.
+        out: What it printed on stdout.
+        err: What it printed on stderr.
+        seconds: How long it took, of this process's time.
+        grown: By how many bytes the largest size of this process ever has grown.
+        raised: The exception that left it, if one did.
+    """
+
+    code: int | None
+    out: str
+    err: str
+    seconds: float
+    grown: int
+    raised: str = ""
+
+
+def run(arguments: Sequence[str], fifos: Sequence[Path] = ()) -> Run:
+    """Run the program with arguments; `fifos` are opened by another process after a while, so that no reader hangs."""
+    from typer.main import get_command
+
+    from isobasin.cli.program import app
+
+    out, err, code, raised = io.StringIO(), io.StringIO(), None, ""
+    begun, largest = time.process_time(), _largest()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limited(), _opened(fifos):
+        try:
+            get_command(app)(list(arguments), prog_name="isobasin")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        except (TooLong, Exception) as error:
+            raised = f"{type(error).__name__}: {error}"
+    return Run(code, out.getvalue(), err.getvalue(), time.process_time() - begun, _largest() - largest, raised)
+
+
+def _largest() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def _limited() -> Generator[None]:
+    """Alarms of the wall clock and of this process's time, and a limit to how much memory it may still take."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise TooLong(f"more than {WALL_SECONDS} s, or {CPU_SECONDS} s of CPU")
+
+    timers = ((signal.ITIMER_REAL, signal.SIGALRM, WALL_SECONDS), (signal.ITIMER_PROF, signal.SIGPROF, CPU_SECONDS))
+    before = [signal.signal(number, stop) for _, number, _ in timers]
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, hard))
+    for timer, _, seconds in timers:
+        signal.setitimer(timer, seconds)
+    try:
+        yield
+    finally:
+        for timer, _, _ in timers:
+            signal.setitimer(timer, 0)
+        for (_, number, _), handler in zip(timers, before, strict=True):
+            signal.signal(number, handler)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextlib.contextmanager
+def _opened(fifos: Sequence[Path]) -> Generator[None]:
+    """Compiled code that waits for a FIFO hears no alarm: what it waits for comes from another process, too late."""
+    if not fifos:
+        yield
+        return
+    script = f'sleep {WALL_SECONDS // 4}; for f; do (: > "$f") & done; sleep 1; kill $(jobs -p)'
+    helper = subprocess.Popen(["sh", "-c", script, "sh", *map(str, fifos)], stderr=subprocess.DEVNULL)
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        helper.kill()
+        helper.wait()
+    if time.monotonic() - begun > WALL_SECONDS // 4:
+        raise TooLong("waited for a FIFO")
+
+
+_watcher: Callable[[str], None] | None = None
+
+
+def _heard(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watcher is not None and event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        _watcher(os.fsdecode(arguments[0]))
+
+
+@contextlib.contextmanager
+def opening(watched: Path, number: int, change: Callable[[], object]) -> Generator[None]:
+    """Call `change` once, when a weight file below a folder is opened for the n-th time."""
+    global _watcher
+    if not _installed:
+        sys.addaudithook(_heard)
+        _installed.append(True)
+    count = 0
+
+    def heard(path: str) -> None:
+        nonlocal count
+        global _watcher
+        if path.startswith(str(watched)) and path.endswith(".safetensors"):
+            count += 1
+            if count == number:
+                _watcher = None
+                change()
+
+    _watcher = heard
+    try:
+        yield
+    finally:
+        _watcher = None
+
+
+_installed: list[bool] = []

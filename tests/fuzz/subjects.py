@@ -1,0 +1,111 @@
+"""The inputs before they are damaged: tiny checkpoints of several families and forms, and all else that is read."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from isobasin.testing.tiny import variant
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUV \n"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kind of checkpoint.
+
+    Attributes:
+        model: Name of one of `TINY_MODELS`.
+        dtype: In which it is stored.
+        shard: Largest size of a shard, as `save_pretrained` reads it; None for one file.
+        data: What its examples are: "text", "images", or nothing that a loss is known of.
+    """
+
+    model: str
+    dtype: torch.dtype = torch.float32
+    shard: str | None = None
+    data: str | None = "text"
+
+    @property
+    def name(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{self.model}-{kind}" + ("-sharded" if self.shard else "")
+
+    @property
+    def architecture(self) -> Any:
+        """The class that it was saved by: what checks functions independently of the program."""
+        import transformers
+
+        return getattr(transformers, variant(self.model).head)
+
+
+SUBJECTS = (
+    Subject("gpt2"),
+    Subject("gpt2", torch.bfloat16, "20KB"),
+    Subject("llama", torch.float32, "20KB"),
+    Subject("llama", torch.bfloat16),
+    Subject("qwen3"),
+    Subject("bert", data=None),
+    Subject("t5", data=None),
+    Subject("mixtral"),
+    Subject("vit", data="images"),
+    Subject("gpt_neox", torch.float32, "20KB"),
+)
+
+# Everything beside checkpoints, by the name under which commands ask for it.
+CONFIGURATION = """\
+title: fuzz
+models:
+  small: {family: vit, layers: 2, width: 16, heads: 2, feedforward: 16, patch: 4}
+data:
+  digits: {source: digits, task: image-classification, max_train: 40, max_test: 20}
+training:
+  quick: {steps: 1, batch: 8, rate: 1.0e-3}
+settings:
+  - {model: small, data: digits, pretrain: quick, finetune: quick}
+scopes: [first-attention]
+seeds: [1, 2]
+methods: [none]
+points: 3
+"""
+
+
+def make(home: Path) -> None:
+    """Write all of them below a folder: `home/<subject>/{a,b}` and `home/other`."""
+    for subject in SUBJECTS:
+        folder = home / subject.name
+        options = {"max_shard_size": subject.shard} if subject.shard else {}
+        for seed, name in enumerate("ab"):
+            variant(subject.model).save(folder / name, seed, dtype=subject.dtype, **options)
+        if subject.data == "images":
+            processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+            for name in "ab":
+                (folder / name / "preprocessor_config.json").write_text(json.dumps(processor))
+    _make_other(home / "other")
+
+
+def _make_other(folder: Path) -> None:
+    from PIL import Image
+
+    draw = random.Random(0)
+    folder.mkdir(parents=True)
+    text = "".join(draw.choices(LETTERS, k=400))
+    (folder / "text.txt").write_text(text)
+    (folder / "characters.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
+    rows = [{"text": "".join(draw.choices(LETTERS[:-1], k=20)), "label": i % 2} for i in range(8)]
+    (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "table.csv").write_text("text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in rows))
+    noise = numpy.random.default_rng(0)
+    images = noise.integers(0, 256, (8, 8, 8, 3), dtype=numpy.uint8)
+    numpy.savez(folder / "arrays.npz", image=images, label=numpy.arange(8) % 2)
+    for number, image in enumerate(images):
+        where = folder / "pictures" / str(number % 2)
+        where.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(where / f"{number}.png")
+    (folder / "study.yaml").write_text(CONFIGURATION)
