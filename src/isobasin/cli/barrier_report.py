@@ -20,7 +20,7 @@ def barrier_report(found: Measured) -> Iterator[RenderableType]:
 
     run, looks = found.run, styles(found.run.methods)
     yield f"{run.data.examples:,} examples of {run.data.source} ({run.data.split}), {run.data.task}"
-    yield from run.data.notes
+    yield from found.notes
     yield _models(found)
     rows = table("A", "B", "B is", "barrier", "of naive", "worst t", "calibrated", left=("B is",))
     for (pair, method), curve in found.curves.items():

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from isobasin.checkpoints.output import disk_errors
 from isobasin.errors import RecordError
+from isobasin.records import sealing
 from isobasin.records.schema import (
     SCHEMA_VERSION,
     AlignmentRecord,
@@ -28,6 +29,7 @@ NAME = "records.jsonl"
 Key = tuple[tuple[int, int], str]
 """A line between two models: indices of the pair, and the method that moved B."""
 
+_EDITED = "was edited: its checksum isn't right"
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
@@ -40,12 +42,23 @@ class Measured:
         points: Of every line, by rising t. An interrupted run has fewer of them than `run.t`.
         alignments: Of the lines whose B was moved.
         curves: Of the lines that are finished.
+        unchecked: How many records an older isobasin wrote, without the checksum that tells if one was edited.
     """
 
     run: RunRecord
     points: dict[Key, list[PointRecord]] = field(default_factory=dict[Key, list[PointRecord]])
     alignments: dict[Key, AlignmentRecord] = field(default_factory=dict[Key, AlignmentRecord])
     curves: dict[Key, CurveRecord] = field(default_factory=dict[Key, CurveRecord])
+    unchecked: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know."""
+        if not self.unchecked:
+            return self.run.data.notes
+        lines = "1 line" if self.unchecked == 1 else f"{self.unchecked:,} lines"
+        doubt = f"An older isobasin wrote {lines} of {NAME}, without a checksum: nothing tells if they were edited."
+        return (*self.run.data.notes, doubt)
 
 
 class RecordFile:
@@ -85,7 +98,7 @@ class RecordFile:
                 raise ValueError("a file of records has one run, in its first line")
             file.truncate(end)
             file.seek(end)
-            file.write(record.model_dump_json().encode() + b"\n")
+            file.write(sealing.sealed(record.model_dump_json().encode()) + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -97,7 +110,8 @@ class RecordFile:
             path: As when it is opened.
 
         Raises:
-            RecordError: It is missing or empty, of another schema version, or one of its lines isn't a record.
+            RecordError: It is missing or empty, of another schema version, or one of its lines isn't a record or was
+                edited.
         """
         file = _file(path)
         found = _parse(file)
@@ -125,18 +139,27 @@ def _parse(path: Path) -> Measured | None:
     measured: Measured | None = None
     for number, line in enumerate(_whole_lines(path), start=1):
         where = f"{path}: line {number}"
+        content, right = sealing.unsealed(line)
         if measured is None:
-            _check_version(line, path)
-        record = _record(line, where)
+            _check_version(content, path)
+        # Where the first line has a checksum all of them were written with one.
+        if right is False or (right is None and measured is not None and not measured.unchecked):
+            raise _unusable(f"{where} {_EDITED}")
+        record = _record(content, where)
         if measured is not None:
             problem = _add(measured, record)
+            if problem is not None:
+                raise _unusable(f"{where} {problem}")
         elif isinstance(record, RunRecord):
-            measured, problem = Measured(record), None
+            measured = Measured(record)
         else:
-            problem = f"is of kind {record.kind!r}, and the first line has to be the run's"
-        if problem is not None:
-            raise RecordError(f"{where} {problem}: restore the file, or measure into another folder")
+            raise _unusable(f"{where} is of kind {record.kind!r}, and the first line has to be the run's")
+        measured.unchecked += right is None
     return measured
+
+
+def _unusable(problem: str) -> RecordError:
+    return RecordError(f"{problem}: restore the file, or measure into another folder")
 
 
 def _add(measured: Measured, record: Record) -> str | None:
@@ -169,6 +192,8 @@ def _add_point(measured: Measured, key: Key, point: PointRecord) -> str | None:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
+    if path.exists() and not path.is_file():
+        raise RecordError(f"{path}: isn't a file: name the folder of a measurement")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -181,7 +206,7 @@ def _check_version(line: bytes, path: Path) -> None:
     """Lines of another version may have other fields, so this comes before they are looked at."""
     try:
         first = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     version = first.get("schema_version", SCHEMA_VERSION) if isinstance(first, dict) else SCHEMA_VERSION
     if version != SCHEMA_VERSION:
@@ -196,8 +221,8 @@ def _record(line: bytes, where: str) -> Record:
         return _RECORD.validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"][-1:] == (sealing.NAME,):
+            raise _unusable(f"{where} {_EDITED}") from error
         field_name = ".".join(map(str, first["loc"]))
-        raise RecordError(
-            f"{where} isn't a record ({field_name + ': ' if field_name else ''}{first['msg']}): "
-            "restore the file, or measure into another folder"
-        ) from error
+        found = f"{field_name}: {first['msg']}" if field_name else first["msg"]
+        raise _unusable(f"{where} isn't a record ({found})") from error

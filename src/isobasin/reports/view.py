@@ -70,12 +70,14 @@ class View:
         styles: How every method looks.
         metrics: What was measured beside the loss.
         pairs: Every pair, whether it was begun or not.
+        notes: What a reader has to know.
     """
 
     run: RunRecord
     styles: dict[str, Style]
     metrics: tuple[str, ...]
     pairs: tuple[Pair, ...]
+    notes: tuple[str, ...]
 
     @property
     def calibrated(self) -> bool:
@@ -105,7 +107,7 @@ def view(measured: Measured) -> View:
             points = tuple(measured.points.get(key, ()))
             lines.append(Line(method, style, points, curves.get(key), measured.alignments.get(key)))
         pairs.append(Pair(names[a], names[b], tuple(lines)))
-    return View(run, looks, tuple(metrics), tuple(pairs))
+    return View(run, looks, tuple(metrics), tuple(pairs), measured.notes)
 
 
 def best(pair: Pair) -> Line | None:

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,72 @@ def test_what_a_kill_leaves_of_the_last_line_is_dropped_wherever_it_cuts(written
         assert written.read_bytes() == whole[:cut]
         file.append(CURVE)
         assert written.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("index", "old", "new"),
+    [
+        (2, '"loss":1.25', '"loss":0.25'),
+        (2, '"pair":[0,1]', '"pair": [0,1]'),
+        (2, '"checksum":"', '"checksum":"0'),
+        (2, '"checksum"', '"doubtsum"'),
+        (0, '"seed":0', '"seed":1'),
+        (0, '"checksum":', '"checksum": '),
+        (4, '"barrier":0.5', '"barrier":0.25'),
+    ],
+)
+def test_a_line_that_was_edited_is_refused(index: int, old: str, new: str, written: Path):
+    lines = written.read_text().splitlines(keepends=True)
+    assert old in lines[index]
+    lines[index] = lines[index].replace(old, new)
+    written.write_text("".join(lines))
+    with pytest.raises(RecordError) as caught:
+        RecordFile.read(written)
+    said = f"{written}: line {index + 1} was edited: its checksum isn't right: restore the file"
+    assert str(caught.value).startswith(said)
+
+
+def _without_checksum(line: str) -> str:
+    return json.dumps({name: value for name, value in json.loads(line).items() if name != "checksum"}) + "\n"
+
+
+def test_a_checksum_that_was_taken_away_is_missed(written: Path):
+    lines = written.read_text().splitlines(keepends=True)
+    for index in range(1, len(lines)):
+        written.write_text("".join([*lines[:index], _without_checksum(lines[index]), *lines[index + 1 :]]))
+        with pytest.raises(RecordError, match=f"line {index + 1} was edited"):
+            RecordFile(written)
+
+
+def test_older_files_without_checksums_are_read_and_said_to_be_unchecked(written: Path):
+    with_checksums = RecordFile.read(written)
+    assert with_checksums.notes == ()
+    lines = written.read_text().splitlines()
+    written.write_text("".join(map(_without_checksum, lines[:3])))
+    file = RecordFile(written)
+    for record in (point(1 / 3), CURVE):
+        file.append(record)
+    found = RecordFile.read(written)
+    assert found.unchecked == 3
+    assert found.notes == (
+        "An older isobasin wrote 3 lines of records.jsonl, without a checksum: nothing tells if they were edited.",
+    )
+    assert (found.run, found.points, found.curves) == (run(), with_checksums.points, with_checksums.curves)
+    edited = written.read_text().splitlines(keepends=True)
+    written.write_text("".join([*edited[:3], edited[3].replace("1.25", "0.25"), edited[4]]))
+    with pytest.raises(RecordError, match="line 4 was edited"):
+        RecordFile.read(written)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "records.jsonl")
+    for use in (RecordFile, RecordFile.read):
+        with pytest.raises(RecordError, match="isn't a file"):
+            use(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "records.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(RecordError, match="line 1 isn't a record"):
+        RecordFile.read(tmp_path / "deep")
 
 
 def test_a_torn_first_line_is_no_run(tmp_path: Path):
