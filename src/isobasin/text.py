@@ -8,8 +8,8 @@ import unicodedata
 
 # Controls, formats (such as marks that turn the direction of writing), halves of characters, ends of lines.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-# What spreadsheets take for the beginning of a formula, in either width.
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+# What spreadsheets take for the beginning of a formula, in either width; so they do tabs and line breaks.
+_FORMULA = tuple("=+-@＝＋－＠")
 _MARKUP = re.compile(r"([\\`*_\[\]|~])")
 
 
@@ -32,7 +32,10 @@ def csv_cell(value: object) -> object:
 
     So the Open Worldwide Application Security Project says. Numbers stay numbers.
     """
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def markdown(text: str) -> str:

@@ -12,6 +12,7 @@ from isobasin.experiments.cells import Cell
 from isobasin.experiments.run import Experiment
 from isobasin.reports import experiment_figures
 from isobasin.reports.experiment_tables import tables
+from isobasin.text import markdown
 
 REPORT = "report"
 """The folder that tables and figures are written to."""
@@ -66,7 +67,7 @@ def _head(experiment: Experiment) -> str:
     total = sum(counts.total() for counts in states.values())
     left = sum(counts["to do"] + counts["failed"] for counts in states.values())
     progress = f"All {total} cells are done." if not left else f"{left} of {total} cells are still to do."
-    lines = [f"# {experiment.settings.title}", "", progress]
+    lines = [f"# {markdown(experiment.settings.title)}", "", progress]
     if experiment.smoke:
         lines += ["", "A smoke run: tiny models on made-up data. These figures say only that everything runs."]
     return "\n".join(lines)

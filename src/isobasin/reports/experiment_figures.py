@@ -12,8 +12,9 @@ from isobasin.checkpoints.output import write_file_atomically
 from isobasin.experiments.plan import SettingPlan
 from isobasin.records.curves import chosen_rank
 from isobasin.reports.experiment_tables import Result, Results, Spread, measured
-from isobasin.reports.figures import Panel, Row, draw, folded, require_matplotlib
+from isobasin.reports.figures import Panel, Row, draw, folded, plain, require_matplotlib
 from isobasin.reports.style import Style, brief, styles
+from isobasin.text import printable
 
 _COLUMNS = 4
 _SUFFIXES = ("png", "svg")
@@ -37,12 +38,12 @@ def curves(plan: SettingPlan, results: Results, folder: Path) -> list[Path]:
             lines = {method: _line(result["t"], line["losses"]) for method, line in result["lines"].items()}
             panels.append(Panel(lines, title=f"seeds {a} and {b}", note=_note(result)))
         if panels:
-            rows += _wrapped(f"{group.title}\nloss", panels)
+            rows += _wrapped(f"{printable(group.title)}\nloss", panels)
     if not rows:
         return []
     rows[-1] = Row(rows[-1].label, [_with_axis(panel) for panel in rows[-1].panels])
     paths = _paths(folder, "curves", plan.setting.title)
-    draw(rows, styles(methods), plan.setting.title, paths)
+    draw(rows, styles(methods), printable(plan.setting.title), paths)
     return paths
 
 
@@ -53,11 +54,12 @@ def permutations(plan: SettingPlan, results: Results, folder: Path) -> list[Path
         done = ((seeds, results(cell)) for seeds, cell in group.ablations.get("stage-1", {}).items())
         panels = [_permuted(seeds, result) for seeds, result in done if result is not None]
         if panels:
-            rows += _wrapped(f"{group.title}\nloss", [_with_axis(panel) for panel in panels])
+            rows += _wrapped(f"{printable(group.title)}\nloss", [_with_axis(panel) for panel in panels])
     if not rows:
         return []
     paths = _paths(folder, "permutations", plan.setting.title)
-    draw(rows, _LOOKS | _others(rows), f"{plan.setting.title}: all head permutations (thin: those not chosen)", paths)
+    title = f"{printable(plan.setting.title)}: all head permutations (thin: those not chosen)"
+    draw(rows, _LOOKS | _others(rows), title, paths)
     return paths
 
 
@@ -120,7 +122,7 @@ def _draw_layers(axis: Any, title: str, result: Result) -> None:
     errors = [spread.deviation or 0.0 for spread in spreads]
     axis.errorbar(numbers, means, yerr=errors, color="#0072B2", marker="o", capsize=3, label="drawn anew")
     axis.axhline(result["pretrained"]["loss"], color="#666666", linestyle="--", label="pretrained")
-    axis.set_title(title, fontsize=10.5)
+    axis.set_title(plain(printable(title)), fontsize=10.5)
     axis.set_xlabel("layer", fontsize=9)
     axis.set_xticks(numbers)
     axis.spines[["top", "right"]].set_visible(False)

@@ -15,6 +15,7 @@ from isobasin.experiments.plan import Group, SettingPlan
 from isobasin.experiments.settings import Scope
 from isobasin.records.curves import NAIVE, chosen_rank
 from isobasin.reports.style import PERCENT, alike, metric_name, number, percent, styles
+from isobasin.text import csv_cell, markdown
 
 Result = dict[str, Any]
 Results = Callable[[Cell], Result | None]
@@ -89,8 +90,9 @@ class Table:
         cells = [
             [_shown(value, "%" in name) for name, value in zip(self.columns, row, strict=True)] for row in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(self.columns, *cells, strict=True)]
-        first = [_padded(self.columns, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
+        columns = [markdown(name) for name in self.columns]
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        first = [_padded(columns, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
         lines = [*first, *(_padded(row, widths) for row in cells)]
         return "\n".join([f"## {self.title}", "", *([self.note, ""] if self.note else []), *lines])
 
@@ -100,10 +102,8 @@ class Table:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         names = [[name, f"{name} sd"] if i in spreads else [name] for i, name in enumerate(self.columns)]
-        writer.writerow(chain.from_iterable(names))
-        for row in self.rows:
-            parts = [_raw(value, i in spreads) for i, value in enumerate(row)]
-            writer.writerow(chain.from_iterable(parts))
+        raw = ([_raw(value, i in spreads) for i, value in enumerate(row)] for row in self.rows)
+        writer.writerows(map(csv_cell, chain.from_iterable(parts)) for parts in (names, *raw))
         return out.getvalue()
 
 
@@ -112,7 +112,7 @@ def _shown(value: Any, percent: bool) -> str:
         return _MISSING
     if isinstance(value, Spread):
         return value.text(tenths=percent)
-    return number(value) if isinstance(value, float) else str(value).replace("|", "\\|")
+    return number(value) if isinstance(value, float) else markdown(str(value))
 
 
 def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:

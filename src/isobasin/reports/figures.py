@@ -95,7 +95,7 @@ def draw(rows: Sequence[Row], looks: Mapping[str, Style], title: str, paths: Seq
             _draw_row(row, axes, looks)
         _draw_legend(figure, grid, looks, columns)
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-        figure.suptitle(_plain(textwrap.fill(title, round(_LETTERS * size[0]))), fontsize=12)
+        figure.suptitle(plain(textwrap.fill(title, round(_LETTERS * size[0]))), fontsize=12)
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else None
             write_file_atomically(path, lambda to, m=metadata: figure.savefig(to, dpi=160, metadata=m), force=True)
@@ -107,7 +107,7 @@ def _draw_legend(figure: Any, grid: Any, looks: Mapping[str, Style], columns: in
     for axis in grid.flat:
         found, names = axis.get_legend_handles_labels()
         handles.update(zip(names, found, strict=True))
-    shown = [_plain(style.name) for style in looks.values() if _plain(style.name) in handles]
+    shown = [plain(style.name) for style in looks.values() if plain(style.name) in handles]
     ncols = max(len(shown), 1) if columns > 2 else 1 + columns
     figure.legend([handles[name] for name in shown], shown, loc="outside lower center", ncols=ncols, frameon=False)
 
@@ -122,7 +122,7 @@ def _draw_row(row: Row, axes: Any, looks: Mapping[str, Style]) -> None:
             axis.plot(
                 t,
                 values,
-                label=_plain(style.name),
+                label=plain(style.name),
                 color=style.color,
                 linestyle=dash,
                 marker=style.marker,
@@ -138,7 +138,7 @@ def _draw_row(row: Row, axes: Any, looks: Mapping[str, Style]) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(row.panels) :]:
         axis.set_visible(False)
-    axes[0].set_ylabel(row.label)
+    axes[0].set_ylabel(plain(row.label))
     _scale(row, axes[0])
 
 
@@ -216,7 +216,7 @@ def _lines(pair: Pair, quantity: str) -> dict[str, tuple[list[float], list[float
 
 
 def _title(pair: Pair) -> str:
-    return f"{_plain(_clipped(pair.a))} to {_plain(_clipped(pair.b))}"
+    return f"{plain(_clipped(pair.a))} to {plain(_clipped(pair.b))}"
 
 
 def _clipped(name: str) -> str:
@@ -241,9 +241,9 @@ def folded(parts: Mapping[str, Sequence[str]]) -> str:
     texts = [
         f"{what}: {', '.join(item.replace(' ', _NBSP) for item in items)}" for what, items in parts.items() if items
     ]
-    return _plain("\n".join(textwrap.wrap("; ".join(texts), 46)))
+    return plain("\n".join(textwrap.wrap("; ".join(texts), 46)))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text in which matplotlib finds no formulas."""
     return text.replace("$", r"\$")

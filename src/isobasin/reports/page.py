@@ -14,6 +14,7 @@ from isobasin.records.curves import NAIVE
 from isobasin.records.schema import LayerRecord
 from isobasin.reports.style import PERCENT, STEEP, alike, brief, labels, metric_name, number, percent
 from isobasin.reports.view import Line, View, best, naive
+from isobasin.text import printable
 
 _ASSETS = files("isobasin.reports") / "assets"
 _SCRIPTS = ("svg.js", "curves.js", "heads.js", "layers.js", "page.js")
@@ -47,7 +48,9 @@ def render(shown: View) -> str:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise DependencyError(f"the report page needs Jinja2: {BARRIER_EXTRA}") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     filters: dict[str, Any] = {"number": number, "percent": percent, "alike": alike, "entry": _entry}
     environment.filters.update(filters)
@@ -160,6 +163,11 @@ def _layer(layer: LayerRecord, costs: dict[tuple[tuple[float | None, ...], ...],
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+
+def _shown(value: Any) -> Any:
+    """What takes the place of double braces; what comes from here (styles, scripts, data) is marked as HTML already."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _entry(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isobasin.records.curves import NAIVE
+from isobasin.text import printable
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,24 @@ def styles(methods: Sequence[str]) -> dict[str, Style]:
     found = {method: style for method, style in _STYLES.items() if method in methods}
     for index, method in enumerate(method for method in methods if method not in _STYLES):
         light, dark = _OTHERS[index % len(_OTHERS)]
-        found[method] = Style(method, method, light, dark, (4, 1 + index, 1, 1), "P")
+        name = printable(method)
+        found[method] = Style(name, name, light, dark, (4, 1 + index, 1, 1), "P")
     return found
 
 
 def labels(names: Sequence[str]) -> list[str]:
     """Models as figures name them: the last part of a path or hub id where that tells them apart."""
-    short = [name.rstrip("/").rsplit("/", 1)[-1] or name for name in names]
-    if len(set(short)) == len(short):
-        return short
-    if len(set(names)) == len(names):
-        return list(names)
-    return [f"{name} ({index})" for index, name in enumerate(names, start=1)]
+    whole = [printable(name) for name in names]
+    short = [name.rstrip("/").rsplit("/", 1)[-1] or name for name in whole]
+    for found in (short, whole):
+        if len(set(found)) == len(found):
+            return found
+    return [f"{name} ({index})" for index, name in enumerate(whole, start=1)]
 
 
 def metric_name(metric: str) -> str:
     """A metric or quantity as people read it."""
-    return metric.replace("_", " ")
+    return printable(metric.replace("_", " "))
 
 
 def number(value: float | None) -> str:

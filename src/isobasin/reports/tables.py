@@ -9,6 +9,7 @@ from typing import Any
 
 from isobasin.checkpoints import write_file_atomically
 from isobasin.reports.view import Line, Pair, View
+from isobasin.text import csv_cell
 
 _LINE = ("a", "b", "method")
 _CURVE = (
@@ -60,7 +61,6 @@ def _write(path: Path, header: Sequence[str], rows: Iterator[tuple[Any, ...]]) -
     def write(staging: Path) -> None:
         with staging.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
+            writer.writerows(map(csv_cell, row) for row in (header, *rows))
 
     write_file_atomically(path, write, force=True)

@@ -219,6 +219,13 @@ def test_tables_in_both_forms():
     assert table.csv() == "a,b,b sd\nx|y,1.5,0.7071067811865476\nz,,\n"
 
 
+def test_titles_are_text_and_nothing_else():
+    table = Table("t", "A title", "", ("a|b",), (("<img src=x>",), ("=1+1",), ("![x](y)\n\x1b",)))
+    cells = [line.strip("| ") for line in table.markdown().splitlines()[2:]]
+    assert cells[:1] + cells[2:] == [r"a\|b", "&lt;img src=x&gt;", "=1+1", r"!\[x\](y)\\n\\x1b"]
+    assert table.csv().splitlines() == ["a|b", "<img src=x>", "'=1+1", r"![x](y)\n\x1b"]
+
+
 def test_many_pairs_take_several_rows():
     panels = [Panel({"none": ([0.0, 1.0], [1.0, 1.0])}, title=str(index)) for index in range(6)]
     rows = experiment_figures._wrapped("loss", panels)

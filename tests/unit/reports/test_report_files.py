@@ -3,6 +3,7 @@ import csv
 import math
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import measurements
 import pytest
@@ -11,6 +12,7 @@ from isobasin.errors import DependencyError, OutputError, RecordError
 from isobasin.records.file import RecordFile
 from isobasin.reports.figures import Panel, Row, barrier_rows, calibrated_rows, draw
 from isobasin.reports.style import alike, brief, labels, number, percent, styles
+from isobasin.reports.tables import write_curves, write_points
 from isobasin.reports.view import view
 from isobasin.reports.write import write_report
 
@@ -46,6 +48,28 @@ def test_all_files_are_there_and_nothing_else(whole: Path):
     assert sorted(path.name for path in whole.iterdir()) == sorted([*FILES, "records.jsonl"])
     assert (whole / "barriers.png").read_bytes().startswith(b"\x89PNG")
     assert (whole / "barriers.svg").read_text().startswith("<?xml")
+
+
+HOSTILE = ("=HYPERLINK(1)", "-2+3\x1b[31m", "@a\n$\\frac")
+
+
+def test_names_are_no_formulas_in_a_spreadsheet(tmp_path: Path):
+    shown = view(measurements.write(tmp_path, measurements.run(HOSTILE, ("none", "+heads"), points=3)))
+    write_points(shown, tmp_path / "points.csv")
+    write_curves(shown, tmp_path / "curves.csv")
+    for name in ("points.csv", "curves.csv"):
+        found = rows(tmp_path / name)
+        assert {row["a"] for row in found} == {"'=HYPERLINK(1)", r"'-2+3\x1b[31m"}
+        assert {row["b"] for row in found} == {r"'-2+3\x1b[31m", r"'@a\n$\frac"}
+        assert {row["method"] for row in found} == {"none", "'+heads"}
+    assert all(float(row["loss"]) > 0 for row in rows(tmp_path / "points.csv"))
+
+
+def test_figures_show_names_as_text(tmp_path: Path):
+    shown = view(measurements.write(tmp_path, measurements.run(HOSTILE[1:], ("none",), points=3)))
+    draw(barrier_rows(shown), shown.styles, HOSTILE[2], [tmp_path / "barriers.svg"])
+    drawn = ElementTree.parse(tmp_path / "barriers.svg")
+    assert r"-2+3\x1b[31m to @a\n$\frac" in {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
 
 
 def test_tables_have_every_number_at_full_precision(whole: Path):

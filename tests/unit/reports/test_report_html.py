@@ -10,13 +10,14 @@ from isobasin.records.curves import finished_curves
 from isobasin.records.file import Measured, RecordFile
 from isobasin.reports.page import headline, payload, render
 from isobasin.reports.view import View, view
+from isobasin.text import printable
 
 pytest.importorskip("jinja2")
 
 EVIL = (
     "</script><script>alert(1)</script>",
     "\"quotes' & <u>bold {{ 7 * 7 }}",
-    "line\u2028separator <!-- --><img src=x onerror=alert(1)>",
+    "line\u2028separator\x1b]0;\u202e <!-- --><img src=x onerror=alert(1)>",
 )
 
 
@@ -73,7 +74,8 @@ def test_everything_that_came_from_outside_is_escaped(tmp_path: Path):
     assert [pair["a"] for pair in data["pairs"]] == [pair.a for pair in view(RecordFile.read(tmp_path / "evil")).pairs]
     assert data["methods"][1]["name"] == EVIL[0]
     for text in EVIL:
-        assert text in page.text
+        assert printable(text) in page.text
+    assert not {"\u2028", "\u202e", "\x1b"} & set(page.text + page.scripts[0])
     assert "49" not in page.text.split(EVIL[1])[0]
 
 
