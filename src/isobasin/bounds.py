@@ -14,7 +14,10 @@ SEEDS = 2**63 - 1
 """The greatest seed: torch would take twice that, but further ones are made by counting on."""
 
 MANY = 1_000_000
-"""More steps, or examples at once, than anyone has use for."""
+"""More steps than anyone has use for."""
+
+LARGEST_BATCH = 2**16
+"""More examples than a model is ever given at once."""
 
 THREADS = 1024
 """More threads or processes than this end a process rather than speed it up."""

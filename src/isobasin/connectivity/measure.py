@@ -16,10 +16,11 @@ import torch
 from isobasin.alignment import Alignment, LayerAlignment
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
+from isobasin.bounds import LARGEST_BATCH, check_number
 from isobasin.checkpoints import Checkpoint, check_output, temporary_folder
 from isobasin.checkpoints.output import sole_writer
 from isobasin.connectivity import path as line
-from isobasin.connectivity.path import POINTS, LinearPath
+from isobasin.connectivity.path import MOST_POINTS, POINTS, LinearPath
 from isobasin.errors import ArchitectureError, IsobasinError, RecordError
 from isobasin.matching.attention import Method
 from isobasin.matching.heads import HeadCost, head_costs
@@ -80,9 +81,8 @@ class Measuring:
                 raise IsobasinError(f"method {method!r}: there is none of this name; use {', '.join(known)}")
         if not self.methods:
             raise IsobasinError("methods: name at least one, such as none or gauss-newton")
-        for name, value, least in (("points", self.points, 2), ("batch size", self.batch_size, 1)):
-            if value < least:
-                raise IsobasinError(f"{name} is {value}: give at least {least}")
+        check_number("points", self.points, 2, MOST_POINTS)
+        check_number("batch size", self.batch_size, 1, LARGEST_BATCH)
 
     @property
     def moves(self) -> bool:

@@ -16,6 +16,9 @@ from isobasin.records.curves import height
 POINTS = 25
 """How many points of the line the paper evaluates, ends included."""
 
+MOST_POINTS = 10_001
+"""How many are evaluated at most."""
+
 Module = TypeVar("Module", bound=nn.Module)
 State = Mapping[str, Tensor]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from isobasin.errors import ArchitectureError
-from isobasin.experiments.settings import ModelSettings
+from isobasin.experiments.settings import MOST_PARAMETERS, ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +51,8 @@ _DROPOUTS = {
     "gpt_neox": ("attention_dropout", "hidden_dropout", "classifier_dropout"),
     "llama": ("attention_dropout",),
 }
+# What entries of the model or of its data say too, besides what is renamed above.
+_SAID = ("num_labels", "patch_size", "num_key_value_heads")
 # Apart from its positions, GPT-NeoX as GPT-2 is: residual branches in turn, tied embeddings, GPT-2's activation.
 _FACTS: dict[str, dict[str, Any]] = {
     "gpt_neox": {
@@ -102,9 +105,19 @@ def new_model(
         raise ArchitectureError(f"a {settings.family} model for {task} needs {' and '.join(missing)}")
     _check_heads(settings)
     config = _configuration(model_class.config_class, settings, facts, pad_token_id)
+    _check_extent(model_class, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream("model", seed))
         return model_class(config)
+
+
+def _check_extent(model_class: Any, config: Any) -> None:
+    """Refuse a model that is larger than any that is trained here, before it gets memory."""
+    with torch.device("meta"):
+        model = model_class(config)
+    count = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
+    if count > MOST_PARAMETERS:
+        raise ArchitectureError(f"a model of {count:.3g} parameters, more than {MOST_PARAMETERS:.3g}: make it smaller")
 
 
 def stream(purpose: str, seed: int) -> int:
@@ -172,6 +185,11 @@ def _configuration(config_class: Any, settings: ModelSettings, facts: dict[str, 
             raise ArchitectureError(f"transformers has no activation {settings.activation!r}, see its ACT2FN")
         values[names["activation"]] = settings.activation
     usual = config_class()
+    aliases: dict[str, str] = config_class.attribute_map
+    said = {aliases.get(name, name) for name in (*names.values(), *facts, *_SAID)}
+    for name in settings.options:
+        if aliases.get(name, name) in said:
+            raise ArchitectureError(f"options has {name!r}, which entries of the model or its data say already")
     unknown = [name for name in settings.options if not hasattr(usual, name)]
     if unknown:
         raise ArchitectureError(f"options has {unknown[0]!r}, which {config_class.__name__} doesn't know")

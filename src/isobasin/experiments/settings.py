@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Any, Literal, Self, TypeVar
+from math import prod
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, model_validator
 
+from isobasin.bounds import LARGEST_BATCH, SEEDS
+from isobasin.connectivity.path import MOST_POINTS
 from isobasin.refinement.recipe import Refining, Targets
+from isobasin.tasks.options import LONGEST_SIDE
 
 Part = TypeVar("Part")
 
+# Far more than anything that is trained here has, and little enough that trying takes no machine down.
+Size = Annotated[int, Field(gt=0, le=2**20)]
+Layers = Annotated[int, Field(gt=0, le=1000)]
+Batch = Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
+Side = Annotated[int, Field(gt=0, le=LONGEST_SIDE)]
+Seed = Annotated[int, Field(ge=0, le=SEEDS)]
+_MOST_CELLS = 20_000
+
+MOST_PARAMETERS = 10**10
+"""Of a model that an experiment trains."""
+
 
 class Settings(BaseModel):
-    """Frozen; unknown entries are refused."""
+    """Frozen; unknown entries are refused, and numbers that are none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Scope(StrEnum):
@@ -51,22 +66,29 @@ class ModelSettings(Settings):
 
     family: Literal["vit", "bert", "gpt2", "llama"]
     positions: Literal["absolute", "rotary"] = "absolute"
-    layers: PositiveInt
-    width: PositiveInt
-    heads: PositiveInt
-    feedforward: PositiveInt
-    key_value_heads: PositiveInt | None = None
-    patch: PositiveInt | None = None
+    layers: Layers
+    width: Size
+    heads: Size
+    feedforward: Size
+    key_value_heads: Size | None = None
+    patch: Side | None = None
     activation: str | None = None
     dropout: float = Field(0.0, ge=0, lt=1)
-    options: dict[str, Any] = {}
+    options: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        count = self.layers * self.width * (4 * self.width + 2 * self.feedforward)
+        if count > MOST_PARAMETERS:
+            raise ValueError(f"its layers have {count:.3g} parameters, more than {MOST_PARAMETERS:.3g}")
+        return self
 
 
 class TokenizerSettings(Settings):
     """A tokenizer made from the training texts."""
 
     kind: Literal["characters", "bpe"] = "bpe"
-    size: PositiveInt = 4096
+    size: Size = 4096
 
 
 class DataSettings(Settings):
@@ -95,9 +117,9 @@ class DataSettings(Settings):
     columns: dict[str, str] = {}
     max_train: PositiveInt | None = None
     max_test: PositiveInt | None = None
-    length: PositiveInt | None = None
+    length: Size | None = None
     tokenizer: TokenizerSettings | None = None
-    image_size: PositiveInt | None = None
+    image_size: Side | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -127,7 +149,7 @@ class TrainingSettings(Settings):
     """
 
     steps: PositiveInt
-    batch: PositiveInt
+    batch: Batch
     rate: float = Field(gt=0)
     warmup: int = Field(0, ge=0)
     schedule: str = "cosine"
@@ -148,7 +170,7 @@ class RefiningSettings(Settings):
     """
 
     steps: PositiveInt = Refining.steps
-    batch: PositiveInt = Refining.batch_size
+    batch: Batch = Refining.batch_size
     rate: float = Field(Refining.rate, gt=0)
     both: bool = Refining.both
     targets: Targets = Targets.ends
@@ -171,11 +193,11 @@ class AblationSettings(Settings):
     """
 
     stage_1: bool = False
-    permutations: PositiveInt = 23
+    permutations: Size = 23
     stage_2: bool = False
     head_costs: bool = False
     reinitialise: bool = False
-    symmetry_breaking: tuple[NonNegativeInt, ...] = ()
+    symmetry_breaking: tuple[Annotated[int, Field(ge=0, le=2**20)], ...] = ()
     alignments: RefiningSettings | None = None
     scope: Scope = Scope.first_attention
 
@@ -207,9 +229,9 @@ class SettingSettings(Settings):
     finetune: str
     from_scratch: str | None = None
     pretrain_data: str | None = None
-    pretrain_seed: int | None = None
+    pretrain_seed: Seed | None = None
     scopes: tuple[Scope, ...] | None = Field(None, min_length=1)
-    heads: tuple[PositiveInt | None, ...] | None = Field(None, min_length=1)
+    heads: tuple[Size | None, ...] | None = Field(None, min_length=1)
     freeze: tuple[bool, ...] | None = Field(None, min_length=1)
     ablations: AblationSettings = AblationSettings()
 
@@ -244,24 +266,30 @@ class ExperimentSettings(Settings):
     training: dict[str, TrainingSettings]
     settings: tuple[SettingSettings, ...] = Field(min_length=1)
     scopes: tuple[Scope, ...] = Field(tuple(Scope), min_length=1)
-    heads: tuple[PositiveInt | None, ...] = Field((None,), min_length=1)
+    heads: tuple[Size | None, ...] = Field((None,), min_length=1)
     freeze: tuple[bool, ...] = Field((True,), min_length=1)
-    pretrain_seed: int = 0
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=2)
+    pretrain_seed: Seed = 0
+    seeds: tuple[Seed, ...] = Field((1, 2, 3), min_length=2)
     methods: tuple[Literal["none", "heads", "orthogonal", "paper", "gauss-newton"], ...] = (
         "none",
         "heads",
         "paper",
         "gauss-newton",
     )
-    points: int = Field(25, ge=2)
-    batch: PositiveInt = 256
+    points: int = Field(25, ge=2, le=MOST_POINTS)
+    batch: Batch = 256
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for name in ("scopes", "heads", "freeze", "seeds", "methods"):
             _check_unique(name, getattr(self, name))
         _check_unique("settings", [setting.title for setting in self.settings])
+        cells = sum(map(self._cells, self.settings))
+        if cells > _MOST_CELLS:
+            raise ValueError(
+                f"seeds, scopes, heads and settings make {cells} cells, more than {_MOST_CELLS}: divide them among "
+                "several files"
+            )
         if "none" not in self.methods:
             raise ValueError('methods lacks "none", the naive line that all others are compared with')
         for setting in self.settings:
@@ -270,6 +298,12 @@ class ExperimentSettings(Settings):
             except ValueError as error:
                 raise ValueError(f"settings: {setting.title}: {error}") from None
         return self
+
+    def _cells(self, setting: SettingSettings) -> int:
+        """How many cells a setting has, or a few less: one for each model, and some for each pair of them."""
+        own = (setting.scopes or self.scopes, setting.heads or self.heads, setting.freeze or self.freeze)
+        seeds = len(self.seeds)
+        return prod(map(len, own)) * (seeds + seeds * (seeds - 1) // 2)
 
     def _check(self, setting: SettingSettings) -> None:
         """Refuse a setting that names what isn't there, or whose parts don't fit."""

@@ -10,7 +10,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from isobasin.errors import AlignmentError, TensorError
+from isobasin.errors import AlignmentError, DataError, TensorError
 from isobasin.refinement.line import Batch, Line, Sample, batches_of
 from isobasin.refinement.recipe import Refining, Targets
 
@@ -250,9 +250,15 @@ def descend(
 
 
 def split(examples: Sample[Batch], how: Refining) -> tuple[Sample[Batch], Sample[Batch]]:
-    """What is trained on, and what is held out."""
+    """What is trained on, and what is held out: at least one example each.
+
+    Raises:
+        DataError: There are fewer than two.
+    """
+    if len(examples) < 2:
+        raise DataError(f"{len(examples)} examples: give at least two, one to learn from and one to hold out")
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(how.seed))
-    held = max(1, round(how.held_out * len(order)))
+    held = min(max(1, round(how.held_out * len(order))), len(order) - 1)
     return examples.subset(order[held:].sort().values), examples.subset(order[:held].sort().values)
 
 

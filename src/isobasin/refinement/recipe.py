@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isobasin.bounds import MANY, check_number, check_seed
+from isobasin.bounds import LARGEST_BATCH, MANY, check_number, check_seed
 
 
 class Targets(StrEnum):
@@ -39,6 +39,9 @@ class Refining:
         targets: What it learns from; None: the ends' predictions, or labels where only a loss is known.
         noise: Standard deviation of what is added to inputs that are real numbers, images for example, in units of
             theirs; only where it learns from the ends' predictions. Held-out examples get it once.
+
+    Raises:
+        IsobasinError: A number is out of range.
     """
 
     steps: int = 1500
@@ -55,8 +58,9 @@ class Refining:
     noise: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch size", 1), ("warmup", 0), ("every", 1), ("patience", 1)):
-            check_number(name, getattr(self, name.replace(" ", "_")), least, MANY)
+        for name, least in (("steps", 1), ("warmup", 0), ("every", 1), ("patience", 1)):
+            check_number(name, getattr(self, name), least, MANY)
+        check_number("batch size", self.batch_size, 1, LARGEST_BATCH)
         for name in ("rate", "noise"):
             check_number(name, getattr(self, name), 0, MANY)
         check_number("held out", self.held_out, 0, 1)

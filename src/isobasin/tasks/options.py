@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from isobasin.errors import DataError
+from isobasin.bounds import check_number, check_seed
+
+LONGEST_SIDE = 4096
+"""Pixels of the longest side to which an image is brought."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class DataOptions:
         seed: Of that choice, and of masks.
 
     Raises:
-        DataError: A number is below 1.
+        IsobasinError: A number is out of range.
     """
 
     source: str
@@ -35,9 +38,10 @@ class DataOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("max-examples", self.max_examples), ("length", self.length)):
-            if value is not None and value < 1:
-                raise DataError(f"--{name} is {value}: give at least 1")
+        for name, value in (("max examples", self.max_examples), ("length", self.length)):
+            if value is not None:
+                check_number(name, value, 1)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from isobasin.errors import CheckpointError, DataError
 from isobasin.model import quiet_transformers
 from isobasin.tasks.kind import TaskKind, register_own_models
+from isobasin.tasks.options import LONGEST_SIDE
 from isobasin.tasks.reading import reading, regular_file
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 _MASK = {"mask_token": "[MASK]"}
 _END = {"pad_token": "<|pad|>", "unk_token": "<|unk|>", "eos_token": "<|endoftext|>"}
-
-LONGEST_SIDE = 4096
-"""Pixels of the longest side to which an image is brought."""
 
 
 @dataclass(frozen=True, eq=False)

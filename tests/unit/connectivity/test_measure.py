@@ -160,7 +160,10 @@ def test_what_can_not_be_measured_is_refused_before_any_work(models: Models, tmp
     [
         ({"methods": ("nonsense",)}, "method 'nonsense': .* use none, gauss-newton"),
         ({"methods": ()}, "name at least one"),
-        ({"points": 1}, "points is 1: give at least 2"),
+        ({"points": 1}, "points is 1: give a number from 2 to 10,001"),
+        ({"points": 10**9}, "points is 1000000000: give a number from 2 to 10,001"),
+        ({"batch_size": 0}, "batch size is 0: give a number from 1 to 65,536"),
+        ({"batch_size": 10**12}, "batch size is 1000000000000: give a number from 1"),
         ({"batch_size": 0}, "batch size is 0"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,25 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], tuple[str, ...]]] = {
         change("settings", 0, "ablations", to={"symmetry_breaking": [1]}),
         ("rotary positions only",),
     ),
+    "no number": (change("training", "quick", "rate", to=float("nan")), ("training.quick.rate", "finite number")),
+    "infinite": (change("training", "quick", "rate", to=float("inf")), ("training.quick.rate", "finite number")),
+    "width": (change("models", "vit", "width", to=10**9), ("models.vit.width", "less than or equal to 1048576")),
+    "layers": (change("models", "vit", "layers", to=10**7), ("models.vit.layers", "less than or equal to 1000")),
+    "parameters": (change("models", "vit", "width", to=2**18), ("models.vit: its layers have 5.5e+11 parameters",)),
+    "points": (change("points", to=10**9), ("points", "less than or equal to 10001")),
+    "batch": (change("batch", to=10**9), ("batch", "less than or equal to 65536")),
+    "image size": (change("data", "digits", "image_size", to=10**9), ("image_size", "less than or equal to 4096")),
+    "seed": (change("seeds", to=[1, 10**23]), ("seeds.1", "less than")),
+    "cells": (change("seeds", to=list(range(1000))), ("make 500500 cells, more than 20000: divide them",)),
+    "offsets": (change("settings", 0, "ablations", to={"symmetry_breaking": [10**18]}), ("symmetry_breaking.0",)),
+    "options that are no values": (
+        change("models", "vit", "options", to={"a": datetime.date(2001, 1, 1)}),
+        ("models.vit.options",),
+    ),
+    "unknown entry of what may be null": (
+        change("settings", 0, "ablations", to={"alignments": {"step": 3}}),
+        ("settings.0.ablations.alignments.step", "did you mean 'steps'?"),
+    ),
     "ablated scope that isn't run": (
         change("settings", 0, "ablations", to={"stage_1": True, "scope": "first-layer"}),
         ("ablations.scope is first-layer",),
@@ -155,6 +175,24 @@ def test_several_wrong_entries_are_counted(tmp_path: Path):
         ("title: [", ("line 1", "isn't valid YAML")),
         ("title: a\nseeds: [1]\ntitle: b\n", ("line 3", "'title' is there twice")),
         ("just words", ("isn't an experiment",)),
+        ("[" * 100_000, ("line 1", "isn't valid YAML (has more than 32 levels)")),
+        ("a: &a [*a]", ("isn't valid YAML (has more than 32 levels)",)),
+        ("\n".join(["x0: &x0 [1]", *(f"x{i}: &x{i} [*x{i - 1}]" for i in range(1, 40))]), ("more than 32 levels",)),
+        (
+            "\n".join(["x0: &x0 [1, 1]", *(f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]" for i in range(1, 25))]),
+            ("20000 entries",),
+        ),
+        (
+            "\n".join(["x0: &x0 {a: 1}", *(f"x{i}: &x{i} {{<<: [*x{i - 1}, *x{i - 1}]}}" for i in range(1, 15))]),
+            ("20000 entries",),
+        ),
+        ("seeds: [" + "1," * 30_000 + "]", ("20000 entries",)),
+        ("title: 2001-99-99", ("isn't valid YAML (month must be in 1..12",)),
+        ("title: !!int x", ("isn't valid YAML",)),
+        ("title: " + "9" * 5000, ("isn't valid YAML",)),
+        ("title: !!python/object/apply:os.system [true]", ("isn't valid YAML",)),
+        ("\x01", ("isn't valid YAML",)),
+        ("? [a]\n: b", ("isn't valid YAML",)),
         ("", ("isn't an experiment",)),
     ],
 )
@@ -174,4 +212,8 @@ def test_what_is_not_there(tmp_path: Path):
     check_refused(tmp_path / "none.yaml", "no such file")
     check_refused("digitz", "did you mean 'digits'?")
     check_refused("paper/vit-minst", "did you mean 'paper/vit-mnist'?")
-    check_refused(tmp_path, "can't be read")
+    check_refused(tmp_path, "is a folder, not a file")
+    (tmp_path / "device.yaml").symlink_to("/dev/zero")
+    check_refused(tmp_path / "device.yaml", "is a pipe or a device")
+    (tmp_path / "large.yaml").write_text("#" * 2**21)
+    check_refused(tmp_path / "large.yaml", "bytes, more than")

@@ -105,7 +105,19 @@ def test_options_override():
         ({"family": "gpt2", "key_value_heads": 2}, "causal-lm", "only llama has key_value_heads"),
         ({"family": "llama", "positions": "rotary", "key_value_heads": 3}, "causal-lm", "not a multiple of key_value"),
         ({"family": "bert", "options": {"hiden_size": 8}}, "masked-lm", "'hiden_size', which BertConfig doesn't know"),
-        ({"family": "bert", "options": {"hidden_size": "x"}}, "masked-lm", "transformers refuses"),
+        ({"family": "bert", "options": {"type_vocab_size": "x"}}, "masked-lm", "transformers refuses"),
+        ({"family": "bert", "options": {"hidden_size": 8}}, "masked-lm", "options has 'hidden_size', which entries of"),
+        ({"family": "bert", "options": {"num_labels": 10**7}}, "masked-lm", "options has 'num_labels', which entries"),
+        (
+            {"family": "gpt2", "options": {"num_hidden_layers": 10**7}},
+            "causal-lm",
+            "options has 'num_hidden_layers', which entries",
+        ),
+        (
+            {"family": "bert", "options": {"type_vocab_size": 10**12}},
+            "masked-lm",
+            r"a model of 3.2e\+13 parameters, more than",
+        ),
         ({"family": "bert", "activation": "none"}, "masked-lm", "no activation 'none'"),
     ],
 )

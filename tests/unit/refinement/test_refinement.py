@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import isobasin
-from isobasin.errors import ArchitectureError
+from isobasin.errors import ArchitectureError, DataError, IsobasinError
 from isobasin.model import TensorBlocks, open_model
 from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.calibration import DataCalibration
@@ -278,6 +278,34 @@ def test_what_is_held_out_is_not_trained_on():
     assert (len(train), len(held)) == (15, 5)
     rows = {tuple(row) for part in (train, held) for row in part.tensors["input_ids"].tolist()}
     assert rows == {tuple(row) for row in examples.tensors["input_ids"].tolist()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 0}, "steps is 0: give a number from 1 to"),
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"batch_size": 10**9}, "batch size is 1000000000: give a number from 1 to 65,536"),
+        ({"rate": float("nan")}, "rate is nan: give a number from 0"),
+        ({"rate": float("inf")}, "rate is inf"),
+        ({"rate": -1.0}, "rate is -1.0"),
+        ({"noise": float("nan")}, "noise is nan"),
+        ({"held_out": 1.5}, "held out is 1.5"),
+        ({"every": 0}, "every is 0"),
+        ({"patience": -1}, "patience is -1"),
+    ],
+    ids=str,
+)
+def test_recipes_that_are_none(changes, said):
+    with pytest.raises(IsobasinError, match=f"^{said}"):
+        Refining(**changes)
+
+
+def test_one_example_can_not_be_divided():
+    with pytest.raises(DataError, match=r"^1 examples: give at least two"):
+        split(sentences(1), SHORT)
+    train, held = split(sentences(2), replace(SHORT, held_out=0.99))
+    assert (len(train), len(held)) == (1, 1)
 
 
 def test_calibration_recovers_the_map_from_hidden_states(tmp_path):
