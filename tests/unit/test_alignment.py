@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from isobasin.alignment import (
     LayerAlignment,
     LayerStatistics,
 )
+from isobasin.checkpoints import write_tensors
 from isobasin.errors import AlignmentError, OutputError
 from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
@@ -103,11 +105,54 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path):
     assert path.read_bytes() != before
 
 
+# What the header may be changed to: where, and to what.
+_GROUP = ("layers", 0, "group")
+HEADERS = [
+    ((*_GROUP, "value_output", "features"), 10**30),
+    ((*_GROUP, "value_output", "features"), 1e30),
+    ((*_GROUP, "value_output", "features"), 10**9),
+    ((*_GROUP, "query_key", "features"), -1),
+    ((*_GROUP, "query_key", "planes"), [[0, 0]]),
+    ((*_GROUP, "groups"), 10**12),
+    ((*_GROUP, "groups"), 0),
+    ((*_GROUP, "table"), [10**15]),
+    ((*_GROUP, "norm"), "other"),
+    ((*_GROUP, "new"), 1),
+    (("layers", 0, "layer"), 7),
+    (("layers", 0, "statistics", "status"), 3),
+    (("layers", 0, "statistics", "condition"), "high"),
+    (("layers", 0, "statistics", "iterations"), 0.5),
+    (("layers", 0, "statistics", "new"), 0.5),
+    (("feedforward", 0, "group", "units"), 10**18),
+    (("feedforward", 0, "group", "experts"), 10**18),
+    (("feedforward", 0, "statistics"), None),
+    (("residual",), {"width": 10**9, "basis": "linear", "norms": 10**9, "keep_gains": False, "statistics": {}}),
+    (("residual",), {"width": 4, "basis": "linear", "norms": 1, "keep_gains": False, "statistics": {}}),
+    (("provenance",), {"method": 3}),
+    (("layers",), {}),
+]
+
+
+def edit(metadata: dict[str, str], path: tuple, value: object) -> None:
+    """Change one entry of the header."""
+    header = entry = json.loads(metadata["isobasin"])
+    for key in path[:-1]:
+        entry = entry[key]
+    entry[path[-1]] = value
+    metadata["isobasin"] = json.dumps(header)
+
+
 def damaged(kind: str, path) -> None:
     if kind == "missing":
         return
     if kind == "no safetensors":
         path.write_bytes(b"hello")
+        return
+    if kind == "pipe":
+        os.mkfifo(path)
+        return
+    if kind == "folder":
+        (path / "alignment.safetensors").mkdir(parents=True)
         return
     with_feedforward().save(path)
     with safe_open(path, "pt") as file:
@@ -129,6 +174,13 @@ def damaged(kind: str, path) -> None:
         "scale of nothing": lambda: tensors["feedforward.0.up"].zero_(),
         "no header": lambda: metadata.pop("isobasin"),
         "other header": lambda: metadata.update({"isobasin": json.dumps({"layers": 3})}),
+        "deep header": lambda: metadata.update({"isobasin": "[" * 100_000}),
+        "no inverse": lambda: tensors["layers.0.value_output.matrix"].zero_(),
+        "barely an inverse": lambda: tensors["layers.0.value_output.matrix"][0, 0].mul_(0),
+    }
+    changes |= {
+        str(path) + str(value)[:40]: lambda path=path, value=value: edit(metadata, path, value)
+        for path, value in HEADERS
     }
     changes[kind]()
     save_file(tensors, path, metadata)
@@ -152,6 +204,12 @@ def damaged(kind: str, path) -> None:
         "scale of nothing",
         "no header",
         "other header",
+        "deep header",
+        "no inverse",
+        "barely an inverse",
+        "pipe",
+        "folder",
+        *(str(path) + str(value)[:40] for path, value in HEADERS),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(kind, tmp_path):
@@ -161,6 +219,16 @@ def test_a_damaged_file_is_refused_in_one_line(kind, tmp_path):
         Alignment.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_bytes_of_a_file_depend_on_nothing_else(tmp_path):
+    path = tmp_path / "a.safetensors"
+    alignment().save(path)
+    header = path.read_bytes()[8:200]
+    assert header.startswith(b'{"__metadata__":{"format":"1","isobasin":')
+    write_tensors(tmp_path / "b", {"x": torch.ones(3)}, {"b": "1", "a": "2"})
+    write_tensors(tmp_path / "c", {"x": torch.ones(3)}, {"a": "2", "b": "1"})
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
 
 
 def test_composition_refuses_another_architecture():

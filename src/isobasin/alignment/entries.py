@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from isobasin.symmetries import attention, bilinear, feedforward, residual
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
@@ -181,9 +183,9 @@ class ResidualAlignment:
 
 
 def condition_of(element: AttentionElement) -> float:
-    """Largest condition number of any head's U or W."""
+    """Largest condition number of any head's U or W; not finite where one has no inverse."""
     pairs = (element.query_key, element.value_output, *([] if element.latent is None else [element.latent.planes]))
-    return max(float(bilinear.condition(pair).max()) for pair in pairs)
+    return float(torch.cat([bilinear.condition(pair).flatten() for pair in pairs]).max())
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

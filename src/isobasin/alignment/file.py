@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from isobasin.alignment.entries import (
@@ -22,20 +20,24 @@ from isobasin.alignment.entries import (
     LayerStatistics,
     ResidualAlignment,
     ResidualStatistics,
+    condition_of,
     plain,
 )
+from isobasin.alignment.schema import FeedForwardLayerEntry, Header, LayerEntry, ResidualEntry
 from isobasin.architectures.blocks import labels
-from isobasin.checkpoints import write_file_atomically
+from isobasin.checkpoints import ALIGNMENT, write_file_atomically, write_tensors
+from isobasin.checkpoints.files import WatchedFile, first_line
+from isobasin.checkpoints.shards import SafetensorsShard
 from isobasin.errors import AlignmentError
 from isobasin.symmetries import attention, feedforward, residual
 from isobasin.symmetries.attention import AttentionElement
-from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, Scale
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
+from isobasin.symmetries.feedforward import FeedForwardElement
 from isobasin.symmetries.permutation import is_permutation
-from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup
+from isobasin.symmetries.residual import ResidualElement, ResidualGroup
 
-FILE_NAME = "alignment.safetensors"
+FILE_NAME = ALIGNMENT
 _FORMAT = 1
+_SINGULAR = 1 / torch.finfo(torch.float64).eps  # condition numbers from here on mean no inverse
 
 
 class Contents(NamedTuple):
@@ -59,8 +61,8 @@ def write(contents: Contents, path: Path, *, force: bool) -> None:
         **({"residual": _residual_header(contents.residual)} if contents.residual else {}),
     }
     metadata = {"format": str(_FORMAT), "isobasin": json.dumps(header)}
-    tensors = {name: part.contiguous().cpu() for name, part in _tensors(contents)}
-    write_file_atomically(path, lambda file: save_file(tensors, file, metadata), force)
+    tensors = dict(_tensors(contents))
+    write_file_atomically(path, lambda file: write_tensors(file, tensors, metadata), force)
 
 
 def read(path: Path) -> Contents:
@@ -70,19 +72,23 @@ def read(path: Path) -> Contents:
         AlignmentError: If it is missing, damaged, or no alignment.
     """
     file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise AlignmentError(f"{file}: no such alignment: give the {FILE_NAME} that `isobasin align` wrote")
+    watched = WatchedFile.of(file, AlignmentError)
     try:
-        with safe_open(file, framework="pt") as opened:
-            header = _Header.model_validate_json((opened.metadata() or {}).get("isobasin", ""))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        layers = tuple(_load_layer(entry, tensors) for entry in header.layers)
-        names = labels(entry.layer for entry in header.feedforward)
-        moved = tuple(_load_feedforward(*found, tensors) for found in zip(names, header.feedforward, strict=True))
-        stream = None if header.residual is None else _load_residual(header.residual, tensors)
-    except (SafetensorError, ValidationError, KeyError, ValueError, TypeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        return _contents(SafetensorsShard.open(watched))
+    except Exception as error:  # whatever its numbers lead to
+        reason = first_line(error).removeprefix(f"{file}: ")
         raise AlignmentError(f"{file}: not an alignment, or damaged ({reason}): write it again") from error
+
+
+def _contents(file: SafetensorsShard) -> Contents:
+    header = Header.model_validate_json(file.header.metadata.get("isobasin", ""))
+    header.check_sizes(sum(prod(slot.shape) for slot in file.header.slots.values()))
+    layers = tuple(_load_layer(entry, file) for entry in header.layers)
+    names = labels(entry.layer for entry in header.feedforward)
+    moved = tuple(_load_feedforward(*found, file) for found in zip(names, header.feedforward, strict=True))
+    stream = None if header.residual is None else _load_residual(header.residual, file)
     return Contents(header.model_type, layers, moved, header.provenance, stream)
 
 
@@ -109,157 +115,55 @@ def _tensors(contents: Contents) -> Iterator[tuple[str, Tensor]]:
             yield f"residual.{name}", part
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _Bilinear(_Model):
-    """A bilinear group in a file."""
-
-    features: int
-    planes: tuple[tuple[int, int], ...]
-
-    def build(self) -> BilinearGroup:
-        return BilinearGroup(self.features, self.planes)
-
-
-class _Latent(_Model):
-    """What heads share, in a file."""
-
-    query: int
-    key_value: int
-    rotary: _Bilinear
-
-    def build(self) -> LatentGroup:
-        return LatentGroup(self.query, self.key_value, self.rotary.build())
-
-
-class _Attention(_Model):
-    """An attention group in a file."""
-
-    groups: int
-    queries: int
-    query_key: _Bilinear
-    value_output: _Bilinear
-    key_shift: bool
-    value_shift: bool
-    norm: QueryKeyNorm | None = None
-    permuted: bool = True
-    table: tuple[int, ...] = ()
-    sink: bool = False
-    latent: _Latent | None = None
-    means: int = 0
-
-    def build(self) -> AttentionGroup:
-        return AttentionGroup(
-            self.groups,
-            self.queries,
-            self.query_key.build(),
-            self.value_output.build(),
-            self.key_shift,
-            self.value_shift,
-            self.norm,
-            self.permuted,
-            self.table,
-            self.sink,
-            None if self.latent is None else self.latent.build(),
-            self.means,
-        )
-
-
-class _FeedForward(_Model):
-    """A feed-forward group in a file."""
-
-    units: int
-    up: Scale
-    gate: Scale | None
-    degree: int
-    experts: int | None = None
-    expert_groups: int = 1
-    shift: int = 0
-
-    def build(self) -> FeedForwardGroup:
-        scales = self.units, self.up, self.gate, self.degree
-        return FeedForwardGroup(*scales, self.experts, self.expert_groups, self.shift)
-
-
-class _Statistics(_Model):
-    statistics: dict[str, float | int | str | None]
-
-    def values(self) -> dict[str, Any]:
-        """The statistics, with the numbers that JSON can't hold."""
-        return {k: math.nan if v is None else v for k, v in self.statistics.items()}
-
-
-class _Entry(_Statistics):
-    layer: int
-
-
-class _Residual(_Statistics):
-    width: int
-    basis: Basis
-    norms: int
-    keep_gains: bool
-
-
-class _Layer(_Entry):
-    group: _Attention
-
-
-class _FeedForwardLayer(_Entry):
-    group: _FeedForward
-
-
-class _Header(_Model):
-    model_type: str
-    provenance: dict[str, str]
-    layers: list[_Layer]
-    feedforward: list[_FeedForwardLayer] = []
-    residual: _Residual | None = None
-
-
-def _load_layer(entry: _Layer, tensors: Mapping[str, Tensor]) -> LayerAlignment:
+def _load_layer(entry: LayerEntry, file: SafetensorsShard) -> LayerAlignment:
     """One attention block from its entry in the header and its tensors, with every shape checked."""
     group = entry.group.build()
-    parts = _parts(f"layers.{entry.layer}", attention.identity(group).tensors(), tensors)
-    element = AttentionElement.from_tensors(parts)
-    if not attention.contains(group, element):
+    expected = attention.identity(group, device="meta").tensors()
+    element = AttentionElement.from_tensors(_parts(f"layers.{entry.layer}", expected, file))
+    # Maps without an inverse are none of the group either.
+    if not attention.contains(group, element) or not condition_of(element) < _SINGULAR:
         raise ValueError(f"layer {entry.layer}: heads' permutation or maps are none of {group}")
-    return LayerAlignment(entry.layer, group, element, LayerStatistics(**entry.values()))
+    return LayerAlignment(entry.layer, group, element, entry.read(LayerStatistics))
 
 
-def _load_feedforward(label: str, entry: _FeedForwardLayer, tensors: Mapping[str, Tensor]) -> FeedForwardAlignment:
+def _load_feedforward(label: str, entry: FeedForwardLayerEntry, file: SafetensorsShard) -> FeedForwardAlignment:
     """One feed-forward block, likewise; scales that the group doesn't have are refused."""
     group = entry.group.build()
-    parts = _parts(f"feedforward.{label}", feedforward.identity(group).tensors(), tensors)
+    parts = _parts(f"feedforward.{label}", feedforward.identity(group, device="meta").tensors(), file)
     element = FeedForwardElement(**parts)
     if not is_permutation(element.permutation):
         raise ValueError(f"layer {entry.layer}: unit permutation is none")
     if not feedforward.contains(group, element):
         raise ValueError(f"layer {entry.layer}: a unit's scale or the order of experts is none of its group {group}")
-    return FeedForwardAlignment(entry.layer, group, element, FeedForwardStatistics(**entry.values()))
+    return FeedForwardAlignment(entry.layer, group, element, entry.read(FeedForwardStatistics))
 
 
-def _load_residual(entry: _Residual, tensors: Mapping[str, Tensor]) -> ResidualAlignment:
+def _load_residual(entry: ResidualEntry, file: SafetensorsShard) -> ResidualAlignment:
     """The residual stream's entry, likewise; a map that the group doesn't have is refused."""
     group = ResidualGroup(entry.width, entry.basis)
-    like = torch.ones(entry.norms, entry.width, dtype=torch.float64)
-    parts = _parts("residual", residual.identity(group, like, like).tensors(), tensors)
-    element = ResidualElement(**parts)
+    like = torch.ones(entry.norms, entry.width, dtype=torch.float64, device="meta")
+    element = ResidualElement(**_parts("residual", residual.identity(group, like, like).tensors(), file))
     if not residual.contains(group, element):
         raise ValueError(f"the residual stream's map is none of {group}")
-    return ResidualAlignment(group, element, entry.keep_gains, ResidualStatistics(**entry.values()))
+    return ResidualAlignment(group, element, entry.keep_gains, entry.read(ResidualStatistics))
 
 
-def _parts(prefix: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one element, of the shapes and types of another one."""
-    parts: dict[str, Tensor] = {}
-    for name, like in expected.items():
-        # Files of versions that knew fewer parts lack those that are empty in the groups of that time.
-        part = tensors.get(f"{prefix}.{name}", like) if not like.numel() else tensors[f"{prefix}.{name}"]
-        # A copy: the file aligns at 8 bytes, and torch crashes on some complex tensors that don't lie at 16.
-        part = torch.view_as_complex(part.clone()) if like.is_complex() else part
-        if part.shape != like.shape or part.dtype != like.dtype or not part.isfinite().all():
-            raise ValueError(f"{prefix}.{name} is {part.dtype} {tuple(part.shape)} or not finite")
-        parts[name] = part
-    return parts
+def _parts(prefix: str, expected: Mapping[str, Tensor], file: SafetensorsShard) -> dict[str, Tensor]:
+    """The tensors of one element, of the shapes and types of those expected, which hold no values."""
+    found = {name: f"{prefix}.{name}" for name in expected}
+    # Files of versions that knew fewer parts lack those that are empty in the groups of that time.
+    lacking = [name for name, like in expected.items() if not like.numel() and found[name] not in file.header.slots]
+    parts = {name: torch.empty_like(expected[name], device="cpu") for name in lacking}
+    there = {name: like for name, like in expected.items() if name not in parts}
+    for name, like in there.items():
+        slot = file.header.slots.get(found[name])
+        shape, dtype = ((*like.shape, 2), torch.float64) if like.is_complex() else (tuple(like.shape), like.dtype)
+        if slot is None or (slot.shape, slot.dtype) != (shape, dtype):
+            raise ValueError(f"{found[name]} is missing, or not {dtype} {shape}")
+    stored = file.read([found[name] for name in there])
+    for name, like in there.items():
+        part = stored[found[name]]
+        if not part.isfinite().all():
+            raise ValueError(f"{found[name]} is not finite")
+        parts[name] = torch.view_as_complex(part) if like.is_complex() else part
+    return {name: parts[name] for name in expected}

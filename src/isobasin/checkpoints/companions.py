@@ -28,8 +28,11 @@ _WEIGHTS = (
     ".npz",
     ".tflite",
     ".nemo",
-    ".index.json",
 )
+ALIGNMENT = "alignment.safetensors"
+"""What `align` writes beside a moved model: how it was made, which is not true of copies of it."""
+
+_INDEX = ".index.json"
 _SKIPPED = (".cache", ".git")
 
 
@@ -58,7 +61,7 @@ def companions(folder: Path, read: frozenset[str]) -> Companions:
         read: Names of the files that are read: weights, index, config.
     """
     found = Companions()
-    _look(folder, Path(), read, _modules(folder), found)
+    _look(folder, Path(), read | {ALIGNMENT}, _modules(folder), found)
     return found
 
 
@@ -106,7 +109,7 @@ def _look(folder: Path, here: Path, read: frozenset[str], modules: frozenset[Pur
     whole = any(module in (place := PurePosixPath(here), *place.parents) for module in modules)
     for name in entries(folder / here):
         inside, path = here / name, folder / here / name
-        if name in _SKIPPED or (here == Path() and name in read):
+        if name in _SKIPPED or (here == Path() and name in read) or (name.endswith(_INDEX) and not whole):
             continue
         if os.path.isdir(path) and not path.is_symlink():
             named = any(PurePosixPath(inside) in (module, *module.parents) for module in modules)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from isobasin.alignment import Alignment, FeedForwardAlignment, LayerAlignment
 from isobasin.architectures.blocks import labels
 from isobasin.architectures.resolve import check_comparable
-from isobasin.checkpoints import write_file_atomically
+from isobasin.checkpoints import write_file_atomically, write_tensors
 from isobasin.errors import OutputError
 from isobasin.matching.attention import Method
 from isobasin.matching.canonical import head_sizes
@@ -77,7 +76,7 @@ class Fingerprint:
             if path.suffix == ".json":
                 file.write_text(json.dumps(self.to_json()) + "\n")
             else:
-                save_file(self.tensors, file, {"model_type": self.model_type})
+                write_tensors(file, self.tensors, {"model_type": self.model_type})
 
         write_file_atomically(path, write, force)
 

@@ -206,7 +206,7 @@ def test_companions_are_copied_and_other_weights_are_not(tmp_path: Path) -> None
     for name in kept + dropped:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    with pytest.warns(IsobasinWarning, match=r"without alignment.safetensors, .* and \d+ more of .*other weights"):
+    with pytest.warns(IsobasinWarning, match=r"without flax_model.msgpack, .* and \d+ more of .*other weights"):
         write_checkpoint(Checkpoint.open(folder), tmp_path / "out", [])
     copied = contents(tmp_path / "out")
     assert sorted(copied) == sorted([*kept, "config.json", "model.safetensors"])
