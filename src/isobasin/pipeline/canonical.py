@@ -59,7 +59,8 @@ def canonical_alignment(
         layers: list[LayerAlignment] = []
         for index, site in enumerate(sites):
             progress("matching", index, steps)
-            loose, weights = Loose(_eps(dtypes, site)), site.read(opened.stored(site), device)
+            weights = site.read(opened.stored(site), device)
+            loose = Loose(_eps(dtypes, site))
             sizes = common[index] if index in common else head_sizes(site.group, weights)
             element = canonical_attention(site.group, weights, sizes, loose)
             statistics = LayerStatistics(condition=condition_of(element), status=_status(loose))
@@ -67,8 +68,9 @@ def canonical_alignment(
         units: list[FeedForwardAlignment] = []
         for site in moving:
             progress("matching", len(layers) + len(units), steps)
+            weights = site.read(opened.stored(site), device)
             loose = Loose(_eps(dtypes, site))
-            element = canonical_feedforward(site.group, site.read(opened.stored(site), device), loose)
+            element = canonical_feedforward(site.group, weights, loose)
             statistics = FeedForwardStatistics(status=_status(loose))
             units.append(FeedForwardAlignment(site.layer, site.group, element.to("cpu"), statistics))
         progress("matching", steps, steps)
@@ -87,7 +89,7 @@ def _common_sizes(model: Blocks, device: str) -> dict[int, Tensor]:
 
 
 def _eps(dtypes: Mapping[str, torch.dtype], site: Site) -> float:
-    """The coarsest rounding of a block's stored types."""
+    """The coarsest rounding of the stored types of a block, which was read and so is of floating-point numbers."""
     return max(torch.finfo(dtypes[name]).eps for name in site.shapes())
 
 

@@ -75,12 +75,12 @@ def means(pieces: Iterable[Sequence[Mapping[str, Tensor]]], weights: Sequence[fl
         weights: One for each model; their sum is 1.
 
     Raises:
-        TensorError: A tensor that is not floating-point differs between the models.
+        TensorError: A tensor that is not floating-point, or of fewer than 16 bits, differs between the models.
     """
     for piece in pieces:
         for name, first in piece[0].items():
             tensors = [of_model[name] for of_model in piece]
-            if first.dtype.is_floating_point:
+            if first.dtype.is_floating_point and first.dtype.itemsize > 1:
                 mean = weighted_mean(tensors, weights)
                 if not (mean.abs() <= torch.finfo(first.dtype).max).all():
                     raise TensorError(
@@ -88,10 +88,17 @@ def means(pieces: Iterable[Sequence[Mapping[str, Tensor]]], weights: Sequence[fl
                         "give a t nearer to 0 and 1"
                     )
                 yield {name: mean}
-            elif all(torch.equal(first, tensor) for tensor in tensors):
+            elif all(_same(first, tensor) for tensor in tensors):
                 yield {name: first}
             else:
                 raise TensorError(f"tensor {name!r} is {first.dtype} and differs: there is no line between the two")
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors of one shape are equal to the bit, of whatever type."""
+    if x.dtype != y.dtype:
+        return False
+    return torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (x, y)))
 
 
 def check_same_tensors(a: Canonical, b: Canonical) -> None:
