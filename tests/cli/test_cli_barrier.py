@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 from tiny_program import command, environment
-from typer.testing import Result
+from typer.testing import CliRunner, Result
+
+from isobasin.cli.program import app
 
 Cli = Callable[..., Result]
 _LETTERS = "abcdefghijklmnopqr \n"
@@ -187,3 +190,33 @@ def test_another_runs_records_are_kept(cli: Cli, models: dict[str, Path], text: 
     assert (tmp_path / "records.jsonl").read_bytes() == before
     assert cli(*start, 3, "--force").exit_code == 0
     assert (tmp_path / "records.jsonl").read_bytes() != before
+
+
+CODE = "open({marker!r}, 'w').write('ran')\nfrom transformers import GPT2Config as Own, GPT2LMHeadModel as OwnModel\n"
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known type", "unknown type"])
+@pytest.mark.parametrize("verb", ["barrier", "refine", "align"])
+def test_code_of_a_checkpoint_is_not_run_even_for_a_yes(
+    verb: str, known: bool, models: dict[str, Path], text: list[str], tmp_path: Path
+):
+    folders = [shutil.copytree(models[name], tmp_path / name) for name in "ab"]
+    for folder in folders:
+        content = json.loads((folder / "config.json").read_text())
+        content["auto_map"] = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}
+        content |= {} if known else {"model_type": "its_own"}
+        (folder / "config.json").write_text(json.dumps(content))
+        (folder / "own.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
+    more = {
+        "barrier": ["--method", "none", "--points", "2"],
+        "refine": ["--steps", "1", "--no-verify", "--max-examples", "8"],
+        "align": ["--scope", "model", "--no-verify"],
+    }
+    arguments = [verb, *map(str, folders), *text, *more[verb], "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments, input="y\n" * 9)
+    assert not (tmp_path / "ran").exists()
+    assert result.exit_code == (0 if known else 2), result.stderr
+    assert "y/N" not in result.output
+    if not known:
+        assert result.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from isobasin.refinement.names import names_in_memory
 from isobasin.symmetries.residual import Basis
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
-from isobasin.tasks.losses import model_inputs
+from isobasin.tasks.losses import model_inputs, passing
 
 _EXAMPLES = 128
 _BATCH = 32
@@ -65,7 +65,8 @@ class DataCalibration:
                 mask = inputs.get("attention_mask")
                 for found in sums.values():
                     found.mask = mask
-                module(**inputs)
+                with passing(module):
+                    module(**inputs)
         return {name: sums[owner].mean() for name, owner in owners.items()}
 
     def starts(self, a: Model, b: Model, stream: Residual) -> dict[str, Tensor]:
@@ -94,8 +95,10 @@ class DataCalibration:
         """Normalised hidden states in float64, `(tokens, d)` for every layer and batch."""
         module = load_model(model.checkpoint.folder, self._examples.kind, self._device)
         for inputs in self._batches(module, _EXAMPLES):
+            with passing(module):
+                found = module(**inputs, output_hidden_states=True).hidden_states
             # The last one is after the last normalisation in some families and before it in others.
-            for state in module(**inputs, output_hidden_states=True).hidden_states[:-1]:
+            for state in found[:-1]:
                 rows = state.double().flatten(0, -2)
                 rows = rows - rows.mean(-1, keepdim=True) if stream.centred else rows
                 yield rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)

@@ -21,7 +21,7 @@ from isobasin.refinement.chart import Chart
 from isobasin.refinement.names import names_in_memory
 from isobasin.tasks.examples import IGNORED, Indices
 from isobasin.tasks.kind import TaskKind, load_model
-from isobasin.tasks.losses import model_inputs, targets
+from isobasin.tasks.losses import model_inputs, passing, targets
 
 Batch = TypeVar("Batch")
 Fetched = TypeVar("Fetched", covariant=True)
@@ -205,7 +205,8 @@ class ModuleLine(Line[dict[str, Tensor]]):
     def _logits(self, parameters: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         """What the module predicts with some parameters, a row for each label."""
         inputs = model_inputs(self.module, batch, torch.device(self.device))
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision):
+        mixed = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision)
+        with passing(self.module), mixed:
             logits = functional_call(self.module, parameters, kwargs=inputs).logits
         logits = logits.reshape(-1, logits.shape[-1])
         return logits if logits.dtype == torch.float64 else logits.float()

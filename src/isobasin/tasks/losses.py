@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch.nn import functional
 from isobasin.tasks.calibration import Derivatives, Predictions, solve
 from isobasin.tasks.examples import IGNORED, Examples
 from isobasin.tasks.kind import TaskKind
+from isobasin.tasks.reading import reading
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -88,6 +89,9 @@ def evaluate(
         device: Where it runs; with an accelerator, its device instead.
         accelerator: An `accelerate.Accelerator`, or None for this process alone.
         temperature: Whether to look for the best softmax temperature.
+
+    Raises:
+        DataError: The model can't be run on them.
     """
     started = time.perf_counter()
     group = _Group(accelerator)
@@ -95,7 +99,7 @@ def evaluate(
     if place.type == "cpu":
         # To torch "cpu:0", as accelerate says, is another place than "cpu": the model would be copied every time.
         place = torch.device("cpu")
-    with _evaluating(model), torch.inference_mode():
+    with passing(model), _evaluating(model), torch.inference_mode():
         model.to(place)
         stride = _stride(model, examples) if temperature else 0
         mine = list(_batches(model, examples, batch_size, place, group, stride))
@@ -111,6 +115,12 @@ def evaluate(
         temperature=best,
         seconds=time.perf_counter() - started,
     )
+
+
+def passing(model: nn.Module) -> AbstractContextManager[None]:
+    """Turn whatever a model's forward pass raises over examples into DataError, which names its class."""
+    advice = "check that data and tokenizer are this model's, or take a smaller --batch-size or --length"
+    return reading(f"{type(model).__name__} can't be run on the examples", advice)
 
 
 class _Group:

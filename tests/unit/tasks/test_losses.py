@@ -16,6 +16,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional
 
+from isobasin.errors import DataError
 from isobasin.tasks import losses as module
 from isobasin.tasks.examples import IGNORED, TensorExamples
 from isobasin.tasks.images import ImageExamples
@@ -268,3 +269,13 @@ def test_two_processes_find_what_one_does(case, tmp_path):
         one, first, second = (json.loads((tmp_path / f"{name}-{n}.json").read_text()) for n in ("1-0", "2-0", "2-1"))
         assert one == first == second
         assert one["temperature"] is not None
+
+
+def test_examples_that_a_model_can_not_be_run_on(case):
+    """Whatever its code raises is one line with its class; here a token and a segment that it has no row for."""
+    model, examples = case("text-classification")
+    tensors = dict(examples.tensors)
+    for wrong in ({"input_ids": tensors["input_ids"] + 60}, {"token_type_ids": torch.full((23, 9), 5)}):
+        with pytest.raises(DataError, match=r"^BertForSequenceClassification can't be run on the examples") as caught:
+            evaluate(model, replace(examples, tensors=tensors | wrong), batch_size=5)
+        assert "\n" not in str(caught.value)
