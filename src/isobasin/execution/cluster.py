@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ _RETRIES = 3
 _PATIENCE = 0.5
 # Seconds that a cluster has to answer.
 _KNOCKING = 10
+# Of a cluster that is started here. Ray listens on all addresses of a machine, except where a firewall would ask for
+# permission; the same keeps other machines off here. Others on this machine need the token.
+_PRIVATE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+_TOKEN = "RAY_AUTH_TOKEN"
+_LOCAL = "local"
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -32,7 +38,8 @@ class Cluster:
 
     Attributes:
         folder: Where the tasks read and write; every machine of the cluster has it under this path.
-        address: Of the cluster; None starts one on this machine for the time of the run.
+        address: Of the cluster; None takes what RAY_ADDRESS says, or starts one for the time of the run. That one
+            listens on this machine alone, to whoever has its token.
         threads: Cores of one task, and threads of torch in it.
         gpus: GPUs of one task.
         workers: Most tasks at once; None for as many as the cluster has room for.
@@ -54,9 +61,12 @@ class Cluster:
             DependencyError: Ray is missing.
             IsobasinError: The cluster can't be reached, or one of its machines doesn't see the folder.
         """
-        ray = _ray()
+        address = self.address or os.environ.get("RAY_ADDRESS") or _LOCAL
+        ray = _ray(ours=address == _LOCAL)
         schedule = Schedule(tasks, listener)
-        with _connected(ray, self.address):
+        with _connected(ray, address):
+            if address == _LOCAL:
+                self._check_fits(ray)
             _check_shared(ray, self.folder)
             remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=_RETRIES)(_work)
             self._run(ray, lambda task: remote.remote(function, task.payload, self.threads), schedule)
@@ -80,6 +90,13 @@ class Cluster:
             for reference in running:
                 ray.cancel(reference, force=True)
 
+    def _check_fits(self, ray: Any) -> None:
+        """Refuse tasks that this machine will never have room for; to another cluster machines may be added."""
+        there: dict[str, float] = ray.cluster_resources()
+        for what, needed in (("CPU", self.threads), ("GPU", self.gpus)):
+            if needed > there.get(what, 0):
+                raise IsobasinError(f"a task takes {needed} {what}s, and this machine has {there.get(what, 0):g}")
+
     def _room(self, ray: Any) -> int:
         """How many tasks the cluster has room for now; at least one, which then waits for a machine."""
         there: dict[str, float] = ray.cluster_resources()
@@ -89,9 +106,22 @@ class Cluster:
         return max(1, int(min(rooms)))
 
 
-def _ray() -> Any:
-    """The library, told to keep to itself."""
+def _ray(ours: bool) -> Any:
+    """The library, told to keep to itself; it hears that when it is imported.
+
+    Args:
+        ours: Whether a cluster will be started here.
+    """
     os.environ.update(_QUIET)
+    known = sys.modules.get("ray")
+    if ours and not (known and known.is_initialized()):
+        if known and any(os.environ.get(name) != value for name, value in _PRIVATE.items()):
+            raise IsobasinError(
+                "Ray was imported before it could be told to listen on this machine alone: import it later, or start "
+                "your own cluster with ray.init()"
+            )
+        os.environ.update(_PRIVATE)
+        os.environ[_TOKEN] = os.environ.get(_TOKEN) or secrets.token_hex(32)
     try:
         import ray
     except ImportError as error:
@@ -100,18 +130,18 @@ def _ray() -> Any:
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None) -> Generator[None]:
+def _connected(ray: Any, address: str) -> Generator[None]:
     """A connection to the cluster; one that was there before is used, and left."""
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
+    options: dict[str, Any] = {"include_dashboard": False} if address == _LOCAL else {}
     terminating = signal.getsignal(signal.SIGTERM)
     try:
         _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        where = "on this machine" if address is None else f"at {address}"
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        where = "on this machine" if address == _LOCAL else f"at {address}"
         raise IsobasinError(f"Ray {where}: no connection ({_first_line(error)}): check the address") from error
     # Ray has put its own handler in its place.
     if threading.current_thread() is threading.main_thread():
@@ -122,9 +152,9 @@ def _connected(ray: Any, address: str | None) -> Generator[None]:
         ray.shutdown()
 
 
-def _check_reachable(address: str | None) -> None:
+def _check_reachable(address: str) -> None:
     """Knock where an address names host and port: Ray itself would wait for many minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), _KNOCKING).close()
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -11,6 +14,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chores
@@ -136,6 +140,63 @@ def test_a_folder_that_machines_do_not_share_is_refused(machines: Any, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+_ALONE = """
+import json, os, sys, psutil
+from pathlib import Path
+from chores import Heard, chore
+from isobasin.errors import IsobasinError
+from isobasin.execution.cluster import Cluster
+from isobasin.execution.tasks import Task
+
+class Looking(Heard):
+    def done(self, task, value):
+        super().done(task, value)
+        everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        sockets = [socket for process in everyone for socket in process.net_connections()]
+        self.addresses = [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
+
+heard = Looking()
+Cluster(Path(sys.argv[1])).run([Task("a", {"value": 4})], chore, heard)
+from ray._raylet import AuthenticationMode, get_authentication_mode
+found = {"values": heard.values, "addresses": heard.addresses, "home": os.listdir(os.environ["HOME"])}
+found["token"] = get_authentication_mode() == AuthenticationMode.TOKEN and len(os.environ["RAY_AUTH_TOKEN"])
+try:
+    Cluster(Path(sys.argv[1]), threads=1000).run([Task("a", {})], chore, heard)
+except IsobasinError as error:
+    found["too many"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_a_cluster_of_our_own_listens_on_this_machine_alone_and_wants_a_token(tmp_path: Path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = clean | {"HOME": str(tmp_path), "PYTHONPATH": path, "RAY_AUTH_MODE": "disabled"}
+    (tmp_path / "shared").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _ALONE, str(tmp_path / "shared")], capture_output=True, text=True, env=variables
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["values"] == {"a": 4}
+    # The driver, the store of the cluster's state, two of its node, one of every worker.
+    assert len(found["addresses"]) >= 5
+    assert set(found["addresses"]) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert found["token"] == 64
+    # Ray would write a token there that everyone can read.
+    assert found["home"] == ["shared"]
+    assert found["too many"].startswith("a task takes 1000 CPUs, and this machine has ")
+
+
+def test_ray_that_was_imported_too_early_to_be_told_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(IsobasinError, match="Ray was imported before it could be told"):
+        Cluster(tmp_path).run([], chore, Heard())
+
+
 def test_a_cluster_that_is_not_there(tmp_path: Path):
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.raises(IsobasinError, match=r"Ray at 127\.0\.0\.1:1: no connection"):
@@ -152,4 +213,4 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(DependencyError, match=r'pip install "isobasin\[ray\]"'):
-        Cluster(tmp_path).run([], chore, Heard())
+        Cluster(tmp_path, address="machine:1").run([], chore, Heard())
