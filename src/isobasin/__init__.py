@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.pipeline.aligning import align_tensors as align_tensors
     from isobasin.pipeline.canonical import canonical_alignment as canonical_alignment
     from isobasin.pipeline.canonical import canonicalize as canonicalize
+    from isobasin.pipeline.checking import Check as Check
+    from isobasin.pipeline.checking import check as check
     from isobasin.pipeline.comparing import Equivalence as Equivalence
     from isobasin.pipeline.comparing import equivalent as equivalent
     from isobasin.pipeline.comparing import verify as verify
@@ -70,6 +72,7 @@ _HOMES = {
     "matching.attention": ("Match", "match"),
     "pipeline.aligning": ("align", "align_tensors"),
     "pipeline.canonical": ("canonical_alignment", "canonicalize"),
+    "pipeline.checking": ("Check", "check"),
     "pipeline.comparing": ("Equivalence", "equivalent", "verify"),
     "pipeline.interpolating": ("interpolate",),
     "pipeline.inventory": ("Symmetry", "symmetry"),
@@ -93,6 +96,7 @@ __all__ = [
     "AttentionWeights",
     "Basis",
     "BilinearGroup",
+    "Check",
     "Comparison",
     "Equivalence",
     "ExpertsSite",
@@ -121,6 +125,7 @@ __all__ = [
     "canonical_alignment",
     "canonicalize",
     "certify",
+    "check",
     "compare",
     "equivalent",
     "fingerprint",

@@ -28,6 +28,7 @@ VERBS = (
     "canonicalize",
     "fingerprint",
     "compare",
+    "check",
     "symmetry",
     "certify",
     "interpolate",
@@ -39,11 +40,12 @@ VERBS = (
 def test_choices_are_the_libraries():
     from isobasin.matching.attention import Method
     from isobasin.matching.heads import HeadCost
-    from isobasin.pipeline.merging import Space
+    from isobasin.pipeline.merging import Head, Space
     from isobasin.pipeline.settings import MAX_CONDITION, Objective, Scope
 
     assert [str(choice) for choice in options.Scope] == [str(choice) for choice in Scope]
     assert [str(choice) for choice in options.Objective] == [str(choice) for choice in Objective]
+    assert [str(choice) for choice in options.Head] == [str(choice) for choice in Head]
     assert [str(choice) for choice in options.Space] == [str(choice) for choice in Space]
     assert [str(choice) for choice in options.Method] == [str(choice) for choice in Method]
     assert [str(choice) for choice in options.HeadCost] == [str(choice) for choice in HeadCost]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.configuration import Config, build, key, known
-from isobasin.errors import ArchitectureError
+from isobasin.architectures.entries import Shapes, refusing, shown
 
 # Entries of bookkeeping, of training and of generation, and switches of what is returned or how fast.
 _SILENT = re.compile(
@@ -59,7 +59,7 @@ class Difference:
     b: Any
 
     def __str__(self) -> str:
-        return f"{self.entry} is {self.a} in one and {self.b} in the other"
+        return f"{self.entry} is {shown(self.a)} in one and {shown(self.b)} in the other"
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,12 @@ class _Rotation:
         return alike and self.others == other.others and all(torch.allclose(x, y, 1e-6, 0) for x, y in pairs)
 
 
-def meaning(folder_config: Mapping[str, Any]) -> dict[str, Any]:
+def meaning(folder_config: Mapping[str, Any], shapes: Shapes | None = None) -> dict[str, Any]:
     """Every entry that a model's function depends on, by name, nested ones with dots.
 
     Args:
         folder_config: The contents of `config.json`.
+        shapes: Shape of every stored tensor, which bound the sizes.
 
     Raises:
         ArchitectureError: transformers refuses it.
@@ -96,24 +97,31 @@ def meaning(folder_config: Mapping[str, Any]) -> dict[str, Any]:
     model_type = folder_config.get("model_type")
     if not isinstance(model_type, str) or not known(model_type):
         return _raw(folder_config)
-    config = build(model_type, folder_config)
+    config = build(model_type, folder_config, shapes)
     classifies = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
-    try:
+    with refusing(f"config.json of model type {model_type} can't be read"):
         return {name: value for name, value in _entries(config, classifies=classifies) if value is not None}
-    except Exception as error:  # properties of configurations compute with whatever entries hold
-        raise ArchitectureError(f"config.json of model type {model_type} can't be read: {error}") from error
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
+def differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], shapes: tuple[Shapes | None, Shapes | None] = (None, None)
+) -> list[Difference]:
     """The entries of two `config.json` in which they mean something else, with what is written there.
+
+    Args:
+        a: The contents of one.
+        b: Those of the other.
+        shapes: Of each, the shape of every stored tensor, which bound the sizes.
 
     Raises:
         ArchitectureError: transformers refuses one of them.
     """
-    ours, theirs = meaning(a), meaning(b)
+    ours, theirs = meaning(a, shapes[0]), meaning(b, shapes[1])
     found: list[Difference] = []
     for name in sorted(ours.keys() | theirs.keys()):
         one, other = ours.get(name), theirs.get(name)
+        if name.endswith("pad_token_id") and None in (one, other):
+            continue  # only the head of one reads it
         if isinstance(one, _Rotation) and isinstance(other, _Rotation):
             found += [] if one.same(other) else _parameters(name, one, other)
         elif not _same(one, other):

@@ -33,6 +33,7 @@ from isobasin.cli.options import (
     Scope,
     ScopeOption,
     SeedOption,
+    TakeConfigOption,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def barrier(
     no_temperature: Annotated[
         bool, typer.Option("--no-temperature", help="Leave out the losses with a calibrated softmax temperature.")
     ] = False,
+    take_config: TakeConfigOption = False,
     seed: SeedOption = 0,
     device: DeviceOption = Device.cpu,
     force: Annotated[bool, typer.Option("--force", help="Drop another run's records in OUT.")] = False,
@@ -122,6 +124,7 @@ def barrier(
             head_cost=LibraryHeadCost(head_cost.value),
             scope=LibraryScope(scope.value),
             temperature=not no_temperature,
+            take_config=take_config,
         )
         accelerator = _accelerator(device)
         found = measure(

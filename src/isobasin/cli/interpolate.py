@@ -9,11 +9,14 @@ import typer
 from isobasin.cli.console import show_json, show_path, working
 from isobasin.cli.options import (
     AllowPickleOption,
+    ByNameOption,
+    CommonRowsOption,
     FirstArgument,
     ForceOption,
     JsonOption,
     OutputOption,
     SecondArgument,
+    TakeConfigOption,
 )
 
 EXAMPLE = "isobasin interpolate runs/seed0 runs/seed1-aligned -t 0.5 -o midpoint"
@@ -27,6 +30,9 @@ def interpolate(
         float,
         typer.Option("-t", "--at", metavar="T", help="Place on the line: 0 is A, 1 is B; beyond, it goes on."),
     ] = 0.5,
+    take_config: TakeConfigOption = False,
+    by_name: ByNameOption = False,
+    common_rows: CommonRowsOption = False,
     force: ForceOption = False,
     allow_pickle: AllowPickleOption = False,
     as_json: JsonOption = False,
@@ -35,7 +41,18 @@ def interpolate(
     with working("reading") as progress:
         from isobasin.pipeline.interpolating import interpolate
 
-        interpolate(a, b, t, output, force=force, allow_pickle=allow_pickle, progress=progress)
+        interpolate(
+            a,
+            b,
+            t,
+            output,
+            take_config=take_config,
+            by_name=by_name,
+            common_rows=common_rows,
+            force=force,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
     if as_json:
         show_json({"output": str(output), "verified": None, "t": t})
         return

@@ -12,9 +12,12 @@ from rich.text import Text
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.options import (
     AllowPickleOption,
+    ByNameOption,
+    CommonRowsOption,
     Device,
     DeviceOption,
     ForceOption,
+    Head,
     HeadCost,
     HeadCostOption,
     JsonOption,
@@ -24,6 +27,7 @@ from isobasin.cli.options import (
     Scope,
     ScopeOption,
     Space,
+    TakeConfigOption,
 )
 from isobasin.cli.tables import change, number, table
 
@@ -63,6 +67,18 @@ def merge(
     method: MethodOption = Method.gauss_newton,
     head_cost: HeadCostOption = HeadCost.rotary,
     scope: ScopeOption = Scope.attention,
+    take_config: TakeConfigOption = False,
+    by_name: ByNameOption = False,
+    common_rows: CommonRowsOption = False,
+    head: Annotated[
+        Head | None,
+        typer.Option(
+            "--head",
+            metavar="HEAD",
+            help="Merge the bodies of models with other heads: reference (the result has A's head) or own (of two "
+            "models: B's head, form and configuration).",
+        ),
+    ] = None,
     device: DeviceOption = Device.cpu,
     force: ForceOption = False,
     no_verify: Annotated[
@@ -83,6 +99,10 @@ def merge(
             method=method.value,
             head_cost=head_cost.value,
             scope=scope.value,
+            take_config=take_config,
+            by_name=by_name,
+            common_rows=common_rows,
+            head=None if head is None else head.value,
             device=device.value,
             verify=not no_verify,
             force=force,
@@ -113,6 +133,8 @@ def _report(found: Merged) -> Iterator[RenderableType]:
     if found.distances:
         start, end = found.distances[0], min(found.distances)
         yield f"Distance to the common centre: {number(start)} → {number(end)}, {len(found.distances)} rounds."
+    elif not found.alignments:
+        yield "All weight is on a model that can't be merged with the others: it is written as it is."
     else:
         gap = found.alignments[0].total_distance()
         before, after = gap["before"], gap["after"]
@@ -124,7 +146,8 @@ def _report(found: Merged) -> Iterator[RenderableType]:
         yield "Not run."
     else:
         yield f"It loads, and its outputs are finite ({found.checked})."
-        yield "It computes something new: no more can be verified."
+        if found.alignments:
+            yield "It computes something new: no more can be verified."
 
 
 def _truncation(found: Merged) -> Table:

@@ -51,6 +51,13 @@ class Space(StrEnum):
     circuit = "circuit"
 
 
+class Head(StrEnum):
+    """Whose head a merged body gets."""
+
+    reference = "reference"
+    own = "own"
+
+
 class Device(StrEnum):
     """Where the work is done."""
 
@@ -150,4 +157,18 @@ ObjectiveOption = Annotated[
         metavar="OBJECTIVE",
         help="What is brought near: weights, or activations: what readers make of the data of --data.",
     ),
+]
+TakeConfigOption = Annotated[
+    bool,
+    typer.Option(
+        "--take-config", help="Take A's configuration, labels and tokenizer where the others' mean something else."
+    ),
+]
+ByNameOption = Annotated[
+    bool,
+    typer.Option("--by-name", help="Reorder the others' rows of tokens and labels where their names say how."),
+]
+CommonRowsOption = Annotated[
+    bool,
+    typer.Option("--common-rows", help="Average the leading rows that tables have in common; A's further rows stay."),
 ]

@@ -34,6 +34,7 @@ from isobasin.cli.options import (
     Scope,
     ScopeOption,
     SeedOption,
+    TakeConfigOption,
 )
 from isobasin.refinement.recipe import Refining, Targets
 
@@ -79,6 +80,7 @@ def refine(
     mixed_precision: Annotated[
         bool, typer.Option("--mixed-precision", help="Forward passes in bfloat16; the moves stay in float64.")
     ] = False,
+    take_config: TakeConfigOption = False,
     seed: SeedOption = 0,
     device: DeviceOption = Device.cpu,
     force: ForceOption = False,
@@ -119,6 +121,7 @@ def refine(
                 scope=LibraryScope(scope.value), keep_gains=keep_gains, objective=LibraryObjective(objective.value)
             ),
             running=Running(device.value, verify=not no_verify, force=force, progress=progress),
+            take_config=take_config,
             allow_pickle=allow_pickle,
         )
     if as_json:

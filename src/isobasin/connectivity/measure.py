@@ -14,19 +14,18 @@ from typing import Any
 import torch
 
 from isobasin.alignment import Alignment, LayerAlignment
-from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import LARGEST_BATCH, check_number
 from isobasin.checkpoints import Checkpoint, check_output, temporary_folder
 from isobasin.checkpoints.output import sole_writer
 from isobasin.connectivity import path as line
 from isobasin.connectivity.path import MOST_POINTS, POINTS, LinearPath
-from isobasin.errors import ArchitectureError, IsobasinError, RecordError
+from isobasin.errors import IsobasinError, RecordError
 from isobasin.matching.attention import Method
 from isobasin.matching.heads import HeadCost, head_costs
 from isobasin.model import Blocks, Canonical, Model, Source, open_checkpoint, read_blocks, understand, view_of
 from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.interpolating import check_same_tensors
+from isobasin.pipeline.conflicts import Option, Taking, refuse_conflicts
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.records.curves import NAIVE, finished_curves
@@ -63,6 +62,7 @@ class Measuring:
         head_cost: What stage 1 compares.
         scope: What of the models is matched.
         temperature: Calibrate the softmax temperature at every point, as a control.
+        take_config: Measure with the first model's configuration where others mean something else.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -72,6 +72,7 @@ class Measuring:
     head_cost: HeadCost = HeadCost.rotary
     scope: Scope = Scope.attention
     temperature: bool = True
+    take_config: bool = False
 
     def __post_init__(self) -> None:
         check_device(self.device)
@@ -130,7 +131,7 @@ def measure(
     with ExitStack() as stack:
         opened = [stack.enter_context(open_checkpoint(m, allow_pickle=allow_pickle)) for m in models]
         names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
-        _check_alike(names, opened)
+        _check_alike(names, opened, Taking(config=how.take_config))
         understood = _understood(names, opened, how) if how.moves else []
         check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
         run = _run_record(names, opened, examples, how, settings or {}, progress)
@@ -144,13 +145,11 @@ def measure(
         return lines.finish()
 
 
-def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
+def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint], taking: Taking) -> None:
     """Refuse models between which there is no line, before any work."""
     first, *others = (Canonical(found, view_of(name, found)) for name, found in zip(names, checkpoints, strict=True))
-    for name, other in zip(names[1:], others, strict=True):
-        check_same_tensors(first, other)
-        for difference in differences(first.checkpoint.config, other.checkpoint.config):
-            raise ArchitectureError(f"{names[0]} and {name}: {difference}; a line needs two of one architecture")
+    for other in others:
+        refuse_conflicts(first, other, taking, (Option.config,))
 
 
 def _understood(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: Measuring) -> list[Model]:
@@ -194,6 +193,7 @@ def _run_record(
             "head_cost": how.head_cost.value,
             "scope": how.scope.value,
             "temperature": how.temperature,
+            **({"take_config": True} if how.take_config else {}),
             **settings,
         },
         versions=versions(),

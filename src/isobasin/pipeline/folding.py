@@ -162,7 +162,7 @@ class Pair:
             IsobasinError: They don't fit in memory.
         """
         streams = a.residual(keep_gains=keep_gains), b.residual(keep_gains=keep_gains)
-        _check_alike(*streams)
+        check_alike(*streams)
         _check_memory(a, b, streams)
         along = tuple(slots(*streams))
         folded = [_as_blocks(model, fold(model, stream, device)) for model, stream in zip((a, b), streams, strict=True)]
@@ -232,7 +232,12 @@ def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:
     return TensorBlocks(blocks.name, tensors, specification)
 
 
-def _check_alike(a: Residual, b: Residual) -> None:
+def check_alike(a: Residual, b: Residual) -> None:
+    """Refuse two streams that don't run through alike tensors.
+
+    Raises:
+        ArchitectureError: Their groups differ, or what lies along them.
+    """
     if a.group != b.group:
         raise ArchitectureError(f"reference's residual stream has group {a.group}, model's {b.group}")
     shapes = [

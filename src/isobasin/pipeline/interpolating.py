@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from isobasin.bounds import check_number
 from isobasin.checkpoints import check_finite, write_checkpoint
 from isobasin.errors import TensorError
 from isobasin.matching.averaging import weighted_mean
-from isobasin.model import Canonical, Source, open_canonical
+from isobasin.model import Canonical, Source, open_canonical, view_of
+from isobasin.pipeline.conflicts import Option, Taking, refuse_conflicts, unresolved
+from isobasin.pipeline.fitting import fit, in_form
 from isobasin.pipeline.moving import Moved, counted, deliver
 from isobasin.pipeline.settings import Progress, silent
 
@@ -24,35 +27,52 @@ def interpolate(
     t: float = 0.5,
     output: str | os.PathLike[str] | None = None,
     *,
+    take_config: bool = False,
+    by_name: bool = False,
+    common_rows: bool = False,
     force: bool = False,
     allow_pickle: bool = False,
     progress: Progress = silent,
 ) -> Moved:
     """The point `(1 - t) a + t b` of the straight line between two models, in a's form and types.
 
+    Ends whose configurations, labels, tokenizers or tensors disagree are refused unless an option says what to do; at
+    0 and 1 the result is that end as it is then.
+
     Args:
         a: Folder, hub id, or transformers model.
         b: The other end, with the same tensors.
         t: 0 is a, 1 is b; beyond them the line goes on.
         output: Folder to write to; None returns a model like `a`, which must then be in memory.
+        take_config: Take a's configuration, labels and tokenizer where b's mean something else.
+        by_name: Reorder b's rows of tokens and labels where names say how.
+        common_rows: Average the leading rows that tables have in common; a's further ones stay its own.
         force: Replace an existing output folder.
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
 
     Raises:
         TensorError: The two don't have the same tensors.
+        ArchitectureError: Equal tensors of the two mean other things.
     """
     check_number("t", t)
-    with (
-        open_canonical(a, allow_pickle=allow_pickle) as one,
-        open_canonical(b, allow_pickle=allow_pickle) as other,
-    ):
-        check_same_tensors(one, other)
+    taking = Taking(take_config, by_name, common_rows)
+    with ExitStack() as stack:
+        one, other = (stack.enter_context(open_canonical(end, allow_pickle=allow_pickle)) for end in (a, b))
+        inputs = [other.checkpoint.folder, one.checkpoint.folder]
+        if t in (0, 1) and unresolved(one, other, taking) is not None:
+            end = (one, other)[int(t)].checkpoint
+            return deliver(
+                (a, b)[int(t)], output, lambda folder: write_checkpoint(end, folder, (), force=force, inputs=inputs)
+            )
+        refuse_conflicts(one, other, taking, (Option.config, Option.by_name, Option.rows))
+        fitted = stack.enter_context(in_form(one, other, fit(one, other, taking), empty=False))
+        if fitted is not other.checkpoint:
+            other = Canonical(fitted, view_of(str(other.checkpoint.folder), fitted))
 
         def write(folder: Path) -> None:
             names = one.view.tensors
             points = one.written(means(tensors_of((one, other), names), (1 - t, t)))
-            inputs = [other.checkpoint.folder]
             write_checkpoint(one.checkpoint, folder, counted(points, len(names), progress), force=force, inputs=inputs)
 
         return deliver(a, output, write)
@@ -99,26 +119,3 @@ def _same(x: Tensor, y: Tensor) -> bool:
     if x.dtype != y.dtype:
         return False
     return torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (x, y)))
-
-
-def check_same_tensors(a: Canonical, b: Canonical) -> None:
-    """Refuse two checkpoints whose tensors differ in what they are or in shape, whatever they are called.
-
-    Raises:
-        TensorError: Naming the first difference.
-    """
-    shapes = a.shapes(), b.shapes()
-    folders = a.checkpoint.folder, b.checkpoint.folder
-    for one, other, ours, theirs in ((0, 1, a, b), (1, 0, b, a)):
-        for name, shape in shapes[one].items():
-            stored = ours.view.stored(name)
-            if name not in shapes[other]:
-                copy = f" but as a copy of {theirs.view.find(name)!r}" if theirs.view.find(name) else ""
-                raise TensorError(
-                    f"tensor {stored!r} is in {folders[one]} but not in {folders[other]}{copy}: give two of one kind"
-                )
-            if shape != shapes[other][name]:
-                raise TensorError(
-                    f"tensor {stored!r} has shape {shape} in {folders[one]}, {shapes[other][name]} in "
-                    f"{folders[other]}: give two of one kind"
-                )

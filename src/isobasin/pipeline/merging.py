@@ -17,13 +17,15 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import check_number
 from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
-from isobasin.errors import IsobasinError
+from isobasin.errors import ArchitectureError, IsobasinError, TensorError
 from isobasin.matching.attention import Method
 from isobasin.matching.averaging import circuit_mean
 from isobasin.matching.heads import HeadCost
 from isobasin.model import Model, Source, batches, open_model, understand
 from isobasin.pipeline.centring import Together, bring_together, moved_tensors
-from isobasin.pipeline.interpolating import check_same_tensors, means
+from isobasin.pipeline.conflicts import Option, Taking, refuse_conflicts
+from isobasin.pipeline.fitting import Fit, fit, in_form, keeping
+from isobasin.pipeline.interpolating import means
 from isobasin.pipeline.moving import Moved, counted, deliver
 from isobasin.pipeline.settings import MAX_CONDITION, Matching, Progress, Running, Scope, silent
 from isobasin.symmetries.weights import stack
@@ -35,6 +37,17 @@ if TYPE_CHECKING:
 
 # Of the maps that bring mean circuits into the first model's gauge: they are no worse than that model's own gauge.
 _LIMIT = MAX_CONDITION[torch.float64]
+
+
+class Head(StrEnum):
+    """Whose head a merged body gets, where the models have other heads.
+
+    * reference: the first model's.
+    * own: the other one's, whose form, configuration and gauge the result then has.
+    """
+
+    reference = "reference"
+    own = "own"
 
 
 class Space(StrEnum):
@@ -109,6 +122,10 @@ def merge(
     method: Method | str = Method.gauss_newton,
     head_cost: HeadCost | str = HeadCost.rotary,
     scope: Scope | str = Scope.attention,
+    take_config: bool = False,
+    by_name: bool = False,
+    common_rows: bool = False,
+    head: Head | str | None = None,
     device: str = "cpu",
     verify: bool = True,
     force: bool = False,
@@ -119,7 +136,9 @@ def merge(
 
     Two models are aligned to each other, more to a common centre (`bring_together`). With all weight on one model the
     result computes what that one does; anywhere between it computes something new, so that nothing can be verified but
-    that it loads and that its outputs are finite.
+    that it loads and that its outputs are finite. Models whose configurations, labels, tokenizers or tensors disagree
+    are refused unless an option says what to do (`isobasin.check` lists it all); with all weight on one of them the
+    result is that one as it is.
 
     Args:
         models: Folders, hub ids, or transformers models, two or more of the same kind; the first one's gauge is kept.
@@ -130,6 +149,10 @@ def merge(
         method: Stage-2 solver of the alignment, as in `align`.
         head_cost: What its stage 1 compares, as in `align`.
         scope: What is matched, as in `align`.
+        take_config: Take the first model's configuration, labels and tokenizer where others mean something else.
+        by_name: Reorder the others' rows of tokens and labels where names say how.
+        common_rows: Average the leading rows that tables have in common; the first model's further ones stay its own.
+        head: Merge bodies whose heads differ: "reference" keeps the first model's head; "own" the other one's, of two.
         device: "cpu" or "cuda".
         verify: Verify every move block by block, and run the result.
         force: Replace an existing output folder.
@@ -143,16 +166,68 @@ def merge(
     weights, space = _weights(t, len(models)), Space(space)
     matching = Matching(Method(method), HeadCost(head_cost), scope=Scope(scope))
     running = Running(device, verify=verify, force=force, progress=progress)
+    taking = Taking(take_config, by_name, common_rows, head is not None)
     with ExitStack() as opening:
         opened = [opening.enter_context(open_model(source, allow_pickle=allow_pickle)) for source in models]
-        _check_alike(opened, matching)
+        if head is not None and Head(head) is Head.own:
+            models, opened, weights = _own(models), opened[::-1], weights[::-1]
         inputs = [model.checkpoint.folder for model in opened]
+        alone = _check_alike(opened, weights, matching, taking)
         if output is not None:
             check_output(output, inputs, force)
-        together = bring_together(opened, matching, running)
-        writing = _Writing(opened, together, weights, space, running)
+        if alone is not None:
+            copying = _Copying(opened[alone], inputs, running)
+            made = deliver(models[alone], output, copying)
+            return Merged(made.path, made.model, weights, (), (), (), copying.checked)
+        fits = [fit(opened[0].canonical, other.canonical, taking) for other in opened[1:]]
+        fitted = [_fitted(opening, opened[0], other, found) for other, found in zip(opened[1:], fits, strict=True)]
+        together = bring_together([opened[0], *fitted], matching, running)
+        writing = _Writing([opened[0], *fitted], fits, together, weights, space, running)
         made = deliver(models[0], output, writing)
     return writing.result(made)
+
+
+def _own(models: Sequence[Source]) -> Sequence[Source]:
+    """Two models in the order in which the second one's head is kept."""
+    if len(models) != 2:
+        raise IsobasinError(f"head own is about two models, not {len(models)}: use reference")
+    return models[::-1]
+
+
+def _fitted(opening: ExitStack, reference: Model, model: Model, found: Fit) -> Model:
+    """A model in the reference's form, while `opening` is open; rows that it lacks are 0, which matches nothing."""
+    checkpoint = opening.enter_context(in_form(reference.canonical, model.canonical, found, empty=True))
+    return model if checkpoint is model.checkpoint else understand(model.name, checkpoint)
+
+
+@dataclass
+class _Copying:
+    """Writes one of the models as it is."""
+
+    model: Model
+    inputs: Sequence[Path]
+    running: Running
+    checked: str | None = None
+
+    def __call__(self, folder: Path) -> None:
+        self.checked = write_checkpoint(
+            self.model.checkpoint,
+            folder,
+            (),
+            force=self.running.force,
+            inputs=self.inputs,
+            check=lambda staging: _runs(folder, staging, self.running),
+        )
+
+
+def _runs(folder: Path, staging: Path, running: Running) -> str | None:
+    """Run a new model before it gets its name, if that is wanted."""
+    if not running.verify:
+        return None
+    running.progress("running", 0, 1)
+    checked = check_runs(understand(str(folder), Checkpoint.open(staging)), device=running.device)
+    running.progress("running", 1, 1)
+    return checked
 
 
 @dataclass
@@ -160,6 +235,7 @@ class _Writing:
     """Writes the merged model to a folder, and keeps what is to be said of it."""
 
     models: Sequence[Model]
+    fits: Sequence[Fit]
     together: Together
     weights: tuple[float, ...]
     space: Space
@@ -171,13 +247,14 @@ class _Writing:
         first, *others = (model.canonical for model in self.models)
         pieces = moved_tensors(self.models, (None, *self.together.alignments))
         points = self.circuits(pieces) if self.space is Space.circuit else means(pieces, self.weights)
+        points = keeping(points, first, self.fits)
         self.checked = write_checkpoint(
             first.checkpoint,
             folder,
             counted(first.written(points), len(first.view.tensors), self.running.progress),
             force=self.running.force,
             inputs=[other.checkpoint.folder for other in others],
-            check=lambda staging: self.check(folder, staging),
+            check=lambda staging: _runs(folder, staging, self.running),
         )
 
     def circuits(self, pieces: Iterator[tuple[dict[str, Tensor], ...]]) -> Iterator[dict[str, Tensor]]:
@@ -208,15 +285,6 @@ class _Writing:
             yield from means([rest], self.weights)
         yield from means(pieces, self.weights)
 
-    def check(self, folder: Path, staging: Path) -> str | None:
-        """Run the new model, if that is wanted."""
-        if not self.running.verify:
-            return None
-        self.running.progress("running", 0, 1)
-        checked = check_runs(understand(str(folder), Checkpoint.open(staging)), device=self.running.device)
-        self.running.progress("running", 1, 1)
-        return checked
-
     def result(self, made: Moved) -> Merged:
         """What `merge` returns of a model that was written."""
         alignments, distances = self.together.alignments, self.together.distances
@@ -241,9 +309,18 @@ def _weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]
     return tuple(share / sum(shares) for share in shares)
 
 
-def _check_alike(models: Sequence[Model], matching: Matching) -> None:
-    """Refuse models between whose tensors there is no line."""
-    first = models[0]
-    for other in models[1:]:
-        check_comparable(first.specification, other.specification, feedforward=matching.feedforward)
-        check_same_tensors(first.canonical, other.canonical)
+def _check_alike(models: Sequence[Model], weights: Sequence[float], matching: Matching, taking: Taking) -> int | None:
+    """Refuse models between whose tensors there is no line.
+
+    Returns:
+        The model that has all the weight, if there is one and it can't be merged with the others; else None.
+    """
+    try:
+        for other in models[1:]:
+            check_comparable(models[0].specification, other.specification, feedforward=matching.feedforward)
+            refuse_conflicts(models[0].canonical, other.canonical, taking, tuple(Option))
+    except (ArchitectureError, TensorError):
+        if 1.0 not in weights:
+            raise
+        return weights.index(1.0)
+    return None

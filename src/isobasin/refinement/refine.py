@@ -16,6 +16,7 @@ from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_output
 from isobasin.model import Model, Source, open_model
 from isobasin.pipeline.aligning import match_models
+from isobasin.pipeline.conflicts import Option, Taking, refuse_conflicts
 from isobasin.pipeline.moving import write_moved
 from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.records.provenance import model_sha256
@@ -67,6 +68,7 @@ def refine(
     matching: Matching | None = None,
     running: Running | None = None,
     start: Alignment | None = None,
+    take_config: bool = False,
     allow_pickle: bool = False,
 ) -> Refinement:
     """Learn the continuous factors of an alignment so that the straight line between two models has a low loss.
@@ -84,6 +86,7 @@ def refine(
         matching: How the start is matched, and which factors are learned.
         running: Where, and what is written.
         start: An alignment to start from instead.
+        take_config: Learn with the reference's configuration where the model's means something else.
         allow_pickle: Load pickled weights, with `weights_only`.
 
     Raises:
@@ -96,6 +99,7 @@ def refine(
     with ExitStack() as stack:
         a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
         check_comparable(a.specification, b.specification, feedforward=matching.feedforward)
+        refuse_conflicts(a.canonical, b.canonical, Taking(config=take_config), (Option.config,))
         check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
         unfinished = Unfinished(out)
         if start is None:

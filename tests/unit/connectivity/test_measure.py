@@ -11,7 +11,7 @@ from measured_models import Models, tiny_vit
 from isobasin import interpolate
 from isobasin.connectivity import measure as measured_by
 from isobasin.connectivity.measure import METHODS, Measuring, measure
-from isobasin.errors import ArchitectureError, IsobasinError, RecordError, TensorError
+from isobasin.errors import ArchitectureError, IsobasinError, RecordError
 from isobasin.records.file import Measured, RecordFile
 from isobasin.tasks.losses import evaluate
 
@@ -148,9 +148,9 @@ def test_what_can_not_be_measured_is_refused_before_any_work(models: Models, tmp
         vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
     )
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(TensorError, match="give two of one kind"):
+    with pytest.raises(ArchitectureError, match="A is a vit model, B a bert model: give two that agree"):
         measure([models.a, tmp_path / "bert"], examples, tmp_path / "out")
-    with pytest.raises(ArchitectureError, match="num_attention_heads is 4 in one and 2 in the other"):
+    with pytest.raises(ArchitectureError, match="num_attention_heads is 4 in A and 2 in B"):
         measure([models.a, other], examples, tmp_path / "out", Measuring(("none",), points=2))
     assert not (tmp_path / "out").exists()
 

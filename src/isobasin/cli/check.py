@@ -1,0 +1,64 @@
+"""`isobasin check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from isobasin.cli.console import show, show_json, working
+from isobasin.cli.options import AllowPickleOption, JsonOption
+from isobasin.cli.tables import table
+
+if TYPE_CHECKING:
+    from isobasin.pipeline.checking import PairCheck
+
+EXAMPLE = "isobasin check runs/seed0 runs/seed1"
+
+
+def check(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODELS", help="Local folders or hub ids of two or more checkpoints: A B C ..."),
+    ],
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List what stands between models before they are merged, with what resolves it; exit code 1 if anything does.
+
+    Configurations, labels, tokenizers and tensors are compared with A's, and what each scope would match is said.
+    """
+    with working("reading"):
+        from isobasin.pipeline.checking import check
+
+        found = check(models, allow_pickle=allow_pickle)
+    if as_json:
+        show_json(found.to_json())
+    else:
+        for pair in found.pairs:
+            show(*_report(pair))
+    if not found.clear:
+        raise typer.Exit(1)
+
+
+def _report(pair: PairCheck) -> Iterator[RenderableType]:
+    """Every conflict in a sentence, what would be matched, and the verdict."""
+    from isobasin.pipeline.conflicts import Option
+
+    yield Text(f"A is {pair.a}, B is {pair.b}.")
+    for found in pair.conflicts:
+        yield Text.assemble((f"{found.what}: ", "bold"), f"{found.message}: {found.advice(tuple(Option))}.")
+    for note in pair.notes:
+        yield Text(f"{note}.")
+    rows = table("scope", "matched", "why not", left=("scope", "why not"))
+    for one in pair.matchable:
+        rows.add_row(one.scope.value, f"{one.blocks} blocks" if one.blocks else "–", one.reason)
+    yield rows
+    count = len(pair.conflicts)
+    if pair.clear:
+        yield Text("Nothing is in the way.", "bold green")
+    else:
+        yield Text(f"{count} conflict{'s' * (count != 1)}." if count else "They can't be matched.", "bold red")

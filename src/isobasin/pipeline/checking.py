@@ -1,0 +1,158 @@
+"""A look at models before anything is done: what stands in the way, and what would be matched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from isobasin.architectures.resolve import check_comparable
+from isobasin.errors import ArchitectureError, IsobasinError, TensorError
+from isobasin.model import Canonical, Model, Source, open_checkpoint, understand, view_of
+from isobasin.pipeline.conflicts import Conflict, Option, conflicts
+from isobasin.pipeline.folding import check_alike
+from isobasin.pipeline.rows import tokens_of
+from isobasin.pipeline.settings import Scope
+
+
+@dataclass(frozen=True)
+class Matchable:
+    """What would be matched in a scope.
+
+    Attributes:
+        scope: The scope.
+        blocks: How many blocks are matched; 0 if it can't be.
+        reason: Why it can't be; empty otherwise.
+    """
+
+    scope: Scope
+    blocks: int
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"scope": self.scope.value, "blocks": self.blocks, "reason": self.reason or None}
+
+
+@dataclass(frozen=True)
+class PairCheck:
+    """What is between the first model and another.
+
+    Attributes:
+        a: The first.
+        b: The other.
+        conflicts: What a merge of the two refuses, the gravest first.
+        matchable: What would be matched, scope by scope.
+        notes: What is no conflict and good to know.
+    """
+
+    a: str
+    b: str
+    conflicts: tuple[Conflict, ...]
+    matchable: tuple[Matchable, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def clear(self) -> bool:
+        """Whether nothing is in the way of a merge."""
+        return not self.conflicts and bool(self.matchable[0].blocks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = [{**one.to_json(), "advice": one.advice(tuple(Option))} for one in self.conflicts]
+        scopes = [one.to_json() for one in self.matchable]
+        what = {"a": self.a, "b": self.b, "clear": self.clear}
+        return {**what, "conflicts": found, "scopes": scopes, "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is between the first of some models and each of the others.
+
+    Attributes:
+        pairs: One for each other model.
+    """
+
+    pairs: tuple[PairCheck, ...]
+
+    @property
+    def clear(self) -> bool:
+        """Whether nothing is in the way of a merge."""
+        return all(pair.clear for pair in self.pairs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"clear": self.clear, "pairs": [pair.to_json() for pair in self.pairs]}
+
+
+def check(models: Sequence[Source], *, allow_pickle: bool = False) -> Check:
+    """List everything in which models disagree, with what resolves it, and what of them would be matched.
+
+    Only headers, configurations and tokenizer files are read, and tensors that may be tied; nothing is written.
+
+    Args:
+        models: Folders, hub ids, or transformers models, two or more; each is compared with the first.
+        allow_pickle: Load pickled weights, with `weights_only`.
+
+    Raises:
+        CheckpointError: One of them can't be found or read.
+    """
+    if len(models) < 2:
+        raise IsobasinError("check takes two or more models")
+    with ExitStack() as stack:
+        ends: list[tuple[str, Canonical]] = []
+        for source in models:
+            checkpoint = stack.enter_context(open_checkpoint(source, allow_pickle=allow_pickle))
+            named = isinstance(source, (str, os.PathLike))
+            name = os.fspath(source) if named else f"{type(source).__name__} in memory"
+            ends.append((name, Canonical(checkpoint, view_of(name, checkpoint))))
+        first, *others = ends
+        return Check(tuple(_pair(first, other) for other in others))
+
+
+def _pair(first: tuple[str, Canonical], second: tuple[str, Canonical]) -> PairCheck:
+    (a, one), (b, other) = first, second
+    scopes = _scopes(*(_understood(name, end) for name, end in (first, second)))
+    return PairCheck(a, b, tuple(conflicts(one, other)), tuple(scopes), tuple(_notes(one, other)))
+
+
+def _understood(name: str, end: Canonical) -> Model | IsobasinError:
+    """The model, or why it isn't supported."""
+    try:
+        return understand(name, end.checkpoint)
+    except (ArchitectureError, TensorError) as error:
+        return error
+
+
+def _scopes(a: Model | IsobasinError, b: Model | IsobasinError) -> list[Matchable]:
+    """What would be matched in every scope."""
+    return [_scope(scope, a, b) for scope in Scope]
+
+
+def _scope(scope: Scope, a: Model | IsobasinError, b: Model | IsobasinError) -> Matchable:
+    if isinstance(a, IsobasinError) or isinstance(b, IsobasinError):
+        return Matchable(scope, 0, str(a if isinstance(a, IsobasinError) else b))
+    wide = scope is not Scope.attention
+    try:
+        check_comparable(a.specification, b.specification, feedforward=wide)
+        blocks = [model.sites(feedforward=wide) for model in (a, b)]
+        if scope is Scope.model:
+            check_alike(a.residual(), b.residual())
+    except (ArchitectureError, TensorError) as error:
+        return Matchable(scope, 0, str(error))
+    return Matchable(scope, len(blocks[0]))
+
+
+def _notes(a: Canonical, b: Canonical) -> list[str]:
+    """What is no conflict: tokenizers that can't be compared, and other types."""
+    found: list[str] = []
+    lacking = [name for name, end in (("A", a), ("B", b)) if tokens_of(end) is None]
+    if len(lacking) == 1:
+        found.append(f"{lacking[0]} has no tokenizer files, so its tokens are taken for those of the other")
+    types = [sorted({str(end.checkpoint.tensors[n].dtype) for n in end.view.tensors.values()}) for end in (a, b)]
+    if types[0] != types[1]:
+        ours, theirs = (", ".join(t.removeprefix("torch.") for t in kinds) for kinds in types)
+        found.append(f"A is stored in {ours}, B in {theirs}: results have A's types")
+    return found

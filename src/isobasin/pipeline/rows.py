@@ -1,0 +1,96 @@
+"""What rows of tensors stand for: tokens, positions, labels; and which tensors are a model's head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isobasin.architectures.configuration import build, known
+from isobasin.architectures.registry import families
+from isobasin.checkpoints.tokens import Tokens, read_tokens
+from isobasin.model import Canonical
+
+# Entries that count positions; a table may have a few rows more than they say.
+_POSITIONS = ("max_position_embeddings", "max_target_positions", "max_source_positions")
+_SPARE = 4
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Canonical names of the tensors whose rows are no part of the width of a model.
+
+    Attributes:
+        tokens: Embeddings of tokens, and what predicts them.
+        positions: Embeddings of positions.
+        labels: What predicts labels.
+        head: Everything outside the base model, and what only heads read.
+    """
+
+    tokens: frozenset[str]
+    positions: frozenset[str]
+    labels: frozenset[str]
+    head: frozenset[str]
+
+
+def tables_of(end: Canonical) -> Tables:
+    """The tables of a model, by what its configuration counts; none where it is unknown to transformers."""
+    config, head = built(end), _head(end)
+    if config is None:
+        return Tables(frozenset(), frozenset(), frozenset(), head)
+    text = config.get_text_config()
+    width = getattr(text, "hidden_size", None)
+    tokens = getattr(text, "vocab_size", None)
+    positions = [n for entry in _POSITIONS if isinstance(n := getattr(text, entry, None), int)]
+    rows = {name: shape[0] for name, shape in end.shapes().items() if len(shape) in (1, 2)}
+    outer = {name: n for name, n in rows.items() if name in head or _is_outer(name)}
+    return Tables(
+        frozenset(name for name, n in outer.items() if n == tokens != width),
+        frozenset(
+            name for name, n in outer.items() if name not in head and any(0 <= n - p <= _SPARE for p in positions)
+        ),
+        frozenset(name for name, n in outer.items() if name in head and n == len(config.id2label or ()) != width),
+        head,
+    )
+
+
+def _is_outer(name: str) -> bool:
+    """Whether a tensor belongs to no layer: no part of its name is a number."""
+    return not any(part.isdigit() for part in name.split("."))
+
+
+def _head(end: Canonical) -> frozenset[str]:
+    """The tensors that don't belong to the base model, or that only heads read."""
+    entry = next((f for f in families() if f.model_type == end.checkpoint.config.get("model_type")), None)
+    beginnings: tuple[str, ...] = ()
+    if entry is not None and entry.stream is not None:
+        stream = entry.stream(built(end))
+        modules = [module for head in stream.heads for module in (head.module, head.transform, *head.then) if module]
+        beginnings = (*(f"{module}." for module in modules), *stream.outside)
+    prefix = end.view.beginnings.get("", "")
+    outside = {name for name, stored in end.view.tensors.items() if prefix and not stored.startswith(prefix)}
+    return frozenset(outside | {name for name in end.view.tensors if beginnings and name.startswith(beginnings)})
+
+
+def tokens_of(end: Canonical) -> Tokens | None:
+    """The tokens of a model's tokenizer files; None if it has none."""
+    return read_tokens(end.checkpoint.folder)
+
+
+def labels_of(end: Canonical) -> Sequence[str] | None:
+    """The names of a model's labels in order; None where they have none of their own."""
+    config = built(end)
+    names: Mapping[Any, Any] = {} if config is None else config.id2label or {}
+    numbers = {str(k): str(v) for k, v in names.items()}
+    found = [numbers.get(str(i)) for i in range(len(numbers))]
+    if not found or any(name is None or name == f"LABEL_{i}" for i, name in enumerate(found)):
+        return None
+    return [str(name) for name in found]
+
+
+def built(end: Canonical) -> Any | None:
+    """The configuration as transformers builds it; None if it doesn't know the model type."""
+    model_type = end.checkpoint.config.get("model_type")
+    if not isinstance(model_type, str) or not known(model_type):
+        return None
+    return build(model_type, end.checkpoint.config, end.shapes())
