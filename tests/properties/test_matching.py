@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -345,3 +346,22 @@ def test_matching_recovers_any_element(block: Block, seed: int, condition: float
     found = match(group, block.weights, moved)
     for name, tensor in block.weights.tensors().items():
         assert relative_difference(tensor, getattr(found.moved, name)) < 1e-7, name
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-12, 1.0, 1e12, 1e20])
+def test_biases_meet_where_rows_have_unlike_sizes(size: float):
+    """A value feature written with weights of another size, beside two that write the same: biases come nearer."""
+    has = dict.fromkeys(("query", "key", "value", "output"), True)
+    group = make_group(2, 1, 4, has)
+    reference, other = (random_weights(group, 6, has, seed) for seed in (1, 2))
+    other.output[..., 1] *= size
+    other.output[..., 2] = other.output[..., 3]
+    found = match(group, reference, other, method=Method.orthogonal)
+    still = attention.act(group, replace(found.element, value_shift=torch.zeros(2, 4, dtype=torch.float64)), other)
+
+    def gap(weights: AttentionWeights) -> Tensor:
+        value, output = weights.value_bias, weights.output_bias
+        return torch.cat([(reference.value_bias - value).flatten(), reference.output_bias - output]).norm()
+
+    rounding = 1e-14 * other.output.norm() * found.element.value_shift.norm()
+    assert gap(found.moved) < 0.9 * gap(still) + rounding

@@ -272,12 +272,13 @@ def _with_shifts(
     if group.value_shift and reference.value_bias is not None and reference.output_bias is not None:
         assert moved.value_bias is not None
         assert moved.output_bias is not None
-        output = moved.output.sum(-3).mT.flatten(-3, -2)
+        output = moved.output.sum(-3).mT.flatten(-3, -2).mT
         gap = (reference.value_bias - moved.value_bias).flatten(-2)
-        rest = (reference.output_bias - moved.output_bias).unsqueeze(-2) @ output.mT
-        normal = output @ output.mT
-        normal.diagonal(dim1=-2, dim2=-1).add_(1)
-        shift = torch.cholesky_solve((gap.unsqueeze(-2) - rest).mT, torch.linalg.cholesky(normal)).squeeze(-1)
+        rest = moved.output_bias - reference.output_bias
+        # By a triangular factor of both parts: Gram matrices of rows of unlike sizes are singular up to rounding.
+        identity = torch.eye(output.shape[-1], dtype=output.dtype, device=output.device)
+        both = torch.cat([identity.expand(*output.shape[:-2], *identity.shape), output], -2)
+        shift = torch.linalg.lstsq(both, torch.cat([gap, rest], -1).unsqueeze(-1), driver="gels").solution.squeeze(-1)
         element = replace(element, value_shift=shift.unflatten(-1, (group.groups, -1)))
     return element
 
