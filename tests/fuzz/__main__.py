@@ -21,6 +21,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
     parser.add_argument("--kinds", nargs="*", help="kinds of damage; all by default")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="where failing cases are kept")
+    parser.add_argument("--count", type=int, help="how many cases at most")
     parser.add_argument("--case", type=int, help="run only the case of this number")
     parser.add_argument("--replay", type=Path, help="run a kept case again, on the inputs that were kept")
     return parser.parse_args()
@@ -30,7 +31,7 @@ def main() -> int:
     import torch
     from transformers.utils import logging
 
-    from . import campaign, case, replay, subjects
+    from . import campaign, case, replay
 
     arguments = _arguments()
     torch.set_num_threads(1)
@@ -41,13 +42,12 @@ def main() -> int:
         return replay.again(arguments.replay)
     with tempfile.TemporaryDirectory(prefix="fuzz-home-") as folder:
         home = Path(folder)
-        subjects.make(home)
-        case.prepare(home)
-        indices = count(arguments.start) if arguments.case is None else [arguments.case]
+        start = arguments.start if arguments.case is None else arguments.case
+        number = arguments.count if arguments.case is None else 1
         found = campaign.run(
             home,
             arguments.seed,
-            indices,
+            count(start) if number is None else range(start, start + number),
             seconds=arguments.seconds,
             kinds=arguments.kinds or case.KINDS,
             keep=arguments.keep.absolute(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Summary:
 def run(
     home: Path,
     seed: int,
-    indices: Sequence[int] | range,
+    indices: Iterable[int],
     *,
     seconds: float = float("inf"),
     kinds: Sequence[str] = cases.KINDS,

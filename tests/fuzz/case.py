@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import bounds, oracle
+from . import bounds, oracle, subjects
 from .commands import ALL, CHECKPOINTS, Command
 from .configs import CONFIGS
 from .damage import FOLDERS
@@ -95,12 +95,13 @@ def run(case: Case, home: Path, keep: Path | None = None) -> tuple[bounds.Run, s
 
     Args:
         case: The case.
-        home: Undamaged inputs, as `subjects.make` and `prepare` write them.
+        home: Where undamaged inputs are, and are made as they are needed.
         keep: Where a case that breaks a promise is kept; None to drop it.
 
     Returns:
         What the program did, and which promise it broke: empty if none.
     """
+    prepare(case.subject, home)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _temporary(Path(folder)):
         place = Path(folder)
         inputs = _copied(case, home, place / "inputs")
@@ -245,15 +246,18 @@ def _sources(case: Case, home: Path, name: str) -> list[Path]:
     return [folder / _FILES.get(name, name) for folder in (home / case.subject.name, home / "other")]
 
 
-def prepare(home: Path) -> None:
-    """Write what commands themselves make of undamaged inputs: scrambled copies and alignments."""
-    for subject in {subject.name: subject for subject, _ in ALL}.values():
-        folder = home / subject.name
-        aligned = folder / "aligned"
-        _made(["scramble", str(folder / "a"), "--seed", "7", "-o", str(folder / "scrambled")])
-        _made(["align", str(folder / "a"), str(folder / "b"), "-o", str(aligned)])
-        (aligned / "alignment.safetensors").rename(folder / "alignment.safetensors")
-        shutil.rmtree(aligned)
+def prepare(subject: Subject, home: Path) -> None:
+    """Write undamaged inputs that aren't there yet, with what commands themselves make of them."""
+    folder, other = home / subject.name, home / "other"
+    if not other.exists():
+        subjects.make_other(other)
+    if folder.exists():
+        return
+    subjects.make(subject, folder)
+    _made(["scramble", str(folder / "a"), "--seed", "7", "-o", str(folder / "scrambled")])
+    _made(["align", str(folder / "a"), str(folder / "b"), "-o", str(folder / "aligned")])
+    (folder / "aligned" / "alignment.safetensors").rename(folder / "alignment.safetensors")
+    shutil.rmtree(folder / "aligned")
 
 
 def _made(arguments: list[str]) -> None:

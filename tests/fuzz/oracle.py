@@ -44,11 +44,14 @@ def outputs(subject: Subject, folder: Path, pristine: Path) -> dict[str, Tensor]
 
 def _inputs(model: Any) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
+    images = torch.randn(3, 3, 8, 8, generator=generator, dtype=torch.float64)
     if model.main_input_name == "pixel_values":
-        return {"pixel_values": torch.randn(3, 3, 8, 8, generator=generator, dtype=torch.float64)}
+        return {"pixel_values": images}
     tokens = torch.randint(3, 50, (3, 9), generator=generator)
     accepted = inspect.signature(model.forward).parameters
-    return {"input_ids": tokens} | ({"decoder_input_ids": tokens.flip(1)} if "decoder_input_ids" in accepted else {})
+    found = {"input_ids": tokens}
+    found |= {"decoder_input_ids": tokens.flip(1)} if "decoder_input_ids" in accepted else {}
+    return found | ({"pixel_values": images} if "pixel_values" in accepted else {})
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -56,6 +56,12 @@ SUBJECTS = (
     Subject("mixtral"),
     Subject("vit", data="images"),
     Subject("gpt_neox", torch.float32, "20KB"),
+    Subject("opt"),
+    Subject("deepseek_v3", data=None),
+    Subject("swin", data=None),
+    Subject("clip", data=None),
+    Subject("gemma2", torch.bfloat16, data=None),
+    Subject("stablelm-qk-norm", data=None),
 )
 
 # Everything beside checkpoints, by the name under which commands ask for it.
@@ -76,21 +82,18 @@ points: 3
 """
 
 
-def make(home: Path) -> None:
-    """Write all of them below a folder: `home/<subject>/{a,b}` and `home/other`."""
-    for subject in SUBJECTS:
-        folder = home / subject.name
-        options = {"max_shard_size": subject.shard} if subject.shard else {}
-        for seed, name in enumerate("ab"):
-            variant(subject.model).save(folder / name, seed, dtype=subject.dtype, **options)
+def make(subject: Subject, folder: Path) -> None:
+    """Write two checkpoints of a subject, `folder/a` and `folder/b`."""
+    options = {"max_shard_size": subject.shard} if subject.shard else {}
+    for seed, name in enumerate("ab"):
+        variant(subject.model).save(folder / name, seed, dtype=subject.dtype, **options)
         if subject.data == "images":
             processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
-            for name in "ab":
-                (folder / name / "preprocessor_config.json").write_text(json.dumps(processor))
-    _make_other(home / "other")
+            (folder / name / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
-def _make_other(folder: Path) -> None:
+def make_other(folder: Path) -> None:
+    """Write texts, tables, images and a configuration of an experiment."""
     from PIL import Image
 
     draw = random.Random(0)

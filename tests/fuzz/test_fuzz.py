@@ -16,10 +16,7 @@ _SLICES, _CASES = 6, 25
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fuzz")
-    subjects.make(folder)
-    case.prepare(folder)
-    return folder
+    return tmp_path_factory.mktemp("fuzz")
 
 
 @pytest.mark.skip(reason="loading, data and files are being mended; until then `make fuzz` shows what is left")
@@ -58,6 +55,7 @@ def test_undamaged_inputs_break_no_promise(home: Path):
 )
 def test_broken_promises_are_seen(home: Path, harm, problem, monkeypatch: pytest.MonkeyPatch):
     subject = subjects.SUBJECTS[0]
+    case.prepare(subject, home)
 
     def run(words, fifos):
         code, err, *_ = harm(Path(words[1]), Path(words[3]), home / subject.name / "b")
@@ -87,6 +85,7 @@ def test_endless_and_greedy_runs_are_stopped(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_failing_case_is_kept(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    case.prepare(case.draw(0, 0).subject, home)
     monkeypatch.setattr(bounds, "run", lambda words, fifos: bounds.Run(70, "", "error: a bug", 0.0, 0))
     found = campaign.run(home, 0, range(1), keep=tmp_path)
     kept = next(tmp_path.iterdir())
@@ -96,7 +95,8 @@ def test_a_failing_case_is_kept(home: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_functions_are_told_apart_by_transformers(home: Path):
-    for subject in subjects.SUBJECTS:
+    for subject in subjects.SUBJECTS[:5]:
+        case.prepare(subject, home)
         folder = home / subject.name
         assert oracle.unlike(subject, folder / "a", folder / "scrambled", folder / "a") == ""
         assert "outputs differ" in oracle.unlike(subject, folder / "a", folder / "b", folder / "a")
