@@ -27,7 +27,7 @@ from .weights import WEIGHTS
 NUMBER = Mutation("numbers", "number", "line", lambda draw, path: None)
 MUTATIONS = (*CONFIGS, *WEIGHTS, *FOLDERS, *OTHERS, NUMBER)
 KINDS = tuple(dict.fromkeys(mutation.kind for mutation in MUTATIONS))
-_LONGEST_LINE = 3000
+_LONGEST_LINE = 10_000
 
 
 @dataclass(frozen=True)
