@@ -61,7 +61,7 @@ def companions(folder: Path, read: frozenset[str]) -> Companions:
         read: Names of the files that are read: weights, index, config.
     """
     found = Companions()
-    _look(folder, Path(), read | {ALIGNMENT}, _modules(folder), found)
+    _look(folder, Path(), read | {ALIGNMENT}, modules(folder), found)
     return found
 
 
@@ -94,27 +94,27 @@ def umask() -> int:
     return mask
 
 
-def _modules(folder: Path) -> frozenset[PurePosixPath]:
+def modules(folder: Path) -> frozenset[PurePosixPath]:
     """Sub-folders that a sentence-transformers folder names as modules of the model."""
     path = folder / _MODULES
     if not os.path.isfile(path) or leads_outside(folder, path):
         return frozenset()
     listed: Any = read_json(WatchedFile.of(path))
-    named = [entry.get("path") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return frozenset(PurePosixPath(name) for name in named if isinstance(name, str) and name.strip("./"))
+    paths = [entry.get("path") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return frozenset(PurePosixPath(name) for name in paths if isinstance(name, str) and name.strip("./"))
 
 
-def _look(folder: Path, here: Path, read: frozenset[str], modules: frozenset[PurePosixPath], found: Companions) -> None:
+def _look(folder: Path, here: Path, read: frozenset[str], named: frozenset[PurePosixPath], found: Companions) -> None:
     """Sort what is in one folder."""
-    whole = any(module in (place := PurePosixPath(here), *place.parents) for module in modules)
+    whole = any(module in (place := PurePosixPath(here), *place.parents) for module in named)
     for name in entries(folder / here):
         inside, path = here / name, folder / here / name
         if name in _SKIPPED or (here == Path() and name in read) or (name.endswith(_INDEX) and not whole):
             continue
         if os.path.isdir(path) and not path.is_symlink():
-            named = any(PurePosixPath(inside) in (module, *module.parents) for module in modules)
-            if whole or named or not any(map(_is_weights, _files(path))):
-                _look(folder, inside, read, modules, found)
+            wanted = any(PurePosixPath(inside) in (module, *module.parents) for module in named)
+            if whole or wanted or not any(map(_is_weights, _files(path))):
+                _look(folder, inside, read, named, found)
             else:
                 found.weights.append(inside)
         elif not os.path.isfile(path) or leads_outside(folder, path):

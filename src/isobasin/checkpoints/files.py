@@ -126,16 +126,25 @@ def read_object(file: WatchedFile) -> dict[str, Any]:
     return content
 
 
+def bounded(file: WatchedFile) -> WatchedFile:
+    """The file, if it isn't too large for JSON.
+
+    Raises:
+        CheckpointError: It is.
+    """
+    if file.size > JSON_LIMIT:
+        limit = f"{file.size / 1e6:.0f} MB of JSON, more than the {JSON_LIMIT / 1e6:.0f} MB that are read"
+        raise CheckpointError(f"{file.path}: {limit}: restore the file")
+    return file
+
+
 def read_json(file: WatchedFile) -> Any:
     """What a JSON file holds; of a name that comes twice the last entry counts, as in transformers.
 
     Raises:
         CheckpointError: It is too large, changes meanwhile, or is no JSON.
     """
-    if file.size > JSON_LIMIT:
-        limit = f"{file.size / 1e6:.0f} MB of JSON, more than the {JSON_LIMIT / 1e6:.0f} MB that are read"
-        raise CheckpointError(f"{file.path}: {limit}: restore the file")
-    text = bytearray(file.size)
+    text = bytearray(bounded(file).size)
     with file.open() as opened:
         file.fill(opened, 0, memoryview(text))
     try:

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobasin.checkpoints.files import WatchedFile, entries, inside, read_object
+from isobasin.checkpoints.files import WatchedFile, bounded, entries, inside, read_object, regular_file
 from isobasin.checkpoints.kinds import other_kind, refuse_adapter
 from isobasin.checkpoints.shards import PickleShard, SafetensorsShard, Shard
 from isobasin.checkpoints.weights import Index, find_weights
 from isobasin.errors import CheckpointError, TensorError
 
 CONFIG = "config.json"
+_GENERATION = "generation_config.json"
+"""What transformers reads with every model that generates."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Checkpoint:
             problem = f"{folder}: has no {CONFIG}: pass a Hugging Face checkpoint folder"
             raise CheckpointError(other_kind(folder, names) or problem)
         refuse_adapter(folder, names)
+        _refuse_pipes(folder, names)
         config_file = WatchedFile.of(inside(folder, folder / CONFIG))
         config = read_object(config_file)
         paths, index = find_weights(folder, names, config, allow_pickle)
@@ -151,6 +154,16 @@ def check_finite(tensors: Mapping[str, Tensor], folder: str | os.PathLike[str]) 
         if count:
             kind = f"{count} of {values.numel()} values are NaN or infinite"
             raise TensorError(f"{os.fspath(folder)}: tensor {name!r}: {kind}: damaged or diverged")
+
+
+def _refuse_pipes(folder: Path, names: list[str]) -> None:
+    """Refuse a folder with a pipe or a device, at which transformers would wait for ever, or with endless JSON."""
+    for name in names:
+        path = folder / name
+        if os.path.exists(path) and not os.path.isdir(path):
+            regular_file(path)
+    if os.path.exists(folder / _GENERATION):
+        bounded(WatchedFile.of(inside(folder, folder / _GENERATION)))
 
 
 def _open_shard(file: WatchedFile) -> Shard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from isobasin.checkpoints.companions import modules
 from isobasin.checkpoints.files import first_line
 from isobasin.checkpoints.kinds import other_kind
 from isobasin.errors import CheckpointError
@@ -36,9 +37,12 @@ def resolve(source: str | os.PathLike[str], *, allow_pickle: bool = False) -> Pa
         raise CheckpointError(other_kind(file.parent, [file.name]) or problem)
     if not _is_hub_id(text):
         raise CheckpointError(f"{text!r}: no such folder: check the path")
-    folder = _download(text, "*.safetensors")
+    folder = _download(text, [*_COMPANIONS, "*.safetensors"], _IGNORED)
     if allow_pickle and not any(folder.glob("*.safetensors")):
-        folder = _download(text, "*.bin")
+        folder = _download(text, [*_COMPANIONS, "*.bin"], _IGNORED)
+    named = sorted(map(str, modules(folder)))
+    if named:
+        _download(text, [f"{module}/*" for module in named], ())
     return folder
 
 
@@ -53,12 +57,11 @@ def _is_hub_id(text: str) -> bool:
     return bool(text) and not text.startswith(".")
 
 
-def _download(repo_id: str, weights: str) -> Path:
+def _download(repo_id: str, patterns: list[str], ignored: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = [*_COMPANIONS, weights]
-        return Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=list(_IGNORED)))
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=list(ignored)))
     except Exception as error:  # the hub's client has no common base class
         raise CheckpointError(f"{repo_id}: is not a local folder, {_reason(repo_id, error)}") from error
 

@@ -131,16 +131,28 @@ def test_a_checkpoint_of_other_kinds_of_files_is_refused(name: str, kind: str, t
     assert f"{name}: {FOUND.get(kind, 'is a pipe or a device, not a file')}" in refusal(folder)
 
 
-def test_a_pipe_beside_the_weights_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_a_pipe_beside_the_weights_is_refused(kind: str, tmp_path: Path) -> None:
+    # transformers would wait for somebody to write into it.
+    OTHER_KINDS[kind](single(tmp_path) / "generation_config.json")
+    assert "generation_config.json: is a pipe or a device, not a file" in refusal(tmp_path)
+
+
+def test_a_pipe_in_a_sub_folder_is_left_out(tmp_path: Path) -> None:
     folder = single(tmp_path / "source")
-    os.mkfifo(folder / "tokenizer.json")
-    with pytest.warns(IsobasinWarning, match=r"without tokenizer.json of .*no files"):
+    (folder / "sub").mkdir()
+    os.mkfifo(folder / "sub" / "x.json")
+    with pytest.warns(IsobasinWarning, match=r"without sub/x.json of .*no files"):
         write_checkpoint(Checkpoint.open(folder), tmp_path / "out", [])
     assert sorted(contents(tmp_path / "out")) == ["config.json", "model.safetensors"]
 
 
 def test_json_is_bounded(tmp_path: Path) -> None:
     folder = single(tmp_path)
+    (folder / "generation_config.json").touch()
+    os.truncate(folder / "generation_config.json", 2**40)
+    assert "generation_config.json: 1099512 MB of JSON" in refusal(folder)
+    (folder / "generation_config.json").unlink()
     os.truncate(folder / "config.json", 2 * 2**30)
     assert "config.json: 2147 MB of JSON, more than the 67 MB that are read" in refusal(folder)
     (folder / "config.json").write_text('{"a": ' * 100_000)

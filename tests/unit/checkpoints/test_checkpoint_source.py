@@ -127,3 +127,12 @@ def test_pickles_are_downloaded_only_on_request(
     resolve("owner/name", allow_pickle=allow_pickle)
     assert (tmp_path / "pytorch_model.bin").exists() == allow_pickle
     assert not (tmp_path / "training_args.bin").exists()
+
+
+def test_named_modules_are_downloaded_with_their_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    files = ["model.safetensors", "2_Dense/config.json", "2_Dense/model.safetensors", "3_Other/model.safetensors"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub(write_config(tmp_path), files, calls))
+    (tmp_path / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+    resolve("owner/name")
+    assert calls == [["2_Dense/config.json", "model.safetensors"], files[1:3]]
