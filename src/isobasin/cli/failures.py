@@ -92,9 +92,9 @@ def _usage(error: BaseException, message: str) -> str:
     """A wrong command line, and where to read about the right one."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "isobasin"
-    # Of two libraries that look at values one says twice that one is wrong.
-    message = message.replace("': Value error, ", "': ").rstrip(".")
-    return f"{message}; see `{path} --help`"
+    # The libraries that look at values say more often than once that one is wrong.
+    message = message.removeprefix("Invalid value: ").replace("': Value error, ", "': ")
+    return f"{message.rstrip('.')}; see `{path} --help`"
 
 
 def _drop_stdout() -> None:
