@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
@@ -24,15 +23,13 @@ from isobasin.architectures.schema import Specification
 from isobasin.architectures.view import View
 from isobasin.checkpoints import Checkpoint, check_finite, resolve, temporary_folder
 from isobasin.errors import ArchitectureError, TensorError
+from isobasin.loading import quiet_transformers
 from isobasin.symmetries.weights import AttentionWeights, stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Source = Union[str, "os.PathLike[str]", "PreTrainedModel"]
-
-# How a model is loaded: of transformers' ways to compute experts this is the one that knows float64.
-EXPERTS: dict[str, Any] = {"experts_implementation": "eager"}
 
 # Float64 weights held at once of each model, unless one layer alone is larger: small layers are matched together.
 _BATCH_BYTES = 32 * 2**20
@@ -280,22 +277,6 @@ def open_canonical(source: Source, *, allow_pickle: bool = False) -> Generator[C
     """The tensors of what `open_model` opens, whatever its architecture."""
     with open_checkpoint(source, allow_pickle=allow_pickle) as checkpoint:
         yield Canonical(checkpoint, view_of(str(checkpoint.folder), checkpoint))
-
-
-@contextmanager
-def quiet_transformers() -> Generator[None]:
-    """No progress bars or warnings of transformers while it saves or loads: they would mix with ours."""
-    from transformers.utils import logging as transformers_logging
-
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def understand(name: str, checkpoint: Checkpoint) -> Model:

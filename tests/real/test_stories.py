@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import isobasin
+from isobasin.loading import load
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.verification import load
 
 LAYER = 2
 

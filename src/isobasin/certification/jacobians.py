@@ -18,8 +18,9 @@ from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.certification.loaded import Block
 from isobasin.certification.nullity import Spectrum, folded, seen, spectrum
 from isobasin.errors import ArchitectureError
-from isobasin.testing.assertions import LENGTHS, model_inputs, padding_mask, promised
+from isobasin.inputs import model_inputs, padding_mask, promised
 
+LENGTHS = (1, 5, 12)
 # How many more outputs must leave the rank as it is, and how often it may rise: units that are rarely active, or rarely
 # not, are seen late.
 _MORE = 800

@@ -14,8 +14,8 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.checkpoints import stand_in
 from isobasin.errors import ArchitectureError
+from isobasin.loading import load
 from isobasin.model import Model
-from isobasin.verification import load
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ from isobasin.checkpoints import temporary_folder
 from isobasin.connectivity.path import LinearPath, LossCurve, barrier
 from isobasin.demo import place
 from isobasin.demo.digits import Images, evaluate
+from isobasin.loading import load
 from isobasin.matching.attention import Method
 from isobasin.pipeline.aligning import align
 from isobasin.pipeline.moving import apply, random_alignment
-from isobasin.verification import load
 
 NAIVE, HEADS, ALIGNED = "naive", "heads only", "aligned"
 

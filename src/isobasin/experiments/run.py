@@ -217,7 +217,7 @@ def perform(cell: Cell, progress: Progress, *, out: Path, options: RunOptions) -
     Returns:
         Seconds that it took.
     """
-    from isobasin.model import quiet_transformers
+    from isobasin.loading import quiet_transformers
     from isobasin.records.provenance import versions
     from isobasin.tasks.kind import register_own_models
 

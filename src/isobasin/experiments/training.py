@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from isobasin.errors import DependencyError, TrainingError
 from isobasin.experiments.models import stream
 from isobasin.experiments.settings import TrainingSettings
-from isobasin.model import quiet_transformers
+from isobasin.loading import like, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -228,8 +228,7 @@ def _last_state(states: Path) -> Path | None:
 @torch.no_grad()
 def _load_weights(model: PreTrainedModel, state: Path) -> None:
     """Load a state's weights, which Trainer doesn't where a model's tensors have other names on disk than in memory."""
-    saved: Any = type(model).from_pretrained(state, dtype=model.dtype)
-    model.load_state_dict(saved.state_dict())
+    model.load_state_dict(like(model, state, model.dtype).state_dict())
 
 
 @contextmanager

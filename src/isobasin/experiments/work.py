@@ -21,6 +21,7 @@ from isobasin.experiments.settings import (
     Scope,
     TrainingSettings,
 )
+from isobasin.loading import pretrained
 from isobasin.tasks.kind import TaskKind, load_model
 from isobasin.tasks.processors import load_config
 
@@ -181,9 +182,8 @@ def _with_classifier(folder: Path, model: Any, found: Examples) -> tuple[Any, se
     with torch.random.fork_rng(devices=[]):
         # The same for all seeds: only the scope is to differ between them.
         torch.manual_seed(0)
-        changed, report = type(model).from_pretrained(
-            folder, num_labels=found.facts.num_labels, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        config = load_config(folder, num_labels=found.facts.num_labels)
+        changed, report = pretrained(type(model), folder, config, ignore_mismatched_sizes=True)
     _name_labels(changed, found)
     return changed, {name for name, *_ in report["mismatched_keys"]}
 

@@ -25,7 +25,7 @@ from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.residual import Basis
-from isobasin.verification import TOLERANCES, Verification, known_feedforwards, rest_of, verify_models
+from isobasin.verification import Verification, known_feedforwards, rest_of, verify_models
 
 # Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in
 # an ill-conditioned gauge before, and at most that share of the circuit.
@@ -34,7 +34,7 @@ _CEILING = 0.25
 # How many roundings of the stored type two scaled copies of a unit may be apart.
 _SCALE_ROUNDING = 16
 # Relative to a tensor's largest value: what rounding explains of a tensor in another basis of the residual stream.
-_TURNED = {**TOLERANCES, torch.float64: 1e-8}
+_TURNED = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # A whole match that leaves more of the distance than this found no common function.
 _FAR = 1e-2
 
@@ -53,7 +53,7 @@ def verify(
     Args:
         a: The original: folder, hub id, or transformers model.
         b: The other one.
-        tolerance: Relative difference that counts as equal; by default from the coarsest stored type.
+        tolerance: Relative difference that counts as equal; by default what rounding does to them.
         seed: Of the inputs.
         device: Where the models run.
         allow_pickle: Load pickled weights, with `weights_only`.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,12 +27,13 @@ from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
 from isobasin.checkpoints import Checkpoint, check_output, temporary_folder, write_checkpoint
 from isobasin.errors import CheckpointError, IsobasinError, VerificationError
+from isobasin.loading import like
 from isobasin.matching import circuits
-from isobasin.model import EXPERTS, Model, Source, open_model, quiet_transformers, understand
+from isobasin.model import Model, Source, open_model, understand
 from isobasin.pipeline.settings import Progress, Running, Scope, silent
 from isobasin.symmetries import attention, residual
 from isobasin.symmetries.feedforward import FeedForwardElement, sample
-from isobasin.verification import Verification, tolerance_of, verify_models
+from isobasin.verification import Verification, verify_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -208,12 +208,12 @@ def write_moved(
             return None
         running.progress("verifying", 0, 1)
         moved = understand(str(called or output), Checkpoint.open(staging))
-        found = verify_models(model, moved, tolerance=_tolerance(alignment, model, moved), device=running.device)
+        found = verify_models(model, moved, device=running.device)
         running.progress("verifying", 1, 1)
         if not found.equal:
             raise VerificationError(
-                f"the moved model's outputs differ by {found.max_rel:.2g} relative (allowed {found.tolerance:.2g}), so "
-                f"{called or output} was not written: lower --max-condition, or store more bits with --dtype float32"
+                f"the moved model isn't the same function: {found.reason}; {called or output} was not written: lower "
+                "--max-condition, or store more bits with --dtype float32"
             )
         return found
 
@@ -227,14 +227,6 @@ def write_moved(
         extra=add,
         check=check,
     )
-
-
-def _tolerance(alignment: Alignment, model: Model, moved: Model) -> float:
-    """What rounding explains: the types' own tolerance, or more where ill-conditioned maps amplify it."""
-    worst = max((layer.statistics.rounding for layer in alignment.layers), default=0.0)
-    predicted = 10 * worst * math.sqrt(len(alignment.layers)) if math.isfinite(worst) else 0.0
-    own = tolerance_of(model, moved, feedforward=bool(alignment.feedforward))
-    return max(own, min(predicted, 0.05))
 
 
 def counted(items: Iterable[dict[str, Tensor]], total: int, progress: Progress) -> Iterator[dict[str, Tensor]]:
@@ -256,8 +248,7 @@ def deliver(
     with temporary_folder() as folder:
         path = Path(folder) / "model"
         verified = write(path)
-        with quiet_transformers():
-            fresh: Any = type(source).from_pretrained(path, dtype=source.dtype, **EXPERTS)
+        fresh = like(source, path, source.dtype)
         return Moved(None, fresh.to(source.device).train(source.training), verified)
 
 

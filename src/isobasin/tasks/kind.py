@@ -14,7 +14,7 @@ from torch import nn
 
 from isobasin.checkpoints import Checkpoint
 from isobasin.errors import CheckpointError, DataError
-from isobasin.model import EXPERTS, quiet_transformers
+from isobasin.loading import configuration, described, pretrained
 
 
 class TaskKind(StrEnum):
@@ -81,20 +81,15 @@ def load_model(folder: str | os.PathLike[str], kind: TaskKind | str, device: str
     import transformers
 
     kind = TaskKind(kind)
-    register_own_models()
-    with quiet_transformers():
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            dtype = _dtype(Path(folder), config)
-            loader = getattr(transformers, _LOADERS[kind])
-            model, report = loader.from_pretrained(
-                folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False, **EXPERTS
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"{os.fspath(folder)}: can't be loaded for {kind} ({reason}): check it, and --task"
-            ) from error
+    config = configuration(folder)
+    dtype = _dtype(Path(folder), config)
+    try:
+        model, report = pretrained(getattr(transformers, _LOADERS[kind]), folder, config, dtype=dtype)
+    except CheckpointError as error:
+        reason = described(error.__cause__ or error)
+        raise CheckpointError(
+            f"{os.fspath(folder)}: can't be loaded for {kind} ({reason}): check it, and --task"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isobasin.errors import CheckpointError, DataError
-from isobasin.model import quiet_transformers
-from isobasin.tasks.kind import TaskKind, register_own_models
+from isobasin.loading import auto, quiet_transformers
+from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import LONGEST_SIDE
 from isobasin.tasks.reading import reading, regular_file
 
@@ -87,24 +87,20 @@ def _pretrained(loader: str, name: str, **options: Any) -> Any:
     Raises:
         DataError: A folder has something that reading would wait for forever, or needs its own code.
     """
-    import transformers
-
-    register_own_models()
     folder = Path(name)
     for entry in folder.iterdir() if folder.is_dir() else ():
         # Of several files transformers chooses what it reads; none may be a pipe.
         if not entry.is_dir() and entry.exists():
             regular_file(entry)
-    with quiet_transformers():
-        try:
-            return getattr(transformers, loader).from_pretrained(name, trust_remote_code=False, **options)
-        except ValueError as error:
-            if "trust_remote_code" not in str(error):
-                raise
-            raise DataError(
-                f"{name}: needs Python code of its own (auto_map), which isn't run: "
-                "use a checkpoint of a model type that transformers has"
-            ) from error
+    try:
+        return auto(loader, name, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise DataError(
+            f"{name}: needs Python code of its own (auto_map), which isn't run: "
+            "use a checkpoint of a model type that transformers has"
+        ) from error
 
 
 def _image_processor(name: str) -> Processor:

@@ -19,9 +19,9 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.registry import families
 from isobasin.architectures.resolve import specification
 from isobasin.architectures.schema import Specification
+from isobasin.loading import load
 from isobasin.symmetries.groups import BilinearGroup
 from isobasin.symmetries.weights import AttentionWeights
-from isobasin.verification import load
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from resolving import config, refused, resolve, shapes
 from safetensors.torch import load_file, save_file
 
 from isobasin.errors import TensorError
+from isobasin.loading import load
 from isobasin.testing.tiny import tiny
-from isobasin.verification import load
 
 
 def test_stacks_are_told_apart():

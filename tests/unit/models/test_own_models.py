@@ -16,11 +16,11 @@ from contracts.checks import blocks, recover, tensors
 from isobasin.architectures.families import isobasin_vit
 from isobasin.architectures.layouts import interleaved_planes
 from isobasin.errors import ArchitectureError, VerificationError
+from isobasin.loading import load
 from isobasin.model import open_model
 from isobasin.models.attention import regroup, rotate
 from isobasin.symmetries.attention import attend
 from isobasin.testing.assertions import assert_function_preserved, outputs
-from isobasin.verification import load
 
 every = pytest.mark.parametrize("case", OWN, ids=str)
 regrouped = pytest.mark.parametrize("case", [case for case in OWN if not case.rotary], ids=str)

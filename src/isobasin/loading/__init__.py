@@ -1,0 +1,17 @@
+"""Everything that transformers loads for us, and on which terms: no code of a folder runs, and nobody is asked."""
+
+from isobasin.loading.calls import auto, configuration, described, like, pretrained, quiet_transformers
+from isobasin.loading.classes import Plan, load, planned, run_class
+
+__all__ = [
+    "Plan",
+    "auto",
+    "configuration",
+    "described",
+    "like",
+    "load",
+    "planned",
+    "pretrained",
+    "quiet_transformers",
+    "run_class",
+]

@@ -1,0 +1,125 @@
+"""The only calls of transformers' `from_pretrained`, and what transformers says when it can't.
+
+A folder is data. `trust_remote_code` is False at every call, so that its Python never runs and transformers never asks
+on standard input; the attention and experts that run are transformers' own, whatever the configuration names: a name
+there may stand for a kernel that is downloaded and run, or for code that compiles for minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isobasin.architectures.configuration import build
+from isobasin.checkpoints.files import WatchedFile, first_line, inside, read_object
+from isobasin.errors import CheckpointError, IsobasinError
+
+# `None` is transformers' own choice, not the configuration's; of its ways to compute experts only this knows float64.
+_OWN_CODE: dict[str, Any] = {"attn_implementation": None, "experts_implementation": "eager"}
+
+
+@contextmanager
+def quiet_transformers() -> Generator[None]:
+    """No progress bars or warnings of transformers while it saves or loads: they would mix with ours."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _refusing(what: str) -> Generator[None]:
+    """Quiet, and whatever transformers or a library below it raises becomes one line that begins with `what`."""
+    with quiet_transformers():
+        try:
+            yield
+        except IsobasinError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{what} ({described(error)}): check the checkpoint") from error
+
+
+def described(error: BaseException) -> str:
+    """The type of an exception and the first line of its message."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+def configuration(folder: str | os.PathLike[str]) -> Any:
+    """The transformers configuration of a checkpoint's folder: facts about the model only.
+
+    Raises:
+        CheckpointError: There is none that can be read.
+        ArchitectureError: transformers knows no such model type, or refuses the configuration.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: can't be loaded: no such folder")
+    entries = read_object(WatchedFile.of(inside(path, path / "config.json")))
+    return build(str(entries.get("model_type")), entries)
+
+
+def auto(loader: str, name: str, **options: Any) -> Any:
+    """What one of transformers' Auto classes loads; it raises whatever it raises.
+
+    Args:
+        loader: Name of the class, such as "AutoTokenizer".
+        name: A folder or hub id.
+        options: Others of `from_pretrained`.
+    """
+    import transformers
+
+    from isobasin.models import ensure_registered
+
+    ensure_registered()
+    with quiet_transformers():
+        return getattr(transformers, loader).from_pretrained(name, trust_remote_code=False, **options)
+
+
+def pretrained(
+    loader: Any,
+    folder: str | os.PathLike[str],
+    config: Any = None,
+    stored: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """A model, and transformers' report of what it loaded.
+
+    Args:
+        loader: A model class, or an Auto class.
+        folder: Local folder of the checkpoint.
+        config: The configuration; None is the folder's own.
+        stored: What to load instead of the folder's tensors: by name, anything of which `[...]` makes a tensor.
+        options: Others of `from_pretrained`.
+
+    Returns:
+        The model in evaluation mode; `missing_keys`, `unexpected_keys` and `mismatched_keys`.
+
+    Raises:
+        CheckpointError: It can't be loaded.
+    """
+    config = configuration(folder) if config is None else config
+    source = {"pretrained_model_name_or_path": None if stored is not None else os.fspath(folder), "state_dict": stored}
+    with _refusing(f"{os.fspath(folder)}: transformers can't load it as {loader.__name__}"):
+        model, report = loader.from_pretrained(
+            **source, config=config, trust_remote_code=False, output_loading_info=True, **_OWN_CODE, **options
+        )
+    return model.eval(), report
+
+
+def like(model: Any, folder: str | os.PathLike[str], dtype: torch.dtype) -> Any:
+    """A checkpoint's model of the same class as another model."""
+    return pretrained(type(model), folder, dtype=dtype)[0]

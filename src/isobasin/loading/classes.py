@@ -1,0 +1,177 @@
+"""Which class of transformers runs a checkpoint, what it reads of the file, and the model itself.
+
+A checkpoint is tried on a class without its values: transformers is handed tensors that only know their shape, and
+those that it asks for are the ones that it reads. Its own report leaves out what a class declares to be of no
+interest, which is why this doesn't go by the report alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isobasin.architectures.configuration import build
+from isobasin.checkpoints import Checkpoint, TensorInfo
+from isobasin.errors import CheckpointError
+from isobasin.loading.calls import pretrained
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A checkpoint under a class.
+
+    Attributes:
+        checkpoint: The files.
+        kind: The class.
+        config: The configuration.
+        unread: Stored tensors that the class doesn't read.
+        missing: Names in memory of parameters that the file doesn't have, so that they are random.
+    """
+
+    checkpoint: Checkpoint
+    kind: Any
+    config: Any
+    unread: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def load(self, dtype: torch.dtype, seed: int = 0) -> Any:
+        """The model in evaluation mode; what the file lacks is drawn from `seed`, so that two loads agree."""
+        stored = {name: _Values(self.checkpoint, name) for name in self.checkpoint.tensors}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return pretrained(self.kind, self.checkpoint.folder, self.config, stored, dtype=dtype)[0]
+
+
+def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
+    """The transformers model of a checkpoint, in evaluation mode, as the class that `run_class` finds.
+
+    Weights that the checkpoint lacks (an unused pooler, say) are initialised from `seed`, so that two loads agree.
+
+    Raises:
+        CheckpointError: transformers can't load it.
+    """
+    checkpoint = Checkpoint.open(folder)
+    return planned(checkpoint, run_class([checkpoint])).load(dtype, seed)
+
+
+def run_class(checkpoints: Sequence[Checkpoint]) -> Any:
+    """The class that runs all of these checkpoints.
+
+    The one that a configuration's `architectures` names, if transformers or this library has it, it belongs to the
+    model type and it reads every stored tensor; otherwise, of the classes that transformers knows for the model type,
+    the one that leaves fewest stored tensors unread, and then has fewest parameters that the files lack.
+
+    Raises:
+        CheckpointError: No class can be tried.
+    """
+    configs = [_configuration(checkpoint) for checkpoint in checkpoints]
+    named = dict.fromkeys(kind for config in configs for kind in _named(config))
+    best: tuple[tuple[int, int], Any] | None = None
+    failure: CheckpointError | None = None
+    for kind in dict.fromkeys((*named, *_known(configs[0]))):
+        try:
+            plans = [planned(checkpoint, kind, config) for checkpoint, config in zip(checkpoints, configs, strict=True)]
+        except CheckpointError as error:
+            failure = failure or error
+            continue
+        left = sum(len(plan.unread) for plan in plans), sum(len(plan.missing) for plan in plans)
+        if best is None or left < best[0]:
+            best = left, kind
+        if best[0] == (0, 0):
+            break
+    if best is None:
+        what = f"transformers has no class for model type {configs[0].model_type!r}"
+        raise failure or CheckpointError(f"{checkpoints[0].folder}: {what}")
+    return best[1]
+
+
+def _configuration(checkpoint: Checkpoint) -> Any:
+    """The configuration that a checkpoint is loaded with, its sizes bounded by the stored tensors."""
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return build(str(checkpoint.config.get("model_type")), checkpoint.config, shapes)
+
+
+def _named(config: Any) -> Iterator[Any]:
+    """The class that a configuration names, if there is one and it belongs to the model type."""
+    import transformers
+
+    from isobasin import models
+
+    names = config.architectures
+    if not isinstance(names, (list, tuple)) or not names or not isinstance(names[0], str):
+        return
+    kind = getattr(transformers, names[0], None) or getattr(models, names[0], None)
+    belongs = getattr(getattr(kind, "config_class", None), "model_type", None) == config.model_type
+    if belongs and isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+        yield kind
+
+
+# Of the classes that would do, those without a head come last.
+_BARE = ("MODEL_FOR_PRETRAINING_MAPPING", "MODEL_FOR_TEXT_ENCODING_MAPPING", "MODEL_FOR_BACKBONE_MAPPING")
+
+
+def _known(config: Any) -> Iterator[Any]:
+    """All classes that transformers' Auto classes know for a configuration."""
+    from transformers.models.auto import modeling_auto
+
+    names = [n for n in vars(modeling_auto) if n.startswith("MODEL_FOR_") and n.endswith("_MAPPING")]
+    for name in (*(n for n in names if n not in _BARE), "MODEL_MAPPING", *_BARE):
+        found = getattr(modeling_auto, name, {}).get(type(config), ())
+        yield from found if isinstance(found, tuple) else (found,)
+
+
+def planned(checkpoint: Checkpoint, kind: Any, config: Any = None) -> Plan:
+    """What a class would read of a checkpoint; no values are read.
+
+    Args:
+        checkpoint: The files.
+        kind: The class.
+        config: The configuration, if it is known.
+
+    Raises:
+        CheckpointError: The class can't be built, or a stored tensor has another shape than it wants.
+    """
+    config = _configuration(checkpoint) if config is None else config
+    shapes = {name: _Shape(info) for name, info in checkpoint.tensors.items()}
+    model, report = pretrained(
+        kind, checkpoint.folder, config, shapes, dtype=torch.float32, ignore_mismatched_sizes=True
+    )
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"{checkpoint.folder}: tensor {name!r} has shape {tuple(stored)}, but {kind.__name__} has {tuple(wanted)} "
+            "by config.json: check both"
+        )
+    # Buffers and frozen tables are computed from the configuration, not drawn.
+    drawn = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    missing = sorted(drawn & set(report["missing_keys"]))
+    return Plan(checkpoint, kind, config, tuple(n for n, s in shapes.items() if not s.asked), tuple(missing))
+
+
+class _Shape:
+    """What transformers takes for a tensor in a file, without values; it notes whether it was asked for any."""
+
+    def __init__(self, info: TensorInfo) -> None:
+        self.info, self.asked = info, False
+
+    def __getitem__(self, index: Any) -> _Shape:
+        self.asked = True
+        return self
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of this shape on no device."""
+        return torch.empty(self.info.shape, dtype=dtype or self.info.dtype, device="meta")
+
+
+class _Values:
+    """What transformers takes for a tensor in a file: it is read when it is asked for, by our own reader."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint, self._name = checkpoint, name
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._checkpoint.read([self._name])[self._name]

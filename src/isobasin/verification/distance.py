@@ -1,0 +1,197 @@
+"""How far outputs differ, and what that says: the figures of a comparison, and its verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# How many times what one rounding changes counts as rounding, in the root mean square and as distributions; single
+# values scatter more. Calibrated on trained checkpoints: docs/verification.md.
+FACTOR = 2.5
+FACTOR_OF_LARGEST = 4.0
+# A gauge in which one rounding changes more than this many times what it changes in another counts no more than that:
+# there the function is lost, however well rounding explains it.
+AMPLIFICATION = 10.0
+# What arithmetic alone leaves, relative: transformers keeps some steps in float32 whatever the model's type, and errors
+# grow with depth. By the type that the models run in.
+FLOORS = {torch.float64: 1e-5, torch.float32: 1e-4}
+
+Label = tuple[str, str]
+"""Name of an output, and of the input that it is an output on."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far two models' outputs are from each other.
+
+    Attributes:
+        max_abs: Largest absolute difference of any output value.
+        max_rel: The same over the largest absolute value of that output, worst output.
+        rms: Root of the summed squares of the differences over that of the values, worst output.
+        kl: Divergence of the second model's distributions from the first's, in nats, the mean over all positions of
+            the worst logits; None if there are no logits.
+        shift: The change of logits, relative to the largest, that such a divergence amounts to; None likewise.
+    """
+
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    rms: float = 0.0
+    kl: float | None = None
+    shift: float | None = None
+
+    @classmethod
+    def between(cls, a: Mapping[Label, Tensor], b: Mapping[Label, Tensor]) -> Distance:
+        """The distance of outputs of the same names and shapes; infinite where one is not a number, or misshapen.
+
+        Args:
+            a: The outputs of the original, by name and then by what they are outputs on, which are taken together.
+            b: Those of the other.
+        """
+        worst = cls()
+        for name in dict.fromkeys(name for name, _ in a):
+            worst = worst.worse(cls._of([(x.double(), b[k].double()) for k, x in a.items() if k[0] == name], name))
+        return worst
+
+    @classmethod
+    def _of(cls, pairs: Sequence[tuple[Tensor, Tensor]], name: str) -> Distance:
+        """The distance of one output on several inputs."""
+        if any(x.shape != y.shape for x, y in pairs):
+            return cls(math.inf, math.inf, math.inf)
+        largest = size = squares = total = 0.0
+        divergences: list[Tensor] = []
+        for x, y in (pair for pair in pairs if pair[0].numel()):
+            # Scores of what is ruled out are -inf in both.
+            gap = torch.where(x == y, 0.0, x - y).abs().nan_to_num(math.inf, math.inf)
+            finite = x[x.isfinite()].abs()
+            largest, size = max(largest, float(gap.max())), max(size, float(finite.max()) if len(finite) else 0.0)
+            squares, total = squares + float(gap.square().sum()), total + float(finite.square().sum())
+            if name.endswith("logits") and x.ndim > 1 and x.shape[-1] > 1:
+                divergences.append(_divergence(x, y).flatten())
+        if not math.isfinite(largest):
+            return cls(math.inf, math.inf, math.inf)
+        found = cls(largest, _ratio(largest, size), _ratio(math.sqrt(squares), math.sqrt(total)))
+        if not divergences:
+            return found
+        kl = max(float(torch.cat(divergences).mean()), 0.0)
+        return replace(found, kl=kl, shift=_ratio(math.sqrt(2 * kl), size))
+
+    def worse(self, other: Distance) -> Distance:
+        """The larger of every figure."""
+        return Distance(
+            max(self.max_abs, other.max_abs),
+            max(self.max_rel, other.max_rel),
+            max(self.rms, other.rms),
+            *(
+                y if x is None else x if y is None else max(x, y)
+                for x, y in ((self.kl, other.kl), (self.shift, other.shift))
+            ),
+        )
+
+    def better(self, other: Distance, times: float) -> Distance:
+        """The smaller of every figure, after the other's were multiplied; divergences grow with the square."""
+        return Distance(
+            min(self.max_abs, times * other.max_abs),
+            min(self.max_rel, times * other.max_rel),
+            min(self.rms, times * other.rms),
+            None if self.kl is None or other.kl is None else min(self.kl, times**2 * other.kl),
+            None if self.shift is None or other.shift is None else min(self.shift, times * other.shift),
+        )
+
+    def allowed(self, floor: float) -> float:
+        """The largest relative difference that one rounding which changes outputs this far explains."""
+        return max(FACTOR_OF_LARGEST * self.max_rel, floor)
+
+    def explains(self, found: Distance, floor: float) -> bool:
+        """Whether one rounding that changes outputs this far explains another change of them."""
+        return (
+            found.max_rel <= self.allowed(floor)
+            and found.rms <= max(FACTOR * self.rms, floor)
+            and (found.shift or 0.0) <= max(FACTOR * (self.shift or 0.0), floor)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dict(vars(self))
+
+
+def _ratio(gap: float, size: float) -> float:
+    """A difference relative to a size; none is none of any size."""
+    return gap / size if size else (math.inf if gap else 0.0)
+
+
+def _divergence(x: Tensor, y: Tensor) -> Tensor:
+    """The divergences of the distributions that logits stand for, of every position."""
+    ours, theirs = x.log_softmax(-1), y.log_softmax(-1)
+    return torch.where(ours == theirs, 0.0, ours.exp() * (ours - theirs)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far two models' outputs differ, and how far rounding alone explains.
+
+    Attributes:
+        max_abs: Largest absolute difference of any output value.
+        max_rel: The same over the largest absolute value of that output, worst output.
+        tolerance: What counts as equal, relative, of the largest difference.
+        how: What was compared, in words.
+        rms: Root of the summed squares of the differences over that of the values; None where it wasn't measured.
+        kl: Divergence of the distributions, in nats; None where there are no logits.
+        rounding: What one more rounding of the stored values that differ changes; None where it wasn't measured.
+        plain: What one rounding of all values to the coarser stored type changes in the better gauge of the two; None
+            where it wasn't measured.
+        explained: Whether rounding, or the tolerance that was asked for, explains every figure.
+        unread: Stored tensors that transformers doesn't read: they were compared by value.
+        unequal: Those of them whose values differ.
+    """
+
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    how: str
+    rms: float | None = None
+    kl: float | None = None
+    rounding: Distance | None = None
+    plain: Distance | None = None
+    explained: bool = True
+    unread: tuple[str, ...] = ()
+    unequal: tuple[str, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        """Whether the difference is within the tolerance; never for values that are not numbers."""
+        return self.max_rel <= self.tolerance and self.explained and not self.unequal
+
+    @property
+    def amplification(self) -> float | None:
+        """How many times what rounding changes in the better gauge it changes in the other; None if not measured."""
+        if self.rounding is None or self.plain is None or not self.plain.rms:
+            return None
+        return self.rounding.rms / self.plain.rms
+
+    @property
+    def reason(self) -> str:
+        """What differs, in words, where it isn't equal."""
+        if self.unequal:
+            return f"tensor {self.unequal[0]!r}, which transformers doesn't read, differs"
+        figures = [f"outputs differ by {self.max_rel:.2g} relative (allowed {self.tolerance:.2g})"]
+        if self.rms is not None and self.max_rel <= self.tolerance:
+            figures.append(f"{self.rms:.2g} in the root mean square")
+        if self.rounding is not None:
+            figures.append(f"one rounding changes them by {self.rounding.max_rel:.2g} and {self.rounding.rms:.2g}")
+        return ", ".join(figures)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            **vars(self),
+            "equal": self.equal,
+            "unread": list(self.unread),
+            "unequal": list(self.unequal),
+            "rounding": None if self.rounding is None else self.rounding.to_json(),
+            "plain": None if self.plain is None else self.plain.to_json(),
+        }

@@ -1,0 +1,61 @@
+"""What rounding does to one model, measured: its stored values are rounded once more, and it runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+# Values at once: a random number for each is held.
+_CHUNK = 2**22
+
+
+def compact(values: Mapping[str, Tensor], stored: Iterable[torch.dtype]) -> dict[str, Tensor]:
+    """The same values, each tensor in the coarsest of the stored types that holds it exactly.
+
+    Args:
+        values: Tensors by name.
+        stored: The types in the file.
+    """
+    types = sorted({d for d in stored if d.is_floating_point and d.itemsize > 1}, key=lambda d: -torch.finfo(d).eps)
+    return {name: _compact(value, types) for name, value in values.items()}
+
+
+def _compact(value: Tensor, types: list[torch.dtype]) -> Tensor:
+    if value.is_floating_point():
+        for dtype in types:
+            small = value.to("cpu", dtype)
+            if torch.equal(small.to(value.dtype), value.cpu()):
+                return small
+    return value.cpu().clone()
+
+
+def differing(value: Tensor, other: Tensor | None) -> Tensor | None:
+    """Where a tensor's values aren't another's: a mask; None if nowhere, or if they are no floating-point numbers."""
+    if not value.is_floating_point():
+        return None
+    if other is None or other.shape != value.shape:
+        return torch.ones_like(value, dtype=torch.bool)
+    differs = value != other.to(value.dtype)
+    return differs if bool(differs.any()) else None
+
+
+@torch.no_grad()
+def dither(value: Tensor, dtype: torch.dtype, where: Tensor, generator: torch.Generator) -> None:
+    """Add what one rounding to a type adds, in place: at most half a unit in the last place, evenly distributed.
+
+    Args:
+        value: The tensor.
+        dtype: The type that it is stored in.
+        where: Of which values.
+        generator: Of the random numbers, on the CPU.
+    """
+    flat, mask = value.view(-1), where.reshape(-1)
+    info = torch.finfo(dtype)
+    for start in range(0, flat.numel(), _CHUNK):
+        part, chosen = flat[start : start + _CHUNK], mask[start : start + _CHUNK]
+        _, exponent = torch.frexp(part)
+        unit = torch.ldexp(torch.full_like(part, info.eps), exponent - 1).clamp(min=info.smallest_normal * info.eps)
+        noise = torch.rand(part.shape, generator=generator).to(part) - 0.5
+        part += torch.where(chosen & (part != 0), unit * noise, 0.0)
