@@ -105,6 +105,7 @@ def test_a_kill_leaves_no_output(models: dict[str, Path], tmp_path: Path, cli: C
     assert not out.exists()
     assert all(entry.name.startswith(".isobasin-partial-") for entry in tmp_path.iterdir())
     assert cli("align", models["a"], models["b"], "-o", out, "--no-verify").exit_code == 0
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_closed_pipe_is_no_error():
