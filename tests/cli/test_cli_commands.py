@@ -353,3 +353,17 @@ def test_compare_names_a_scrambled_copy_and_a_stranger(cli: Cli, models: dict[st
     shown = cli("compare", models["a"], models["b"])
     assert "B, given A: unrelated." in shown.stdout
     assert "feed-forward 1" in shown.stdout
+
+
+def test_check_lists_conflicts_with_its_exit_code(cli: Cli, models: dict[str, Path], scrambled: Path):
+    clear = cli("check", models["a"], scrambled, "--json")
+    assert clear.exit_code == 0
+    found = json.loads(clear.stdout)
+    assert found["clear"]
+    assert [one["scope"] for one in found["pairs"][0]["scopes"]] == ["attention", "block", "model"]
+    assert "Nothing is in the way." in cli("check", models["a"], models["b"]).stdout
+    other = cli("check", models["a"], models["two-heads"])
+    assert other.exit_code == 1
+    assert "configuration: n_head is" in other.stdout
+    assert cli("check", models["a"], models["a"].parent / "nothing").exit_code == 2
+    assert cli("check", models["a"]).exit_code == 2

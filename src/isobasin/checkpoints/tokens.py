@@ -70,8 +70,9 @@ def _fast(path: Path) -> Tokens:
         pieces = [entry[0] if isinstance(entry, list) and entry else entry for entry in vocabulary]
         vocabulary = {piece: i for i, piece in enumerate(pieces) if isinstance(piece, str)}
     ids = _numbers(path, vocabulary if isinstance(vocabulary, dict) else {})
-    extra = content.get("added_tokens") or []
-    named = {one["content"]: one["id"] for one in extra if isinstance(one, dict) and {"content", "id"} <= one.keys()}
+    extra = content.get("added_tokens")
+    added = [one for one in extra if isinstance(one, dict)] if isinstance(extra, list) else []
+    named = {one["content"]: one.get("id") for one in added if isinstance(one.get("content"), str)}
     merges = model.get("merges")
     rules = None
     if isinstance(merges, list):  # each is written as "a b" or as ["a", "b"]
@@ -87,15 +88,20 @@ def _added(folder: Path) -> Iterator[tuple[str, int]]:
     path = folder / "tokenizer_config.json"
     decoder = _json(path).get("added_tokens_decoder") if _there(folder, path.name) else None
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(token, dict) and isinstance(token.get("content"), str) and str(number).isdecimal():
+        if (
+            isinstance(token, dict)
+            and isinstance(token.get("content"), str)
+            and number.isdecimal()
+            and len(number) < 10
+        ):
             yield token["content"], int(number)
 
 
-def _numbers(path: Path, vocabulary: Mapping[Any, Any]) -> dict[str, int]:
+def _numbers(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, int]:
     """A vocabulary, checked."""
     for token, number in vocabulary.items():
-        if not isinstance(token, str) or type(number) is not int or not 0 <= number < 2**31:
-            raise CheckpointError(f"{path}: token {token!r} has number {number!r}: restore it")
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise CheckpointError(f"{path}: token {token[:80]!r} has no number of its own: restore it")
     return dict(vocabulary)
 
 

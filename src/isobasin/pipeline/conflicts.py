@@ -157,14 +157,16 @@ def _tokenizers(a: Canonical, b: Canonical) -> Iterator[Conflict]:
     moved = next((token for token, n in ours.ids.items() if theirs.ids.get(token, n) != n), None)
     if moved is not None:
         number, other = ours.ids[moved], theirs.ids[moved]
-        message = f"token {moved!r} is {number} in {ours.file} of A and {other} in {theirs.file} of B"
+        message = f"token {shown(moved)} is {number} in {ours.file} of A and {other} in {theirs.file} of B"
         yield Conflict("tokenizer", moved, message, (Option.by_name, Option.config))
         return
     names = {n: token for token, n in theirs.ids.items()}
     renamed = next((t for t, n in ours.ids.items() if t not in theirs.ids and n in names), None)
     if renamed is not None:
         number = ours.ids[renamed]
-        message = f"token {number} is {renamed!r} in {ours.file} of A and {names[number]!r} in {theirs.file} of B"
+        message = (
+            f"token {number} is {shown(renamed)} in {ours.file} of A and {shown(names[number])} in {theirs.file} of B"
+        )
         yield Conflict("tokenizer", renamed, message, (Option.by_name, Option.config))
     elif ours.merges and theirs.merges and ours.merges != theirs.merges:
         yield Conflict("tokenizer", "merges", f"{both} cut words by other merges", (Option.config,))
@@ -180,7 +182,7 @@ def _labels(a: Canonical, b: Canonical, tables: tuple[Tables, Tables]) -> Iterat
         i, x, y = pairs[0]
         same = sorted(map(str.casefold, ours)) == sorted(map(str.casefold, theirs))
         options = (Option.by_name, Option.config) if same else (Option.config,)
-        yield Conflict("labels", f"id2label.{i}", f"label {i} is {x!r} in A and {y!r} in B", options)
+        yield Conflict("labels", f"id2label.{i}", f"label {i} is {shown(x)} in A and {shown(y)} in B", options)
 
 
 def _tensors(a: Canonical, b: Canonical, tables: tuple[Tables, Tables]) -> Iterator[Conflict]:

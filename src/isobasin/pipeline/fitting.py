@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from isobasin.checkpoints import Checkpoint, temporary_folder, write_checkpoint
+from isobasin.errors import IsobasinWarning
 from isobasin.model import Canonical
 from isobasin.pipeline.conflicts import Taking
 from isobasin.pipeline.rows import labels_of, tables_of, tokens_of
@@ -131,7 +133,9 @@ def in_form(reference: Canonical, model: Canonical, found: Fit, *, empty: bool) 
     with temporary_folder() as folder:
         path = Path(folder) / "model"
         pieces = reference.written(_pieces(reference, model, found, empty=empty))
-        write_checkpoint(reference.checkpoint, path, pieces, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IsobasinWarning)  # of files that nobody needs here
+            write_checkpoint(reference.checkpoint, path, pieces, dtype=dtype)
         yield Checkpoint.open(path)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobasin.architectures.configuration import build, known
+from isobasin.architectures.entries import refusing
 from isobasin.architectures.registry import families
 from isobasin.checkpoints.tokens import Tokens, read_tokens
 from isobasin.model import Canonical
@@ -49,7 +50,7 @@ def tables_of(end: Canonical) -> Tables:
         frozenset(
             name for name, n in outer.items() if name not in head and any(0 <= n - p <= _SPARE for p in positions)
         ),
-        frozenset(name for name, n in outer.items() if name in head and n == len(config.id2label or ()) != width),
+        frozenset(name for name, n in outer.items() if name in head and n == config.num_labels != width),
         head,
     )
 
@@ -64,7 +65,8 @@ def _head(end: Canonical) -> frozenset[str]:
     entry = next((f for f in families() if f.model_type == end.checkpoint.config.get("model_type")), None)
     beginnings: tuple[str, ...] = ()
     if entry is not None and entry.stream is not None:
-        stream = entry.stream(built(end))
+        with refusing(f"config.json of model type {entry.model_type} can't be read"):
+            stream = entry.stream(built(end))
         modules = [module for head in stream.heads for module in (head.module, head.transform, *head.then) if module]
         beginnings = (*(f"{module}." for module in modules), *stream.outside)
     prefix = end.view.beginnings.get("", "")
@@ -80,12 +82,13 @@ def tokens_of(end: Canonical) -> Tokens | None:
 def labels_of(end: Canonical) -> Sequence[str] | None:
     """The names of a model's labels in order; None where they have none of their own."""
     config = built(end)
-    names: Mapping[Any, Any] = {} if config is None else config.id2label or {}
+    found = None if config is None else config.id2label
+    names: Mapping[Any, Any] = found if isinstance(found, Mapping) else {}
     numbers = {str(k): str(v) for k, v in names.items()}
-    found = [numbers.get(str(i)) for i in range(len(numbers))]
-    if not found or any(name is None or name == f"LABEL_{i}" for i, name in enumerate(found)):
+    ordered = [numbers.get(str(i)) for i in range(len(numbers))]
+    if not ordered or any(name is None or name == f"LABEL_{i}" for i, name in enumerate(ordered)):
         return None
-    return [str(name) for name in found]
+    return [str(name) for name in ordered]
 
 
 def built(end: Canonical) -> Any | None:
