@@ -108,37 +108,63 @@ def _opened(fifos: Sequence[Path]) -> Generator[None]:
         raise TooLong("waited for a FIFO")
 
 
-_watcher: Callable[[str], None] | None = None
+_listeners: list[Callable[[str, tuple[Any, ...]], None]] = []
 
 
-def _heard(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watcher is not None and event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
-        _watcher(os.fsdecode(arguments[0]))
+@contextlib.contextmanager
+def listening(listener: Callable[[str, tuple[Any, ...]], None]) -> Generator[None]:
+    """Tell a function of every event that Python's audit hooks hear: files that are opened, programs, connections."""
+    if not _installed:
+        sys.addaudithook(lambda event, arguments: [each(event, arguments) for each in tuple(_listeners)] and None)
+        _installed.append(True)
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+_installed: list[bool] = []
+
+
+def opened(event: str, arguments: tuple[Any, ...]) -> str:
+    """The path of a file that is being opened, for any other event nothing."""
+    return os.fsdecode(arguments[0]) if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)) else ""
 
 
 @contextlib.contextmanager
 def opening(watched: Path, number: int, change: Callable[[], object]) -> Generator[None]:
     """Call `change` once, when a weight file below a folder is opened for the n-th time."""
-    global _watcher
-    if not _installed:
-        sys.addaudithook(_heard)
-        _installed.append(True)
     count = 0
 
-    def heard(path: str) -> None:
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
-        global _watcher
+        path = opened(event, arguments)
         if path.startswith(str(watched)) and path.endswith(".safetensors"):
             count += 1
             if count == number:
-                _watcher = None
                 change()
 
-    _watcher = heard
-    try:
+    with listening(heard):
         yield
-    finally:
-        _watcher = None
 
 
-_installed: list[bool] = []
+# Of what is never done for the sake of an input: connections (the hub is switched off here) and other programs.
+_FORBIDDEN = ("socket.connect", "socket.getaddrinfo", "os.system", "os.exec", "subprocess.Popen", "os.posix_spawn")
+
+
+@contextlib.contextmanager
+def trespassing(inputs: Path, outside: Path) -> Generator[list[str]]:
+    """What a run does that no input may make it do: reading outside of its folder, running its code, and so on."""
+    found: list[str] = []
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _FORBIDDEN:
+            found.append(f"{event} {arguments[0]!r}"[:200])
+        elif event == "exec" and getattr(arguments[0], "co_filename", "").startswith(str(inputs)):
+            found.append(f"ran {arguments[0].co_filename}")
+        elif (path := opened(event, arguments)) and os.path.realpath(path).startswith(f"{outside}{os.sep}"):
+            found.append(f"read {path}, which lies outside of its folder")
+
+    with listening(heard):
+        yield found

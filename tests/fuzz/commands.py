@@ -71,6 +71,7 @@ COMMANDS = (
     Command("equivalent {a} {copy} --json", judges=("a", "copy")),
     Command("compare {a} {scrambled}"),
     Command("compare {a} {b} --json"),
+    Command("check {a} {b}"),
     Command("symmetry {a}"),
     Command("fingerprint {a} --json"),
     Command("interpolate {a} {b} -t 0.5 -o {out}", writes=True),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -39,6 +41,13 @@ def test_undamaged_inputs_break_no_promise(home: Path):
         assert (done.code, problem) == (0, "")
 
 
+def _read_outside(a: Path) -> None:
+    outside = a.parents[1] / "outside"
+    outside.mkdir()
+    (outside / "secret").touch()
+    (outside / "secret").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("harm", "problem"),
     [
@@ -50,6 +59,10 @@ def test_undamaged_inputs_break_no_promise(home: Path):
         (lambda a, out, b: (2, "error: x\n", out.with_name(".out.tmp").mkdir()), "left beside OUT"),
         (lambda a, out, b: (2, "error: x\n", tempfile.mkdtemp()), "left in the temporary directory"),
         (lambda a, out, b: (0, "", out.mkdir()), "OUT has no config.json"),
+        (lambda a, out, b: (2, "error: x\n", os.system("true")), "os.system"),
+        (lambda a, out, b: (2, "error: x\n", socket.getaddrinfo("localhost", 80)), "socket.getaddrinfo"),
+        (lambda a, out, b: (2, "error: x\n", _read_outside(a)), "lies outside of its folder"),
+        (lambda a, out, b: (2, "error: x\n", exec(compile("1", str(a / "own.py"), "exec"))), "own.py"),
         (lambda a, out, b: (0, "", shutil.copytree(b, out)), "outputs differ"),
     ],
 )
