@@ -7,30 +7,26 @@ For every head, over all invertible U,
 (arXiv 2606.17830 starts from orthogonal Procrustes and descends by gradient; here a second start in the
 balanced gauge recovers any planted U, and a damped Newton method replaces gradient descent.) The tall factors
 enter only through one triangular factorisation, so every step costs n×n work, batched over all heads of all
-layers. Gram matrices of the tall factors would square the rounding and lose exact recovery.
+layers. Grams of the tall factors square the rounding: they are used only where B is well conditioned.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from isobasin.matching import newton
+
 # f below this share of ||A||² is rounding: the pair is matched exactly and there is nothing to gain.
 _EXACT = 1e-26
-# Steps that share one eigenbasis, conjugate-gradient steps inside one, and their relative accuracy.
-_REFRESH = 8
-_CG_STEPS = 8
-_CG_TOLERANCE = 1e-2
-# A start whose f is this many times its rival's is not followed; later, one that this many more falls like its last
-# would not bring below the rival.
-_CLEAR = 2.0
-_HOPE = 100.0
-# Two starts whose U differ by less than the root of this share are on their way to one minimum.
-_SAME = 1e-3
+# Below this share of ||A||² least squares on one side is a start that is good enough.
+_NEAR = 0.05
+# Grams square condition numbers: up to this one of B they cost 1e-10 of its accuracy.
+_WELL = 1e3
+_ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Core:
     def objective(self, u: Tensor) -> Tensor:
         """f(U), `(...)`."""
         left = self.a_left - self.b_left @ u.mT
-        right = self.a_right - _divide(self.b_right, u)
+        right = self.a_right - newton.divide(self.b_right, u)
         return left.square().sum((-2, -1)) + right.square().sum((-2, -1))
 
     def scale(self) -> Tensor:
@@ -86,18 +82,42 @@ class SubspaceSolution:
 def reduce(a_left: Tensor, b_left: Tensor, a_right: Tensor, b_right: Tensor) -> Core:
     """Replace tall `(..., rows, n)` factors by `(..., ≤2n, n)` ones with the same f.
 
-    One triangular factor of `[B | A]` per side holds everything; no orthogonal factor is formed.
+    One triangular factor of `[B | A]` per side holds everything; no orthogonal factor is formed. It comes from Grams
+    where B is so well conditioned that their rounding is far below that of stored weights, and elsewhere, head by head,
+    from an orthogonal factorisation.
     """
+    return Core(*_triangular(a_left, b_left), *_triangular(a_right, b_right))
 
-    def side(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        n = b.shape[-1]
-        stacked = torch.cat([b, a], dim=-1)
-        if stacked.shape[-2] < n:
-            stacked = torch.nn.functional.pad(stacked, (0, 0, 0, n - stacked.shape[-2]))
-        r = torch.linalg.qr(stacked, mode="r").R
-        return r[..., n:], r[..., :n]
 
-    return Core(*side(a_left, b_left), *side(a_right, b_right))
+def _triangular(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of the triangular factor of `[B | A]` that belong to A and to B."""
+    n, batch = b.shape[-1], b.shape[:-2]
+    a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
+    top, r, rest, well = _from_grams(a, b)
+    left = torch.cat([top, rest], -2)
+    right = torch.cat([r, torch.zeros_like(r)], -2)
+    if not well.all():
+        stacked = torch.cat([b[~well], a[~well]], -1)
+        full = torch.linalg.qr(torch.nn.functional.pad(stacked, (0, 0, 0, max(0, 2 * n - a.shape[-2]))), mode="r").R
+        right[~well], left[~well] = full.split(n, -1)
+    return left.reshape(*batch, 2 * n, n), right.reshape(*batch, 2 * n, n)
+
+
+def _from_grams(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`Q^T A`, R and the triangular factor of `A - Q Q^T A`, with `B = Q R`, and where that is as good as exact."""
+    gram_a, gram_b = a.mT @ a, b.mT @ b
+    lower, failed = torch.linalg.cholesky_ex(gram_b)
+    eye = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device).expand_as(gram_b)
+    inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
+    top = inverse @ (b.mT @ a)
+    rest, singular = torch.linalg.cholesky_ex(gram_a - top.mT @ top)
+    # A lies in the span of B but for rounding: what is left can't be told from nothing.
+    sizes = [x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (gram_a - top.mT @ top, gram_a)]
+    nothing = sizes[0] <= _ROUNDING * sizes[1]
+    rest = torch.where(nothing[:, None, None], 0.0, rest.mT)
+    condition = gram_b.diagonal(dim1=-2, dim2=-1).sum(-1) * inverse.square().sum((-2, -1))
+    well = (failed == 0) & (condition <= _WELL**2) & ((singular == 0) | nothing)
+    return top, lower.mT, rest, well
 
 
 def polar(x: Tensor) -> Tensor:
@@ -161,44 +181,120 @@ def balanced_start(core: Core) -> Tensor:
     return (to_b @ polar(left + right) @ undo_a).mT
 
 
-def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 1e-8) -> SubspaceSolution:
-    """Minimise (1) by Gauss-Newton steps in a trust region, corrected for large residuals, from two starts.
+def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 1e-7) -> SubspaceSolution:
+    """Minimise (1) by Newton steps in a trust region (`isobasin.matching.newton`), from starts in closed form.
 
-    At `B'_L = B_L U^T`, `B'_R = B_R U^{-1}` with residuals `E = A - B'` and Grams `G`, the step `U <- (I + X) U` solves
-
-        G_R X + X G_L - (S X^T + X^T S) = E_L^T B'_L - S,        S = B'_R^T E_R.                  (2)
-
-    Without the bracket (the residual's own curvature) this is the Gauss-Newton equation, a Sylvester equation that
-    two symmetric eigendecompositions solve; alone it crawls where residuals stay large, as between models trained
-    apart. So it is the preconditioner of a few conjugate-gradient steps on (2), which end at the trust region's edge
-    or follow negative curvature to it. A step is taken only if f falls.
-
-    (1) is not convex: where neither start is clearly nearer, both are followed until one has no hope.
+    (1) is not convex. Near a pair of equal functions least squares on one side is the planted map already, or next
+    to it. Elsewhere two starts are followed until one has no hope: the published one, and the nearer of two in balanced
+    gauges.
 
     Args:
         core: The reduced problems.
         max_iterations: Steps at most.
-        tolerance: Stop where a step lowers f by less than this share of it.
+        tolerance: Stop where no step is expected to lower f by more than this share of it.
     """
     shape = core.b_left.shape
     flat = Core(*(x.reshape(-1, *x.shape[-2:]) for x in vars(core).values()))
-    state = _Descent(Core(*(torch.cat([x, x]) for x in vars(flat).values())), _starts(flat))
-    active = state.contenders()
-    for step in range(max_iterations):
-        if not len(active):
-            break
-        if step % _REFRESH == 0:
-            state.refresh_basis(active)
-        active = active[_step(state, active, tolerance)]
-    converged = torch.ones_like(state.f, dtype=torch.bool)
-    converged[active] = False
-    best = state.f.reshape(2, -1).argmin(0) * len(flat.b_left) + torch.arange(len(flat.b_left), device=state.f.device)
+    u, far = _starts(flat)
+    count, device = len(flat.b_left), u.device
+    which = torch.cat([torch.arange(count, device=device), far])
+    rivals = torch.full_like(which, -1)
+    rivals[far], rivals[count:] = torch.arange(count, len(which), device=device), far
+    found = newton.descend(_problems(flat[which], u), rivals, max_iterations, tolerance)
+    best = torch.arange(count, device=device)
+    best[far] = torch.where(found.f[far] <= found.f[count:], far, best.new_tensor(range(count, len(which))))
+    iterations = found.iterations[:count].clone()
+    iterations[far] = iterations[far].maximum(found.iterations[count:])
     return SubspaceSolution(
-        state.u[best].reshape(*shape[:-2], shape[-1], shape[-1]),
-        state.f[best].reshape(shape[:-2]),
-        state.iterations.reshape(2, -1).amax(0).reshape(shape[:-2]),
-        converged[best].reshape(shape[:-2]),
+        found.u[best].reshape(*shape[:-2], shape[-1], shape[-1]),
+        *(x.reshape(shape[:-2]) for x in (found.f[best], iterations, found.converged[best])),
     )
+
+
+def _problems(core: Core, u: Tensor) -> newton.Problems:
+    """The problems at these U."""
+    top, scale, n = core.top(), core.scale(), u.shape[-1]
+    zero = torch.zeros_like(scale)
+    problems = newton.Problems(
+        **vars(top),
+        constant=sum((x[:, n:].square().sum((-2, -1)) for x in (core.a_left, core.a_right)), zero),
+        u=u,
+        left=zero,
+        right=zero,
+        f=zero,
+        radius=torch.full_like(scale, newton.RADIUS),
+        basis=torch.zeros(len(u), 2, *u.shape[-2:], dtype=torch.float32, device=u.device),
+        index=torch.arange(len(u), device=u.device),
+        floor=scale * _EXACT,
+    )
+    problems.left, problems.right, problems.f = problems.at(u)
+    return problems
+
+
+def least_squares_start(core: Core) -> Tensor:
+    """U of `min ||A_L - B_L U^T||`, which one triangular solution gives; it is not finite where B_L lacks rank."""
+    top = core.top()
+    return torch.linalg.solve_triangular(top.b_left, top.a_left, upper=True).mT
+
+
+def _starts(core: Core) -> tuple[Tensor, Tensor]:
+    """A start for every problem, then a second one for those that are far; and which these are."""
+    u = least_squares_start(core)
+    f = core.objective(u).nan_to_num(torch.inf, torch.inf)
+    far = (f > _NEAR * core.scale()).nonzero().squeeze(-1)
+    if not len(far):
+        return u, far
+    rest = core[far]
+    published = orthogonal_start(rest)
+    options = [published, *_far_starts(rest)]
+    values = torch.stack([rest.objective(x).nan_to_num(torch.inf, torch.inf) for x in options])
+    # Where they are no lower, as of heads that are zero, the published one is invertible and the others may not be.
+    values[1:] += 1e-9 * rest.scale()
+    u[far] = torch.stack(options)[values.argmin(0), torch.arange(len(far), device=far.device)]
+    return torch.cat([u, published]), far
+
+
+def _far_starts(core: Core) -> tuple[Tensor, Tensor]:
+    """Orthogonal Procrustes in the balanced gauges of both models, and between A as it is and B in its own.
+
+    The first is `balanced_start`, here from Grams, whose eigenvectors cost half of what singular vectors do: what they
+    lose of the smallest directions the descent finds again.
+    """
+    top = core.top()
+    lefts, rights = torch.cat([_root(core.a_left), top.b_left]), torch.cat([_root(core.a_right), top.b_right])
+    to, undo = _balance_grams(lefts, rights)
+    (to_a, to_b), (undo_a, undo_b) = to.chunk(2), undo.chunk(2)
+    left, right = top.a_left.mT @ (top.b_left @ to_b), top.a_right.mT @ (top.b_right @ undo_b.mT)
+    both, half = _polar_grams(torch.cat([to_a.mT @ left + undo_a @ right, left + right])).chunk(2)
+    return undo_a.mT @ both @ to_b.mT, half @ to_b.mT
+
+
+def _root(x: Tensor) -> Tensor:
+    """An upper triangular R with `R^T R = X^T X`, next to it where X lacks rank."""
+    gram = x.mT @ x
+    lift = 1e-12 * gram.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(x.dtype).tiny
+    return torch.linalg.cholesky_ex(gram + torch.diag_embed(lift.unsqueeze(-1).expand(gram.shape[:-1]))).L.mT
+
+
+def _balance_grams(r_left: Tensor, r_right: Tensor) -> tuple[Tensor, Tensor]:
+    """`_balance` of square factors: with `M = R_L R_R^T = S Σ T^T`, T are the eigenvectors of `M^T M`."""
+    m = r_left @ r_right.mT
+    sigma, t = _singular(m)
+    root = sigma.rsqrt()
+    return r_right.mT @ t * root.unsqueeze(-2), (root / sigma).unsqueeze(-1) * ((m @ t).mT @ r_left)
+
+
+def _polar_grams(x: Tensor) -> Tensor:
+    """`polar`, from the eigenvectors of `X^T X`."""
+    sigma, t = _singular(x)
+    return (x @ t / sigma.unsqueeze(-2)) @ t.mT
+
+
+def _singular(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values, lifted to what a Gram can tell from zero, and right singular vectors."""
+    squared, t = torch.linalg.eigh(x.mT @ x)
+    floor = squared[..., -1:] * torch.finfo(x.dtype).eps + torch.finfo(x.dtype).tiny
+    return squared.maximum(floor).sqrt(), t
 
 
 def cap_condition(core: Core, u: Tensor, limit: float) -> Tensor:
@@ -219,146 +315,3 @@ def cap_condition(core: Core, u: Tensor, limit: float) -> Tensor:
     result = u.clone()
     result[over] = torch.where(lower[..., None, None], clamped, plain)
     return result
-
-
-def _starts(core: Core) -> Tensor:
-    """Both starts of every problem, `(2b, n, n)`."""
-    return torch.cat([balanced_start(core), orthogonal_start(core)])
-
-
-class _Descent:
-    """Where every problem of a batch stands; its second half has the same problems from the other start."""
-
-    def __init__(self, core: Core, u: Tensor) -> None:
-        self.core, self.u, self.f = core.top(), u, core.objective(u).nan_to_num(torch.inf, torch.inf)
-        self.floor = core.scale() * _EXACT
-        self.left, self.right = self.moved(u)
-        # All of f but what the top rows hold can't be moved: it is computed once.
-        self.constant = (self.f - self.core.objective(u)).nan_to_num(0.0)
-        self.radius = torch.ones_like(self.f)
-        self.iterations = torch.zeros_like(self.f, dtype=torch.int64)
-        self.basis = torch.zeros(2, *u.shape, dtype=u.dtype, device=u.device)
-
-    def moved(self, u: Tensor, active: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """`(B'_L, B'_R)` at U."""
-        return self.core.b_left[active] @ u.mT, _divide(self.core.b_right[active], u)
-
-    def rivals(self) -> Tensor:
-        """The f of the same problem from the other start."""
-        return self.f.roll(len(self.f) // 2)
-
-    def merged(self, active: Tensor) -> Tensor:
-        """Which active problems have come to where the same problem from the balanced start is."""
-        half = len(self.f) // 2
-        here, there = self.u[active], self.u[active % half]
-        return (active >= half) & (_squares(here - there) <= _SAME * _squares(there))
-
-    def contenders(self) -> Tensor:
-        """What is worth following: not exact, nor far above its rival, nor above an exact one."""
-        rivals = self.rivals()
-        return ((self.f > self.floor) & (rivals > self.floor) & (self.f <= _CLEAR * rivals)).nonzero().squeeze(-1)
-
-    def refresh_basis(self, active: Tensor) -> None:
-        """Eigenvectors of `(G_R, G_L)`; they serve several steps, since the Grams change little."""
-        left, right = self.left[active], self.right[active]
-        self.basis[:, active] = torch.linalg.eigh(torch.stack([right.mT @ right, left.mT @ left])).eigenvectors
-
-
-def _step(state: _Descent, active: Tensor, tolerance: float) -> Tensor:
-    """One step of the active problems, in place; returns which of them go on."""
-    left, right = state.left[active], state.right[active]
-    u, f, radius, core = state.u[active], state.f[active], state.radius[active], state.core[active]
-    x, predicted, at_edge = _direction(core, left, right, state.basis[:, active], radius)
-    trial = u + x @ u
-    left, right = state.moved(trial, active)
-    value = _squares(core.a_left - left) + _squares(core.a_right - right) + state.constant[active]
-    value = value.nan_to_num(torch.inf, torch.inf)
-    gain = f - value
-    better, ratio = gain > 0, gain / predicted.clamp(min=torch.finfo(f.dtype).tiny)
-    taken = active[better]
-    state.u[taken], state.f[taken] = trial[better], value[better]
-    state.left[taken], state.right[taken] = left[better], right[better]
-    state.iterations[active] += 1
-    shrunk = 0.3 * torch.minimum(_squares(x).sqrt(), radius)
-    radius = torch.where(ratio < 0.25, shrunk, torch.where((ratio > 0.75) & at_edge, 2 * radius, radius))
-    state.radius[active] = radius
-    done = better & (gain <= tolerance * f) & (ratio > 0.25)
-    stuck = ~better & ((radius < 1e-9) | (predicted <= 1e-12 * f))
-    hopeless = better & (value - state.rivals()[active] > _HOPE * gain)
-    return ~(done | stuck | hopeless | state.merged(active) | (value <= state.floor[active]))
-
-
-def _direction(core: Core, left: Tensor, right: Tensor, basis: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """X of (2), the fall of f that the quadratic model predicts for it, and whether it ends at the edge."""
-    p_right, p_left = basis
-    s = right.mT @ (core.a_right - right)
-    slope = p_right.mT @ ((core.a_left - left).mT @ left - s) @ p_left
-    s, turn = p_right.mT @ s @ p_left, p_right.mT @ p_left
-    right, left = right @ p_right, left @ p_left
-    gram_right, gram_left = right.mT @ right, left.mT @ left
-    curvature = _diagonal(gram_right).unsqueeze(-1) + _diagonal(gram_left).unsqueeze(-2)
-    # Directions without curvature (rank-deficient heads) must not be divided by zero.
-    lift = 1e-9 * curvature.mean((-2, -1), keepdim=True) + torch.finfo(curvature.dtype).tiny
-
-    def hessian(x: Tensor) -> Tensor:
-        # In the eigenbases, `turn` apart, S X^T is s x^T turn and X^T S is turn x^T s.
-        image = torch.baddbmm(x @ gram_left, gram_right, x)
-        image = torch.baddbmm(image, s, x.mT @ turn, alpha=-1)
-        return torch.baddbmm(image, turn, x.mT @ s, alpha=-1)
-
-    x, at_edge = _truncated_cg(hessian, slope, curvature + lift, radius)
-    return p_right @ x @ p_left.mT, 2 * _dot(slope, x) - _dot(x, hessian(x)), at_edge
-
-
-def _truncated_cg(
-    matrix: Callable[[Tensor], Tensor], slope: Tensor, preconditioner: Tensor, radius: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A few conjugate-gradient steps on `matrix(x) = slope` inside `||x|| <= radius`, each problem for itself.
-
-    A problem stops at its tolerance, at the edge, or where a direction is concave: then at the edge along it
-    (Steihaug's method).
-
-    Returns:
-        x, and whether it is at the edge.
-    """
-    x, residual = torch.zeros_like(slope), slope.clone()
-    z = p = residual / preconditioner
-    energy = first = _dot(residual, z)
-    alive = energy > 0
-    at_edge = torch.zeros_like(alive)
-    for _ in range(_CG_STEPS):
-        image = matrix(p)
-        bend, xx, xp, pp = _dot(p, image), _squares(x), _dot(x, p), _squares(p)
-        length = energy / bend
-        leaves = (bend <= 1e-12 * pp) | (xx + 2 * length * xp + length.square() * pp >= radius.square())
-        to_edge = (-xp + (xp.square() + pp * (radius.square() - xx)).clamp(min=0).sqrt()) / pp
-        step = torch.where(alive, torch.where(leaves, to_edge, length), 0.0)[:, None, None]
-        x.addcmul_(step, p)
-        residual.addcmul_(step, image, value=-1)
-        at_edge |= alive & leaves
-        z = residual / preconditioner
-        next_energy = _dot(residual, z)
-        alive = alive & ~leaves & (next_energy > _CG_TOLERANCE**2 * first)
-        if not alive.any():
-            break
-        p = torch.addcmul(z, torch.where(alive, next_energy / energy, 0.0)[:, None, None], p)
-        energy = torch.where(alive, next_energy, energy)
-    return x, at_edge
-
-
-def _divide(x: Tensor, u: Tensor) -> Tensor:
-    """`x U^{-1}`; not finite, instead of an error, where U is singular, so that no step to it is taken."""
-    return torch.linalg.solve_ex(u, x, left=False).result
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner product of every pair of matrices, `(b)`."""
-    return (x.flatten(1).unsqueeze(-2) @ y.flatten(1).unsqueeze(-1)).flatten()
-
-
-def _squares(x: Tensor) -> Tensor:
-    return _dot(x, x)
-
-
-def _diagonal(x: Tensor) -> Tensor:
-    return x.diagonal(dim1=-2, dim2=-1)

@@ -1,0 +1,311 @@
+"""Newton's method for a batch of problems (1) of `isobasin.matching.subspace`, each in a trust region of its own.
+
+With `U <- (I + X + X²/2) U`, at `B'_L = B_L U^T`, `B'_R = B_R U^{-1}` with residuals `E = A - B'` and Grams `G`, f is
+to second order `f - 2 <S_L - S_R, X> + <X, H X>`, least where
+
+    H X = G_R X + X G_L - (S X^T + X^T S) = S_L - S_R,                                        (2)
+    S_L = E_L^T B'_L,   S_R = B'_R^T E_R,   S = (S_L + S_R) / 2.
+
+Without the bracket (the residual's own curvature) (2) is a Sylvester equation, which the eigenvectors of both Grams
+solve; alone it crawls where residuals stay large, as between models trained apart. So it is the preconditioner of a few
+conjugate-gradient steps, which end at the trust region's edge or follow negative curvature to it (Steihaug's method).
+
+What decides is in float64: f, the right side of (2), and U. Only X is found in float32, in units in which Grams and
+right side are of order one: a step is taken only if f falls, so its own rounding costs a little of the fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+# Steps at which eigenvectors are computed anew: the Grams change little, and less and less.
+_REFRESH = frozenset((0, 3, 8, 16, 28, 44, 64, 88))
+# Conjugate-gradient steps in one step, and their relative accuracy.
+_CG_STEPS = 16
+_CG_TOLERANCE = 0.2
+# How far X may go at first, relative to B' in the norm of the preconditioner. Longer steps end in the basins of worse
+# minima more often: with twice this one of 96 unrelated heads of 64 features ends above gradient descent, and with
+# looser conjugate gradients or tolerances some more.
+RADIUS = 0.05
+# A start that is further above its rival than this many of its last falls is given up.
+_HOPE = 30.0
+# How often, and by how much, a step that didn't lower f is shortened before it is looked for anew.
+_RETRIES, _SHORTER = 3, 0.3
+
+
+@dataclass
+class Problems:
+    """Some problems, and where each stands; the leading dimension of every tensor counts them.
+
+    Attributes:
+        a_left, b_left, a_right, b_right: The rows that U can move, `(b, n, n)`; the rest of f is in `constant`.
+        constant: `(b)`.
+        u: `(b, n, n)`.
+        left, right: `B'_L` and `B'_R`.
+        f: `(b)`; infinite where U is singular.
+        radius: Of the trust region, relative to B'.
+        basis: Eigenvectors of `G_R` and of `G_L`, float32, `(b, 2, n, n)`.
+        index: Which problem of the batch it is.
+        floor: What f may be called zero at.
+    """
+
+    a_left: Tensor
+    b_left: Tensor
+    a_right: Tensor
+    b_right: Tensor
+    constant: Tensor
+    u: Tensor
+    left: Tensor
+    right: Tensor
+    f: Tensor
+    radius: Tensor
+    basis: Tensor
+    index: Tensor
+    floor: Tensor
+
+    def only(self, which: Tensor) -> Problems:
+        """Those of a mask; themselves if that is all."""
+        if bool(which.all()):
+            return self
+        return Problems(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    def at(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`B'_L`, `B'_R` and f at U."""
+        left, right = self.b_left @ u.mT, divide(self.b_right, u)
+        f = squares(self.a_left - left) + squares(self.a_right - right) + self.constant
+        return left, right, f.nan_to_num(torch.inf, torch.inf)
+
+    def take(self, which: Tensor, u: Tensor, found: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Go to other U where a mask says so; what was there is not overwritten, for it is still compared with."""
+        chosen = which[:, None, None]
+        left, right, f = found
+        self.u, self.f = torch.where(chosen, u, self.u), torch.where(which, f, self.f)
+        self.left, self.right = torch.where(chosen, left, self.left), torch.where(chosen, right, self.right)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the problems of a batch ended.
+
+    Attributes:
+        u: `(b, n, n)`.
+        f: `(b)`.
+        iterations: Steps taken, `(b)` int64.
+        converged: Whether a step gained less than the tolerance, or there was nothing to gain, `(b)` bool.
+    """
+
+    u: Tensor
+    f: Tensor
+    iterations: Tensor
+    converged: Tensor
+
+
+def descend(problems: Problems, rivals: Tensor, max_iterations: int, tolerance: float) -> Found:
+    """Take steps until none is expected to lower f by more than this share of it.
+
+    Args:
+        problems: All of a batch, where they begin; they are moved.
+        rivals: Which other one is the same problem from another start, or -1, `(b)`: of the two only the lower has to
+            be followed to its end.
+        max_iterations: Steps at most.
+        tolerance: Of f.
+    """
+    u, f = problems.u.clone(), problems.f.clone()
+    iterations, converged = torch.zeros_like(problems.index), f.isfinite()
+    # The last entry is that of no rival.
+    known = torch.cat([f, f.new_full((1,), torch.inf)])
+    going = problems.only((f > problems.floor) & f.isfinite())
+    for step in range(max_iterations):
+        if not len(going.f):
+            break
+        iterations[going.index] += 1
+        before = going.f
+        on = _step(going, step in _REFRESH, tolerance)
+        u[going.index], known[going.index] = going.u, going.f
+        above = going.f - known[rivals[going.index]]
+        on &= ~(above > _HOPE * (before - going.f).maximum(tolerance * going.f))
+        going = going.only(on)
+    converged[going.index] = False
+    return Found(u, known[:-1], iterations, converged)
+
+
+def _step(p: Problems, fresh: bool, tolerance: float) -> Tensor:
+    """One step of every problem; returns which of them go on."""
+    model = _Quadratic.of(p, fresh)
+    x, predicted, at_edge, reach = model.minimum(p.radius)
+    before = p.f
+    u = _moved(p.u, x)
+    found = p.at(u)
+    gain = before - found[-1]
+    better, ratio = gain > 0, gain / predicted.clamp(min=torch.finfo(before.dtype).tiny)
+    p.take(better, u, found)
+    worth = predicted > 1e-13 * before
+    reach = torch.minimum(reach, p.radius) * _shortened(p, x, ~better & worth)
+    grown = torch.where((ratio > 0.75) & at_edge, 2.5 * p.radius, p.radius)
+    p.radius = torch.where(ratio < 0.25, torch.where(better, _SHORTER * reach, reach), grown)
+    # What is left after a step: what the quadratic model was wrong by, and what conjugate gradients left.
+    left_over = torch.where(at_edge, 1.0, ((1 - ratio).abs() + 2 * _CG_TOLERANCE**2).clamp(max=1.0))
+    done = better & (gain * left_over <= tolerance * before) & (ratio > 0.25)
+    stuck = (p.f >= before) & ((p.radius < 1e-9) | ~worth)
+    return ~(done | stuck | (p.f <= p.floor))
+
+
+def _moved(u: Tensor, x: Tensor) -> Tensor:
+    """`(I + X + X²/2) U`."""
+    return torch.baddbmm(u, torch.baddbmm(x, x, x, alpha=0.5), u)
+
+
+def _shortened(p: Problems, x: Tensor, failed: Tensor) -> Tensor:
+    """Go along X as far as f falls, where all of X was too far: a shorter step costs no new direction.
+
+    Returns:
+        What the length of every step was multiplied by.
+    """
+    share = torch.ones_like(p.f)
+    for _ in range(_RETRIES):
+        if not failed.any():
+            break
+        share = torch.where(failed, _SHORTER * share, share)
+        some = p.only(failed)
+        u = _moved(some.u, share[failed][:, None, None] * x[failed])
+        found = some.at(u)
+        lower = found[-1] < some.f
+        which = failed.clone()
+        which[failed] = lower
+        for mine, new in zip((p.u, p.left, p.right, p.f), (u, *found), strict=True):
+            mine[which] = new[lower]
+        failed = failed & ~which
+    return share
+
+
+@dataclass(frozen=True)
+class _Quadratic:
+    """The quadratic model of f around where the problems stand, in eigenvectors of the Grams and in float32.
+
+    Attributes:
+        p, q: Eigenvectors of `G_R` and of `G_L`.
+        turn: `P^T Q`.
+        slope: `P^T (S_L - S_R) Q`, of norm 1.
+        s: `P^T S Q` in units of `1 / unit`.
+        gram_right, gram_left: `P^T G_R P` and `Q^T G_L Q`, likewise: diagonal where the eigenvectors are new.
+        steep: The norm of `S_L - S_R`, float64.
+        unit: One over the mean eigenvalue of both Grams, float64.
+    """
+
+    p: Tensor
+    q: Tensor
+    turn: Tensor
+    slope: Tensor
+    s: Tensor
+    gram_right: Tensor
+    gram_left: Tensor
+    steep: Tensor
+    unit: Tensor
+
+    @classmethod
+    def of(cls, p: Problems, fresh: bool) -> _Quadratic:
+        """The model where the problems stand, `fresh` with new eigenvectors."""
+        s_left = (p.a_left - p.left).mT @ p.left
+        s_right = p.right.mT @ (p.a_right - p.right)
+        grams = torch.stack([p.right.mT @ p.right, p.left.mT @ p.left], 1)
+        slope = s_left - s_right
+        # Of heads that are zero there is neither slope nor curvature.
+        tiny = torch.finfo(slope.dtype).tiny
+        unit = grams.shape[-1] / diagonal(grams).sum((-2, -1)).clamp(min=1e8 * tiny)
+        steep = squares(slope).sqrt().clamp(min=tiny)
+        grams = (grams * unit[:, None, None, None]).float()
+        if fresh:
+            p.basis = torch.linalg.eigh(grams).eigenvectors
+        right, left = p.basis.unbind(1)
+        slope = (slope / steep[:, None, None]).float()
+        s = ((s_left + s_right) * (0.5 * unit)[:, None, None]).float()
+        slope, s = right.mT @ slope @ left, right.mT @ s @ left
+        gram_right, gram_left = (p.basis.mT @ grams @ p.basis).unbind(1)
+        return cls(right, left, right.mT @ left, slope, s, gram_right, gram_left, steep, unit)
+
+    def image(self, x: Tensor) -> Tensor:
+        """`H X`: in the eigenvectors, `turn` apart, `S X^T` is `s x^T turn` and `X^T S` is `turn x^T s`."""
+        found = torch.baddbmm(x @ self.gram_left, self.gram_right, x)
+        found = torch.baddbmm(found, self.s, x.mT @ self.turn, alpha=-1)
+        return torch.baddbmm(found, self.turn, x.mT @ self.s, alpha=-1)
+
+    def minimum(self, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """X in float64, the fall of f that the model predicts for it, whether it ends at the edge, and its length."""
+        stretch, n = self.steep * self.unit, self.slope.shape[-1]
+        curvature = diagonal(self.gram_right).unsqueeze(-1) + diagonal(self.gram_left).unsqueeze(-2)
+        # Directions without curvature (rank-deficient heads) must not be divided by zero.
+        inverse = 1 / (curvature + 1e-6 * curvature.mean((-2, -1), keepdim=True))
+        bound = (radius.square() * n / stretch.square()).float()
+        x, fall, at_edge, length = _truncated_cg(self.image, self.slope, inverse, bound)
+        x = stretch[:, None, None] * (self.p @ x @ self.q.mT).to(stretch.dtype)
+        return (
+            x,
+            fall.to(stretch.dtype) * self.steep * stretch,
+            at_edge,
+            length.to(stretch.dtype).sqrt() * stretch / n**0.5,
+        )
+
+
+def _truncated_cg(
+    matrix: Callable[[Tensor], Tensor], slope: Tensor, inverse: Tensor, bound: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Conjugate gradients on `matrix(x) = slope` inside `<x, x / inverse> <= bound`, each problem for itself.
+
+    A problem stops at its tolerance, at the edge, or where a direction is concave: then at the edge along it. Lengths
+    in the preconditioner's norm come from recurrences.
+
+    Returns:
+        x, `2 <slope, x> - <x, matrix(x)>`, whether x is at the edge, and `<x, x / inverse>`.
+    """
+    x, residual = torch.zeros_like(slope), slope.clone()
+    z = inverse * residual
+    direction = z.clone()
+    energy = first = pp = _dot(residual, z)
+    xx, xp, fall = (torch.zeros_like(energy) for _ in range(3))
+    alive, at_edge = energy > 0, torch.zeros_like(energy, dtype=torch.bool)
+    for _ in range(_CG_STEPS):
+        image = matrix(direction)
+        bend = _dot(direction, image)
+        length = energy / bend
+        leaves = (bend <= 1e-6 * pp) | (xx + length * (2 * xp + length * pp) >= bound)
+        edge = (-xp + (xp.square() + pp * (bound - xx)).clamp(min=0).sqrt()) / pp
+        length = torch.where(alive, torch.where(leaves, edge, length), 0.0)
+        x.addcmul_(length[:, None, None], direction)
+        fall = fall + length * (2 * energy - length * bend)
+        xx, xp = xx + length * (2 * xp + length * pp), xp + length * pp
+        at_edge = at_edge | (alive & leaves)
+        residual.addcmul_(length[:, None, None], image, value=-1)
+        torch.mul(inverse, residual, out=z)
+        following = _dot(residual, z)
+        alive = alive & ~leaves & (following > _CG_TOLERANCE**2 * first)
+        if not alive.any():
+            break
+        beta = torch.where(alive, following / energy, 0.0)
+        torch.addcmul(z, beta[:, None, None], direction, out=direction)
+        xp, pp = beta * xp, following + beta.square() * pp
+        energy = torch.where(alive, following, energy)
+    return x, fall, at_edge, xx.clamp(min=0)
+
+
+def divide(x: Tensor, u: Tensor) -> Tensor:
+    """`x U^{-1}`; not finite, instead of an error, where U is singular, so that no step to it is taken."""
+    return torch.linalg.solve_ex(u, x, left=False).result
+
+
+def squares(x: Tensor) -> Tensor:
+    """Squared norm of every matrix, `(b)`."""
+    return _dot(x, x)
+
+
+def diagonal(x: Tensor) -> Tensor:
+    """The diagonals of matrices."""
+    return x.diagonal(dim1=-2, dim2=-1)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product of every pair of matrices, `(b)`."""
+    return (x.flatten(1).unsqueeze(-2) @ y.flatten(1).unsqueeze(-1)).flatten()
