@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import html
+import json
+import math
 import re
 import unicodedata
+from typing import Any
 
 # Controls, formats (such as marks that turn the direction of writing), halves of characters, ends of lines.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -41,3 +44,16 @@ def csv_cell(value: object) -> object:
 def markdown(text: str) -> str:
     """Text that a page in Markdown shows as it is: neither HTML nor Markdown in it means anything."""
     return _MARKUP.sub(r"\\\1", html.escape(printable(text), quote=False))
+
+
+def as_json(content: Any, indent: int | None = None) -> str:
+    """Plain values as JSON that every reader takes: what is not a finite number is null."""
+    return json.dumps(_finite(content), allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

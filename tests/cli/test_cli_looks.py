@@ -126,6 +126,7 @@ def test_the_evidence_fits_a_screen(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         feedforward=(0, 1, 2),
         stream="{±1}^4096 ⋊ S_4096",
         other_tensors=("[bold]x",) * 7,
+        shapes={},
         configuration=("n_ctx",),
         equivalent=False,
         conclusive=False,
@@ -220,6 +221,12 @@ def test_bars_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch):
 def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]):
     show_json({"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}, "e": "é"})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}, "e": "é"}
+
+
+def test_a_screen_without_columns_is_a_wide_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "0")
+    show("a sentence of several words")
+    assert capsys.readouterr().out == "a sentence of several words\n"
 
 
 def test_progress_is_silent_without_a_terminal(cli: Callable[..., Result]):

@@ -152,7 +152,8 @@ def barrier(
 
 def _accelerator(device: Device) -> Any:
     """Several processes, if `accelerate launch` (or torchrun) started us as one of them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    processes = os.environ.get("WORLD_SIZE", "")
+    if not processes.isdecimal() or int(processes) < 2:
         return None
     from accelerate import Accelerator
 

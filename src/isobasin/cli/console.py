@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import sys
 import warnings
@@ -21,7 +19,7 @@ from rich.text import Span, Text
 
 from isobasin.errors import IsobasinWarning
 from isobasin.signals import stop_if_asked
-from isobasin.text import printable
+from isobasin.text import as_json, printable
 
 DEBUG = "ISOBASIN_DEBUG"
 
@@ -65,7 +63,12 @@ def console(*, stderr: bool = False) -> Console:
     """A console on what is stdout or stderr now."""
     stream = sys.stderr if stderr else sys.stdout
     fits_screen = stream.isatty() or "COLUMNS" in os.environ
-    return _Console(file=stream, width=None if fits_screen else _PIPE_WIDTH, markup=False, highlight=False, emoji=False)
+    width = None if fits_screen else _PIPE_WIDTH
+    found = _Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    # On a screen without columns rich prints nothing at all.
+    if not found.width:
+        found.width = _PIPE_WIDTH
+    return found
 
 
 def show(*items: RenderableType) -> None:
@@ -87,7 +90,7 @@ def show_path(label: str, path: object) -> None:
 
 def show_json(content: dict[str, Any]) -> None:
     """Print one JSON object on stdout; what is not a finite number is null."""
-    print(json.dumps(_finite(content), allow_nan=False))
+    print(as_json(content))
 
 
 def complain(message: str) -> None:
@@ -185,12 +188,3 @@ def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
             bars.update(tasks[step], completed=done, total=total if known else None, count=count)
 
         yield progress
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for every number that JSON can't hold."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

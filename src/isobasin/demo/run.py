@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Generator
@@ -24,6 +23,7 @@ from isobasin.demo.measure import Pair, Undone, measure_pair, scramble_and_undo
 from isobasin.demo.recipe import EXTRA, QUICK, Recipe
 from isobasin.demo.report import Reporter
 from isobasin.reports.figures import require_matplotlib
+from isobasin.text import as_json
 
 
 def run_demo(
@@ -84,7 +84,7 @@ def run_demo(
         "seconds": time.monotonic() - started,
     }
     with disk_errors(folder):
-        (folder / place.FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+        (folder / place.FIGURES).write_text(as_json(figures, indent=2) + "\n")
     _finish(folder, undone, figures["seconds"], reporter)
     return figures
 

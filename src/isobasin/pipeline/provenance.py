@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from isobasin.pipeline.comparing import equivalent_models, may_be_turned
 from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.bilinear import column_squares
+from isobasin.text import as_json
 from isobasin.verification import known_feedforwards
 
 # Between the scores of unrelated and of related models: docs/provenance.md.
@@ -74,7 +74,7 @@ class Fingerprint:
 
         def write(file: Path) -> None:
             if path.suffix == ".json":
-                file.write_text(json.dumps(self.to_json()) + "\n")
+                file.write_text(as_json(self.to_json()) + "\n")
             else:
                 write_tensors(file, self.tensors, {"model_type": self.model_type})
 
