@@ -39,6 +39,8 @@ class Family:
             of its names that `blocks` gives, then what checkpoints may have instead. Prefixes aren't tried then.
         computes: The model type whose function this one's is wherever configurations mean the same and tensors are
             equal, if it is another's code; None if it is its own.
+        unbiased: As `blocks`, of files that have none of the biases, which transformers takes for 0 then; None where
+            the configuration alone says which biases there are.
     """
 
     model_type: str
@@ -52,3 +54,4 @@ class Family:
     accepts: tuple[str, ...] = ()
     namings: tuple[tuple[str, ...], ...] = ()
     computes: str | None = None
+    unbiased: Callable[[Config], list[AttentionSite]] | None = None

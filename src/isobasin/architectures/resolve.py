@@ -189,7 +189,16 @@ def _configured(folder_config: Mapping[str, Any], shapes: Shapes) -> tuple[Famil
     entry = family(model_type)
     config = build(model_type, folder_config, shapes)
     with refusing(f"config.json describes no {model_type} model that is known"):
-        return entry, config, Specification(model_type, tuple(entry.blocks(config)), tuple(entry.feedforwards(config)))
+        blocks = entry.blocks(config)
+        if entry.unbiased is not None and not _has_biases(blocks, shapes):
+            blocks = entry.unbiased(config)
+        return entry, config, Specification(model_type, tuple(blocks), tuple(entry.feedforwards(config)))
+
+
+def _has_biases(sites: Sequence[AttentionSite], shapes: Shapes) -> bool:
+    """Whether a file has any of the blocks' biases, whatever is before their names."""
+    biases = tuple(p.bias for site in sites[:1] for p in site.projections.values() if p.bias is not None)
+    return any(name.endswith(biases) for name in shapes)
 
 
 def _check_any(bare: Specification, view: View, entry: Family) -> None:

@@ -146,9 +146,10 @@ def planned(checkpoint: Checkpoint, kind: Any, config: Any = None) -> Plan:
             f"{checkpoint.folder}: tensor {name!r} has shape {tuple(stored)}, but {kind.__name__} has {tuple(wanted)} "
             "by config.json: check both"
         )
-    # Buffers and frozen tables are computed from the configuration, not drawn.
-    drawn = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    missing = sorted(drawn & set(report["missing_keys"]))
+    # Buffers and frozen tables are computed from the configuration, not drawn; biases of weights that are there are 0.
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    lacking = learned & set(report["missing_keys"])
+    missing = sorted(n for n in lacking if not n.endswith(".bias") or f"{n.removesuffix('bias')}weight" in lacking)
     return Plan(checkpoint, kind, config, tuple(n for n, s in shapes.items() if not s.asked), tuple(missing))
 
 

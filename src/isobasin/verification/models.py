@@ -58,8 +58,7 @@ def verify_models(
     dtype = _run_dtype(a, b)
     if dtype is None:
         return compare_by_layer(a, b, tolerance, seed, device)
-    kind = run_class([model.checkpoint for model in (a, b)])
-    plans = [planned(model.checkpoint, kind) for model in (a, b)]
+    plans = _plans(a, b)
     _check_missing(a, b, *plans)
     unread, unequal = _unread(a, b, *plans)
     coarsest = max((_coarsest(model) for model in (a, b)), key=lambda dtype: torch.finfo(dtype).eps)
@@ -287,6 +286,14 @@ def _run_dtype(a: Model, b: Model) -> torch.dtype | None:
     if parameters <= _DOUBLE_LIMIT and parameters * 8 * 1.2 < free:
         return torch.float64
     return torch.float32 if parameters * 4 * 1.2 < free else None
+
+
+def _plans(a: Model, b: Model) -> list[Plan]:
+    """How each is run: under one class, or under each one's own where two model types are one architecture."""
+    checkpoints = [model.checkpoint for model in (a, b)]
+    alike = a.specification.model_type == b.specification.model_type
+    kinds = [run_class(checkpoints)] * 2 if alike else [run_class([checkpoint]) for checkpoint in checkpoints]
+    return [planned(checkpoint, kind) for checkpoint, kind in zip(checkpoints, kinds, strict=True)]
 
 
 def _check_missing(a: Model, b: Model, ours: Plan, theirs: Plan) -> None:

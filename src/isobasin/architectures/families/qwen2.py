@@ -1,6 +1,6 @@
 """Qwen2: Llama with biases on queries, keys and values, none on the output.
 
-Sliding windows only change the mask.
+Sliding windows only change the mask. A file without the biases is a Llama's.
 """
 
 from functools import partial
@@ -15,4 +15,6 @@ FAMILY = Family(
     llama.BUFFERS,
     partial(llama.decoder_feedforwards, bias=False),
     llama.stream,
+    computes="llama",
+    unbiased=partial(llama.decoder_blocks, bias=False, output_bias=False),
 )
