@@ -23,3 +23,12 @@ def run() -> None:
         word, code = ending(number)
         print(f"error: {word}", file=sys.stderr)
         sys.exit(code)
+
+
+def __getattr__(name: str) -> object:
+    """`app`, for who runs commands in a process of their own; imported when it is asked for."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from isobasin.cli.program import app
+
+    return app

@@ -347,6 +347,6 @@ def _same(a: Model, b: Model, name: str) -> bool:
     x, y = x.double(), y.double()
     if _near(x, y, eps, mixed=False):
         return True
-    check_finite({name: x}, a.name)
-    check_finite({name: y}, b.name)
+    check_finite({a.view.stored(name): x}, a.name)
+    check_finite({b.view.stored(name): y}, b.name)
     return False

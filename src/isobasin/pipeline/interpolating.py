@@ -83,7 +83,8 @@ def tensors_of(sources: Sequence[Canonical], names: Iterable[str]) -> Iterator[t
     for name in names:
         tensors = tuple(source.read([name]) for source in sources)
         for source, tensor in zip(sources, tensors, strict=True):
-            check_finite(tensor, source.checkpoint.folder)
+            stored = {source.view.stored(there): values for there, values in tensor.items()}
+            check_finite(stored, source.checkpoint.folder)
         yield tensors
 
 
