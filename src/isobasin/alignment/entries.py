@@ -143,6 +143,8 @@ class ResidualStatistics:
         start: Where the map of the stream that was kept began: "embeddings", "identity", "activations".
         sweeps: How often all factors were matched.
         small_gains: How many gains of the reference were too small to divide by, so that the moved model has others.
+        unlike: How many tensors have other shapes in the two models, so that their common rows or nothing of them was
+            matched.
     """
 
     distance_before: float = math.nan
@@ -150,6 +152,7 @@ class ResidualStatistics:
     start: str = "none"
     sweeps: int = 0
     small_gains: int = 0
+    unlike: int = 0
 
 
 @dataclass(frozen=True)

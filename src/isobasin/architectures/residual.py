@@ -33,20 +33,36 @@ def role_maps(group: ResidualGroup, matrix: Tensor) -> dict[Role, Tensor]:
 
 @dataclass(frozen=True)
 class Along:
-    """An axis of a stored tensor that runs along the stream."""
+    """An axis of a stored tensor that runs along the stream.
+
+    Attributes:
+        tensor: The tensor.
+        axis: The axis.
+        role: How it moves.
+        table: Whether the tensor has a row for every token or position, which are the same in a longer table.
+    """
 
     tensor: str
     axis: int
     role: Role = Role.vector
+    table: bool = False
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A projection that reads what a folded normalisation returns: its weight, the axis it reads along, its bias."""
+    """A projection that reads what a folded normalisation returns.
+
+    Attributes:
+        weight: Its weight.
+        axis: The axis that it reads along.
+        bias: Its bias, or None.
+        table: As in `Along`.
+    """
 
     weight: str
     axis: int
     bias: str | None
+    table: bool = False
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,10 @@ class _Checkpoint:
         """Whether a head is an embedding."""
         return head.tied and f"{head.module}.weight" in self.ties
 
+    def of_tokens(self, head: str) -> bool:
+        """Whether a head's weight has a row for every token: as many as the first table of embeddings."""
+        return self.shapes[head] == self.shapes.get(self.stream.embeddings[0][0])
+
     def bias(self, module: str) -> str | None:
         """The name of a module's bias, if it has one."""
         return f"{module}.bias" if f"{module}.bias" in self.shapes else None
@@ -181,7 +185,7 @@ def find(
             "model with its head, or use --scope block"
         )
     reading = _reading(checkpoint)
-    bare = [Along(reader.weight, reader.axis, Role.covector) for reader in reading.get(None, ())]
+    bare = [Along(reader.weight, reader.axis, Role.covector, reader.table) for reader in reading.get(None, ())]
     norms = [*_norms(checkpoint, reading), *_scales(checkpoint)]
     everything_kept = stream.post or keep_gains
     kept = [norm for norm in norms if everything_kept or _reads_embedding(norm, checkpoint)]
@@ -217,7 +221,8 @@ def _reading(checkpoint: _Checkpoint) -> dict[str | None, list[Reader]]:
             weight = f"{template.format(layer=site.layer)}.weight"
             readers += [Reader(weight, 1, None)] if weight in shapes else []
     modules = [module for _, module in checkpoint.heads if f"{module}.weight" in shapes]
-    reading.setdefault(stream.final_norm, []).extend(Reader(f"{m}.weight", 1, checkpoint.bias(m)) for m in modules)
+    heads = [Reader(f"{m}.weight", 1, checkpoint.bias(m), checkpoint.of_tokens(f"{m}.weight")) for m in modules]
+    reading.setdefault(stream.final_norm, []).extend(heads)
     return reading
 
 
@@ -248,7 +253,7 @@ def _kept(norm: Norm) -> Iterator[Along]:
     if norm.bias is not None:
         yield Along(norm.bias, 0)
     for reader in norm.readers:
-        yield Along(reader.weight, reader.axis, Role.covector)
+        yield Along(reader.weight, reader.axis, Role.covector, reader.table)
     yield from norm.writers
 
 
@@ -265,7 +270,7 @@ def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
     stream = checkpoint.stream
     for name, axis in stream.embeddings:
         if name in checkpoint.shapes:
-            yield Along(name, axis)
+            yield Along(name, axis, table=axis == 1 and len(checkpoint.shapes[name]) == 2)
     if stream.embedding_norm is not None:
         yield from checkpoint.kept_norm(stream.embedding_norm)
     for site in checkpoint.blocks:
@@ -280,7 +285,8 @@ def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
             yield from () if bias is None else (Along(bias, 0),)
             yield from checkpoint.kept_norm(head.transform)
             reading = (f"{name}.weight" for name in head.then)
-            yield from (Along(name, 1, Role.covector) for name in reading if name in checkpoint.shapes)
+            there = [name for name in reading if name in checkpoint.shapes]
+            yield from (Along(name, 1, Role.covector, checkpoint.of_tokens(name)) for name in there)
 
 
 def _check_explained(found: Residual, checkpoint: _Checkpoint) -> None:

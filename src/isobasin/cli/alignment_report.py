@@ -94,7 +94,7 @@ def _feedforward(alignment: Alignment) -> Table:
 
 
 def _residual(entry: ResidualAlignment) -> Iterator[RenderableType]:
-    """One line about the residual stream, and one about gains that couldn't be taken over."""
+    """One line about the residual stream, and what couldn't be matched or taken over."""
     stats = entry.statistics
     if math.isfinite(stats.distance_before):
         before, after = number(stats.distance_before), number(stats.distance_after)
@@ -106,6 +106,13 @@ def _residual(entry: ResidualAlignment) -> Iterator[RenderableType]:
     if stats.small_gains:
         gains = "1 gain" if stats.small_gains == 1 else f"{stats.small_gains:,} gains"
         yield Text(f"{gains} of the reference too small to divide by: the moved model has larger ones there.", "yellow")
+    if stats.unlike:
+        tensors = "1 tensor has another shape" if stats.unlike == 1 else f"{stats.unlike} tensors have other shapes"
+        yield Text(
+            f"{tensors} in the two models: first rows of tables of tokens and positions were matched with each other, "
+            "and nothing of any other.",
+            "yellow",
+        )
 
 
 def verification_line(verified: Verification | None) -> Text:

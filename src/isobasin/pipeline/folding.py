@@ -37,9 +37,13 @@ class Slot:
     model: str
     axis: int
     role: Role
+    table: bool = False
 
 
 Tensors = dict[str, Tensor]
+
+# The part of a tensor that both models have, as an index.
+Part = tuple[slice, ...]
 
 
 def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
@@ -94,10 +98,10 @@ def _centre(stream: Residual, tensors: Tensors) -> None:
 
 def slots(a: Residual, b: Residual) -> list[Slot]:
     """Every axis along the streams of two models that are alike, folded normalisations and all."""
-    found = [Slot(x.tensor, y.tensor, x.axis, x.role) for x, y in zip(a.along, b.along, strict=True)]
+    found = [Slot(x.tensor, y.tensor, x.axis, x.role, x.table) for x, y in zip(a.along, b.along, strict=True)]
     for ours, theirs in zip(a.norms, b.norms, strict=True):
         for x, y in zip(ours.readers, theirs.readers, strict=True):
-            found.append(Slot(x.weight, y.weight, x.axis, Role.covector))
+            found.append(Slot(x.weight, y.weight, x.axis, Role.covector, x.table))
         found += [Slot(x.tensor, y.tensor, x.axis, x.role) for x, y in zip(ours.writers, theirs.writers, strict=True)]
         if ours.bias is not None and theirs.bias is not None and not ours.absorbed:
             found.append(Slot(ours.bias, theirs.bias, 0, Role.vector))
@@ -113,21 +117,40 @@ def turn(stream: Residual, along: Iterable[Slot], tensors: Mapping[str, Tensor],
     return new
 
 
+def common(along: Iterable[Slot], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Part]:
+    """Of every tensor along two streams what both have of it, by the reference's name.
+
+    Tables of tokens or positions may differ in length: their first rows are the same things. Other tensors of unlike
+    shapes, of labels for example or of the places in images of another size, are not there: nothing says which of
+    their rows belong together.
+    """
+    found: dict[str, Part] = {}
+    for slot in along:
+        shapes = a[slot.reference].shape, b[slot.model].shape
+        if shapes[0] == shapes[1] or slot.table:
+            found[slot.reference] = tuple(slice(min(sizes)) for sizes in zip(*shapes, strict=True))
+    return found
+
+
 def pairs(
     width: int,
     along: Iterable[Slot],
     a: Mapping[str, Tensor],
     b: Mapping[str, Tensor],
     weights: Mapping[str, float],
+    parts: Mapping[str, Part],
 ) -> StreamPairs:
-    """What the stream's map is fitted to, every tensor by its weight."""
+    """What the stream's map is fitted to: what both models have of every tensor, by its weight."""
 
     def rows(tensor: Tensor, axis: int) -> Tensor:
         return torch.movedim(copies(tensor, axis, width), axis + 1, 0).flatten(1)
 
     found: dict[Role, list[tuple[Tensor, Tensor]]] = {role: [] for role in Role}
     for slot in along:
-        ours, theirs = (t * weights[slot.reference] for t in (a[slot.reference], b[slot.model]))
+        if slot.reference not in parts:
+            continue
+        part, weight = parts[slot.reference], weights[slot.reference]
+        ours, theirs = (t[part] * weight for t in (a[slot.reference], b[slot.model]))
         found[slot.role].append((rows(ours, slot.axis), rows(theirs, slot.axis)))
     return StreamPairs(found[Role.vector], found[Role.covector], found[Role.gain])
 
@@ -140,6 +163,7 @@ class Pair:
         a, b: Reference and model, as they were opened.
         streams: Their residual streams.
         along: Every axis along them.
+        parts: What of every tensor along them both models have, by the reference's names.
         shares: How much every tensor counts.
         folded: Both in float64, folded, their writers evened by the shares, as blocks that can be matched.
         device: Where they are.
@@ -149,6 +173,7 @@ class Pair:
     b: Blocks
     streams: tuple[Residual, Residual]
     along: tuple[Slot, ...]
+    parts: Mapping[str, Part]
     shares: Shares
     folded: tuple[TensorBlocks, TensorBlocks]
     device: str
@@ -166,13 +191,20 @@ class Pair:
         _check_memory(a, b, streams)
         along = tuple(slots(*streams))
         folded = [_as_blocks(model, fold(model, stream, device)) for model, stream in zip((a, b), streams, strict=True)]
+        parts = common(along, folded[0].tensors, folded[1].tensors)
         shares = Shares.of(folded[0], {x for x, _ in _compared(along, folded)})
-        return cls(a, b, streams, along, shares, (shares.evened(folded[0]), shares.evened(folded[1])), device)
+        return cls(a, b, streams, along, parts, shares, (shares.evened(folded[0]), shares.evened(folded[1])), device)
 
     @cached_property
     def apart(self) -> float:
         """The squared distance of the folded models as they are."""
         return self.squares(self.folded[1].tensors)
+
+    @property
+    def unlike(self) -> int:
+        """How many tensors along the streams have other shapes in the two models."""
+        reference, model = (blocks.tensors for blocks in self.folded)
+        return len({slot.model for slot in self.along if reference[slot.reference].shape != model[slot.model].shape})
 
     @property
     def group(self) -> ResidualGroup:
@@ -195,9 +227,11 @@ class Pair:
         return math.sqrt(math.fsum(gap / factors.get(x, 1.0) ** 2 for x, gap in self._gaps(moved)))
 
     def _gaps(self, moved: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
-        reference = self.folded[0].tensors
+        reference, outside = self.folded[0].tensors, {slot.reference for slot in self.along} - self.parts.keys()
         for x, y in self.names:
-            yield x, float((reference[x] - moved[y]).square().sum())
+            if x not in outside:
+                part = self.parts.get(x, ())
+                yield x, float((reference[x][part] - moved[y][part]).square().sum())
 
     @cached_property
     def names(self) -> list[tuple[str, str]]:
@@ -211,7 +245,8 @@ class Pair:
 
     def fitted(self, along: Iterable[Slot], moved: Mapping[str, Tensor]) -> Tensor:
         """The best map of the stream for a model whose blocks are moved already, looking at some axes."""
-        return fit(self.group, pairs(self.group.width, along, self.folded[0].tensors, moved, self.shares.weights))
+        tensors, weights = self.folded[0].tensors, self.shares.weights
+        return fit(self.group, pairs(self.group.width, along, tensors, moved, weights, self.parts))
 
 
 def _compared(along: Iterable[Slot], models: Sequence[TensorBlocks]) -> dict[tuple[str, str], None]:

@@ -191,6 +191,11 @@ def _entry(pair: Pair, end: Descent, keep_gains: bool) -> ResidualAlignment:
     small = gains.abs() < limit
     element = ResidualElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
     statistics = ResidualStatistics(
-        pair.distance(pair.folded[1].tensors), pair.distance(end.moved), end.start, end.sweeps, int(small.sum())
+        pair.distance(pair.folded[1].tensors),
+        pair.distance(end.moved),
+        end.start,
+        end.sweeps,
+        int(small.sum()),
+        pair.unlike,
     )
     return ResidualAlignment(pair.group, element.to("cpu"), keep_gains, statistics)
