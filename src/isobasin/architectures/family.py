@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from isobasin.architectures.blocks import AttentionSite
@@ -17,6 +17,10 @@ def _none(config: Config) -> list[FeedForward]:
 
 def _all(config: Config) -> list[range]:
     return []
+
+
+def _as_classes_say(config: Config) -> dict[str, str]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Family:
         stream: From a configuration to what is known of the residual stream; None if nothing is.
         beside: Name endings of tensors that lie inside the modules of blocks and are no part of them.
         unread: From a configuration to the numbers of layers that checkpoints may have and transformers doesn't load.
+        ties: From a configuration that ties embeddings to tied tensors and what each is, where transformers' classes
+            say so for some configurations only.
         accepts: Entries of `config.json` that are refused in other families, and that the blocks here account for.
         namings: Where parts of a model are named in several ways, and each part by itself: for every part the beginning
             of its names that `blocks` gives, then what checkpoints may have instead. Prefixes aren't tried then.
@@ -51,6 +57,7 @@ class Family:
     stream: Callable[[Config], Stream] | None = None
     beside: tuple[str, ...] = ()
     unread: Callable[[Config], Sequence[range]] = _all
+    ties: Callable[[Config], Mapping[str, str]] = _as_classes_say
     accepts: tuple[str, ...] = ()
     namings: tuple[tuple[str, ...], ...] = ()
     computes: str | None = None

@@ -42,7 +42,7 @@ def specification(
         found = bare.named(view.stored)
         _check_any(bare, view, entry)
         _check_shapes(found.sites, shapes, described(config))
-        _check_explained(found.sites, entry.beside, view, config)
+        _check_explained(bare.sites, entry.beside, view, config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found
@@ -73,11 +73,11 @@ def check_feedforwards(
     """
     if not found.feedforwards:
         raise ArchitectureError(f"{source}: no feed-forward blocks are known for model type {found.model_type!r}")
-    entry, config, _ = _configured(folder_config, shapes)
+    entry, config, bare = _configured(folder_config, shapes)
     try:
         units = " or ".join(dict.fromkeys(str(site.group.units) for site in found.feedforwards))
         _check_shapes(found.feedforwards, shapes, f"{described(config)}, {units} feed-forward units")
-        _check_explained(found.feedforwards, entry.beside, view or View.of(folder_config, shapes), config)
+        _check_explained(bare.feedforwards, entry.beside, view or View.of(folder_config, shapes), config)
     except TensorError as error:
         raise TensorError(f"{source}: {error}") from error
     return found.feedforwards
@@ -237,21 +237,21 @@ def _check_shapes(sites: Sequence[Site], shapes: Shapes, sizes: str) -> None:
 
 
 def _check_explained(sites: Sequence[Site], others: Iterable[str], view: View, config: Config) -> None:
-    """Check that no other tensor lies in the blocks' modules: the blocks might use it."""
+    """Check that no other tensor lies in the blocks' modules, by canonical names: the blocks might use it."""
     known = {name for site in sites for name in site.shapes()}
     modules = {module for site in sites for module in _modules(site)}
     in_any_layer = {_any_layer(f"{module}.") for module in modules}
     endings = tuple(f".{ending}" for ending in others)
     kind = "an attention" if isinstance(sites[0], AttentionSite) else "a feed-forward"
-    for name in view.tensors.values():
+    for name, stored in view.tensors.items():
         if name in known or name.endswith(endings):
             continue
         around = {name[: dot.start()] for dot in re.finditer(r"\.", name)}
         if modules & around:
-            raise TensorError(f"tensor {name!r} is unexpected in {kind} module, so no move of it is known exact")
+            raise TensorError(f"tensor {stored!r} is unexpected in {kind} module, so no move of it is known exact")
         if any(_any_layer(f"{module}.") in in_any_layer for module in around):
             layer = ".".join(_INDEX.findall(name))
-            raise TensorError(f"tensor {name!r} belongs to layer {layer}, but config.json has {counted(config)}")
+            raise TensorError(f"tensor {stored!r} belongs to layer {layer}, but config.json has {counted(config)}")
 
 
 def _modules(site: Site) -> set[str]:

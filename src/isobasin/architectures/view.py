@@ -172,8 +172,9 @@ class _Naming:
             return cls(parts, _renamings(config, None), _pairs(classes), _BUFFERS, patterns)
         parts = entry.namings or (("", *entry.prefixes),)
         prefixed = any(name.startswith(new) for part in parts for new in part[1:] for name in shapes)
-        tied = config is not None and getattr(config, "tie_word_embeddings", False)
-        pairs = _pairs(_classes(config, prefixed=prefixed)) if tied else {}
+        pairs: dict[str, str] = {}
+        if config is not None and getattr(config, "tie_word_embeddings", False):
+            pairs = {**_pairs(_classes(config, prefixed=prefixed)), **entry.ties(config)}
         unread = () if config is None else tuple(entry.unread(config))
         return cls(parts, _renamings(config, entry), pairs, (*entry.buffers, *_BUFFERS), unread=unread)
 

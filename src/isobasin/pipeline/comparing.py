@@ -198,8 +198,8 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
 
 
 def _stored(a: Model, b: Model, name: str) -> str:
-    """What the reference, or else the other model, calls a tensor."""
-    return a.view.find(name) or b.view.stored(name)
+    """What the reference, or else the other model, calls a tensor that it has by itself."""
+    return a.view.tensors.get(name) or b.view.stored(name)
 
 
 def _unlike_shapes(a: Model, b: Model, name: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

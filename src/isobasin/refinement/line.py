@@ -17,6 +17,7 @@ from torch.nn import functional
 from isobasin.alignment import Alignment
 from isobasin.errors import ArchitectureError
 from isobasin.model import Blocks, Model, TensorBlocks
+from isobasin.pipeline.interpolating import check_same_tensors
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.names import names_in_memory
 from isobasin.tasks.examples import IGNORED, Indices
@@ -233,7 +234,11 @@ class ModuleLine(Line[dict[str, Tensor]]):
             moves: Which ends get coordinates.
             device: Where to compute.
             mixed_precision: Forward passes in bfloat16.
+
+        Raises:
+            TensorError: Their tensors differ in shape, so that there is no line between them.
         """
+        check_same_tensors(a.canonical, b.canonical)
         return cls(
             ends_of(a, b, start, moves=moves, device=device),
             device,

@@ -24,7 +24,7 @@ def names_in_memory(model: Model, kind: TaskKind) -> dict[str, list[str]]:
     """
     stored, infos = list(model.view.tensors.values()), model.checkpoint.tensors
     pieces = model.view.written({name: torch.full(infos[name].shape, float(i))} for i, name in enumerate(stored))
-    probes = {name: probe for piece in pieces for name, probe in piece.items()}
+    probes = {name: probe.clone() for piece in pieces for name, probe in piece.items()}
     with stand_in(model.checkpoint, probes) as folder:
         module = load_model(folder, kind)
     found: dict[str, list[str]] = {name: [] for name in stored}
