@@ -15,9 +15,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from isobasin.alignment import Alignment
-from isobasin.errors import ArchitectureError
+from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Blocks, Model, TensorBlocks
-from isobasin.pipeline.interpolating import check_same_tensors
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.names import names_in_memory
 from isobasin.tasks.examples import IGNORED, Indices
@@ -238,7 +237,6 @@ class ModuleLine(Line[dict[str, Tensor]]):
         Raises:
             TensorError: Their tensors differ in shape, so that there is no line between them.
         """
-        check_same_tensors(a.canonical, b.canonical)
         return cls(
             ends_of(a, b, start, moves=moves, device=device),
             device,
@@ -266,7 +264,13 @@ def _names(a: Model, b: Model, kind: TaskKind) -> tuple[Mapping[str, list[str]],
     theirs = ours if a.view == b.view else names_in_memory(b, kind)
     by_keys = {tuple(keys): name for name, keys in theirs.items() if keys}
     used = {name: keys for name, keys in ours.items() if keys}
-    missing = [name for name, keys in used.items() if tuple(keys) not in by_keys]
-    if missing:
-        raise ArchitectureError(f"{b.name} has no counterpart of {a.name}'s tensor {missing[0]!r}")
+    for name, keys in used.items():
+        if tuple(keys) not in by_keys:
+            raise ArchitectureError(f"{b.name} has no counterpart of {a.name}'s tensor {name!r}")
+        shapes = a.shapes[name], b.shapes[by_keys[tuple(keys)]]
+        if shapes[0] != shapes[1]:
+            raise TensorError(
+                f"{a.name}'s tensor {name!r} has shape {shapes[0]}, {b.name}'s {shapes[1]}: there is no line between "
+                "the two to measure on data"
+            )
     return used, {by_keys[tuple(keys)]: keys for keys in used.values()}
