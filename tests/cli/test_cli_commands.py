@@ -262,7 +262,7 @@ def test_merge_of_a_scrambled_copy_is_the_model(cli: Cli, models: dict[str, Path
         assert [layer["status"] for layer in found["alignments"][0]["layers"]] == ["exact", "exact"]
         assert [layer["layer"] for layer in found["truncation"]] == ([0, 1] if space == "circuit" else [])
         assert all(layer["query_key"] + layer["value_output"] < 1e-5 for layer in found["truncation"])
-        assert found["checked"].startswith("whole model in float64")
+        assert found["checked"].startswith("whole model (GPT2LMHeadModel) in float64")
         after = load_file(out / "model.safetensors")
         assert all((before[name] - after[name]).abs().max() < 1e-4 for name in before)
         assert all(tensor.dtype == before[name].dtype for name, tensor in after.items())

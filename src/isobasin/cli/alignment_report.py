@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Float32 rounds a thousand times finer than this: only 16-bit types, or extreme maps, reach it.
 _WORTH_SAYING = 1e-5
+# From here on the gauge is worth a word: random maps of condition 10 stay below.
+_AMPLIFIED = 3.0
 _STATUSES = {"max-iterations": "max steps"}
 
 
@@ -119,13 +121,27 @@ def verification_line(verified: Verification | None) -> Text:
     """How the result was verified."""
     if verified is None:
         return Text("Not verified.", "yellow")
-    return Text.assemble(("Verified", "green"), f": {difference(verified)}")
+    found = Text.assemble(("Verified", "green"), f": {difference(verified)}")
+    if (verified.amplification or 0.0) > _AMPLIFIED and verified.max_rel > _WORTH_SAYING:
+        times = number(verified.amplification or 0.0)
+        found.append(f"\nRounding changes the result {times} times as much as the original.", "yellow")
+    return found
 
 
 def difference(verified: Verification) -> str:
     """The figures of a comparison in words."""
-    figures = f"outputs differ by {small(verified.max_rel)} relative (allowed {small(verified.tolerance)}), "
-    return f"{figures}{small(verified.max_abs)} absolute; {verified.how}."
+    figures = [f"outputs differ by {small(verified.max_rel)} relative (allowed {small(verified.tolerance)})"]
+    if verified.rms is not None:
+        figures.append(f"{small(verified.rms)} in the root mean square")
+    if verified.kl is not None:
+        figures.append(f"{small(verified.kl)} nats as distributions")
+    if verified.rounding is not None and verified.rounding.max_rel:
+        rounding = f"{small(verified.rounding.max_rel)} and {small(verified.rounding.rms)}"
+        figures.append(f"where one rounding of the stored values makes {rounding}")
+    text = f"{', '.join(figures)}; {small(verified.max_abs)} absolute; {verified.how}."
+    if verified.unequal:
+        text += f" Tensor {verified.unequal[0]!r}, which transformers doesn't read, differs."
+    return text
 
 
 def _capped(alignment: Alignment, max_condition: float | None) -> Iterator[Text]:

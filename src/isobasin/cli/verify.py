@@ -28,7 +28,7 @@ def verify(
         typer.Option(
             "--tolerance",
             metavar="X",
-            help="Relative difference that counts as equal; by default that of the stored types' rounding.",
+            help="Relative difference that counts as equal; by default what rounding does, measured.",
         ),
     ] = None,
     seed: SeedOption = 0,

@@ -114,7 +114,7 @@ def check_runs(model: Model, *, seed: int = 0, device: str = "cpu") -> str | Non
     name = run.not_finite()
     if name is not None:
         raise VerificationError(f"{model.name}: {name} has values that are NaN or infinite: it was not written")
-    return run.how.described(len(run.outputs), plan, ())
+    return run.how.described(len(run.outputs), plan, (), "whole model")
 
 
 def _started(model: Model, plan: Plan, how: _Running) -> _Run:
@@ -153,10 +153,10 @@ class _Running:
             label, longest = max(model_inputs(model, seed), key=lambda pair: _size(pair[1]))
             yield f"{label}, seed {seed}", longest
 
-    def described(self, outputs: int, plan: Plan, unread: tuple[str, ...]) -> str:
+    def described(self, outputs: int, plan: Plan, unread: tuple[str, ...], what: str = "whole models") -> str:
         """What was compared, in words."""
         kind, dtype = plan.kind.__name__, str(self.dtype).removeprefix("torch.")
-        text = f"whole models ({kind}) in {dtype}, {outputs} outputs on random inputs"
+        text = f"{what} ({kind}) in {dtype}, {outputs} outputs on random inputs"
         for name in plan.missing[:1]:
             text += f"; outputs that depend on {name!r}, which is not stored, were not compared"
         for name in unread[:1]:
