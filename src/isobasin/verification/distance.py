@@ -16,7 +16,7 @@ FACTOR = 2.5
 FACTOR_OF_LARGEST = 4.0
 # A gauge in which one rounding changes more than this many times what it changes in another counts no more than that:
 # there the function is lost, however well rounding explains it.
-AMPLIFICATION = 10.0
+AMPLIFICATION = 4.0
 # What arithmetic alone leaves, relative: transformers keeps some steps in float32 whatever the model's type, and errors
 # grow with depth. By the type that the models run in.
 FLOORS = {torch.float64: 1e-5, torch.float32: 1e-4}
