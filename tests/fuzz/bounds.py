@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -43,15 +44,15 @@ class Run:
     raised: str = ""
 
 
-def run(arguments: Sequence[str], fifos: Sequence[Path] = ()) -> Run:
-    """Run the program with arguments; `fifos` are opened by another process after a while, so that no reader hangs."""
+def run(arguments: Sequence[str]) -> Run:
+    """Run the program with arguments."""
     from typer.main import get_command
 
     from isobasin.cli.program import app
 
     out, err, code, raised = io.StringIO(), io.StringIO(), None, ""
     begun, largest = time.process_time(), _largest()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limited(), _opened(fifos):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limited():
         try:
             get_command(app)(list(arguments), prog_name="isobasin")
             code = 0
@@ -91,21 +92,23 @@ def _limited() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _opened(fifos: Sequence[Path]) -> Generator[None]:
-    """Compiled code that waits for a FIFO hears no alarm: what it waits for comes from another process, too late."""
-    if not fifos:
-        yield
+def released(fifo: Path | None) -> Generator[list[str]]:
+    """Let go of whoever waits for a FIFO after a while, and list it: compiled code that waits hears no alarm."""
+    found: list[str] = []
+    if fifo is None:
+        yield found
         return
-    script = f'sleep {WALL_SECONDS // 4}; for f; do (: > "$f") & done; sleep 1; kill $(jobs -p)'
-    helper = subprocess.Popen(["sh", "-c", script, "sh", *map(str, fifos)], stderr=subprocess.DEVNULL)
-    begun = time.monotonic()
+    script = f"sleep {WALL_SECONDS // 4}; : > {shlex.quote(str(fifo))}"
+    # It ends by itself only if somebody waited at the other end.
+    helper = subprocess.Popen(["sh", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        yield
+        yield found
+        if helper.poll() is not None:
+            found.append("waited for a FIFO")
     finally:
-        helper.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(helper.pid, signal.SIGKILL)
         helper.wait()
-    if time.monotonic() - begun > WALL_SECONDS // 4:
-        raise TooLong("waited for a FIFO")
 
 
 _listeners: list[Callable[[str, tuple[Any, ...]], None]] = []

@@ -128,12 +128,13 @@ def _judged(
     if keep is not None:
         shutil.copytree(place / "inputs", place / "kept", symlinks=True, copy_function=_copy_as_it_is)
     before = _snapshot(place / "inputs", but=inputs.get("records"))
-    fifos = [path for path in (place / "inputs").rglob("*") if stat.S_ISFIFO(path.lstat().st_mode)]
+    fifo = next((path for path in (place / "inputs").rglob("*") if stat.S_ISFIFO(path.lstat().st_mode)), None)
     # A file that is named by itself may be a link to anywhere.
     outside = place / ("outside" if any(target in CHECKPOINTS for _, target in case.damage) else "nowhere")
-    with bounds.trespassing(place / "inputs", outside) as found, _during(case, inputs) as made:
-        done = bounds.run(arguments, fifos)
-    problem = next(iter(found), "") or _problem(case, done, out, home, inputs, made)
+    watching = bounds.trespassing(place / "inputs", outside)
+    with bounds.released(fifo) as waited, watching as found, _during(case, inputs) as made:
+        done = bounds.run(arguments)
+    problem = next(iter(found + waited), "") or _problem(case, done, out, home, inputs, made)
     if not problem and not made and _snapshot(place / "inputs", but=inputs.get("records")) != before:
         problem = "an input was changed"
     # torch makes one folder there by itself, once.

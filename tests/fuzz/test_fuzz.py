@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_broken_promises_are_seen(home: Path, harm, problem, monkeypatch: pytest
     subject = subjects.SUBJECTS[0]
     case.prepare(subject, home)
 
-    def run(words, fifos):
+    def run(words):
         code, err, *_ = harm(Path(words[1]), Path(words[3]), home / subject.name / "b")
         return bounds.Run(code, "", err, 0.0, 0)
 
@@ -97,9 +98,20 @@ def test_endless_and_greedy_runs_are_stopped(monkeypatch: pytest.MonkeyPatch):
     assert program.app is not None
 
 
+def test_who_waits_for_a_pipe_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bounds, "WALL_SECONDS", 4)
+    os.mkfifo(tmp_path / "pipe")
+    with bounds.released(tmp_path / "pipe") as patient:
+        pass
+    with bounds.released(tmp_path / "pipe") as waited:
+        (tmp_path / "pipe").read_bytes()
+        time.sleep(0.2)
+    assert (patient, waited) == ([], ["waited for a FIFO"])
+
+
 def test_a_failing_case_is_kept(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     case.prepare(case.draw(0, 0).subject, home)
-    monkeypatch.setattr(bounds, "run", lambda words, fifos: bounds.Run(70, "", "error: a bug", 0.0, 0))
+    monkeypatch.setattr(bounds, "run", lambda words: bounds.Run(70, "", "error: a bug", 0.0, 0))
     found = campaign.run(home, 0, range(1), keep=tmp_path)
     kept = next(tmp_path.iterdir())
     assert len(found.failures) == 1
