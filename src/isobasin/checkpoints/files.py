@@ -153,6 +153,11 @@ def read_json(file: WatchedFile) -> Any:
         raise CheckpointError(f"{file.path}: not valid JSON ({first_line(problem)}): restore the file") from problem
 
 
+def real(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads, through all links; links in a circle lead to themselves (`Path.resolve` fails on them)."""
+    return Path(os.path.realpath(path))
+
+
 def leads_outside(folder: Path, path: Path) -> Path | None:
     """Where a link leads that leaves its checkpoint: neither inside `folder` nor, of a hub snapshot, to its blobs.
 
@@ -163,7 +168,7 @@ def leads_outside(folder: Path, path: Path) -> Path | None:
     Returns:
         The place outside, or None.
     """
-    home, target = folder.resolve(), path.resolve()
+    home, target = real(folder), real(path)
     if home in target.parents:
         return None
     cached = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"

@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from isobasin.checkpoints.companions import umask
+from isobasin.checkpoints.files import real
 from isobasin.checkpoints.temporary import own_folder
 from isobasin.errors import OutputError
 
@@ -32,7 +33,7 @@ def check_output(out: str | os.PathLike[str], inputs: Sequence[Path] = (), force
     Raises:
         OutputError: The folder exists, is a file, overlaps with an input, or its parent isn't writable.
     """
-    target = Path(out).resolve()
+    target = real(out)
     for item in inputs:
         _refuse_overlap(Path(out), target, Path(item))
     with disk_errors(target):
@@ -54,7 +55,7 @@ def write_file_atomically(path: Path, write: Callable[[Path], None], force: bool
     Raises:
         OutputError: The file exists, is a folder, or can't be written.
     """
-    target = Path(path).resolve()
+    target = real(path)
     with disk_errors(target):
         if target.is_dir():
             raise OutputError(f"{path}: is a folder: name a file")
@@ -152,13 +153,13 @@ def disk_errors(target: Path, needed: int | None = None) -> Generator[None, None
 
 
 def _refuse_overlap(out: Path, target: Path, item: Path) -> None:
-    held = item.resolve()
+    held = real(item)
     if target == held or held in target.parents or target in held.parents:
         raise OutputError(f"{out}: is, holds or lies in the input {item}: name a folder apart from it")
     # the files of a hub snapshot are links: replacing the folder they point into would delete them
     for child in item.iterdir() if item.is_dir() else ():
-        if target in child.resolve().parents:
-            raise OutputError(f"{out}: holds {child.resolve()} of the input {item}: name a folder apart from it")
+        if target in real(child).parents:
+            raise OutputError(f"{out}: holds {real(child)} of the input {item}: name a folder apart from it")
 
 
 def _check_parent(target: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from isobasin.checkpoints.companions import Companions, companions, copy, set_folder_mode, set_mode
+from isobasin.checkpoints.files import real
 from isobasin.checkpoints.layout import CODES, DTYPES, Header, Slot, make_header, raw_bytes
 from isobasin.checkpoints.output import (
     check_output,
@@ -69,7 +70,7 @@ def write_checkpoint(
         ValueError: A moved tensor isn't in the source, has another shape, or comes twice.
     """
     check_output(out, (*inputs, source.folder), force)
-    target = Path(out).resolve()
+    target = real(out)
     headers = {file: _cast_header(source, file, dtype) for file in source.files}
     found = companions(source.folder, frozenset(file.path.name for file in source.watched()))
     needed = sum(header.size for header in headers.values()) + sum(file.size for file in found.files.values())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobasin.checkpoints.files import first_line
+from isobasin.checkpoints.files import first_line, real
 from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError
 from isobasin.tasks.reading import reading, regular_file
 
@@ -219,7 +219,7 @@ def _guessed(path: Path, name: str | None) -> Mapping[str, Read]:
         files: Any = datasets.load_dataset_builder(os.fspath(path), name).config.data_files or {}
         for file in itertools.chain.from_iterable(files.values()):
             # The folder's README.md may name any.
-            if path.resolve() not in Path(file).resolve().parents:
+            if real(path) not in real(file).parents:
                 raise DataError(f"{path}: names data outside the folder, {file}, which aren't read: name them yourself")
         found = datasets.load_dataset(os.fspath(path), name)
     return {str(key): (lambda rows=rows: rows) for key, rows in found.items()}

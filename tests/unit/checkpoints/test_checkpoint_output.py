@@ -138,3 +138,13 @@ def test_a_failed_file_leaves_the_old_one(error: BaseException, expected: type[B
 def test_a_file_that_nobody_wrote_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="can't be written"):
         write_file_atomically(tmp_path / "a", lambda staging: None)
+
+
+def test_links_in_a_circle_lead_nowhere(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "vocab.json").symlink_to("vocab.json")
+    check_output(tmp_path / "out", [source])
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OutputError, match="circle"):
+        write_file_atomically(tmp_path / "circle" / "file", lambda path: None)
