@@ -22,7 +22,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@pytest.mark.skip(reason="loading, data and files are being mended; until then `make fuzz` shows what is left")
 @pytest.mark.parametrize("part", range(_SLICES))
 def test_damaged_inputs_are_refused_in_a_line_or_do_no_harm(home: Path, part: int, tmp_path: Path):
     found = campaign.run(home, 0, range(part * _CASES, (part + 1) * _CASES), keep=tmp_path)
