@@ -309,3 +309,15 @@ def test_a_shape_that_no_option_brings_together(llamas, tmp_path):
     assert all(isinstance(one, Conflict) and not one.options for one in found)
     with pytest.raises(TensorError, match="give two that agree"):
         isobasin.interpolate(llamas[0], b, 0.5, tmp_path / "out", common_rows=True)
+
+
+def test_what_no_option_resolves_is_said_first(tmp_path):
+    """No option is advised that would only lead to the next refusal."""
+    vits = [tiny("vit", config={"image_size": n}).save(tmp_path / f"{n}") for n in (8, 16)]
+    wide = tiny("llama", config={"hidden_size": 48}).save(tmp_path / "wide")
+    usual = tiny("llama").save(tmp_path / "usual")
+    for a, b, name in ((*vits, "position_embeddings"), (usual, wide, "weight")):
+        with pytest.raises(TensorError, match=rf"tensor '[^']*{name}' has shape .*: give two that agree"):
+            isobasin.interpolate(a, b, 0.5, tmp_path / "out")
+        entries = [one.entry for one in isobasin.check([a, b]).pairs[0].conflicts]
+        assert "image_size" in entries or "hidden_size" in entries

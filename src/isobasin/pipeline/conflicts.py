@@ -101,8 +101,9 @@ def refuse_conflicts(a: Canonical, b: Canonical, taking: Taking, offered: Sequen
 
 
 def unresolved(a: Canonical, b: Canonical, taking: Taking) -> Conflict | None:
-    """The gravest conflict of two ends for which no option was given, if there is one."""
-    return next((one for one in conflicts(a, b) if not taking.options.intersection(one.options)), None)
+    """A conflict of two ends for which no option was given, if there is one: of all, one that no option resolves."""
+    left = [one for one in conflicts(a, b) if not taking.options.intersection(one.options)]
+    return next((one for one in left if not one.options), left[0] if left else None)
 
 
 def conflicts(a: Canonical, b: Canonical) -> list[Conflict]:
