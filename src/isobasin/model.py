@@ -21,7 +21,7 @@ from isobasin.architectures.residual import Residual
 from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.view import View
-from isobasin.checkpoints import Checkpoint, check_finite, resolve, temporary_folder
+from isobasin.checkpoints import Checkpoint, calling, check_finite, resolve, temporary_folder
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.loading import quiet_transformers
 from isobasin.symmetries.weights import AttentionWeights, stack
@@ -269,7 +269,8 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[
     with temporary_folder() as folder:
         with quiet_transformers():
             source.save_pretrained(folder)
-        yield Checkpoint.open(folder)
+        with calling(folder, f"{type(source).__name__} in memory"):
+            yield Checkpoint.open(folder)
 
 
 @contextmanager

@@ -220,3 +220,39 @@ def test_code_of_a_checkpoint_is_not_run_even_for_a_yes(
     if not known:
         assert result.stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("entry", [{"num_labels": 10**8}, {"n_layer": 10**7}, {"n_embd": 10**9}], ids=str)
+def test_absurd_sizes_are_refused_before_anything_is_built(
+    cli: Cli,
+    models: dict[str, Path],
+    text: list[str],
+    copied: Callable[..., Path],
+    tmp_path: Path,
+    entry: dict[str, int],
+):
+    folder = copied("a")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    result = cli("barrier", folder, models["b"], *text, "--method", "none", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"config.json has {next(iter(entry))}" in result.stderr
+    assert str(folder) in result.stderr
+
+
+@pytest.mark.parametrize("verb", [("refine",), ("align",), ("align", "--objective", "activations")], ids=str)
+def test_a_task_that_the_models_are_not_for_names_the_models(
+    cli: Cli, models: dict[str, Path], tmp_path: Path, verb: tuple[str, ...]
+):
+    """A copy that is loaded instead is named as what it stands for."""
+    (tmp_path / "rows.csv").write_text("text,label\n" + "abc,0\ncab,1\n" * 8)
+    (tmp_path / "characters.json").write_text(json.dumps({letter: i for i, letter in enumerate(_LETTERS)}))
+    folder = tmp_path / "a"
+    shutil.copytree(models["a"], folder)
+    config = json.loads((folder / "config.json").read_text()) | {"pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    data = ["--data", tmp_path / "rows.csv", "--tokenizer", tmp_path / "characters.json"]
+    more = [*data, "--task", "text-classification", "--scope", "model", "-o", tmp_path / "out"]
+    result = cli(*verb, folder, folder, *more)
+    assert result.exit_code == 2
+    assert f"{folder}: lacks 1 weights that text-classification needs" in result.stderr

@@ -7,13 +7,14 @@ from isobasin.checkpoints.output import check_output, write_file_atomically
 from isobasin.checkpoints.reader import Checkpoint, TensorInfo, check_finite
 from isobasin.checkpoints.source import resolve
 from isobasin.checkpoints.stand_in import stand_in
-from isobasin.checkpoints.temporary import temporary_folder
+from isobasin.checkpoints.temporary import calling, temporary_folder
 from isobasin.checkpoints.writer import write_checkpoint
 
 __all__ = [
     "ALIGNMENT",
     "Checkpoint",
     "TensorInfo",
+    "calling",
     "check_finite",
     "check_output",
     "regular_file",

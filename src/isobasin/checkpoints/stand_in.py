@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isobasin.checkpoints.companions import companions, copy
 from isobasin.checkpoints.reader import CONFIG, Checkpoint
-from isobasin.checkpoints.temporary import temporary_folder
+from isobasin.checkpoints.temporary import calling, temporary_folder
 from isobasin.checkpoints.weights import NAMED, SINGLE
 
 
@@ -27,4 +27,5 @@ def stand_in(checkpoint: Checkpoint, values: dict[str, Tensor]) -> Generator[Pat
         config = {name: entry for name, entry in checkpoint.config.items() if name != NAMED}
         (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
         save_file(values, folder / SINGLE, {"format": "pt"})
-        yield folder
+        with calling(folder, checkpoint.folder):
+            yield folder

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from isobasin.errors import IsobasinError
+
 Role = Literal["partial", "replaced", "temporary"]
 
 _NAME = re.compile(r"\.isobasin-(partial|replaced|temporary)-[0-9a-f]{16}")
@@ -27,6 +29,22 @@ def temporary_folder() -> Generator[Path]:
     """An empty folder in the system's temporary directory, removed in the end."""
     with own_folder(Path(tempfile.gettempdir()), "temporary") as folder:
         yield folder
+
+
+@contextmanager
+def calling(folder: Path, name: str | os.PathLike[str]) -> Generator[None]:
+    """Let errors of ours say what a user knows, where they would name a folder of ours that will be gone.
+
+    Args:
+        folder: The folder, as messages spell it.
+        name: What to call it.
+    """
+    try:
+        yield
+    except IsobasinError as error:
+        if str(folder) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(folder), os.fspath(name))) from error
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from isobasin.checkpoints.output import (
     write_file_atomically,
 )
 from isobasin.checkpoints.reader import CONFIG, Checkpoint
+from isobasin.checkpoints.temporary import calling
 from isobasin.errors import TensorError, warn
 
 __all__ = ["check_output", "write_checkpoint", "write_file_atomically"]
@@ -77,7 +78,7 @@ def write_checkpoint(
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     check_space(target, needed)
-    with staged(target) as staging:
+    with staged(target) as staging, calling(staging, out):
         with disk_errors(target, needed):
             staging.mkdir()
             _write_shards(source, headers, moved, staging)

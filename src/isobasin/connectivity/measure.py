@@ -16,7 +16,7 @@ import torch
 from isobasin.alignment import Alignment, LayerAlignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import LARGEST_BATCH, check_number
-from isobasin.checkpoints import Checkpoint, check_output, temporary_folder
+from isobasin.checkpoints import Checkpoint, calling, check_output, temporary_folder
 from isobasin.checkpoints.output import sole_writer
 from isobasin.connectivity import path as line
 from isobasin.connectivity.path import MOST_POINTS, POINTS, LinearPath
@@ -296,7 +296,8 @@ class _Lines:
             write_moved(found, b, Path(scratch) / "moved", running)
             seconds = time.perf_counter() - started
             self._append(self._alignment_record((first, second), method, found, seconds))
-            yield Path(scratch) / "moved"
+            with calling(Path(scratch) / "moved", b.name):
+                yield Path(scratch) / "moved"
 
     def _alignment_record(
         self, pair: tuple[int, int], method: str, found: Alignment, seconds: float

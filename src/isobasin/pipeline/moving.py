@@ -177,7 +177,6 @@ def write_moved(
     inputs: Iterable[Path] = (),
     *,
     extra: Callable[[Path], None] | None = None,
-    called: Path | None = None,
 ) -> Verification | None:
     """Write the moved model and the alignment beside it; verify before it gets its name.
 
@@ -188,7 +187,6 @@ def write_moved(
         running: Where, and whether it is verified.
         inputs: Files and folders that the output may not overlap with.
         extra: Adds more to the folder that it is given.
-        called: What to call the output in messages, where it gets its place later.
 
     Raises:
         CheckpointError: A weight file of the model has the name of the alignment's.
@@ -207,12 +205,12 @@ def write_moved(
         if not running.verify:
             return None
         running.progress("verifying", 0, 1)
-        moved = understand(str(called or output), Checkpoint.open(staging))
+        moved = understand(str(output), Checkpoint.open(staging))
         found = verify_models(model, moved, device=running.device)
         running.progress("verifying", 1, 1)
         if not found.equal:
             raise VerificationError(
-                f"the moved model isn't the same function: {found.reason}; {called or output} was not written: lower "
+                f"the moved model isn't the same function: {found.reason}; {output} was not written: lower "
                 "--max-condition, or store more bits with --dtype float32"
             )
         return found

@@ -135,8 +135,7 @@ def _write(
     written: list[Verification | None] = []
 
     def add_reference(staging: Path) -> None:
-        place = staging / REFERENCE
-        written.append(write_moved(other, reference, place, running, inputs, called=out / REFERENCE))
+        written.append(write_moved(other, reference, staging / REFERENCE, running, inputs))
 
     first = write_moved(moved, model, out, running, inputs, extra=add_reference)
     return first, written[0]

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isobasin.errors import CheckpointError, DataError
+from isobasin.architectures.configuration import build
+from isobasin.checkpoints import Checkpoint
+from isobasin.errors import ArchitectureError, CheckpointError, DataError
 from isobasin.loading import auto, quiet_transformers
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import LONGEST_SIDE
@@ -65,6 +67,19 @@ def load_processor(
     if tokenizer is not None and os.fspath(tokenizer).endswith(".json"):
         return Processor(tokenizer=_character_tokenizer(Path(tokenizer)))
     return Processor(tokenizer=_tokenizer(os.fspath(folder if tokenizer is None else tokenizer), tokenizer is None))
+
+
+def check_config(name: str, checkpoint: Checkpoint) -> None:
+    """Refuse what no model can be built from, before transformers builds anything from it.
+
+    Raises:
+        ArchitectureError: transformers has no such model type, or a size is out of all proportion to the tensors.
+    """
+    try:
+        shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+        build(str(checkpoint.config.get("model_type")), checkpoint.config, shapes)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{name}: {error}") from error
 
 
 def load_config(folder: str | os.PathLike[str], **entries: Any) -> Any:

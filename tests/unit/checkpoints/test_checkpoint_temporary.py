@@ -14,7 +14,8 @@ from checkpoint_folders import contents, leftovers, single
 import isobasin.checkpoints.temporary as temporary_module
 from isobasin.checkpoints import temporary_folder, write_file_atomically
 from isobasin.checkpoints.output import install
-from isobasin.checkpoints.temporary import own_folder
+from isobasin.checkpoints.temporary import calling, own_folder
+from isobasin.errors import OutputError
 
 # A process that makes a folder, says where, and waits to be killed or told to end.
 CHILD = """
@@ -122,3 +123,12 @@ def test_a_name_of_the_longest_kind(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 255)
     write_file_atomically(path, lambda staging: staging.write_text("new") and None)
     assert path.read_text() == "new"
+
+
+def test_errors_name_what_a_folder_stands_for(tmp_path: Path):
+    """Also those of other layers, and whatever follows the folder's name in them."""
+    with pytest.raises(OutputError, match=r"^the model/part: isn't there$") as caught, calling(tmp_path, "the model"):
+        raise OutputError(f"{tmp_path}/part: isn't there")
+    assert str(tmp_path) in str(caught.value.__cause__)
+    with pytest.raises(OutputError, match=r"^elsewhere$"), calling(tmp_path, "the model"):
+        raise OutputError("elsewhere")
