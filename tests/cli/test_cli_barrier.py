@@ -222,6 +222,17 @@ def test_code_of_a_checkpoint_is_not_run_even_for_a_yes(
         assert not (tmp_path / "out").exists()
 
 
+def test_an_entry_that_tells_loaders_what_to_do_is_nothing(
+    cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path
+):
+    folder = tmp_path / "a"
+    shutil.copytree(models["a"], folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": None, "tokenizer_class": [1]}))
+    result = cli("barrier", folder, models["b"], *text, "--method", "none", "--points", 2, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+
+
 @pytest.mark.parametrize("entry", [{"num_labels": 10**8}, {"n_layer": 10**7}, {"n_embd": 10**9}], ids=str)
 def test_absurd_sizes_are_refused_before_anything_is_built(
     cli: Cli,

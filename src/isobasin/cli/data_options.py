@@ -75,12 +75,11 @@ def examples_for(model: str, options: DataOptions, task: Task | None, tokenizer:
     from isobasin.model import open_checkpoint
     from isobasin.tasks.data import prepare, read_dataset
     from isobasin.tasks.kind import TaskKind, kind_of
-    from isobasin.tasks.processors import check_config, load_config, load_processor
+    from isobasin.tasks.processors import config_of, load_processor
 
     with open_checkpoint(model, allow_pickle=allow_pickle) as checkpoint:
-        check_config(model, checkpoint)
+        config = config_of(model, checkpoint)
         kind = kind_of(checkpoint.config) if task is None else TaskKind(task.value)
-        config = load_config(checkpoint.folder)
         processor = load_processor(checkpoint.folder, kind, tokenizer)
         return prepare(read_dataset(options, kind), kind, processor, options, config=config)
 

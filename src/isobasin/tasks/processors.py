@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from isobasin.architectures.configuration import build
 from isobasin.checkpoints import Checkpoint
-from isobasin.errors import ArchitectureError, CheckpointError, DataError
-from isobasin.loading import auto, quiet_transformers
+from isobasin.errors import ArchitectureError, CheckpointError, DataError, IsobasinError
+from isobasin.loading import auto, configuration, quiet_transformers
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import LONGEST_SIDE
 from isobasin.tasks.reading import reading, regular_file
@@ -69,21 +69,21 @@ def load_processor(
     return Processor(tokenizer=_tokenizer(os.fspath(folder if tokenizer is None else tokenizer), tokenizer is None))
 
 
-def check_config(name: str, checkpoint: Checkpoint) -> None:
-    """Refuse what no model can be built from, before transformers builds anything from it.
+def config_of(name: str, checkpoint: Checkpoint) -> Any:
+    """The configuration of a checkpoint: facts about the model only, with sizes that its tensors leave room for.
 
     Raises:
-        ArchitectureError: transformers has no such model type, or a size is out of all proportion to the tensors.
+        ArchitectureError: transformers has no such model type, or refuses it; or a size is out of all proportion.
     """
     try:
         shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-        build(str(checkpoint.config.get("model_type")), checkpoint.config, shapes)
+        return build(str(checkpoint.config.get("model_type")), checkpoint.config, shapes)
     except ArchitectureError as error:
         raise ArchitectureError(f"{name}: {error}") from error
 
 
 def load_config(folder: str | os.PathLike[str], **entries: Any) -> Any:
-    """A checkpoint's configuration as transformers reads it, with some entries replaced.
+    """The configuration in a folder as transformers reads it, with some entries replaced.
 
     Raises:
         CheckpointError: It can't be read.
@@ -91,9 +91,10 @@ def load_config(folder: str | os.PathLike[str], **entries: Any) -> Any:
     name = os.fspath(folder)
     try:
         with reading(f"{name}: its configuration can't be read", "check config.json"):
-            return _pretrained("AutoConfig", name, **entries)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
+            return _pretrained("AutoConfig", name, **entries) if entries else configuration(name)
+    except IsobasinError as error:
+        said = str(error) if name in str(error) else f"{name}: its configuration can't be read ({error})"
+        raise CheckpointError(said) from error
 
 
 def _pretrained(loader: str, name: str, **options: Any) -> Any:
