@@ -129,9 +129,7 @@ def _judged(
         shutil.copytree(place / "inputs", place / "kept", symlinks=True, copy_function=_copy_as_it_is)
     before = _snapshot(place / "inputs", but=inputs.get("records"))
     fifo = next((path for path in (place / "inputs").rglob("*") if stat.S_ISFIFO(path.lstat().st_mode)), None)
-    # A file that is named by itself may be a link to anywhere.
-    outside = place / ("outside" if any(target in CHECKPOINTS for _, target in case.damage) else "nowhere")
-    watching = bounds.trespassing(place / "inputs", outside)
+    watching = bounds.trespassing(place / "inputs", place / "outside")
     with bounds.released(fifo) as waited, watching as found, _during(case, inputs) as made:
         done = bounds.run(arguments)
     problem = next(iter(found + waited), "") or _problem(case, done, out, home, inputs, made)

@@ -60,9 +60,9 @@ def a_device(draw: Draw, path: Path) -> None:
 
 
 def a_link_outside(draw: Draw, path: Path) -> None:
-    """The same content, at a place that is none of the folder's."""
+    """The same content, at a place that is none of the folder's; a file that is named by itself may lie anywhere."""
     home = next(parent for parent in path.parents if parent.name == "inputs").parent
-    outside = home / "outside" / path.name
+    outside = home / ("elsewhere" if path.parent.name == "inputs" else "outside") / path.name
     outside.parent.mkdir(exist_ok=True)
     path.rename(outside)
     path.symlink_to(draw.choice((str(outside), os.path.relpath(outside, path.parent))))
