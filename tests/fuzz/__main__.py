@@ -35,7 +35,7 @@ def main() -> int:
 
     arguments = _arguments()
     torch.set_num_threads(1)
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     faulthandler.enable()
     if arguments.replay is not None:

@@ -8,6 +8,7 @@ interest, which is why this doesn't go by the report alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.configuration import build
+from isobasin.architectures.entries import check_extent
 from isobasin.checkpoints import Checkpoint, TensorInfo
 from isobasin.errors import CheckpointError
-from isobasin.loading.calls import pretrained
+from isobasin.loading.calls import pretrained, quiet_transformers
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +137,10 @@ def planned(checkpoint: Checkpoint, kind: Any, config: Any = None) -> Plan:
 
     Raises:
         CheckpointError: The class can't be built, or a stored tensor has another shape than it wants.
+        ArchitectureError: The model would hold many more values than are stored.
     """
     config = _configuration(checkpoint) if config is None else config
+    _check_extent(checkpoint, kind, config)
     shapes = {name: _Shape(info) for name, info in checkpoint.tensors.items()}
     model, report = pretrained(
         kind, checkpoint.folder, config, shapes, dtype=torch.float32, ignore_mismatched_sizes=True
@@ -151,6 +155,16 @@ def planned(checkpoint: Checkpoint, kind: Any, config: Any = None) -> Plan:
     lacking = learned & set(report["missing_keys"])
     missing = sorted(n for n in lacking if not n.endswith(".bias") or f"{n.removesuffix('bias')}weight" in lacking)
     return Plan(checkpoint, kind, config, tuple(n for n, s in shapes.items() if not s.asked), tuple(missing))
+
+
+def _check_extent(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
+    """Refuse a model that is out of all proportion to the file: transformers gives memory to whatever is missing."""
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model = kind(deepcopy(config))
+    except Exception:  # why it can't be built is said where it is loaded
+        return
+    check_extent(model, {name: info.shape for name, info in checkpoint.tensors.items()})
 
 
 class _Shape:
