@@ -1,11 +1,12 @@
 """Everything that transformers loads for us, and on which terms: no code of a folder runs, and nobody is asked."""
 
 from isobasin.loading.calls import auto, configuration, described, like, pretrained, quiet_transformers
-from isobasin.loading.classes import Plan, load, planned, run_class
+from isobasin.loading.classes import Plan, check_plan, load, planned, run_class
 
 __all__ = [
     "Plan",
     "auto",
+    "check_plan",
     "configuration",
     "described",
     "like",

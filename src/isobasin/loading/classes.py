@@ -140,7 +140,7 @@ def planned(checkpoint: Checkpoint, kind: Any, config: Any = None) -> Plan:
         ArchitectureError: The model would hold many more values than are stored.
     """
     config = _configuration(checkpoint) if config is None else config
-    _check_extent(checkpoint, kind, config)
+    check_plan(checkpoint, kind, config)
     shapes = {name: _Shape(info) for name, info in checkpoint.tensors.items()}
     model, report = pretrained(
         kind, checkpoint.folder, config, shapes, dtype=torch.float32, ignore_mismatched_sizes=True
@@ -157,11 +157,20 @@ def planned(checkpoint: Checkpoint, kind: Any, config: Any = None) -> Plan:
     return Plan(checkpoint, kind, config, tuple(n for n, s in shapes.items() if not s.asked), tuple(missing))
 
 
-def _check_extent(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
-    """Refuse a model that is out of all proportion to the file: transformers gives memory to whatever is missing."""
+def check_plan(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
+    """Refuse a model that is out of all proportion to the file: transformers gives memory to whatever is missing.
+
+    Args:
+        checkpoint: The files.
+        kind: A model class, or an Auto class.
+        config: The configuration.
+
+    Raises:
+        ArchitectureError: It would hold many more values than are stored.
+    """
     try:
         with quiet_transformers(), torch.device("meta"):
-            model = kind(deepcopy(config))
+            model = getattr(kind, "from_config", kind)(deepcopy(config))
     except Exception:  # why it can't be built is said where it is loaded
         return
     check_extent(model, {name: info.shape for name, info in checkpoint.tensors.items()})

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from isobasin.checkpoints import Checkpoint
+from isobasin.checkpoints.files import WatchedFile, read_object
 from isobasin.errors import CheckpointError, DataError
-from isobasin.loading import configuration, described, pretrained
+from isobasin.loading import check_plan, configuration, described, pretrained
 
 
 class TaskKind(StrEnum):
@@ -81,10 +82,11 @@ def load_model(folder: str | os.PathLike[str], kind: TaskKind | str, device: str
     import transformers
 
     kind = TaskKind(kind)
-    config = configuration(folder)
-    dtype = _dtype(Path(folder), config)
+    config, loader, stored = configuration(folder), getattr(transformers, _LOADERS[kind]), _stored(Path(folder))
+    if stored is not None:
+        check_plan(stored, loader, config)
     try:
-        model, report = pretrained(getattr(transformers, _LOADERS[kind]), folder, config, dtype=dtype)
+        model, report = pretrained(loader, folder, config, dtype=_dtype(Path(folder), stored))
     except CheckpointError as error:
         reason = described(error.__cause__ or error)
         raise CheckpointError(
@@ -99,13 +101,22 @@ def load_model(folder: str | os.PathLike[str], kind: TaskKind | str, device: str
     return model.to(device).eval()
 
 
-def _dtype(folder: Path, config: Any) -> torch.dtype:
-    """Float64 if any stored tensor is, else float32; from the configuration where the files aren't safetensors."""
+def _stored(folder: Path) -> Checkpoint | None:
+    """The files of a folder; None if they aren't safetensors."""
     try:
-        stored = {info.dtype for info in Checkpoint.open(folder).tensors.values()}
+        return Checkpoint.open(folder)
     except CheckpointError:
-        stored = {config.dtype}
-    return torch.float64 if torch.float64 in stored else torch.float32
+        return None
+
+
+def _dtype(folder: Path, stored: Checkpoint | None) -> torch.dtype:
+    """Float64 if any stored tensor is, else float32; of pickles by what the configuration says."""
+    if stored is not None:
+        double = any(info.dtype == torch.float64 for info in stored.tensors.values())
+    else:
+        entries = read_object(WatchedFile.of(folder / "config.json"))
+        double = "float64" in (entries.get("dtype"), entries.get("torch_dtype"))
+    return torch.float64 if double else torch.float32
 
 
 def register_own_models() -> None:

@@ -9,7 +9,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from isobasin.errors import CheckpointError, IsobasinError
+from isobasin.errors import ArchitectureError, CheckpointError, IsobasinError
+from isobasin.loading import load
 from isobasin.tasks.kind import TaskKind, kind_of, load_model
 from isobasin.testing.tiny import TINY_MODELS, variant
 
@@ -109,3 +110,23 @@ def test_the_wrong_task(tmp_path):
 def test_no_such_folder(tmp_path):
     with pytest.raises(CheckpointError, match="can't be loaded"):
         load_model(tmp_path / "nowhere", "causal-lm")
+
+
+def test_a_model_out_of_proportion_to_its_file_gets_no_memory(tmp_path):
+    gpt2 = variant("gpt2").save(tmp_path / "a", dtype=torch.float32)
+    entries = json.loads((gpt2 / "config.json").read_text())
+    (gpt2 / "config.json").write_text(json.dumps({**entries, "n_positions": 10**9}))
+    with pytest.raises(ArchitectureError, match=r"wpe\.weight"):
+        load_model(gpt2, "causal-lm")
+    with pytest.raises(ArchitectureError, match=r"wpe\.weight"):
+        load(gpt2, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_pickles_are_loaded_in_the_type_that_the_configuration_says(name, tmp_path):
+    folder = variant("gpt2").save(tmp_path / "a", dtype=torch.float64)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    entries = {k: v for k, v in json.loads((folder / "config.json").read_text()).items() if k != "dtype"}
+    (folder / "config.json").write_text(json.dumps({**entries, name: "float64"}))
+    assert load_model(folder, "causal-lm").dtype == torch.float64
