@@ -1,0 +1,26 @@
+"""A slice of the table of docs/situations.md: `make situations` goes through all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isobasin.testing.situations import KINDS, RIGHT, Kind, Tally, in_forms
+from isobasin.testing.tiny import variant
+
+# What is refused, and nothing else: whole models without head, and groups that differ.
+REFUSED = {("head: no head", "align --scope model")} | {
+    ("configuration: activation", verb) for verb in ("compare", "align --scope model")
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not in_forms], ids=lambda kind: kind.__name__)
+def test_every_verb_is_right_or_says_why_not(kind: Kind, tmp_path: Path):
+    tally = Tally()
+    for situation in kind(variant("llama"), tmp_path):
+        tally.add(situation, tmp_path)
+    assert tally.situations
+    assert not tally.failed, "\n".join(tally.lines)
+    refused = {key for key, count in tally.counts.items() if count[RIGHT] != count.total()}
+    assert refused <= REFUSED, "\n".join(tally.lines)
