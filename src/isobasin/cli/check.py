@@ -16,6 +16,9 @@ from isobasin.cli.tables import table
 if TYPE_CHECKING:
     from isobasin.pipeline.checking import PairCheck
 
+# Conflicts of one kind that are listed.
+_SHOWN = 6
+
 EXAMPLE = "isobasin check runs/seed0 runs/seed1"
 
 
@@ -49,8 +52,14 @@ def _report(pair: PairCheck) -> Iterator[RenderableType]:
     from isobasin.pipeline.conflicts import Option
 
     yield Text(f"A is {pair.a}, B is {pair.b}.")
-    for found in pair.conflicts:
-        yield Text.assemble((f"{found.what}: ", "bold"), f"{found.message}: {found.advice(tuple(Option))}.")
+    # What no option resolves decides; two sizes that disagree are in every tensor.
+    ordered = sorted(pair.conflicts, key=lambda found: bool(found.options))
+    for what in dict.fromkeys(found.what for found in ordered):
+        alike = [found for found in ordered if found.what == what]
+        for found in alike[:_SHOWN]:
+            yield Text.assemble((f"{what}: ", "bold"), f"{found.message}: {found.advice(tuple(Option))}.")
+        if len(alike) > _SHOWN:
+            yield Text.assemble((f"{what}: ", "bold"), f"{len(alike) - _SHOWN} more; --json lists all.")
     for note in pair.notes:
         yield Text(f"{note}.")
     rows = table("scope", "matched", "why not", left=("scope", "why not"))
