@@ -11,13 +11,14 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz certify families lint format bench clean
+.PHONY: help install demo test fuzz certify situations families lint format bench clean
 
 help:
 	@echo "make demo     train, align and plot small models (under 3 minutes)"
 	@echo "make test     run the tests"
 	@echo "make fuzz     damaged inputs for FUZZ_SECONDS=600, other ones with another FUZZ_SEED"
 	@echo "make certify  measure that every family's groups are exact (10 minutes); prints the table of docs/certify.md"
+	@echo "make situations every verb on every family, stored form and head (an hour); prints the table of docs/situations.md"
 	@echo "make families write docs/families.md"
 	@echo "make lint     ruff, pyright, import-linter"
 	@echo "make format   let ruff rewrite what it can"
@@ -57,6 +58,9 @@ fuzz: $(READY)
 
 certify: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/certificates.py
+
+situations: $(READY)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/situations.py
 
 families: $(READY)
 	$(BIN)/python -m isobasin.pipeline.families > docs/families.md
