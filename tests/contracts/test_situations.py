@@ -9,9 +9,13 @@ import pytest
 from isobasin.testing.situations import KINDS, RIGHT, Kind, Tally, in_forms
 from isobasin.testing.tiny import variant
 
-# What is refused, and nothing else: whole models without head, and groups that differ.
-REFUSED = {("head: no head", "align --scope model")} | {
-    ("configuration: activation", verb) for verb in ("compare", "align --scope model")
+# What is refused, and nothing else: whole models without head, groups that differ, and means of unlike tables.
+REFUSED = {
+    ("head: no head", "align --scope model"),
+    ("configuration: activation", "compare"),
+    ("configuration: activation", "align --scope model"),
+    ("rows: vocabulary", "merge"),
+    ("rows: vocabulary", "interpolate"),
 }
 
 
