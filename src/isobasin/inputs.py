@@ -59,9 +59,10 @@ def _inputs(
         yield from _images(config, "interpolate_pos_encoding" in accepted, generator)
         return
     text = getattr(config, "text_config", config)
-    offsets = offsets if "position_ids" in accepted else (0,)
     pools = made_for(model, "SEQUENCE_CLASSIFICATION")
     choices = 2 if made_for(model, "MULTIPLE_CHOICE") else 1
+    # Not every class with choices folds positions as it folds tokens.
+    offsets = offsets if "position_ids" in accepted and choices == 1 else (0,)
     # A classifier finds the last token by the padding behind it: without a padding token it takes single texts only.
     single = pools and text.pad_token_id is None
     rows = choices * (1 if single else _ROWS)
@@ -143,7 +144,8 @@ def _ended(tokens: Tensor, mask: Tensor, config: Any) -> Tensor:
         value if isinstance(value, int) and 0 <= value < config.vocab_size else None
         for value in (getattr(config, name, None) for name in ("pad_token_id", "eos_token_id"))
     )
-    if end is not None and tokens.shape[1] > 1:
+    # A text of one token is its end only where encoder-decoders pool: they refuse one without.
+    if end is not None and (tokens.shape[1] > 1 or getattr(config, "is_encoder_decoder", False)):
         tokens = tokens.masked_fill(tokens == end, (end + 1) % config.vocab_size)
         last = (mask * torch.arange(1, mask.shape[1] + 1)).argmax(1)
         tokens[torch.arange(len(tokens)), last] = end

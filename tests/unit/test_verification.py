@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import isobasin
 from isobasin.errors import ArchitectureError, CheckpointError, VerificationError
 from isobasin.inputs import model_inputs, named_outputs, promised
 from isobasin.loading import load
-from isobasin.testing.tiny import randomise, tiny
+from isobasin.testing.tiny import randomise, tiny, variant
 from isobasin.verification import Distance, models
 from isobasin.verification.rounding import compact, dither
 
@@ -118,8 +119,19 @@ def test_a_misshapen_tensor_is_named(tmp_path):
         isobasin.verify(b, b)
 
 
+def test_a_text_of_an_encoder_decoder_that_pools_has_an_end(tmp_path):
+    model = replace(variant("t5"), head="T5ForSequenceClassification").save(tmp_path / "a")
+    assert isobasin.verify(model, model).equal
+
+
 @pytest.mark.parametrize(
-    "kind", ["GPT2ForSequenceClassification", "LlamaForSequenceClassification", "BertForMultipleChoice"]
+    "kind",
+    [
+        "GPT2ForSequenceClassification",
+        "LlamaForSequenceClassification",
+        "BertForMultipleChoice",
+        "DistilBertForMultipleChoice",
+    ],
 )
 def test_inputs_fit_the_model(kind, tmp_path):
     """Single texts where there is no padding token, and several choices."""
