@@ -87,7 +87,7 @@ def test_a_16_bit_result_differs_by_no_more_than_is_reported(model_type, dtype, 
 def test_an_ill_conditioned_16_bit_result_is_refused(model_type, dtype, condition, tmp_path):
     """Never a silent change: the error says what to do, and nothing is written."""
     original = tiny(model_type).save(tmp_path / "original", dtype=torch.float32)
-    with pytest.raises(VerificationError, match="--max-condition"):
+    with pytest.raises(VerificationError, match="lower --condition"):
         isobasin.scramble(original, tmp_path / "out", seed=4, condition=condition, dtype=dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["original"]
 

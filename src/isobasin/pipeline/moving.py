@@ -209,9 +209,10 @@ def write_moved(
         found = verify_models(model, moved, device=running.device)
         running.progress("verifying", 1, 1)
         if not found.equal:
+            drawn = alignment.provenance.get("operation") == "scramble"
             raise VerificationError(
                 f"the moved model isn't the same function: {found.reason}; {output} was not written: lower "
-                "--max-condition, or store more bits with --dtype float32"
+                f"{'--condition' if drawn else '--max-condition'}, or store more bits with --dtype float32"
             )
         return found
 
