@@ -164,7 +164,7 @@ class Model(Blocks):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every stored tensor, from the header."""
-        return _shapes(self.checkpoint)
+        return self.checkpoint.shapes
 
     def configuration(self) -> Config:
         """The built configuration: what the model is to be loaded with, never the folder's file by itself."""
@@ -283,7 +283,7 @@ def open_canonical(source: Source, *, allow_pickle: bool = False) -> Generator[C
 def understand(name: str, checkpoint: Checkpoint) -> Model:
     """The model that an open checkpoint is."""
     view = view_of(name, checkpoint)
-    return Model(name, checkpoint, specification(checkpoint.config, _shapes(checkpoint), source=name, view=view), view)
+    return Model(name, checkpoint, specification(checkpoint.config, checkpoint.shapes, source=name, view=view), view)
 
 
 def view_of(name: str, checkpoint: Checkpoint) -> View:
@@ -297,14 +297,9 @@ def view_of(name: str, checkpoint: Checkpoint) -> View:
         return torch.equal(*checkpoint.read([one, other]).values())
 
     try:
-        return View.of(checkpoint.config, _shapes(checkpoint), equal)
+        return View.of(checkpoint.config, checkpoint.shapes, equal)
     except TensorError as error:
         raise TensorError(f"{name}: {error}") from error
-
-
-def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """The shape of every stored tensor."""
-    return {name: info.shape for name, info in checkpoint.tensors.items()}
 
 
 def batches(sites: Sequence[AttentionSite], limit: int = _BATCH_BYTES) -> Iterator[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeGuard
 
 from transformers import CONFIG_MAPPING
 
@@ -58,8 +58,10 @@ def check_supported(folder_config: Mapping[str, Any], accepted: Iterable[str] = 
         raise ArchitectureError(f"config.json has {name} {shown(positions)}: only 'absolute' is supported")
 
 
-def known(model_type: str) -> bool:
-    """Whether transformers has a configuration of this model type, or we have."""
+def known(model_type: object) -> TypeGuard[str]:
+    """Whether what a configuration gives for its model type is one that transformers has, or we have."""
+    if not isinstance(model_type, str):
+        return False
     if model_type not in CONFIG_MAPPING:
         # Ours; not at the top, because model classes take seconds to import.
         from isobasin.models import ensure_registered
@@ -89,6 +91,11 @@ def build(model_type: str, folder_config: Mapping[str, Any], shapes: Shapes | No
             check_sizes(configuration_class, folder_config, shapes)
         # A copy, because transformers fills defaults into the nested dictionaries that it is given.
         return configuration_class.from_dict(deepcopy(facts(configuration_class, folder_config)))
+
+
+def described_by(folder_config: Mapping[str, Any], shapes: Shapes | None = None) -> Config:
+    """`build` for the model type that a folder's configuration says it is of; arguments and errors as there."""
+    return build(str(folder_config.get("model_type")), folder_config, shapes)
 
 
 def both_sides(config: Config, name: str) -> tuple[int, int]:

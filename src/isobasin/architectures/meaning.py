@@ -95,7 +95,7 @@ def meaning(folder_config: Mapping[str, Any], shapes: Shapes | None = None) -> d
         ArchitectureError: transformers refuses it.
     """
     model_type = folder_config.get("model_type")
-    if not isinstance(model_type, str) or not known(model_type):
+    if not known(model_type):
         return _raw(folder_config)
     config = build(model_type, folder_config, shapes)
     classifies = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())

@@ -11,7 +11,7 @@ from isobasin.architectures.families import FAMILIES
 from isobasin.architectures.family import Family
 from isobasin.errors import ArchitectureError
 
-__all__ = ["Family", "families", "family", "kind", "register"]
+__all__ = ["Family", "families", "family", "kind", "lookup", "register"]
 
 
 def register(entries: Iterable[Family]) -> Mapping[str, Family]:
@@ -36,6 +36,11 @@ def families() -> tuple[Family, ...]:
     return tuple(_REGISTRY[name] for name in sorted(_REGISTRY))
 
 
+def lookup(model_type: object) -> Family | None:
+    """The family of what a configuration gives for its model type; None if there is none."""
+    return _REGISTRY.get(model_type) if isinstance(model_type, str) else None
+
+
 def family(model_type: str) -> Family:
     """The family of a model type.
 
@@ -53,5 +58,5 @@ def family(model_type: str) -> Family:
 
 def kind(model_type: str) -> str:
     """The model type whose function a model of this type has; the type itself where nothing is known of it."""
-    entry = _REGISTRY.get(model_type)
+    entry = lookup(model_type)
     return model_type if entry is None or entry.computes is None else entry.computes

@@ -10,7 +10,7 @@ from isobasin.architectures.blocks import AttentionSite, Site
 from isobasin.architectures.configuration import Config, build, check_supported, counted, described
 from isobasin.architectures.entries import Shapes, refusing
 from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.registry import Family, families, family, kind
+from isobasin.architectures.registry import Family, family, kind, lookup
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.streams import find
@@ -183,7 +183,8 @@ def _facts(site: AttentionSite | FeedForward) -> list[str]:
 def _configured(folder_config: Mapping[str, Any], shapes: Shapes) -> tuple[Family, Config, Specification]:
     """The family, the complete configuration, and the specification with the base model's names."""
     model_type = folder_config.get("model_type")
-    check_supported(folder_config, next((f.accepts for f in families() if f.model_type == model_type), ()))
+    known = lookup(model_type)
+    check_supported(folder_config, () if known is None else known.accepts)
     if not isinstance(model_type, str):
         raise ArchitectureError("config.json has no model_type, so its architecture is unknown; add it")
     entry = family(model_type)

@@ -18,10 +18,10 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, WeightTransform
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from isobasin.architectures.configuration import Config, build
+from isobasin.architectures.configuration import Config, described_by
 from isobasin.architectures.entries import Shapes
 from isobasin.architectures.family import Family
-from isobasin.architectures.registry import families
+from isobasin.architectures.registry import lookup
 from isobasin.errors import ArchitectureError, TensorError
 
 T = TypeVar("T")
@@ -162,8 +162,7 @@ class _Naming:
     @classmethod
     def of(cls, folder_config: Mapping[str, Any], shapes: Shapes) -> _Naming:
         """The naming of a configuration's model type, in a file with these tensors."""
-        model_type = folder_config.get("model_type")
-        entry = next((family for family in families() if family.model_type == model_type), None)
+        entry = lookup(folder_config.get("model_type"))
         config = _built(folder_config, shapes)
         if entry is None:
             classes = [] if config is None else _classes(config, prefixed=True)
@@ -224,7 +223,7 @@ class _Naming:
 def _built(folder_config: Mapping[str, Any], shapes: Shapes) -> Config | None:
     """The configuration with its defaults; None if it can't be built, which only matters to who needs more of it."""
     try:
-        return build(str(folder_config.get("model_type")), folder_config, shapes)
+        return described_by(folder_config, shapes)
     except ArchitectureError:
         return None
 

@@ -106,6 +106,11 @@ class Checkpoint:
         index = () if self.index is None else (self.index.file,)
         return (self.config_file, *index, *(shard.file for shard in self.shards.values()))
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every stored tensor."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Read tensors in their stored type, opening each shard once.
 

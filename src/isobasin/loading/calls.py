@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from isobasin.architectures.configuration import build
+from isobasin.architectures.configuration import described_by
 from isobasin.checkpoints.files import WatchedFile, first_line, inside, read_object
 from isobasin.errors import CheckpointError, IsobasinError
 
@@ -69,7 +69,7 @@ def configuration(folder: str | os.PathLike[str]) -> Any:
     if not path.is_dir():
         raise CheckpointError(f"{path}: can't be loaded: no such folder")
     entries = read_object(WatchedFile.of(inside(path, path / "config.json")))
-    return build(str(entries.get("model_type")), entries)
+    return described_by(entries)
 
 
 def auto(loader: str, name: str, **options: Any) -> Any:

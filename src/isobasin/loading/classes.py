@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobasin.architectures.configuration import build
+from isobasin.architectures.configuration import described_by
 from isobasin.architectures.entries import check_extent
 from isobasin.checkpoints import Checkpoint, TensorInfo
 from isobasin.errors import CheckpointError
@@ -71,7 +71,7 @@ def run_class(checkpoints: Sequence[Checkpoint]) -> Any:
     Raises:
         CheckpointError: No class can be tried.
     """
-    configs = [_configuration(checkpoint) for checkpoint in checkpoints]
+    configs = [described_by(checkpoint.config, checkpoint.shapes) for checkpoint in checkpoints]
     named = dict.fromkeys(kind for config in configs for kind in _named(config))
     best: tuple[tuple[int, int], Any] | None = None
     failure: CheckpointError | None = None
@@ -90,12 +90,6 @@ def run_class(checkpoints: Sequence[Checkpoint]) -> Any:
         what = f"transformers has no class for model type {configs[0].model_type!r}"
         raise failure or CheckpointError(f"{checkpoints[0].folder}: {what}")
     return best[1]
-
-
-def _configuration(checkpoint: Checkpoint) -> Any:
-    """The configuration that a checkpoint is loaded with, its sizes bounded by the stored tensors."""
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return build(str(checkpoint.config.get("model_type")), checkpoint.config, shapes)
 
 
 def _named(config: Any) -> Iterator[Any]:
@@ -139,7 +133,7 @@ def planned(checkpoint: Checkpoint, kind: Any, config: Any = None) -> Plan:
         CheckpointError: The class can't be built, or a stored tensor has another shape than it wants.
         ArchitectureError: The model would hold many more values than are stored.
     """
-    config = _configuration(checkpoint) if config is None else config
+    config = described_by(checkpoint.config, checkpoint.shapes) if config is None else config
     check_plan(checkpoint, kind, config)
     shapes = {name: _Shape(info) for name, info in checkpoint.tensors.items()}
     model, report = pretrained(
@@ -173,7 +167,7 @@ def check_plan(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
             model = getattr(kind, "from_config", kind)(deepcopy(config))
     except Exception:  # why it can't be built is said where it is loaded
         return
-    check_extent(model, {name: info.shape for name, info in checkpoint.tensors.items()})
+    check_extent(model, checkpoint.shapes)
 
 
 class _Shape:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isobasin.architectures.configuration import build
+from isobasin.architectures.configuration import described_by
 from isobasin.checkpoints import Checkpoint
 from isobasin.errors import ArchitectureError, CheckpointError, DataError, IsobasinError
 from isobasin.loading import auto, configuration, quiet_transformers
@@ -76,8 +76,7 @@ def config_of(name: str, checkpoint: Checkpoint) -> Any:
         ArchitectureError: transformers has no such model type, or refuses it; or a size is out of all proportion.
     """
     try:
-        shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-        return build(str(checkpoint.config.get("model_type")), checkpoint.config, shapes)
+        return described_by(checkpoint.config, checkpoint.shapes)
     except ArchitectureError as error:
         raise ArchitectureError(f"{name}: {error}") from error
 
