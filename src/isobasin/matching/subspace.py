@@ -110,14 +110,18 @@ def _from_grams(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     eye = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device).expand_as(gram_b)
     inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
     top = inverse @ (b.mT @ a)
-    rest, singular = torch.linalg.cholesky_ex(gram_a - top.mT @ top)
+    gram_rest = gram_a - top.mT @ top
+    rest, singular = torch.linalg.cholesky_ex(gram_rest)
     # A lies in the span of B but for rounding: what is left can't be told from nothing.
-    sizes = [x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (gram_a - top.mT @ top, gram_a)]
-    nothing = sizes[0] <= _ROUNDING * sizes[1]
+    nothing = _trace(gram_rest) <= _ROUNDING * _trace(gram_a)
     rest = torch.where(nothing[:, None, None], 0.0, rest.mT)
-    condition = gram_b.diagonal(dim1=-2, dim2=-1).sum(-1) * inverse.square().sum((-2, -1))
+    condition = _trace(gram_b) * inverse.square().sum((-2, -1))
     well = (failed == 0) & (condition <= _WELL**2) & ((singular == 0) | nothing)
     return top, lower.mT, rest, well
+
+
+def _trace(x: Tensor) -> Tensor:
+    return newton.diagonal(x).sum(-1)
 
 
 def polar(x: Tensor) -> Tensor:
@@ -197,12 +201,12 @@ def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 1e-7)
     flat = Core(*(x.reshape(-1, *x.shape[-2:]) for x in vars(core).values()))
     u, far = _starts(flat)
     count, device = len(flat.b_left), u.device
-    which = torch.cat([torch.arange(count, device=device), far])
-    rivals = torch.full_like(which, -1)
-    rivals[far], rivals[count:] = torch.arange(count, len(which), device=device), far
-    found = newton.descend(_problems(flat[which], u), rivals, max_iterations, tolerance)
-    best = torch.arange(count, device=device)
-    best[far] = torch.where(found.f[far] <= found.f[count:], far, best.new_tensor(range(count, len(which))))
+    first, second = torch.arange(count, device=device), torch.arange(count, len(u), device=device)
+    rivals = torch.full_like(torch.cat([first, far]), -1)
+    rivals[far], rivals[count:] = second, far
+    found = newton.descend(_problems(flat[torch.cat([first, far])], u), rivals, max_iterations, tolerance)
+    best = first.clone()
+    best[far] = torch.where(found.f[far] <= found.f[count:], far, second)
     iterations = found.iterations[:count].clone()
     iterations[far] = iterations[far].maximum(found.iterations[count:])
     return SubspaceSolution(
@@ -272,7 +276,7 @@ def _far_starts(core: Core) -> tuple[Tensor, Tensor]:
 def _root(x: Tensor) -> Tensor:
     """An upper triangular R with `R^T R = X^T X`, next to it where X lacks rank."""
     gram = x.mT @ x
-    lift = 1e-12 * gram.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(x.dtype).tiny
+    lift = 1e-12 * newton.diagonal(gram).mean(-1) + torch.finfo(x.dtype).tiny
     return torch.linalg.cholesky_ex(gram + torch.diag_embed(lift.unsqueeze(-1).expand(gram.shape[:-1]))).L.mT
 
 
