@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Union
 
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.blocks import AttentionSite, Site
-from isobasin.architectures.configuration import Config, build
+from isobasin.architectures.configuration import Config, build, known
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.residual import Residual
 from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.view import View
 from isobasin.checkpoints import Checkpoint, calling, check_finite, resolve, temporary_folder
+from isobasin.checkpoints.tokens import Tokens, read_tokens
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.loading import quiet_transformers
 from isobasin.symmetries.weights import AttentionWeights, stack
@@ -117,6 +119,17 @@ class Canonical:
     checkpoint: Checkpoint
     view: View
 
+    @cached_property
+    def configuration(self) -> Config | None:
+        """The configuration as transformers builds it; None if it doesn't know the model type."""
+        entries = self.checkpoint.config
+        return build(entries["model_type"], entries, self.shapes()) if known(entries.get("model_type")) else None
+
+    @cached_property
+    def tokens(self) -> Tokens | None:
+        """The tokens of the folder's tokenizer files, which may be long; None if it has none."""
+        return read_tokens(self.checkpoint.folder)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor that the function depends on."""
         return {name: self.checkpoint.tensors[stored].shape for name, stored in self.view.tensors.items()}
@@ -156,7 +169,7 @@ class Model(Blocks):
         """The stored type of every tensor that the function depends on."""
         return {name: self.checkpoint.tensors[name].dtype for name in self.view.tensors.values()}
 
-    @property
+    @cached_property
     def canonical(self) -> Canonical:
         """Its tensors under canonical names."""
         return Canonical(self.checkpoint, self.view)
@@ -256,8 +269,12 @@ def open_model(source: Source, *, allow_pickle: bool = False) -> Generator[Model
         ArchitectureError: Its architecture is not supported.
     """
     with open_checkpoint(source, allow_pickle=allow_pickle) as checkpoint:
-        named = isinstance(source, (str, os.PathLike))
-        yield understand(os.fspath(source) if named else f"{type(source).__name__} in memory", checkpoint)
+        yield understand(name_of(source), checkpoint)
+
+
+def name_of(source: Source) -> str:
+    """What to call a source in messages."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"{type(source).__name__} in memory"
 
 
 @contextmanager
@@ -269,7 +286,7 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[
     with temporary_folder() as folder:
         with quiet_transformers():
             source.save_pretrained(folder)
-        with calling(folder, f"{type(source).__name__} in memory"):
+        with calling(folder, name_of(source)):
             yield Checkpoint.open(folder)
 
 
@@ -280,9 +297,9 @@ def open_canonical(source: Source, *, allow_pickle: bool = False) -> Generator[C
         yield Canonical(checkpoint, view_of(str(checkpoint.folder), checkpoint))
 
 
-def understand(name: str, checkpoint: Checkpoint) -> Model:
-    """The model that an open checkpoint is."""
-    view = view_of(name, checkpoint)
+def understand(name: str, checkpoint: Checkpoint, view: View | None = None) -> Model:
+    """The model that an open checkpoint is; its view, where that is known, needs no tied tensors to be read again."""
+    view = view_of(name, checkpoint) if view is None else view
     return Model(name, checkpoint, specification(checkpoint.config, checkpoint.shapes, source=name, view=view), view)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,10 +9,9 @@ from typing import Any
 
 from isobasin.architectures.resolve import check_comparable
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
-from isobasin.model import Canonical, Model, Source, open_checkpoint, understand, view_of
+from isobasin.model import Canonical, Model, Source, name_of, open_checkpoint, understand, view_of
 from isobasin.pipeline.conflicts import Conflict, Option, conflicts
 from isobasin.pipeline.folding import check_alike
-from isobasin.pipeline.rows import tokens_of
 from isobasin.pipeline.settings import Scope
 
 
@@ -105,8 +103,7 @@ def check(models: Sequence[Source], *, allow_pickle: bool = False) -> Check:
         ends: list[tuple[str, Canonical]] = []
         for source in models:
             checkpoint = stack.enter_context(open_checkpoint(source, allow_pickle=allow_pickle))
-            named = isinstance(source, (str, os.PathLike))
-            name = os.fspath(source) if named else f"{type(source).__name__} in memory"
+            name = name_of(source)
             ends.append((name, Canonical(checkpoint, view_of(name, checkpoint))))
         first, *others = ends
         return Check(tuple(_pair(first, other) for other in others))
@@ -121,7 +118,7 @@ def _pair(first: tuple[str, Canonical], second: tuple[str, Canonical]) -> PairCh
 def _understood(name: str, end: Canonical) -> Model | IsobasinError:
     """The model, or why it isn't supported."""
     try:
-        return understand(name, end.checkpoint)
+        return understand(name, end.checkpoint, end.view)
     except (ArchitectureError, TensorError) as error:
         return error
 
@@ -148,7 +145,7 @@ def _scope(scope: Scope, a: Model | IsobasinError, b: Model | IsobasinError) -> 
 def _notes(a: Canonical, b: Canonical) -> list[str]:
     """What is no conflict: tokenizers that can't be compared, and other types."""
     found: list[str] = []
-    lacking = [name for name, end in (("A", a), ("B", b)) if tokens_of(end) is None]
+    lacking = [name for name, end in (("A", a), ("B", b)) if end.tokens is None]
     if len(lacking) == 1:
         found.append(f"{lacking[0]} has no tokenizer files, so its tokens are taken for those of the other")
     types = [sorted({str(end.checkpoint.tensors[n].dtype) for n in end.view.tensors.values()}) for end in (a, b)]

@@ -15,7 +15,7 @@ from isobasin.architectures.meaning import differences
 from isobasin.architectures.registry import kind
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Canonical
-from isobasin.pipeline.rows import Tables, labels_of, tables_of, tokens_of
+from isobasin.pipeline.rows import Tables, labels_of, tables_of
 
 
 class Option(StrEnum):
@@ -147,7 +147,7 @@ def _configurations(a: Canonical, b: Canonical) -> Iterator[Conflict]:
 
 def _tokenizers(a: Canonical, b: Canonical) -> Iterator[Conflict]:
     """Whether one token has two numbers, or one number two tokens; a model without a tokenizer agrees with any."""
-    ours, theirs = tokens_of(a), tokens_of(b)
+    ours, theirs = a.tokens, b.tokens
     if ours is None or theirs is None:
         return
     both = f"{ours.file} of A and {theirs.file} of B"
@@ -203,7 +203,7 @@ def _tensors(a: Canonical, b: Canonical, tables: tuple[Tables, Tables]) -> Itera
         else:
             message, options = f"tensor {stored} has shape {list(ours)} in A and {list(theirs)} in B", ()
             if name in tables[0].tokens and name in tables[1].tokens:
-                options = (Option.rows, Option.by_name) if tokens_of(a) and tokens_of(b) else (Option.rows,)
+                options = (Option.rows, Option.by_name) if a.tokens and b.tokens else (Option.rows,)
             elif name in tables[0].positions and name in tables[1].positions:
                 options = (Option.rows,)
         if head and not options:

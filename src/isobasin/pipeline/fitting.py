@@ -15,7 +15,7 @@ from isobasin.checkpoints import Checkpoint, temporary_folder, write_checkpoint
 from isobasin.errors import IsobasinWarning
 from isobasin.model import Canonical
 from isobasin.pipeline.conflicts import Taking
-from isobasin.pipeline.rows import labels_of, tables_of, tokens_of
+from isobasin.pipeline.rows import labels_of, tables_of
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ def _by_name(ours: Mapping[str, int] | None, theirs: Mapping[str, int] | None) -
 
 
 def _token_ids(end: Canonical) -> Mapping[str, int] | None:
-    found = tokens_of(end)
-    return None if found is None else found.ids
+    return None if end.tokens is None else end.tokens.ids
 
 
 def _label_ids(end: Canonical) -> Mapping[str, int] | None:

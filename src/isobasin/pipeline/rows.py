@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isobasin.architectures.configuration import build, known
 from isobasin.architectures.entries import refusing
-from isobasin.architectures.registry import families
-from isobasin.checkpoints.tokens import Tokens, read_tokens
+from isobasin.architectures.registry import lookup
 from isobasin.model import Canonical
 
 # Entries that count positions; a table may have a few rows more than they say.
@@ -36,7 +34,7 @@ class Tables:
 
 def tables_of(end: Canonical) -> Tables:
     """The tables of a model, by what its configuration counts; none where it is unknown to transformers."""
-    config, head = built(end), _head(end)
+    config, head = end.configuration, _head(end)
     if config is None:
         return Tables(frozenset(), frozenset(), frozenset(), head)
     text = config.get_text_config()
@@ -62,11 +60,11 @@ def _is_outer(name: str) -> bool:
 
 def _head(end: Canonical) -> frozenset[str]:
     """The tensors that don't belong to the base model, or that only heads read."""
-    entry = next((f for f in families() if f.model_type == end.checkpoint.config.get("model_type")), None)
+    entry = lookup(end.checkpoint.config.get("model_type"))
     beginnings: tuple[str, ...] = ()
     if entry is not None and entry.stream is not None:
         with refusing(f"config.json of model type {entry.model_type} can't be read"):
-            stream = entry.stream(built(end))
+            stream = entry.stream(end.configuration)
         modules = [module for head in stream.heads for module in (head.module, head.transform, *head.then) if module]
         beginnings = (*(f"{module}." for module in modules), *stream.outside)
     prefix = end.view.beginnings.get("", "")
@@ -74,14 +72,9 @@ def _head(end: Canonical) -> frozenset[str]:
     return frozenset(outside | {name for name in end.view.tensors if beginnings and name.startswith(beginnings)})
 
 
-def tokens_of(end: Canonical) -> Tokens | None:
-    """The tokens of a model's tokenizer files; None if it has none."""
-    return read_tokens(end.checkpoint.folder)
-
-
 def labels_of(end: Canonical) -> Sequence[str] | None:
     """The names of a model's labels in order; None where they have none of their own."""
-    config = built(end)
+    config = end.configuration
     found = None if config is None else config.id2label
     names: Mapping[Any, Any] = found if isinstance(found, Mapping) else {}
     numbers = {str(k): str(v) for k, v in names.items()}
@@ -89,11 +82,3 @@ def labels_of(end: Canonical) -> Sequence[str] | None:
     if not ordered or any(name is None or name == f"LABEL_{i}" for i, name in enumerate(ordered)):
         return None
     return [str(name) for name in ordered]
-
-
-def built(end: Canonical) -> Any | None:
-    """The configuration as transformers builds it; None if it doesn't know the model type."""
-    model_type = end.checkpoint.config.get("model_type")
-    if not isinstance(model_type, str) or not known(model_type):
-        return None
-    return build(model_type, end.checkpoint.config, end.shapes())
