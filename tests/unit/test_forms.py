@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 import isobasin
 from isobasin.errors import TensorError
@@ -18,9 +17,9 @@ from isobasin.model import open_model
 from isobasin.refinement.names import names_in_memory
 from isobasin.tasks.kind import TaskKind
 from isobasin.testing.assertions import assert_function_preserved
+from isobasin.testing.forms import Tensors, edit_tensors
 from isobasin.testing.tiny import tiny
 
-Tensors = dict[str, Tensor]
 WEIGHTS = "model.safetensors"
 
 
@@ -78,7 +77,7 @@ FORMS = [
 def rewritten(folder: Path, new: Path, change: Callable[[Tensors], Tensors]) -> Path:
     """A copy of a folder with other tensors in its file."""
     shutil.copytree(folder, new)
-    save_file(change(load_file(folder / WEIGHTS)), new / WEIGHTS, {"format": "pt"})
+    edit_tensors(new, change)
     return new
 
 
