@@ -63,7 +63,7 @@ situations: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/situations.py
 
 families: $(READY)
-	$(BIN)/python -m isobasin.pipeline.families > docs/families.md
+	$(BIN)/python -m isobasin.verbs.families > docs/families.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -157,7 +157,7 @@ def peak(folder: Path, a: str, b: str) -> None:
     """Align in this process and print its peak memory, before and after, in bytes."""
     import transformers.models.gpt2  # noqa: F401
 
-    import isobasin.pipeline.aligning
+    import isobasin.verbs.align
 
     start = peak_bytes()
     isobasin.align(a, b, folder / "out", verify=False, force=True)

@@ -18,9 +18,9 @@ from isobasin.checkpoints import write_file_atomically
 from isobasin.cli.data_options import examples_for
 from isobasin.experiments.alignments import alignments
 from isobasin.experiments.pair import AblationOptions
-from isobasin.pipeline.settings import Scope
 from isobasin.refinement.recipe import Refining
 from isobasin.tasks.data import DataOptions
+from isobasin.verbs.settings import Scope
 
 
 def main() -> None:

@@ -26,28 +26,6 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.errors import IsobasinError as IsobasinError
     from isobasin.matching.attention import Match as Match
     from isobasin.matching.attention import match as match
-    from isobasin.pipeline.aligning import align as align
-    from isobasin.pipeline.aligning import align_tensors as align_tensors
-    from isobasin.pipeline.canonical import canonical_alignment as canonical_alignment
-    from isobasin.pipeline.canonical import canonicalize as canonicalize
-    from isobasin.pipeline.checking import Check as Check
-    from isobasin.pipeline.checking import check as check
-    from isobasin.pipeline.comparing import Equivalence as Equivalence
-    from isobasin.pipeline.comparing import equivalent as equivalent
-    from isobasin.pipeline.comparing import verify as verify
-    from isobasin.pipeline.interpolating import interpolate as interpolate
-    from isobasin.pipeline.inventory import Symmetry as Symmetry
-    from isobasin.pipeline.inventory import symmetry as symmetry
-    from isobasin.pipeline.merging import Merged as Merged
-    from isobasin.pipeline.merging import merge as merge
-    from isobasin.pipeline.moving import Moved as Moved
-    from isobasin.pipeline.moving import apply as apply
-    from isobasin.pipeline.moving import random_alignment as random_alignment
-    from isobasin.pipeline.moving import scramble as scramble
-    from isobasin.pipeline.provenance import Comparison as Comparison
-    from isobasin.pipeline.provenance import Fingerprint as Fingerprint
-    from isobasin.pipeline.provenance import compare as compare
-    from isobasin.pipeline.provenance import fingerprint as fingerprint
     from isobasin.refinement.tensors import refine_tensors as refine_tensors
     from isobasin.symmetries.feedforward import FeedForwardGroup as FeedForwardGroup
     from isobasin.symmetries.feedforward import FeedForwardWeights as FeedForwardWeights
@@ -56,6 +34,28 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.symmetries.residual import Basis as Basis
     from isobasin.symmetries.residual import ResidualGroup as ResidualGroup
     from isobasin.symmetries.weights import AttentionWeights as AttentionWeights
+    from isobasin.verbs.align import align as align
+    from isobasin.verbs.align import align_tensors as align_tensors
+    from isobasin.verbs.apply import Moved as Moved
+    from isobasin.verbs.apply import apply as apply
+    from isobasin.verbs.apply import random_alignment as random_alignment
+    from isobasin.verbs.apply import scramble as scramble
+    from isobasin.verbs.canonicalize import canonical_alignment as canonical_alignment
+    from isobasin.verbs.canonicalize import canonicalize as canonicalize
+    from isobasin.verbs.check import Check as Check
+    from isobasin.verbs.check import check as check
+    from isobasin.verbs.compare import Comparison as Comparison
+    from isobasin.verbs.compare import Fingerprint as Fingerprint
+    from isobasin.verbs.compare import compare as compare
+    from isobasin.verbs.compare import fingerprint as fingerprint
+    from isobasin.verbs.equivalent import Equivalence as Equivalence
+    from isobasin.verbs.equivalent import equivalent as equivalent
+    from isobasin.verbs.equivalent import verify as verify
+    from isobasin.verbs.interpolate import interpolate as interpolate
+    from isobasin.verbs.merge import Merged as Merged
+    from isobasin.verbs.merge import merge as merge
+    from isobasin.verbs.symmetry import Symmetry as Symmetry
+    from isobasin.verbs.symmetry import symmetry as symmetry
     from isobasin.verification import Verification as Verification
 
 __version__ = "0.1.0"
@@ -70,15 +70,15 @@ _HOMES = {
     "certification.certify": ("BlockCertificate", "Certificate", "certify"),
     "errors": ("IsobasinError",),
     "matching.attention": ("Match", "match"),
-    "pipeline.aligning": ("align", "align_tensors"),
-    "pipeline.canonical": ("canonical_alignment", "canonicalize"),
-    "pipeline.checking": ("Check", "check"),
-    "pipeline.comparing": ("Equivalence", "equivalent", "verify"),
-    "pipeline.interpolating": ("interpolate",),
-    "pipeline.inventory": ("Symmetry", "symmetry"),
-    "pipeline.merging": ("Merged", "merge"),
-    "pipeline.moving": ("Moved", "apply", "random_alignment", "scramble"),
-    "pipeline.provenance": ("Comparison", "Fingerprint", "compare", "fingerprint"),
+    "verbs.align": ("align", "align_tensors"),
+    "verbs.canonicalize": ("canonical_alignment", "canonicalize"),
+    "verbs.check": ("Check", "check"),
+    "verbs.equivalent": ("Equivalence", "equivalent", "verify"),
+    "verbs.interpolate": ("interpolate",),
+    "verbs.symmetry": ("Symmetry", "symmetry"),
+    "verbs.merge": ("Merged", "merge"),
+    "verbs.apply": ("Moved", "apply", "random_alignment", "scramble"),
+    "verbs.compare": ("Comparison", "Fingerprint", "compare", "fingerprint"),
     "refinement.tensors": ("refine_tensors",),
     "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
     "symmetries.groups": ("AttentionGroup", "BilinearGroup"),

@@ -328,7 +328,7 @@ def test_failures_of_other_kinds(
     def fail(*arguments: object, **options: object) -> None:
         raise failure
 
-    monkeypatch.setattr("isobasin.pipeline.inventory.symmetry", fail)
+    monkeypatch.setattr("isobasin.verbs.symmetry.symmetry", fail)
     check_failed(cli("symmetry", models["a"]), *naming, code=code)
 
 
@@ -339,7 +339,7 @@ def test_a_signal_that_a_library_made_another_error_of(
     def fail(*arguments: object, **options: object) -> None:
         raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
 
-    monkeypatch.setattr("isobasin.pipeline.inventory.symmetry", fail)
+    monkeypatch.setattr("isobasin.verbs.symmetry.symmetry", fail)
     monkeypatch.setattr(failures, "received", lambda: number)
     result = cli("symmetry", models["a"])
     check_failed(result, code=code)

@@ -40,8 +40,8 @@ VERBS = (
 def test_choices_are_the_libraries():
     from isobasin.matching.attention import Method
     from isobasin.matching.heads import HeadCost
-    from isobasin.pipeline.merging import Head, Space
-    from isobasin.pipeline.settings import MAX_CONDITION, Objective, Scope
+    from isobasin.verbs.merge import Head, Space
+    from isobasin.verbs.settings import MAX_CONDITION, Objective, Scope
 
     assert [str(choice) for choice in options.Scope] == [str(choice) for choice in Scope]
     assert [str(choice) for choice in options.Objective] == [str(choice) for choice in Objective]

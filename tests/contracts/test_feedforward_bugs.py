@@ -131,7 +131,7 @@ CHANGES_THE_FUNCTION: list[tuple[str, str, Plant]] = [
     ("name", "plant"), [pytest.param(n, p, id=f"{what}-{n}") for what, n, p in CHANGES_THE_FUNCTION]
 )
 def test_a_mistake_that_changes_the_function_is_refused(name, plant, saved, tmp_path, monkeypatch):
-    """By the pipeline, which then writes nothing; by the whole model's outputs; and by the plain block."""
+    """By the verb, which then writes nothing; by the whole model's outputs; and by the plain block."""
     original = saved(MODELS[name])
     with monkeypatch.context() as patch:
         plant(patch)

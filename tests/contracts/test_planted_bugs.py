@@ -29,13 +29,13 @@ from isobasin.architectures.layouts import half_planes, interleaved_planes
 from isobasin.errors import VerificationError
 from isobasin.matching import attention as matching
 from isobasin.matching import heads, latents
-from isobasin.pipeline import moving
 from isobasin.symmetries import attention, bilinear, latent, permutation
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.latent import LatentElement
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.tiny import variant
+from isobasin.verbs import apply as moving
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
@@ -218,7 +218,7 @@ CHANGES_THE_FUNCTION: list[tuple[str, str, Plant]] = [
     ("name", "plant"), [pytest.param(n, p, id=f"{what}-{n}") for what, n, p in CHANGES_THE_FUNCTION]
 )
 def test_a_mistake_that_changes_the_function_is_refused(name, plant, saved, tmp_path, monkeypatch):
-    """By the pipeline, which then writes nothing; by the whole model's outputs; and by the plain reference."""
+    """By the verb, which then writes nothing; by the whole model's outputs; and by the plain reference."""
     original, model = saved(variant(name)), variant(name)
     sound = blocks(original)
     with monkeypatch.context() as patch:

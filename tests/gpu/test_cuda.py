@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import isobasin
-from isobasin.pipeline.settings import Running
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.examples import TensorExamples
@@ -14,6 +13,7 @@ from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.tiny import tiny, variant
+from isobasin.verbs.settings import Running
 
 pytestmark = [
     pytest.mark.gpu,

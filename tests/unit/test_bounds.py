@@ -14,8 +14,8 @@ from isobasin.bounds import SEEDS, check_number, check_seed
 from isobasin.errors import DependencyError, IsobasinError
 from isobasin.execution.cluster import Cluster
 from isobasin.execution.local import Here, Processes
-from isobasin.pipeline.settings import Matching, Running, check_device
 from isobasin.refinement.recipe import Refining
+from isobasin.verbs.settings import Matching, Running, check_device
 
 
 @pytest.mark.parametrize(

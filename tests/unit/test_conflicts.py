@@ -15,10 +15,10 @@ from torch import Tensor
 import isobasin
 from isobasin.connectivity.measure import Measuring, measure
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
-from isobasin.pipeline.conflicts import Conflict
 from isobasin.refinement.refine import refine
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.tiny import read_config, tiny
+from isobasin.verbs.conflicts import Conflict
 
 Tensors = dict[str, Tensor]
 LABELS = ["entailment", "neutral", "contradiction"]

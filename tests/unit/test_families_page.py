@@ -9,9 +9,9 @@ import pytest
 
 from isobasin.architectures.configuration import build
 from isobasin.architectures.registry import family
-from isobasin.pipeline.families import all_families, attention_formula, page
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.testing.tiny import TINY_MODELS, TinyModel
+from isobasin.verbs.families import all_families, attention_formula, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 

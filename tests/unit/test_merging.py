@@ -14,12 +14,12 @@ import isobasin
 from isobasin.checkpoints import write_checkpoint
 from isobasin.errors import ArchitectureError, IsobasinError, OutputError, TensorError, VerificationError
 from isobasin.model import open_model
-from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.centring import bring_together, centred, moved_tensors
-from isobasin.pipeline.interpolating import means
-from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.tiny import tiny
+from isobasin.verbs.align import match_models
+from isobasin.verbs.centring import bring_together, centred, moved_tensors
+from isobasin.verbs.interpolate import means
+from isobasin.verbs.settings import Matching, Running, Scope
 
 SPACES = ("weights", "circuit")
 # Maps between two models of these tests, of condition up to 100, amplify what transformers rounds to float32.

@@ -16,9 +16,10 @@ from isobasin.architectures.layouts import position_table
 from isobasin.architectures.projection import Layout, Projection
 from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
-from isobasin.pipeline import aligning, merging
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.testing.tiny import variant
+from isobasin.verbs import align as aligning
+from isobasin.verbs import merge as merging
 
 SHARED = ("t5", "mpnet", "beit-shared")
 each_model = pytest.mark.parametrize("name", SHARED)

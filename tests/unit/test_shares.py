@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from isobasin.model import open_model
-from isobasin.pipeline.folding import Pair
 from isobasin.symmetries import residual
 from isobasin.testing.tiny import tiny
+from isobasin.verbs.folding import Pair
 
 MODELS = [tiny("gpt2", "untied", config={"tie_word_embeddings": False}), tiny("llama")]
 

@@ -40,7 +40,7 @@ from isobasin.symmetries.groups import AttentionGroup
 from isobasin.verification import Verification
 
 if TYPE_CHECKING:
-    from isobasin.pipeline.moving import Moved
+    from isobasin.verbs.apply import Moved
 
 __all__ = [
     "FILE_NAME",
@@ -184,7 +184,7 @@ class Alignment:
 
     def apply(self, model: Source, output: str | os.PathLike[str] | None = None, **options: Any) -> Moved:
         """Make the move on a model; arguments and result as `isobasin.apply`."""
-        from isobasin.pipeline.moving import apply
+        from isobasin.verbs.apply import apply
 
         return apply(self, model, output, **options)
 

@@ -80,7 +80,7 @@ def align(
 ) -> None:
     """Move MODEL as near to REFERENCE as it gets without changing what it computes."""
     with working("reading") as progress:
-        from isobasin.pipeline.aligning import align
+        from isobasin.verbs.align import align
 
         calibration = None
         if data is not None:

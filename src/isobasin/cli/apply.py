@@ -42,7 +42,7 @@ def apply(
     """Make the move that `align` found on another checkpoint, say a fine-tune of the one it was found for."""
     with working("reading") as progress:
         from isobasin.alignment import Alignment
-        from isobasin.pipeline.moving import apply
+        from isobasin.verbs.apply import apply
 
         moved = apply(
             Alignment.load(alignment),

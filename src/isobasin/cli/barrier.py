@@ -103,9 +103,9 @@ def barrier(
     with working("reading") as progress:
         from isobasin.connectivity.measure import Measuring, measure
         from isobasin.matching.heads import HeadCost as LibraryHeadCost
-        from isobasin.pipeline.settings import Scope as LibraryScope
         from isobasin.reports.write import write_report
         from isobasin.tasks.data import DataOptions
+        from isobasin.verbs.settings import Scope as LibraryScope
 
         options = DataOptions(
             source=data,

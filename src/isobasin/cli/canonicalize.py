@@ -40,8 +40,8 @@ def canonicalize(
 ) -> None:
     """Write the same function in the one gauge that all its scrambled copies share, up to rounding."""
     with working("reading") as progress:
-        from isobasin.pipeline.canonical import canonical_alignment
-        from isobasin.pipeline.moving import apply
+        from isobasin.verbs.apply import apply
+        from isobasin.verbs.canonicalize import canonical_alignment
 
         element = canonical_alignment(
             model, scope=scope.value, device=device.value, allow_pickle=allow_pickle, progress=progress
@@ -65,7 +65,7 @@ def canonicalize(
 def _show_not_unique(alignment: Alignment) -> None:
     """Where rounding decides the gauge, and what of it."""
     from isobasin.cli.tables import layers
-    from isobasin.pipeline.canonical import CANONICAL
+    from isobasin.verbs.canonicalize import CANONICAL
 
     found: dict[str, list[int]] = {}
     for kind, entries in (("attention", alignment.layers), ("feed-forward", alignment.feedforward)):

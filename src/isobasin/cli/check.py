@@ -14,7 +14,7 @@ from isobasin.cli.options import AllowPickleOption, JsonOption
 from isobasin.cli.tables import table
 
 if TYPE_CHECKING:
-    from isobasin.pipeline.checking import PairCheck
+    from isobasin.verbs.check import PairCheck
 
 # Conflicts of one kind that are listed.
 _SHOWN = 6
@@ -35,7 +35,7 @@ def check(
     Configurations, labels, tokenizers and tensors are compared with A's, and what each scope would match is said.
     """
     with working("reading"):
-        from isobasin.pipeline.checking import check
+        from isobasin.verbs.check import check
 
         found = check(models, allow_pickle=allow_pickle)
     if as_json:
@@ -49,7 +49,7 @@ def check(
 
 def _report(pair: PairCheck) -> Iterator[RenderableType]:
     """Every conflict in a sentence, what would be matched, and the verdict."""
-    from isobasin.pipeline.conflicts import Option
+    from isobasin.verbs.conflicts import Option
 
     yield Text(f"A is {pair.a}, B is {pair.b}.")
     # What no option resolves decides; two sizes that disagree are in every tensor.

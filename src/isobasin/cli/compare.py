@@ -20,7 +20,7 @@ from isobasin.cli.options import (
 from isobasin.cli.tables import number, table
 
 if TYPE_CHECKING:
-    from isobasin.pipeline.provenance import Comparison
+    from isobasin.verbs.compare import Comparison
 
 EXAMPLE = "isobasin compare runs/seed0 finetuned"
 
@@ -34,7 +34,7 @@ def compare(
 ) -> None:
     """Say if B comes from A: the same function, fine-tuned from it, an obfuscated copy, or unrelated."""
     with working("reading") as progress:
-        from isobasin.pipeline.provenance import compare
+        from isobasin.verbs.compare import compare
 
         found = compare(a, b, device=device.value, allow_pickle=allow_pickle, progress=progress)
     if as_json:

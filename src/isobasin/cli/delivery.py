@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from isobasin.cli.console import show, show_json, show_path
 
 if TYPE_CHECKING:
-    from isobasin.pipeline.moving import Moved
+    from isobasin.verbs.apply import Moved
 
 
 def show_moved(moved: Moved, output: Path, as_json: bool) -> None:

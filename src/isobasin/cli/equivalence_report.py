@@ -13,7 +13,7 @@ from isobasin.cli.tables import heads, layers, listed, number, small, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from isobasin.pipeline.comparing import Equivalence, LayerEvidence
+    from isobasin.verbs.equivalent import Equivalence, LayerEvidence
 
 
 def equivalence_report(found: Equivalence) -> Iterator[RenderableType]:

@@ -26,7 +26,7 @@ def equivalent(
 ) -> None:
     """Ask if a move that changes no function carries B to A: exit code 0 for yes, 1 for no."""
     with working("reading") as progress:
-        from isobasin.pipeline.comparing import equivalent
+        from isobasin.verbs.equivalent import equivalent
 
         found = equivalent(a, b, device=device.value, allow_pickle=allow_pickle, progress=progress)
     if as_json:

@@ -96,7 +96,7 @@ def run(
         from isobasin.experiments.data import data_root
         from isobasin.experiments.run import Experiment, run
         from isobasin.experiments.work import RunOptions
-        from isobasin.pipeline.settings import check_device
+        from isobasin.verbs.settings import check_device
 
         check_device(device.value)
         runs = _engine(engine, ray_address, workers, threads, device, folder)

@@ -39,7 +39,7 @@ def interpolate(
 ) -> None:
     """Write the point (1 - t) A + t B of the straight line between two checkpoints."""
     with working("reading") as progress:
-        from isobasin.pipeline.interpolating import interpolate
+        from isobasin.verbs.interpolate import interpolate
 
         interpolate(
             a,

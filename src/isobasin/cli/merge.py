@@ -34,7 +34,7 @@ from isobasin.cli.tables import change, number, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from isobasin.pipeline.merging import Merged
+    from isobasin.verbs.merge import Merged
 
 EXAMPLE = "isobasin merge runs/seed0 runs/seed1 -t 0.5 -o merged"
 
@@ -89,7 +89,7 @@ def merge(
 ) -> None:
     """Align models to A without changing what they compute, and write their mean in A's form."""
     with working("reading") as progress:
-        from isobasin.pipeline.merging import merge
+        from isobasin.verbs.merge import merge
 
         found = merge(
             models,

@@ -94,11 +94,11 @@ def refine(
     Measure the result on other data: `isobasin barrier OUT/reference OUT --method none`.
     """
     with working("reading") as progress:
-        from isobasin.pipeline.settings import Matching, Running
-        from isobasin.pipeline.settings import Objective as LibraryObjective
-        from isobasin.pipeline.settings import Scope as LibraryScope
         from isobasin.refinement.refine import REFERENCE, refine
         from isobasin.tasks.data import DataOptions
+        from isobasin.verbs.settings import Matching, Running
+        from isobasin.verbs.settings import Objective as LibraryObjective
+        from isobasin.verbs.settings import Scope as LibraryScope
 
         options = DataOptions(data, name, split, parsed_columns(columns), max_examples, length, seed)
         found = refine(

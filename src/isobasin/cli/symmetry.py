@@ -33,7 +33,7 @@ def symmetry(
 
 def _families(as_json: bool) -> None:
     with working("reading"):
-        from isobasin.pipeline.families import all_families
+        from isobasin.verbs.families import all_families
 
         found = all_families()
     if as_json:
@@ -46,7 +46,7 @@ def _families(as_json: bool) -> None:
 
 def _model(model: str, allow_pickle: bool, as_json: bool) -> None:
     with working("reading"):
-        from isobasin.pipeline.inventory import symmetry
+        from isobasin.verbs.symmetry import symmetry
 
         found = symmetry(model, allow_pickle=allow_pickle)
     if as_json:

@@ -11,8 +11,8 @@ from rich.console import RenderableType
 from isobasin.cli.tables import layers, ranges, table
 
 if TYPE_CHECKING:
-    from isobasin.pipeline.families import FamilySymmetry
-    from isobasin.pipeline.inventory import Symmetry
+    from isobasin.verbs.families import FamilySymmetry
+    from isobasin.verbs.symmetry import Symmetry
 
 
 def symmetry_report(found: Symmetry) -> Iterator[RenderableType]:
@@ -49,7 +49,7 @@ def symmetry_report(found: Symmetry) -> Iterator[RenderableType]:
 
 def families_report(found: Iterable[FamilySymmetry]) -> Iterator[RenderableType]:
     """A row for every model type, long formulas folded, and what the letters mean."""
-    from isobasin.pipeline.families import COLUMNS, LETTERS
+    from isobasin.verbs.families import COLUMNS, LETTERS
 
     rows = table(*COLUMNS, left=COLUMNS, title="Symmetry by model type")
     for column in rows.columns[1:]:

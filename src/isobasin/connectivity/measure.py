@@ -24,10 +24,6 @@ from isobasin.errors import IsobasinError, RecordError
 from isobasin.matching.attention import Method
 from isobasin.matching.heads import HeadCost, head_costs
 from isobasin.model import Blocks, Canonical, Model, Source, open_checkpoint, read_blocks, understand, view_of
-from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.conflicts import Option, Taking, refuse_conflicts
-from isobasin.pipeline.moving import write_moved
-from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
@@ -42,6 +38,10 @@ from isobasin.records.schema import (
 from isobasin.tasks.data import Examples
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import Evaluation, evaluate
+from isobasin.verbs.align import match_models
+from isobasin.verbs.apply import write_moved
+from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
+from isobasin.verbs.settings import Matching, Progress, Running, Scope, check_device, silent
 
 METHODS = (NAIVE, Method.heads.value, Method.paper.value, Method.gauss_newton.value)
 """The ways of one figure: B as it is, its heads permuted, the published matching, and ours."""

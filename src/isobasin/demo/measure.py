@@ -16,8 +16,8 @@ from isobasin.demo import place
 from isobasin.demo.digits import Images, evaluate
 from isobasin.loading import load
 from isobasin.matching.attention import Method
-from isobasin.pipeline.aligning import align
-from isobasin.pipeline.moving import apply, random_alignment
+from isobasin.verbs.align import align
+from isobasin.verbs.apply import apply, random_alignment
 
 NAIVE, HEADS, ALIGNED = "naive", "heads only", "aligned"
 

@@ -22,11 +22,11 @@ from isobasin.matching import heads as stage_one
 from isobasin.matching.attention import Method, align_heads
 from isobasin.matching.heads import HeadCost
 from isobasin.model import Model, read_blocks
-from isobasin.pipeline.settings import Matching
 from isobasin.records.curves import NAIVE, chosen_rank
 from isobasin.symmetries import attention
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.tasks.data import Examples
+from isobasin.verbs.settings import Matching
 
 ALL = 24
 """Up to so many head permutations are all tried; of more, some are drawn."""

@@ -12,13 +12,13 @@ from isobasin.alignment import Alignment
 from isobasin.checkpoints import temporary_folder
 from isobasin.experiments.pair import AblationOptions, Folder, Pair, with_percent
 from isobasin.matching.attention import Method
-from isobasin.pipeline.merging import Space, merge
-from isobasin.pipeline.settings import Matching, Objective, Progress, Running, Scope, silent
 from isobasin.records.curves import NAIVE
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.data import Examples
+from isobasin.verbs.merge import Space, merge
+from isobasin.verbs.settings import Matching, Objective, Progress, Running, Scope, silent
 
 REFINED, CIRCUITS = "refined", "circuits"
 

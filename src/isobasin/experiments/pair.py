@@ -14,14 +14,14 @@ from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import temporary_folder
 from isobasin.connectivity.path import POINTS, LinearPath, barrier, points
 from isobasin.model import Model, open_model
-from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.moving import write_moved
-from isobasin.pipeline.settings import Calibration, Matching, Running, Scope
 from isobasin.records.curves import NAIVE
 from isobasin.symmetries.groups import BilinearGroup
 from isobasin.tasks.data import Examples
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import evaluate
+from isobasin.verbs.align import match_models
+from isobasin.verbs.apply import write_moved
+from isobasin.verbs.settings import Calibration, Matching, Running, Scope
 
 Folder = str | os.PathLike[str]
 

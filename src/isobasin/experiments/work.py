@@ -26,8 +26,8 @@ from isobasin.tasks.kind import TaskKind, load_model
 from isobasin.tasks.processors import load_config
 
 if TYPE_CHECKING:
-    from isobasin.pipeline.settings import Scope as Matched
     from isobasin.tasks.data import Examples
+    from isobasin.verbs.settings import Scope as Matched
 
 # States that an interrupted training resumes from; removed when the cell is done.
 _STATES = "training"
@@ -213,7 +213,7 @@ def _pair(job: Job) -> dict[str, Any]:
 
 def _matched(spec: dict[str, Any]) -> Matched:
     """What of two models is matched: that which was drawn anew."""
-    from isobasin.pipeline import settings
+    from isobasin.verbs import settings
 
     return settings.Scope.block if spec["feedforward"] else settings.Scope.attention
 
@@ -276,8 +276,8 @@ def _symmetry_breaking(job: Job) -> dict[str, Any]:
 def _alignments(job: Job) -> dict[str, Any]:
     from isobasin.experiments.alignments import alignments
     from isobasin.experiments.pair import AblationOptions
-    from isobasin.pipeline import settings
     from isobasin.refinement.recipe import Refining
+    from isobasin.verbs import settings
 
     spec, tests = job.spec, job.tests()
     apart = Scope(spec["scope"]) is Scope.entire_model

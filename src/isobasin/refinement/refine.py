@@ -15,10 +15,6 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_output
 from isobasin.model import Model, Source, open_model
-from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.conflicts import Option, Taking, refuse_conflicts
-from isobasin.pipeline.moving import write_moved
-from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.records.provenance import model_sha256
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.descent import Refined, descend
@@ -26,6 +22,10 @@ from isobasin.refinement.line import Line, ModuleLine
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.unfinished import Unfinished
 from isobasin.tasks.examples import Examples
+from isobasin.verbs.align import match_models
+from isobasin.verbs.apply import write_moved
+from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
+from isobasin.verbs.settings import Matching, Running, Scope
 from isobasin.verification import Verification
 
 REFERENCE = "reference"

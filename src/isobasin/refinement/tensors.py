@@ -13,13 +13,13 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.schema import Specification
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
 from isobasin.model import Blocks, TensorBlocks
-from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.descent import descend
 from isobasin.refinement.line import Line, batches_of, ends_of
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import Refinement, learned
 from isobasin.tasks.examples import Indices, as_index
+from isobasin.verbs.align import match_models
+from isobasin.verbs.settings import Matching, Running, Scope
 from isobasin.verification import Verification
 
 Loss = Callable[[Mapping[str, Tensor], Tensor], Tensor]

@@ -20,10 +20,10 @@ from isobasin.certification import loaded
 from isobasin.certification.certify import Certificate, certify, variants
 from isobasin.certification.smallest import smallest
 from isobasin.errors import ArchitectureError
-from isobasin.pipeline.families import attention_formula, feedforward_formula
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.testing.tiny import TINY_MODELS, TinyModel, tiny, variant
+from isobasin.verbs.families import attention_formula, feedforward_formula
 
 # By hand, of attention and feed-forward blocks: the group, and what normalisations hide besides: columns and bias of
 # the output projection, and rows of what reads. Two heads of four features; grouped queries have two groups of two.

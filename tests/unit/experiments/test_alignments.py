@@ -9,7 +9,6 @@ import isobasin
 from isobasin.experiments.alignments import CIRCUITS, REFINED, alignments, ways
 from isobasin.experiments.cells import comparable
 from isobasin.experiments.pair import AblationOptions
-from isobasin.pipeline.settings import Objective, Scope
 from isobasin.records.curves import NAIVE
 from isobasin.refinement.recipe import Refining
 from isobasin.reports import experiment_tables
@@ -17,6 +16,7 @@ from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.tiny import tiny
+from isobasin.verbs.settings import Objective, Scope
 
 SHORT = Refining(steps=2, batch_size=4, every=1)
 MODEL = tiny("llama", "aligned", config={"tie_word_embeddings": False})

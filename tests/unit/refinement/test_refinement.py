@@ -12,7 +12,6 @@ import transformers
 import isobasin
 from isobasin.errors import ArchitectureError, DataError, IsobasinError
 from isobasin.model import TensorBlocks, open_model
-from isobasin.pipeline.settings import Matching, Running, Scope
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.descent import Points, descend, split
@@ -24,6 +23,7 @@ from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.tiny import tiny
+from isobasin.verbs.settings import Matching, Running, Scope
 
 UNTIED = {"tie_word_embeddings": False}
 LANGUAGE = (

@@ -16,7 +16,6 @@ import torch
 
 import isobasin
 from isobasin.errors import AlignmentError, IsobasinError, OutputError
-from isobasin.pipeline.settings import Running
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.refinement.unfinished import Unfinished
@@ -24,6 +23,7 @@ from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.tiny import tiny
+from isobasin.verbs.settings import Running
 
 MODEL = tiny("llama", "unfinished", config={"tie_word_embeddings": False})
 QUIET = Running(verify=False, progress=lambda *_: None)

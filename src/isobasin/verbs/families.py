@@ -1,6 +1,6 @@
 """The groups of every supported model type in formulas, from the facts of the families.
 
-`python -m isobasin.pipeline.families` prints the page docs/families.md.
+`python -m isobasin.verbs.families` prints the page docs/families.md.
 """
 
 from __future__ import annotations

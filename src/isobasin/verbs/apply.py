@@ -30,9 +30,9 @@ from isobasin.errors import CheckpointError, IsobasinError, VerificationError
 from isobasin.loading import like
 from isobasin.matching import circuits
 from isobasin.model import Model, Source, open_model, understand
-from isobasin.pipeline.settings import Progress, Running, Scope, silent
 from isobasin.symmetries import attention, residual
 from isobasin.symmetries.feedforward import FeedForwardElement, sample
+from isobasin.verbs.settings import Progress, Running, Scope, silent
 from isobasin.verification import Verification, verify_models
 
 if TYPE_CHECKING:

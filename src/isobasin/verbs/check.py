@@ -10,9 +10,9 @@ from typing import Any
 from isobasin.architectures.resolve import check_comparable
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
 from isobasin.model import Canonical, Model, Source, name_of, open_checkpoint, understand, view_of
-from isobasin.pipeline.conflicts import Conflict, Option, conflicts
-from isobasin.pipeline.folding import check_alike
-from isobasin.pipeline.settings import Scope
+from isobasin.verbs.conflicts import Conflict, Option, conflicts
+from isobasin.verbs.folding import check_alike
+from isobasin.verbs.settings import Scope
 
 
 @dataclass(frozen=True)

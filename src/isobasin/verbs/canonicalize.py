@@ -20,8 +20,8 @@ from isobasin.architectures.blocks import Site
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
 from isobasin.model import Blocks, Source, open_model
-from isobasin.pipeline.moving import Moved, apply
-from isobasin.pipeline.settings import Progress, Scope, check_device, silent
+from isobasin.verbs.apply import Moved, apply
+from isobasin.verbs.settings import Progress, Scope, check_device, silent
 
 CANONICAL = "canonical"
 

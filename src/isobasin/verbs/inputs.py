@@ -13,7 +13,7 @@ from isobasin.architectures.residual import Residual
 from isobasin.errors import IsobasinError
 from isobasin.matching.inputs import Moments, folded
 from isobasin.model import Blocks
-from isobasin.pipeline.settings import Calibration, Matching, Objective
+from isobasin.verbs.settings import Calibration, Matching, Objective
 
 ByName = Mapping[str, Tensor]
 """Second moments of what a model's weights multiply, by the weight's name."""

@@ -1,4 +1,4 @@
-"""Feed-forward blocks through the pipeline: what is refused, verified, recognised and recorded."""
+"""Feed-forward blocks through the verbs: what is refused, verified, recognised and recorded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 import isobasin
 from isobasin.errors import AlignmentError, ArchitectureError, TensorError, VerificationError
 from isobasin.model import open_model
-from isobasin.pipeline import moving
 from isobasin.testing.tiny import tiny
+from isobasin.verbs import apply as moving
 from isobasin.verification import models
 
 

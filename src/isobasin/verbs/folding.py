@@ -2,7 +2,7 @@
 
 Normalisations are folded into their readers, and what LayerNorm subtracts is left out. There the total distance is a
 sum over tensors that each belong to a few factors of the group. Every tensor counts by its share of the reference's,
-see `isobasin.pipeline.shares`.
+see `isobasin.verbs.shares`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from isobasin.architectures.residual import Residual, Role, role_maps
 from isobasin.errors import ArchitectureError, IsobasinError
 from isobasin.matching.residual import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
-from isobasin.pipeline.shares import Shares
 from isobasin.symmetries.residual import Basis, ResidualGroup, centred, contract, copies, move_axis, scale_axis
+from isobasin.verbs.shares import Shares
 
 # Float64 copies of both models that are held at once, about.
 _COPIES = 5

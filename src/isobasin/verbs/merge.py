@@ -22,13 +22,13 @@ from isobasin.matching.attention import Method
 from isobasin.matching.averaging import circuit_mean
 from isobasin.matching.heads import HeadCost
 from isobasin.model import Model, Source, batches, open_model, understand
-from isobasin.pipeline.centring import Together, bring_together, moved_tensors
-from isobasin.pipeline.conflicts import Option, Taking, refuse_conflicts
-from isobasin.pipeline.fitting import Fit, fit, in_form, keeping
-from isobasin.pipeline.interpolating import means
-from isobasin.pipeline.moving import Moved, counted, deliver
-from isobasin.pipeline.settings import MAX_CONDITION, Matching, Progress, Running, Scope, silent
 from isobasin.symmetries.weights import stack
+from isobasin.verbs.apply import Moved, counted, deliver
+from isobasin.verbs.centring import Together, bring_together, moved_tensors
+from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
+from isobasin.verbs.fitting import Fit, fit, in_form, keeping
+from isobasin.verbs.interpolate import means
+from isobasin.verbs.settings import MAX_CONDITION, Matching, Progress, Running, Scope, silent
 from isobasin.verification import check_runs
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from torch import Tensor
 from isobasin.checkpoints import Checkpoint, temporary_folder, write_checkpoint
 from isobasin.errors import IsobasinWarning
 from isobasin.model import Canonical
-from isobasin.pipeline.conflicts import Taking
-from isobasin.pipeline.rows import labels_of, tables_of
+from isobasin.verbs.conflicts import Taking
+from isobasin.verbs.rows import labels_of, tables_of
 
 
 @dataclass(frozen=True)

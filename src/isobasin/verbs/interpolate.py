@@ -15,10 +15,10 @@ from isobasin.checkpoints import check_finite, write_checkpoint
 from isobasin.errors import TensorError
 from isobasin.matching.averaging import weighted_mean
 from isobasin.model import Canonical, Source, open_canonical, view_of
-from isobasin.pipeline.conflicts import Option, Taking, refuse_conflicts, unresolved
-from isobasin.pipeline.fitting import fit, in_form
-from isobasin.pipeline.moving import Moved, counted, deliver
-from isobasin.pipeline.settings import Progress, silent
+from isobasin.verbs.apply import Moved, counted, deliver
+from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts, unresolved
+from isobasin.verbs.fitting import fit, in_form
+from isobasin.verbs.settings import Progress, silent
 
 
 def interpolate(

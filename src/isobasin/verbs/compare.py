@@ -23,12 +23,12 @@ from isobasin.matching.factors import Factors, query_key_factors, value_output_f
 from isobasin.matching.feedforward import branches, unit_sizes
 from isobasin.matching.heads import HeadCost, head_costs
 from isobasin.model import Model, Source, open_model
-from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.comparing import equivalent_models, may_be_turned
-from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.bilinear import column_squares
 from isobasin.text import as_json
+from isobasin.verbs.align import match_models
+from isobasin.verbs.equivalent import equivalent_models, may_be_turned
+from isobasin.verbs.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.verification import known_feedforwards
 
 # Between the scores of unrelated and of related models: docs/provenance.md.

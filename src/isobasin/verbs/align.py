@@ -31,14 +31,14 @@ from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import HeadCost, assign, head_costs
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.model import Blocks, Digest, Source, TensorBlocks, batches, open_model, read_blocks
-from isobasin.pipeline.inputs import ByName, at, fold_inputs, inputs_of
-from isobasin.pipeline.moving import write_moved
-from isobasin.pipeline.settings import Calibration, Matching, Objective, Progress, Running, Scope, silent
-from isobasin.pipeline.whole import match_whole
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
+from isobasin.verbs.apply import write_moved
+from isobasin.verbs.inputs import ByName, at, fold_inputs, inputs_of
+from isobasin.verbs.settings import Calibration, Matching, Objective, Progress, Running, Scope, silent
+from isobasin.verbs.whole import match_whole
 from isobasin.verification import Verification, compare_blocks, compare_feedforward
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from isobasin.alignment import Alignment
 from isobasin.checkpoints import Checkpoint, temporary_folder, write_checkpoint
 from isobasin.model import Model, understand
-from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.interpolating import means, tensors_of
-from isobasin.pipeline.settings import Matching, Running
+from isobasin.verbs.align import match_models
+from isobasin.verbs.interpolate import means, tensors_of
+from isobasin.verbs.settings import Matching, Running
 
 # Rounds towards the centre end where the total distance falls by less than this share, or after so many.
 _SETTLED = 1e-3

@@ -1,6 +1,6 @@
 """Matching whole models: the residual stream and all blocks together, by coordinate descent.
 
-Of two folded models (`isobasin.pipeline.folding`), with the blocks fixed the stream's map is one Procrustes problem,
+Of two folded models (`isobasin.verbs.folding`), with the blocks fixed the stream's map is one Procrustes problem,
 and with the map fixed every block is matched as it is alone (arXiv 2606.17830, section 3; the residual map is this
 library's).
 """
@@ -17,9 +17,9 @@ from isobasin.alignment import Alignment, ResidualAlignment, ResidualStatistics
 from isobasin.alignment.stream import gains_of
 from isobasin.errors import VerificationError
 from isobasin.model import Blocks
-from isobasin.pipeline.folding import Pair, Tensors, fold
-from isobasin.pipeline.settings import Calibration, Matching, Objective, Running
 from isobasin.symmetries.residual import ResidualElement, least_gain
+from isobasin.verbs.folding import Pair, Tensors, fold
+from isobasin.verbs.settings import Calibration, Matching, Objective, Running
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
 
 # A sweep that lowers the squared distance by a smaller share than this is the last.

@@ -20,11 +20,11 @@ from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
 from isobasin.model import Blocks, Model, Source, open_model
-from isobasin.pipeline.aligning import match_models
-from isobasin.pipeline.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.residual import Basis
+from isobasin.verbs.align import match_models
+from isobasin.verbs.settings import Matching, Progress, Running, Scope, check_device, silent
 from isobasin.verification import Verification, known_feedforwards, rest_of, verify_models
 
 # Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in

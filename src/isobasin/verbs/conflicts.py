@@ -15,7 +15,7 @@ from isobasin.architectures.meaning import differences
 from isobasin.architectures.registry import kind
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Canonical
-from isobasin.pipeline.rows import Tables, labels_of, tables_of
+from isobasin.verbs.rows import Tables, labels_of, tables_of
 
 
 class Option(StrEnum):
