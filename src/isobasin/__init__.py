@@ -38,24 +38,24 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.verbs.align import align_tensors as align_tensors
     from isobasin.verbs.apply import Moved as Moved
     from isobasin.verbs.apply import apply as apply
-    from isobasin.verbs.apply import random_alignment as random_alignment
-    from isobasin.verbs.apply import scramble as scramble
     from isobasin.verbs.canonicalize import canonical_alignment as canonical_alignment
     from isobasin.verbs.canonicalize import canonicalize as canonicalize
     from isobasin.verbs.check import Check as Check
     from isobasin.verbs.check import check as check
     from isobasin.verbs.compare import Comparison as Comparison
-    from isobasin.verbs.compare import Fingerprint as Fingerprint
     from isobasin.verbs.compare import compare as compare
-    from isobasin.verbs.compare import fingerprint as fingerprint
     from isobasin.verbs.equivalent import Equivalence as Equivalence
     from isobasin.verbs.equivalent import equivalent as equivalent
-    from isobasin.verbs.equivalent import verify as verify
+    from isobasin.verbs.fingerprint import Fingerprint as Fingerprint
+    from isobasin.verbs.fingerprint import fingerprint as fingerprint
     from isobasin.verbs.interpolate import interpolate as interpolate
     from isobasin.verbs.merge import Merged as Merged
     from isobasin.verbs.merge import merge as merge
+    from isobasin.verbs.scramble import random_alignment as random_alignment
+    from isobasin.verbs.scramble import scramble as scramble
     from isobasin.verbs.symmetry import Symmetry as Symmetry
     from isobasin.verbs.symmetry import symmetry as symmetry
+    from isobasin.verbs.verify import verify as verify
     from isobasin.verification import Verification as Verification
 
 __version__ = "0.1.0"
@@ -73,12 +73,15 @@ _HOMES = {
     "verbs.align": ("align", "align_tensors"),
     "verbs.canonicalize": ("canonical_alignment", "canonicalize"),
     "verbs.check": ("Check", "check"),
-    "verbs.equivalent": ("Equivalence", "equivalent", "verify"),
+    "verbs.equivalent": ("Equivalence", "equivalent"),
     "verbs.interpolate": ("interpolate",),
     "verbs.symmetry": ("Symmetry", "symmetry"),
     "verbs.merge": ("Merged", "merge"),
-    "verbs.apply": ("Moved", "apply", "random_alignment", "scramble"),
-    "verbs.compare": ("Comparison", "Fingerprint", "compare", "fingerprint"),
+    "verbs.apply": ("Moved", "apply"),
+    "verbs.scramble": ("random_alignment", "scramble"),
+    "verbs.verify": ("verify",),
+    "verbs.compare": ("Comparison", "compare"),
+    "verbs.fingerprint": ("Fingerprint", "fingerprint"),
     "refinement.tensors": ("refine_tensors",),
     "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
     "symmetries.groups": ("AttentionGroup", "BilinearGroup"),

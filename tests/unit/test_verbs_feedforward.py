@@ -13,7 +13,7 @@ import isobasin
 from isobasin.errors import AlignmentError, ArchitectureError, TensorError, VerificationError
 from isobasin.model import open_model
 from isobasin.testing.tiny import tiny
-from isobasin.verbs import apply as moving
+from isobasin.verbs import scramble as scrambling
 from isobasin.verification import models
 
 
@@ -97,7 +97,7 @@ def test_another_activation_is_another_function_even_block_by_block(tmp_path, mo
 def test_a_wrong_block_is_refused_block_by_block_too(tmp_path, monkeypatch):
     original = tiny("llama").save(tmp_path / "original")
     monkeypatch.setattr(models, "_run_dtype", lambda a, b: None)
-    monkeypatch.setattr(moving, "sample", lambda group, *a, **k: _rescaled(group))
+    monkeypatch.setattr(scrambling, "sample", lambda group, *a, **k: _rescaled(group))
     with pytest.raises(VerificationError):
         isobasin.scramble(original, tmp_path / "out", scope="block")
     assert not (tmp_path / "out").exists()

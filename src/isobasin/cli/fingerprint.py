@@ -13,7 +13,7 @@ from isobasin.cli.options import AllowPickleOption, Device, DeviceOption, ForceO
 from isobasin.cli.tables import number, table
 
 if TYPE_CHECKING:
-    from isobasin.verbs.compare import Fingerprint
+    from isobasin.verbs.fingerprint import Fingerprint
 
 EXAMPLE = "isobasin fingerprint runs/seed0 -o seed0.json"
 
@@ -31,7 +31,7 @@ def fingerprint(
 ) -> None:
     """Show the numbers of every block that no move inside its group changes: equal for all scrambled copies."""
     with working("reading"):
-        from isobasin.verbs.compare import fingerprint
+        from isobasin.verbs.fingerprint import fingerprint
 
         found = fingerprint(model, device=device.value, allow_pickle=allow_pickle)
         if output is not None:

@@ -44,7 +44,8 @@ def scramble(
 ) -> None:
     """Write the same function with other weights: a random element of the symmetry group, applied."""
     with working("reading") as progress:
-        from isobasin.verbs.apply import apply, random_alignment
+        from isobasin.verbs.apply import apply
+        from isobasin.verbs.scramble import random_alignment
 
         element = random_alignment(model, seed=seed, condition=condition, scope=scope.value, allow_pickle=allow_pickle)
         moved = apply(

@@ -38,7 +38,7 @@ def verify(
 ) -> None:
     """Compare the outputs of two checkpoints on random inputs: exit code 0 if they are equal, 1 if not."""
     with working("verifying"):
-        from isobasin.verbs.equivalent import verify
+        from isobasin.verbs.verify import verify
 
         found = verify(a, b, tolerance=tolerance, seed=seed, device=device.value, allow_pickle=allow_pickle)
     if as_json:

@@ -17,7 +17,8 @@ from isobasin.demo.digits import Images, evaluate
 from isobasin.loading import load
 from isobasin.matching.attention import Method
 from isobasin.verbs.align import align
-from isobasin.verbs.apply import apply, random_alignment
+from isobasin.verbs.apply import apply
+from isobasin.verbs.scramble import random_alignment
 
 NAIVE, HEADS, ALIGNED = "naive", "heads only", "aligned"
 

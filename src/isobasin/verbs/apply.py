@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,24 +14,15 @@ from torch import Tensor
 from isobasin.alignment import (
     FILE_NAME,
     Alignment,
-    FeedForwardAlignment,
-    FeedForwardStatistics,
     LayerAlignment,
-    LayerStatistics,
-    ResidualAlignment,
-    condition_of,
 )
-from isobasin.alignment.stream import gains_of
-from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
-from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
 from isobasin.checkpoints import Checkpoint, check_output, temporary_folder, write_checkpoint
 from isobasin.errors import CheckpointError, IsobasinError, VerificationError
 from isobasin.loading import like
 from isobasin.matching import circuits
 from isobasin.model import Model, Source, open_model, understand
-from isobasin.symmetries import attention, residual
-from isobasin.symmetries.feedforward import FeedForwardElement, sample
-from isobasin.verbs.settings import Progress, Running, Scope, silent
+from isobasin.symmetries import attention
+from isobasin.verbs.settings import Progress, Running, silent
 from isobasin.verification import Verification, verify_models
 
 if TYPE_CHECKING:
@@ -92,81 +82,6 @@ def apply(
             check_output(output, [opened.checkpoint.folder], force)
         predicted = _with_rounding(alignment, opened, running)
         return deliver(model, output, lambda folder: write_moved(predicted, opened, folder, running))
-
-
-def random_alignment(
-    model: Source,
-    *,
-    seed: int = 0,
-    condition: float = 10.0,
-    scope: Scope | str = Scope.attention,
-    allow_pickle: bool = False,
-) -> Alignment:
-    """A random group element for every block: heads permuted, every map of the given condition number.
-
-    Bias shifts, where they are free, are as large as the weights themselves. In scope "block" units of feed-forward
-    blocks, and experts, are permuted too, and scaled by ratios up to `condition` where the activation lets scales pass.
-    In scope "model" the residual stream is turned as well, and normalisations get other gains and biases.
-    """
-    check_number("condition", condition, 1, ABOVE_ROUNDING)
-    check_seed(seed)
-    generator, unmatched = torch.Generator().manual_seed(seed), FeedForwardStatistics()
-    # A router's shift is a vector of the stream, and wouldn't turn with it.
-    units = partial(_random_units, shifted=Scope(scope) is not Scope.model)
-    layers: list[LayerAlignment] = []
-    with open_model(model, allow_pickle=allow_pickle) as opened:
-        for site in opened.specification.sites:
-            scale = float(site.read(opened.stored(site)).value.square().mean().sqrt())
-            element = attention.sample(site.group, generator, condition=condition, shift=scale)
-            statistics = LayerStatistics(condition=condition_of(element))
-            layers.append(LayerAlignment(site.layer, site.group, element, statistics))
-        for first, *others in opened.specification.ties:
-            for index in others:
-                element = attention.with_heads(layers[index].element, layers[first].element)
-                layers[index] = replace(layers[index], element=element)
-        moved = tuple(
-            FeedForwardAlignment(site.layer, site.group, units(opened, site, generator, condition), unmatched)
-            for site in (opened.feedforwards() if Scope(scope) is not Scope.attention else ())
-        )
-        provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
-        stream = _random_residual(opened, generator, condition) if Scope(scope) is Scope.model else None
-        return Alignment(opened.specification.model_type, tuple(layers), provenance, feedforward=moved, residual=stream)
-
-
-def _random_units(
-    model: Model, site: FeedForward, generator: torch.Generator, condition: float, *, shifted: bool
-) -> FeedForwardElement:
-    """A random move of a feed-forward block; a router's shift is as large as its rows."""
-    scale = 0.0
-    if isinstance(site, ExpertsSite) and shifted:
-        scale = float(model.double([site.router.weight])[site.router.weight].square().mean().sqrt())
-    return sample(site.group, generator, condition=condition, shift=scale)
-
-
-def _random_residual(model: Model, generator: torch.Generator, condition: float) -> ResidualAlignment:
-    """A random move of the residual stream."""
-    stream = model.residual()
-    element = residual.sample(stream.group, *gains_of(model, stream), generator, condition)
-    return ResidualAlignment(stream.group, element)
-
-
-def scramble(
-    model: Source,
-    output: str | os.PathLike[str] | None = None,
-    *,
-    seed: int = 0,
-    condition: float = 10.0,
-    scope: Scope | str = Scope.attention,
-    allow_pickle: bool = False,
-    dtype: torch.dtype | None = None,
-    verify: bool = True,
-    force: bool = False,
-    progress: Progress = silent,
-) -> Moved:
-    """The same function with other weights: `random_alignment`, applied; arguments as there and in `apply`."""
-    element = random_alignment(model, seed=seed, condition=condition, scope=scope, allow_pickle=allow_pickle)
-    options = {"dtype": dtype, "verify": verify, "force": force, "allow_pickle": allow_pickle, "progress": progress}
-    return apply(element, model, output, **options)  # pyright: ignore[reportArgumentType]
 
 
 def write_moved(

@@ -1,31 +1,22 @@
-"""What no move inside a block's group can hide: fingerprints, and whether one model comes from another."""
+"""Does one model come from another? No move inside a block's group can hide it."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment, FeedForwardAlignment, LayerAlignment
-from isobasin.architectures.blocks import labels
 from isobasin.architectures.resolve import check_comparable
-from isobasin.checkpoints import write_file_atomically, write_tensors
-from isobasin.errors import OutputError
 from isobasin.matching.attention import Method
-from isobasin.matching.canonical import head_sizes
-from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
-from isobasin.matching.feedforward import branches, unit_sizes
+from isobasin.matching.feedforward import branches
 from isobasin.matching.heads import HeadCost, head_costs
 from isobasin.model import Model, Source, open_model
 from isobasin.symmetries import attention, feedforward
-from isobasin.symmetries.bilinear import column_squares
-from isobasin.text import as_json
 from isobasin.verbs.align import match_models
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
 from isobasin.verbs.settings import Matching, Progress, Running, Scope, check_device, silent
@@ -38,87 +29,6 @@ _EQUAL = 0.1
 # A block was moved if matching brings its weights this much nearer, and they were further apart than rounding.
 _NEARER = 0.5
 _APART = 1e-3
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """Invariants of every block under its whole group.
-
-    Attributes:
-        model_type: The architecture.
-        tensors: By name, in descending order unless said otherwise: `attention.<layer>.query_key` and
-            `attention.<layer>.value_output`, the singular values of every query head's circuits, `(heads, n)`;
-            `attention.<layer>.planes`, `|q_p| |k_p|` of every rotated plane in the order of the planes, `(heads, p)`;
-            `attention.<layer>.query_latent` and `attention.<layer>.key_value_latent`, the singular values of what a
-            latent is normalised from;
-            `feedforward.<layer>.units`, the products of the norms of a unit's branches, of all experts at once and in
-            `feedforward.<layer>.1.units` of those that all tokens share. Heads come with the largest circuits first.
-    """
-
-    model_type: str
-    tensors: dict[str, Tensor]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"model_type": self.model_type, **{name: t.tolist() for name, t in self.tensors.items()}}
-
-    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Write a `.json` or a `.safetensors` file, as the name says, all of it or nothing.
-
-        Raises:
-            OutputError: Another ending, or the file exists or can't be written.
-        """
-        path = Path(path)
-        if path.suffix not in (".json", ".safetensors"):
-            raise OutputError(f"{path}: a fingerprint is written as .json or .safetensors")
-
-        def write(file: Path) -> None:
-            if path.suffix == ".json":
-                file.write_text(as_json(self.to_json()) + "\n")
-            else:
-                write_tensors(file, self.tensors, {"model_type": self.model_type})
-
-        write_file_atomically(path, write, force)
-
-
-def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = False) -> Fingerprint:
-    """Numbers that are the same, up to rounding, for all models that moves of their blocks connect.
-
-    Args:
-        model: Folder, hub id, or transformers model.
-        device: "cpu" or "cuda".
-        allow_pickle: Load pickled weights, with `weights_only`.
-    """
-    check_device(device)
-    tensors: dict[str, Tensor] = {}
-    with open_model(model, allow_pickle=allow_pickle) as opened:
-        for site in opened.specification.sites:
-            weights, group = site.read(opened.stored(site), device), site.group
-            sizes = head_sizes(group, weights).flatten()
-            order = sizes.argsort(descending=True) if group.permuted else torch.arange(len(sizes), device=sizes.device)
-            queries = query_key_factors(group, weights)
-            found = {
-                "query_key": _spectra(queries),
-                "value_output": _spectra(value_output_factors(group, weights)),
-                "planes": (column_squares(queries.left_planes) * column_squares(queries.right_planes)).sqrt(),
-            }
-            for name, values in found.items():
-                if values.shape[-1]:
-                    tensors[f"attention.{site.layer}.{name}"] = values.flatten(0, 1)[order].cpu().contiguous()
-            for name in () if group.latent is None else group.latent.widths:
-                written = torch.linalg.svdvals(weights.tensors()[f"{name}_down"])
-                tensors[f"attention.{site.layer}.{name}_latent"] = written.cpu().contiguous()
-        sites = known_feedforwards(opened)
-        for label, site in zip(labels(site.layer for site in sites), sites, strict=True):
-            sizes = unit_sizes(site.group, site.read(opened.stored(site), device))
-            tensors[f"feedforward.{label}.units"] = sizes.flip(0).cpu().contiguous()
-        return Fingerprint(opened.specification.model_type, tensors)
-
-
-def _spectra(pair: Factors) -> Tensor:
-    """Singular values of every query head's circuit, `(g, s, n)`."""
-    left, right = (torch.linalg.qr(x, mode="r").R for x in (pair.left, pair.right))
-    return torch.linalg.svdvals(left @ right.mT)
 
 
 class Verdict(StrEnum):

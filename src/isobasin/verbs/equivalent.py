@@ -14,7 +14,6 @@ from isobasin.alignment import LayerAlignment
 from isobasin.alignment.stream import Turned
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
-from isobasin.bounds import check_number, check_seed
 from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
@@ -24,8 +23,8 @@ from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.residual import Basis
 from isobasin.verbs.align import match_models
-from isobasin.verbs.settings import Matching, Progress, Running, Scope, check_device, silent
-from isobasin.verification import Verification, known_feedforwards, rest_of, verify_models
+from isobasin.verbs.settings import Matching, Progress, Running, Scope, silent
+from isobasin.verification import known_feedforwards, rest_of
 
 # Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in
 # an ill-conditioned gauge before, and at most that share of the circuit.
@@ -37,34 +36,6 @@ _SCALE_ROUNDING = 16
 _TURNED = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # A whole match that leaves more of the distance than this found no common function.
 _FAR = 1e-2
-
-
-def verify(
-    a: Source,
-    b: Source,
-    *,
-    tolerance: float | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    allow_pickle: bool = False,
-) -> Verification:
-    """Do two models compute the same? Their outputs on random inputs of several lengths and offsets.
-
-    Args:
-        a: The original: folder, hub id, or transformers model.
-        b: The other one.
-        tolerance: Relative difference that counts as equal; by default what rounding does to them.
-        seed: Of the inputs.
-        device: Where the models run.
-        allow_pickle: Load pickled weights, with `weights_only`.
-    """
-    check_device(device)
-    check_seed(seed)
-    if tolerance is not None:
-        check_number("tolerance", tolerance, 0)
-    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
-        check_comparable(one.specification, other.specification)
-        return verify_models(one, other, tolerance=tolerance, seed=seed, device=device)
 
 
 @dataclass(frozen=True)

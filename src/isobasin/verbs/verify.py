@@ -1,0 +1,37 @@
+"""Do two models compute the same?"""
+
+from __future__ import annotations
+
+from isobasin.architectures.resolve import check_comparable
+from isobasin.bounds import check_number, check_seed
+from isobasin.model import Source, open_model
+from isobasin.verbs.settings import check_device
+from isobasin.verification import Verification, verify_models
+
+
+def verify(
+    a: Source,
+    b: Source,
+    *,
+    tolerance: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+) -> Verification:
+    """Do two models compute the same? Their outputs on random inputs of several lengths and offsets.
+
+    Args:
+        a: The original: folder, hub id, or transformers model.
+        b: The other one.
+        tolerance: Relative difference that counts as equal; by default what rounding does to them.
+        seed: Of the inputs.
+        device: Where the models run.
+        allow_pickle: Load pickled weights, with `weights_only`.
+    """
+    check_device(device)
+    check_seed(seed)
+    if tolerance is not None:
+        check_number("tolerance", tolerance, 0)
+    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
+        check_comparable(one.specification, other.specification)
+        return verify_models(one, other, tolerance=tolerance, seed=seed, device=device)
