@@ -32,10 +32,10 @@ class Family:
         prefixes: What head models put before the base model's names, as in `("bert.",)`. A checkpoint of the
             base model has no prefix, which is always tried too.
         blocks: From a transformers configuration to the attention blocks, with the base model's names.
-        buffers: Name endings of tensors that older checkpoints keep and that are no parameters: causal masks, rotary
-            tables, position numbers. transformers ignores them, and so do we.
         feedforwards: From a configuration to the feed-forward blocks, likewise; none are known by default.
         stream: From a configuration to what is known of the residual stream; None if nothing is.
+        buffers: Name endings of tensors that older checkpoints keep and that are no parameters, such as causal masks,
+            beyond those of many families (`view.BUFFERS`). transformers ignores them, and so do we.
         beside: Name endings of tensors that lie inside the modules of blocks and are no part of them.
         unread: From a configuration to the numbers of layers that checkpoints may have and transformers doesn't load.
         ties: From a configuration that ties embeddings to tied tensors and what each is, where transformers' classes
@@ -52,9 +52,9 @@ class Family:
     model_type: str
     prefixes: tuple[str, ...]
     blocks: Callable[[Config], list[AttentionSite]]
-    buffers: tuple[str, ...] = ()
     feedforwards: Callable[[Config], Sequence[FeedForward]] = _none
     stream: Callable[[Config], Stream] | None = None
+    buffers: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     unread: Callable[[Config], Sequence[range]] = _all
     ties: Callable[[Config], Mapping[str, str]] = _as_classes_say

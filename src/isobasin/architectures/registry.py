@@ -1,13 +1,15 @@
-"""The families that are supported, by model type."""
+"""The families that are supported, by model type: each file of `families` is found, and registered nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from importlib import import_module
+from pkgutil import iter_modules
 from types import MappingProxyType
 
+from isobasin.architectures import families as files
 from isobasin.architectures.entries import shown
-from isobasin.architectures.families import FAMILIES
 from isobasin.architectures.family import Family
 from isobasin.errors import ArchitectureError
 
@@ -28,7 +30,13 @@ def register(entries: Iterable[Family]) -> Mapping[str, Family]:
     return MappingProxyType(registry)
 
 
-_REGISTRY = register(FAMILIES)
+def _found() -> Iterator[Family]:
+    """What every file of `families` states."""
+    for module in iter_modules(files.__path__):
+        yield import_module(f"{files.__name__}.{module.name}").FAMILY
+
+
+_REGISTRY = register(_found())
 
 
 def families() -> tuple[Family, ...]:

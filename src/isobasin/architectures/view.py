@@ -27,7 +27,7 @@ from isobasin.errors import ArchitectureError, TensorError
 T = TypeVar("T")
 
 # Name endings of what many models had as parameters of a file once, and transformers ignores in all of them.
-_BUFFERS = ("rotary_emb.inv_freq", "position_ids")
+BUFFERS = ("rotary_emb.inv_freq", "position_ids", "token_type_ids")
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -168,14 +168,14 @@ class _Naming:
             classes = [] if config is None else _classes(config, prefixed=True)
             parts: tuple[tuple[str, ...], ...] = (("", *sorted({f"{c.base_model_prefix}." for c in classes} - {"."})),)
             patterns = tuple(p for c in classes for p in c._keys_to_ignore_on_load_unexpected or ())
-            return cls(parts, _renamings(config, None), _pairs(classes), _BUFFERS, patterns)
+            return cls(parts, _renamings(config, None), _pairs(classes), BUFFERS, patterns)
         parts = entry.namings or (("", *entry.prefixes),)
         prefixed = any(name.startswith(new) for part in parts for new in part[1:] for name in shapes)
         pairs: dict[str, str] = {}
         if config is not None and getattr(config, "tie_word_embeddings", False):
             pairs = {**_pairs(_classes(config, prefixed=prefixed)), **entry.ties(config)}
         unread = () if config is None else tuple(entry.unread(config))
-        return cls(parts, _renamings(config, entry), pairs, (*entry.buffers, *_BUFFERS), unread=unread)
+        return cls(parts, _renamings(config, entry), pairs, (*entry.buffers, *BUFFERS), unread=unread)
 
     def canonical(self, name: str) -> str:
         """The canonical name of a tensor that is stored as `name`."""

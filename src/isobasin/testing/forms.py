@@ -22,6 +22,7 @@ Form = Callable[[Path], bool]
 
 _WEIGHTS = "model.safetensors"
 _PROJECTIONS = ("q_proj.weight", "qkv_proj.weight", "query_key_value.weight", "o_proj.weight")
+_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def edit_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> bool:
@@ -74,7 +75,7 @@ def with_prefix(folder: Path) -> bool:
 
 def with_buffers(folder: Path) -> bool:
     """With the masks, rotary tables and position numbers that older versions of transformers stored."""
-    buffers = family(_model_type(folder)).buffers
+    buffers = (*family(_model_type(folder)).buffers, *_BUFFERS)
 
     def change(tensors: Tensors) -> Tensors:
         for buffer in buffers:

@@ -47,6 +47,6 @@ def stream(config: Config) -> Stream:
     )
 
 
-BUFFERS = ("relative_position_bias.relative_position_index",)
-
-FAMILY = Family("beit", ("beit.",), blocks, BUFFERS, vit.feedforwards, stream)
+FAMILY = Family(
+    "beit", ("beit.",), blocks, vit.feedforwards, stream, ("relative_position_bias.relative_position_index",)
+)

@@ -88,6 +88,4 @@ def projected(stream: Stream, module: str) -> Stream:
     )
 
 
-BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
-
-FAMILY = Family("bert", ("bert.",), blocks, BUFFERS, feedforwards, stream)
+FAMILY = Family("bert", ("bert.",), blocks, feedforwards, stream)

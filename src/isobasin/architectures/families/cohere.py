@@ -34,6 +34,4 @@ def stream(config: Config) -> Stream:
     return replace(usual, feedforward_norm=usual.attention_norm, mean=True)
 
 
-FAMILY = Family(
-    "cohere", llama.PREFIXES, blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False), stream
-)
+FAMILY = Family("cohere", llama.PREFIXES, blocks, partial(llama.decoder_feedforwards, bias=False), stream)

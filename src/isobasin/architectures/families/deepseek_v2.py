@@ -143,4 +143,4 @@ def feedforwards(config: Config) -> list[FeedForward]:
     return mixed_feedforwards(config, bias=config.mlp_bias, groups=groups)
 
 
-FAMILY = Family("deepseek_v2", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream)
+FAMILY = Family("deepseek_v2", llama.PREFIXES, blocks, feedforwards, llama.stream)

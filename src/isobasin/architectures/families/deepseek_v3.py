@@ -32,4 +32,4 @@ def predicting(config: Config) -> list[range]:
     return [range(first, first + (getattr(config, "num_nextn_predict_layers", None) or 0)), range(max(first, 61), 62)]
 
 
-FAMILY = Family("deepseek_v3", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream, unread=predicting)
+FAMILY = Family("deepseek_v3", llama.PREFIXES, blocks, feedforwards, llama.stream, unread=predicting)

@@ -57,4 +57,4 @@ def stream(config: Config) -> Stream:
     )
 
 
-FAMILY = Family("distilbert", ("distilbert.",), blocks, ("embeddings.position_ids",), feedforwards, stream)
+FAMILY = Family("distilbert", ("distilbert.",), blocks, feedforwards, stream)

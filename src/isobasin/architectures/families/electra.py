@@ -23,4 +23,4 @@ def stream(config: Config) -> Stream:
     return own if config.embedding_size == config.hidden_size else bert.projected(own, "embeddings_project")
 
 
-FAMILY = Family("electra", ("electra.",), bert.blocks, bert.BUFFERS, bert.feedforwards, stream)
+FAMILY = Family("electra", ("electra.",), bert.blocks, bert.feedforwards, stream)

@@ -54,4 +54,4 @@ def stream(config: Config) -> Stream:
     )
 
 
-FAMILY = Family("falcon", ("transformer.",), blocks, ("rotary_emb.inv_freq",), feedforwards, stream)
+FAMILY = Family("falcon", ("transformer.",), blocks, feedforwards, stream)

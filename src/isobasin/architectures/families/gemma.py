@@ -18,6 +18,4 @@ def stream(config: Config) -> Stream:
     return replace(llama.stream(config), gain_offset=1.0)
 
 
-FAMILY = Family(
-    "gemma", llama.PREFIXES, llama.blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False), stream
-)
+FAMILY = Family("gemma", llama.PREFIXES, llama.blocks, partial(llama.decoder_feedforwards, bias=False), stream)

@@ -28,4 +28,4 @@ def stream(config: Config) -> Stream:
     )
 
 
-FAMILY = Family("gemma2", llama.PREFIXES, llama.blocks, llama.BUFFERS, feedforwards, stream)
+FAMILY = Family("gemma2", llama.PREFIXES, llama.blocks, feedforwards, stream)

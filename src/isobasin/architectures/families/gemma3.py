@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config
-from isobasin.architectures.families import clip, gemma2, gemma3_text, llama
+from isobasin.architectures.families import clip, gemma2, gemma3_text
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.sites import AnySite, stacked
@@ -46,6 +46,4 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return _both(config, gemma2.feedforwards, clip.tower_feedforwards)
 
 
-FAMILY = Family(
-    "gemma3", (), blocks, llama.BUFFERS, feedforwards, accepts=("text_config", "vision_config"), namings=_NAMINGS
-)
+FAMILY = Family("gemma3", (), blocks, feedforwards, accepts=("text_config", "vision_config"), namings=_NAMINGS)

@@ -17,4 +17,4 @@ def blocks(config: Config) -> list[AttentionSite]:
     return llama.blocks(config, norm=QueryKeyNorm.head, gain_offset=1.0, planes=planes)
 
 
-FAMILY = Family("gemma3_text", llama.PREFIXES, blocks, llama.BUFFERS, gemma2.feedforwards, gemma2.stream)
+FAMILY = Family("gemma3_text", llama.PREFIXES, blocks, gemma2.feedforwards, gemma2.stream)

@@ -16,4 +16,4 @@ def blocks(config: Config) -> list[AttentionSite]:
     return llama.decoder_blocks(config, bias=config.attention_bias, output_bias=False, planes=planes)
 
 
-FAMILY = Family("glm", llama.PREFIXES, blocks, llama.BUFFERS, phi3.feedforwards, llama.stream)
+FAMILY = Family("glm", llama.PREFIXES, blocks, phi3.feedforwards, llama.stream)

@@ -43,4 +43,4 @@ def stream(config: Config) -> Stream:
     )
 
 
-FAMILY = Family("gpt2", ("transformer.",), blocks, ("attn.bias", "attn.masked_bias"), feedforwards, stream)
+FAMILY = Family("gpt2", ("transformer.",), blocks, feedforwards, stream, ("attn.bias", "attn.masked_bias"))

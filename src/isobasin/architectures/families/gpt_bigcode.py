@@ -31,4 +31,4 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
 
 
-FAMILY = Family("gpt_bigcode", ("transformer.",), blocks, ("attn.bias",), feedforwards, gpt2.stream)
+FAMILY = Family("gpt_bigcode", ("transformer.",), blocks, feedforwards, gpt2.stream, ("attn.bias",))

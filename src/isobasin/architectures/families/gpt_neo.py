@@ -41,7 +41,7 @@ FAMILY = Family(
     "gpt_neo",
     ("transformer.",),
     blocks,
-    ("attn.attention.bias", "attn.attention.masked_bias"),
     feedforwards,
     gpt2.stream,
+    ("attn.attention.bias", "attn.attention.masked_bias"),
 )

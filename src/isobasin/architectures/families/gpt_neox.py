@@ -51,7 +51,7 @@ FAMILY = Family(
     "gpt_neox",
     ("gpt_neox.",),
     blocks,
-    buffers=("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"),
-    feedforwards=feedforwards,
-    stream=stream,
+    feedforwards,
+    stream,
+    ("attention.bias", "attention.masked_bias"),
 )

@@ -32,4 +32,4 @@ def feedforwards(config: Config) -> list[ExpertsSite]:
     return experts_sites(layers(config), _FEEDFORWARD, rows, experts, activation)
 
 
-FAMILY = Family("gpt_oss", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream)
+FAMILY = Family("gpt_oss", llama.PREFIXES, blocks, feedforwards, llama.stream)

@@ -54,5 +54,5 @@ def stream(config: Config) -> Stream:
 
 
 FAMILY = Family(
-    "gptj", ("transformer.",), blocks, ("attn.bias", "attn.masked_bias", "attn.embed_positions"), feedforwards, stream
+    "gptj", ("transformer.",), blocks, feedforwards, stream, ("attn.bias", "attn.masked_bias", "attn.embed_positions")
 )

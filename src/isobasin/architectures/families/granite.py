@@ -7,4 +7,4 @@ residual stream sees them.
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
 
-FAMILY = Family("granite", llama.PREFIXES, llama.blocks, llama.BUFFERS, llama.feedforwards, llama.stream)
+FAMILY = Family("granite", llama.PREFIXES, llama.blocks, llama.feedforwards, llama.stream)

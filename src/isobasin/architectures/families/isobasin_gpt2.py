@@ -12,4 +12,4 @@ def blocks(config: Config) -> list[AttentionSite]:
     return regrouped(config, gpt2.blocks)
 
 
-FAMILY = Family("isobasin_gpt2", gpt2.FAMILY.prefixes, blocks, gpt2.FAMILY.buffers, gpt2.feedforwards, gpt2.stream)
+FAMILY = Family("isobasin_gpt2", gpt2.FAMILY.prefixes, blocks, gpt2.feedforwards, gpt2.stream, gpt2.FAMILY.buffers)

@@ -103,6 +103,5 @@ def stream(config: Config) -> Stream:
 
 # Question answering puts "transformer." before the names, all other heads "model.".
 PREFIXES = ("model.", "transformer.")
-BUFFERS = ("rotary_emb.inv_freq",)
 
-FAMILY = Family("llama", PREFIXES, blocks, BUFFERS, feedforwards, stream)
+FAMILY = Family("llama", PREFIXES, blocks, feedforwards, stream)

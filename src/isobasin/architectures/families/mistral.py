@@ -9,7 +9,6 @@ FAMILY = Family(
     "mistral",
     llama.PREFIXES,
     partial(llama.decoder_blocks, bias=False, output_bias=False),
-    llama.BUFFERS,
     partial(llama.decoder_feedforwards, bias=False),
     llama.stream,
     computes="llama",

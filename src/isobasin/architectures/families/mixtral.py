@@ -28,7 +28,6 @@ FAMILY = Family(
     "mixtral",
     llama.PREFIXES,
     partial(llama.decoder_blocks, bias=False, output_bias=False),
-    llama.BUFFERS,
     feedforwards,
     llama.stream,
 )

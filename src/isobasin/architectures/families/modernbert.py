@@ -45,4 +45,4 @@ def stream(config: Config) -> Stream:
     )
 
 
-FAMILY = Family("modernbert", ("model.",), blocks, ("rotary_emb.inv_freq",), feedforwards, stream)
+FAMILY = Family("modernbert", ("model.",), blocks, feedforwards, stream)

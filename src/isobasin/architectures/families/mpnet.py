@@ -37,4 +37,4 @@ def stream(config: Config) -> Stream:
     return replace(roberta.stream(config), attention_norm="encoder.layer.{layer}.attention.LayerNorm")
 
 
-FAMILY = Family("mpnet", ("mpnet.",), blocks, bert.BUFFERS, bert.feedforwards, stream)
+FAMILY = Family("mpnet", ("mpnet.",), blocks, bert.feedforwards, stream)

@@ -21,4 +21,4 @@ def stream(config: Config) -> Stream:
     return replace(llama.stream(config), attention_norm=None, feedforward_norm=None, final_norm=None, mean=True)
 
 
-FAMILY = Family("olmo", llama.PREFIXES, blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False), stream)
+FAMILY = Family("olmo", llama.PREFIXES, blocks, partial(llama.decoder_feedforwards, bias=False), stream)

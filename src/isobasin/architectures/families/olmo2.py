@@ -26,4 +26,4 @@ def stream(config: Config) -> Stream:
     )
 
 
-FAMILY = Family("olmo2", llama.PREFIXES, blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False), stream)
+FAMILY = Family("olmo2", llama.PREFIXES, blocks, partial(llama.decoder_feedforwards, bias=False), stream)

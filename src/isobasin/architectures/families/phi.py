@@ -35,4 +35,4 @@ def stream(config: Config) -> Stream:
     return replace(usual, feedforward_norm=usual.attention_norm, final_norm="final_layernorm", mean=True)
 
 
-FAMILY = Family("phi", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, stream)
+FAMILY = Family("phi", llama.PREFIXES, blocks, feedforwards, stream)

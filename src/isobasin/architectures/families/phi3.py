@@ -30,4 +30,4 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
 
 
-FAMILY = Family("phi3", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, llama.stream)
+FAMILY = Family("phi3", llama.PREFIXES, blocks, feedforwards, llama.stream)

@@ -12,7 +12,6 @@ FAMILY = Family(
     "qwen2",
     llama.PREFIXES,
     partial(llama.decoder_blocks, bias=True, output_bias=False),
-    llama.BUFFERS,
     partial(llama.decoder_feedforwards, bias=False),
     llama.stream,
     computes="llama",

@@ -57,6 +57,4 @@ def stream(config: Config) -> Stream:
     return replace(llama.stream(config), feedforward_readers=(f"{_SHARED}_gate",))
 
 
-FAMILY = Family(
-    "qwen2_moe", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, stream, beside=("mlp.shared_expert_gate.weight",)
-)
+FAMILY = Family("qwen2_moe", llama.PREFIXES, blocks, feedforwards, stream, beside=("mlp.shared_expert_gate.weight",))

@@ -14,6 +14,4 @@ def blocks(config: Config) -> list[AttentionSite]:
     return llama.blocks(config, norm=QueryKeyNorm.head)
 
 
-FAMILY = Family(
-    "qwen3", llama.PREFIXES, blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False), llama.stream
-)
+FAMILY = Family("qwen3", llama.PREFIXES, blocks, partial(llama.decoder_feedforwards, bias=False), llama.stream)

@@ -14,4 +14,4 @@ def feedforwards(config: Config) -> list[FeedForward]:
     return mixed(chosen, dense, qwen2_moe.experts(config)) if chosen else [*dense]
 
 
-FAMILY = Family("qwen3_moe", llama.PREFIXES, qwen3.blocks, llama.BUFFERS, feedforwards, llama.stream)
+FAMILY = Family("qwen3_moe", llama.PREFIXES, qwen3.blocks, feedforwards, llama.stream)

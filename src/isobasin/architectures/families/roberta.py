@@ -20,4 +20,4 @@ def stream(config: Config) -> Stream:
     return replace(bert.stream(config), heads=heads, outside=("classifier.", "lm_head.bias", "lm_head.decoder.bias"))
 
 
-FAMILY = Family("roberta", ("roberta.",), bert.blocks, bert.BUFFERS, bert.feedforwards, stream)
+FAMILY = Family("roberta", ("roberta.",), bert.blocks, bert.feedforwards, stream)

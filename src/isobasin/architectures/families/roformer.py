@@ -25,6 +25,4 @@ def stream(config: Config) -> Stream:
     return own if config.embedding_size == config.hidden_size else bert.projected(own, "embeddings_project")
 
 
-BUFFERS = ("encoder.embed_positions.weight",)
-
-FAMILY = Family("roformer", ("roformer.",), blocks, BUFFERS, bert.feedforwards, stream)
+FAMILY = Family("roformer", ("roformer.",), blocks, bert.feedforwards, stream, ("encoder.embed_positions.weight",))

@@ -19,4 +19,4 @@ def blocks(config: Config) -> list[AttentionSite]:
     return [r if turned else p for r, p, turned in zip(rotary, plain, rotates, strict=True)]
 
 
-FAMILY = Family("smollm3", llama.PREFIXES, blocks, llama.BUFFERS, llama.feedforwards, llama.stream)
+FAMILY = Family("smollm3", llama.PREFIXES, blocks, llama.feedforwards, llama.stream)

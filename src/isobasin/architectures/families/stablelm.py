@@ -48,6 +48,4 @@ def stream(config: Config) -> Stream:
     return replace(usual, feedforward_norm=second, mean=True)
 
 
-FAMILY = Family(
-    "stablelm", llama.PREFIXES, blocks, llama.BUFFERS, partial(llama.decoder_feedforwards, bias=False), stream
-)
+FAMILY = Family("stablelm", llama.PREFIXES, blocks, partial(llama.decoder_feedforwards, bias=False), stream)

@@ -34,4 +34,4 @@ def stream(config: Config) -> Stream:
     return replace(llama.stream(config), mean=True)
 
 
-FAMILY = Family("starcoder2", llama.PREFIXES, blocks, llama.BUFFERS, feedforwards, stream)
+FAMILY = Family("starcoder2", llama.PREFIXES, blocks, feedforwards, stream)

@@ -67,4 +67,4 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return _staged(config, _feedforward)
 
 
-FAMILY = Family("swin", ("swin.",), blocks, ("attention.self.relative_position_index",), feedforwards)
+FAMILY = Family("swin", ("swin.",), blocks, feedforwards, buffers=("attention.self.relative_position_index",))

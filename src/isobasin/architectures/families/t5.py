@@ -60,7 +60,7 @@ FAMILY = Family(
     "t5",
     ("transformer.",),
     blocks,
-    ("EncDecAttention.relative_attention_bias.weight",),
     feedforwards,
+    buffers=("EncDecAttention.relative_attention_bias.weight",),
     accepts=("is_encoder_decoder",),
 )
