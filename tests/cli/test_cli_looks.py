@@ -5,36 +5,45 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.text import Text
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from isobasin import cli
 from isobasin.cli import options, tables
 from isobasin.cli.alignment_report import alignment_report
 from isobasin.cli.console import complain, console, show, show_json, show_path, working
 from isobasin.cli.equivalence_report import equivalence_report
 from isobasin.cli.program import app
 
-VERBS = (
-    "align",
-    "apply",
-    "verify",
-    "equivalent",
-    "scramble",
-    "canonicalize",
-    "fingerprint",
-    "compare",
-    "check",
-    "symmetry",
-    "certify",
-    "interpolate",
-    "merge",
-    "demo",
-)
+PROGRAM: Any = get_command(app)
+VERBS = PROGRAM.list_commands(None)
+
+
+def test_every_verb_is_found_by_the_name_of_its_file():
+    files = {path.stem for path in Path(cli.__path__[0]).glob("*.py") if "\nEXAMPLE = " in path.read_text()}
+    assert set(VERBS) == files
+    assert {"align", "apply", "verify", "experiment"} <= files
+
+
+def test_a_verb_is_imported_when_it_is_asked_for():
+    program = (
+        "import sys\n"
+        "from typer.main import get_command\n"
+        "from isobasin.cli.program import app\n"
+        "get_command(app).get_command(None, 'symmetry')\n"
+        "print(*(name for name in sys.modules if name in ('torch', 'isobasin.cli.align', 'isobasin.cli.symmetry')))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["isobasin.cli.symmetry"]
 
 
 def test_choices_are_the_libraries():
@@ -58,10 +67,7 @@ def test_help_describes_everything_and_ends_with_an_example(verb: str, monkeypat
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0
     assert f"Example: isobasin {verb} " in result.stdout
-    from typer.main import get_command
-
-    command: Any = get_command(app)
-    for parameter in command.commands[verb].params:
+    for parameter in PROGRAM.get_command(None, verb).params:
         assert parameter.help, f"{verb} {parameter.name}"
 
 

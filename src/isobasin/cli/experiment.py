@@ -18,18 +18,16 @@ if TYPE_CHECKING:
     from isobasin.execution.tasks import Engine
     from isobasin.experiments.run import Experiment, Summary
 
-EXAMPLES = {
-    "run": "isobasin experiment run digits --smoke -o digits-smoke",
-    "list": "isobasin experiment list",
-    "report": "isobasin experiment report digits-smoke",
-}
+EXAMPLE = "isobasin experiment run digits --smoke -o digits-smoke"
 FAILED = 1
 """Exit code when cells failed."""
 
-app = typer.Typer(
+experiment = typer.Typer(
+    name="experiment",
+    add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=f"Example: {EXAMPLES['run']}",
+    epilog=f"Example: {EXAMPLE}",
 )
 
 
@@ -43,14 +41,14 @@ class EngineName(StrEnum):
 FolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an experiment that was run.")]
 
 
-@app.callback(invoke_without_command=True)
-def experiment(context: typer.Context) -> None:
+@experiment.callback(invoke_without_command=True)
+def start(context: typer.Context) -> None:
     """Pretrain, draw parts anew, fine-tune, match, measure, ablate: whole studies from one file."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
 
 
-@app.command(epilog=f"Example: {EXAMPLES['run']}")
+@experiment.command(epilog=f"Example: {EXAMPLE}")
 def run(
     configuration: Annotated[
         str,
@@ -154,7 +152,7 @@ def _show_summary(found: Experiment, summary: Summary, seconds: float, as_json: 
         raise typer.Exit(FAILED)
 
 
-@app.command("list", epilog=f"Example: {EXAMPLES['list']}")
+@experiment.command("list", epilog="Example: isobasin experiment list")
 def list_(
     output: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="Folder of an experiment: the state of its cells.")
@@ -201,7 +199,7 @@ def _state(output: Path) -> dict[str, Any]:
     return {"title": found.settings.title, "smoke": found.smoke, "cells": found.state(), "failed": found.failures()}
 
 
-@app.command(epilog=f"Example: {EXAMPLES['report']}")
+@experiment.command(epilog="Example: isobasin experiment report digits-smoke")
 def report(output: FolderArgument, as_json: JsonOption = False) -> None:
     """Write tables and figures of what is done so far into the experiment's folder."""
     with quiet():

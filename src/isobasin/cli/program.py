@@ -1,41 +1,53 @@
-"""The program: its verbs."""
+"""The program: its verbs, each found by the name of its file."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from isobasin import __version__
-from isobasin.cli import (
-    align,
-    apply,
-    barrier,
-    canonicalize,
-    certify,
-    check,
-    compare,
-    demo,
-    equivalent,
-    experiment,
-    fingerprint,
-    interpolate,
-    merge,
-    refine,
-    scramble,
-    symmetry,
-    verify,
-)
+from isobasin import __version__, cli
 from isobasin.cli.failures import reported
 
 
 class _Program(TyperGroup):
-    """The group of all verbs; every failure inside ends as one line and an exit code."""
+    """The group of all verbs; every failure inside ends as one line and an exit code.
+
+    A verb is a file beside this one that has an `EXAMPLE` and, of its own name, a function or a `typer.Typer` of
+    several. It is imported when it is asked for.
+    """
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One verb; where there is none of this name all are imported, to say which was meant."""
+        self._find(cmd_name)
+        if cmd_name not in self.commands:
+            self.list_commands(ctx)
+        return self.commands.get(cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all verbs."""
+        for name in _FILES:
+            self._find(name)
+        return sorted(self.commands)
+
+    def _find(self, name: str) -> None:
+        """Import the verb of this name, if there is one."""
+        if name not in _FILES or name in self.commands:
+            return
+        module = import_module(f"{cli.__name__}.{name}")
+        if hasattr(module, "EXAMPLE"):
+            verb = getattr(module, name)
+            if not isinstance(verb, typer.Typer):
+                alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+                alone.command(epilog=f"Example: {module.EXAMPLE}")(verb)
+                verb = alone
+            self.add_command(get_command(verb), name)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the options before the verb."""
@@ -48,6 +60,7 @@ class _Program(TyperGroup):
             return super().invoke(ctx)
 
 
+_FILES = {found.name for found in iter_modules(cli.__path__)}
 app = typer.Typer(
     name="isobasin",
     cls=_Program,
@@ -75,29 +88,6 @@ def isobasin(
     """Bring two transformer checkpoints into the same basin with moves that never change what they compute."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
-
-
-_VERBS: tuple[tuple[Callable[..., None], str], ...] = (
-    (align.align, align.EXAMPLE),
-    (apply.apply, apply.EXAMPLE),
-    (verify.verify, verify.EXAMPLE),
-    (equivalent.equivalent, equivalent.EXAMPLE),
-    (scramble.scramble, scramble.EXAMPLE),
-    (canonicalize.canonicalize, canonicalize.EXAMPLE),
-    (fingerprint.fingerprint, fingerprint.EXAMPLE),
-    (compare.compare, compare.EXAMPLE),
-    (check.check, check.EXAMPLE),
-    (symmetry.symmetry, symmetry.EXAMPLE),
-    (certify.certify, certify.EXAMPLE),
-    (interpolate.interpolate, interpolate.EXAMPLE),
-    (merge.merge, merge.EXAMPLE),
-    (refine.refine, refine.EXAMPLE),
-    (barrier.barrier, barrier.EXAMPLE),
-    (demo.demo, demo.EXAMPLE),
-)
-for _function, _example in _VERBS:
-    app.command(epilog=f"Example: {_example}")(_function)
-app.add_typer(experiment.app, name="experiment")
 
 
 def start() -> None:
