@@ -1,7 +1,7 @@
 """Everything that transformers loads for us, and on which terms: no code of a folder runs, and nobody is asked."""
 
 from isobasin.loading.calls import auto, configuration, described, like, pretrained, quiet_transformers
-from isobasin.loading.classes import Plan, check_plan, load, planned, run_class
+from isobasin.loading.classes import Plan, check_plan, load, plans
 
 __all__ = [
     "Plan",
@@ -11,8 +11,7 @@ __all__ = [
     "described",
     "like",
     "load",
-    "planned",
+    "plans",
     "pretrained",
     "quiet_transformers",
-    "run_class",
 ]

@@ -50,40 +50,41 @@ class Plan:
 
 
 def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
-    """The transformers model of a checkpoint, in evaluation mode, as the class that `run_class` finds.
+    """The transformers model of a checkpoint, in evaluation mode, as the class that `plans` finds.
 
     Weights that the checkpoint lacks (an unused pooler, say) are initialised from `seed`, so that two loads agree.
 
     Raises:
         CheckpointError: transformers can't load it.
     """
-    checkpoint = Checkpoint.open(folder)
-    return planned(checkpoint, run_class([checkpoint])).load(dtype, seed)
+    return plans([Checkpoint.open(folder)])[0].load(dtype, seed)
 
 
-def run_class(checkpoints: Sequence[Checkpoint]) -> Any:
-    """The class that runs all of these checkpoints.
+def plans(checkpoints: Sequence[Checkpoint]) -> list[Plan]:
+    """These checkpoints under the class that runs all of them.
 
-    The one that a configuration's `architectures` names, if transformers or this library has it, it belongs to the
-    model type and it reads every stored tensor; otherwise, of the classes that transformers knows for the model type,
-    the one that leaves fewest stored tensors unread, and then has fewest parameters that the files lack.
+    It is the one that a configuration's `architectures` names, if transformers or this library has it, it belongs to
+    the model type and it reads every stored tensor; otherwise, of the classes that transformers knows for the model
+    type, the one that leaves fewest stored tensors unread, and then has fewest parameters that the files lack.
 
     Raises:
         CheckpointError: No class can be tried.
     """
     configs = [described_by(checkpoint.config, checkpoint.shapes) for checkpoint in checkpoints]
     named = dict.fromkeys(kind for config in configs for kind in _named(config))
-    best: tuple[tuple[int, int], Any] | None = None
+    best: tuple[tuple[int, int], list[Plan]] | None = None
     failure: CheckpointError | None = None
     for kind in dict.fromkeys((*named, *_known(configs[0]))):
         try:
-            plans = [planned(checkpoint, kind, config) for checkpoint, config in zip(checkpoints, configs, strict=True)]
+            found = [
+                _planned(checkpoint, kind, config) for checkpoint, config in zip(checkpoints, configs, strict=True)
+            ]
         except CheckpointError as error:
             failure = failure or error
             continue
-        left = sum(len(plan.unread) for plan in plans), sum(len(plan.missing) for plan in plans)
+        left = sum(len(plan.unread) for plan in found), sum(len(plan.missing) for plan in found)
         if best is None or left < best[0]:
-            best = left, kind
+            best = left, found
         if best[0] == (0, 0):
             break
     if best is None:
@@ -121,19 +122,18 @@ def _known(config: Any) -> Iterator[Any]:
         yield from found if isinstance(found, tuple) else (found,)
 
 
-def planned(checkpoint: Checkpoint, kind: Any, config: Any = None) -> Plan:
+def _planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
     """What a class would read of a checkpoint; no values are read.
 
     Args:
         checkpoint: The files.
         kind: The class.
-        config: The configuration, if it is known.
+        config: The configuration.
 
     Raises:
         CheckpointError: The class can't be built, or a stored tensor has another shape than it wants.
         ArchitectureError: The model would hold many more values than are stored.
     """
-    config = described_by(checkpoint.config, checkpoint.shapes) if config is None else config
     check_plan(checkpoint, kind, config)
     shapes = {name: _Shape(info) for name, info in checkpoint.tensors.items()}
     model, report = pretrained(

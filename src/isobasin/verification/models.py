@@ -19,7 +19,7 @@ from torch import Tensor
 from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, VerificationError
 from isobasin.inputs import Inputs, model_inputs, named_outputs, promised
-from isobasin.loading import Plan, described, planned, run_class
+from isobasin.loading import Plan, described, plans
 from isobasin.model import Model
 from isobasin.verification.blocks import compare_by_layer
 from isobasin.verification.distance import AMPLIFICATION, FLOORS, Distance, Label, Verification
@@ -58,16 +58,16 @@ def verify_models(
     dtype = _run_dtype(a, b)
     if dtype is None:
         return compare_by_layer(a, b, tolerance, seed, device)
-    plans = _plans(a, b)
-    _check_missing(a, b, *plans)
-    unread, unequal = _unread(a, b, *plans)
+    ours, theirs = _plans(a, b)
+    _check_missing(a, b, ours, theirs)
+    unread, unequal = _unread(a, b, ours, theirs)
     coarsest = max((_coarsest(model) for model in (a, b)), key=lambda dtype: torch.finfo(dtype).eps)
-    one = _started(a, plans[0], _Running(dtype, seed, device, more=coarsest.itemsize == 2))
+    one = _started(a, ours, _Running(dtype, seed, device, more=coarsest.itemsize == 2))
     _check_numbers(one, a, b)
     how, first, values = one.how, one.outputs, one.values
     plain = one.rounding({}, coarsest)
     del one
-    other = _Run(b, plans[1], how)
+    other = _Run(b, theirs, how)
     found, floor = Distance.between(first, other.outputs), FLOORS[how.dtype]
     if not math.isfinite(found.max_rel):
         _check_stored(a, b)
@@ -75,13 +75,13 @@ def verify_models(
     if not rounding.better(plain, AMPLIFICATION).explains(found, floor) and math.isfinite(found.max_rel):
         values, plain = other.values, plain.better(other.rounding({}, coarsest), 1)
         del other
-        rounding = rounding.worse(_Run(a, plans[0], how).rounding(values))
+        rounding = rounding.worse(_Run(a, ours, how).rounding(values))
     explaining = rounding.better(plain, AMPLIFICATION)
     return Verification(
         found.max_abs,
         found.max_rel,
         explaining.allowed(floor) if tolerance is None else tolerance,
-        how.described(len(first), plans[0], unread),
+        how.described(len(first), ours, unread),
         found.rms,
         found.kl,
         rounding,
@@ -109,7 +109,7 @@ def check_runs(model: Model, *, seed: int = 0, device: str = "cpu") -> str | Non
     dtype = _run_dtype(model, model)
     if dtype is None:
         return None
-    plan = planned(model.checkpoint, run_class([model.checkpoint]))
+    (plan,) = plans([model.checkpoint])
     run = _started(model, plan, _Running(dtype, seed, device))
     name = run.not_finite()
     if name is not None:
@@ -292,8 +292,7 @@ def _plans(a: Model, b: Model) -> list[Plan]:
     """How each is run: under one class, or under each one's own where two model types are one architecture."""
     checkpoints = [model.checkpoint for model in (a, b)]
     alike = a.specification.model_type == b.specification.model_type
-    kinds = [run_class(checkpoints)] * 2 if alike else [run_class([checkpoint]) for checkpoint in checkpoints]
-    return [planned(checkpoint, kind) for checkpoint, kind in zip(checkpoints, kinds, strict=True)]
+    return plans(checkpoints) if alike else [plan for checkpoint in checkpoints for plan in plans([checkpoint])]
 
 
 def _check_missing(a: Model, b: Model, ours: Plan, theirs: Plan) -> None:
