@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
+from isobasin.architectures.examples import EXAMPLES
 from isobasin.certification.certify import BlockCertificate, Certificate, certify, variants
-from isobasin.testing.tiny import TINY_MODELS
 
 COLUMNS = ("family", "attention: stated", "measured", "feed-forward: stated", "measured", "least gap", "verdict")
 
@@ -38,7 +38,7 @@ def main() -> int:
     print("|", " | ".join(COLUMNS), "|")
     print("|---|---:|---:|---:|---:|---:|---|")
     exact = True
-    for model in TINY_MODELS:
+    for model in EXAMPLES:
         if chosen and str(model) not in chosen:
             continue
         start = time.perf_counter()

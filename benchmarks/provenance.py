@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import isobasin
-from isobasin.testing.tiny import TINY_MODELS
+from isobasin.architectures.examples import EXAMPLES
 
 # Steps and learning rates of the fine-tuned copies.
 TRAINED = {"lightly": (50, 1e-4), "hard": (100, 1e-3)}
@@ -68,7 +68,7 @@ def main() -> None:
             for kind, path in copies(base, Path(home)).items():
                 results[kind].append(isobasin.compare(base, path))
                 results["trained apart"].append(isobasin.compare(other, path))
-        for model in [model for model in TINY_MODELS if not model.variant][::4]:
+        for model in [model for model in EXAMPLES if not model.variant][::4]:
             pair = [model.save(Path(home) / f"{model} {seed}", seed, dtype=torch.float32) for seed in (0, 1)]
             results["random, other seed"].append(isobasin.compare(*pair))
     for kind, found in results.items():

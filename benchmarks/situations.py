@@ -15,8 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 
+from isobasin.architectures.examples import EXAMPLES
 from isobasin.testing.situations import KINDS, Tally
-from isobasin.testing.tiny import TINY_MODELS
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for model in TINY_MODELS:
+    for model in EXAMPLES:
         if model.variant or (chosen and model.model_type not in chosen):
             continue
         for kind in KINDS:

@@ -15,13 +15,13 @@ import isobasin
 from isobasin.alignment import Alignment
 from isobasin.architectures.activations import activation_functions
 from isobasin.architectures.feedforwards import FeedForward
+from isobasin.architectures.tiny import TinyModel
 from isobasin.model import open_model
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
-from isobasin.testing.tiny import TinyModel
 
 Blocks = list[tuple[AttentionGroup, AttentionWeights]]
 # One family, with its variants, for every kind of group and layout; what the others share with them is tested there.

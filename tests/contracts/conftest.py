@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isobasin.testing.tiny import TinyModel
+from isobasin.architectures.tiny import TinyModel
 
 Saved = Callable[..., Path]
 

@@ -10,6 +10,7 @@ import torch
 
 import isobasin
 from contracts.checks import tensors
+from isobasin.architectures.examples import variant
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
 from isobasin.symmetries import attention, feedforward
@@ -19,7 +20,6 @@ from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGrou
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.strategies import random_weights
-from isobasin.testing.tiny import variant
 
 # One of each kind, and whether its feed-forward blocks are known: free biases, grouped queries and planes, partial
 # rotation, values that rotate, normalised heads and widths, slopes, several stacks, shared layers, ReLU.

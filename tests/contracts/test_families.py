@@ -22,17 +22,17 @@ from contracts.checks import (
     worst_distance,
 )
 from isobasin.alignment import Alignment
+from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.model import open_model
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import TINY_MODELS, tiny, variant
 from isobasin.verification import verify_models
 
-every_model = pytest.mark.parametrize("model", TINY_MODELS, ids=str)
-thorough_models = thorough(TINY_MODELS)
-thorough_families = thorough(m for m in TINY_MODELS if not m.variant)
+every_model = pytest.mark.parametrize("model", EXAMPLES, ids=str)
+thorough_models = thorough(EXAMPLES)
+thorough_families = thorough(m for m in EXAMPLES if not m.variant)
 
 
-@models_at(TINY_MODELS, "condition", 1.0, 10.0, 1e3)
+@models_at(EXAMPLES, "condition", 1.0, 10.0, 1e3)
 def test_a_scrambled_float64_model_computes_the_same(model, condition, saved, tmp_path):
     original = saved(model)
     isobasin.scramble(original, tmp_path / "out", seed=1, condition=condition, verify=False)
@@ -57,7 +57,7 @@ def test_a_scrambled_float32_model_computes_the_same(model, saved, tmp_path):
     assert_function_preserved(original, tmp_path / "out", 1e-4)
 
 
-@models_at(TINY_MODELS, "condition", 10.0, 1e3)
+@models_at(EXAMPLES, "condition", 10.0, 1e3)
 def test_the_programs_own_verification_accepts_a_scramble(model, condition, saved, tmp_path):
     moved = isobasin.scramble(saved(model), tmp_path / "out", seed=4, condition=condition)
     assert moved.verified is not None
@@ -81,7 +81,7 @@ def test_the_programs_own_verification_reaches_every_block(model_type, saved, tm
             assert verify_models(one, other).max_rel > 1e-3
 
 
-@models_at(TINY_MODELS, "condition", 10.0, 1e3)
+@models_at(EXAMPLES, "condition", 10.0, 1e3)
 def test_align_brings_float64_weights_back(model, condition, saved, tmp_path):
     found = recover(saved(model), tmp_path, seed=5, condition=condition, tolerance=1e-8)
     assert all(layer.statistics.status == "exact" for layer in found.layers)

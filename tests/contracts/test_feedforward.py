@@ -22,10 +22,10 @@ from contracts.checks import (
     weight_files,
 )
 from isobasin.alignment import Alignment
+from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.architectures.registry import Family, family
 from isobasin.symmetries.feedforward import compose, identity
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import TINY_MODELS, tiny, variant
 
 
 def states_feedforwards(model_type: str) -> bool:
@@ -46,7 +46,7 @@ VARIANTS = (
     variant("deepseek_v2-groups"),
 )
 MODELS = (
-    *(model for model in TINY_MODELS if not model.variant and states_feedforwards(model.model_type)),
+    *(model for model in EXAMPLES if not model.variant and states_feedforwards(model.model_type)),
     tiny("opt", "no-bias", config={"enable_bias": False}),
 )
 GATED = (

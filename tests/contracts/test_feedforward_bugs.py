@@ -14,14 +14,15 @@ import isobasin
 from contracts.checks import assert_feedforwards_preserved, assert_tensors_equal, feedforward_names
 from isobasin.alignment import Alignment
 from isobasin.architectures import activations
+from isobasin.architectures.examples import tiny, variant
 from isobasin.architectures.families import deepseek_v2
 from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.tiny import TinyModel
 from isobasin.errors import VerificationError
 from isobasin.matching import feedforward as matching
 from isobasin.symmetries import feedforward, permutation
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import TinyModel, tiny, variant
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]

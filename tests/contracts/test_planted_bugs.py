@@ -13,6 +13,7 @@ from torch import Tensor
 import isobasin
 from contracts.checks import assert_blocks_preserved, blocks, recover
 from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.examples import variant
 from isobasin.architectures.families import (
     bert,
     cohere,
@@ -34,7 +35,6 @@ from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.latent import LatentElement
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import variant
 from isobasin.verbs import apply as moving
 
 Patch = pytest.MonkeyPatch
@@ -228,7 +228,7 @@ def test_a_mistake_that_changes_the_function_is_refused(name, plant, saved, tmp_
         assert not (tmp_path / "out").exists()
         isobasin.scramble(original, tmp_path / "wrong", seed=1, condition=5.0, verify=False)
     with pytest.raises(AssertionError):
-        assert_function_preserved(original, tmp_path / "wrong", max(model.tolerance, 1e-4))
+        assert_function_preserved(original, tmp_path / "wrong", max(model.single.tolerance, 1e-4))
     with pytest.raises(AssertionError):
         assert_blocks_preserved(sound, blocks(tmp_path / "wrong"), 1e-6)
 

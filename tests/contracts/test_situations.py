@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from isobasin.architectures.examples import variant
 from isobasin.testing.situations import KINDS, RIGHT, Kind, Tally, in_forms
-from isobasin.testing.tiny import variant
 
 # What is refused, and nothing else: whole models without head, groups that differ, and means of unlike tables.
 REFUSED = {

@@ -10,12 +10,12 @@ import torch
 import isobasin
 from contracts.checks import models_at, tensors, thorough
 from isobasin.alignment import Alignment
+from isobasin.architectures.examples import EXAMPLES, tiny
 from isobasin.architectures.registry import family
 from isobasin.errors import AlignmentError, ArchitectureError, TensorError
 from isobasin.model import open_model
 from isobasin.symmetries.residual import Basis
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import TINY_MODELS, tiny
 
 UNTIED = {"tie_word_embeddings": False}
 ENCODERS = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
@@ -48,7 +48,7 @@ VARIANTS = (
     tiny("beit", "unscaled", config={"use_mean_pooling": False, "layer_scale_init_value": 0.0}),
     tiny("falcon", "one-norm", config={**UNTIED, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}),
 )
-MODELS = tuple(m for m in TINY_MODELS if not m.variant and family(m.model_type).stream is not None)
+MODELS = tuple(m for m in EXAMPLES if not m.variant and family(m.model_type).stream is not None)
 thorough_models = thorough([*MODELS, *VARIANTS])
 
 

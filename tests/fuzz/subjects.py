@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import torch
 
-from isobasin.testing.tiny import variant
+from isobasin.architectures.examples import variant
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUV \n"
 
@@ -21,7 +21,7 @@ class Subject:
     """A kind of checkpoint.
 
     Attributes:
-        model: Name of one of `TINY_MODELS`.
+        model: Name of one of `EXAMPLES`.
         dtype: In which it is stored.
         shard: Largest size of a shard, as `save_pretrained` reads it; None for one file.
         data: What its examples are: "text", "images", or nothing that a loss is known of.

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import isobasin
+from isobasin.architectures.examples import tiny, variant
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import tiny, variant
 from isobasin.verbs.settings import Running
 
 pytestmark = [

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.func import jacfwd
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.certification.nullity import spectrum
 from isobasin.certification.tangents import attention_tangents
 from isobasin.errors import ArchitectureError, TensorError
@@ -25,7 +26,6 @@ from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGrou
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
 from isobasin.testing.strategies import Block, conditions, element, make_block, random_weights, seeds
-from isobasin.testing.tiny import tiny
 
 
 def make(query: int, key_value: int = 5, heads: int = 3, plain: int = 2, value: int = 3) -> AttentionGroup:

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.connectivity.measure import Measuring, measure
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
 from isobasin.refinement.refine import refine
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import read_config, tiny
+from isobasin.testing.forms import read_config
 from isobasin.verbs.conflicts import Conflict
 
 Tensors = dict[str, Tensor]
@@ -55,7 +56,7 @@ def classifier(folder: Path, seed: int, names: list[str]) -> Path:
     """A tiny BERT that classifies."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from isobasin.testing.tiny import randomise
+    from isobasin.architectures.tiny import randomise
 
     config = BertConfig(**tiny("bert").config, num_labels=len(names), **labelled(names))
     randomise(BertForSequenceClassification(config).double().eval(), seed).save_pretrained(folder)

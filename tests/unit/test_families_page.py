@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from isobasin.architectures.configuration import build
+from isobasin.architectures.examples import EXAMPLES
 from isobasin.architectures.registry import family
+from isobasin.architectures.tiny import TinyModel
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
-from isobasin.testing.tiny import TINY_MODELS, TinyModel
 from isobasin.verbs.families import all_families, attention_formula, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -47,7 +48,7 @@ def with_numbers(formula: str, group: AttentionGroup) -> str:
     return formula
 
 
-@pytest.mark.parametrize("model", TINY_MODELS, ids=str)
+@pytest.mark.parametrize("model", EXAMPLES, ids=str)
 def test_formulas_are_the_groups(model: TinyModel):
     """With the sizes for the letters they are what the groups print."""
     for site in family(model.model_type).blocks(build(model.model_type, model.config)):

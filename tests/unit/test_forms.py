@@ -12,13 +12,13 @@ import transformers
 from safetensors.torch import load_file
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.errors import TensorError
 from isobasin.model import open_model
 from isobasin.refinement.names import names_in_memory
 from isobasin.tasks.kind import TaskKind
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.forms import Tensors, edit_tensors
-from isobasin.testing.tiny import tiny
 
 WEIGHTS = "model.safetensors"
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.checkpoints import write_checkpoint
 from isobasin.errors import ArchitectureError, IsobasinError, OutputError, TensorError, VerificationError
 from isobasin.model import open_model
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import tiny
 from isobasin.verbs.align import match_models
 from isobasin.verbs.centring import bring_together, centred, moved_tensors
 from isobasin.verbs.interpolate import means

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import isobasin
+from isobasin.architectures.examples import variant
 from isobasin.errors import OutputError
-from isobasin.testing.tiny import variant
 
 
 def finetuned(name: str, folder: Path) -> Path:

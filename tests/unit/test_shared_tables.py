@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 import isobasin
 from isobasin import model
 from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.examples import variant
 from isobasin.architectures.layouts import position_table
 from isobasin.architectures.projection import Layout, Projection
 from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
-from isobasin.testing.tiny import variant
 from isobasin.verbs import align as aligning
 from isobasin.verbs import merge as merging
 

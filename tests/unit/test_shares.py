@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from isobasin.architectures.examples import tiny
 from isobasin.model import open_model
 from isobasin.symmetries import residual
-from isobasin.testing.tiny import tiny
 from isobasin.verbs.folding import Pair
 
 MODELS = [tiny("gpt2", "untied", config={"tie_word_embeddings": False}), tiny("llama")]

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.errors import AlignmentError, ArchitectureError, TensorError, VerificationError
 from isobasin.model import open_model
-from isobasin.testing.tiny import tiny
 from isobasin.verbs import scramble as scrambling
 from isobasin.verification import models
 

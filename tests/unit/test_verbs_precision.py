@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.matching import circuits
 from isobasin.model import open_model
 from isobasin.symmetries import attention
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import tiny
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 MODELS = pytest.mark.parametrize("model_type", ["gpt2", "llama", "gpt_neox", "qwen2"])

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import isobasin
+from isobasin.architectures.examples import tiny, variant
+from isobasin.architectures.tiny import randomise
 from isobasin.errors import ArchitectureError, CheckpointError, VerificationError
 from isobasin.inputs import model_inputs, named_outputs, promised
 from isobasin.loading import load
-from isobasin.testing.tiny import randomise, tiny, variant
 from isobasin.verification import Distance, models
 from isobasin.verification.rounding import compact, dither
 

@@ -9,9 +9,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import isobasin
+from isobasin.architectures.examples import tiny
+from isobasin.architectures.tiny import TinyModel
 from isobasin.errors import TensorError
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import TinyModel, tiny
 
 WEIGHTS = "model.safetensors"
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import build
+from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import family
+from isobasin.architectures.tiny import TinyModel
 from isobasin.bounds import check_seed
 from isobasin.certification.hidden import hidden_directions
 from isobasin.certification.jacobians import Measured, measured_alone, measured_whole
@@ -21,7 +23,6 @@ from isobasin.certification.tangents import stored_tangents
 from isobasin.model import Model, Source, open_model
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
-from isobasin.testing.tiny import TINY_MODELS, TinyModel, tiny, variant
 
 # A block of more values than this is certified on a small model of its kind instead.
 _LARGEST = 1500
@@ -140,9 +141,9 @@ def certify(
     transformers runs, in float64. Its nullity must be the group's dimension, and the stated directions must be null.
 
     Args:
-        source: A model type such as "llama" or one of its variants in `isobasin.testing.tiny`, of which a small random
-            model is made; or a folder, hub id or transformers model, certified at its own weights if it is small, and
-            by a small random model with the same switches if not.
+        source: A model type such as "llama" or one of its variants (`variants`), of which a small random model is made;
+            or a folder, hub id or transformers model, certified at its own weights if it is small, and by a small
+            random model with the same switches if not.
         seed: Of weights and inputs.
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called with what is measured, how many measurements are done, and of how many.
@@ -151,7 +152,7 @@ def certify(
         ArchitectureError: The model isn't supported, or transformers keeps a block's values in no form of their own.
     """
     check_seed(seed)
-    if isinstance(source, str) and source in map(str, TINY_MODELS) and not Path(source).is_dir():
+    if isinstance(source, str) and source in map(str, EXAMPLES) and not Path(source).is_dir():
         return _of_small(variant(source), source, seed, progress)
     with open_model(source, allow_pickle=allow_pickle) as opened:
         sizes = [sum(map(prod, site.shapes().values())) for site in _sites(opened)]
@@ -169,7 +170,7 @@ def variants(model_type: str) -> list[str]:
     Raises:
         ArchitectureError: The model type is unknown.
     """
-    return [str(model) for model in TINY_MODELS if model.model_type == family(model_type).model_type]
+    return [str(model) for model in EXAMPLES if model.model_type == family(model_type).model_type]
 
 
 def _of_small(model: TinyModel, name: str, seed: int, progress: Callable[[str, int, int], None] | None) -> Certificate:

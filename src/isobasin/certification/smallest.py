@@ -11,7 +11,7 @@ from isobasin.architectures.configuration import Config, build, key
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import Sizes
 from isobasin.architectures.registry import families, family
-from isobasin.testing.tiny import TinyModel
+from isobasin.architectures.tiny import TinyModel
 
 _UNITS = 12
 _EXPERT_UNITS = 4

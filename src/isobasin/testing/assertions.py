@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from isobasin.architectures.examples import USUAL
+from isobasin.architectures.tiny import Single
 from isobasin.inputs import model_inputs, promised
 from isobasin.loading import load
 
@@ -84,11 +86,9 @@ def _named(returned: Mapping[str, Any], of: str = "") -> Iterator[tuple[str, Ten
 
 
 def _rough(config: Any) -> bool:
-    """Whether scores have a float32 softmax in transformers, as capped ones and those with ALiBi have.
-
-    The lowest float64 overflows there, and rows without any key to attend to, which padding on the left has, are NaN.
-    """
-    return getattr(config, "attn_logit_softcapping", None) is not None or config.model_type in ("bloom", "mpt")
+    """Whether scores have a float32 softmax in transformers, to which padding on the left is no number."""
+    usual = USUAL.get(config.model_type)
+    return usual is not None and usual.single is Single.softmax
 
 
 def _loaded(source: Source) -> Any:

@@ -44,6 +44,11 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], Mapping[str, An
     return after != before
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of `config.json`."""
+    return json.loads((folder / "config.json").read_text())
+
+
 def usual(folder: Path) -> bool:
     """As `save_pretrained` writes it."""
     return True
@@ -93,7 +98,7 @@ def tied_twice(folder: Path) -> bool:
     """With the copies of tied tensors that pickles, and some converters, store too."""
     import transformers
 
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     architecture: Any = getattr(transformers, (config.get("architectures") or [""])[0], None)
     if architecture is None:
         return False
@@ -172,7 +177,7 @@ def reordered(folder: Path) -> bool:
 
 
 def _model_type(folder: Path) -> str:
-    return json.loads((folder / "config.json").read_text())["model_type"]
+    return read_config(folder)["model_type"]
 
 
 FORMS: dict[str, Form] = {

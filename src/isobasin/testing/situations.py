@@ -22,12 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.main import get_command
 
-from isobasin import models
+from isobasin.architectures.tiny import TinyModel
 from isobasin.cli.program import app
 from isobasin.model import open_model
 from isobasin.testing.assertions import model_inputs, outputs, relative_difference
 from isobasin.testing.forms import FORMS, edit_config, edit_tensors
-from isobasin.testing.tiny import TinyModel
 
 VERBS = ("verify", "equivalent", "compare", "align", "align --scope model", "merge", "interpolate")
 RIGHT, REFUSED, WRONG, CRASHED = "right", "refused", "wrong", "crashed"
@@ -85,10 +84,8 @@ class Situation:
 
     def loaded(self, folder: Path) -> Any:
         """A folder's model in float64, as transformers loads it under the usual class."""
-        architecture = getattr(transformers, self.model.head, None) or getattr(models, self.model.head)
-        attention = "eager" if self.model.eager else "sdpa"  # the softmax of "eager" is float32 in many families
-        how: dict[str, Any] = {"attn_implementation": attention, "experts_implementation": "eager"}
-        return architecture.from_pretrained(folder, dtype=torch.float64, **how).eval()
+        how: dict[str, Any] = {"attn_implementation": self.model.attention, "experts_implementation": "eager"}
+        return self.model.architecture().from_pretrained(folder, dtype=torch.float64, **how).eval()
 
     def computed(self, folder: Path) -> list[dict[str, Tensor]]:
         """What it computes on random inputs, the same ones for all."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobasin.architectures.configuration import build
+from isobasin.architectures.examples import tiny
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import Family, families
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.residual import ResidualGroup
-from isobasin.testing.tiny import tiny
 
 COLUMNS = ("model type", "attention", "feed-forward", "residual stream", "not moved")
 LETTERS = (

@@ -13,9 +13,9 @@ from resolving import config, refused, resolve, shapes
 
 from isobasin.architectures.configuration import build
 from isobasin.architectures.entries import check_extent
+from isobasin.architectures.examples import EXAMPLES
 from isobasin.architectures.registry import families
 from isobasin.errors import ArchitectureError, TensorError
-from isobasin.testing.tiny import TINY_MODELS
 
 # What a loader would act on, none of it a fact about the model: code, kernels, plans, and names of methods.
 _FOREIGN = {
@@ -63,7 +63,7 @@ def test_nested_entries_of_loaders_change_nothing():
     assert build("clip", other).to_dict() == build("clip", own).to_dict()
 
 
-@pytest.mark.parametrize("model", TINY_MODELS, ids=str)
+@pytest.mark.parametrize("model", EXAMPLES, ids=str)
 def test_every_fact_of_a_saved_configuration_is_kept(model):
     saved = model.build(base=True).config.to_dict()
     saved = json.loads(json.dumps(saved, default=str))

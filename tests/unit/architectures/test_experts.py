@@ -13,16 +13,17 @@ from torch import Tensor
 from isobasin.architectures.activations import activation_functions
 from isobasin.architectures.blocks import labels
 from isobasin.architectures.configuration import build
+from isobasin.architectures.examples import tiny, variant
 from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.architectures.layouts import correction, router, separate_experts
 from isobasin.architectures.registry import family
 from isobasin.architectures.sites import experts_sites
+from isobasin.architectures.tiny import TinyModel
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching.feedforward import match_feedforward
 from isobasin.model import open_model
 from isobasin.symmetries import feedforward
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale, feed_forward
-from isobasin.testing.tiny import TinyModel, tiny, variant
 
 # Whether the weights of chosen experts sum to one.
 FAMILIES = {

@@ -9,10 +9,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.architectures.registry import families, kind
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.tiny import tiny
 
 KIN = [(entry.model_type, entry.computes) for entry in families() if entry.computes is not None]
 # Where the one has a feature that the other lacks, it is off.

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from isobasin.architectures.configuration import build
+from isobasin.architectures.examples import EXAMPLES, tiny
 from isobasin.architectures.meaning import differences
 from isobasin.testing.assertions import outputs
-from isobasin.testing.tiny import TINY_MODELS, tiny
 
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
@@ -29,7 +29,7 @@ def entries(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [found.entry for found in differences(a, b)]
 
 
-@pytest.mark.parametrize("model", TINY_MODELS, ids=str)
+@pytest.mark.parametrize("model", EXAMPLES, ids=str)
 def test_a_configuration_is_one_with_all_defaults_filled_in(model):
     written = {"model_type": model.model_type, **model.config}
     saved = json.loads(build(model.model_type, written).to_json_string(use_diff=False))

@@ -7,9 +7,9 @@ import torch
 from resolving import config, refused, resolve, shapes
 from safetensors.torch import load_file, save_file
 
+from isobasin.architectures.examples import tiny
 from isobasin.errors import TensorError
 from isobasin.loading import load
-from isobasin.testing.tiny import tiny
 
 
 def test_stacks_are_told_apart():

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
+from isobasin.architectures.examples import USUAL, tiny
 from isobasin.architectures.registry import family
 from isobasin.architectures.resolve import specification
+from isobasin.architectures.tiny import TinyModel
 from isobasin.architectures.view import View
-from isobasin.testing.configurations import FAMILIES
-from isobasin.testing.tiny import TinyModel, tiny
 
 Tensors = dict[str, Any]
 
@@ -70,7 +70,7 @@ def forms(model_type: str, saved: Tensors, memory: Tensors) -> Iterator[tuple[st
         yield "names in memory, without prefix", without_prefix(model_type, memory)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", USUAL)
 def test_every_form_of_every_family_is_the_same_view(model_type: str):
     config, saved, memory = built(tiny(model_type))
     usual = canonical(config, saved)
@@ -86,7 +86,7 @@ def test_every_form_of_every_family_is_the_same_view(model_type: str):
 def test_what_transformers_ties_is_there_once():
     """Every tied pair of every family: stored twice, or under either name alone, it is one tensor of one name."""
     tied: list[str] = []
-    for model_type in FAMILIES:
+    for model_type in USUAL:
         config, saved, _ = built(tiny(model_type))
         for name, source in View.of(config, shapes(saved)).ties.items():
             view = View.of(config, shapes(saved))

@@ -13,8 +13,10 @@ from reference_attention import Tables
 from safetensors import safe_open
 from torch import Tensor
 
+from isobasin.architectures.examples import EXAMPLES, tiny
+from isobasin.architectures.tiny import TinyModel
 from isobasin.symmetries.weights import AttentionWeights
-from isobasin.testing.tiny import TINY_MODELS, TinyModel, read_config, tiny
+from isobasin.testing.forms import read_config
 
 TOKENS = 7
 
@@ -256,11 +258,16 @@ _WATCHED = {
 
 @dataclass(frozen=True)
 class Case(TinyModel):
-    """A tiny model with all that its attention is compared by; its `tolerance` is that of one attention module."""
+    """A tiny model with all that its attention is compared by."""
 
     @property
     def watched(self) -> Watched:
         return _WATCHED[self.model_type]
+
+    @property
+    def tolerance(self) -> float:
+        """That of one attention module."""
+        return self.watched.tolerance
 
     @property
     def tables(self) -> Callable[[Any, int], Tables] | None:
@@ -288,8 +295,7 @@ class Case(TinyModel):
 
 
 def _case(model: TinyModel) -> Case:
-    facts = {f.name: getattr(model, f.name) for f in fields(TinyModel)}
-    return Case(**{**facts, "tolerance": _WATCHED[model.model_type].tolerance})
+    return Case(**{f.name: getattr(model, f.name) for f in fields(TinyModel)})
 
 
 def case(model_type: str, variant: str = "", /, **facts: Any) -> Case:
@@ -297,7 +303,7 @@ def case(model_type: str, variant: str = "", /, **facts: Any) -> Case:
     return _case(tiny(model_type, variant, **facts))
 
 
-CASES = [_case(model) for model in TINY_MODELS]
+CASES = [_case(model) for model in EXAMPLES]
 
 
 def save(model: Any, folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], dict[str, Tensor]]:

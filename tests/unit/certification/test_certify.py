@@ -13,16 +13,17 @@ import isobasin
 from isobasin.architectures import sites
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import build
+from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.architectures.families import bert, gpt_neox, llama, t5
 from isobasin.architectures.layouts import interleaved_planes
 from isobasin.architectures.registry import family
+from isobasin.architectures.tiny import TinyModel
 from isobasin.certification import loaded
 from isobasin.certification.certify import Certificate, certify, variants
 from isobasin.certification.smallest import smallest
 from isobasin.errors import ArchitectureError
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
-from isobasin.testing.tiny import TINY_MODELS, TinyModel, tiny, variant
 from isobasin.verbs.families import attention_formula, feedforward_formula
 
 # By hand, of attention and feed-forward blocks: the group, and what normalisations hide besides: columns and bias of
@@ -209,7 +210,7 @@ def test_small_models_are_of_the_same_kind(model: TinyModel, group: str):
     assert str(small_site(model).group) == group
 
 
-@pytest.mark.parametrize("model", TINY_MODELS, ids=str)
+@pytest.mark.parametrize("model", EXAMPLES, ids=str)
 def test_small_models_have_groups_of_the_same_kinds(model: TinyModel):
     """But for the sizes, in every stack; and they are small."""
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.experiments.alignments import CIRCUITS, REFINED, alignments, ways
 from isobasin.experiments.cells import comparable
 from isobasin.experiments.pair import AblationOptions
@@ -15,7 +16,6 @@ from isobasin.reports import experiment_tables
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
-from isobasin.testing.tiny import tiny
 from isobasin.verbs.settings import Objective, Scope
 
 SHORT = Refining(steps=2, batch_size=4, every=1)

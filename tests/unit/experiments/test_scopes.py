@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_trained import FACTS, KINDS, build, examples, settings
 
+from isobasin.architectures.tiny import randomise
 from isobasin.errors import ArchitectureError
 from isobasin.experiments.models import new_model
 from isobasin.experiments.scopes import reinitialise, reinitialise_layer, scope_parameters, trainable
 from isobasin.experiments.settings import Scope
 from isobasin.model import open_model
-from isobasin.testing.tiny import randomise
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids="-".join)
 every_scope = pytest.mark.parametrize("scope", Scope)

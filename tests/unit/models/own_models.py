@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isobasin import models
-from isobasin.testing.tiny import randomise
+from isobasin.architectures.tiny import randomise
 
 _SIZES = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
 _TEXT = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import isobasin
+from isobasin.architectures.examples import tiny, variant
 from isobasin.errors import ArchitectureError, IsobasinError
 from isobasin.model import open_model
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind, load_model
 from isobasin.tasks.options import DataFacts
-from isobasin.testing.tiny import tiny, variant
 
 UNTIED = {"tie_word_embeddings": False}
 MODELS = (tiny("gpt2", "weighed", config=UNTIED), tiny("llama", "weighed", config=UNTIED))

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.errors import ArchitectureError, DataError, IsobasinError
 from isobasin.model import TensorBlocks, open_model
 from isobasin.refinement.calibration import DataCalibration
@@ -22,7 +23,6 @@ from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
-from isobasin.testing.tiny import tiny
 from isobasin.verbs.settings import Matching, Running, Scope
 
 UNTIED = {"tie_word_embeddings": False}

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.errors import AlignmentError, IsobasinError, OutputError
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
@@ -22,7 +23,6 @@ from isobasin.refinement.unfinished import Unfinished
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
-from isobasin.testing.tiny import tiny
 from isobasin.verbs.settings import Running
 
 MODEL = tiny("llama", "unfinished", config={"tie_word_embeddings": False})

@@ -9,14 +9,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from isobasin.architectures.examples import EXAMPLES, variant
 from isobasin.errors import ArchitectureError, CheckpointError, IsobasinError
 from isobasin.loading import load
 from isobasin.tasks.kind import TaskKind, kind_of, load_model
-from isobasin.testing.tiny import TINY_MODELS, variant
 
 # Heads without a loss that is measured here: sequence to sequence, and projections of towers.
 _NO_TASK = ("ForConditionalGeneration", "MTModel", "WithProjection")
-_WITH_HEAD = [m for m in TINY_MODELS if not m.variant and m.head != m.base]
+_WITH_HEAD = [m for m in EXAMPLES if not m.variant and m.head != m.base]
 
 
 @pytest.mark.parametrize(

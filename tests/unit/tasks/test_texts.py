@@ -253,7 +253,7 @@ def test_documents_of_a_masked_model_are_separated():
 
 @pytest.mark.parametrize("family", ["roberta", "bert"])
 def test_the_longest_text_that_a_model_takes(family):
-    from isobasin.testing.tiny import variant
+    from isobasin.architectures.examples import variant
 
     model = variant(family).build(dtype=torch.float32)
     tokenizer = build_tokenizer(["ab"], "characters", 20, classification=True)
