@@ -25,7 +25,7 @@ from torch.nn import functional
 import isobasin
 from isobasin import Along, Layout, Projection, Role
 from isobasin.checkpoints import write_file_atomically
-from isobasin.connectivity.path import points
+from isobasin.lines.path import points
 from isobasin.records.curves import height
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.tensors import TensorCalibration

@@ -17,7 +17,7 @@ import torch
 from isobasin.checkpoints import write_file_atomically
 from isobasin.cli.data_options import examples_for
 from isobasin.experiments.alignments import alignments
-from isobasin.experiments.pair import AblationOptions
+from isobasin.lines.ends import Losses, Measuring, OpenPair
 from isobasin.refinement.recipe import Refining
 from isobasin.tasks.data import DataOptions
 from isobasin.verbs.settings import Scope
@@ -33,9 +33,10 @@ def main() -> None:
         return examples_for(asked.a, options, None, asked.tokenizer, False)
 
     tests, train = examples(asked.test, asked.test_examples), examples(asked.train, asked.train_examples)
-    options = AblationOptions(scope=Scope(asked.scope))
+    losses = Losses(tests, Measuring(batch_size=256, scope=Scope(asked.scope), temperature=False))
     how = Refining(asked.steps, asked.batch, asked.rate) if asked.steps else None
-    found = alignments(asked.a, asked.b, tests, train, options, how, progress=_quiet)
+    with OpenPair.open(asked.a, asked.b, losses) as pair:
+        found = alignments(pair, train, how, progress=_quiet)
     for name, row in found["ways"].items():
         took = found["seconds"].get(name)
         barrier = "" if row.get("barrier") is None else f"{row['barrier']:.4f}"

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import isobasin
-from isobasin.connectivity import LinearPath, barrier
+from isobasin.lines import LinearPath, barrier
 
 torch.manual_seed(0)
 config = GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)

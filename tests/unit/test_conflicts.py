@@ -14,8 +14,9 @@ from torch import Tensor
 
 import isobasin
 from isobasin.architectures.examples import tiny
-from isobasin.connectivity.measure import Measuring, measure
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
+from isobasin.lines.ends import Measuring
+from isobasin.lines.measure import measure
 from isobasin.refinement.refine import refine
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.forms import read_config

@@ -101,7 +101,8 @@ def barrier(
     under `accelerate launch -m isobasin barrier ...`.
     """
     with working("reading") as progress:
-        from isobasin.connectivity.measure import Measuring, measure
+        from isobasin.lines.ends import Measuring
+        from isobasin.lines.measure import measure
         from isobasin.matching.heads import HeadCost as LibraryHeadCost
         from isobasin.reports.write import write_report
         from isobasin.tasks.data import DataOptions

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from isobasin.checkpoints import temporary_folder
-from isobasin.connectivity.path import LinearPath, LossCurve, barrier
 from isobasin.demo import place
 from isobasin.demo.digits import Images, evaluate
+from isobasin.lines.path import LinearPath, LossCurve, barrier
 from isobasin.loading import load
 from isobasin.matching.attention import Method
 from isobasin.verbs.align import align

@@ -15,13 +15,13 @@ import torch
 from rich.console import Console
 
 from isobasin.checkpoints.output import disk_errors
-from isobasin.connectivity.path import points
 from isobasin.demo import place, report
 from isobasin.demo.digits import Images, evaluate, load_digits, new_model, train, with_new_attention
 from isobasin.demo.figure import draw
 from isobasin.demo.measure import Pair, Undone, measure_pair, scramble_and_undo
 from isobasin.demo.recipe import EXTRA, QUICK, Recipe
 from isobasin.demo.report import Reporter
+from isobasin.lines.path import points
 from isobasin.reports.figures import require_matplotlib
 from isobasin.text import as_json
 

@@ -1,6 +1,6 @@
 """What each part of matching is worth: the paper's ablations, and the wrong group where rotary positions broke it.
 
-Everything is measured on one pair of checkpoints. Barriers are those of the line from A to B after a move.
+Everything is measured on one open pair of checkpoints. Barriers are those of the line from A to B after a move.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment
 from isobasin.errors import IsobasinError
-from isobasin.experiments.pair import AblationOptions, Folder, Pair, with_percent
+from isobasin.lines.ends import OpenPair
 from isobasin.matching import heads as stage_one
 from isobasin.matching.attention import Method, align_heads
 from isobasin.matching.heads import HeadCost
 from isobasin.model import Model, read_blocks
 from isobasin.records.curves import NAIVE, chosen_rank
 from isobasin.symmetries import attention
+from isobasin.symmetries.groups import BilinearGroup
 from isobasin.symmetries.weights import AttentionWeights
-from isobasin.tasks.data import Examples
 from isobasin.verbs.settings import Matching
 
 ALL = 24
@@ -35,35 +35,33 @@ Heads = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 """A head permutation as `AttentionElement` has it: outer, and inner for every group."""
 
 
-def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, layer: int = 0) -> dict[str, Any]:
+def stage_1(pair: OpenPair, drawn: int = 23, seed: int = 0, layer: int = 0) -> dict[str, Any]:
     """Where the chosen head permutation ranks among all of one layer, or among drawn ones and itself.
 
     Every permutation is followed by stage 2; the other layers are aligned as always. With barriers L,
     `L̂ = 100 (L_chosen - L_best) / (L_naive - L_best)`: 0 is the best of them, 100 as bad as not moving B.
 
     Args:
-        a: The reference's folder.
-        b: The folder of the model that is moved.
-        examples: What the losses are computed on.
-        options: How they are.
+        pair: The models.
+        drawn: How many permutations are drawn where there are more than 24.
+        seed: Of that draw.
         layer: Whose heads are permuted.
 
     Returns:
         "layer", "rank" (1 is the best; equal barriers share it), "of", "l_hat", "naive" (a curve), and "permutations"
         in order of rank, each with its "heads", stage 1's "cost", whether it was "chosen", and its curve.
     """
-    with Pair.open(a, b, examples, options) as pair:
-        base = pair.match(Matching(scope=options.scope))
-        site = pair.b.specification.sites[layer]
-        weights = read_blocks(pair.a, [layer]), read_blocks(pair.b, [layer])
-        table = stage_one.head_costs(site.group, *weights)[0]
-        chosen = _heads_of(base, layer)
-        rows: list[dict[str, Any]] = []
-        for heads in _permutations(site.group.groups, site.group.queries, chosen, options):
-            moved = _with_heads(base, layer, heads, weights, Matching().limit(pair.b.dtype()))
-            cost = _cost(table, heads)
-            rows.append({"heads": _flat(heads), "cost": cost, "chosen": heads == chosen, **pair.curve(moved)})
-        naive = pair.curve(None)
+    base = pair.match(pair.losses.how.matching())
+    site = pair.b.specification.sites[layer]
+    weights = read_blocks(pair.a, [layer]), read_blocks(pair.b, [layer])
+    table = stage_one.head_costs(site.group, *weights)[0]
+    chosen = _heads_of(base, layer)
+    rows: list[dict[str, Any]] = []
+    for heads in _permutations(site.group.groups, site.group.queries, chosen, drawn, seed):
+        moved = _with_heads(base, layer, heads, weights, Matching().limit(pair.b.dtype()))
+        cost = _cost(table, heads)
+        rows.append({"heads": _flat(heads), "cost": cost, "chosen": heads == chosen, **pair.curve(moved)})
+    naive = pair.curve(None)
     rows.sort(key=lambda row: row["barrier"])
     rank = chosen_rank(rows)
     best, found = rows[0]["barrier"], rows[rank - 1]["barrier"]
@@ -72,53 +70,46 @@ def stage_1(a: Folder, b: Folder, examples: Examples, options: AblationOptions, 
     return {"layer": layer, "rank": rank, "of": len(rows), "l_hat": l_hat, "naive": naive, "permutations": rows}
 
 
-def stage_2(a: Folder, b: Folder, examples: Examples, options: AblationOptions) -> dict[str, Any]:
+def stage_2(pair: OpenPair) -> dict[str, Any]:
     """Barriers with stage 2 left out, with its start alone, by gradient descent, and by Gauss-Newton.
 
     Returns:
         "methods": by name, from "none" on, a curve with its "percent" of the naive barrier and the weights' "distance".
     """
-    with Pair.open(a, b, examples, options) as pair:
-        found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
-        for method in (Method.heads, Method.orthogonal, Method.paper, Method.gauss_newton):
-            moved = pair.match(Matching(method, scope=options.scope))
-            found[NAIVE].setdefault("distance", moved.distance()["before"])
-            found[method.value] = {**pair.curve(moved), "distance": moved.distance()["after"]}
+    found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
+    for method in (Method.heads, Method.orthogonal, Method.paper, Method.gauss_newton):
+        moved = pair.match(pair.losses.how.matching(method))
+        found[NAIVE].setdefault("distance", moved.distance()["before"])
+        found[method.value] = {**pair.curve(moved), "distance": moved.distance()["after"]}
     return {"methods": with_percent(found)}
 
 
-def head_costs(a: Folder, b: Folder, examples: Examples, options: AblationOptions) -> dict[str, Any]:
+def head_costs(pair: OpenPair) -> dict[str, Any]:
     """Barriers and head permutations by every cost that stage 1 knows; stage 2 follows as always.
 
     Returns:
         "costs": by name, and "none", a curve with its "percent" of the naive barrier, the "heads" of every layer, and
         the weights' "distance".
     """
-    with Pair.open(a, b, examples, options) as pair:
-        found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
-        for cost in HeadCost:
-            moved = pair.match(Matching(head_cost=cost, scope=options.scope))
-            heads = [_flat(_heads_of(moved, index)) for index in range(len(moved.layers))]
-            same = next((row for row in found.values() if row.get("heads") == heads), None)
-            curve = pair.curve(moved) if same is None else same
-            found[cost.value] = {**curve, "heads": heads, "distance": moved.distance()["after"]}
+    found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
+    for cost in HeadCost:
+        moved = pair.match(replace(pair.losses.how.matching(), head_cost=cost))
+        heads = [_flat(_heads_of(moved, index)) for index in range(len(moved.layers))]
+        same = next((row for row in found.values() if row.get("heads") == heads), None)
+        curve = pair.curve(moved) if same is None else same
+        found[cost.value] = {**curve, "heads": heads, "distance": moved.distance()["after"]}
     return {"costs": with_percent(found)}
 
 
-def symmetry_breaking(
-    a: Folder, b: Folder, examples: Examples, offsets: Sequence[int], options: AblationOptions
-) -> dict[str, Any]:
+def symmetry_breaking(pair: OpenPair, offsets: Sequence[int]) -> dict[str, Any]:
     """A rotary pair aligned by GL(d_h), which rotary positions broke, against H(d_h), which they left.
 
     Under rotary positions the scores of tokens at distance n are `x Q R_n K^T y^T`. A map of GL leaves `Q K^T` as it is
     and changes the forms `Q R_n K^T` at n ≠ 0; one of H leaves all of them (arXiv 2606.17830, Theorem 4.2).
 
     Args:
-        a: The reference's folder.
-        b: The folder of the model that is moved; it has rotary positions.
-        examples: What the losses are computed on.
+        pair: The models; they have rotary positions.
         offsets: The distances n.
-        options: How losses are computed.
 
     Returns:
         "naive" (a curve) and "groups": for "H" and "GL", "change" by offset (`||Q' R_n K'^T - Q R_n K^T||` over
@@ -128,19 +119,39 @@ def symmetry_breaking(
     Raises:
         IsobasinError: The models have no rotary positions.
     """
-    with Pair.open(a, b, examples, options) as pair:
-        if not any(site.group.query_key.planes for site in pair.b.specification.sites):
-            raise IsobasinError(f"{pair.b.name}: has no rotary positions, so that GL is the right group for it")
-        naive = pair.curve(None)
-        groups: dict[str, Any] = {}
-        for name, wrong in (("H", False), ("GL", True)):
-            one = pair.in_wrong_group() if wrong else pair
-            moved = one.match(Matching(scope=options.scope))
-            curve = one.curve(moved)
-            change = {str(offset): _change(pair.b, moved, offset) for offset in offsets}
-            before = naive["losses"][-1]
-            groups[name] = {"change": change, "loss": curve["losses"][-1], "loss_before": before, **curve}
+    if not any(site.group.query_key.planes for site in pair.b.specification.sites):
+        raise IsobasinError(f"{pair.b.name}: has no rotary positions, so that GL is the right group for it")
+    naive = pair.curve(None)
+    groups: dict[str, Any] = {}
+    for name, wrong in (("H", False), ("GL", True)):
+        one = _in_wrong_group(pair) if wrong else pair
+        moved = one.match(pair.losses.how.matching())
+        curve = one.curve(moved)
+        change = {str(offset): _change(pair.b, moved, offset) for offset in offsets}
+        before = naive["losses"][-1]
+        groups[name] = {"change": change, "loss": curve["losses"][-1], "loss_before": before, **curve}
     return {"naive": naive, "groups": groups}
+
+
+def with_percent(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every curve with its share of the naive barrier; None where there is no such barrier."""
+    naive = found[NAIVE]["barrier"]
+    return {
+        name: {**row, "percent": 100 * row["barrier"] / naive if naive > 0 else None} for name, row in found.items()
+    }
+
+
+def _in_wrong_group(pair: OpenPair) -> OpenPair:
+    """The same pair as if positions weren't rotary: all of GL(d_h) on Q-K. Its moves change what B computes."""
+
+    def wrong(model: Model) -> Model:
+        sites = tuple(
+            replace(site, group=replace(site.group, query_key=BilinearGroup(site.group.query_key.features)))
+            for site in model.specification.sites
+        )
+        return replace(model, specification=replace(model.specification, sites=sites))
+
+    return replace(pair, a=wrong(pair.a), b=wrong(pair.b), exact=False)
 
 
 def _heads_of(alignment: Alignment, layer: int) -> Heads:
@@ -155,15 +166,15 @@ def _flat(heads: Heads) -> list[int]:
     return [group * queries + slot for group, slots in zip(outer, inner, strict=True) for slot in slots]
 
 
-def _permutations(groups: int, queries: int, chosen: Heads, options: AblationOptions) -> Iterator[Heads]:
+def _permutations(groups: int, queries: int, chosen: Heads, drawn: int, seed: int) -> Iterator[Heads]:
     """All head permutations if they are few; else the chosen one and others that are drawn, all different."""
     if math.factorial(groups) * math.factorial(queries) ** groups <= ALL:
         inner = list(itertools.permutations(range(queries)))
         yield from itertools.product(itertools.permutations(range(groups)), itertools.product(inner, repeat=groups))
         return
-    draw, seen = random.Random(options.seed), {chosen}
+    draw, seen = random.Random(seed), {chosen}
     yield chosen
-    while len(seen) <= options.permutations:
+    while len(seen) <= drawn:
         slots = tuple(tuple(draw.sample(range(queries), queries)) for _ in range(groups))
         heads = tuple(draw.sample(range(groups), groups)), slots
         if heads not in seen:

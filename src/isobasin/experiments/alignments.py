@@ -10,7 +10,8 @@ from typing import Any
 
 from isobasin.alignment import Alignment
 from isobasin.checkpoints import temporary_folder
-from isobasin.experiments.pair import AblationOptions, Folder, Pair, with_percent
+from isobasin.experiments.ablations import with_percent
+from isobasin.lines.ends import OpenPair
 from isobasin.matching.attention import Method
 from isobasin.records.curves import NAIVE
 from isobasin.refinement.calibration import DataCalibration
@@ -63,11 +64,8 @@ def ways(scope: Scope) -> dict[str, Way]:
 
 
 def alignments(
-    a: Folder,
-    b: Folder,
-    tests: Examples,
+    pair: OpenPair,
     train: Examples,
-    options: AblationOptions,
     refining: Refining | None = None,
     merging: bool = True,
     progress: Progress = silent,
@@ -77,11 +75,8 @@ def alignments(
     Every move is verified to keep the function and the shapes of B; where the learned one moves A too, of both.
 
     Args:
-        a: The reference's folder.
-        b: The folder of the model that is moved.
-        tests: What the losses are computed on.
+        pair: The models; the scope of its losses says what they differ in.
         train: What moves may be chosen, weighed and learned by.
-        options: How losses are computed; its scope says what the models differ in.
         refining: How the best way is refined; None: it isn't.
         merging: Whether the mean of circuits after the best way is measured too.
         progress: Called as the work goes on.
@@ -91,37 +86,37 @@ def alignments(
         half-way is above the mean of the ends'; for "circuits", a merged model without a line, "middle" alone.
         "seconds": what matching took, by name.
     """
-    with Pair.open(a, b, tests, options) as pair:
-        calibration = DataCalibration(train, options.device)
-        found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
-        matches: dict[str, Alignment] = {}
-        seconds: dict[str, float] = {}
-        tried = ways(options.scope)
-        for done, (name, way) in enumerate(tried.items()):
-            progress("aligning", done, len(tried))
-            began = time.perf_counter()
-            matches[name] = pair.match(way.matching, calibration if way.data else None)
-            seconds[name] = time.perf_counter() - began
-            found[name] = pair.curve(matches[name])
-        # Chosen by training data alone: barriers on the tests must not choose.
-        chosen = "model-data" if options.scope is Scope.model else "attention"
-        start = matches[chosen]
-        if refining is not None:
-            began = time.perf_counter()
-            found[REFINED] = _refined(pair, train, start, refining, progress)
-            seconds[REFINED] = time.perf_counter() - began
-        found = with_percent({name: {**row, "middle": _middle(row["losses"])} for name, row in found.items()})
-        if merging:
-            losses = found[chosen]["losses"]
-            found[CIRCUITS] = {"middle": _merged_loss(pair, start) - (losses[0] + losses[-1]) / 2}
+    calibration = DataCalibration(train, pair.losses.device)
+    found: dict[str, dict[str, Any]] = {NAIVE: pair.curve(None)}
+    matches: dict[str, Alignment] = {}
+    seconds: dict[str, float] = {}
+    scope = pair.losses.how.scope
+    tried = ways(scope)
+    for done, (name, way) in enumerate(tried.items()):
+        progress("aligning", done, len(tried))
+        began = time.perf_counter()
+        matches[name] = pair.match(way.matching, calibration if way.data else None)
+        seconds[name] = time.perf_counter() - began
+        found[name] = pair.curve(matches[name])
+    # Chosen by training data alone: barriers on the tests must not choose.
+    chosen = "model-data" if scope is Scope.model else "attention"
+    start = matches[chosen]
+    if refining is not None:
+        began = time.perf_counter()
+        found[REFINED] = _refined(pair, train, start, refining, progress)
+        seconds[REFINED] = time.perf_counter() - began
+    found = with_percent({name: {**row, "middle": _middle(row["losses"])} for name, row in found.items()})
+    if merging:
+        losses = found[chosen]["losses"]
+        found[CIRCUITS] = {"middle": _merged_loss(pair, start) - (losses[0] + losses[-1]) / 2}
     return {"ways": found, "seconds": seconds}
 
 
-def _refined(pair: Pair, train: Examples, start: Alignment, how: Refining, progress: Progress) -> dict[str, Any]:
+def _refined(pair: OpenPair, train: Examples, start: Alignment, how: Refining, progress: Progress) -> dict[str, Any]:
     with temporary_folder() as scratch:
         out = Path(scratch) / "refined"
         models = pair.a.checkpoint.folder, pair.b.checkpoint.folder
-        running = Running(pair.options.device, progress=progress)
+        running = Running(pair.losses.device, progress=progress)
         done = refine(*models, train, out, how=how, start=start, running=running)
         first = out / REFERENCE if how.both else models[0]
         return pair.line(first, out) | {"steps": done.refined.steps, "best_step": done.refined.best_step}
@@ -132,9 +127,9 @@ def _middle(losses: Sequence[float]) -> float:
     return losses[len(losses) // 2] - (losses[0] + losses[-1]) / 2
 
 
-def _merged_loss(pair: Pair, alignment: Alignment) -> float:
+def _merged_loss(pair: OpenPair, alignment: Alignment) -> float:
     """The loss of the mean of circuits after a move."""
     with pair.moved(alignment) as end, temporary_folder() as scratch:
         out = Path(scratch) / "merged"
-        merge([pair.a.checkpoint.folder, end], out, space=Space.circuit, device=pair.options.device)
+        merge([pair.a.checkpoint.folder, end], out, space=Space.circuit, device=pair.losses.device)
         return pair.loss(out)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, model_validator
 
 from isobasin.bounds import LARGEST_BATCH, SEEDS
-from isobasin.connectivity.path import MOST_POINTS
+from isobasin.lines.path import MOST_POINTS
 from isobasin.refinement.recipe import Refining, Targets
 from isobasin.tasks.options import LONGEST_SIDE
 

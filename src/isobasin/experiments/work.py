@@ -26,8 +26,9 @@ from isobasin.tasks.kind import TaskKind, load_model
 from isobasin.tasks.processors import load_config
 
 if TYPE_CHECKING:
+    from isobasin.lines.ends import Measuring, OpenPair
+    from isobasin.records.file import Measured
     from isobasin.tasks.data import Examples
-    from isobasin.verbs.settings import Scope as Matched
 
 # States that an interrupted training resumes from; removed when the cell is done.
 _STATES = "training"
@@ -194,28 +195,55 @@ def _facts(found: Examples) -> dict[str, Any]:
     return {"source": facts.source, "examples": facts.examples, "sha256": facts.sha256, "notes": list(facts.notes)}
 
 
-def _pair(job: Job) -> dict[str, Any]:
-    from isobasin.connectivity.measure import Measuring, measure
-    from isobasin.experiments.lines import line_results
+_CURVE = {
+    "barrier",
+    "worst_t",
+    "barrier_error",
+    "relative",
+    "share_of_ends",
+    "calibrated_barrier",
+    "calibrated_worst_t",
+}
+"""What a record says of a line besides its losses."""
 
-    spec = job.spec
-    how = Measuring(
-        methods=tuple(spec["methods"]),
-        points=spec["points"],
-        batch_size=spec["batch"],
-        device=job.options.device,
-        scope=_matched(spec),
-    )
+
+def _pair(job: Job) -> dict[str, Any]:
+    from isobasin.lines.measure import measure
+
+    how = _measuring(job, methods=tuple(job.spec["methods"]))
     # Records name the models: relative paths say nothing of the machine.
     models = [os.path.relpath(model) for model in job.models]
-    return line_results(measure(models, job.tests(), job.folder, how, force=True, progress=job.progress))
+    return _lines(measure(models, job.tests(), job.folder, how, force=True, progress=job.progress))
 
 
-def _matched(spec: dict[str, Any]) -> Matched:
-    """What of two models is matched: that which was drawn anew."""
+def _lines(measured: Measured) -> dict[str, Any]:
+    """The lines of a pair by method, without how long they took: losses, metrics, barriers."""
+    from isobasin.records.curves import finished_curves
+
+    lines: dict[str, Any] = {}
+    for (pair, method), curve in finished_curves(measured).items():
+        points = measured.points[pair, method]
+        lines[method] = {
+            **curve.model_dump(include=_CURVE),
+            "losses": [point.loss for point in points],
+            "metrics": {name: [point.metrics[name] for point in points] for name in points[0].metrics},
+        }
+    return {
+        "models": [model.sha256 for model in measured.run.models],
+        "test_data": measured.run.data.model_dump(mode="json"),
+        "t": list(measured.run.t),
+        "lines": {method: lines[method] for method in measured.run.methods},
+    }
+
+
+def _measuring(job: Job, **more: Any) -> Measuring:
+    """How the lines between two models are measured; matched is what was drawn anew."""
+    from isobasin.lines.ends import Measuring
     from isobasin.verbs import settings
 
-    return settings.Scope.block if spec["feedforward"] else settings.Scope.attention
+    spec = job.spec
+    more.setdefault("scope", settings.Scope.block if spec["feedforward"] else settings.Scope.attention)
+    return Measuring(points=spec["points"], batch_size=spec["batch"], device=job.options.device, **more)
 
 
 def _reinitialise(job: Job) -> dict[str, Any]:
@@ -232,27 +260,19 @@ def _reinitialise(job: Job) -> dict[str, Any]:
     return {"test_data": _facts(tests), "pretrained": _evaluated(job, model, tests, batch), "layers": layers}
 
 
-def _on_pair(job: Job, measured: Callable[..., dict[str, Any]], *extra: Any) -> dict[str, Any]:
+def _on_pair(job: Job, ablated: Callable[[OpenPair], dict[str, Any]], **how: Any) -> dict[str, Any]:
     """One of the ablations on the two models that the cell needs."""
-    from isobasin.experiments.pair import AblationOptions
+    from isobasin.lines.ends import Losses, OpenPair
 
-    spec = job.spec
-    options = AblationOptions(
-        points=spec["points"],
-        batch_size=spec["batch"],
-        device=job.options.device,
-        permutations=spec.get("permutations", 23),
-        seed=spec.get("seed", 0),
-        scope=_matched(spec),
-    )
-    tests = job.tests()
-    return {"test_data": _facts(tests), **measured(*job.models, tests, *extra, options)}
+    tests, (a, b) = job.tests(), job.models
+    with OpenPair.open(a, b, Losses(tests, _measuring(job, temperature=False, **how))) as pair:
+        return {"test_data": _facts(tests), **ablated(pair)}
 
 
 def _stage_1(job: Job) -> dict[str, Any]:
     from isobasin.experiments.ablations import stage_1
 
-    return _on_pair(job, stage_1)
+    return _on_pair(job, lambda pair: stage_1(pair, job.spec["permutations"], job.spec["seed"]))
 
 
 def _stage_2(job: Job) -> dict[str, Any]:
@@ -270,25 +290,23 @@ def _head_costs(job: Job) -> dict[str, Any]:
 def _symmetry_breaking(job: Job) -> dict[str, Any]:
     from isobasin.experiments.ablations import symmetry_breaking
 
-    return _on_pair(job, symmetry_breaking, tuple(job.spec["offsets"]))
+    return _on_pair(job, lambda pair: symmetry_breaking(pair, tuple(job.spec["offsets"])))
 
 
 def _alignments(job: Job) -> dict[str, Any]:
     from isobasin.experiments.alignments import alignments
-    from isobasin.experiments.pair import AblationOptions
     from isobasin.refinement.recipe import Refining
     from isobasin.verbs import settings
 
-    spec, tests = job.spec, job.tests()
-    apart = Scope(spec["scope"]) is Scope.entire_model
-    scope = settings.Scope.model if apart else _matched(spec)
-    options = AblationOptions(points=spec["points"], batch_size=spec["batch"], device=job.options.device, scope=scope)
-    asked = RefiningSettings.model_validate(spec["refining"])
-    train = job.examples("train", job.models[0], tests.facts.label_names)
+    asked = RefiningSettings.model_validate(job.spec["refining"])
     how = Refining(asked.steps, asked.batch, asked.rate, both=asked.both, targets=asked.targets, noise=asked.noise)
-    a, b = job.models
-    found = alignments(a, b, tests, train, options, how, progress=job.progress)
-    return {"test_data": _facts(tests), "train_data": _facts(train), **found}
+    apart = {"scope": settings.Scope.model} if Scope(job.spec["scope"]) is Scope.entire_model else {}
+
+    def found(pair: OpenPair) -> dict[str, Any]:
+        train = job.examples("train", job.models[0], pair.losses.examples.facts.label_names)
+        return {"train_data": _facts(train), **alignments(pair, train, how, progress=job.progress)}
+
+    return _on_pair(job, found, **apart)
 
 
 WORK: dict[str, Callable[[Job], dict[str, Any]]] = {

@@ -28,6 +28,11 @@ class Barrier:
     t: float
 
 
+def rise(loss: float, t: float, ends: tuple[float, float]) -> float:
+    """How far the loss at a point lies above the straight line between those of the ends."""
+    return loss - ((1 - t) * ends[0] + t * ends[1])
+
+
 def height(losses: Sequence[float], t: Sequence[float]) -> Barrier:
     """The barrier `sup_t [ L(θ(t)) - (1 - t) L(A) - t L(B) ]` on the path `θ(t) = (1 - t) A + t B`.
 
@@ -49,8 +54,7 @@ def height(losses: Sequence[float], t: Sequence[float]) -> Barrier:
     if not (math.isfinite(first) and math.isfinite(last)):
         raise ValueError(f"the losses of the ends are {first} and {last}: a barrier needs both finite")
     rises = [
-        math.inf if math.isnan(loss) else loss - ((1 - at) * first + at * last)
-        for loss, at in zip(losses, t, strict=True)
+        math.inf if math.isnan(loss) else rise(loss, at, (first, last)) for loss, at in zip(losses, t, strict=True)
     ]
     worst = max(range(len(rises)), key=rises.__getitem__)
     return Barrier(rises[worst], t[worst])

@@ -19,13 +19,13 @@ Number = Annotated[float | None, BeforeValidator(_finite)]
 """A measured value; None stands for what isn't finite, in memory as in the file."""
 
 
-class Line(BaseModel):
-    """One line: frozen, and unknown fields are refused. Values that aren't finite are stored as null."""
+class Entry(BaseModel):
+    """One line of a file: frozen, and unknown fields are refused. Values that aren't finite are stored as null."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ModelRecord(Line):
+class ModelRecord(Entry):
     """One model of a run.
 
     Attributes:
@@ -37,7 +37,7 @@ class ModelRecord(Line):
     sha256: str
 
 
-class DataRecord(Line):
+class DataRecord(Entry):
     """What the losses were computed on.
 
     Attributes:
@@ -57,7 +57,7 @@ class DataRecord(Line):
     notes: tuple[str, ...] = ()
 
 
-class RunRecord(Line):
+class RunRecord(Entry):
     """The first line: what was measured, with which inputs, versions and seeds.
 
     Attributes:
@@ -80,7 +80,7 @@ class RunRecord(Line):
     versions: dict[str, str]
 
 
-class LayerRecord(Line):
+class LayerRecord(Entry):
     """How one attention layer was aligned.
 
     Attributes:
@@ -103,7 +103,7 @@ class LayerRecord(Line):
     head_costs: tuple[tuple[Number, ...], ...]
 
 
-class AlignmentRecord(Line):
+class AlignmentRecord(Entry):
     """One alignment of a pair."""
 
     kind: Literal["alignment"] = "alignment"
@@ -113,7 +113,7 @@ class AlignmentRecord(Line):
     layers: tuple[LayerRecord, ...]
 
 
-class PointRecord(Line):
+class PointRecord(Entry):
     """The loss at one point of one line.
 
     Attributes:
@@ -142,7 +142,7 @@ class PointRecord(Line):
     interpolation_seconds: float
 
 
-class CurveRecord(Line):
+class CurveRecord(Entry):
     """What a whole line says, computed from its points.
 
     Attributes:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from isobasin.errors import AlignmentError, DataError, TensorError
-from isobasin.refinement.line import Batch, Line, Sample, batches_of
+from isobasin.records.curves import rise
+from isobasin.refinement.line import Batch, MovingLine, Sample, batches_of
 from isobasin.refinement.recipe import Refining, Targets
 
 # Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
@@ -45,8 +46,7 @@ class Points:
 
     def tell(self, index: int, loss: float) -> None:
         """The loss that was found there."""
-        t = float(self.t[index])
-        above = loss - (1 - t) * self._ends[0] - t * self._ends[1]
+        above = rise(loss, float(self.t[index]), self._ends)
         self.excess[index] = _DECAY * self.excess[index] + (1 - _DECAY) * above
 
 
@@ -87,7 +87,7 @@ class State:
 class Descent(Generic[Batch]):
     """Adam on the coordinates of a line's ends, and all that it needs to go on from where it was saved."""
 
-    def __init__(self, line: Line[Batch], examples: Sample[Batch], how: Refining) -> None:
+    def __init__(self, line: MovingLine[Batch], examples: Sample[Batch], how: Refining) -> None:
         self.line, self.how = line, how
         self.coordinates = line.coordinates()
         self.generator = torch.Generator().manual_seed(how.seed)
@@ -202,8 +202,7 @@ class Descent(Generic[Batch]):
             losses = self.line.means(self.measure, self.looked_at, _LOOKS)
         except _DIVERGED:
             return math.inf
-        a, b = self.ends
-        height = max(loss - (1 - t) * a - t * b for t, loss in zip(_LOOKS, losses, strict=True))
+        height = max(rise(loss, t, self.ends) for t, loss in zip(_LOOKS, losses, strict=True))
         return height if math.isfinite(math.fsum(losses)) else math.inf
 
     def _noisy(self, batch: Batch) -> Batch:
@@ -216,7 +215,7 @@ class Descent(Generic[Batch]):
 
 
 def descend(
-    line: Line[Batch],
+    line: MovingLine[Batch],
     examples: Sample[Batch],
     how: Refining,
     *,

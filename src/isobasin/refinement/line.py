@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from isobasin.alignment import Alignment
 from isobasin.errors import ArchitectureError, TensorError
+from isobasin.lines.path import blend
 from isobasin.model import Blocks, Model, TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.names import names_in_memory
@@ -93,8 +94,8 @@ class End:
 
 
 @dataclass
-class Line(ABC, Generic[Batch]):
-    """The line between two ends.
+class MovingLine(ABC, Generic[Batch]):
+    """The line between two ends that a descent moves.
 
     Attributes:
         ends: Reference and model.
@@ -145,7 +146,7 @@ def batches_of(examples: Sample[Batch], limit: int, size: int) -> Iterator[tuple
 
 
 @dataclass
-class ModuleLine(Line[dict[str, Tensor]]):
+class ModuleLine(MovingLine[dict[str, Tensor]]):
     """The line as a module computes it.
 
     Attributes:
@@ -169,7 +170,7 @@ class ModuleLine(Line[dict[str, Tensor]]):
         dtype: torch.dtype = next(self.module.parameters()).dtype
         found: dict[str, Tensor] = {}
         for (ours, keys), theirs in zip(self.names[0].items(), self.names[1], strict=True):
-            point = torch.lerp(a[ours], b[theirs], t).to(dtype)
+            point = blend(a[ours], b[theirs], t).to(dtype)
             found |= dict.fromkeys(keys, point)
         return found
 
@@ -178,7 +179,7 @@ class ModuleLine(Line[dict[str, Tensor]]):
         return functional.cross_entropy(self._logits(self.at(t), batch), self._labels(batch), ignore_index=IGNORED)
 
     def divergence(self, t: float, batch: dict[str, Tensor]) -> Tensor:
-        """See `Line`; the mean over what is labelled."""
+        """How far predictions there are from those of both ends: the mean over what is labelled."""
         kept = self._labels(batch) != IGNORED
         with torch.no_grad():
             a, b = (self._logits(end, batch)[kept].softmax(-1) for end in self._fixed)
@@ -186,7 +187,7 @@ class ModuleLine(Line[dict[str, Tensor]]):
         return functional.kl_div(found, torch.lerp(a, b, t), reduction="batchmean")
 
     def noisy(self, batch: dict[str, Tensor], noise: float, generator: torch.Generator) -> dict[str, Tensor]:
-        """See `Line`; token numbers and labels stay."""
+        """A batch with noise on its real numbers; token numbers and labels stay."""
 
         def new(x: Tensor) -> Tensor:
             return x + noise * x.std() * torch.randn(x.shape, generator=generator, dtype=x.dtype)

@@ -18,7 +18,7 @@ from isobasin.model import Model, Source, open_model
 from isobasin.records.provenance import model_sha256
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.descent import Refined, descend
-from isobasin.refinement.line import Line, ModuleLine
+from isobasin.refinement.line import ModuleLine, MovingLine
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.unfinished import Unfinished
 from isobasin.tasks.examples import Examples
@@ -117,7 +117,7 @@ def refine(
         return Refinement(total, other, found, verified)
 
 
-def learned(line: Line[Any], start: Alignment, facts: Mapping[str, str]) -> tuple[Alignment, Alignment | None]:
+def learned(line: MovingLine[Any], start: Alignment, facts: Mapping[str, str]) -> tuple[Alignment, Alignment | None]:
     """What moves the model, the start included, and what moves the reference, if it moves, after a descent."""
     other, own = (None if end.chart is None else end.chart.element() for end in line.ends)
     assert own is not None

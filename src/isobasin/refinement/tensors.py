@@ -12,9 +12,10 @@ from torch import Tensor
 from isobasin.alignment import Alignment
 from isobasin.architectures.schema import Specification
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
+from isobasin.lines.path import blend
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.refinement.descent import descend
-from isobasin.refinement.line import Line, batches_of, ends_of
+from isobasin.refinement.line import MovingLine, batches_of, ends_of
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import Refinement, learned
 from isobasin.tasks.examples import Indices, as_index
@@ -57,7 +58,7 @@ class Rows:
 
 
 @dataclass
-class TensorLine(Line[Tensor]):
+class TensorLine(MovingLine[Tensor]):
     """The line as a function of tensors computes it.
 
     Attributes:
@@ -70,7 +71,7 @@ class TensorLine(Line[Tensor]):
         """The tensors at a point, in the reference's types."""
         a, b = (end.tensors(self.device) for end in self.ends)
         types = self.ends[0].types
-        return {n: torch.lerp(x, b[n], t).to(types[n]) if x.is_floating_point() else x for n, x in a.items()}
+        return {n: blend(x, b[n], t).to(types[n]) if x.is_floating_point() else x for n, x in a.items()}
 
     def loss(self, t: float, batch: Tensor) -> Tensor:
         """The loss of the tensors there."""

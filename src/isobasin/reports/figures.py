@@ -12,7 +12,7 @@ from typing import Any
 from isobasin.checkpoints import write_file_atomically
 from isobasin.errors import BARRIER_EXTRA, DependencyError
 from isobasin.reports.style import PERCENT, STEEP, Style, metric_name, number
-from isobasin.reports.view import Pair, View
+from isobasin.reports.view import ShownPair, View
 
 _COLUMNS = 4
 _WIDTH, _HEIGHT = 3.7, 2.9
@@ -200,11 +200,11 @@ def calibrated_rows(shown: View) -> list[Row]:
     return rows
 
 
-def _blocks(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
+def _blocks(pairs: Sequence[ShownPair]) -> list[Sequence[ShownPair]]:
     return [pairs[start : start + _COLUMNS] for start in range(0, len(pairs), _COLUMNS)]
 
 
-def _lines(pair: Pair, quantity: str) -> dict[str, tuple[list[float], list[float]]]:
+def _lines(pair: ShownPair, quantity: str) -> dict[str, tuple[list[float], list[float]]]:
     return {
         line.method: (
             [point.t for point in line.points],
@@ -215,7 +215,7 @@ def _lines(pair: Pair, quantity: str) -> dict[str, tuple[list[float], list[float
     }
 
 
-def _title(pair: Pair) -> str:
+def _title(pair: ShownPair) -> str:
     return f"{plain(_clipped(pair.a))} to {plain(_clipped(pair.b))}"
 
 
@@ -223,7 +223,7 @@ def _clipped(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-_NAME // 2 + 1 :]}"
 
 
-def _note(pair: Pair, calibrated: bool = False) -> str:
+def _note(pair: ShownPair, calibrated: bool = False) -> str:
     """The barriers of a pair, and which of its lines are unfinished."""
     if not any(line.points for line in pair.lines):
         return "not begun"

@@ -13,7 +13,7 @@ from isobasin.errors import BARRIER_EXTRA, DependencyError
 from isobasin.records.curves import NAIVE
 from isobasin.records.schema import LayerRecord
 from isobasin.reports.style import PERCENT, STEEP, alike, brief, labels, metric_name, number, percent
-from isobasin.reports.view import Line, View, best, naive
+from isobasin.reports.view import ShownLine, View, best, naive
 from isobasin.text import printable
 
 _ASSETS = files("isobasin.reports") / "assets"
@@ -134,7 +134,7 @@ def _quantities(shown: View) -> list[dict[str, Any]]:
     return found
 
 
-def _line(line: Line, metrics: Sequence[str]) -> dict[str, Any]:
+def _line(line: ShownLine, metrics: Sequence[str]) -> dict[str, Any]:
     """The measured points of a line by quantity; null is a value that isn't finite."""
     quantities = ("loss", *metrics, "calibrated_loss", "temperature")
     curve = line.curve

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.checkpoints import write_file_atomically
-from isobasin.reports.view import Line, Pair, View
+from isobasin.reports.view import ShownLine, ShownPair, View
 from isobasin.text import csv_cell
 
 _LINE = ("a", "b", "method")
@@ -45,11 +45,11 @@ def write_curves(shown: View, path: Path) -> None:
     _write(path, (*_LINE, *_CURVE, "distance_before", "distance_after"), rows)
 
 
-def _lines(shown: View) -> Iterator[tuple[Pair, Line]]:
+def _lines(shown: View) -> Iterator[tuple[ShownPair, ShownLine]]:
     return ((pair, line) for pair in shown.pairs for line in pair.lines)
 
 
-def _names(pair: Pair, line: Line) -> tuple[str, ...]:
+def _names(pair: ShownPair, line: ShownLine) -> tuple[str, ...]:
     return pair.a, pair.b, line.method
 
 

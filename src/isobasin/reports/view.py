@@ -13,7 +13,7 @@ from isobasin.reports.style import Style, labels, styles
 
 
 @dataclass(frozen=True)
-class Line:
+class ShownLine:
     """One line between two models.
 
     Attributes:
@@ -47,7 +47,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ShownPair:
     """Two models and the lines between them.
 
     Attributes:
@@ -58,7 +58,7 @@ class Pair:
 
     a: str
     b: str
-    lines: tuple[Line, ...]
+    lines: tuple[ShownLine, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class View:
     run: RunRecord
     styles: dict[str, Style]
     metrics: tuple[str, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ShownPair, ...]
     notes: tuple[str, ...]
 
     @property
@@ -99,24 +99,24 @@ def view(measured: Measured) -> View:
     metrics = dict.fromkeys(
         metric for points in measured.points.values() for point in points for metric in point.metrics
     )
-    pairs: list[Pair] = []
+    pairs: list[ShownPair] = []
     for a, b in sorted({*itertools.combinations(range(len(names)), 2), *(pair for pair, _ in measured.points)}):
-        lines: list[Line] = []
+        lines: list[ShownLine] = []
         for method, style in looks.items():
             key = (a, b), method
             points = tuple(measured.points.get(key, ()))
-            lines.append(Line(method, style, points, curves.get(key), measured.alignments.get(key)))
-        pairs.append(Pair(names[a], names[b], tuple(lines)))
+            lines.append(ShownLine(method, style, points, curves.get(key), measured.alignments.get(key)))
+        pairs.append(ShownPair(names[a], names[b], tuple(lines)))
     return View(run, looks, tuple(metrics), tuple(pairs), measured.notes)
 
 
-def best(pair: Pair) -> Line | None:
+def best(pair: ShownPair) -> ShownLine | None:
     """The finished line of the strongest method that moved B: the last in the order of drawing."""
     moved = [line for line in pair.lines if line.method != NAIVE and line.curve is not None]
     return moved[-1] if moved else None
 
 
-def naive(pair: Pair) -> Line | None:
+def naive(pair: ShownPair) -> ShownLine | None:
     """The finished line of B as it is."""
     return next((line for line in pair.lines if line.method == NAIVE and line.curve is not None), None)
 

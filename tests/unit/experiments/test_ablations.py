@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -13,13 +13,13 @@ import transformers
 from isobasin import scramble
 from isobasin.alignment import Alignment
 from isobasin.experiments import ablations
-from isobasin.experiments.ablations import AblationOptions
+from isobasin.lines.ends import Losses, Measuring, OpenPair
 
 _NAIVE = 2.0
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Generator[OpenPair]:
     """A model of three heads, and the same function in other weights."""
     folder = tmp_path_factory.mktemp("pair")
     config = transformers.GPT2Config(vocab_size=20, n_embd=12, n_layer=2, n_head=3, n_positions=8)
@@ -30,7 +30,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             parameter.normal_(0, 0.4, generator=generator)
     model.save_pretrained(folder / "a")
     scramble(folder / "a", folder / "b", seed=1, condition=4)
-    return folder / "a", folder / "b"
+    with OpenPair.open(folder / "a", folder / "b", Losses(None, Measuring(temperature=False))) as found:
+        yield found
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, barriers: dict[tuple[int, ...] | None, float], other: float) -> list[Any]:
@@ -44,23 +45,23 @@ def fake(monkeypatch: pytest.MonkeyPatch, barriers: dict[tuple[int, ...] | None,
             heads = seen[-1][0]
         return {"barrier": barriers.get(heads, other)}
 
-    monkeypatch.setattr(ablations.Pair, "curve", curve)
+    monkeypatch.setattr(OpenPair, "curve", curve)
     return seen
 
 
-def chosen_heads(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
+def chosen_heads(pair: OpenPair, monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
     """What stage 1 chooses for layer 0: the planted permutation."""
     seen = fake(monkeypatch, {None: 1.0}, 0.5)
-    ablations.stage_2(*pair, None, AblationOptions())
+    ablations.stage_2(pair)
     assert len({heads[0] for heads in seen}) == 1
     return seen[0][0]
 
 
-def test_the_rank_and_the_place_of_the_chosen_permutation(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
+def test_the_rank_and_the_place_of_the_chosen_permutation(pair: OpenPair, monkeypatch: pytest.MonkeyPatch):
     chosen = chosen_heads(pair, monkeypatch)
     better = next(heads for heads in itertools.permutations(range(3)) if heads != chosen)
     seen = fake(monkeypatch, {None: _NAIVE, better: 0.4, chosen: 0.8}, 1.2)
-    found = ablations.stage_1(*pair, None, AblationOptions())
+    found = ablations.stage_1(pair)
     assert sorted(heads[0] for heads in seen) == list(itertools.permutations(range(3)))
     assert len({heads[1] for heads in seen}) == 1
     assert (found["layer"], found["rank"], found["of"], found["naive"]) == (0, 2, 6, {"barrier": _NAIVE})
@@ -76,16 +77,16 @@ def test_the_rank_and_the_place_of_the_chosen_permutation(pair: tuple[Path, Path
 
 @pytest.mark.parametrize(("naive", "l_hat"), [(0.5, 0.0), (0.0, None)])
 def test_equal_barriers_share_the_first_rank(
-    naive: float, l_hat: float | None, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    naive: float, l_hat: float | None, pair: OpenPair, monkeypatch: pytest.MonkeyPatch
 ):
     fake(monkeypatch, {None: naive}, 0.0)
-    found = ablations.stage_1(*pair, None, AblationOptions())
+    found = ablations.stage_1(pair)
     assert (found["rank"], found["of"], found["l_hat"]) == (1, 6, l_hat)
 
 
-def test_shares_of_the_naive_barrier(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
+def test_shares_of_the_naive_barrier(pair: OpenPair, monkeypatch: pytest.MonkeyPatch):
     fake(monkeypatch, {None: 4.0}, 1.0)
-    methods = ablations.stage_2(*pair, None, AblationOptions())["methods"]
+    methods = ablations.stage_2(pair)["methods"]
     assert {name: row["percent"] for name, row in methods.items()} == {
         "none": 100,
         "heads": 25,
@@ -95,17 +96,17 @@ def test_shares_of_the_naive_barrier(pair: tuple[Path, Path], monkeypatch: pytes
     }
     assert methods["gauss-newton"]["distance"] < 1e-4 < 1 < methods["heads"]["distance"]
     fake(monkeypatch, {None: 0.0}, 1.0)
-    costs = ablations.head_costs(*pair, None, AblationOptions())["costs"]
+    costs = ablations.head_costs(pair)["costs"]
     assert {row["percent"] for row in costs.values()} == {None}
 
 
 def test_of_many_permutations_some_are_drawn_once_each_and_the_chosen_one_is_first():
     chosen = (0, 1), ((0, 1, 2), (2, 1, 0))
-    assert len(list(ablations._permutations(2, 3, chosen, AblationOptions()))) == 24
-    drawn = [list(ablations._permutations(2, 3, chosen, AblationOptions(seed=seed))) for seed in (0, 0, 1)]
+    assert len(list(ablations._permutations(2, 3, chosen, 23, 0))) == 24
+    drawn = [list(ablations._permutations(2, 3, chosen, 23, seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0][0] == chosen
     assert len(set(drawn[0])) == 24
     assert all(sorted(ablations._flat(heads)) == list(range(6)) for heads in drawn[0])
     # One group of four: all 24, the chosen one being among them.
-    assert len(set(ablations._permutations(4, 1, ((0, 1, 2, 3), ((0,),) * 4), AblationOptions()))) == 24
+    assert len(set(ablations._permutations(4, 1, ((0, 1, 2, 3), ((0,),) * 4), 23, 0))) == 24

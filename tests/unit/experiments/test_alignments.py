@@ -9,7 +9,7 @@ import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.experiments.alignments import CIRCUITS, REFINED, alignments, ways
 from isobasin.experiments.cells import comparable
-from isobasin.experiments.pair import AblationOptions
+from isobasin.lines.ends import Losses, Measuring, OpenPair
 from isobasin.records.curves import NAIVE
 from isobasin.refinement.recipe import Refining
 from isobasin.reports import experiment_tables
@@ -34,7 +34,13 @@ def measured(scope: Scope, folder, **options):
     if not a.exists():
         MODEL.save(a, dtype=torch.float32)
         isobasin.scramble(a, b, seed=1, condition=3.0, scope=scope.value)
-    return alignments(a, b, tokens(8), tokens(20), AblationOptions(points=3, scope=scope), SHORT, **options)
+    with opened(a, b, 8, scope) as pair:
+        return alignments(pair, tokens(20), SHORT, **options)
+
+
+def opened(a, b, count: int, scope: Scope = Scope.attention):
+    how = Measuring(points=3, batch_size=256, scope=scope, temperature=False)
+    return OpenPair.open(a, b, Losses(tokens(count), how))
 
 
 @pytest.mark.parametrize("scope", [Scope.attention, Scope.model])
@@ -65,7 +71,8 @@ def test_nothing_but_the_seconds_differs_when_it_is_done_again(tmp_path):
 def test_refining_and_merging_can_be_left_out(tmp_path):
     a, b = MODEL.save(tmp_path / "a"), tmp_path / "b"
     isobasin.scramble(a, b, seed=1, condition=1.5)
-    found = alignments(a, b, tokens(4), tokens(4), AblationOptions(points=3), merging=False)
+    with opened(a, b, 4) as pair:
+        found = alignments(pair, tokens(4), merging=False)
     assert list(found["ways"]) == [NAIVE, *ways(Scope.attention)]
 
 

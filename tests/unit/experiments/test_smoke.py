@@ -23,7 +23,7 @@ from isobasin.experiments.work import RunOptions
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections() -> Generator[None]:
     """Training collects garbage after every model: without what was imported, of which there is far more."""
-    for name in ("models", "experiments.training", "experiments.ablations", "connectivity.measure"):
+    for name in ("models", "experiments.training", "experiments.ablations", "lines.measure"):
         import_module(f"isobasin.{name}")
     gc.collect()
     gc.freeze()

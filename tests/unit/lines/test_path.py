@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isobasin.connectivity import LinearPath, barrier, points
 from isobasin.errors import TensorError
+from isobasin.lines import LinearPath, barrier, points
 
 
 def state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

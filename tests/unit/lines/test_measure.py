@@ -9,9 +9,10 @@ import transformers
 from measured_models import Models, tiny_vit
 
 from isobasin import interpolate
-from isobasin.connectivity import measure as measured_by
-from isobasin.connectivity.measure import METHODS, Measuring, measure
 from isobasin.errors import ArchitectureError, IsobasinError, RecordError
+from isobasin.lines import ends as measured_by
+from isobasin.lines.ends import METHODS, Measuring
+from isobasin.lines.measure import measure
 from isobasin.records.file import Measured, RecordFile
 from isobasin.tasks.losses import evaluate
 

@@ -30,6 +30,11 @@ def points(count: int = POINTS) -> tuple[float, ...]:
     return tuple(i / (count - 1) for i in range(count))
 
 
+def blend(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """A tensor of the point `(1 - t) A + t B`, in float64: it is cast once, by whoever takes it."""
+    return torch.lerp(a.to(torch.float64), b.to(torch.float64), t)
+
+
 class LinearPath(Generic[Module]):
     """The path `θ(t) = (1 - t) A + t B`, walked by one module whose weights are set in place.
 
@@ -75,10 +80,7 @@ class LinearPath(Generic[Module]):
         state: dict[str, Tensor] = self.module.state_dict()
         for name, (x, y) in self._moving.items():
             slot = state[name]
-            if t in (0, 1):
-                slot.copy_(y if t else x)
-            else:
-                slot.copy_(torch.lerp(x.to(torch.float64), y.to(torch.float64), t))
+            slot.copy_((y if t else x) if t in (0, 1) else blend(x, y, t))
         return self.module
 
 

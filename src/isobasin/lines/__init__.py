@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from isobasin.connectivity.measure import measure as measure
-    from isobasin.connectivity.path import POINTS as POINTS
-    from isobasin.connectivity.path import LinearPath as LinearPath
-    from isobasin.connectivity.path import LossCurve as LossCurve
-    from isobasin.connectivity.path import barrier as barrier
-    from isobasin.connectivity.path import points as points
+    from isobasin.lines.measure import measure as measure
+    from isobasin.lines.path import POINTS as POINTS
+    from isobasin.lines.path import LinearPath as LinearPath
+    from isobasin.lines.path import LossCurve as LossCurve
+    from isobasin.lines.path import barrier as barrier
+    from isobasin.lines.path import points as points
 
 _HOMES = {"measure": "measure"} | dict.fromkeys(("POINTS", "LinearPath", "LossCurve", "barrier", "points"), "path")
 
@@ -24,5 +24,5 @@ __all__ = ["POINTS", "LinearPath", "LossCurve", "barrier", "measure", "points"]
 def __getattr__(name: str) -> object:
     # Loaded on first use, as in the package itself.
     if name not in _HOMES:
-        raise AttributeError(f"module 'isobasin.connectivity' has no attribute {name!r}")
-    return getattr(import_module(f"isobasin.connectivity.{_HOMES[name]}"), name)
+        raise AttributeError(f"module 'isobasin.lines' has no attribute {name!r}")
+    return getattr(import_module(f"isobasin.lines.{_HOMES[name]}"), name)

@@ -7,21 +7,16 @@ import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from isobasin.alignment import Alignment, LayerAlignment
 from isobasin.architectures.resolve import check_comparable
-from isobasin.bounds import LARGEST_BATCH, check_number
-from isobasin.checkpoints import Checkpoint, calling, check_output, temporary_folder
+from isobasin.checkpoints import Checkpoint, check_output
 from isobasin.checkpoints.output import sole_writer
-from isobasin.connectivity import path as line
-from isobasin.connectivity.path import MOST_POINTS, POINTS, LinearPath
 from isobasin.errors import IsobasinError, RecordError
-from isobasin.matching.attention import Method
+from isobasin.lines.ends import Losses, Measuring, OpenPair
+from isobasin.lines.path import points
 from isobasin.matching.heads import HeadCost, head_costs
 from isobasin.model import Blocks, Canonical, Model, Source, open_checkpoint, read_blocks, understand, view_of
 from isobasin.records.curves import NAIVE, finished_curves
@@ -36,59 +31,12 @@ from isobasin.records.schema import (
     RunRecord,
 )
 from isobasin.tasks.data import Examples
-from isobasin.tasks.kind import load_model
-from isobasin.tasks.losses import Evaluation, evaluate
-from isobasin.verbs.align import match_models
-from isobasin.verbs.apply import write_moved
+from isobasin.tasks.losses import Evaluation
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
-from isobasin.verbs.settings import Matching, Progress, Running, Scope, check_device, silent
-
-METHODS = (NAIVE, Method.heads.value, Method.paper.value, Method.gauss_newton.value)
-"""The ways of one figure: B as it is, its heads permuted, the published matching, and ours."""
+from isobasin.verbs.settings import Progress, Scope, silent
 
 # Two runs that differ only in these are one run: it may be continued by a newer library.
 _INCIDENTAL = {"versions", "batch_weights"}
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """How lines are measured.
-
-    Attributes:
-        methods: Ways that B is moved: "none", or a method of `align`.
-        points: Of every line, both ends included.
-        batch_size: Examples of one forward pass.
-        device: Where the losses are computed.
-        head_cost: What stage 1 compares.
-        scope: What of the models is matched.
-        temperature: Calibrate the softmax temperature at every point, as a control.
-        take_config: Measure with the first model's configuration where others mean something else.
-    """
-
-    methods: tuple[str, ...] = METHODS
-    points: int = POINTS
-    batch_size: int = 32
-    device: str = "cpu"
-    head_cost: HeadCost = HeadCost.rotary
-    scope: Scope = Scope.attention
-    temperature: bool = True
-    take_config: bool = False
-
-    def __post_init__(self) -> None:
-        check_device(self.device)
-        known = [NAIVE, *(method.value for method in Method)]
-        for method in self.methods:
-            if method not in known:
-                raise IsobasinError(f"method {method!r}: there is none of this name; use {', '.join(known)}")
-        if not self.methods:
-            raise IsobasinError("methods: name at least one, such as none or gauss-newton")
-        check_number("points", self.points, 2, MOST_POINTS)
-        check_number("batch size", self.batch_size, 1, LARGEST_BATCH)
-
-    @property
-    def moves(self) -> bool:
-        """Whether any method moves B."""
-        return any(method != NAIVE for method in self.methods)
 
 
 def measure(
@@ -135,7 +83,7 @@ def measure(
         understood = _understood(names, opened, how) if how.moves else []
         check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
         run = _run_record(names, opened, examples, how, settings or {}, progress)
-        lines = _Lines(run, understood, opened, examples, how, accelerator, progress)
+        lines = _Lines(run, understood, opened, Losses(examples, how, accelerator), progress)
         if lines.writes:
             stack.enter_context(sole_writer(Path(output)))
         lines.open(Path(output), force)
@@ -185,7 +133,7 @@ def _run_record(
             sha256=facts.sha256,
             notes=tuple(facts.notes),
         ),
-        t=line.points(how.points),
+        t=points(how.points),
         methods=how.methods,
         batch_weights=(),
         settings={
@@ -208,18 +156,15 @@ class _Lines:
         run: RunRecord,
         models: Sequence[Model],
         checkpoints: Sequence[Checkpoint],
-        examples: Examples,
-        how: Measuring,
-        accelerator: Any,
+        losses: Losses,
         progress: Progress,
     ) -> None:
         self._run, self._models, self._checkpoints = run, models, checkpoints
-        self._examples, self._how, self._accelerator, self._progress = examples, how, accelerator, progress
-        self._device = how.device if accelerator is None else str(accelerator.device)
-        self.writes = accelerator is None or accelerator.is_main_process
+        self._losses, self._how, self._accelerator, self._progress = losses, losses.how, losses.accelerator, progress
+        self.writes = self._accelerator is None or self._accelerator.is_main_process
         self._points: dict[Key, dict[float, PointRecord]] = {}
         pairs = len(checkpoints) * (len(checkpoints) - 1) // 2
-        self._total = pairs * len(how.methods) * how.points
+        self._total = pairs * len(self._how.methods) * self._how.points
 
     def open(self, output: Path, force: bool) -> None:
         """Continue the records in a folder, or begin them with the first evaluation."""
@@ -230,12 +175,11 @@ class _Lines:
         found = self._file.measured
         if found is not None:
             self._check_same(found.run)
-            self._points = {key: {point.t: point for point in points} for key, points in found.points.items()}
+            self._points = {key: {point.t: point for point in there} for key, there in found.points.items()}
         self._wait()
-        self._module = load_model(self._checkpoints[0].folder, self._examples.kind, self._device)
         if found is None:
             key: Key = ((0, 1), self._how.methods[0])
-            first = self._evaluate()
+            first = self._losses.of(self._losses.load(self._checkpoints[0].folder))
             self._run = self._run.model_copy(update={"batch_weights": first.batch_weights})
             self._append(self._run)
             self._add(_point(key, 0.0, first, 0.0))
@@ -244,20 +188,15 @@ class _Lines:
     def measure(self, key: Key) -> None:
         """Record the points of a line that are missing."""
         missing = [t for t in self._run.t if t not in self._points.get(key, {})]
+        for point in [known for t in missing if (known := self._known(key, t)) is not None]:
+            missing.remove(point.t)
+            self._add(point)
         if not missing:
             return
         (first, second), method = key
         with self._moved(first, second, method) as folder:
-            ends = [load_model(f, self._examples.kind, self._device) for f in (self._checkpoints[first].folder, folder)]
-            path = LinearPath(ends[0].state_dict(), ends[1].state_dict(), self._module)
-            for t in missing:
-                known = self._known(key, t)
-                if known is None:
-                    started = time.perf_counter()
-                    path.at(t)
-                    passed = time.perf_counter() - started
-                    known = _point(key, t, self._evaluate(), passed)
-                self._add(known)
+            for t, found, passed in self._losses.along(self._checkpoints[first].folder, folder, missing):
+                self._add(_point(key, t, found, passed))
                 self._tell()
 
     def finish(self) -> Measured:
@@ -274,10 +213,10 @@ class _Lines:
         """A point that is an end which another line has too: A's for all of its lines, B's where it isn't moved."""
         (first, second), method = key
         index = first if t == 0 else second if t == 1 and method == NAIVE else None
-        for (pair, other), points in self._points.items():
+        for (pair, other), there in self._points.items():
             for at, model in ((0.0, pair[0]), (1.0, pair[1] if other == NAIVE else None)):
-                if index is not None and index == model and at in points:
-                    return points[at].model_copy(update={"pair": key[0], "method": method, "t": t})
+                if index is not None and index == model and at in there:
+                    return there[at].model_copy(update={"pair": key[0], "method": method, "t": t})
         return None
 
     @contextmanager
@@ -286,18 +225,13 @@ class _Lines:
         if method == NAIVE:
             yield self._checkpoints[second].folder
             return
-        a, b = self._models[first], self._models[second]
-        matching = Matching(Method(method), self._how.head_cost, scope=self._how.scope)
-        running = Running(torch.device(self._device).type, progress=self._progress)
-        with temporary_folder() as scratch:
-            started = time.perf_counter()
-            # The written model is verified as a whole: its blocks need no check of their own.
-            found = match_models(a, b, matching, replace(running, verify=False))
-            write_moved(found, b, Path(scratch) / "moved", running)
+        pair = OpenPair(self._models[first], self._models[second], self._losses, progress=self._progress)
+        started = time.perf_counter()
+        found = pair.match(self._how.matching(method))
+        with pair.moved(found) as folder:
             seconds = time.perf_counter() - started
             self._append(self._alignment_record((first, second), method, found, seconds))
-            with calling(Path(scratch) / "moved", b.name):
-                yield Path(scratch) / "moved"
+            yield folder
 
     def _alignment_record(
         self, pair: tuple[int, int], method: str, found: Alignment, seconds: float
@@ -307,16 +241,6 @@ class _Lines:
         turned = found.turned(other) or other
         rows = [_layer_record(one, turned, i, layer, self._how.head_cost) for i, layer in enumerate(found.layers)]
         return AlignmentRecord(pair=pair, method=method, seconds=seconds, layers=tuple(rows))
-
-    def _evaluate(self) -> Evaluation:
-        return evaluate(
-            self._module,
-            self._examples,
-            batch_size=self._how.batch_size,
-            device=self._device,
-            accelerator=self._accelerator,
-            temperature=self._how.temperature,
-        )
 
     def _add(self, point: PointRecord) -> None:
         self._append(point)
