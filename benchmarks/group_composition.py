@@ -63,7 +63,7 @@ def specification() -> isobasin.Specification:
         *(Along(f"blocks.0.attn.W_{letter}", 1, Role.covector) for letter in "QKV"),
         *(Along(name, 0, Role.covector) for name in ("blocks.0.mlp.W_in", "unembed.W_U")),
     )
-    stream = isobasin.Residual(isobasin.ResidualGroup(WIDTH, isobasin.Basis.linear), along)
+    stream = isobasin.Stream(isobasin.StreamGroup(WIDTH, isobasin.Basis.linear), along)
     return isobasin.Specification("group-composition", (site,), (mlp,), stream)
 
 

@@ -16,9 +16,6 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.architectures.feedforwards import FeedForwardSite as FeedForwardSite
     from isobasin.architectures.projection import Layout as Layout
     from isobasin.architectures.projection import Projection as Projection
-    from isobasin.architectures.residual import Along as Along
-    from isobasin.architectures.residual import Residual as Residual
-    from isobasin.architectures.residual import Role as Role
     from isobasin.architectures.schema import Specification as Specification
     from isobasin.certification.certify import BlockCertificate as BlockCertificate
     from isobasin.certification.certify import Certificate as Certificate
@@ -27,12 +24,15 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.matching.attention import Match as Match
     from isobasin.matching.attention import match as match
     from isobasin.refinement.tensors import refine_tensors as refine_tensors
+    from isobasin.symmetries.along import Along as Along
+    from isobasin.symmetries.along import Role as Role
+    from isobasin.symmetries.along import Stream as Stream
     from isobasin.symmetries.feedforward import FeedForwardGroup as FeedForwardGroup
     from isobasin.symmetries.feedforward import FeedForwardWeights as FeedForwardWeights
     from isobasin.symmetries.groups import AttentionGroup as AttentionGroup
     from isobasin.symmetries.groups import BilinearGroup as BilinearGroup
-    from isobasin.symmetries.residual import Basis as Basis
-    from isobasin.symmetries.residual import ResidualGroup as ResidualGroup
+    from isobasin.symmetries.stream import Basis as Basis
+    from isobasin.symmetries.stream import StreamGroup as StreamGroup
     from isobasin.symmetries.weights import AttentionWeights as AttentionWeights
     from isobasin.verbs.align import align as align
     from isobasin.verbs.align import align_tensors as align_tensors
@@ -65,7 +65,7 @@ _HOMES = {
     "architectures.blocks": ("AttentionSite",),
     "architectures.feedforwards": ("ExpertsSite", "FeedForwardSite"),
     "architectures.projection": ("Layout", "Projection"),
-    "architectures.residual": ("Along", "Residual", "Role"),
+    "symmetries.along": ("Along", "Stream", "Role"),
     "architectures.schema": ("Specification",),
     "certification.certify": ("BlockCertificate", "Certificate", "certify"),
     "errors": ("IsobasinError",),
@@ -85,7 +85,7 @@ _HOMES = {
     "refinement.tensors": ("refine_tensors",),
     "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
     "symmetries.groups": ("AttentionGroup", "BilinearGroup"),
-    "symmetries.residual": ("Basis", "ResidualGroup"),
+    "symmetries.stream": ("Basis", "StreamGroup"),
     "symmetries.weights": ("AttentionWeights",),
     "verification": ("Verification",),
 }
@@ -113,8 +113,8 @@ __all__ = [
     "Merged",
     "Moved",
     "Projection",
-    "Residual",
-    "ResidualGroup",
+    "Stream",
+    "StreamGroup",
     "Role",
     "Specification",
     "Symmetry",

@@ -18,14 +18,14 @@ from torch import Tensor
 from isobasin.architectures.blocks import AttentionSite, Site
 from isobasin.architectures.configuration import Config, build, known
 from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.residual import Residual
-from isobasin.architectures.resolve import check_feedforwards, check_residual, specification
+from isobasin.architectures.resolve import check_feedforwards, check_stream, specification
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.view import View
 from isobasin.checkpoints import Checkpoint, calling, check_finite, resolve, temporary_folder
 from isobasin.checkpoints.tokens import Tokens, read_tokens
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.loading import quiet_transformers
+from isobasin.symmetries.along import Stream
 from isobasin.symmetries.weights import AttentionWeights, stack
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Blocks(ABC):
         """
 
     @abstractmethod
-    def residual(self, *, keep_gains: bool = False) -> Residual:
+    def stream(self, *, keep_gains: bool = False) -> Stream:
         """The residual stream; with `keep_gains`, no normalisation is folded into its readers.
 
         Raises:
@@ -188,10 +188,10 @@ class Model(Blocks):
         found, config = self.specification, self.checkpoint.config
         return check_feedforwards(found, config, self.shapes, source=self.name, view=self.view)
 
-    def residual(self, *, keep_gains: bool = False) -> Residual:
+    def stream(self, *, keep_gains: bool = False) -> Stream:
         """The residual stream, with every tensor in the checkpoint's header accounted for."""
         found, config = self.specification, self.checkpoint.config
-        return check_residual(found, config, self.shapes, source=self.name, keep_gains=keep_gains, view=self.view)
+        return check_stream(found, config, self.shapes, source=self.name, keep_gains=keep_gains, view=self.view)
 
     def size(self, name: str) -> int:
         """Number of values of a tensor, from the header."""
@@ -246,11 +246,11 @@ class TensorBlocks(Blocks):
             raise ArchitectureError(f"{self.name}: the specification names no feed-forward blocks")
         return self.specification.feedforwards
 
-    def residual(self, *, keep_gains: bool = False) -> Residual:
+    def stream(self, *, keep_gains: bool = False) -> Stream:
         """The residual stream that the specification states."""
-        if self.specification.residual is None:
+        if self.specification.stream is None:
             raise ArchitectureError(f"{self.name}: the specification says nothing of the residual stream")
-        return self.specification.residual
+        return self.specification.stream
 
 
 @contextmanager

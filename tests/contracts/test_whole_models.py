@@ -14,7 +14,7 @@ from isobasin.architectures.examples import EXAMPLES, tiny
 from isobasin.architectures.registry import family
 from isobasin.errors import AlignmentError, ArchitectureError, TensorError
 from isobasin.model import open_model
-from isobasin.symmetries.residual import Basis
+from isobasin.symmetries.stream import Basis
 from isobasin.testing.assertions import assert_function_preserved
 
 UNTIED = {"tie_word_embeddings": False}
@@ -54,7 +54,7 @@ thorough_models = thorough([*MODELS, *VARIANTS])
 
 def stream_of(folder: Path, **options: bool):
     with open_model(folder) as opened:
-        return opened.residual(**options)
+        return opened.stream(**options)
 
 
 def gap(a: Path, b: Path) -> float:
@@ -78,7 +78,7 @@ def test_align_brings_a_whole_model_back(model, dtype, saved, tmp_path):
     assert isobasin.scramble(original, scrambled, seed=5, condition=4.0, scope="model").verified.equal
     found = isobasin.align(original, scrambled, out, scope="model")
     assert found.verified.equal
-    statistics = found.residual.statistics
+    statistics = found.stream.statistics
     assert statistics.distance_after < (1e-7 if dtype == torch.float64 else 1e-4) * statistics.distance_before
     # What LayerNorm subtracts is no part of the stream, so that tensors along it may differ by it; nothing else may.
     if stream_of(original).group.basis is not Basis.centred:
@@ -104,9 +104,9 @@ def test_the_file_says_the_same(model, saved, tmp_path):
     found = isobasin.random_alignment(original, seed=4, scope="model")
     found.save(tmp_path / "move.safetensors")
     loaded = Alignment.load(tmp_path / "move.safetensors")
-    assert loaded.residual.group == found.residual.group
-    for name, part in found.residual.element.tensors().items():
-        assert torch.equal(part, loaded.residual.element.tensors()[name])
+    assert loaded.stream.group == found.stream.group
+    for name, part in found.stream.element.tensors().items():
+        assert torch.equal(part, loaded.stream.element.tensors()[name])
     loaded.apply(original, tmp_path / "loaded", verify=False)
     found.apply(original, tmp_path / "found", verify=False)
     assert gap(tmp_path / "loaded", tmp_path / "found") < 1e-14
@@ -144,8 +144,8 @@ def test_the_group_is_the_one_that_the_architecture_allows(model_type, options, 
 def test_gains_can_be_kept(model_type, basis, saved, tmp_path):
     original = saved(tiny(model_type, "kept-gains", config=UNTIED))
     found = isobasin.align(original, original, tmp_path / "out", scope="model", keep_gains=True)
-    assert found.residual.keep_gains
-    assert found.residual.group.basis is basis
+    assert found.stream.keep_gains
+    assert found.stream.group.basis is basis
     assert gap(original, tmp_path / "out") < 1e-9
     other = isobasin.random_alignment(original, scope="model")
     with pytest.raises(AlignmentError, match="different groups"):
@@ -236,7 +236,7 @@ def test_a_small_gain_of_the_reference_is_replaced(tmp_path):
     save_file(stored, file, {"format": "pt"})
     found = isobasin.align(*folders, tmp_path / "out", scope="model")
     assert found.verified.equal
-    assert found.residual.statistics.small_gains == 1
+    assert found.stream.statistics.small_gains == 1
     moved = tensors(tmp_path / "out")["model.norm.weight"]
     assert moved[3] > 0
     assert torch.equal(moved[4:], stored["model.norm.weight"][4:])
@@ -264,7 +264,7 @@ def test_shifts_of_routers_do_not_turn(saved, tmp_path):
     found = isobasin.align(original, tmp_path / "turned", tmp_path / "out", scope="model")
     assert found.verified.equal
     assert not any(layer.element.shift.any() for layer in found.feedforward)
-    statistics = found.residual.statistics
+    statistics = found.stream.statistics
     assert statistics.distance_after < 1e-7 * statistics.distance_before
 
 

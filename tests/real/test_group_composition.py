@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import isobasin
-from isobasin.architectures.residual import Along, Residual, Role
 from isobasin.matching.attention import Method, distance, match
 from isobasin.symmetries import attention
+from isobasin.symmetries.along import Along, Role, Stream
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
-from isobasin.symmetries.residual import Basis, ResidualGroup
+from isobasin.symmetries.stream import Basis, StreamGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
 
@@ -101,7 +101,7 @@ def described() -> isobasin.Specification:
         *(Along(f"blocks.0.attn.W_{letter}", 1, Role.covector) for letter in "QKV"),
         *(Along(name, 0, Role.covector) for name in ("blocks.0.mlp.W_in", "unembed.W_U")),
     )
-    return isobasin.Specification("toy", (site,), (mlp,), Residual(ResidualGroup(128, Basis.linear), along))
+    return isobasin.Specification("toy", (site,), (mlp,), Stream(StreamGroup(128, Basis.linear), along))
 
 
 def logits(state: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ def test_a_tied_head_with_values_of_its_own_is_not_tied(tmp_path: Path):
     with open_model(own) as opened:
         assert not opened.view.copies
         assert "lm_head.weight" in opened.view.tensors
-        assert str(opened.residual().group.basis) == "orthogonal"
+        assert str(opened.stream().group.basis) == "orthogonal"
     found = isobasin.equivalent(b, own)
     assert found.other_tensors == ("lm_head.weight",)
     isobasin.scramble(own, tmp_path / "moved", scope="model")

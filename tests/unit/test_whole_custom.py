@@ -14,13 +14,13 @@ from isobasin.model import TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.recipe import Refining, Targets
 from isobasin.refinement.tensors import TensorCalibration
-from isobasin.symmetries import residual
+from isobasin.symmetries import stream
 from isobasin.symmetries.attention import attend
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 
 D, HEADS, WIDTH, UNITS, TOKENS = 12, 2, 6, 16, 20
 ATTENTION = isobasin.AttentionGroup(HEADS, 1, isobasin.BilinearGroup(WIDTH), isobasin.BilinearGroup(WIDTH))
-STREAM = isobasin.ResidualGroup(D, isobasin.Basis.linear)
+STREAM = isobasin.StreamGroup(D, isobasin.Basis.linear)
 
 
 def described() -> isobasin.Specification:
@@ -36,7 +36,7 @@ def described() -> isobasin.Specification:
         "toy",
         (isobasin.AttentionSite(0, "attn", q, k, v, o, ATTENTION),),
         (isobasin.FeedForwardSite(0, "mlp", up, None, down, FeedForwardGroup(UNITS, Scale.positive), "relu"),),
-        isobasin.Residual(STREAM, (*vectors, *covectors)),
+        isobasin.Stream(STREAM, (*vectors, *covectors)),
     )
 
 
@@ -58,8 +58,8 @@ def planted(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A copy that every factor of the group has moved."""
     none = torch.ones(0, D, dtype=torch.float64)
     plain = isobasin.align_tensors(model(1), original, described(), scope="block", verify=False)
-    element = residual.sample(STREAM, none, none, torch.Generator().manual_seed(2), condition=3.0)
-    return replace(plain, residual=ResidualAlignment(STREAM, element)).moved_tensors(original, described())
+    element = stream.sample(STREAM, none, none, torch.Generator().manual_seed(2), condition=3.0)
+    return replace(plain, stream=ResidualAlignment(STREAM, element)).moved_tensors(original, described())
 
 
 def test_any_invertible_map_keeps_the_function():
@@ -102,7 +102,7 @@ def loss(w: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
 def charted() -> Chart:
     """Coordinates around model 0: GL(d) of the stream, heads, scales of units."""
     blocks = TensorBlocks("toy", model(0), described())
-    return Chart(blocks, feedforward=True, stream=blocks.residual())
+    return Chart(blocks, feedforward=True, stream=blocks.stream())
 
 
 def strayed() -> dict[str, torch.Tensor]:
@@ -177,4 +177,4 @@ def test_a_whole_match_takes_the_end_that_the_loss_prefers():
     starts = {"given": torch.eye(D, dtype=torch.float64)}
     options = {"scope": "model", "method": "heads", "calibration": Last(loss, 24, starts)}
     found = isobasin.align_tensors(original, near, described(), **options)
-    assert found.residual.statistics.start == "given"
+    assert found.stream.statistics.start == "given"

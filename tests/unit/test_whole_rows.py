@@ -40,8 +40,8 @@ def test_a_model_with_other_rows_is_found_again(model: TinyModel, more: dict[str
     save_file(cut, a / WEIGHTS, {"format": "pt"})
     isobasin.scramble(b, tmp_path / "moved", scope="model", seed=3, condition=2.0)
     found = isobasin.align(a, tmp_path / "moved", tmp_path / "out", scope="model")
-    assert found.residual is not None
-    statistics = found.residual.statistics
+    assert found.stream is not None
+    statistics = found.stream.statistics
     assert statistics.distance_before > 1
     assert statistics.distance_after < 1e-5 * statistics.distance_before
     assert statistics.unlike == unlike

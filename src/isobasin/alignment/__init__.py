@@ -65,7 +65,7 @@ class Alignment:
         provenance: Free facts: names and SHA-256 of the inputs, method, head cost.
         verified: How the moved model's outputs compare with the model's, if that was measured; not saved.
         feedforward: The feed-forward blocks in order; empty if they stay as they are.
-        residual: The residual stream, which moves before the blocks; None if it stays as it is.
+        stream: The residual stream, which moves before the blocks; None if it stays as it is.
     """
 
     model_type: str
@@ -73,7 +73,7 @@ class Alignment:
     provenance: Mapping[str, str]
     verified: Verification | None = None
     feedforward: tuple[FeedForwardAlignment, ...] = ()
-    residual: ResidualAlignment | None = None
+    stream: ResidualAlignment | None = None
 
     @property
     def blocks(self) -> int:
@@ -90,8 +90,8 @@ class Alignment:
 
     def total_distance(self) -> dict[str, float]:
         """Frobenius distance of all that is matched, before and after."""
-        if self.residual is not None:
-            found = self.residual.statistics
+        if self.stream is not None:
+            found = self.stream.statistics
             return {"before": found.distance_before, "after": found.distance_after}
         parts = self.distance(), self.feedforward_distance()
         return {when: math.hypot(*(part[when] for part in parts)) for when in ("before", "after")}
@@ -105,9 +105,9 @@ class Alignment:
         self._check_turned(self)
         layers = tuple(layer.inverse() for layer in self.layers)
         moved = tuple(layer.inverse() for layer in self.feedforward)
-        stream = None if self.residual is None else self.residual.inverse()
+        stream = None if self.stream is None else self.stream.inverse()
         facts = {**self.provenance, "operation": "inverse"}
-        return Alignment(self.model_type, layers, facts, feedforward=moved, residual=stream)
+        return Alignment(self.model_type, layers, facts, feedforward=moved, stream=stream)
 
     def compose(self, first: Alignment) -> Alignment:
         """The alignment that acts as `first` and then as this one.
@@ -123,16 +123,16 @@ class Alignment:
         moved = self.feedforward or first.feedforward
         if self.feedforward and first.feedforward:
             moved = tuple(b.compose(a) for a, b in zip(first.feedforward, self.feedforward, strict=True))
-        stream = self.residual or first.residual
-        if self.residual is not None and first.residual is not None:
-            if self.residual.group != first.residual.group or self.residual.keep_gains != first.residual.keep_gains:
+        stream = self.stream or first.stream
+        if self.stream is not None and first.stream is not None:
+            if self.stream.group != first.stream.group or self.stream.keep_gains != first.stream.keep_gains:
                 raise AlignmentError("the two alignments move the residual stream by different groups")
-            stream = self.residual.compose(first.residual)
-        return Alignment(self.model_type, layers, {"operation": "composed"}, feedforward=moved, residual=stream)
+            stream = self.stream.compose(first.stream)
+        return Alignment(self.model_type, layers, {"operation": "composed"}, feedforward=moved, stream=stream)
 
     def _check_turned(self, shifting: Alignment) -> None:
         """Refuse to turn the residual stream after shifts of routers, whose entries here have no basis."""
-        if self.residual is not None and any(bool(x.element.shift.any()) for x in shifting.feedforward):
+        if self.stream is not None and any(bool(x.element.shift.any()) for x in shifting.feedforward):
             raise AlignmentError("routers are shifted by vectors of the residual stream, which is turned after that")
 
     def check_fits(
@@ -229,20 +229,20 @@ class Alignment:
         Raises:
             AlignmentError: If the model's stream has another group.
         """
-        if self.residual is None:
+        if self.stream is None:
             return None
-        stream = model.residual(keep_gains=self.residual.keep_gains)
-        norms = len(self.residual.element.gains)
-        if stream.group != self.residual.group or len(stream.norms) != norms:
+        stream = model.stream(keep_gains=self.stream.keep_gains)
+        norms = len(self.stream.element.gains)
+        if stream.group != self.stream.group or len(stream.norms) != norms:
             raise AlignmentError(
-                f"the alignment moves a residual stream by {self.residual.group} and {norms} normalisations, "
+                f"the alignment moves a residual stream by {self.stream.group} and {norms} normalisations, "
                 f"{model.name} has {stream.group} and {len(stream.norms)}"
             )
-        return Turned(model, stream, self.residual.element, device)
+        return Turned(model, stream, self.stream.element, device)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write one safetensors file, all of it or nothing."""
-        contents = Contents(self.model_type, self.layers, self.feedforward, self.provenance, self.residual)
+        contents = Contents(self.model_type, self.layers, self.feedforward, self.provenance, self.stream)
         write(contents, Path(path), force=force)
 
     @classmethod
@@ -253,7 +253,7 @@ class Alignment:
             AlignmentError: If it is missing, damaged, or no alignment.
         """
         found = read(Path(path))
-        blocks = found.feedforward, found.residual
+        blocks = found.feedforward, found.stream
         return cls(found.model_type, found.layers, found.provenance, None, *blocks)
 
     def to_json(self) -> dict[str, Any]:
@@ -265,16 +265,16 @@ class Alignment:
         if self.feedforward:
             layers = [layer.to_json() for layer in self.feedforward]
             found["feedforward"] = {"distance": plain(self.feedforward_distance()), "layers": layers}
-        if self.residual is not None:
-            found["residual"] = self.residual.to_json()
+        if self.stream is not None:
+            found["residual"] = self.stream.to_json()
         return found
 
     def __repr__(self) -> str:
         gap = _gap("distance", self.distance())
         if self.feedforward:
             gap += _gap("feed-forward", self.feedforward_distance()) or ", with feed-forward"
-        if self.residual is not None:
-            gap += f", residual stream by {self.residual.group}"
+        if self.stream is not None:
+            gap += f", residual stream by {self.stream.group}"
         return f"Alignment({self.model_type}, {len(self.layers)} layers{gap})"
 
     def _repr_html_(self) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from isobasin.symmetries import attention, bilinear, feedforward, residual
+from isobasin.symmetries import attention, bilinear, feedforward, stream
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
-from isobasin.symmetries.residual import ResidualElement, ResidualGroup
+from isobasin.symmetries.stream import StreamElement, StreamGroup
 
 
 @dataclass(frozen=True)
@@ -166,18 +166,18 @@ class ResidualAlignment:
         statistics: How the match went.
     """
 
-    group: ResidualGroup
-    element: ResidualElement
+    group: StreamGroup
+    element: StreamElement
     keep_gains: bool = False
     statistics: ResidualStatistics = ResidualStatistics()
 
     def inverse(self) -> ResidualAlignment:
         """The entry that takes the move back."""
-        return replace(self, element=residual.inverse(self.group, self.element), statistics=ResidualStatistics())
+        return replace(self, element=stream.inverse(self.group, self.element), statistics=ResidualStatistics())
 
     def compose(self, first: ResidualAlignment) -> ResidualAlignment:
         """The entry that acts as `first` and then as this one."""
-        return replace(self, element=residual.compose(self.element, first.element), statistics=ResidualStatistics())
+        return replace(self, element=stream.compose(self.element, first.element), statistics=ResidualStatistics())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON; the map is in the file only."""

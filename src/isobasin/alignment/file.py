@@ -29,11 +29,11 @@ from isobasin.checkpoints import ALIGNMENT, write_file_atomically, write_tensors
 from isobasin.checkpoints.files import WatchedFile, first_line
 from isobasin.checkpoints.shards import SafetensorsShard
 from isobasin.errors import AlignmentError
-from isobasin.symmetries import attention, feedforward, residual
+from isobasin.symmetries import attention, feedforward, stream
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement
 from isobasin.symmetries.permutation import is_permutation
-from isobasin.symmetries.residual import ResidualElement, ResidualGroup
+from isobasin.symmetries.stream import StreamElement, StreamGroup
 
 FILE_NAME = ALIGNMENT
 _FORMAT = 1
@@ -47,7 +47,7 @@ class Contents(NamedTuple):
     layers: tuple[LayerAlignment, ...]
     feedforward: tuple[FeedForwardAlignment, ...]
     provenance: Mapping[str, str]
-    residual: ResidualAlignment | None = None
+    stream: ResidualAlignment | None = None
 
 
 def write(contents: Contents, path: Path, *, force: bool) -> None:
@@ -58,7 +58,7 @@ def write(contents: Contents, path: Path, *, force: bool) -> None:
         "layers": _headers(contents.layers),
         # Left out if there are none, so that programs that know attention only can read the file.
         **({"feedforward": _headers(contents.feedforward)} if contents.feedforward else {}),
-        **({"residual": _residual_header(contents.residual)} if contents.residual else {}),
+        **({"residual": _residual_header(contents.stream)} if contents.stream else {}),
     }
     metadata = {"format": str(_FORMAT), "isobasin": json.dumps(header)}
     tensors = dict(_tensors(contents))
@@ -110,8 +110,8 @@ def _tensors(contents: Contents) -> Iterator[tuple[str, Tensor]]:
             for name, part in entry.element.tensors().items():
                 real = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
                 yield f"{kind}.{label}.{name}", real
-    if contents.residual is not None:
-        for name, part in contents.residual.element.tensors().items():
+    if contents.stream is not None:
+        for name, part in contents.stream.element.tensors().items():
             yield f"residual.{name}", part
 
 
@@ -140,10 +140,10 @@ def _load_feedforward(label: str, entry: FeedForwardLayerEntry, file: Safetensor
 
 def _load_residual(entry: ResidualEntry, file: SafetensorsShard) -> ResidualAlignment:
     """The residual stream's entry, likewise; a map that the group doesn't have is refused."""
-    group = ResidualGroup(entry.width, entry.basis)
+    group = StreamGroup(entry.width, entry.basis)
     like = torch.ones(entry.norms, entry.width, dtype=torch.float64, device="meta")
-    element = ResidualElement(**_parts("residual", residual.identity(group, like, like).tensors(), file))
-    if not residual.contains(group, element):
+    element = StreamElement(**_parts("residual", stream.identity(group, like, like).tensors(), file))
+    if not stream.contains(group, element):
         raise ValueError(f"the residual stream's map is none of {group}")
     return ResidualAlignment(group, element, entry.keep_gains, entry.read(ResidualStatistics))
 

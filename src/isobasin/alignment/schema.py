@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from isobasin.alignment.entries import FeedForwardStatistics, LayerStatistics, ResidualStatistics
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
-from isobasin.symmetries.residual import Basis
+from isobasin.symmetries.stream import Basis
 
 Found = TypeVar("Found", LayerStatistics, FeedForwardStatistics, ResidualStatistics)
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.residual import Along, Norm, Reader, Residual, Role, role_maps
 from isobasin.architectures.schema import Specification
 from isobasin.errors import TensorError
 from isobasin.model import Blocks
-from isobasin.symmetries.residual import ResidualElement, contract, move_axis, scale_axis
+from isobasin.symmetries.along import Along, Norm, Reader, Role, Stream, role_maps
+from isobasin.symmetries.stream import StreamElement, contract, move_axis, scale_axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,21 +30,21 @@ class Turned(Blocks):
 
     Attributes:
         model: The model before it.
-        stream: Its residual stream.
+        plan: Where its stream runs.
         element: The move.
         device: Where it is computed.
     """
 
     model: Blocks
-    stream: Residual
-    element: ResidualElement
+    plan: Stream
+    element: StreamElement
     device: str = "cpu"
     _maps: Mapping[Role, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         element = self.element.to(self.device)
         object.__setattr__(self, "element", element)
-        object.__setattr__(self, "_maps", role_maps(self.stream.group, element.matrix))
+        object.__setattr__(self, "_maps", role_maps(self.plan.group, element.matrix))
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -68,9 +68,9 @@ class Turned(Blocks):
         """The feed-forward blocks of the model."""
         return self.model.feedforwards()
 
-    def residual(self, *, keep_gains: bool = False) -> Residual:
+    def stream(self, *, keep_gains: bool = False) -> Stream:
         """The residual stream of the model."""
-        return self.model.residual(keep_gains=keep_gains)
+        return self.model.stream(keep_gains=keep_gains)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The moved tensors of these names."""
@@ -81,7 +81,7 @@ class Turned(Blocks):
 
     def _moved(self, name: str, made: Mapping[str, Tensor]) -> Tensor:
         """One moved tensor; of those that are made already, a bias takes its weight."""
-        for index, norm in enumerate(self.stream.norms):
+        for index, norm in enumerate(self.plan.norms):
             if name == norm.gain:
                 return self.element.gains[index] - norm.offset
             if name == norm.bias:
@@ -98,7 +98,7 @@ class Turned(Blocks):
 
     def _along(self, name: str, tensor: Tensor) -> Tensor:
         """What a tensor becomes along all its axes that hold no gain."""
-        for item in self.stream.along:
+        for item in self.plan.along:
             if item.tensor == name:
                 tensor = move_axis(self._maps[item.role], tensor, item.axis)
         return tensor
@@ -138,7 +138,7 @@ class Turned(Blocks):
 
     def rest(self, done: Iterable[str]) -> Iterator[dict[str, Tensor]]:
         """The moved tensors that are not among these names, one at a time."""
-        for name in sorted(self.stream.names() - set(done)):
+        for name in sorted(self.plan.names() - set(done)):
             yield self.read([name])
 
 
@@ -158,7 +158,7 @@ def offset(norm: Norm, gain: Tensor, bias: Tensor, name: str) -> Tensor:
     return torch.where(bias == 0, torch.zeros_like(bias), bias / gain)
 
 
-def gains_of(model: Blocks, stream: Residual, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def gains_of(model: Blocks, stream: Stream, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """The gains and biases of all folded normalisations in float64, `(norms, d)` each; no bias is 0."""
     width = stream.group.width
     gains = torch.ones(len(stream.norms), width, dtype=torch.float64, device=device)

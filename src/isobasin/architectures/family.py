@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 
 
 def _none(config: Config) -> list[FeedForward]:
@@ -53,7 +53,7 @@ class Family:
     prefixes: tuple[str, ...]
     blocks: Callable[[Config], list[AttentionSite]]
     feedforwards: Callable[[Config], Sequence[FeedForward]] = _none
-    stream: Callable[[Config], Stream] | None = None
+    stream: Callable[[Config], StreamFacts] | None = None
     buffers: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     unread: Callable[[Config], Sequence[range]] = _all

@@ -11,11 +11,11 @@ from isobasin.architectures.configuration import Config, build, check_supported,
 from isobasin.architectures.entries import Shapes, refusing
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import Family, family, kind, lookup
-from isobasin.architectures.residual import Residual
 from isobasin.architectures.schema import Specification
-from isobasin.architectures.streams import find
+from isobasin.architectures.stream import find
 from isobasin.architectures.view import View
 from isobasin.errors import ArchitectureError, TensorError
+from isobasin.symmetries.along import Stream
 
 
 def specification(
@@ -83,7 +83,7 @@ def check_feedforwards(
     return found.feedforwards
 
 
-def check_residual(
+def check_stream(
     found: Specification,
     folder_config: Mapping[str, Any],
     shapes: Shapes,
@@ -91,7 +91,7 @@ def check_residual(
     source: str,
     keep_gains: bool = False,
     view: View | None = None,
-) -> Residual:
+) -> Stream:
     """The residual stream of a checkpoint, with every tensor's part in it known.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.residual import Residual
+from isobasin.symmetries.along import Stream
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Specification:
         feedforwards: The feed-forward blocks in the order of the layers, which may have several. Those of a checkpoint
             are facts about its family, compared with its tensors only where they are used (`Blocks.feedforwards`); none
             for families that don't state them.
-        residual: The residual stream of a home-made architecture; None if it stays as it is. A checkpoint's depends
-            on which tensors it has (`Blocks.residual`).
+        stream: The residual stream of a home-made architecture; None if it stays as it is. A checkpoint's depends
+            on which tensors it has (`Blocks.stream`).
     """
 
     model_type: str
     sites: tuple[AttentionSite, ...]
     feedforwards: tuple[FeedForward, ...] = ()
-    residual: Residual | None = None
+    stream: Stream | None = None
 
     @property
     def ties(self) -> tuple[tuple[int, ...], ...]:

@@ -15,10 +15,10 @@ from math import prod
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.projection import Projection
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 
 
-def hidden_directions(site: AttentionSite | FeedForward, stream: Stream, names: Container[str]) -> int:
+def hidden_directions(site: AttentionSite | FeedForward, stream: StreamFacts, names: Container[str]) -> int:
     """How many there are beyond the block's own group; RMSNorm hides none.
 
     Args:
@@ -38,7 +38,7 @@ def hidden_directions(site: AttentionSite | FeedForward, stream: Stream, names: 
     return written + site.group.units * sum(branch.bias is not None or not biased for branch in site.readers.values())
 
 
-def _read(site: AttentionSite | FeedForward, stream: Stream) -> str | None:
+def _read(site: AttentionSite | FeedForward, stream: StreamFacts) -> str | None:
     """The normalisation that a block reads, if it has parameters; None too where layers are normalised after the sum
     and the block comes before them all.
     """

@@ -63,8 +63,8 @@ def alignment_report(alignment: Alignment, max_condition: float | None) -> Itera
     yield found
     if alignment.feedforward:
         yield _feedforward(alignment)
-    if alignment.residual is not None:
-        yield from _residual(alignment.residual)
+    if alignment.stream is not None:
+        yield from _residual(alignment.stream)
     yield from _capped(alignment, max_condition)
     yield from _rounding(alignment)
 

@@ -16,7 +16,7 @@ from isobasin.matching.subspace import polar
 from isobasin.symmetries import latent
 from isobasin.symmetries.groups import LatentGroup
 from isobasin.symmetries.latent import LatentElement
-from isobasin.symmetries.residual import least_gain
+from isobasin.symmetries.stream import least_gain
 from isobasin.symmetries.weights import AttentionWeights
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isobasin.alignment import Alignment
-from isobasin.architectures.residual import Residual
 from isobasin.errors import ArchitectureError
-from isobasin.matching.residual import StreamPairs, fit
+from isobasin.matching.stream import StreamPairs, fit
 from isobasin.model import Model
 from isobasin.refinement.line import End, ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory
-from isobasin.symmetries.residual import Basis
+from isobasin.symmetries.along import Stream
+from isobasin.symmetries.stream import Basis
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import model_inputs, passing
@@ -69,7 +69,7 @@ class DataCalibration:
                     module(**inputs)
         return {name: sums[owner].mean() for name, owner in owners.items()}
 
-    def starts(self, a: Model, b: Model, stream: Residual) -> dict[str, Tensor]:
+    def starts(self, a: Model, b: Model, stream: Stream) -> dict[str, Tensor]:
         """The map that brings b's hidden states nearest to a's, each normalised, summed over layers and tokens."""
         pairs = [(x.mT, y.mT) for x, y in zip(self._states(a, stream), self._states(b, stream), strict=True)]
         group = stream.group
@@ -91,7 +91,7 @@ class DataCalibration:
         return found
 
     @torch.no_grad()
-    def _states(self, model: Model, stream: Residual) -> Iterator[Tensor]:
+    def _states(self, model: Model, stream: Stream) -> Iterator[Tensor]:
         """Normalised hidden states in float64, `(tokens, d)` for every layer and batch."""
         module = load_model(model.checkpoint.folder, self._examples.kind, self._device)
         for inputs in self._batches(module, _EXAMPLES):

@@ -25,14 +25,14 @@ from isobasin.alignment import (
 )
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.blocks import labels
-from isobasin.architectures.residual import Residual
 from isobasin.model import Blocks
-from isobasin.symmetries import attention, feedforward, residual
+from isobasin.symmetries import attention, feedforward, stream
+from isobasin.symmetries.along import Stream
 from isobasin.symmetries.bilinear import BilinearElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.latent import LatentElement, rotated
-from isobasin.symmetries.residual import Basis, ResidualGroup, complement, lift
+from isobasin.symmetries.stream import Basis, StreamGroup, complement, lift
 
 
 class Chart:
@@ -47,7 +47,7 @@ class Chart:
         model: Blocks,
         *,
         feedforward: bool,
-        stream: Residual | None,
+        stream: Stream | None,
         keep_gains: bool = False,
         device: str = "cpu",
     ) -> None:
@@ -95,9 +95,9 @@ class Chart:
         if self._stream is not None:
             group, norms = self._stream.group, self._stream.norms
             size = 0 if group.basis.discrete else group.width - (group.basis is Basis.centred)
-            yield "residual.matrix", (size, size)
-            yield "residual.gains", (len(norms), group.width)
-            yield "residual.biases", (sum(norm.absorbed for norm in norms), group.width)
+            yield "stream.matrix", (size, size)
+            yield "stream.gains", (len(norms), group.width)
+            yield "stream.biases", (sum(norm.absorbed for norm in norms), group.width)
 
     def alignment(self) -> Alignment:
         """The group element at the coordinates, differentiable by them."""
@@ -111,7 +111,7 @@ class Chart:
         )
         model_type = self._model.specification.model_type
         facts = {"operation": "refine"}
-        return Alignment(model_type, layers, facts, feedforward=moved, residual=self._residual())
+        return Alignment(model_type, layers, facts, feedforward=moved, stream=self._residual())
 
     def element(self) -> Alignment:
         """The same without gradients, on the CPU, with the condition of every map."""
@@ -126,10 +126,10 @@ class Chart:
                 for layer in found.layers
             )
             moved = tuple(replace(layer, element=layer.element.to("cpu")) for layer in found.feedforward)
-            stream = found.residual
+            stream = found.stream
             if stream is not None:
                 stream = replace(stream, element=stream.element.to("cpu"))
-        return replace(found, layers=layers, feedforward=moved, residual=stream)
+        return replace(found, layers=layers, feedforward=moved, stream=stream)
 
     def _attention(self, layer: int, group: AttentionGroup) -> attention.AttentionElement:
         name = f"attention.{layer}"
@@ -171,14 +171,14 @@ class Chart:
         if self._stream is None or self._norms is None:
             return None
         group = self._stream.group
-        start = residual.identity(group, *self._norms)
-        gains, biases = self.coordinates.get("residual.gains"), self.coordinates.get("residual.biases")
+        start = stream.identity(group, *self._norms)
+        gains, biases = self.coordinates.get("stream.gains"), self.coordinates.get("stream.biases")
         if gains is not None:
             start = replace(start, gains=start.gains * gains.exp())
         if biases is not None:
             which = torch.tensor([norm.absorbed for norm in self._stream.norms], device=biases.device)
             start = replace(start, biases=start.biases.index_add(0, which.nonzero().squeeze(-1), biases))
-        matrix = self.coordinates.get("residual.matrix")
+        matrix = self.coordinates.get("stream.matrix")
         if matrix is not None:
             start = replace(start, matrix=_map(group, matrix))
         return ResidualAlignment(group, start, self._keep_gains)
@@ -188,7 +188,7 @@ def _scaled(group: FeedForwardGroup, scale: Scale | None) -> int:
     return group.units if scale is not None and scale.dimension else 0
 
 
-def _map(group: ResidualGroup, coordinates: Tensor) -> Tensor:
+def _map(group: StreamGroup, coordinates: Tensor) -> Tensor:
     """The residual stream's map at some coordinates."""
     if group.basis is Basis.linear:
         return torch.matrix_exp(coordinates)

@@ -173,7 +173,7 @@ def match_models(
     # Sweeps begin with the closed form where the method only refines it.
     quick = replace(inside, method=Method.balanced) if matching.method is Method.gauss_newton else inside
     if inputs is not None:
-        stream = a.residual(keep_gains=matching.keep_gains)
+        stream = a.stream(keep_gains=matching.keep_gains)
         inputs = fold_inputs(inputs, stream, a.double(stream.normalising()))
     solvers = [
         lambda x, y, how=how: match_blocks(x, y, how, within, inputs=inputs) for how in dict.fromkeys((quick, inside))
@@ -204,7 +204,7 @@ def _contents(blocks: Blocks, matching: Matching) -> str:
     for site in blocks.sites():
         digest.update(site, blocks.stored(site))
         inside |= site.shapes().keys()
-    outer = [name for name in blocks.residual(keep_gains=matching.keep_gains).ordered() if name not in inside]
+    outer = [name for name in blocks.stream(keep_gains=matching.keep_gains).ordered() if name not in inside]
     for index, name in enumerate(outer):
         digest.add(f"stream.{index}", blocks.checked([name])[name])
     return digest.hexdigest()

@@ -136,7 +136,7 @@ def _scope(scope: Scope, a: Model | IsobasinError, b: Model | IsobasinError) -> 
         check_comparable(a.specification, b.specification, feedforward=wide)
         blocks = [model.sites(feedforward=wide) for model in (a, b)]
         if scope is Scope.model:
-            check_alike(a.residual(), b.residual())
+            check_alike(a.stream(), b.stream())
     except (ArchitectureError, TensorError) as error:
         return Matchable(scope, 0, str(error))
     return Matchable(scope, len(blocks[0]))

@@ -21,7 +21,7 @@ from isobasin.matching.circuits import Degeneracy
 from isobasin.model import Blocks, Model, Source, open_model
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
-from isobasin.symmetries.residual import Basis
+from isobasin.symmetries.stream import Basis
 from isobasin.verbs.align import match_models
 from isobasin.verbs.settings import Matching, Progress, Running, Scope, silent
 from isobasin.verification import known_feedforwards, rest_of
@@ -163,7 +163,7 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
         tuple(unexplained.values()),
         tuple(difference.entry for difference in differences(a.checkpoint.config, b.checkpoint.config)),
         tuple(moved),
-        None if turned is None else str(turned.stream.group),
+        None if turned is None else str(turned.plan.group),
         {stored: shapes for name, stored in unexplained.items() if (shapes := _unlike_shapes(a, b, name))},
     )
 
@@ -212,7 +212,7 @@ def _equal_lengths(a: Model, b: Model) -> bool:
     """
     lengths: list[Tensor] = []
     for model in (a, b):
-        stream = model.residual()
+        stream = model.stream()
         first = stream.along[0]
         vectors = model.double([first.tensor])[first.tensor]
         if stream.group.basis is Basis.centred:
@@ -292,7 +292,7 @@ def _other_tensors(a: Model, b: Model, turned: Turned | None = None) -> Iterator
 
     With b in another basis, those along its residual stream are allowed the rounding of that.
     """
-    along = turned.stream.names() if turned is not None else set[str]()
+    along = turned.plan.names() if turned is not None else set[str]()
     for name in sorted(rest_of(a).keys() | rest_of(b).keys()):
         stored = a.view.find(name), b.view.find(name)
         if stored[0] is None or stored[1] is None or _unlike_shapes(a, b, name):

@@ -15,7 +15,7 @@ from isobasin.architectures.examples import tiny
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import Family, families
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
-from isobasin.symmetries.residual import ResidualGroup
+from isobasin.symmetries.stream import StreamGroup
 
 COLUMNS = ("model type", "attention", "feed-forward", "residual stream", "not moved")
 LETTERS = (
@@ -151,7 +151,7 @@ def _stream_formula(entry: Family, config: Any, width: int) -> str:
         return _UNKNOWN
     stream = entry.stream(config)
     letters = {width: "d", width - 1: "d − 1"}
-    free, tied = (_lettered(str(ResidualGroup(width, stream.basis(kept=kept))), letters) for kept in (False, True))
+    free, tied = (_lettered(str(StreamGroup(width, stream.basis(kept=kept))), letters) for kept in (False, True))
     return f"{free}; tied: {tied}" if stream.tied else free
 
 

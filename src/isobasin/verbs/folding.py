@@ -18,11 +18,11 @@ from torch import Tensor
 
 from isobasin.alignment.stream import offset
 from isobasin.architectures.feedforwards import ExpertsSite
-from isobasin.architectures.residual import Residual, Role, role_maps
 from isobasin.errors import ArchitectureError, IsobasinError
-from isobasin.matching.residual import StreamPairs, fit
+from isobasin.matching.stream import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
-from isobasin.symmetries.residual import Basis, ResidualGroup, centred, contract, copies, move_axis, scale_axis
+from isobasin.symmetries.along import Role, Stream, role_maps
+from isobasin.symmetries.stream import Basis, StreamGroup, centred, contract, copies, move_axis, scale_axis
 from isobasin.verbs.shares import Shares
 
 # Float64 copies of both models that are held at once, about.
@@ -46,7 +46,7 @@ Tensors = dict[str, Tensor]
 Part = tuple[slice, ...]
 
 
-def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
+def fold(blocks: Blocks, stream: Stream, device: str = "cpu") -> Tensors:
     """All tensors along the stream and of all blocks in float64, normalisations folded and means left out.
 
     Those are the means that no LayerNorm passes on, of queries and keys too, and the mean row of a router that may be
@@ -81,12 +81,12 @@ def fold(blocks: Blocks, stream: Residual, device: str = "cpu") -> Tensors:
     return tensors
 
 
-def _names(blocks: Blocks, stream: Residual) -> set[str]:
+def _names(blocks: Blocks, stream: Stream) -> set[str]:
     """Every tensor along a stream or in a block."""
     return stream.names() | {name for site in blocks.sites() for name in site.shapes()}
 
 
-def _centre(stream: Residual, tensors: Tensors) -> None:
+def _centre(stream: Stream, tensors: Tensors) -> None:
     """Leave out what no LayerNorm passes on: the mean of what writes, and of what reads."""
     for item in (*stream.along, *(writer for norm in stream.norms for writer in norm.writers)):
         tensors[item.tensor] = centred(tensors[item.tensor], item.axis, stream.group.width)
@@ -96,7 +96,7 @@ def _centre(stream: Residual, tensors: Tensors) -> None:
                 tensors[reader.weight] = centred(tensors[reader.weight], reader.axis, stream.group.width)
 
 
-def slots(a: Residual, b: Residual) -> list[Slot]:
+def slots(a: Stream, b: Stream) -> list[Slot]:
     """Every axis along the streams of two models that are alike, folded normalisations and all."""
     found = [Slot(x.tensor, y.tensor, x.axis, x.role, x.table) for x, y in zip(a.along, b.along, strict=True)]
     for ours, theirs in zip(a.norms, b.norms, strict=True):
@@ -108,7 +108,7 @@ def slots(a: Residual, b: Residual) -> list[Slot]:
     return found
 
 
-def turn(stream: Residual, along: Iterable[Slot], tensors: Mapping[str, Tensor], matrix: Tensor) -> Tensors:
+def turn(stream: Stream, along: Iterable[Slot], tensors: Mapping[str, Tensor], matrix: Tensor) -> Tensors:
     """A folded model in another basis."""
     maps = role_maps(stream.group, matrix)
     new = dict(tensors)
@@ -171,7 +171,7 @@ class Pair:
 
     a: Blocks
     b: Blocks
-    streams: tuple[Residual, Residual]
+    streams: tuple[Stream, Stream]
     along: tuple[Slot, ...]
     parts: Mapping[str, Part]
     shares: Shares
@@ -186,7 +186,7 @@ class Pair:
             ArchitectureError: Their streams are not alike, or nothing is known of them.
             IsobasinError: They don't fit in memory.
         """
-        streams = a.residual(keep_gains=keep_gains), b.residual(keep_gains=keep_gains)
+        streams = a.stream(keep_gains=keep_gains), b.stream(keep_gains=keep_gains)
         check_alike(*streams)
         _check_memory(a, b, streams)
         along = tuple(slots(*streams))
@@ -207,7 +207,7 @@ class Pair:
         return len({slot.model for slot in self.along if reference[slot.reference].shape != model[slot.model].shape})
 
     @property
-    def group(self) -> ResidualGroup:
+    def group(self) -> StreamGroup:
         """The streams' group."""
         return self.streams[1].group
 
@@ -263,11 +263,11 @@ def _compared(along: Iterable[Slot], models: Sequence[TensorBlocks]) -> dict[tup
 
 def _as_blocks(blocks: Blocks, tensors: Tensors) -> TensorBlocks:
     """Tensors with the meaning of some blocks; a residual stream is looked for once, in the model itself."""
-    specification = replace(blocks.specification, feedforwards=blocks.feedforwards(), residual=None)
+    specification = replace(blocks.specification, feedforwards=blocks.feedforwards(), stream=None)
     return TensorBlocks(blocks.name, tensors, specification)
 
 
-def check_alike(a: Residual, b: Residual) -> None:
+def check_alike(a: Stream, b: Stream) -> None:
     """Refuse two streams that don't run through alike tensors.
 
     Raises:
@@ -283,7 +283,7 @@ def check_alike(a: Residual, b: Residual) -> None:
         raise ArchitectureError("the residual streams run through different tensors: give two models with one head")
 
 
-def _check_memory(a: Blocks, b: Blocks, streams: tuple[Residual, Residual]) -> None:
+def _check_memory(a: Blocks, b: Blocks, streams: tuple[Stream, Stream]) -> None:
     """Refuse models that don't fit in memory in float64, before the system ends the program."""
     needed = 0
     for blocks, stream in zip((a, b), streams, strict=True):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from isobasin.architectures.blocks import Site
 from isobasin.architectures.feedforwards import ExpertsSite
-from isobasin.architectures.residual import Residual
 from isobasin.errors import IsobasinError
 from isobasin.matching.inputs import Moments, folded
 from isobasin.model import Blocks
+from isobasin.symmetries.along import Stream
 from isobasin.verbs.settings import Calibration, Matching, Objective
 
 ByName = Mapping[str, Tensor]
@@ -43,7 +43,7 @@ def at(inputs: ByName | None, sites: Sequence[Site], device: str) -> Moments | N
     return {role: torch.stack([inputs[s.readers[role].weight] for s in sites]).to(device) for role in roles}
 
 
-def fold_inputs(inputs: ByName, stream: Residual, tensors: Mapping[str, Tensor]) -> ByName:
+def fold_inputs(inputs: ByName, stream: Stream, tensors: Mapping[str, Tensor]) -> ByName:
     """The moments where normalisations are folded into their readers; `tensors` has their gains and biases."""
     found = dict(inputs)
     for norm in stream.norms:

@@ -65,7 +65,7 @@ def _head(end: Canonical) -> frozenset[str]:
     if entry is not None and entry.stream is not None:
         with refusing(f"config.json of model type {entry.model_type} can't be read"):
             stream = entry.stream(end.configuration)
-        modules = [module for head in stream.heads for module in (head.module, head.transform, *head.then) if module]
+        modules = [module for head in stream.readouts for module in (head.module, head.transform, *head.then) if module]
         beginnings = (*(f"{module}." for module in modules), *stream.outside)
     prefix = end.view.beginnings.get("", "")
     outside = {name for name, stored in end.view.tensors.items() if prefix and not stored.startswith(prefix)}

@@ -21,7 +21,7 @@ from isobasin.alignment.stream import gains_of
 from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
 from isobasin.model import Model, Source, open_model
-from isobasin.symmetries import attention, residual
+from isobasin.symmetries import attention, stream
 from isobasin.symmetries.feedforward import FeedForwardElement, sample
 from isobasin.verbs.apply import Moved, apply
 from isobasin.verbs.settings import Progress, Scope, silent
@@ -63,7 +63,7 @@ def random_alignment(
         )
         provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
         stream = _random_residual(opened, generator, condition) if Scope(scope) is Scope.model else None
-        return Alignment(opened.specification.model_type, tuple(layers), provenance, feedforward=moved, residual=stream)
+        return Alignment(opened.specification.model_type, tuple(layers), provenance, feedforward=moved, stream=stream)
 
 
 def _random_units(
@@ -78,9 +78,9 @@ def _random_units(
 
 def _random_residual(model: Model, generator: torch.Generator, condition: float) -> ResidualAlignment:
     """A random move of the residual stream."""
-    stream = model.residual()
-    element = residual.sample(stream.group, *gains_of(model, stream), generator, condition)
-    return ResidualAlignment(stream.group, element)
+    own = model.stream()
+    element = stream.sample(own.group, *gains_of(model, own), generator, condition)
+    return ResidualAlignment(own.group, element)
 
 
 def scramble(

@@ -17,7 +17,7 @@ from isobasin.alignment import Alignment, ResidualAlignment, ResidualStatistics
 from isobasin.alignment.stream import gains_of
 from isobasin.errors import VerificationError
 from isobasin.model import Blocks
-from isobasin.symmetries.residual import ResidualElement, least_gain
+from isobasin.symmetries.stream import StreamElement, least_gain
 from isobasin.verbs.folding import Pair, Tensors, fold
 from isobasin.verbs.settings import Calibration, Matching, Objective, Running
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
@@ -145,7 +145,7 @@ def _best(
     """The end that is kept, as an alignment."""
     if calibration is None:
         ends = [min(ends, key=lambda end: end.squares)]
-    made = [replace(_unshifted(end.blocks), residual=_entry(pair, end, matching.keep_gains)) for end in ends]
+    made = [replace(_unshifted(end.blocks), stream=_entry(pair, end, matching.keep_gains)) for end in ends]
     scores = [0.0] if calibration is None else calibration.scores(pair.a, pair.b, made)
     best = min(range(len(ends)), key=scores.__getitem__)
     return made[best], ends[best]
@@ -189,7 +189,7 @@ def _entry(pair: Pair, end: Descent, keep_gains: bool) -> ResidualAlignment:
     own = gains_of(pair.b, pair.streams[1], pair.device)
     limit = least_gain(gains)
     small = gains.abs() < limit
-    element = ResidualElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
+    element = StreamElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
     statistics = ResidualStatistics(
         pair.distance(pair.folded[1].tensors),
         pair.distance(end.moved),

@@ -53,7 +53,7 @@ def pair(model, folder: Path) -> tuple[Path, Path]:
 
 def in_float64(folder: Path, opened) -> TensorBlocks:
     tensors = {n: t.double() for n, t in opened.checkpoint.read(opened.checkpoint.tensors).items()}
-    described = replace(opened.specification, feedforwards=opened.feedforwards(), residual=opened.residual())
+    described = replace(opened.specification, feedforwards=opened.feedforwards(), stream=opened.stream())
     return TensorBlocks(str(folder), tensors, described)
 
 
@@ -64,7 +64,7 @@ def test_every_point_of_the_chart_keeps_the_function(model, tmp_path):
     """The element at random coordinates is applied and verified as any other alignment is."""
     folder = model.save(tmp_path / "model")
     with open_model(folder) as opened:
-        stream = None if model.model_type == "opt" else opened.residual()
+        stream = None if model.model_type == "opt" else opened.stream()
         chart = Chart(opened, feedforward=True, stream=stream)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -80,7 +80,7 @@ def test_every_point_of_the_chart_keeps_the_function(model, tmp_path):
 def test_at_zero_the_chart_moves_nothing(model, tmp_path):
     with open_model(model.save(tmp_path / "model")) as opened:
         blocks = in_float64(tmp_path, opened)
-        chart = Chart(blocks, feedforward=True, stream=blocks.residual())
+        chart = Chart(blocks, feedforward=True, stream=blocks.stream())
         for tensors in chart.element().moved(blocks):
             for name, tensor in tensors.items():
                 assert torch.allclose(tensor, blocks.tensors[name], rtol=0, atol=1e-13)
@@ -312,8 +312,8 @@ def test_calibration_recovers_the_map_from_hidden_states(tmp_path):
     a, b = pair(LANGUAGE[1], tmp_path)
     calibration = DataCalibration(sentences())
     with open_model(a) as one, open_model(b) as other:
-        found = calibration.starts(one, other, other.residual())["activations"]
-        planted = isobasin.Alignment.load(b).residual.element.matrix
+        found = calibration.starts(one, other, other.stream())["activations"]
+        planted = isobasin.Alignment.load(b).stream.element.matrix
         assert torch.allclose(planted @ found, torch.eye(len(found), dtype=torch.float64), atol=1e-3)
         there = isobasin.align(a, b, scope="model", calibration=calibration)
         line = ModuleLine.between(one, other, there, TaskKind.causal_lm)
@@ -331,7 +331,7 @@ def test_scope_attention_learns_heads_only(tmp_path):
     a, b = pair(LANGUAGE[0], tmp_path)
     matching = Matching(scope=Scope.attention)
     found = refine(a, b, sentences(), tmp_path / "out", how=replace(SHORT, steps=5), matching=matching, running=QUIET)
-    assert found.alignment.residual is None
+    assert found.alignment.stream is None
     assert not found.alignment.feedforward
     assert isobasin.verify(b, tmp_path / "out").equal
     matched = isobasin.align(a, b)

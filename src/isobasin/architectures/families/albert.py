@@ -13,7 +13,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites, stacked
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
 
@@ -50,14 +50,14 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return stacked({group: stack(layer) for group, layer in _groups(config).items()})
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of an ALBERT: that of a BERT under other names, into which embeddings are projected."""
     own = replace(
         bert.stream(config),
-        heads=(
-            Head("pooler", base=True),
-            Head("predictions.dense", transform="predictions.LayerNorm", then=("predictions.decoder",)),
-            Head("qa_outputs"),
+        readouts=(
+            Readout("pooler", base=True),
+            Readout("predictions.dense", transform="predictions.LayerNorm", then=("predictions.decoder",)),
+            Readout("qa_outputs"),
             bert.classifier(config, "pooler"),
         ),
         attention_norm="{name}.LayerNorm",

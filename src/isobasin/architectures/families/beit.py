@@ -11,7 +11,7 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, both_sides, distances
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 from isobasin.errors import ArchitectureError
 
 _TABLE = "relative_position_bias.relative_position_bias_table"
@@ -37,7 +37,7 @@ def _constants(config: Config) -> tuple[int, ...]:
     return (0,) * distances(rows, columns) + (1, 0, 1)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a BEiT: that of a ViT, with factors of what blocks return."""
     layer = "encoder.layer.{layer}"
     return replace(

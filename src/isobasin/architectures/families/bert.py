@@ -8,7 +8,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import Plane, linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "encoder.layer.{layer}"
 _ATTENTION = f"{_LAYER}.attention"
@@ -42,28 +42,28 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _LAYER, projections, config.hidden_act)
 
 
-def classifier(config: Config, behind: str) -> Head:
+def classifier(config: Config, behind: str) -> Readout:
     """A classifier of tokens, which reads the stream; one of sequences reads what the module `behind` returns."""
     tokens = any(name.endswith("ForTokenClassification") for name in config.architectures or ())
-    return Head("classifier", behind=None if tokens else behind)
+    return Readout("classifier", behind=None if tokens else behind)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a BERT: normalised after every sum, and read by a pooler or by a transform."""
-    return Stream(
+    return StreamFacts(
         embeddings=(
             ("embeddings.word_embeddings.weight", 1),
             ("embeddings.position_embeddings.weight", 1),
             ("embeddings.token_type_embeddings.weight", 1),
         ),
-        heads=(
-            Head("pooler.dense", base=True),
-            Head(
+        readouts=(
+            Readout("pooler.dense", base=True),
+            Readout(
                 "cls.predictions.transform.dense",
                 transform="cls.predictions.transform.LayerNorm",
                 then=("cls.predictions.decoder",),
             ),
-            Head("qa_outputs"),
+            Readout("qa_outputs"),
             classifier(config, "pooler.dense"),
         ),
         attention_norm=f"{_ATTENTION}.output.LayerNorm",
@@ -75,14 +75,14 @@ def stream(config: Config) -> Stream:
     )
 
 
-def projected(stream: Stream, module: str) -> Stream:
+def projected(stream: StreamFacts, module: str) -> StreamFacts:
     """A stream into which a linear module writes embeddings of another width; transforms then write these."""
-    beside = [name for head in stream.heads if head.transform for name in (head.transform, *head.then)]
+    beside = [name for head in stream.readouts if head.transform for name in (head.transform, *head.then)]
     return replace(
         stream,
         embeddings=((f"{module}.weight", 0), (f"{module}.bias", 0)),
         embedding_norm=None,
-        heads=tuple(replace(head, transform=None, then=()) for head in stream.heads),
+        readouts=tuple(replace(head, transform=None, then=()) for head in stream.readouts),
         before=("embeddings.",),
         outside=(*stream.outside, *(f"{name}." for name in beside)),
     )

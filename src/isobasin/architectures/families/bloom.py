@@ -6,7 +6,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_heads, linears
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 _ATTENTION = "h.{layer}.self_attention"
 _FEEDFORWARD = "h.{layer}.mlp"
@@ -27,12 +27,12 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, linears(width, 4 * width, up, down, bias=True), "gelu_new")
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a BLOOM, whose embeddings are normalised."""
     refuse(config, "apply_residual_connection_post_layernorm", "that residual stream is not supported")
-    return Stream(
+    return StreamFacts(
         embeddings=(("word_embeddings.weight", 1),),
-        heads=(Head("lm_head", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
+        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
         attention_norm="h.{layer}.input_layernorm",
         feedforward_norm="h.{layer}.post_attention_layernorm",
         final_norm="ln_f",

@@ -11,7 +11,7 @@ from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import head_gains, interleaved_planes
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 from isobasin.symmetries.groups import QueryKeyNorm
 
 
@@ -28,7 +28,7 @@ def blocks(config: Config) -> list[AttentionSite]:
     return llama.blocks(config, planes=planes, norm=QueryKeyNorm.centred, own_gains=gains)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a Cohere model: one LayerNorm serves both blocks of a layer."""
     usual = llama.stream(config)
     return replace(usual, feedforward_norm=usual.attention_norm, mean=True)

@@ -12,7 +12,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_gate, linears
 from isobasin.architectures.sites import feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "encoder.layer.{layer}"
 _FEEDFORWARD = f"{_LAYER}.mlp"
@@ -31,7 +31,7 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a DINOv2: that of a ViT, with factors of what blocks return.
 
     A classifier reads the class token and the mean of the patches, one after the other.
@@ -40,7 +40,7 @@ def stream(config: Config) -> Stream:
     return replace(
         usual,
         embeddings=tuple({**dict(usual.embeddings), "embeddings.mask_token": 1}.items()),
-        heads=(Head("classifier", copies=2),),
+        readouts=(Readout("classifier", copies=2),),
         attention_norm=f"{_LAYER}.norm1",
         feedforward_norm=f"{_LAYER}.norm2",
         scales=(f"{_LAYER}.layer_scale1.lambda1", f"{_LAYER}.layer_scale2.lambda1"),

@@ -7,7 +7,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "transformer.layer.{layer}"
 _ATTENTION = f"{_LAYER}.attention"
@@ -37,15 +37,15 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a DistilBERT, normalised after every sum."""
-    return Stream(
+    return StreamFacts(
         embeddings=(("embeddings.word_embeddings.weight", 1), ("embeddings.position_embeddings.weight", 1)),
-        heads=(
-            Head("vocab_transform", transform="vocab_layer_norm"),
-            Head("vocab_projector"),
-            Head("qa_outputs"),
-            Head("pre_classifier"),
+        readouts=(
+            Readout("vocab_transform", transform="vocab_layer_norm"),
+            Readout("vocab_projector"),
+            Readout("qa_outputs"),
+            Readout("pre_classifier"),
             bert.classifier(config, "pre_classifier"),
         ),
         attention_norm=f"{_LAYER}.sa_layer_norm",

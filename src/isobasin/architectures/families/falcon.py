@@ -11,7 +11,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_heads, half_planes, linears
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "h.{layer}"
 _ATTENTION = f"{_LAYER}.self_attention"
@@ -42,12 +42,12 @@ def _norms(config: Config) -> tuple[str, str]:
     return "input_layernorm", "input_layernorm" if config.parallel_attn else "post_attention_layernorm"
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a Falcon."""
     attention, feedforward = _norms(config)
-    return Stream(
+    return StreamFacts(
         embeddings=(("word_embeddings.weight", 1),),
-        heads=(Head("lm_head", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
+        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
         attention_norm=f"{_LAYER}.{attention}",
         feedforward_norm=f"{_LAYER}.{feedforward}",
         final_norm="ln_f",

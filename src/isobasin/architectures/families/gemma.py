@@ -10,10 +10,10 @@ from functools import partial
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a Gemma."""
     return replace(llama.stream(config), gain_offset=1.0)
 

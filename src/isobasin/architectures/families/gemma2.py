@@ -11,7 +11,7 @@ from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import gemma, llama
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
@@ -19,7 +19,7 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return llama.decoder_feedforwards(config, bias=False, activation=config.hidden_activation)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a Gemma 2: that of a Gemma, with a normalisation of what each block returns."""
     return replace(
         gemma.stream(config),

@@ -10,7 +10,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_blocks, transposed_linears
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 _ATTENTION = "h.{layer}.attn"
 _FEEDFORWARD = "h.{layer}.mlp"
@@ -32,11 +32,11 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a GPT-2."""
-    return Stream(
+    return StreamFacts(
         embeddings=(("wte.weight", 1), ("wpe.weight", 1)),
-        heads=(Head("lm_head", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
+        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
         attention_norm="h.{layer}.ln_1",
         feedforward_norm="h.{layer}.ln_2",
         final_norm="ln_f",

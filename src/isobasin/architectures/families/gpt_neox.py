@@ -10,7 +10,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_heads, half_planes, linears
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 _ATTENTION = "layers.{layer}.attention"
 _FEEDFORWARD = "layers.{layer}.mlp"
@@ -36,11 +36,11 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a GPT-NeoX; both blocks may read the same sum, each through its own normalisation."""
-    return Stream(
+    return StreamFacts(
         embeddings=(("embed_in.weight", 1),),
-        heads=(Head("embed_out", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
+        readouts=(Readout("embed_out", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
         attention_norm="layers.{layer}.input_layernorm",
         feedforward_norm="layers.{layer}.post_attention_layernorm",
         final_norm="final_layer_norm",

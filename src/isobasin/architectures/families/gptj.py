@@ -9,7 +9,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import interleaved_planes, linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "h.{layer}.attn"
@@ -42,11 +42,11 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a GPT-J: one normalisation serves both blocks of a layer."""
-    return Stream(
+    return StreamFacts(
         embeddings=(("wte.weight", 1),),
-        heads=(Head("lm_head", tied=True), Head("score"), Head("qa_outputs")),
+        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("qa_outputs")),
         attention_norm="h.{layer}.ln_1",
         feedforward_norm="h.{layer}.ln_1",
         final_norm="ln_f",

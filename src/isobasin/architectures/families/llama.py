@@ -13,7 +13,7 @@ from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import Plane, Sizes, gains, half_planes, linears, separate, sinks
 from isobasin.architectures.projection import Gains
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.symmetries.groups import QueryKeyNorm
 
 ATTENTION = "layers.{layer}.self_attn"
@@ -89,11 +89,11 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return decoder_feedforwards(config, bias=config.mlp_bias)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a decoder of Llama's kind."""
-    return Stream(
+    return StreamFacts(
         embeddings=(("embed_tokens.weight", 1),),
-        heads=(Head("lm_head", tied=True), Head("score"), Head("qa_outputs")),
+        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("qa_outputs")),
         attention_norm="layers.{layer}.input_layernorm",
         feedforward_norm="layers.{layer}.post_attention_layernorm",
         final_norm="norm",

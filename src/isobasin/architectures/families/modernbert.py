@@ -10,7 +10,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_gate, fused_rows, half_planes
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 _ATTENTION = "layers.{layer}.attn"
 _FEEDFORWARD = "layers.{layer}.mlp"
@@ -31,11 +31,11 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_activation)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a ModernBERT, whose first attention reads the normalised embeddings as they are."""
-    return Stream(
+    return StreamFacts(
         embeddings=(("embeddings.tok_embeddings.weight", 1),),
-        heads=(Head("head.dense", transform="head.norm", then=("decoder", "classifier")),),
+        readouts=(Readout("head.dense", transform="head.norm", then=("decoder", "classifier")),),
         attention_norm="layers.{layer}.attn_norm",
         feedforward_norm="layers.{layer}.mlp_norm",
         final_norm="final_norm",

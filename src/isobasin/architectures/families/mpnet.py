@@ -11,7 +11,7 @@ from isobasin.architectures.families import bert, roberta
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import bucket_constants, position_table, separate
 from isobasin.architectures.sites import attention_group, attention_sites
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "encoder.layer.{layer}.attention.attn"
@@ -32,7 +32,7 @@ def blocks(config: Config) -> list[AttentionSite]:
     return attention_sites(layers(config), _ATTENTION, projections, group, table=table)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of an MPNet: that of a RoBERTa under other names."""
     return replace(roberta.stream(config), attention_norm="encoder.layer.{layer}.attention.LayerNorm")
 

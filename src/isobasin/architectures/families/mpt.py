@@ -9,7 +9,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import fused_rows, linears
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "blocks.{layer}.attn"
@@ -33,11 +33,11 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, "gelu")
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of an MPT."""
-    return Stream(
+    return StreamFacts(
         embeddings=(("wte.weight", 1),),
-        heads=(Head("lm_head", tied=True), Head("score"), Head("classifier"), Head("qa_outputs")),
+        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
         attention_norm="blocks.{layer}.norm_1",
         feedforward_norm="blocks.{layer}.norm_2",
         final_norm="norm_f",

@@ -7,7 +7,7 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, refuse
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -16,7 +16,7 @@ def blocks(config: Config) -> list[AttentionSite]:
     return llama.blocks(config)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of an OLMo: no gain holds its coordinates, not even where the head is the embedding."""
     return replace(llama.stream(config), attention_norm=None, feedforward_norm=None, final_norm=None, mean=True)
 

@@ -7,7 +7,7 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 from isobasin.symmetries.groups import QueryKeyNorm
 
 
@@ -16,7 +16,7 @@ def blocks(config: Config) -> list[AttentionSite]:
     return llama.blocks(config, norm=QueryKeyNorm.full)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of an OLMo 2: blocks read it as it is, and what they return is normalised before the sum."""
     return replace(
         llama.stream(config),

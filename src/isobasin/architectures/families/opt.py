@@ -6,7 +6,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
 _LAYER = "decoder.layers.{layer}"
@@ -34,16 +34,16 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _LAYER, projections, config.activation_function)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of an OPT, normalised before the blocks or after the sums (`do_layer_norm_before`)."""
     before = config.do_layer_norm_before
     if config.word_embed_proj_dim != config.hidden_size:
         raise ArchitectureError("word_embed_proj_dim differs from hidden_size: that residual stream is not supported")
     if not config.layer_norm_elementwise_affine or (before and config._remove_final_layer_norm):
         raise ArchitectureError("a residual stream without gains or without a last normalisation is not supported")
-    return Stream(
+    return StreamFacts(
         embeddings=(("decoder.embed_tokens.weight", 1), ("decoder.embed_positions.weight", 1)),
-        heads=(Head("lm_head", tied=True), Head("score"), Head("qa_outputs")),
+        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("qa_outputs")),
         attention_norm=f"{_LAYER}.self_attn_layer_norm",
         feedforward_norm=f"{_LAYER}.final_layer_norm",
         final_norm="decoder.final_layer_norm" if before else None,

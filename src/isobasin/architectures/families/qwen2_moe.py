@@ -14,7 +14,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
 from isobasin.architectures.layouts import linears, router, separate_experts
 from isobasin.architectures.sites import experts_sites, feedforward_sites, mixed
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 
 _FEEDFORWARD = "layers.{layer}.mlp"
 _SHARED = f"{_FEEDFORWARD}.shared_expert"
@@ -52,7 +52,7 @@ def feedforwards(config: Config) -> list[FeedForward]:
     return mixed(chosen, dense, experts(config), shared)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a Qwen2-MoE."""
     return replace(llama.stream(config), feedforward_readers=(f"{_SHARED}_gate",))
 

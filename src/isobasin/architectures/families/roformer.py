@@ -10,7 +10,7 @@ from isobasin.architectures.configuration import Config, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import interleaved_planes
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 
 def blocks(config: Config) -> list[AttentionSite]:
@@ -18,10 +18,10 @@ def blocks(config: Config) -> list[AttentionSite]:
     return bert.blocks(config, interleaved_planes(sizes(config).features), rotary_value=config.rotary_value)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a RoFormer: that of a BERT without positions, whose classifiers have no pooler."""
     usual = bert.stream(config)
-    own = replace(usual, heads=(*usual.heads, Head("classifier.dense")))
+    own = replace(usual, readouts=(*usual.readouts, Readout("classifier.dense")))
     return own if config.embedding_size == config.hidden_size else bert.projected(own, "embeddings_project")
 
 

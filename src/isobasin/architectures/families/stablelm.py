@@ -13,7 +13,7 @@ from isobasin.architectures.families import llama
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import Sizes, gains, half_planes
 from isobasin.architectures.projection import Gains
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 from isobasin.symmetries.groups import QueryKeyNorm
 
 
@@ -41,7 +41,7 @@ def _gains(shape: Sizes) -> dict[str, Gains]:
     return {"query_gain": of("q", shape.heads), "key_gain": of("k", shape.groups)}
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a StableLM: one normalisation serves both blocks of a layer where they are parallel."""
     usual = llama.stream(config)
     second = usual.attention_norm if config.use_parallel_residual else usual.feedforward_norm

@@ -12,7 +12,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears
 from isobasin.architectures.sites import feedforward_sites
-from isobasin.architectures.streams import Stream
+from isobasin.architectures.stream import StreamFacts
 
 _FEEDFORWARD = "layers.{layer}.mlp"
 
@@ -29,7 +29,7 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a StarCoder2."""
     return replace(llama.stream(config), mean=True)
 

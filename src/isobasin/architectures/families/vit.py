@@ -6,7 +6,7 @@ from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, position_table, separate
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.streams import Head, Stream
+from isobasin.architectures.stream import Readout, StreamFacts
 
 # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
 _LAYER = "encoder.layer.{layer}"
@@ -52,9 +52,9 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return feedforward_sites(layers(config), _LAYER, projections, config.hidden_act)
 
 
-def stream(config: Config) -> Stream:
+def stream(config: Config) -> StreamFacts:
     """The residual stream of a ViT."""
-    return Stream(
+    return StreamFacts(
         embeddings=(
             ("embeddings.cls_token", 2),
             ("embeddings.distillation_token", 2),
@@ -63,11 +63,11 @@ def stream(config: Config) -> Stream:
             ("embeddings.patch_embeddings.projection.weight", 0),
             ("embeddings.patch_embeddings.projection.bias", 0),
         ),
-        heads=(
-            Head("classifier"),
-            Head("cls_classifier"),
-            Head("distillation_classifier"),
-            Head("pooler.dense", base=True),
+        readouts=(
+            Readout("classifier"),
+            Readout("cls_classifier"),
+            Readout("distillation_classifier"),
+            Readout("pooler.dense", base=True),
         ),
         attention_norm=f"{_LAYER}.layernorm_before",
         feedforward_norm=f"{_LAYER}.layernorm_after",

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from isobasin.architectures.blocks import AttentionSite, Site
-from isobasin.architectures.residual import Along, Norm, Reader, Residual, Role
 from isobasin.errors import ArchitectureError, TensorError
-from isobasin.symmetries.residual import Basis, ResidualGroup
+from isobasin.symmetries.along import Along, Norm, Reader, Role, Stream
+from isobasin.symmetries.stream import Basis, StreamGroup
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Head:
+class Readout:
     """What a model's outputs are read with.
 
     Attributes:
@@ -38,13 +38,13 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Stream:
+class StreamFacts:
     """What a family says of its residual stream; names are templates as in its blocks.
 
     Attributes:
         embeddings: What writes into it before the first layer: tensor and axis; those that a checkpoint lacks are
             passed over.
-        heads: Everything that may read it after the last layer.
+        readouts: Everything that may read it after the last layer.
         attention_norm: The normalisation by attention: before it, or after its sum where `post` is set; None where it
             has no parameters, or where there is none. The template may have the block's name too.
         feedforward_norm: Likewise; equal to `attention_norm` where one serves both.
@@ -58,13 +58,13 @@ class Stream:
         gain_offset: What is added to all gains as they are stored.
         mean: Whether normalisations subtract the mean (LayerNorm) or not (RMSNorm).
         post: Whether layers are normalised after the sum, so that the stream itself is.
-        outside: Name beginnings of tensors that the stream doesn't run through, heads behind a pooler for example.
+        outside: Name beginnings of tensors that the stream doesn't run through, readouts behind a pooler for example.
         feedforward_readers: Modules without bias that read what feed-forward blocks read, and are no part of them; not
             all layers need have them.
     """
 
     embeddings: tuple[tuple[str, int], ...]
-    heads: tuple[Head, ...]
+    readouts: tuple[Readout, ...]
     attention_norm: str | None
     feedforward_norm: str | None
     final_norm: str | None
@@ -86,13 +86,13 @@ class Stream:
 
     @property
     def held(self) -> bool:
-        """Whether the coordinates are held by gains that nothing can take in, whatever the heads are."""
+        """Whether the coordinates are held by gains that nothing can take in, whatever the readouts are."""
         return self.post or self.embedding_norm is not None or self.after is not None
 
     @property
     def tied(self) -> bool:
-        """Whether a head may be an embedding that reads the last normalisation, which then can't be folded."""
-        return not self.held and self.final_norm is not None and any(head.tied for head in self.heads)
+        """Whether a readout may be an embedding that reads the last normalisation, which then can't be folded."""
+        return not self.held and self.final_norm is not None and any(readout.tied for readout in self.readouts)
 
     def basis(self, *, kept: bool) -> Basis:
         """Which maps of the stream leave the function unchanged; `kept`: a normalisation isn't folded."""
@@ -113,25 +113,25 @@ def _of(names: tuple[str | None, str | None] | None, site: Site) -> str | None:
 class _Checkpoint:
     """What a stream is looked for in, by canonical names; shapes are those of the tensors that are there."""
 
-    stream: Stream
+    stream: StreamFacts
     sites: Sequence[tuple[Site, ...]]
     shapes: Shapes
     ties: Mapping[str, str]
     stored: Callable[[str], str]
 
     @property
-    def heads(self) -> list[tuple[Head, str]]:
-        """The heads that the model has, stored or tied, with the names of their modules."""
-        reading = [h for h in self.stream.heads if h.behind is None or f"{h.behind}.weight" not in self.shapes]
+    def readouts(self) -> list[tuple[Readout, str]]:
+        """The readouts that the model has, stored or tied, with the names of their modules."""
+        reading = [h for h in self.stream.readouts if h.behind is None or f"{h.behind}.weight" not in self.shapes]
         return [(h, h.module) for h in reading if f"{h.module}.weight" in self.shapes or self.tied(h)]
 
-    def tied(self, head: Head) -> bool:
-        """Whether a head is an embedding."""
-        return head.tied and f"{head.module}.weight" in self.ties
+    def tied(self, readout: Readout) -> bool:
+        """Whether a readout is an embedding."""
+        return readout.tied and f"{readout.module}.weight" in self.ties
 
-    def of_tokens(self, head: str) -> bool:
-        """Whether a head's weight has a row for every token: as many as the first table of embeddings."""
-        return self.shapes[head] == self.shapes.get(self.stream.embeddings[0][0])
+    def of_tokens(self, readout: str) -> bool:
+        """Whether a readout's weight has a row for every token: as many as the first table of embeddings."""
+        return self.shapes[readout] == self.shapes.get(self.stream.embeddings[0][0])
 
     def bias(self, module: str) -> str | None:
         """The name of a module's bias, if it has one."""
@@ -149,18 +149,18 @@ class _Checkpoint:
     def has_output(self) -> bool:
         """Whether anything stands between the stream and the model's outputs."""
         outside = any(name.startswith(start) for name in self.shapes for start in self.stream.outside)
-        return outside or any(not head.base for head, _ in self.heads)
+        return outside or any(not readout.base for readout, _ in self.readouts)
 
 
 def find(
-    stream: Stream,
+    stream: StreamFacts,
     sites: Sequence[tuple[Site, ...]],
     shapes: Shapes,
     ties: Mapping[str, str],
     *,
     keep_gains: bool = False,
     stored: Callable[[str], str] = str,
-) -> Residual:
+) -> Stream:
     """The residual stream of a checkpoint, by the names that it is stored under.
 
     A normalisation is folded unless it is after a block or the sum; unless an embedding reads it, which can't take a
@@ -192,8 +192,8 @@ def find(
     folded = tuple(norm for norm in norms if norm not in kept)
     along = (*_writers(checkpoint), *bare, *(item for norm in kept for item in _kept(norm)))
     inside = {item for norm in folded for item in norm.writers}
-    found = Residual(
-        ResidualGroup(sites[0][0].width, stream.basis(kept=keep_gains or bool(kept))),
+    found = Stream(
+        StreamGroup(sites[0][0].width, stream.basis(kept=keep_gains or bool(kept))),
         tuple(item for item in dict.fromkeys(along) if item not in inside),
         folded,
         stream.mean,
@@ -205,7 +205,7 @@ def find(
 
 def _reads_embedding(norm: Norm, checkpoint: _Checkpoint) -> bool:
     """Whether the last normalisation is read by a tied embedding."""
-    tied = any(checkpoint.tied(head) for head, _ in checkpoint.heads)
+    tied = any(checkpoint.tied(readout) for readout, _ in checkpoint.readouts)
     return tied and norm.gain == f"{checkpoint.stream.final_norm}.weight"
 
 
@@ -220,9 +220,9 @@ def _reading(checkpoint: _Checkpoint) -> dict[str | None, list[Reader]]:
         for template in () if isinstance(site, AttentionSite) else stream.feedforward_readers:
             weight = f"{template.format(layer=site.layer)}.weight"
             readers += [Reader(weight, 1, None)] if weight in shapes else []
-    modules = [module for _, module in checkpoint.heads if f"{module}.weight" in shapes]
-    heads = [Reader(f"{m}.weight", 1, checkpoint.bias(m), checkpoint.of_tokens(f"{m}.weight")) for m in modules]
-    reading.setdefault(stream.final_norm, []).extend(heads)
+    modules = [module for _, module in checkpoint.readouts if f"{module}.weight" in shapes]
+    readouts = [Reader(f"{m}.weight", 1, checkpoint.bias(m), checkpoint.of_tokens(f"{m}.weight")) for m in modules]
+    reading.setdefault(stream.final_norm, []).extend(readouts)
     return reading
 
 
@@ -278,21 +278,21 @@ def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
         norm = _of(stream.after, site)
         if norm is not None:
             yield from checkpoint.kept_norm(norm)
-    for head, module in checkpoint.heads:
-        if head.transform is not None:
+    for readout, module in checkpoint.readouts:
+        if readout.transform is not None:
             bias = checkpoint.bias(module)
             yield Along(f"{module}.weight", 0)
             yield from () if bias is None else (Along(bias, 0),)
-            yield from checkpoint.kept_norm(head.transform)
-            reading = (f"{name}.weight" for name in head.then)
+            yield from checkpoint.kept_norm(readout.transform)
+            reading = (f"{name}.weight" for name in readout.then)
             there = [name for name in reading if name in checkpoint.shapes]
             yield from (Along(name, 1, Role.covector, checkpoint.of_tokens(name)) for name in there)
 
 
-def _check_explained(found: Residual, checkpoint: _Checkpoint) -> None:
+def _check_explained(found: Stream, checkpoint: _Checkpoint) -> None:
     """Check that every tensor's part in the stream is known: another one might read or write it."""
     known = found.names() | {name for site in checkpoint.blocks for name in site.shapes()}
-    known |= {f"{module}.bias" for _, module in checkpoint.heads}
+    known |= {f"{module}.bias" for _, module in checkpoint.readouts}
     beginnings = (*checkpoint.stream.outside, *checkpoint.stream.before)
     for name in checkpoint.shapes:
         if not (name in known or name.startswith(beginnings)):
@@ -302,9 +302,9 @@ def _check_explained(found: Residual, checkpoint: _Checkpoint) -> None:
             )
 
 
-def _check_sizes(found: Residual, checkpoint: _Checkpoint) -> None:
-    """Check that every axis along the stream is as wide as it, or holds as many vectors of it as the head reads."""
-    copies = {(f"{module}.weight", 1): head.copies for head, module in checkpoint.heads}
+def _check_sizes(found: Stream, checkpoint: _Checkpoint) -> None:
+    """Check that every axis along the stream is as wide as it, or holds as many vectors of it as the readout reads."""
+    copies = {(f"{module}.weight", 1): readout.copies for readout, module in checkpoint.readouts}
     for name, axis in found.axes():
         if name not in checkpoint.shapes:
             raise TensorError(f"no tensor {checkpoint.stored(name)!r}, which the residual stream runs through")

@@ -9,7 +9,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.residual import Basis, ResidualGroup
+from isobasin.symmetries.stream import Basis, StreamGroup
 
 
 class Role(StrEnum):
@@ -25,7 +25,7 @@ class Role(StrEnum):
     gain = "gain"
 
 
-def role_maps(group: ResidualGroup, matrix: Tensor) -> dict[Role, Tensor]:
+def role_maps(group: StreamGroup, matrix: Tensor) -> dict[Role, Tensor]:
     """What an axis of each role is multiplied by where the stream moves by `matrix`, as `move_axis` does it."""
     inverse = torch.linalg.inv(matrix).mT if group.basis is Basis.linear else matrix
     return {Role.vector: matrix, Role.covector: inverse, Role.gain: matrix.abs()}
@@ -94,7 +94,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Residual:
+class Stream:
     """The residual stream of a checkpoint.
 
     Attributes:
@@ -104,12 +104,12 @@ class Residual:
         centred: Whether normalisations subtract the mean.
     """
 
-    group: ResidualGroup
+    group: StreamGroup
     along: tuple[Along, ...]
     norms: tuple[Norm, ...] = ()
     centred: bool = False
 
-    def named(self, change: Callable[[str], str]) -> Residual:
+    def named(self, change: Callable[[str], str]) -> Stream:
         """The same stream with all names changed."""
 
         def along(items: tuple[Along, ...]) -> tuple[Along, ...]:

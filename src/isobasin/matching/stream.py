@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.matching import subspace
-from isobasin.symmetries.residual import Basis, ResidualGroup, complement, lift
+from isobasin.symmetries.stream import Basis, StreamGroup, complement, lift
 
 # Of the solver on GL(d) at a time.
 _STEPS = 5
@@ -35,7 +35,7 @@ class StreamPairs:
     gains: Sequence[Pair] = ()
 
 
-def fit(group: ResidualGroup, pairs: StreamPairs) -> Tensor:
+def fit(group: StreamGroup, pairs: StreamPairs) -> Tensor:
     """The best map T of the group, `(d, d)`."""
     if group.basis is Basis.linear:
         return _linear(group, pairs)
@@ -55,7 +55,7 @@ def fit(group: ResidualGroup, pairs: StreamPairs) -> Tensor:
     return matrix
 
 
-def _cross(group: ResidualGroup, pairs: Sequence[Pair]) -> Tensor:
+def _cross(group: StreamGroup, pairs: Sequence[Pair]) -> Tensor:
     """C = Σ B A^T, `(d, d)`."""
     total = torch.zeros(group.width, group.width, dtype=torch.float64, device=pairs[0][0].device if pairs else "cpu")
     for a, b in pairs:
@@ -63,7 +63,7 @@ def _cross(group: ResidualGroup, pairs: Sequence[Pair]) -> Tensor:
     return total
 
 
-def _linear(group: ResidualGroup, pairs: StreamPairs) -> Tensor:
+def _linear(group: StreamGroup, pairs: StreamPairs) -> Tensor:
     """T on GL(d): with `L <- L U^T` and `R <- R U^{-1}`, vectors are L, covectors R, and T is U^T."""
 
     def side(pairs: Sequence[Pair], which: int) -> Tensor:

@@ -41,7 +41,7 @@ class Basis(StrEnum):
 
 
 @dataclass(frozen=True)
-class ResidualGroup:
+class StreamGroup:
     """The symmetry group of one model's residual stream.
 
     Attributes:
@@ -85,14 +85,14 @@ def least_gain(gains: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ResidualElement:
+class StreamElement:
     """A map of the stream, and the gains and biases that the folded normalisations have before and after.
 
     Attributes:
         matrix: T, `(d, d)` float64; `x <- x T`.
         gains: Those after the move by normalisation, `(norms, d)`; no entry is 0.
         biases: Likewise; a normalisation whose bias can't pass into its readers doesn't take this one, see
-            `isobasin.architectures.residual`.
+            `isobasin.symmetries.along`.
         old_gains: Those of the model that the element was found for: what the inverse goes back to.
         old_biases: Likewise.
     """
@@ -104,21 +104,21 @@ class ResidualElement:
     old_biases: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """All parts by name; `ResidualElement(**parts)` is the inverse."""
+        """All parts by name; `StreamElement(**parts)` is the inverse."""
         return dict(vars(self))
 
-    def to(self, device: torch.device | str) -> ResidualElement:
+    def to(self, device: torch.device | str) -> StreamElement:
         """The same element on another device."""
-        return ResidualElement(**{name: part.to(device) for name, part in self.tensors().items()})
+        return StreamElement(**{name: part.to(device) for name, part in self.tensors().items()})
 
 
-def identity(group: ResidualGroup, gains: Tensor, biases: Tensor) -> ResidualElement:
+def identity(group: StreamGroup, gains: Tensor, biases: Tensor) -> StreamElement:
     """The element that moves nothing in a model with these gains and biases, `(norms, d)` each."""
     matrix = torch.eye(group.width, dtype=torch.float64, device=gains.device)
-    return ResidualElement(matrix, gains, biases, gains.clone(), biases.clone())
+    return StreamElement(matrix, gains, biases, gains.clone(), biases.clone())
 
 
-def contains(group: ResidualGroup, element: ResidualElement, tolerance: float = 1e-9) -> bool:
+def contains(group: StreamGroup, element: StreamElement, tolerance: float = 1e-9) -> bool:
     """Whether the map is one that the group has, up to rounding, and no gain is 0."""
     t, d = element.matrix, group.width
     if t.shape != (d, d) or not all(bool(x.isfinite().all()) for x in element.tensors().values()):
@@ -138,8 +138,8 @@ def contains(group: ResidualGroup, element: ResidualElement, tolerance: float = 
 
 
 def sample(
-    group: ResidualGroup, gains: Tensor, biases: Tensor, generator: torch.Generator, condition: float = 10.0
-) -> ResidualElement:
+    group: StreamGroup, gains: Tensor, biases: Tensor, generator: torch.Generator, condition: float = 10.0
+) -> StreamElement:
     """A random element for a model with these gains and biases.
 
     Args:
@@ -157,10 +157,10 @@ def sample(
     # A family of normalisations without biases has zeros here, and keeps them.
     has_bias = (biases != 0).any(-1, keepdim=True)
     moved = gains * spread.to(gains.device).exp()
-    return ResidualElement(matrix, moved, biases + shift * size * has_bias, gains.clone(), biases.clone())
+    return StreamElement(matrix, moved, biases + shift * size * has_bias, gains.clone(), biases.clone())
 
 
-def _sample_matrix(group: ResidualGroup, generator: torch.Generator, condition: float) -> Tensor:
+def _sample_matrix(group: StreamGroup, generator: torch.Generator, condition: float) -> Tensor:
     d = group.width
 
     def rotation(n: int) -> Tensor:
@@ -180,15 +180,15 @@ def _sample_matrix(group: ResidualGroup, generator: torch.Generator, condition: 
     return rotation(d) @ (exponents.exp().unsqueeze(-1) * rotation(d))
 
 
-def compose(second: ResidualElement, first: ResidualElement) -> ResidualElement:
+def compose(second: StreamElement, first: StreamElement) -> StreamElement:
     """The element that acts as `first` and then `second`."""
     return replace(second, matrix=first.matrix @ second.matrix, old_gains=first.old_gains, old_biases=first.old_biases)
 
 
-def inverse(group: ResidualGroup, element: ResidualElement) -> ResidualElement:
+def inverse(group: StreamGroup, element: StreamElement) -> StreamElement:
     """The element that takes the move back."""
     matrix = torch.linalg.inv(element.matrix) if group.basis is Basis.linear else element.matrix.mT.contiguous()
-    return ResidualElement(matrix, element.old_gains, element.old_biases, element.gains, element.biases)
+    return StreamElement(matrix, element.old_gains, element.old_biases, element.gains, element.biases)
 
 
 def complement(width: int, device: torch.device | str = "cpu") -> Tensor:

@@ -7,9 +7,9 @@ from itertools import pairwise, permutations
 import pytest
 import torch
 
-from isobasin.matching.residual import StreamPairs, fit
-from isobasin.symmetries import residual
-from isobasin.symmetries.residual import Basis, ResidualElement, ResidualGroup
+from isobasin.matching.stream import StreamPairs, fit
+from isobasin.symmetries import stream
+from isobasin.symmetries.stream import Basis, StreamElement, StreamGroup
 
 D = 6
 every_basis = pytest.mark.parametrize("basis", list(Basis), ids=str)
@@ -21,8 +21,8 @@ def norms(count: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return gains, torch.randn(count, D, generator=generator, dtype=torch.float64)
 
 
-def element(basis: Basis, seed: int = 0) -> ResidualElement:
-    return residual.sample(ResidualGroup(D, basis), *norms(), torch.Generator().manual_seed(seed), condition=5.0)
+def element(basis: Basis, seed: int = 0) -> StreamElement:
+    return stream.sample(StreamGroup(D, basis), *norms(), torch.Generator().manual_seed(seed), condition=5.0)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,12 +31,12 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @every_basis
 def test_elements_are_a_group(basis):
-    group = ResidualGroup(D, basis)
+    group = StreamGroup(D, basis)
     one, other = element(basis, 1), element(basis, 2)
-    both = residual.compose(other, one)
-    assert residual.contains(group, both)
+    both = stream.compose(other, one)
+    assert stream.contains(group, both)
     assert torch.allclose(both.matrix, one.matrix @ other.matrix, atol=1e-12)
-    back = residual.compose(residual.inverse(group, one), one)
+    back = stream.compose(stream.inverse(group, one), one)
     assert torch.allclose(back.matrix, torch.eye(D, dtype=torch.float64), atol=1e-12)
     assert torch.equal(back.gains, one.old_gains)
     assert torch.equal(back.biases, one.old_biases)
@@ -45,17 +45,17 @@ def test_elements_are_a_group(basis):
 def test_every_group_is_told_from_the_next_larger_one():
     order = [Basis.permutation, Basis.signed, Basis.orthogonal, Basis.linear]
     for smaller, larger in pairwise(order):
-        assert residual.contains(ResidualGroup(D, larger), element(smaller, 3))
-        assert not residual.contains(ResidualGroup(D, smaller), element(larger, 3))
-    assert residual.contains(ResidualGroup(D, Basis.centred), element(Basis.permutation))
-    assert not residual.contains(ResidualGroup(D, Basis.centred), element(Basis.orthogonal))
+        assert stream.contains(StreamGroup(D, larger), element(smaller, 3))
+        assert not stream.contains(StreamGroup(D, smaller), element(larger, 3))
+    assert stream.contains(StreamGroup(D, Basis.centred), element(Basis.permutation))
+    assert not stream.contains(StreamGroup(D, Basis.centred), element(Basis.orthogonal))
     zero = element(Basis.orthogonal)
     zero.gains[0, 0] = 0
-    assert not residual.contains(ResidualGroup(D, Basis.orthogonal), zero)
+    assert not stream.contains(StreamGroup(D, Basis.orthogonal), zero)
 
 
 def test_dimensions():
-    found = {basis: ResidualGroup(D, basis).dimension for basis in Basis}
+    found = {basis: StreamGroup(D, basis).dimension for basis in Basis}
     assert found == {
         Basis.permutation: 0,
         Basis.signed: 0,
@@ -84,7 +84,7 @@ def test_a_planted_map_is_found(basis):
     matrix, pairs = planted(basis)
     if basis is Basis.centred:  # what LayerNorm subtracts is no part of the stream
         pairs = StreamPairs(*([(a - a.mean(0), b - b.mean(0)) for a, b in part] for part in vars(pairs).values()))
-    assert torch.allclose(fit(ResidualGroup(D, basis), pairs), matrix, atol=1e-8)
+    assert torch.allclose(fit(StreamGroup(D, basis), pairs), matrix, atol=1e-8)
 
 
 def distance(matrix: torch.Tensor, pairs: StreamPairs) -> float:
@@ -101,7 +101,7 @@ def test_of_all_permutations_and_signs_the_best_is_found(basis):
         [(random(4, 2, seed=3), random(4, 2, seed=4))],
         [(random(4, 1, seed=5).abs(), random(4, 1, seed=6).abs())],
     )
-    found = fit(ResidualGroup(4, basis), pairs)
+    found = fit(StreamGroup(4, basis), pairs)
     eye = torch.eye(4, dtype=torch.float64)
     signs = [eye] if basis is Basis.permutation else [torch.diag(torch.tensor(s).double()) for s in SIGNS]
     every = [eye[list(order)] @ sign for order in permutations(range(4)) for sign in signs]
@@ -113,7 +113,7 @@ SIGNS = [[1 - 2 * (i >> bit & 1) for bit in range(4)] for i in range(16)]
 
 @pytest.mark.parametrize("basis", [Basis.orthogonal, Basis.centred], ids=str)
 def test_no_rotation_nearby_is_better(basis):
-    group = ResidualGroup(D, basis)
+    group = StreamGroup(D, basis)
     _, pairs = planted(basis, noise=2.0)
     if basis is Basis.centred:
         pairs = StreamPairs(*([(a - a.mean(0), b - b.mean(0)) for a, b in part] for part in vars(pairs).values()))
@@ -123,11 +123,11 @@ def test_no_rotation_nearby_is_better(basis):
     for seed in range(20):
         skew = 0.05 * random(size, size, seed=seed)
         turn = torch.matrix_exp(skew - skew.mT)
-        turn = residual.lift(turn, residual.complement(D)) if basis is Basis.centred else turn
+        turn = stream.lift(turn, stream.complement(D)) if basis is Basis.centred else turn
         assert distance(found @ turn, pairs) > least
 
 
 def test_the_complement_is_an_orthonormal_basis_of_what_has_no_mean():
-    basis = residual.complement(9)
+    basis = stream.complement(9)
     assert torch.allclose(basis.mT @ basis, torch.eye(8, dtype=torch.float64), atol=1e-14)
     assert float(basis.sum(0).abs().max()) < 1e-14
