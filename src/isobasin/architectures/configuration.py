@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import fields
 from typing import Any, TypeGuard
 
 from transformers import CONFIG_MAPPING
@@ -116,6 +117,13 @@ def refuse(config: Config, name: str, reason: str) -> None:
     value = getattr(config, name)
     if value is not None and value is not False:
         raise ArchitectureError(f"config.json has {name}: {reason}")
+
+
+def switched(config: Config, switch: bool | str) -> bool:
+    """Whether an entry is on, if the model type has one of that name: elsewhere nobody reads it; or what is given."""
+    if isinstance(switch, bool):
+        return switch
+    return any(field.name == switch for field in fields(config)) and bool(getattr(config, switch))
 
 
 def key(config: Config, name: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.families import llama
-from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import (
     Plane,
@@ -30,15 +29,13 @@ from isobasin.architectures.projection import Projection
 from isobasin.architectures.sites import attention_sites, experts_sites, feedforward_sites, latent_group, mixed
 from isobasin.errors import ArchitectureError
 
-_ATTENTION = "layers.{layer}.self_attn"
-_FEEDFORWARD = "layers.{layer}.mlp"
-_SHARED = f"{_FEEDFORWARD}.shared_experts"
+_SHARED = f"{llama.FEEDFORWARD}.shared_experts"
 # What scores experts; its bias in DeepSeek-V3 only decides.
-ROUTER = f"{_FEEDFORWARD}.gate"
+ROUTER = f"{llama.FEEDFORWARD}.gate"
 
 
 def _module(name: str) -> str:
-    return f"{_ATTENTION}.{name}"
+    return f"{llama.ATTENTION}.{name}"
 
 
 def latent_blocks(config: Config, planes: tuple[Plane, ...]) -> list[AttentionSite]:
@@ -64,7 +61,7 @@ def latent_blocks(config: Config, planes: tuple[Plane, ...]) -> list[AttentionSi
     output = into_stream(_module("o_proj"), shape, bias=bias)
     projections = Projections(queries.pop("query"), **heads, output=output)
     group = latent_group(shape, plain, planes, query=queried or 0, key_value=rank)
-    return attention_sites(layers(config), _ATTENTION, projections, group, **queries, **downs, **others)
+    return attention_sites(layers(config), llama.ATTENTION, projections, group, **queries, **downs, **others)
 
 
 def _check_sizes(config: Config) -> None:
@@ -116,14 +113,14 @@ def expert_groups(config: Config, *, limited: bool = True, scored: int = 1) -> i
 
 def mixed_feedforwards(config: Config, *, bias: bool, **routing: Any) -> list[FeedForward]:
     """The feed-forward blocks of a DeepSeek, `bias` being about all but experts; `routing` as in `experts_sites`."""
-    dense = llama.decoder_feedforwards(config, bias=bias)
+    dense = llama.feedforwards(config, bias=bias)
     if not (chosen := routed(config)):
         return [*dense]
     width, units, count = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
     names = "up_proj", "down_proj", "gate_proj"
-    found = separate_experts(width, units, count, *(f"{_FEEDFORWARD}.experts.{{expert}}.{name}" for name in names))
+    found = separate_experts(width, units, count, *(f"{llama.FEEDFORWARD}.experts.{{expert}}.{name}" for name in names))
     rows, activation = router(width, count, ROUTER), config.hidden_act
-    experts = experts_sites(layers(config), _FEEDFORWARD, rows, found, activation, **routing)
+    experts = experts_sites(layers(config), llama.FEEDFORWARD, rows, found, activation, **routing)
     up, down, gate = (f"{_SHARED}.{name}" for name in names)
     one = linears(width, units * config.n_shared_experts, up, down, gate, bias=bias)
     return mixed(chosen, dense, experts, feedforward_sites(layers(config), _SHARED, one, activation))
@@ -143,4 +140,4 @@ def feedforwards(config: Config) -> list[FeedForward]:
     return mixed_feedforwards(config, bias=config.mlp_bias, groups=groups)
 
 
-FAMILY = Family("deepseek_v2", llama.PREFIXES, blocks, feedforwards, llama.stream)
+FAMILY = llama.like(model_type="deepseek_v2", blocks=blocks, feedforwards=feedforwards)

@@ -8,7 +8,6 @@ be added to all of them is left out of the group. Layers that predict further to
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import deepseek_v2, llama
-from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import correction, half_planes, interleaved_planes
 
@@ -32,4 +31,4 @@ def predicting(config: Config) -> list[range]:
     return [range(first, first + (getattr(config, "num_nextn_predict_layers", None) or 0)), range(max(first, 61), 62)]
 
 
-FAMILY = Family("deepseek_v3", llama.PREFIXES, blocks, feedforwards, llama.stream, unread=predicting)
+FAMILY = llama.like(model_type="deepseek_v3", blocks=blocks, feedforwards=feedforwards, unread=predicting)

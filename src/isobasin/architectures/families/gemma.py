@@ -4,18 +4,8 @@ The gains of its RMSNorm are stored less one. Its embeddings are multiplied by o
 of the residual stream. `use_bidirectional_attention` only changes the mask.
 """
 
-from dataclasses import replace
 from functools import partial
 
-from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
-from isobasin.architectures.family import Family
-from isobasin.architectures.stream import StreamFacts
 
-
-def stream(config: Config) -> StreamFacts:
-    """The residual stream of a Gemma."""
-    return replace(llama.stream(config), gain_offset=1.0)
-
-
-FAMILY = Family("gemma", llama.PREFIXES, llama.blocks, partial(llama.decoder_feedforwards, bias=False), stream)
+FAMILY = llama.like(model_type="gemma", stream=partial(llama.stream, gain_offset=1.0))

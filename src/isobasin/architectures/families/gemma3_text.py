@@ -3,18 +3,11 @@
 A cap on scores and `query_pre_attn_scalar` don't change the group, sliding windows only the mask.
 """
 
-from isobasin.architectures.blocks import AttentionSite
-from isobasin.architectures.configuration import Config, rotated
+from functools import partial
+
 from isobasin.architectures.families import gemma2, llama
-from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import half_planes
 from isobasin.symmetries.groups import QueryKeyNorm
 
+blocks = partial(llama.blocks, norm=QueryKeyNorm.head, gain_offset=1.0, by_layer_type=True)
 
-def blocks(config: Config) -> list[AttentionSite]:
-    """The attention blocks of a Gemma 3."""
-    planes = half_planes(rotated(config, config.head_dim, by_layer_type=True))
-    return llama.blocks(config, norm=QueryKeyNorm.head, gain_offset=1.0, planes=planes)
-
-
-FAMILY = Family("gemma3_text", llama.PREFIXES, blocks, gemma2.feedforwards, gemma2.stream)
+FAMILY = llama.like(model_type="gemma3_text", blocks=blocks, feedforwards=gemma2.feedforwards, stream=gemma2.stream)

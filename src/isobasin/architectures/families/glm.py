@@ -3,17 +3,10 @@
 `attention_bias` is about queries, keys and values, the output has none.
 """
 
-from isobasin.architectures.blocks import AttentionSite
-from isobasin.architectures.configuration import Config, rotated
+from functools import partial
+
 from isobasin.architectures.families import llama, phi3
-from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import interleaved_planes
 
+blocks = partial(llama.blocks, output_bias=False, interleaved=True, partial=True)
 
-def blocks(config: Config) -> list[AttentionSite]:
-    """The attention blocks of a GLM."""
-    planes = interleaved_planes(rotated(config, llama.decoder_sizes(config).features, partial=True))
-    return llama.decoder_blocks(config, bias=config.attention_bias, output_bias=False, planes=planes)
-
-
-FAMILY = Family("glm", llama.PREFIXES, blocks, phi3.feedforwards, llama.stream)
+FAMILY = llama.like(model_type="glm", blocks=blocks, feedforwards=phi3.feedforwards)

@@ -5,6 +5,5 @@ residual stream sees them.
 """
 
 from isobasin.architectures.families import llama
-from isobasin.architectures.family import Family
 
-FAMILY = Family("granite", llama.PREFIXES, llama.blocks, llama.feedforwards, llama.stream)
+FAMILY = llama.like(model_type="granite")

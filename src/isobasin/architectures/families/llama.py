@@ -1,23 +1,26 @@
-"""Llama: grouped queries, and rotary positions on all features in half order.
+"""Llama, and what all decoders of its kind have in common: their files say in what they differ from it.
 
-`attention_bias` is about all four projections, `mlp_bias` about all three of the gated feed-forward block.
+Grouped queries, and rotary positions on all features in half order. `attention_bias` is about all four projections,
+`mlp_bias` about all three of the gated feed-forward block.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from isobasin.architectures.blocks import AttentionSite
-from isobasin.architectures.configuration import Config, layers, rotated, sizes
+from isobasin.architectures.configuration import Config, layers, rotated, sizes, switched
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import Plane, Sizes, gains, half_planes, linears, separate, sinks
+from isobasin.architectures.layouts import Sizes, gains, half_planes, interleaved_planes, linears, separate, sinks
 from isobasin.architectures.projection import Gains
 from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.symmetries.groups import QueryKeyNorm
 
 ATTENTION = "layers.{layer}.self_attn"
-_FEEDFORWARD = "layers.{layer}.mlp"
+FEEDFORWARD = "layers.{layer}.mlp"
 
 
 def decoder_sizes(config: Config) -> Sizes:
@@ -25,83 +28,113 @@ def decoder_sizes(config: Config) -> Sizes:
     return sizes(config, groups=config.num_key_value_heads, features=getattr(config, "head_dim", None))
 
 
-def decoder_blocks(
+def blocks(
     config: Config,
     *,
-    bias: bool,
-    output_bias: bool,
-    planes: tuple[Plane, ...] | None = None,
+    bias: bool | str = "attention_bias",
+    output_bias: bool | str | None = None,
+    interleaved: bool = False,
+    partial: bool = False,
+    by_layer_type: bool = False,
+    rotates: Sequence[object] | None = None,
     output: str = "o_proj",
     norm: QueryKeyNorm | None = None,
+    own_gains: Callable[[str, int, int], Gains] | None = None,
     gain_offset: float = 0.0,
     sink: bool = False,
-    own_gains: Mapping[str, Gains] | None = None,
 ) -> list[AttentionSite]:
     """The attention blocks of a decoder of Llama's kind.
 
     Args:
         config: The configuration.
-        bias: Whether queries, keys and values have biases.
-        output_bias: Whether the output has one.
-        planes: Features that rotate together; by default all of a head in half order.
+        bias: Whether queries, keys and values have biases, or which entry says so.
+        output_bias: Likewise for the output; by default it has one where they have.
+        interleaved: Whether features rotate in interleaved order, not in half order.
+        partial: As in `rotated`.
+        by_layer_type: As in `rotated`.
+        rotates: Which layers rotate; by default all.
         output: What the output projection is called.
         norm: How queries and keys are normalised.
-        gain_offset: What is added to their gains.
+        own_gains: Where the gains of queries ("q") or keys ("k") lie, of so many heads and features, if not in modules
+            q_norm and k_norm, as vectors.
+        gain_offset: What is added to those gains.
         sink: Whether heads have scores of no token.
-        own_gains: Where those gains lie if not in modules q_norm and k_norm, as vectors.
     """
-    shape = decoder_sizes(config)
-    projections = separate(
-        shape,
-        query=f"{ATTENTION}.q_proj",
-        key=f"{ATTENTION}.k_proj",
-        value=f"{ATTENTION}.v_proj",
-        output=f"{ATTENTION}.{output}",
-        bias=bias,
-        output_bias=output_bias,
-    )
-    planes = half_planes(rotated(config, shape.features)) if planes is None else planes
+    shape, biased = decoder_sizes(config), switched(config, bias)
+    written = biased if output_bias is None else switched(config, output_bias)
+    names = (f"{ATTENTION}.{name}" for name in ("q_proj", "k_proj", "v_proj", output))
+    projections = separate(shape, *names, bias=biased, output_bias=written)
+    order = interleaved_planes if interleaved else half_planes
+    planes = order(rotated(config, shape.features, partial=partial, by_layer_type=by_layer_type))
     group = attention_group(shape, projections, planes, norm=norm, sink=sink)
-    others = dict(own_gains or {})
-    if norm is not None and not others:
-        for role, heads in (("query", shape.heads), ("key", shape.groups)):
-            own = heads if norm is QueryKeyNorm.full else 1
-            others[f"{role}_gain"] = gains(f"{ATTENTION}.{role[0]}_norm.weight", shape.features, own)
-    if sink:
-        others["sink"] = sinks(f"{ATTENTION}.sinks", shape.heads)
-    return attention_sites(layers(config), ATTENTION, projections, group, gain_offset=gain_offset, **others)
+    others: dict[str, Gains] = {"sink": sinks(f"{ATTENTION}.sinks", shape.heads)} if sink else {}
+    if norm is not None:
+        own = own_gains or (_gains if norm is QueryKeyNorm.full else _shared_gains)
+        others |= {
+            "query_gain": own("q", shape.heads, shape.features),
+            "key_gain": own("k", shape.groups, shape.features),
+        }
+    found = attention_sites(layers(config), ATTENTION, projections, group, gain_offset=gain_offset, **others)
+    if rotates is None:
+        return found
+    plain = attention_group(shape, projections, norm=norm, sink=sink)
+    return [site if turned else replace(site, group=plain) for site, turned in zip(found, rotates, strict=True)]
 
 
-def blocks(config: Config, **others: Any) -> list[AttentionSite]:
-    """The attention blocks of a Llama, or of one that differs in what else `decoder_blocks` takes."""
-    return decoder_blocks(config, bias=config.attention_bias, output_bias=config.attention_bias, **others)
+def _gains(letter: str, heads: int, features: int) -> Gains:
+    return gains(f"{ATTENTION}.{letter}_norm.weight", features, heads)
 
 
-def decoder_feedforwards(config: Config, *, bias: bool, activation: str | None = None) -> list[FeedForwardSite]:
-    """The feed-forward blocks of a decoder of Llama's kind; the activation is `hidden_act` if none is given."""
-    up, gate, down = (f"{_FEEDFORWARD}.{name}_proj" for name in ("up", "gate", "down"))
-    projections = linears(config.hidden_size, config.intermediate_size, up, down, gate, bias=bias)
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, activation or config.hidden_act)
+def _shared_gains(letter: str, heads: int, features: int) -> Gains:
+    return _gains(letter, 1, features)
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
-    """The feed-forward blocks of a Llama."""
-    return decoder_feedforwards(config, bias=config.mlp_bias)
+def feedforwards(
+    config: Config,
+    *,
+    bias: bool | str = "mlp_bias",
+    activation: str = "hidden_act",
+    up: str = "up_proj",
+    gate: str | None = "gate_proj",
+    down: str = "down_proj",
+) -> list[FeedForwardSite]:
+    """The feed-forward blocks of a decoder of Llama's kind.
+
+    Args:
+        config: The configuration.
+        bias: Whether all projections have biases, or which entry says so.
+        activation: Which entry names the activation.
+        up: What the projection is called that the activation reads, or in a gated block multiplies.
+        gate: What the projection is called that it reads in a gated block; None without.
+        down: What the projection into the stream is called.
+    """
+    up, down = (f"{FEEDFORWARD}.{name}" for name in (up, down))
+    gate = None if gate is None else f"{FEEDFORWARD}.{gate}"
+    projections = linears(config.hidden_size, config.intermediate_size, up, down, gate, bias=switched(config, bias))
+    return feedforward_sites(layers(config), FEEDFORWARD, projections, getattr(config, activation))
 
 
-def stream(config: Config) -> StreamFacts:
-    """The residual stream of a decoder of Llama's kind."""
-    return StreamFacts(
+def stream(config: Config, *, parallel: bool = False, **others: Any) -> StreamFacts:
+    """The residual stream of a decoder of Llama's kind.
+
+    Args:
+        config: The configuration.
+        parallel: Whether one normalisation serves both blocks of a layer.
+        others: In what else it differs, as `StreamFacts` names it.
+    """
+    attention = "layers.{layer}.input_layernorm"
+    usual = StreamFacts(
         embeddings=(("embed_tokens.weight", 1),),
         readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("qa_outputs")),
-        attention_norm="layers.{layer}.input_layernorm",
-        feedforward_norm="layers.{layer}.post_attention_layernorm",
+        attention_norm=attention,
+        feedforward_norm=attention if parallel else "layers.{layer}.post_attention_layernorm",
         final_norm="norm",
         mean=False,
     )
+    return replace(usual, **others)
 
 
 # Question answering puts "transformer." before the names, all other heads "model.".
-PREFIXES = ("model.", "transformer.")
-
-FAMILY = Family("llama", PREFIXES, blocks, feedforwards, stream)
+FAMILY = Family("llama", ("model.", "transformer."), blocks, feedforwards, stream)
+like = functools.partial(replace, FAMILY)
+"""A family of Llama's kind, which states in what it differs."""

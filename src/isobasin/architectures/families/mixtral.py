@@ -4,11 +4,8 @@ A token's router chooses the experts of the highest softmax and makes their scor
 for training only.
 """
 
-from functools import partial
-
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
-from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.architectures.layouts import router, separate_experts
 from isobasin.architectures.sites import experts_sites
@@ -24,10 +21,4 @@ def feedforwards(config: Config) -> list[ExpertsSite]:
     return experts_sites(layers(config), _EXPERTS, router(width, count, f"{_EXPERTS}.gate"), experts, config.hidden_act)
 
 
-FAMILY = Family(
-    "mixtral",
-    llama.PREFIXES,
-    partial(llama.decoder_blocks, bias=False, output_bias=False),
-    feedforwards,
-    llama.stream,
-)
+FAMILY = llama.like(model_type="mixtral", feedforwards=feedforwards)

@@ -5,24 +5,15 @@ chooses some and weighs them, with `norm_topk_prob` so that the weights of those
 gate of its own.
 """
 
-from dataclasses import replace
+from functools import partial
 
-from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
-from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
 from isobasin.architectures.layouts import linears, router, separate_experts
 from isobasin.architectures.sites import experts_sites, feedforward_sites, mixed
-from isobasin.architectures.stream import StreamFacts
 
-_FEEDFORWARD = "layers.{layer}.mlp"
-_SHARED = f"{_FEEDFORWARD}.shared_expert"
-
-
-def blocks(config: Config) -> list[AttentionSite]:
-    """The attention blocks of a Qwen2-MoE."""
-    return llama.decoder_blocks(config, bias=config.qkv_bias, output_bias=False)
+_SHARED = f"{llama.FEEDFORWARD}.shared_expert"
 
 
 def routed(config: Config) -> set[int]:
@@ -34,16 +25,16 @@ def routed(config: Config) -> set[int]:
 def experts(config: Config) -> list[ExpertsSite]:
     """A block of experts for every layer."""
     width, count = config.hidden_size, config.num_experts
-    up, gate, down = (f"{_FEEDFORWARD}.experts.{{expert}}.{name}_proj" for name in ("up", "gate", "down"))
+    up, gate, down = (f"{llama.FEEDFORWARD}.experts.{{expert}}.{name}_proj" for name in ("up", "gate", "down"))
     found = separate_experts(width, config.moe_intermediate_size, count, up, down, gate)
     return experts_sites(
-        layers(config), _FEEDFORWARD, router(width, count, f"{_FEEDFORWARD}.gate"), found, config.hidden_act
+        layers(config), llama.FEEDFORWARD, router(width, count, f"{llama.FEEDFORWARD}.gate"), found, config.hidden_act
     )
 
 
 def feedforwards(config: Config) -> list[FeedForward]:
     """The feed-forward blocks of a Qwen2-MoE."""
-    dense = llama.decoder_feedforwards(config, bias=False)
+    dense = llama.feedforwards(config)
     if not (chosen := routed(config)):
         return [*dense]
     up, gate, down = (f"{_SHARED}.{name}_proj" for name in ("up", "gate", "down"))
@@ -52,9 +43,10 @@ def feedforwards(config: Config) -> list[FeedForward]:
     return mixed(chosen, dense, experts(config), shared)
 
 
-def stream(config: Config) -> StreamFacts:
-    """The residual stream of a Qwen2-MoE."""
-    return replace(llama.stream(config), feedforward_readers=(f"{_SHARED}_gate",))
-
-
-FAMILY = Family("qwen2_moe", llama.PREFIXES, blocks, feedforwards, stream, beside=("mlp.shared_expert_gate.weight",))
+FAMILY = llama.like(
+    model_type="qwen2_moe",
+    blocks=partial(llama.blocks, bias="qkv_bias", output_bias=False),
+    feedforwards=feedforwards,
+    stream=partial(llama.stream, feedforward_readers=(f"{_SHARED}_gate",)),
+    beside=("mlp.shared_expert_gate.weight",),
+)

@@ -2,16 +2,15 @@
 
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama, qwen2_moe, qwen3
-from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.sites import mixed
 
 
 def feedforwards(config: Config) -> list[FeedForward]:
     """The feed-forward blocks of a Qwen3-MoE."""
-    dense = llama.decoder_feedforwards(config, bias=False)
+    dense = llama.feedforwards(config)
     chosen = qwen2_moe.routed(config)
     return mixed(chosen, dense, qwen2_moe.experts(config)) if chosen else [*dense]
 
 
-FAMILY = Family("qwen3_moe", llama.PREFIXES, qwen3.blocks, feedforwards, llama.stream)
+FAMILY = llama.like(model_type="qwen3_moe", blocks=qwen3.FAMILY.blocks, feedforwards=feedforwards)
