@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz certify situations families lint format bench clean
+.PHONY: help install demo test fuzz certify situations pages lint format bench clean
 
 help:
 	@echo "make demo     train, align and plot small models (under 3 minutes)"
@@ -19,7 +19,7 @@ help:
 	@echo "make fuzz     damaged inputs for FUZZ_SECONDS=600, other ones with another FUZZ_SEED"
 	@echo "make certify  measure that every family's groups are exact (10 minutes); prints the table of docs/certify.md"
 	@echo "make situations every verb on every family, stored form and head (an hour); prints the table of docs/situations.md"
-	@echo "make families write docs/families.md"
+	@echo "make pages    write docs/families.md and docs/choices.md"
 	@echo "make lint     ruff, pyright, import-linter"
 	@echo "make format   let ruff rewrite what it can"
 	@echo "make bench    run the benchmarks"
@@ -62,8 +62,9 @@ certify: $(READY)
 situations: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/situations.py
 
-families: $(READY)
+pages: $(READY)
 	$(BIN)/python -m isobasin.verbs.families > docs/families.md
+	$(BIN)/python -m isobasin.choices > docs/choices.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from isobasin.checkpoints import write_file_atomically
+from isobasin.choices import Scope
 from isobasin.cli.data_options import examples_for
 from isobasin.experiments.alignments import alignments
 from isobasin.lines.ends import Losses, Measuring, OpenPair
 from isobasin.refinement.recipe import Refining
 from isobasin.tasks.data import DataOptions
-from isobasin.verbs.settings import Scope
 
 
 def main() -> None:

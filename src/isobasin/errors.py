@@ -16,6 +16,10 @@ class IsobasinError(Exception):
     """Base of every error that isobasin raises on purpose."""
 
 
+class ChoiceError(IsobasinError, ValueError):
+    """There is nothing of this name to choose."""
+
+
 class CheckpointError(IsobasinError):
     """A checkpoint can't be found or read: folder, config, index, header or file."""
 

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 # Controls, formats (such as marks that turn the direction of writing), halves of characters, ends of lines.
@@ -57,3 +59,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def near(name: str, choices: Iterable[str]) -> str:
+    """What was perhaps meant by a wrong name, or what there is."""
+    known = [str(choice) for choice in choices]
+    found = get_close_matches(name, known, n=1)
+    return f"did you mean {found[0]!r}?" if found else f"there is {', '.join(map(repr, known)) or 'none'}"

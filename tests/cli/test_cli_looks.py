@@ -18,7 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from isobasin import cli
-from isobasin.cli import options, tables
+from isobasin.cli import tables
 from isobasin.cli.alignment_report import alignment_report
 from isobasin.cli.console import complain, console, show, show_json, show_path, working
 from isobasin.cli.equivalence_report import equivalence_report
@@ -44,21 +44,6 @@ def test_a_verb_is_imported_when_it_is_asked_for():
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["isobasin.cli.symmetry"]
-
-
-def test_choices_are_the_libraries():
-    from isobasin.matching.attention import Method
-    from isobasin.matching.heads import HeadCost
-    from isobasin.verbs.merge import Head, Space
-    from isobasin.verbs.settings import MAX_CONDITION, Objective, Scope
-
-    assert [str(choice) for choice in options.Scope] == [str(choice) for choice in Scope]
-    assert [str(choice) for choice in options.Objective] == [str(choice) for choice in Objective]
-    assert [str(choice) for choice in options.Head] == [str(choice) for choice in Head]
-    assert [str(choice) for choice in options.Space] == [str(choice) for choice in Space]
-    assert [str(choice) for choice in options.Method] == [str(choice) for choice in Method]
-    assert [str(choice) for choice in options.HeadCost] == [str(choice) for choice in HeadCost]
-    assert {choice.resolve() for choice in options.Dtype} == {None, *MAX_CONDITION}
 
 
 @pytest.mark.parametrize("verb", VERBS)

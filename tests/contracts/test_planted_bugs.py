@@ -25,6 +25,7 @@ from isobasin.architectures.families import (
     roformer,
 )
 from isobasin.architectures.layouts import half_planes, interleaved_planes
+from isobasin.choices import Method
 from isobasin.errors import VerificationError
 from isobasin.matching import attention as matching
 from isobasin.matching import heads, latents
@@ -262,20 +263,20 @@ def no_shifts(patch: Patch) -> None:
 
 def inverse_map(patch: Patch) -> None:
     """Stage 2's maps inverted."""
-    solvers = matching._SOLVERS[matching.Method.gauss_newton]
+    solvers = matching._SOLVERS[Method.gauss_newton]
 
     def linear(core):
         solution = solvers.linear(core)
         return replace(solution, matrix=torch.linalg.inv(solution.matrix))
 
-    patch.setitem(matching._SOLVERS, matching.Method.gauss_newton, replace(solvers, linear=linear))
+    patch.setitem(matching._SOLVERS, Method.gauss_newton, replace(solvers, linear=linear))
 
 
 def conjugated_planes(patch: Patch) -> None:
-    solvers = matching._SOLVERS[matching.Method.gauss_newton]
+    solvers = matching._SOLVERS[Method.gauss_newton]
     planes = solvers.planes
     wrong = replace(solvers, planes=lambda problem: planes(problem).conj())
-    patch.setitem(matching._SOLVERS, matching.Method.gauss_newton, wrong)
+    patch.setitem(matching._SOLVERS, Method.gauss_newton, wrong)
 
 
 def latents_unmatched(patch: Patch) -> None:

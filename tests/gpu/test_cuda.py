@@ -7,10 +7,10 @@ import torch
 
 import isobasin
 from isobasin.architectures.examples import tiny, variant
+from isobasin.choices import TaskKind
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.examples import TensorExamples
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.verbs.settings import Running

@@ -14,12 +14,13 @@ import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.certification.nullity import spectrum
 from isobasin.certification.tangents import attention_tangents
+from isobasin.choices import HeadCost, Method
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import latents
-from isobasin.matching.attention import Method, align_heads, distance, match
+from isobasin.matching.attention import align_heads, distance, match
 from isobasin.matching.averaging import circuit_mean
 from isobasin.matching.circuits import bias_error, circuit_error
-from isobasin.matching.heads import HeadCost, assign, head_costs
+from isobasin.matching.heads import assign, head_costs
 from isobasin.symmetries import attention, latent
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup

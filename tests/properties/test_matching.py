@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from isobasin.choices import HeadCost, Method
 from isobasin.matching import circuits, paper, rotary, subspace
-from isobasin.matching.attention import Method, distance, match
+from isobasin.matching.attention import distance, match
 from isobasin.matching.factors import query_key_factors, value_output_factors
-from isobasin.matching.heads import HeadCost, assign, head_costs
+from isobasin.matching.heads import assign, head_costs
 from isobasin.symmetries import attention
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import isobasin
-from isobasin.matching.attention import Method, distance, match
+from isobasin.choices import Method
+from isobasin.matching.attention import distance, match
 from isobasin.symmetries import attention
 from isobasin.symmetries.along import Along, Role, Stream
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale

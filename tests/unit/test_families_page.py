@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 
 def test_the_page_is_up_to_date():
-    assert PAGE.read_text() == page(all_families()), "run make families"
+    assert PAGE.read_text() == page(all_families()), "run make pages"
 
 
 def with_numbers(formula: str, group: AttentionGroup) -> str:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.choices import TaskKind
 from isobasin.errors import TensorError
 from isobasin.model import open_model
 from isobasin.refinement.names import names_in_memory
-from isobasin.tasks.kind import TaskKind
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.forms import Tensors, edit_tensors
 

@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.checkpoints import write_checkpoint
+from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, OutputError, TensorError, VerificationError
 from isobasin.model import open_model
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.verbs.align import match_models
 from isobasin.verbs.centring import bring_together, centred, moved_tensors
 from isobasin.verbs.interpolate import means
-from isobasin.verbs.settings import Matching, Running, Scope
+from isobasin.verbs.settings import Matching, Running
 
 SPACES = ("weights", "circuit")
 # Maps between two models of these tests, of condition up to 100, amplify what transformers rounds to float32.

@@ -9,10 +9,11 @@ import torch
 
 import isobasin
 from isobasin.alignment import ResidualAlignment
+from isobasin.choices import Targets
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
 from isobasin.model import TensorBlocks
 from isobasin.refinement.chart import Chart
-from isobasin.refinement.recipe import Refining, Targets
+from isobasin.refinement.recipe import Refining
 from isobasin.refinement.tensors import TensorCalibration
 from isobasin.symmetries import stream
 from isobasin.symmetries.attention import attend

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from isobasin.choices import Device, Dtype, HeadCost, Method, Objective, Scope
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.data_options import (
     CalibrationOption,
@@ -21,23 +22,17 @@ from isobasin.cli.data_options import (
 )
 from isobasin.cli.options import (
     AllowPickleOption,
-    Device,
     DeviceOption,
-    Dtype,
     DtypeOption,
     ForceOption,
-    HeadCost,
     HeadCostOption,
     JsonOption,
     KeepGainsOption,
-    Method,
     MethodOption,
     ModelArgument,
     NoVerifyOption,
-    Objective,
     ObjectiveOption,
     OutputOption,
-    Scope,
     ScopeOption,
 )
 
@@ -91,18 +86,18 @@ def align(
 
             options = DataOptions(data, name, split, parsed_columns(columns), max_examples, length)
             examples = examples_for(reference, options, task, tokenizer, allow_pickle)
-            calibration = DataCalibration(examples, device.value)
+            calibration = DataCalibration(examples, device)
         found = align(
             reference,
             model,
             output,
-            method=method.value,
-            head_cost=head_cost.value,
-            scope=scope.value,
+            method=method,
+            head_cost=head_cost,
+            scope=scope,
             keep_gains=keep_gains,
-            objective=objective.value,
+            objective=objective,
             calibration=calibration,
-            device=device.value,
+            device=device,
             dtype=dtype.resolve(),
             max_condition=max_condition,
             verify=not no_verify,

@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
+from isobasin.choices import Device, Dtype
 from isobasin.cli.console import working
 from isobasin.cli.delivery import show_moved
 from isobasin.cli.options import (
     AllowPickleOption,
-    Device,
     DeviceOption,
-    Dtype,
     DtypeOption,
     ForceOption,
     JsonOption,
@@ -48,7 +47,7 @@ def apply(
             Alignment.load(alignment),
             model,
             output,
-            device=device.value,
+            device=device,
             dtype=dtype.resolve(),
             verify=not no_verify,
             force=force,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isobasin.choices import WAYS, Device, HeadCost, Scope, Way
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.data_options import (
     ColumnsOption,
@@ -25,35 +25,21 @@ from isobasin.cli.data_options import (
 )
 from isobasin.cli.options import (
     AllowPickleOption,
-    Device,
     DeviceOption,
-    HeadCost,
     HeadCostOption,
     JsonOption,
-    Scope,
     ScopeOption,
     SeedOption,
     TakeConfigOption,
+    choose,
 )
 
 if TYPE_CHECKING:
     from isobasin.records.file import Measured
 
+_WAYS = list(WAYS)
+
 EXAMPLE = "isobasin barrier runs/seed0 runs/seed1 --data fancyzhx/ag_news -o barriers"
-
-
-class Way(StrEnum):
-    """How B is moved before the line is drawn."""
-
-    none = "none"
-    heads = "heads"
-    balanced = "balanced"
-    orthogonal = "orthogonal"
-    paper = "paper"
-    gauss_newton = "gauss-newton"
-
-
-_DEFAULT_WAYS = [Way.none, Way.heads, Way.paper, Way.gauss_newton]
 
 
 def barrier(
@@ -75,12 +61,8 @@ def barrier(
     tokenizer: TokenizerOption = None,
     method: Annotated[
         list[Way],
-        typer.Option(
-            "--method",
-            metavar="METHOD",
-            help="How B is moved (repeat it): none, heads, orthogonal, paper, balanced, gauss-newton.",
-        ),
-    ] = _DEFAULT_WAYS,
+        choose("--method", Way, "Repeat it for more."),
+    ] = _WAYS,
     head_cost: HeadCostOption = HeadCost.rotary,
     scope: ScopeOption = Scope.attention,
     points: Annotated[int, typer.Option("--points", metavar="N", help="Points of each line, with its ends.")] = 25,
@@ -103,10 +85,8 @@ def barrier(
     with working("reading") as progress:
         from isobasin.lines.ends import Measuring
         from isobasin.lines.measure import measure
-        from isobasin.matching.heads import HeadCost as LibraryHeadCost
         from isobasin.reports.write import write_report
         from isobasin.tasks.data import DataOptions
-        from isobasin.verbs.settings import Scope as LibraryScope
 
         options = DataOptions(
             source=data,
@@ -118,12 +98,12 @@ def barrier(
             seed=seed,
         )
         how = Measuring(
-            methods=tuple(way.value for way in dict.fromkeys(method)),
+            methods=tuple(dict.fromkeys(method)),
             points=points,
             batch_size=batch_size,
-            device=device.value,
-            head_cost=LibraryHeadCost(head_cost.value),
-            scope=LibraryScope(scope.value),
+            device=device,
+            head_cost=head_cost,
+            scope=scope,
             temperature=not no_temperature,
             take_config=take_config,
         )

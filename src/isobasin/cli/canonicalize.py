@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isobasin.choices import Device, Dtype, Scope
 from isobasin.cli.console import show, working
 from isobasin.cli.delivery import show_moved
 from isobasin.cli.options import (
     AllowPickleOption,
-    Device,
     DeviceOption,
-    Dtype,
     DtypeOption,
     ForceOption,
     JsonOption,
     ModelArgument,
     NoVerifyOption,
     OutputOption,
-    Scope,
     ScopeOption,
 )
 
@@ -43,14 +41,12 @@ def canonicalize(
         from isobasin.verbs.apply import apply
         from isobasin.verbs.canonicalize import canonical_alignment
 
-        element = canonical_alignment(
-            model, scope=scope.value, device=device.value, allow_pickle=allow_pickle, progress=progress
-        )
+        element = canonical_alignment(model, scope=scope, device=device, allow_pickle=allow_pickle, progress=progress)
         moved = apply(
             element,
             model,
             output,
-            device=device.value,
+            device=device,
             dtype=dtype.resolve(),
             verify=not no_verify,
             force=force,

@@ -64,7 +64,7 @@ def _report(pair: PairCheck) -> Iterator[RenderableType]:
         yield Text(f"{note}.")
     rows = table("scope", "matched", "why not", left=("scope", "why not"))
     for one in pair.matchable:
-        rows.add_row(one.scope.value, f"{one.blocks} blocks" if one.blocks else "–", one.reason)
+        rows.add_row(one.scope, f"{one.blocks} blocks" if one.blocks else "–", one.reason)
     yield rows
     count = len(pair.conflicts)
     if pair.clear:

@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
+from isobasin.choices import Device
 from isobasin.cli.console import show, show_json, working
-from isobasin.cli.options import (
-    AllowPickleOption,
-    Device,
-    DeviceOption,
-    FirstArgument,
-    JsonOption,
-    SecondArgument,
-)
+from isobasin.cli.options import AllowPickleOption, DeviceOption, FirstArgument, JsonOption, SecondArgument
 from isobasin.cli.tables import number, table
 
 if TYPE_CHECKING:
@@ -36,7 +30,7 @@ def compare(
     with working("reading") as progress:
         from isobasin.verbs.compare import compare
 
-        found = compare(a, b, device=device.value, allow_pickle=allow_pickle, progress=progress)
+        found = compare(a, b, device=device, allow_pickle=allow_pickle, progress=progress)
     if as_json:
         show_json(found.to_json())
     else:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isobasin.choices import TaskKind
+from isobasin.cli.options import choose
+
 if TYPE_CHECKING:
     from isobasin.tasks.data import DataOptions
-
-
-class Task(StrEnum):
-    """What the models are measured at."""
-
-    image_classification = "image-classification"
-    text_classification = "text-classification"
-    causal_lm = "causal-lm"
-    masked_lm = "masked-lm"
 
 
 DataOption = Annotated[
@@ -52,8 +45,8 @@ LengthOption = Annotated[
     int | None, typer.Option("--length", metavar="N", help="Tokens of an example; by default what the model takes.")
 ]
 TaskOption = Annotated[
-    Task | None,
-    typer.Option("--task", metavar="TASK", help="What the models do, if their configuration doesn't say."),
+    TaskKind | None,
+    choose("--task", TaskKind, "By default what their configuration says."),
 ]
 TokenizerOption = Annotated[
     str | None,
@@ -70,16 +63,18 @@ def parsed_columns(text: str | None) -> dict[str, str]:
     return {role.strip(): column.strip() for role, _, column in parts}
 
 
-def examples_for(model: str, options: DataOptions, task: Task | None, tokenizer: str | None, allow_pickle: bool) -> Any:
+def examples_for(
+    model: str, options: DataOptions, task: TaskKind | None, tokenizer: str | None, allow_pickle: bool
+) -> Any:
     """The data as the first model sees them."""
     from isobasin.model import open_checkpoint
     from isobasin.tasks.data import prepare, read_dataset
-    from isobasin.tasks.kind import TaskKind, kind_of
+    from isobasin.tasks.kind import kind_of
     from isobasin.tasks.processors import config_of, load_processor
 
     with open_checkpoint(model, allow_pickle=allow_pickle) as checkpoint:
         config = config_of(model, checkpoint)
-        kind = kind_of(checkpoint.config) if task is None else TaskKind(task.value)
+        kind = kind_of(checkpoint.config) if task is None else task
         processor = load_processor(checkpoint.folder, kind, tokenizer)
         return prepare(read_dataset(options, kind), kind, processor, options, config=config)
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from isobasin.choices import Device
 from isobasin.cli.console import show, show_json, working
-from isobasin.cli.options import (
-    AllowPickleOption,
-    Device,
-    DeviceOption,
-    FirstArgument,
-    JsonOption,
-    SecondArgument,
-)
+from isobasin.cli.options import AllowPickleOption, DeviceOption, FirstArgument, JsonOption, SecondArgument
 
 EXAMPLE = "isobasin equivalent runs/seed0 scrambled"
 
@@ -28,7 +22,7 @@ def equivalent(
     with working("reading") as progress:
         from isobasin.verbs.equivalent import equivalent
 
-        found = equivalent(a, b, device=device.value, allow_pickle=allow_pickle, progress=progress)
+        found = equivalent(a, b, device=device, allow_pickle=allow_pickle, progress=progress)
     if as_json:
         show_json(found.to_json())
     else:

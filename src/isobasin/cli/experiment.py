@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isobasin.choices import Device, Runner
 from isobasin.cli.console import complain, console, quiet, show, show_json, show_path
-from isobasin.cli.options import Device, DeviceOption, JsonOption
+from isobasin.cli.options import DeviceOption, JsonOption, choose
 from isobasin.cli.tables import table
 from isobasin.signals import Terminated
 
@@ -29,13 +29,6 @@ experiment = typer.Typer(
     rich_markup_mode="rich",
     epilog=f"Example: {EXAMPLE}",
 )
-
-
-class EngineName(StrEnum):
-    """What runs the cells."""
-
-    local = "local"
-    ray = "ray"
 
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an experiment that was run.")]
@@ -60,9 +53,7 @@ def run(
             "--output", "-o", metavar="OUT", help="Folder for the results; an earlier run in it is continued."
         ),
     ] = None,
-    engine: Annotated[
-        EngineName, typer.Option("--engine", metavar="ENGINE", help="local, this machine; or ray, a cluster.")
-    ] = EngineName.local,
+    engine: Annotated[Runner, choose("--engine", Runner)] = Runner.local,
     ray_address: Annotated[
         str | None,
         typer.Option("--ray-address", metavar="ADDRESS", help="Of the Ray cluster; by default one is started here."),
@@ -96,15 +87,13 @@ def run(
         from isobasin.experiments.work import RunOptions
         from isobasin.verbs.settings import check_device
 
-        check_device(device.value)
+        check_device(device)
         runs = _engine(engine, ray_address, workers, threads, device, folder)
         found = Experiment.begin(read(configuration), folder, smoke=smoke, only=only or ())
         cells = found.cells(only or ())
         try:
             with watching(found.left(cells), console(stderr=True)) as watcher:
-                summary = run(
-                    found, cells, runs, RunOptions(device.value, data_root()), watcher, keep_models=keep_models
-                )
+                summary = run(found, cells, runs, RunOptions(device, data_root()), watcher, keep_models=keep_models)
         except (KeyboardInterrupt, Terminated):
             console(stderr=True).print("What is done is kept: the same command goes on from here.", soft_wrap=True)
             raise
@@ -112,9 +101,9 @@ def run(
 
 
 def _engine(
-    name: EngineName, address: str | None, workers: int | None, threads: int | None, device: Device, folder: Path
+    name: Runner, address: str | None, workers: int | None, threads: int | None, device: Device, folder: Path
 ) -> Engine:
-    if name is EngineName.ray:
+    if name is Runner.ray:
         from isobasin.execution.cluster import Cluster
 
         gpus = 1 if device is Device.cuda else 0

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import RenderableType
 
+from isobasin.choices import Device
 from isobasin.cli.console import show, show_json, show_path, working
-from isobasin.cli.options import AllowPickleOption, Device, DeviceOption, ForceOption, JsonOption, ModelArgument
+from isobasin.cli.options import AllowPickleOption, DeviceOption, ForceOption, JsonOption, ModelArgument
 from isobasin.cli.tables import number, table
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def fingerprint(
     with working("reading"):
         from isobasin.verbs.fingerprint import fingerprint
 
-        found = fingerprint(model, device=device.value, allow_pickle=allow_pickle)
+        found = fingerprint(model, device=device, allow_pickle=allow_pickle)
         if output is not None:
             found.save(output, force=force)
     if as_json:

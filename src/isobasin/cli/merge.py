@@ -9,25 +9,21 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
+from isobasin.choices import Device, HeadCost, Method, Readout, Scope, Space
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.options import (
     AllowPickleOption,
     ByNameOption,
     CommonRowsOption,
-    Device,
     DeviceOption,
     ForceOption,
-    Head,
-    HeadCost,
     HeadCostOption,
     JsonOption,
-    Method,
     MethodOption,
     OutputOption,
-    Scope,
     ScopeOption,
-    Space,
     TakeConfigOption,
+    choose,
 )
 from isobasin.cli.tables import change, number, table
 
@@ -57,12 +53,7 @@ def merge(
     ] = None,
     space: Annotated[
         Space,
-        typer.Option(
-            "--space",
-            metavar="SPACE",
-            help="What is averaged: weights, or circuit (Q K' and V O' of every head, cut to its width; all other "
-            "tensors as weights).",
-        ),
+        choose("--space", Space),
     ] = Space.weights,
     method: MethodOption = Method.gauss_newton,
     head_cost: HeadCostOption = HeadCost.rotary,
@@ -71,13 +62,8 @@ def merge(
     by_name: ByNameOption = False,
     common_rows: CommonRowsOption = False,
     head: Annotated[
-        Head | None,
-        typer.Option(
-            "--head",
-            metavar="HEAD",
-            help="Merge the bodies of models with other heads: reference (the result has A's head) or own (of two "
-            "models: B's head, form and configuration).",
-        ),
+        Readout | None,
+        choose("--head", Readout, "Without it models with other heads are refused."),
     ] = None,
     device: DeviceOption = Device.cpu,
     force: ForceOption = False,
@@ -95,22 +81,22 @@ def merge(
             models,
             output,
             t=_numbers(t),
-            space=space.value,
-            method=method.value,
-            head_cost=head_cost.value,
-            scope=scope.value,
+            space=space,
+            method=method,
+            head_cost=head_cost,
+            scope=scope,
             take_config=take_config,
             by_name=by_name,
             common_rows=common_rows,
-            head=None if head is None else head.value,
-            device=device.value,
+            head=head,
+            device=device,
             verify=not no_verify,
             force=force,
             allow_pickle=allow_pickle,
             progress=progress,
         )
     if as_json:
-        show_json({"output": str(output), "space": space.value, **found.to_json()})
+        show_json({"output": str(output), "space": space, **found.to_json()})
         return
     show(*_report(found))
     show_path("Written to", output)

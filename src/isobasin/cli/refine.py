@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from isobasin.choices import Device, Objective, Scope, Targets
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.data_options import (
     ColumnsOption,
@@ -21,22 +22,20 @@ from isobasin.cli.data_options import (
 )
 from isobasin.cli.options import (
     AllowPickleOption,
-    Device,
     DeviceOption,
     ForceOption,
     JsonOption,
     KeepGainsOption,
     ModelArgument,
     NoVerifyOption,
-    Objective,
     ObjectiveOption,
     OutputOption,
-    Scope,
     ScopeOption,
     SeedOption,
     TakeConfigOption,
+    choose,
 )
-from isobasin.refinement.recipe import Refining, Targets
+from isobasin.refinement.recipe import Refining
 
 EXAMPLE = 'isobasin refine runs/seed0 runs/seed1 --data wikitext --split "train[:5%]" -o runs/seed1-refined'
 
@@ -70,9 +69,7 @@ def refine(
     patience: Annotated[
         int, typer.Option("--patience", metavar="N", min=1, help="Looks at held-out data without gain, then it ends.")
     ] = Refining.patience,
-    targets: Annotated[
-        Targets, typer.Option("--targets", help="Learn from what both ends predict, or from the data's labels.")
-    ] = Targets.ends,
+    targets: Annotated[Targets, choose("--targets", Targets)] = Targets.ends,
     noise: Annotated[
         float,
         typer.Option("--noise", metavar="X", min=0, help="Noise on images, in standard deviations; with targets ends."),
@@ -97,8 +94,6 @@ def refine(
         from isobasin.refinement.refine import REFERENCE, refine
         from isobasin.tasks.data import DataOptions
         from isobasin.verbs.settings import Matching, Running
-        from isobasin.verbs.settings import Objective as LibraryObjective
-        from isobasin.verbs.settings import Scope as LibraryScope
 
         options = DataOptions(data, name, split, parsed_columns(columns), max_examples, length, seed)
         found = refine(
@@ -117,10 +112,8 @@ def refine(
                 targets=targets,
                 noise=noise,
             ),
-            matching=Matching(
-                scope=LibraryScope(scope.value), keep_gains=keep_gains, objective=LibraryObjective(objective.value)
-            ),
-            running=Running(device.value, verify=not no_verify, force=force, progress=progress),
+            matching=Matching(scope=scope, keep_gains=keep_gains, objective=objective),
+            running=Running(device, verify=not no_verify, force=force, progress=progress),
             take_config=take_config,
             allow_pickle=allow_pickle,
         )

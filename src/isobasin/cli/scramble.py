@@ -6,20 +6,18 @@ from typing import Annotated
 
 import typer
 
+from isobasin.choices import Device, Dtype, Scope
 from isobasin.cli.console import working
 from isobasin.cli.delivery import show_moved
 from isobasin.cli.options import (
     AllowPickleOption,
-    Device,
     DeviceOption,
-    Dtype,
     DtypeOption,
     ForceOption,
     JsonOption,
     ModelArgument,
     NoVerifyOption,
     OutputOption,
-    Scope,
     ScopeOption,
     SeedOption,
 )
@@ -47,12 +45,12 @@ def scramble(
         from isobasin.verbs.apply import apply
         from isobasin.verbs.scramble import random_alignment
 
-        element = random_alignment(model, seed=seed, condition=condition, scope=scope.value, allow_pickle=allow_pickle)
+        element = random_alignment(model, seed=seed, condition=condition, scope=scope, allow_pickle=allow_pickle)
         moved = apply(
             element,
             model,
             output,
-            device=device.value,
+            device=device,
             dtype=dtype.resolve(),
             verify=not no_verify,
             force=force,

@@ -6,16 +6,9 @@ from typing import Annotated
 
 import typer
 
+from isobasin.choices import Device
 from isobasin.cli.console import show, show_json, working
-from isobasin.cli.options import (
-    AllowPickleOption,
-    Device,
-    DeviceOption,
-    FirstArgument,
-    JsonOption,
-    SecondArgument,
-    SeedOption,
-)
+from isobasin.cli.options import AllowPickleOption, DeviceOption, FirstArgument, JsonOption, SecondArgument, SeedOption
 
 EXAMPLE = "isobasin verify runs/seed1 runs/seed1-aligned"
 
@@ -40,7 +33,7 @@ def verify(
     with working("verifying"):
         from isobasin.verbs.verify import verify
 
-        found = verify(a, b, tolerance=tolerance, seed=seed, device=device.value, allow_pickle=allow_pickle)
+        found = verify(a, b, tolerance=tolerance, seed=seed, device=device, allow_pickle=allow_pickle)
     if as_json:
         show_json(found.to_json())
     else:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from isobasin.checkpoints import temporary_folder
+from isobasin.choices import Method
 from isobasin.demo import place
 from isobasin.demo.digits import Images, evaluate
 from isobasin.lines.path import LinearPath, LossCurve, barrier
 from isobasin.loading import load
-from isobasin.matching.attention import Method
 from isobasin.verbs.align import align
 from isobasin.verbs.apply import apply
 from isobasin.verbs.scramble import random_alignment

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment
+from isobasin.choices import HeadCost, Method
 from isobasin.errors import IsobasinError
 from isobasin.lines.ends import OpenPair
 from isobasin.matching import heads as stage_one
-from isobasin.matching.attention import Method, align_heads
-from isobasin.matching.heads import HeadCost
+from isobasin.matching.attention import align_heads
 from isobasin.model import Model, read_blocks
 from isobasin.records.curves import NAIVE, chosen_rank
 from isobasin.symmetries import attention

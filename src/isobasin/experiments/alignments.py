@@ -10,16 +10,16 @@ from typing import Any
 
 from isobasin.alignment import Alignment
 from isobasin.checkpoints import temporary_folder
+from isobasin.choices import Method, Objective, Scope, Space
 from isobasin.experiments.ablations import with_percent
 from isobasin.lines.ends import OpenPair
-from isobasin.matching.attention import Method
 from isobasin.records.curves import NAIVE
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.data import Examples
-from isobasin.verbs.merge import Space, merge
-from isobasin.verbs.settings import Matching, Objective, Progress, Running, Scope, silent
+from isobasin.verbs.merge import merge
+from isobasin.verbs.settings import Matching, Progress, Running, silent
 
 REFINED, CIRCUITS = "refined", "circuits"
 

@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from isobasin.errors import ConfigurationError, DataError
-from isobasin.experiments.settings import ExperimentSettings, near
+from isobasin.experiments.settings import ExperimentSettings
 from isobasin.tasks.reading import regular_file
+from isobasin.text import near
 
 _PACKAGED = "configs"
 _SUFFIX = ".yaml"

@@ -10,12 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from isobasin.choices import TaskKind
 from isobasin.errors import DataError
 from isobasin.experiments.settings import DataSettings
 from isobasin.experiments.smoke import GENERATED, generated
 from isobasin.tasks.columns import with_roles
 from isobasin.tasks.data import DataOptions, Examples, prepare, read_dataset
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.processors import Processor, build_image_processor, build_tokenizer, load_config, load_processor
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _source(source: str, root: str) -> str:
 
 def new_processor(data: DataSettings, dataset: Dataset) -> Processor:
     """A tokenizer trained on the texts of a data set, or an image processor for its images."""
-    if data.task == "image-classification":
+    if data.task is TaskKind.image_classification:
         side, channels = image_shape(data, dataset)
         return Processor(images=build_image_processor(side, channels), channels=channels)
     assert data.tokenizer is not None

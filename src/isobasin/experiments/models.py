@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from isobasin.choices import Positions, Trained
 from isobasin.errors import ArchitectureError
 from isobasin.experiments.settings import MOST_PARAMETERS, ModelSettings
 
@@ -94,7 +95,7 @@ def new_model(
         ArchitectureError: Such a model doesn't exist, or its sizes don't fit together.
     """
     model_class = _model_class(settings, task)
-    if settings.family == "vit":
+    if settings.family is Trained.vit:
         facts: dict[str, Any] = {"num_labels": num_labels, "image_size": image_size, "num_channels": channels}
         _check_image(settings, image_size)
     else:
@@ -153,10 +154,10 @@ def _check_heads(settings: ModelSettings) -> None:
     width, heads = settings.width, settings.heads
     if width % heads:
         raise ArchitectureError(f"width {width} is not a multiple of heads {heads}")
-    if settings.positions == "rotary" and (width // heads) % 2:
+    if settings.positions is Positions.rotary and (width // heads) % 2:
         raise ArchitectureError(f"heads of {width // heads} features can't rotate: width / heads must be even")
     if settings.key_value_heads is not None:
-        if settings.family != "llama":
+        if settings.family is not Trained.llama:
             raise ArchitectureError(f"only llama has key_value_heads, not {settings.family}")
         if heads % settings.key_value_heads:
             raise ArchitectureError(f"heads {heads} is not a multiple of key_value_heads {settings.key_value_heads}")

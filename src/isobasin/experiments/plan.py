@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from itertools import chain, combinations
 from typing import Any
 
+from isobasin.choices import Redrawn
 from isobasin.experiments.cells import Cell, Store
-from isobasin.experiments.settings import DataSettings, ExperimentSettings, Scope, SettingSettings
+from isobasin.experiments.settings import DataSettings, ExperimentSettings, SettingSettings
 
 Seeds = tuple[int, int]
 
@@ -26,7 +27,7 @@ class Group:
         ablations: By kind, then by the seeds of both.
     """
 
-    scope: Scope
+    scope: Redrawn
     heads: int | None
     freeze: bool
     finetunes: dict[int, Cell]
@@ -37,7 +38,7 @@ class Group:
     def title(self) -> str:
         """For people."""
         heads = "" if self.heads is None else f", {self.heads} heads"
-        frozen = self.freeze or self.scope is Scope.entire_model
+        frozen = self.freeze or self.scope is Redrawn.entire_model
         return f"{self.scope}{heads}{'' if frozen else ', nothing frozen'}"
 
     def cells(self) -> Iterator[Cell]:
@@ -137,7 +138,7 @@ def _groups(settings: ExperimentSettings, setting: SettingSettings, pretrain: Ce
     for scope in setting.scopes or settings.scopes:
         for count in dict.fromkeys(heads):
             # Of a model that is drawn anew as a whole nothing is left to freeze.
-            freezes = (False,) if scope is Scope.entire_model else setting.freeze or settings.freeze
+            freezes = (False,) if scope is Redrawn.entire_model else setting.freeze or settings.freeze
             for freeze in freezes:
                 yield _group(settings, setting, pretrain, Group(scope, count, freeze, {}, {}))
 
@@ -145,7 +146,7 @@ def _groups(settings: ExperimentSettings, setting: SettingSettings, pretrain: Ce
 def _group(settings: ExperimentSettings, setting: SettingSettings, pretrain: Cell, empty: Group) -> Group:
     """The group with its cells."""
     data, where = settings.data[setting.data], f"{setting.title}: {empty.title}"
-    fresh = setting.from_scratch if empty.scope is Scope.entire_model else None
+    fresh = setting.from_scratch if empty.scope is Redrawn.entire_model else None
     training = settings.training[fresh or setting.finetune]
     spec: dict[str, Any] = {
         "data": data.model_dump(mode="json"),

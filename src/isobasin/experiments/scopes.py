@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from isobasin.choices import Redrawn
 from isobasin.errors import ArchitectureError
 from isobasin.experiments.models import stream
-from isobasin.experiments.settings import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def scope_parameters(model: PreTrainedModel, scope: Scope) -> list[str]:
+def scope_parameters(model: PreTrainedModel, scope: Redrawn) -> list[str]:
     """The names of a scope's parameters, as `named_parameters` has them.
 
     Attention is its four projections with their biases, without any norm; a layer is its attention, its FFN and
     their norms; the entire model is all that its class trains, heads and embeddings included.
     """
-    if scope is Scope.entire_model:
+    if scope is Redrawn.entire_model:
         return _trained(model)
     first = _layers(model)[0]
-    if scope is Scope.first_layer:
+    if scope is Redrawn.first_layer:
         return _names(model, first.parameters())
-    layers = [first] if scope is Scope.first_attention else _layers(model)
+    layers = [first] if scope is Redrawn.first_attention else _layers(model)
     return [name for layer in layers for name in _names(model, _attention(layer))]
 
 
-def trainable(model: PreTrainedModel, scope: Scope, freeze: bool) -> None:
+def trainable(model: PreTrainedModel, scope: Redrawn, freeze: bool) -> None:
     """Set `requires_grad`: with `freeze` of the scope's parameters only, without it of all that the class trains."""
-    chosen = set(scope_parameters(model, scope if freeze else Scope.entire_model))
+    chosen = set(scope_parameters(model, scope if freeze else Redrawn.entire_model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
 
 
-def reinitialise(model: PreTrainedModel, scope: Scope, seed: int, heads: int | None = None) -> PreTrainedModel:
+def reinitialise(model: PreTrainedModel, scope: Redrawn, seed: int, heads: int | None = None) -> PreTrainedModel:
     """A copy in which a scope is drawn anew, as transformers initialises it; all else that is trained stays to the bit.
 
     Args:
@@ -105,7 +105,7 @@ def _names(model: PreTrainedModel, parameters: Iterable[nn.Parameter]) -> list[s
     return [name for name, parameter in model.named_parameters() if id(parameter) in chosen]
 
 
-def _with_heads(model: PreTrainedModel, scope: Scope, heads: int) -> tuple[Any, Any]:
+def _with_heads(model: PreTrainedModel, scope: Redrawn, heads: int) -> tuple[Any, Any]:
     """The class and the configuration of the same model with other heads in a scope."""
     config: Any = deepcopy(model.config)
     width: int = config.hidden_size
@@ -113,7 +113,7 @@ def _with_heads(model: PreTrainedModel, scope: Scope, heads: int) -> tuple[Any, 
         raise ArchitectureError(f"{heads} heads can't share the width {width}: it must be a multiple of them")
     if _rotates(config) and (width // heads) % 2:
         raise ArchitectureError(f"{heads} heads of {width // heads} features can't rotate: their width must be even")
-    if scope in (Scope.first_attention, Scope.first_layer):
+    if scope in (Redrawn.first_attention, Redrawn.first_layer):
         return _with_heads_in_first_layer(model, config, heads)
     before: int = config.num_attention_heads
     groups: int | None = getattr(config, "num_key_value_heads", None)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
-from enum import StrEnum
 from math import prod
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, model_validator
 
 from isobasin.bounds import LARGEST_BATCH, SEEDS
+from isobasin.choices import WAYS, Positions, Redrawn, Targets, TaskKind, Trained, Vocabulary, Way
 from isobasin.lines.path import MOST_POINTS
-from isobasin.refinement.recipe import Refining, Targets
+from isobasin.refinement.recipe import Refining
 from isobasin.tasks.options import LONGEST_SIDE
+from isobasin.text import near
 
 Part = TypeVar("Part")
 
@@ -35,27 +35,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Scope(StrEnum):
-    """What is drawn anew before fine-tuning."""
-
-    first_attention = "first-attention"
-    all_attention = "all-attention"
-    first_layer = "first-layer"
-    entire_model = "entire-model"
-
-    @property
-    def feedforward(self) -> bool:
-        """Whether FFNs are drawn anew as well, so that they have to be matched."""
-        return self in (Scope.first_layer, Scope.entire_model)
-
-
 class ModelSettings(Settings):
     """One model; the sizes of its data (labels, vocabulary, image) follow from the data.
 
     Attributes:
-        family: "vit", "bert", "gpt2" or "llama".
-        positions: "absolute", or "rotary": an own ViT with RoPE, RoFormer for BERT, GPT-NeoX for GPT-2. Llama has
-            only "rotary".
+        family: Which one.
+        positions: How it knows where a token stands; another choice may be another family's.
         layers, width, heads, feedforward: Layers, model width, attention heads, FFN width.
         key_value_heads: Of Llama; None for as many as heads.
         patch: Side of a ViT's patches.
@@ -64,8 +49,8 @@ class ModelSettings(Settings):
         options: Further entries of the transformers configuration.
     """
 
-    family: Literal["vit", "bert", "gpt2", "llama"]
-    positions: Literal["absolute", "rotary"] = "absolute"
+    family: Trained
+    positions: Positions = Positions.absolute
     layers: Layers
     width: Size
     heads: Size
@@ -87,7 +72,7 @@ class ModelSettings(Settings):
 class TokenizerSettings(Settings):
     """A tokenizer made from the training texts."""
 
-    kind: Literal["characters", "bpe"] = "bpe"
+    kind: Vocabulary = Vocabulary.bpe
     size: Size = 4096
 
 
@@ -110,7 +95,7 @@ class DataSettings(Settings):
 
     source: str
     name: str | None = None
-    task: Literal["image-classification", "text-classification", "causal-lm", "masked-lm"]
+    task: TaskKind
     train: str = "train"
     test: str | None = "test"
     holdout: float | None = Field(None, gt=0, lt=1)
@@ -125,7 +110,7 @@ class DataSettings(Settings):
     def _fits(self) -> Self:
         if (self.test is None) == (self.holdout is None):
             raise ValueError("give either test or holdout, and the other one as null")
-        if self.task == "image-classification":
+        if self.task is TaskKind.image_classification:
             if self.tokenizer is not None or self.length is not None:
                 raise ValueError("tokenizer and length are for texts, not for images")
         elif self.length is None or self.tokenizer is None:
@@ -165,7 +150,7 @@ class RefiningSettings(Settings):
     Attributes:
         steps, batch, rate: Of Adam.
         both: Whether the reference moves too.
-        targets: What is learned from: "ends" or "labels".
+        targets: What is learned from.
         noise: On images, in standard deviations of theirs.
     """
 
@@ -199,7 +184,7 @@ class AblationSettings(Settings):
     reinitialise: bool = False
     symmetry_breaking: tuple[Annotated[int, Field(ge=0, le=2**20)], ...] = ()
     alignments: RefiningSettings | None = None
-    scope: Scope = Scope.first_attention
+    scope: Redrawn = Redrawn.first_attention
 
     @property
     def on_pairs(self) -> bool:
@@ -230,7 +215,7 @@ class SettingSettings(Settings):
     from_scratch: str | None = None
     pretrain_data: str | None = None
     pretrain_seed: Seed | None = None
-    scopes: tuple[Scope, ...] | None = Field(None, min_length=1)
+    scopes: tuple[Redrawn, ...] | None = Field(None, min_length=1)
     heads: tuple[Size | None, ...] | None = Field(None, min_length=1)
     freeze: tuple[bool, ...] | None = Field(None, min_length=1)
     ablations: AblationSettings = AblationSettings()
@@ -265,17 +250,12 @@ class ExperimentSettings(Settings):
     data: dict[str, DataSettings]
     training: dict[str, TrainingSettings]
     settings: tuple[SettingSettings, ...] = Field(min_length=1)
-    scopes: tuple[Scope, ...] = Field(tuple(Scope), min_length=1)
+    scopes: tuple[Redrawn, ...] = Field(tuple(Redrawn), min_length=1)
     heads: tuple[Size | None, ...] = Field((None,), min_length=1)
     freeze: tuple[bool, ...] = Field((True,), min_length=1)
     pretrain_seed: Seed = 0
     seeds: tuple[Seed, ...] = Field((1, 2, 3), min_length=2)
-    methods: tuple[Literal["none", "heads", "orthogonal", "paper", "gauss-newton"], ...] = (
-        "none",
-        "heads",
-        "paper",
-        "gauss-newton",
-    )
+    methods: tuple[Way, ...] = WAYS
     points: int = Field(25, ge=2, le=MOST_POINTS)
     batch: Batch = 256
 
@@ -290,7 +270,7 @@ class ExperimentSettings(Settings):
                 f"seeds, scopes, heads and settings make {cells} cells, more than {_MOST_CELLS}: divide them among "
                 "several files"
             )
-        if "none" not in self.methods:
+        if Way.none not in self.methods:
             raise ValueError('methods lacks "none", the naive line that all others are compared with')
         for setting in self.settings:
             try:
@@ -313,7 +293,9 @@ class ExperimentSettings(Settings):
             _named("training", name, self.training)
         for part in data:
             if part.task not in TASKS[model.family]:
-                raise ValueError(f"family {model.family} has no task {part.task}: choose from {TASKS[model.family]}")
+                raise ValueError(
+                    f"family {model.family} has no task {part.task}: it has {', '.join(TASKS[model.family])}"
+                )
         if len({part.task for part in data}) > 1:
             raise ValueError("pretrain_data has another task than data")
         for count in setting.heads or self.heads:
@@ -322,24 +304,17 @@ class ExperimentSettings(Settings):
         ablations = setting.ablations
         if ablations.on_pairs and ablations.scope not in (setting.scopes or self.scopes):
             raise ValueError(f"ablations.scope is {ablations.scope}, which isn't among the scopes")
-        if ablations.symmetry_breaking and model.positions != "rotary":
+        if ablations.symmetry_breaking and model.positions is not Positions.rotary:
             raise ValueError("ablations.symmetry_breaking is for rotary positions only")
 
 
 TASKS = {
-    "vit": ("image-classification",),
-    "bert": ("text-classification", "masked-lm"),
-    "gpt2": ("causal-lm",),
-    "llama": ("causal-lm",),
+    Trained.vit: (TaskKind.image_classification,),
+    Trained.bert: (TaskKind.text_classification, TaskKind.masked_lm),
+    Trained.gpt2: (TaskKind.causal_lm,),
+    Trained.llama: (TaskKind.causal_lm,),
 }
 """What each family is trained for."""
-
-
-def near(name: str, choices: Iterable[str]) -> str:
-    """What was perhaps meant by a wrong name, or what there is."""
-    known = list(choices)
-    found = get_close_matches(name, known, n=1)
-    return f"did you mean {found[0]!r}?" if found else f"there is {', '.join(map(repr, known)) or 'none'}"
 
 
 def _named(kind: str, name: str, table: dict[str, Part]) -> Part:

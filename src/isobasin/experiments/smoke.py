@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from isobasin.choices import TaskKind, Way
 from isobasin.experiments.settings import (
     AblationSettings,
     DataSettings,
@@ -15,7 +16,6 @@ from isobasin.experiments.settings import (
     TokenizerSettings,
     TrainingSettings,
 )
-from isobasin.records.curves import NAIVE
 
 if TYPE_CHECKING:
     import datasets
@@ -53,7 +53,7 @@ def shrunk(settings: ExperimentSettings) -> ExperimentSettings:
             "heads": _heads(settings.heads),
             "freeze": settings.freeze[:1],
             "seeds": settings.seeds[:2],
-            "methods": (NAIVE, *[method for method in settings.methods if method != NAIVE][-1:]),
+            "methods": (Way.none, *[method for method in settings.methods if method is not Way.none][-1:]),
             "points": 3,
             "batch": 16,
         }
@@ -68,7 +68,7 @@ def _model(model: ModelSettings) -> ModelSettings:
 
 
 def _data(data: DataSettings) -> DataSettings:
-    images = data.task == "image-classification"
+    images = data.task is TaskKind.image_classification
     sizes: dict[str, Any] = {
         "max_train": _EXAMPLES["train"],
         "max_test": _EXAMPLES["test"],
@@ -140,7 +140,7 @@ def generated(data: DataSettings, part: str) -> datasets.Dataset:
     classes = 2 + len(data.source) % 3
     labels = [index % classes for index in range(count)]
     made: dict[str, list[Any]] = {"label": labels}
-    if data.task == "image-classification":
+    if data.task is TaskKind.image_classification:
         made["image"] = [_image(label, draw) for label in labels]
     else:
         made["text"] = [_text(label, draw) for label in labels]

@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from isobasin.choices import Redrawn, Scope, TaskKind
 from isobasin.execution.tasks import Progress
 from isobasin.experiments.cells import MODEL
 from isobasin.experiments.data import Part, examples, first_examples, image_shape, new_processor, processor_files, rows
-from isobasin.experiments.settings import (
-    DataSettings,
-    ModelSettings,
-    RefiningSettings,
-    Scope,
-    TrainingSettings,
-)
+from isobasin.experiments.settings import DataSettings, ModelSettings, RefiningSettings, TrainingSettings
 from isobasin.loading import pretrained
-from isobasin.tasks.kind import TaskKind, load_model
+from isobasin.tasks.kind import load_model
 from isobasin.tasks.processors import load_config
 
 if TYPE_CHECKING:
@@ -120,8 +115,8 @@ def _finetune(job: Job) -> dict[str, Any]:
     found = job.examples("train", base, labels)
     if spec["new_classifier"]:
         model, fresh = _with_classifier(base, model, found)
-    model = reinitialise(model, Scope(spec["scope"]), spec["seed"], spec["heads"])
-    trainable(model, Scope(spec["scope"]), spec["freeze"])
+    model = reinitialise(model, Redrawn(spec["scope"]), spec["seed"], spec["heads"])
+    trainable(model, Redrawn(spec["scope"]), spec["freeze"])
     for name, parameter in model.named_parameters():
         if name in fresh:
             parameter.requires_grad_(True)
@@ -239,10 +234,9 @@ def _lines(measured: Measured) -> dict[str, Any]:
 def _measuring(job: Job, **more: Any) -> Measuring:
     """How the lines between two models are measured; matched is what was drawn anew."""
     from isobasin.lines.ends import Measuring
-    from isobasin.verbs import settings
 
     spec = job.spec
-    more.setdefault("scope", settings.Scope.block if spec["feedforward"] else settings.Scope.attention)
+    more.setdefault("scope", Scope.block if spec["feedforward"] else Scope.attention)
     return Measuring(points=spec["points"], batch_size=spec["batch"], device=job.options.device, **more)
 
 
@@ -296,11 +290,10 @@ def _symmetry_breaking(job: Job) -> dict[str, Any]:
 def _alignments(job: Job) -> dict[str, Any]:
     from isobasin.experiments.alignments import alignments
     from isobasin.refinement.recipe import Refining
-    from isobasin.verbs import settings
 
     asked = RefiningSettings.model_validate(job.spec["refining"])
     how = Refining(asked.steps, asked.batch, asked.rate, both=asked.both, targets=asked.targets, noise=asked.noise)
-    apart = {"scope": settings.Scope.model} if Scope(job.spec["scope"]) is Scope.entire_model else {}
+    apart = {"scope": Scope.model} if Redrawn(job.spec["scope"]) is Redrawn.entire_model else {}
 
     def found(pair: OpenPair) -> dict[str, Any]:
         train = job.examples("train", job.models[0], pair.losses.examples.facts.label_names)

@@ -17,10 +17,9 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import LARGEST_BATCH, check_number
 from isobasin.checkpoints import calling, temporary_folder
+from isobasin.choices import WAYS, HeadCost, Method, Scope, Way
 from isobasin.errors import IsobasinError
 from isobasin.lines.path import MOST_POINTS, POINTS, LinearPath, points
-from isobasin.matching.attention import Method
-from isobasin.matching.heads import HeadCost
 from isobasin.model import Model, open_model
 from isobasin.records.curves import NAIVE, height
 from isobasin.tasks.examples import Examples
@@ -28,10 +27,7 @@ from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import Evaluation, evaluate
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import write_moved
-from isobasin.verbs.settings import Calibration, Matching, Progress, Running, Scope, check_device, silent
-
-METHODS = (NAIVE, Method.heads.value, Method.paper.value, Method.gauss_newton.value)
-"""The ways of one figure: B as it is, its heads permuted, the published matching, and ours."""
+from isobasin.verbs.settings import Calibration, Matching, Progress, Running, check_device, silent
 
 Folder = str | os.PathLike[str]
 
@@ -41,7 +37,7 @@ class Measuring:
     """How lines are measured.
 
     Attributes:
-        methods: Ways that B is moved: "none", or a method of `align`.
+        methods: Ways that B is moved.
         points: Of every line, both ends included.
         batch_size: Examples of one forward pass.
         device: Where the losses are computed.
@@ -51,7 +47,7 @@ class Measuring:
         take_config: Measure with the first model's configuration where others mean something else.
     """
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[Way, ...] = WAYS
     points: int = POINTS
     batch_size: int = 32
     device: str = "cpu"
@@ -62,10 +58,7 @@ class Measuring:
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        known = [NAIVE, *(method.value for method in Method)]
-        for method in self.methods:
-            if method not in known:
-                raise IsobasinError(f"method {method!r}: there is none of this name; use {', '.join(known)}")
+        object.__setattr__(self, "methods", tuple(map(Way, self.methods)))
         if not self.methods:
             raise IsobasinError("methods: name at least one, such as none or gauss-newton")
         check_number("points", self.points, 2, MOST_POINTS)

@@ -14,10 +14,11 @@ from isobasin.alignment import Alignment, LayerAlignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import Checkpoint, check_output
 from isobasin.checkpoints.output import sole_writer
+from isobasin.choices import HeadCost
 from isobasin.errors import IsobasinError, RecordError
 from isobasin.lines.ends import Losses, Measuring, OpenPair
 from isobasin.lines.path import points
-from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.matching.heads import head_costs
 from isobasin.model import Blocks, Canonical, Model, Source, open_checkpoint, read_blocks, understand, view_of
 from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
@@ -33,7 +34,7 @@ from isobasin.records.schema import (
 from isobasin.tasks.data import Examples
 from isobasin.tasks.losses import Evaluation
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
-from isobasin.verbs.settings import Progress, Scope, silent
+from isobasin.verbs.settings import Progress, silent
 
 # Two runs that differ only in these are one run: it may be continued by a newer library.
 _INCIDENTAL = {"versions", "batch_weights"}
@@ -104,7 +105,7 @@ def _understood(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: Me
     """The models, refused where one can't be moved to another."""
     models = [understand(name, checkpoint) for name, checkpoint in zip(names, checkpoints, strict=True)]
     for model in models[1:]:
-        check_comparable(models[0].specification, model.specification, feedforward=how.scope is not Scope.attention)
+        check_comparable(models[0].specification, model.specification, feedforward=how.scope.feedforward)
     return models
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from isobasin.choices import HeadCost, Method
 from isobasin.matching import heads, latents, normed, paper, rotary, subspace
 from isobasin.matching.factors import Factors, query_key_factors, rotary_factors, value_output_factors
-from isobasin.matching.heads import HeadCost
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.symmetries import attention, bilinear, latent, tables
 from isobasin.symmetries.attention import AttentionElement
@@ -29,23 +28,6 @@ _SWEEPS = 100
 _FALL = 1e-3
 # Below this share of the reference's squared norm there is only rounding to gain.
 _ROUNDING = 1e-24
-
-
-class Method(StrEnum):
-    """How stage 2 is solved.
-
-    * gauss_newton: two starts and damped Newton steps on GL(n); the exact root on planes.
-    * paper: orthogonal start and gradient descent on GL(n); scalar Brent on planes.
-    * balanced: the nearer of both starts of gauss-newton, in closed form; what sweeps over whole models begin with.
-    * orthogonal: the paper's start alone: the nearest orthogonal map on GL(n), the nearest rotation on planes.
-    * heads: no stage 2: heads are permuted, and nothing else is moved.
-    """
-
-    gauss_newton = "gauss-newton"
-    paper = "paper"
-    balanced = "balanced"
-    orthogonal = "orthogonal"
-    heads = "heads"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from isobasin.choices import HeadCost
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
-from isobasin.matching.heads import HeadCost, circuit_squares, head_costs, own_scores
+from isobasin.matching.heads import circuit_squares, head_costs, own_scores
 from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights

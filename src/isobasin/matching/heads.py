@@ -8,38 +8,18 @@ the stacked projections.
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from isobasin.choices import HeadCost
 from isobasin.matching import latents
 from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.symmetries import tables
 from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import AttentionGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
-
-
-class HeadCost(StrEnum):
-    """What two heads are compared by.
-
-    * rotary: the complete invariant. On rotated planes `Σ_p ||q_p k_p^H - q'_p k'_p^H||²`, elsewhere as
-      frobenius; so too where LayerNorm lets the two features of a plane change places.
-    * frobenius: `||M - M'||² + ||N - N'||²`; under rotary positions M is not a complete invariant.
-    * centred: the paper's, with `M (I - 11^T/d)`; exact where `1^T x` is constant over tokens, as after a
-      LayerNorm without gain and bias. What reads latents, which have no such vector, isn't centred.
-    * spectral: the squared largest singular values of `M - M'` and `N - N'`.
-    * cosine: `2 - cos(M, M') - cos(N, N')`, blind to how large a circuit is.
-    """
-
-    rotary = "rotary"
-    frobenius = "frobenius"
-    centred = "centred"
-    spectral = "spectral"
-    cosine = "cosine"
 
 
 def head_costs(
@@ -49,6 +29,11 @@ def head_costs(
     cost: HeadCost = HeadCost.rotary,
 ) -> Tensor:
     """How far apart the circuits of every pair of heads are; those that read latents once these are matched.
+
+    On rotated planes `rotary` compares `Σ_p ||q_p k_p^H - q'_p k'_p^H||²`, and M elsewhere and where LayerNorm lets the
+    two features of a plane change places: under rotary positions M is not a complete invariant. `centred` is exact
+    where `1^T x` is constant over tokens, as after a LayerNorm without gain and bias; what reads latents, which have no
+    such vector, isn't centred.
 
     Args:
         group: The blocks' group.

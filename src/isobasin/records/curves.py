@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from isobasin.choices import Way
 from isobasin.records.file import Key, Measured
 from isobasin.records.schema import CurveRecord, PointRecord, RunRecord
 
-NAIVE = "none"
+NAIVE = Way.none.value
 """The method that leaves B as it is."""
 
 

@@ -63,7 +63,7 @@ class RunRecord(Entry):
     Attributes:
         models: In the order given; pairs name them by index.
         t: Points of every line, from 0 to 1: `θ(t) = (1 - t) A + t B`.
-        methods: Ways that B is moved: "none", "heads", "orthogonal", "paper", "gauss-newton".
+        methods: Ways that B is moved (`choices.Way`).
         batch_weights: How many predictions each batch has; their losses are averaged with these weights.
         settings: Options, seeds.
         versions: Of isobasin, Python and the libraries.

@@ -10,10 +10,11 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
+from isobasin.choices import Targets
 from isobasin.errors import AlignmentError, DataError, TensorError
 from isobasin.records.curves import rise
 from isobasin.refinement.line import Batch, MovingLine, Sample, batches_of
-from isobasin.refinement.recipe import Refining, Targets
+from isobasin.refinement.recipe import Refining
 
 # Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
 # stands highest above the straight line between its ends, by a softmax at this temperature over moving averages.

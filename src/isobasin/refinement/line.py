@@ -15,13 +15,14 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from isobasin.alignment import Alignment
+from isobasin.choices import TaskKind
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.lines.path import blend
 from isobasin.model import Blocks, Model, TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.names import names_in_memory
 from isobasin.tasks.examples import IGNORED, Indices
-from isobasin.tasks.kind import TaskKind, load_model
+from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import model_inputs, passing, targets
 
 Batch = TypeVar("Batch")

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from isobasin.checkpoints import stand_in
+from isobasin.choices import TaskKind
 from isobasin.errors import ArchitectureError
 from isobasin.model import Model
-from isobasin.tasks.kind import TaskKind, load_model
+from isobasin.tasks.kind import load_model
 
 
 def names_in_memory(model: Model, kind: TaskKind) -> dict[str, list[str]]:

@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from isobasin.bounds import LARGEST_BATCH, MANY, check_number, check_seed
-
-
-class Targets(StrEnum):
-    """What the line learns from.
-
-    * labels: the data's, by the task's loss.
-    * ends: what both ends predict, mixed as their weights are: `KL((1 - t) p_A + t p_B || p_t)`. A model's predictions
-      say more of an example than its label does, are no lower on examples that the models were trained on, and are
-      known of any input, noise and all.
-    """
-
-    labels = "labels"
-    ends = "ends"
+from isobasin.choices import Targets
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_output
+from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_model
 from isobasin.records.provenance import model_sha256
 from isobasin.refinement.calibration import DataCalibration
@@ -25,7 +26,7 @@ from isobasin.tasks.examples import Examples
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
-from isobasin.verbs.settings import Matching, Running, Scope
+from isobasin.verbs.settings import Matching, Running
 from isobasin.verification import Verification
 
 REFERENCE = "reference"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment
 from isobasin.architectures.schema import Specification
+from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
 from isobasin.lines.path import blend
 from isobasin.model import Blocks, TensorBlocks
@@ -20,7 +21,7 @@ from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import Refinement, learned
 from isobasin.tasks.examples import Indices, as_index
 from isobasin.verbs.align import match_models
-from isobasin.verbs.settings import Matching, Running, Scope
+from isobasin.verbs.settings import Matching, Running
 from isobasin.verification import Verification
 
 Loss = Callable[[Mapping[str, Tensor], Tensor], Tensor]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from isobasin.choices import Redrawn
 from isobasin.experiments.cells import Cell
 from isobasin.experiments.plan import Group, SettingPlan
-from isobasin.experiments.settings import Scope
 from isobasin.records.curves import NAIVE, chosen_rank
 from isobasin.reports.style import PERCENT, alike, metric_name, number, percent, styles
 from isobasin.text import csv_cell, markdown
@@ -29,10 +29,10 @@ _MISSING = "–"
 _PAPER_STAGE_2 = {"heads": "62–91", "orthogonal": "10–16", "paper": "7–12"}
 # Its findings on linear mode connectivity after matching.
 _PAPER_SCOPES = {
-    Scope.first_attention: ("yes", "yes"),
-    Scope.first_layer: ("yes", "yes, but on ImageNet"),
-    Scope.all_attention: ("yes", "mostly"),
-    Scope.entire_model: ("yes", "no"),
+    Redrawn.first_attention: ("yes", "yes"),
+    Redrawn.first_layer: ("yes", "yes, but on ImageNet"),
+    Redrawn.all_attention: ("yes", "mostly"),
+    Redrawn.entire_model: ("yes", "no"),
 }
 
 
@@ -243,7 +243,7 @@ def findings(plans: Sequence[SettingPlan], results: Results) -> Table:
     return Table("findings", "Is there linear mode connectivity?", note, columns, tuple(rows))
 
 
-def _answer(plan: SettingPlan, scope: Scope, results: Results) -> str:
+def _answer(plan: SettingPlan, scope: Redrawn, results: Results) -> str:
     """Of all groups of one scope: with the last method, and as they are."""
     groups = [group for group in plan.groups if group.scope is scope]
     pairs = [result["lines"] for group in groups for result in measured(group, results).values()]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from isobasin.choices import TaskKind
 from isobasin.errors import DataError
-from isobasin.tasks.kind import TaskKind
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from isobasin.choices import TaskKind
 from isobasin.errors import DataError
 from isobasin.tasks.columns import with_roles
 from isobasin.tasks.examples import Examples
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts, DataOptions
 from isobasin.tasks.reading import reading
 from isobasin.tasks.sources import read_source

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobasin.tasks.kind import TaskKind
+from isobasin.choices import TaskKind
 from isobasin.tasks.options import DataFacts
 
 Indices = Sequence[int] | Tensor

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isobasin.choices import TaskKind
 from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError
 from isobasin.tasks import examples
 from isobasin.tasks.examples import Examples, Indices, as_index, chosen, digest, refacts
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.labels import read_labels
 from isobasin.tasks.options import DataFacts, DataOptions
 from isobasin.tasks.reading import reading, regular_file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,9 @@ from torch import nn
 
 from isobasin.checkpoints import Checkpoint
 from isobasin.checkpoints.files import WatchedFile, read_object
+from isobasin.choices import TaskKind
 from isobasin.errors import CheckpointError, DataError
 from isobasin.loading import check_plan, configuration, described, pretrained
-
-
-class TaskKind(StrEnum):
-    """What is predicted."""
-
-    image_classification = "image-classification"
-    text_classification = "text-classification"
-    causal_lm = "causal-lm"
-    masked_lm = "masked-lm"
-
-    @property
-    def classifies(self) -> bool:
-        """One label for an example, rather than one for every token."""
-        return self in (TaskKind.image_classification, TaskKind.text_classification)
-
 
 _ENDINGS = {
     "ForImageClassification": TaskKind.image_classification,

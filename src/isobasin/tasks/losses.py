@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isobasin.choices import TaskKind
 from isobasin.tasks.calibration import Derivatives, Predictions, solve
 from isobasin.tasks.examples import IGNORED, Examples
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.reading import reading
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from isobasin.architectures.configuration import described_by
 from isobasin.checkpoints import Checkpoint
+from isobasin.choices import TaskKind, Vocabulary
 from isobasin.errors import ArchitectureError, CheckpointError, DataError, IsobasinError
 from isobasin.loading import auto, configuration, quiet_transformers
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import LONGEST_SIDE
 from isobasin.tasks.reading import reading, regular_file
 
@@ -224,19 +224,19 @@ def _characters(vocabulary: dict[str, int], special: dict[str, str]) -> Any:
 
 
 def build_tokenizer(
-    texts: Iterable[str], kind: Literal["characters", "bpe"], size: int, *, classification: bool
+    texts: Iterable[str], kind: Vocabulary | str, size: int, *, classification: bool
 ) -> PreTrainedTokenizerFast:
     """A tokenizer made from texts, which `save_pretrained` stores and `AutoTokenizer` loads again.
 
     Args:
         texts: What it is made from.
-        kind: "characters", one token each, the most frequent ones; or "bpe", byte-level pair encoding.
+        kind: Which tokens it has; of characters the most frequent ones.
         size: Most tokens, special ones included.
         classification: Whether texts stand between [CLS] and [SEP], as encoders want them, with a [MASK]; otherwise
             there is an end-of-text token.
     """
     special = _SPECIAL | _MASK if classification else dict(_END)
-    if kind == "characters":
+    if Vocabulary(kind) is Vocabulary.characters:
         made = _characters(_most_frequent(texts, list(special.values()), size), special)
     else:
         made = _trained_bpe(texts, size, special)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isobasin.choices import TaskKind
 from isobasin.errors import DataError
 from isobasin.tasks.examples import IGNORED, TensorExamples, chosen, digest
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.labels import read_labels
 from isobasin.tasks.options import DataFacts, DataOptions
 

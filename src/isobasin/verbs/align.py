@@ -24,11 +24,12 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.resolve import check_comparable
 from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
+from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
-from isobasin.matching.attention import Match, Method, distance, head_permutation, match
+from isobasin.matching.attention import Match, distance, head_permutation, match
 from isobasin.matching.feedforward import match_feedforward
-from isobasin.matching.heads import HeadCost, assign, head_costs
+from isobasin.matching.heads import assign, head_costs
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.model import Blocks, Digest, Source, TensorBlocks, batches, open_model, read_blocks
 from isobasin.symmetries import attention
@@ -37,7 +38,7 @@ from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.inputs import ByName, at, fold_inputs, inputs_of
-from isobasin.verbs.settings import Calibration, Matching, Objective, Progress, Running, Scope, silent
+from isobasin.verbs.settings import Calibration, Matching, Progress, Running, silent
 from isobasin.verbs.whole import match_whole
 from isobasin.verification import Verification, compare_blocks, compare_feedforward
 
@@ -74,14 +75,14 @@ def align(
         reference: Folder, hub id, or transformers model; it is not moved.
         model: The one to move, of the same architecture.
         output: Folder to write the moved model to, with `alignment.safetensors`; None writes nothing.
-        method: "gauss-newton", or "paper" for the published algorithm.
-        head_cost: "rotary" (the complete invariant), "frobenius", or "centred" (the paper's).
-        scope: "attention", "block" (feed-forward blocks too), or "model": the residual stream as well, by all maps that
-            its normalisations let pass once their gains are folded into what reads them. The moved model then has the
-            reference's gains, so that a straight line between the two is one between the folded models.
+        method: How each head is brought onto its partner; this and the other choices are `isobasin.choices`.
+        head_cost: What two heads are compared by.
+        scope: What is moved. With "model" it is the residual stream as well, by all maps that its normalisations let
+            pass once their gains are folded into what reads them. The moved model then has the reference's gains, so
+            that a straight line between the two is one between the folded models.
         keep_gains: With scope "model": fold nothing, which leaves permutations of the residual stream.
-        objective: "weights", or "activations": readers are compared by what they make of `calibration`'s data,
-            `E ||x (A - B)||²` with the reference's inputs x.
+        objective: What is brought near. With "activations" readers are compared by what they make of `calibration`'s
+            data, `E ||x (A - B)||²` with the reference's inputs x.
         device: "cpu" or "cuda".
         dtype: Type of the moved weights; None keeps each tensor's.
         max_condition: Largest condition number of a map on GL(n); None: 1e8 for float64, 1e4 for float32, 100 for

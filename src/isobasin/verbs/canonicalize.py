@@ -17,11 +17,12 @@ from isobasin.alignment import (
     condition_of,
 )
 from isobasin.architectures.blocks import Site
+from isobasin.choices import Scope
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
 from isobasin.model import Blocks, Source, open_model
 from isobasin.verbs.apply import Moved, apply
-from isobasin.verbs.settings import Progress, Scope, check_device, silent
+from isobasin.verbs.settings import Progress, check_device, silent
 
 CANONICAL = "canonical"
 

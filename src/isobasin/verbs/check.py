@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobasin.architectures.resolve import check_comparable
+from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
 from isobasin.model import Canonical, Model, Source, name_of, open_checkpoint, understand, view_of
 from isobasin.verbs.conflicts import Conflict, Option, conflicts
 from isobasin.verbs.folding import check_alike
-from isobasin.verbs.settings import Scope
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _scopes(a: Model | IsobasinError, b: Model | IsobasinError) -> list[Matchabl
 def _scope(scope: Scope, a: Model | IsobasinError, b: Model | IsobasinError) -> Matchable:
     if isinstance(a, IsobasinError) or isinstance(b, IsobasinError):
         return Matchable(scope, 0, str(a if isinstance(a, IsobasinError) else b))
-    wide = scope is not Scope.attention
+    wide = scope.feedforward
     try:
         check_comparable(a.specification, b.specification, feedforward=wide)
         blocks = [model.sites(feedforward=wide) for model in (a, b)]

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment, FeedForwardAlignment, LayerAlignment
 from isobasin.architectures.resolve import check_comparable
-from isobasin.matching.attention import Method
+from isobasin.choices import HeadCost, Method, Scope
 from isobasin.matching.feedforward import branches
-from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.matching.heads import head_costs
 from isobasin.model import Model, Source, open_model
 from isobasin.symmetries import attention, feedforward
 from isobasin.verbs.align import match_models
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
-from isobasin.verbs.settings import Matching, Progress, Running, Scope, check_device, silent
+from isobasin.verbs.settings import Matching, Progress, Running, check_device, silent
 from isobasin.verification import known_feedforwards
 
 # Between the scores of unrelated and of related models: docs/provenance.md.

@@ -15,6 +15,7 @@ from isobasin.alignment.stream import Turned
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_finite
+from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
@@ -23,7 +24,7 @@ from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.stream import Basis
 from isobasin.verbs.align import match_models
-from isobasin.verbs.settings import Matching, Progress, Running, Scope, silent
+from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards, rest_of
 
 # Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in

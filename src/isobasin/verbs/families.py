@@ -27,7 +27,7 @@ LETTERS = (
 _UNKNOWN = "not known"
 _PAGE = f"""# Families
 
-Made by `make families` from what the families state. {LETTERS}
+Made by `make pages` from what the families state. {LETTERS}
 
 The groups are those of a model type's usual form. Its configuration may have other biases, share of rotating features,
 grouped queries or activation: `isobasin symmetry MODEL` prints the groups of a checkpoint, and

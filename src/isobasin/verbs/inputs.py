@@ -9,11 +9,12 @@ from torch import Tensor
 
 from isobasin.architectures.blocks import Site
 from isobasin.architectures.feedforwards import ExpertsSite
+from isobasin.choices import Objective
 from isobasin.errors import IsobasinError
 from isobasin.matching.inputs import Moments, folded
 from isobasin.model import Blocks
 from isobasin.symmetries.along import Stream
-from isobasin.verbs.settings import Calibration, Matching, Objective
+from isobasin.verbs.settings import Calibration, Matching
 
 ByName = Mapping[str, Tensor]
 """Second moments of what a model's weights multiply, by the weight's name."""

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,9 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import check_number
 from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
+from isobasin.choices import HeadCost, Method, Readout, Scope, Space
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
-from isobasin.matching.attention import Method
 from isobasin.matching.averaging import circuit_mean
-from isobasin.matching.heads import HeadCost
 from isobasin.model import Model, Source, batches, open_model, understand
 from isobasin.symmetries.weights import stack
 from isobasin.verbs.apply import Moved, counted, deliver
@@ -28,7 +26,7 @@ from isobasin.verbs.centring import Together, bring_together, moved_tensors
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import Fit, fit, in_form, keeping
 from isobasin.verbs.interpolate import means
-from isobasin.verbs.settings import MAX_CONDITION, Matching, Progress, Running, Scope, silent
+from isobasin.verbs.settings import MAX_CONDITION, Matching, Progress, Running, silent
 from isobasin.verification import check_runs
 
 if TYPE_CHECKING:
@@ -37,28 +35,6 @@ if TYPE_CHECKING:
 
 # Of the maps that bring mean circuits into the first model's gauge: they are no worse than that model's own gauge.
 _LIMIT = MAX_CONDITION[torch.float64]
-
-
-class Head(StrEnum):
-    """Whose head a merged body gets, where the models have other heads.
-
-    * reference: the first model's.
-    * own: the other one's, whose form, configuration and gauge the result then has.
-    """
-
-    reference = "reference"
-    own = "own"
-
-
-class Space(StrEnum):
-    """What is averaged after alignment.
-
-    * weights: every tensor.
-    * circuit: what heads compute with, `Q K^T` and `V O^T`, cut to a head's width; all other tensors as in weights.
-    """
-
-    weights = "weights"
-    circuit = "circuit"
 
 
 @dataclass(frozen=True)
@@ -125,7 +101,7 @@ def merge(
     take_config: bool = False,
     by_name: bool = False,
     common_rows: bool = False,
-    head: Head | str | None = None,
+    head: Readout | str | None = None,
     device: str = "cpu",
     verify: bool = True,
     force: bool = False,
@@ -145,14 +121,14 @@ def merge(
         output: Folder to write to; None returns a model like the first, which must then be in memory.
         t: Place on the line between two models, 0 is the first; or one weight for each model, of which only the
             ratios count. None is the plain mean.
-        space: "weights" or "circuit".
+        space: What is averaged.
         method: Stage-2 solver of the alignment, as in `align`.
         head_cost: What its stage 1 compares, as in `align`.
         scope: What is matched, as in `align`.
         take_config: Take the first model's configuration, labels and tokenizer where others mean something else.
         by_name: Reorder the others' rows of tokens and labels where names say how.
         common_rows: Average the leading rows that tables have in common; the first model's further ones stay its own.
-        head: Merge bodies whose heads differ: "reference" keeps the first model's head; "own" the other one's, of two.
+        head: Whose head the result gets where heads differ; None refuses such models.
         device: "cpu" or "cuda".
         verify: Verify every move block by block, and run the result.
         force: Replace an existing output folder.
@@ -169,7 +145,7 @@ def merge(
     taking = Taking(take_config, by_name, common_rows, head is not None)
     with ExitStack() as opening:
         opened = [opening.enter_context(open_model(source, allow_pickle=allow_pickle)) for source in models]
-        if head is not None and Head(head) is Head.own:
+        if head is not None and Readout(head) is Readout.own:
             models, opened, weights = _own(models), opened[::-1], weights[::-1]
         inputs = [model.checkpoint.folder for model in opened]
         alone = _check_alike(opened, weights, matching, taking)

@@ -20,11 +20,12 @@ from isobasin.alignment import (
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
+from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_model
 from isobasin.symmetries import attention, stream
 from isobasin.symmetries.feedforward import FeedForwardElement, sample
 from isobasin.verbs.apply import Moved, apply
-from isobasin.verbs.settings import Progress, Scope, silent
+from isobasin.verbs.settings import Progress, silent
 
 
 def random_alignment(
@@ -59,7 +60,7 @@ def random_alignment(
                 layers[index] = replace(layers[index], element=element)
         moved = tuple(
             FeedForwardAlignment(site.layer, site.group, units(opened, site, generator, condition), unmatched)
-            for site in (opened.feedforwards() if Scope(scope) is not Scope.attention else ())
+            for site in (opened.feedforwards() if Scope(scope).feedforward else ())
         )
         provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
         stream = _random_residual(opened, generator, condition) if Scope(scope) is Scope.model else None

@@ -5,46 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from isobasin.bounds import check_number
+from isobasin.choices import Device, HeadCost, Method, Objective, Scope
 from isobasin.errors import DependencyError, IsobasinError
-from isobasin.matching.attention import Method
-from isobasin.matching.heads import HeadCost
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its steps are, and how many there are."""
 
 # Condition numbers up to which a move's rounding stays small in the type that its result is stored in.
 MAX_CONDITION = {torch.float64: 1e8, torch.float32: 1e4, torch.float16: 1e2, torch.bfloat16: 1e2}
-
-
-class Scope(StrEnum):
-    """What of a model is matched.
-
-    * attention: the heads of every attention block.
-    * block: feed-forward blocks too: their units are permuted, and scaled where the activation lets scales pass.
-    * model: the residual stream as well, with embeddings, heads and normalisations: whatever was trained apart.
-    """
-
-    attention = "attention"
-    block = "block"
-    model = "model"
-
-
-class Objective(StrEnum):
-    """What is brought near.
-
-    * weights: the weights themselves, `||A - B||²`.
-    * activations: what readers make of their inputs, `E ||x (A - B)||²` over data; writers as their weights.
-    """
-
-    weights = "weights"
-    activations = "activations"
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -82,7 +56,7 @@ class Matching:
     @property
     def feedforward(self) -> bool:
         """Whether feed-forward blocks are matched as well as attention."""
-        return self.scope is not Scope.attention
+        return self.scope.feedforward
 
     def limit(self, dtype: torch.dtype) -> float:
         """The largest condition number for a result stored in `dtype`."""
@@ -137,8 +111,8 @@ def check_device(device: str) -> None:
         found = torch.device(device)
     except RuntimeError:
         found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise DependencyError(f"device {device!r}: this is none of ours; use cpu or cuda")
+    if found is None or found.type not in list(Device):
+        raise DependencyError(f"device {device!r}: this is none of ours; use {' or '.join(Device)}")
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:

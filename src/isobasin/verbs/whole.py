@@ -15,11 +15,12 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment, ResidualAlignment, ResidualStatistics
 from isobasin.alignment.stream import gains_of
+from isobasin.choices import Objective
 from isobasin.errors import VerificationError
 from isobasin.model import Blocks
 from isobasin.symmetries.stream import StreamElement, least_gain
 from isobasin.verbs.folding import Pair, Tensors, fold
-from isobasin.verbs.settings import Calibration, Matching, Objective, Running
+from isobasin.verbs.settings import Calibration, Matching, Running
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
 
 # A sweep that lowers the squared distance by a smaller share than this is the last.

@@ -21,6 +21,7 @@ import chores
 import pytest
 from chores import Heard, Seen, chore
 
+from isobasin.choices import Redrawn
 from isobasin.errors import DependencyError, IsobasinError
 from isobasin.execution import cluster
 from isobasin.execution.cluster import Cluster
@@ -30,7 +31,7 @@ from isobasin.experiments.cells import comparable
 from isobasin.experiments.configuration import read
 from isobasin.experiments.data import data_root
 from isobasin.experiments.run import Experiment, run
-from isobasin.experiments.settings import AblationSettings, Scope
+from isobasin.experiments.settings import AblationSettings
 from isobasin.experiments.work import RunOptions
 
 
@@ -67,7 +68,7 @@ def begun(folder: Path) -> Experiment:
     """One setting and scope, two seeds: four cells."""
     digits = read("digits")
     setting = digits.settings[0].model_copy(update={"ablations": AblationSettings()})
-    changes = {"settings": (setting,), "scopes": (Scope.first_attention,), "seeds": (1, 2)}
+    changes = {"settings": (setting,), "scopes": (Redrawn.first_attention,), "seeds": (1, 2)}
     return Experiment.begin(digits.model_copy(update=changes), folder, smoke=True)
 
 

@@ -7,6 +7,7 @@ import torch
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.choices import Objective, Scope, TaskKind
 from isobasin.experiments.alignments import CIRCUITS, REFINED, alignments, ways
 from isobasin.experiments.cells import comparable
 from isobasin.lines.ends import Losses, Measuring, OpenPair
@@ -14,9 +15,7 @@ from isobasin.records.curves import NAIVE
 from isobasin.refinement.recipe import Refining
 from isobasin.reports import experiment_tables
 from isobasin.tasks.examples import TensorExamples
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
-from isobasin.verbs.settings import Objective, Scope
 
 SHORT = Refining(steps=2, batch_size=4, every=1)
 MODEL = tiny("llama", "aligned", config={"tie_word_embeddings": False})

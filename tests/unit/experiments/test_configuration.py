@@ -12,9 +12,9 @@ import pytest
 import yaml
 from small_experiments import CONFIGURATION
 
+from isobasin.choices import Redrawn
 from isobasin.errors import ConfigurationError
 from isobasin.experiments.configuration import packaged, read
-from isobasin.experiments.settings import Scope
 
 
 def write(path: Path, content: Any) -> Path:
@@ -35,7 +35,7 @@ def test_a_file_is_read_with_its_defaults(tmp_path: Path):
     settings = read(write(tmp_path / "small.yaml", CONFIGURATION))
     assert settings.title == "small"
     assert settings.models["rotary"].positions == "rotary"
-    assert settings.scopes == (Scope.first_attention,)
+    assert settings.scopes == (Redrawn.first_attention,)
     assert settings.heads == (None,)
     assert settings.settings[0].title == "vit on digits"
 
@@ -79,7 +79,7 @@ def test_packaged_ones_run_all_scopes_with_three_seeds(name: str):
     settings = read(name)
     assert len(settings.seeds) == 3
     assert settings.points == 25
-    assert set(settings.scopes) == set(Scope)
+    assert set(settings.scopes) == set(Redrawn)
 
 
 def change(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:

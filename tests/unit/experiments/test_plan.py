@@ -8,9 +8,9 @@ from pathlib import Path
 
 from small_experiments import CONFIGURATION, small
 
+from isobasin.choices import Redrawn
 from isobasin.experiments.cells import RECORD, Cell, Store
 from isobasin.experiments.plan import all_cells, pending, plans
-from isobasin.experiments.settings import Scope
 
 
 def labels(cells: list[Cell]) -> list[str]:
@@ -62,14 +62,14 @@ def test_all_pairs_of_seeds_each_as_soon_as_it_can_be():
 
 
 def test_scopes_heads_and_freezing():
-    settings = small(scopes=[scope.value for scope in Scope], heads=[None, 2, 4], freeze=[True, False])
+    settings = small(scopes=[scope.value for scope in Redrawn], heads=[None, 2, 4], freeze=[True, False])
     groups = plans(settings)[0].groups
     found = [(group.scope, group.heads, group.freeze) for group in groups]
     # As many heads as before are no other heads, and nothing is frozen where all is drawn anew.
-    parts = [(scope, heads, freeze) for scope in list(Scope)[:3] for heads in (None, 4) for freeze in (True, False)]
-    assert found == [*parts, (Scope.entire_model, None, False), (Scope.entire_model, 4, False)]
+    parts = [(scope, heads, freeze) for scope in list(Redrawn)[:3] for heads in (None, 4) for freeze in (True, False)]
+    assert found == [*parts, (Redrawn.entire_model, None, False), (Redrawn.entire_model, 4, False)]
     feedforward = {group.scope for group in groups for cell in group.pairs.values() if cell.spec["feedforward"]}
-    assert feedforward == {Scope.first_layer, Scope.entire_model}
+    assert feedforward == {Redrawn.first_layer, Redrawn.entire_model}
     assert groups[1].title == "first-attention, nothing frozen"
     assert groups[2].title == "first-attention, 4 heads"
     assert groups[-2].title == "entire-model"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from small_experiments import CONFIGURATION, Seen, small
 
+from isobasin.choices import Redrawn
 from isobasin.errors import ConfigurationError, DataError, IsobasinError, OutputError
 from isobasin.execution.local import Here, Processes
 from isobasin.experiments import work
@@ -19,7 +20,7 @@ from isobasin.experiments.cells import Cell, comparable
 from isobasin.experiments.data import data_root, rows
 from isobasin.experiments.run import Experiment, Summary, run
 from isobasin.experiments.scopes import reinitialise
-from isobasin.experiments.settings import DataSettings, ExperimentSettings, Scope
+from isobasin.experiments.settings import DataSettings, ExperimentSettings
 from isobasin.experiments.work import Job, RunOptions
 from isobasin.records.file import RecordFile
 from isobasin.tasks.kind import load_model
@@ -100,7 +101,7 @@ def test_every_seed_draws_its_own_layer(tmp_path: Path):
     assert run(experiment, cells, Here(), OPTIONS, Seen()).done == 3
     models = [load_model(experiment.store.path(cell) / "model", "image-classification") for cell in cells]
     for seed, model in enumerate(models[1:], start=1):
-        drawn = reinitialise(models[0], Scope.first_attention, seed, 4).state_dict()
+        drawn = reinitialise(models[0], Redrawn.first_attention, seed, 4).state_dict()
         assert model.state_dict().keys() == drawn.keys()
         for name, tensor in model.state_dict().items():
             assert torch.allclose(tensor, drawn[name], rtol=0, atol=1e-6), name
@@ -330,4 +331,4 @@ def test_every_kind_of_cell_is_known():
     experiment = Experiment(small(settings=[setting]), Path("nowhere"))
     assert {cell.kind for cell in experiment.cells()} == set(work.WORK)
     assert all(isinstance(cell, Cell) for cell in experiment.cells())
-    assert {group.scope for group in experiment.plans[0].groups} == {Scope.first_attention}
+    assert {group.scope for group in experiment.plans[0].groups} == {Redrawn.first_attention}

@@ -10,14 +10,14 @@ import torch
 from tiny_trained import FACTS, KINDS, build, examples, settings
 
 from isobasin.architectures.tiny import randomise
+from isobasin.choices import Redrawn
 from isobasin.errors import ArchitectureError
 from isobasin.experiments.models import new_model
 from isobasin.experiments.scopes import reinitialise, reinitialise_layer, scope_parameters, trainable
-from isobasin.experiments.settings import Scope
 from isobasin.model import open_model
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids="-".join)
-every_scope = pytest.mark.parametrize("scope", Scope)
+every_scope = pytest.mark.parametrize("scope", Redrawn)
 
 # Written out, so that the tests don't share the code's way of finding them.
 _ATTENTION = {
@@ -37,12 +37,12 @@ def family(kind) -> str:
 
 def expected(kind, model, scope) -> set[str]:
     names = {name for name, _ in model.named_parameters()}
-    if scope is Scope.entire_model:
+    if scope is Redrawn.entire_model:
         return {name for name in names if "embed_positions" not in name}
-    if scope is Scope.first_layer:
+    if scope is Redrawn.first_layer:
         return {n for n in names if (m := re.fullmatch(_LAYER, n)) and m[2] == "0"}
     found = {n: m[1] for n in names if (m := re.fullmatch(_ATTENTION[family(kind)], n))}
-    return {name for name, layer in found.items() if layer == "0" or scope is Scope.all_attention}
+    return {name for name, layer in found.items() if layer == "0" or scope is Redrawn.all_attention}
 
 
 def parameters(model) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def test_exactly_the_scope_changes(kind, scope):
     names = scope_parameters(model, scope)
     assert set(names) == expected(kind, model, scope)
     attention, layer = _COUNT[family(kind)]
-    counts = {Scope.first_attention: attention, Scope.all_attention: 2 * attention, Scope.first_layer: layer}
+    counts = {Redrawn.first_attention: attention, Redrawn.all_attention: 2 * attention, Redrawn.first_layer: layer}
     assert len(names) == counts.get(scope, len(names))
     drawn = reinitialise(model, scope, 1)
     assert type(drawn) is type(model)
@@ -71,8 +71,8 @@ def test_exactly_the_scope_changes(kind, scope):
 @every_kind
 def test_the_seed_decides(kind):
     model = build(*kind, seed=1)
-    one, same, other = (reinitialise(model, Scope.all_attention, seed) for seed in (1, 1, 2))
-    weights = [name for name in scope_parameters(model, Scope.all_attention) if name.endswith("weight")]
+    one, same, other = (reinitialise(model, Redrawn.all_attention, seed) for seed in (1, 1, 2))
+    weights = [name for name in scope_parameters(model, Redrawn.all_attention) if name.endswith("weight")]
     assert all(torch.equal(parameters(one)[name], parameters(same)[name]) for name in parameters(one))
     for name in weights:
         assert not torch.equal(parameters(one)[name], parameters(other)[name])
@@ -84,15 +84,15 @@ def test_drawing_leaves_the_global_generator_alone():
     model = build("vit", "rotary", "image-classification")
     torch.manual_seed(4)
     before = torch.random.get_rng_state()
-    reinitialise(model, Scope.entire_model, 1)
+    reinitialise(model, Redrawn.entire_model, 1)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @every_kind
 def test_weights_are_drawn_as_the_class_initialises_them(kind):
     model = randomise(build(*kind, width=256, heads=4, options={"initializer_range": 0.03}), 1)
-    drawn = parameters(reinitialise(model, Scope.first_layer, 1))
-    for name in scope_parameters(model, Scope.first_layer):
+    drawn = parameters(reinitialise(model, Redrawn.first_layer, 1))
+    for name in scope_parameters(model, Redrawn.first_layer):
         tensor = drawn[name]
         if "norm" in name.lower() or ".ln_" in name:
             assert torch.equal(tensor, torch.full_like(tensor, float(name.endswith("weight"))))
@@ -119,9 +119,9 @@ def test_one_layer_of_attention(kind):
 @pytest.mark.parametrize("freeze", [True, False])
 def test_what_is_trained(kind, scope, freeze):
     model = build(*kind)
-    trainable(model, Scope.first_attention, True)  # must not matter
+    trainable(model, Redrawn.first_attention, True)  # must not matter
     trainable(model, scope, freeze)
-    wanted = expected(kind, model, scope if freeze else Scope.entire_model)
+    wanted = expected(kind, model, scope if freeze else Redrawn.entire_model)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == wanted
 
 
@@ -130,10 +130,10 @@ def test_a_table_of_positions_stays_frozen_after_loading(tmp_path):
     model = build("bert", "rotary", "masked-lm")
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
-    trainable(loaded, Scope.entire_model, False)
+    trainable(loaded, Redrawn.entire_model, False)
     table = "roformer.encoder.embed_positions.weight"
     assert not parameters(loaded)[table].requires_grad
-    drawn = reinitialise(loaded, Scope.entire_model, 1)
+    drawn = reinitialise(loaded, Redrawn.entire_model, 1)
     assert torch.equal(parameters(drawn)[table], parameters(model)[table])
 
 
@@ -148,7 +148,7 @@ def heads_of(model, folder) -> list[int]:
 
 
 @every_kind
-@pytest.mark.parametrize("scope", [Scope.all_attention, Scope.entire_model])
+@pytest.mark.parametrize("scope", [Redrawn.all_attention, Redrawn.entire_model])
 @pytest.mark.parametrize("heads", [2, 8])
 def test_other_heads_everywhere_are_an_ordinary_model(kind, scope, heads, tmp_path):
     model = randomise(build(*kind), 1)
@@ -169,7 +169,7 @@ def test_other_heads_everywhere_are_an_ordinary_model(kind, scope, heads, tmp_pa
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k[1] == "absolute" or k[0] == "vit"], ids="-".join)
-@pytest.mark.parametrize("scope", [Scope.first_attention, Scope.first_layer])
+@pytest.mark.parametrize("scope", [Redrawn.first_attention, Redrawn.first_layer])
 def test_other_heads_in_the_first_layer_are_one_of_our_models(kind, scope, tmp_path):
     model = randomise(build(*kind, layers=3), 1)
     drawn = reinitialise(model, scope, 1, 8)
@@ -185,7 +185,7 @@ def test_other_heads_in_the_first_layer_are_one_of_our_models(kind, scope, tmp_p
     # Again, and back.
     twice = reinitialise(drawn, scope, 2, 2)
     assert heads_of(twice, tmp_path / "twice") == [2, 4, 4]
-    everywhere = reinitialise(drawn, Scope.all_attention, 2, 2)
+    everywhere = reinitialise(drawn, Redrawn.all_attention, 2, 2)
     assert heads_of(everywhere, tmp_path / "everywhere") == [2, 2, 2]
     same = reinitialise(model, scope, 1, 4)
     assert type(same) is type(model)
@@ -194,12 +194,12 @@ def test_other_heads_in_the_first_layer_are_one_of_our_models(kind, scope, tmp_p
 @pytest.mark.parametrize(
     ("kind", "scope", "heads", "message"),
     [
-        (("vit", "absolute", "image-classification"), Scope.all_attention, 5, "5 heads can't share the width 32"),
-        (("vit", "rotary", "image-classification"), Scope.first_attention, 32, "can't rotate"),
-        (("bert", "rotary", "masked-lm"), Scope.all_attention, 32, "can't rotate"),
-        (("bert", "rotary", "masked-lm"), Scope.first_attention, 8, "RoFormerForMaskedLM can't have 8 heads in one"),
-        (("gpt2", "rotary", "causal-lm"), Scope.first_layer, 8, "GPTNeoXForCausalLM can't have 8 heads in one"),
-        (("llama", "rotary", "causal-lm"), Scope.first_attention, 2, "LlamaForCausalLM can't have 2 heads in one"),
+        (("vit", "absolute", "image-classification"), Redrawn.all_attention, 5, "5 heads can't share the width 32"),
+        (("vit", "rotary", "image-classification"), Redrawn.first_attention, 32, "can't rotate"),
+        (("bert", "rotary", "masked-lm"), Redrawn.all_attention, 32, "can't rotate"),
+        (("bert", "rotary", "masked-lm"), Redrawn.first_attention, 8, "RoFormerForMaskedLM can't have 8 heads in one"),
+        (("gpt2", "rotary", "causal-lm"), Redrawn.first_layer, 8, "GPTNeoXForCausalLM can't have 8 heads in one"),
+        (("llama", "rotary", "causal-lm"), Redrawn.first_attention, 2, "LlamaForCausalLM can't have 2 heads in one"),
     ],
 )
 def test_heads_that_cannot_be_are_refused_in_one_line(kind, scope, heads, message):
@@ -210,15 +210,15 @@ def test_heads_that_cannot_be_are_refused_in_one_line(kind, scope, heads, messag
 
 def test_grouped_queries_keep_their_groups(tmp_path):
     model = build("llama", "rotary", "causal-lm", key_value_heads=2)
-    drawn = reinitialise(model, Scope.all_attention, 1, 8)
+    drawn = reinitialise(model, Redrawn.all_attention, 1, 8)
     assert (drawn.config.num_key_value_heads, drawn.config.head_dim) == (2, 4)
     assert heads_of(drawn, tmp_path) == [8, 8]
     with pytest.raises(ArchitectureError, match="1 heads can't share 2 key/value heads"):
-        reinitialise(model, Scope.all_attention, 1, 1)
+        reinitialise(model, Redrawn.all_attention, 1, 1)
 
 
 def test_type_and_mode_are_kept():
     model = build("vit", "absolute", "image-classification").double().eval()
-    drawn = reinitialise(model, Scope.first_attention, 1)
+    drawn = reinitialise(model, Redrawn.first_attention, 1)
     assert {p.dtype for p in drawn.parameters()} == {torch.float64}
     assert not drawn.training

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from small_experiments import Seen
 
+from isobasin.choices import Redrawn
 from isobasin.execution.local import Here
 from isobasin.experiments.configuration import packaged, read
 from isobasin.experiments.data import data_root, rows
 from isobasin.experiments.run import Experiment, run
-from isobasin.experiments.settings import Scope
 from isobasin.experiments.smoke import GENERATED, shrunk
 from isobasin.experiments.work import RunOptions
 
@@ -38,7 +38,7 @@ def test_a_packaged_configuration_runs(name: str, tmp_path: Path):
     summary = run(experiment, cells, Here(), RunOptions("cpu", data_root()), Seen(), keep_models=False)
     assert summary.failed == {}
     assert summary.done == len(cells)
-    assert {group.scope for plan in experiment.plans for group in plan.groups} == set(Scope)
+    assert {group.scope for plan in experiment.plans for group in plan.groups} == set(Redrawn)
     for cell in cells:
         record = json.loads((experiment.store.path(cell) / "record.json").read_text())
         source = record["spec"]["data"]["source"]

@@ -13,10 +13,11 @@ import torch
 from tiny_trained import KINDS, RandomExamples, build, examples
 from torch.nn import functional
 
+from isobasin.choices import Redrawn
 from isobasin.errors import DependencyError, TrainingError
 from isobasin.experiments import training
 from isobasin.experiments.scopes import trainable
-from isobasin.experiments.settings import Scope, TrainingSettings
+from isobasin.experiments.settings import TrainingSettings
 from isobasin.experiments.training import train
 
 VIT = ("vit", "absolute", "image-classification")
@@ -35,7 +36,7 @@ def trained(kind, folder, settings=SETTINGS, *, seed=1, stop=None, dropout=0.1, 
             raise Killed
 
     model = build(*kind, dropout=dropout)
-    trainable(model, Scope.entire_model, False)
+    trainable(model, Redrawn.entire_model, False)
     data = examples(kind[2]) if data is None else data
     return model, train(model, data, settings, seed=seed, folder=folder, progress=progress)
 
@@ -87,7 +88,7 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(kind, stop, tmp_pa
     assert [path.name for path in (tmp_path / "cut" / "trainer").iterdir()] == [f"checkpoint-{stop // 4 * 4}"]
     steps: list[int] = []
     model = build(*kind, dropout=0.1)
-    trainable(model, Scope.entire_model, False)
+    trainable(model, Redrawn.entire_model, False)
     folder = tmp_path / "cut"
     resumed = train(
         model, examples(kind[2]), settings, seed=1, folder=folder, progress=lambda done, _: steps.append(done)
@@ -126,7 +127,7 @@ def test_no_state_is_written_of_the_last_step(tmp_path, monkeypatch):
 
 def test_frozen_parameters_stay(tmp_path):
     model = build(*VIT)
-    trainable(model, Scope.first_attention, True)
+    trainable(model, Redrawn.first_attention, True)
     train(model, examples(VIT[2]), SETTINGS.model_copy(update={"weight_decay": 0.1}), seed=1, folder=tmp_path)
     before = dict(build(*VIT).named_parameters())
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}

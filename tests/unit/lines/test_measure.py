@@ -9,9 +9,10 @@ import transformers
 from measured_models import Models, tiny_vit
 
 from isobasin import interpolate
+from isobasin.choices import WAYS
 from isobasin.errors import ArchitectureError, IsobasinError, RecordError
 from isobasin.lines import ends as measured_by
-from isobasin.lines.ends import METHODS, Measuring
+from isobasin.lines.ends import Measuring
 from isobasin.lines.measure import measure
 from isobasin.records.file import Measured, RecordFile
 from isobasin.tasks.losses import evaluate
@@ -45,7 +46,7 @@ def stop_after(count: int) -> Callable[[str, int, int], None]:
 
 def test_every_pair_method_and_point_is_recorded(ran: tuple[Path, Measured]):
     _, found = ran
-    keys = {(pair, method) for pair in ((0, 1), (0, 2), (1, 2)) for method in METHODS}
+    keys = {(pair, method) for pair in ((0, 1), (0, 2), (1, 2)) for method in WAYS}
     assert found.points.keys() == found.curves.keys() == keys
     assert found.alignments.keys() == {key for key in keys if key[1] != "none"}
     assert all(tuple(p.t for p in points) == (0, 0.25, 0.5, 0.75, 1) for points in found.points.values())
@@ -159,7 +160,7 @@ def test_what_can_not_be_measured_is_refused_before_any_work(models: Models, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ("nonsense",)}, "method 'nonsense': .* use none, gauss-newton"),
+        ({"methods": ("nonsense",)}, "way 'nonsense': did you mean 'none'"),
         ({"methods": ()}, "name at least one"),
         ({"points": 1}, "points is 1: give a number from 2 to 10,001"),
         ({"points": 10**9}, "points is 1000000000: give a number from 2 to 10,001"),

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from isobasin.matching.attention import Method, distance, match
-from isobasin.matching.heads import HeadCost, head_costs
+from isobasin.choices import HeadCost, Method
+from isobasin.matching.attention import distance, match
+from isobasin.matching.heads import head_costs
 from isobasin.symmetries import attention
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.weights import AttentionWeights

@@ -7,11 +7,12 @@ import torch
 
 import isobasin
 from isobasin.architectures.examples import tiny, variant
+from isobasin.choices import TaskKind
 from isobasin.errors import ArchitectureError, IsobasinError
 from isobasin.model import open_model
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.tasks.examples import TensorExamples
-from isobasin.tasks.kind import TaskKind, load_model
+from isobasin.tasks.kind import load_model
 from isobasin.tasks.options import DataFacts
 
 UNTIED = {"tie_word_embeddings": False}

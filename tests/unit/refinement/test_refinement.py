@@ -11,6 +11,7 @@ import transformers
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.choices import Scope, Targets, TaskKind
 from isobasin.errors import ArchitectureError, DataError, IsobasinError
 from isobasin.model import TensorBlocks, open_model
 from isobasin.refinement.calibration import DataCalibration
@@ -18,12 +19,11 @@ from isobasin.refinement.chart import Chart
 from isobasin.refinement.descent import Points, descend, split
 from isobasin.refinement.line import ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory
-from isobasin.refinement.recipe import Refining, Targets
+from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.examples import TensorExamples
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
-from isobasin.verbs.settings import Matching, Running, Scope
+from isobasin.verbs.settings import Matching, Running
 
 UNTIED = {"tie_word_embeddings": False}
 LANGUAGE = (

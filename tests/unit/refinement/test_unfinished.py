@@ -16,12 +16,12 @@ import torch
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.choices import TaskKind
 from isobasin.errors import AlignmentError, IsobasinError, OutputError
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.refinement.unfinished import Unfinished
 from isobasin.tasks.examples import TensorExamples
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.options import DataFacts
 from isobasin.verbs.settings import Running
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from isobasin.choices import TaskKind
 from isobasin.tasks.examples import TensorExamples
-from isobasin.tasks.kind import TaskKind, load_model
+from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import evaluate
 from isobasin.tasks.options import DataFacts
 

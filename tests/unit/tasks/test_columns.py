@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import BertConfig
 
+from isobasin.choices import TaskKind
 from isobasin.errors import IsobasinError
 from isobasin.tasks.columns import with_roles
 from isobasin.tasks.data import DataOptions, read_dataset
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.labels import read_labels
 
 TEXT = TaskKind.text_classification

@@ -10,9 +10,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from isobasin.architectures.examples import EXAMPLES, variant
+from isobasin.choices import TaskKind
 from isobasin.errors import ArchitectureError, CheckpointError, IsobasinError
 from isobasin.loading import load
-from isobasin.tasks.kind import TaskKind, kind_of, load_model
+from isobasin.tasks.kind import kind_of, load_model
 
 # Heads without a loss that is measured here: sequence to sequence, and projections of towers.
 _NO_TASK = ("ForConditionalGeneration", "MTModel", "WithProjection")

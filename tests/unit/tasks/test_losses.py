@@ -16,11 +16,11 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional
 
+from isobasin.choices import TaskKind
 from isobasin.errors import DataError
 from isobasin.tasks import losses as module
 from isobasin.tasks.examples import IGNORED, TensorExamples
 from isobasin.tasks.images import ImageExamples
-from isobasin.tasks.kind import TaskKind
 from isobasin.tasks.losses import evaluate
 from isobasin.tasks.options import DataFacts
 
