@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.blocks import AttentionSite, Site
-from isobasin.architectures.configuration import Config, build, known
+from isobasin.architectures.configuration import Config, known
+from isobasin.architectures.description import Description
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.resolve import check_feedforwards, check_stream, specification
 from isobasin.architectures.schema import Specification
@@ -107,30 +108,51 @@ class Blocks(ABC):
         return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Canonical:
     """The tensors of a checkpoint under canonical names, of any architecture.
 
     Attributes:
+        name: What the user called it.
         checkpoint: The files.
+        description: What they say before a value is read.
         view: Which tensor each stored one is.
     """
 
+    name: str
     checkpoint: Checkpoint
+    description: Description
     view: View
 
-    @cached_property
+    @classmethod
+    def of(cls, name: str, checkpoint: Checkpoint) -> Canonical:
+        """The canonical view of an open checkpoint of any architecture; tensors that may be tied are compared.
+
+        Raises:
+            TensorError: A tensor is there twice under several names.
+        """
+
+        def equal(one: str, other: str) -> bool:
+            return torch.equal(*checkpoint.read([one, other]).values())
+
+        description = Description(checkpoint.config, checkpoint.shapes)
+        try:
+            return cls(name, checkpoint, description, View.of(description, equal))
+        except TensorError as error:
+            raise TensorError(f"{name}: {error}") from error
+
+    @property
     def configuration(self) -> Config | None:
         """The configuration as transformers builds it; None if it doesn't know the model type."""
-        entries = self.checkpoint.config
-        return build(entries["model_type"], entries, self.shapes()) if known(entries.get("model_type")) else None
+        return self.description.config if known(self.description.model_type) else None
 
     @cached_property
     def tokens(self) -> Tokens | None:
         """The tokens of the folder's tokenizer files, which may be long; None if it has none."""
         return read_tokens(self.checkpoint.folder)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of every tensor that the function depends on."""
         return {name: self.checkpoint.tensors[stored].shape for name, stored in self.view.tensors.items()}
 
@@ -147,19 +169,38 @@ class Canonical:
 
 @dataclass(frozen=True, eq=False)
 class Model(Blocks):
-    """A checkpoint folder and its architecture.
+    """A checkpoint folder and its architecture, each part of which is looked for once.
 
     Attributes:
         name: What the user called it.
-        checkpoint: The files.
-        specification: What they mean.
-        view: Which tensor each stored one is.
+        specification: What its tensors mean.
+        canonical: Its tensors under canonical names.
     """
 
     name: str
-    checkpoint: Checkpoint
     specification: Specification
-    view: View
+    canonical: Canonical
+
+    @classmethod
+    def of(cls, canonical: Canonical) -> Model:
+        """The model that an open checkpoint is.
+
+        Raises:
+            ArchitectureError: Its architecture is not supported.
+            TensorError: An attention tensor is missing, misshapen or unexplained.
+        """
+        name = canonical.name
+        return cls(name, specification(canonical.description, source=name, view=canonical.view), canonical)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The files."""
+        return self.canonical.checkpoint
+
+    @property
+    def view(self) -> View:
+        """Which tensor each stored one is."""
+        return self.canonical.view
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these names, from the files."""
@@ -169,29 +210,28 @@ class Model(Blocks):
         """The stored type of every tensor that the function depends on."""
         return {name: self.checkpoint.tensors[name].dtype for name in self.view.tensors.values()}
 
-    @cached_property
-    def canonical(self) -> Canonical:
-        """Its tensors under canonical names."""
-        return Canonical(self.checkpoint, self.view)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every stored tensor, from the header."""
-        return self.checkpoint.shapes
-
-    def configuration(self) -> Config:
-        """The built configuration: what the model is to be loaded with, never the folder's file by itself."""
-        return build(self.specification.model_type, self.checkpoint.config, self.shapes)
-
     def feedforwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward blocks, checked against the checkpoint's header."""
-        found, config = self.specification, self.checkpoint.config
-        return check_feedforwards(found, config, self.shapes, source=self.name, view=self.view)
+        return self._feedforwards
+
+    @cached_property
+    def _feedforwards(self) -> tuple[FeedForward, ...]:
+        description = self.canonical.description
+        return check_feedforwards(self.specification, description, source=self.name, view=self.view)
 
     def stream(self, *, keep_gains: bool = False) -> Stream:
         """The residual stream, with every tensor in the checkpoint's header accounted for."""
-        found, config = self.specification, self.checkpoint.config
-        return check_stream(found, config, self.shapes, source=self.name, keep_gains=keep_gains, view=self.view)
+        if keep_gains not in self._streams:
+            description = self.canonical.description
+            if description.family.stream is not None:
+                self.feedforwards()
+            found = check_stream(description, source=self.name, view=self.view, keep_gains=keep_gains)
+            self._streams[keep_gains] = found
+        return self._streams[keep_gains]
+
+    @cached_property
+    def _streams(self) -> dict[bool, Stream]:
+        return {}
 
     def size(self, name: str) -> int:
         """Number of values of a tensor, from the header."""
@@ -268,8 +308,15 @@ def open_model(source: Source, *, allow_pickle: bool = False) -> Generator[Model
         CheckpointError: It can't be found or read.
         ArchitectureError: Its architecture is not supported.
     """
+    with open_canonical(source, allow_pickle=allow_pickle) as canonical:
+        yield Model.of(canonical)
+
+
+@contextmanager
+def open_canonical(source: Source, *, allow_pickle: bool = False) -> Generator[Canonical]:
+    """The tensors of what `open_model` opens, whatever its architecture."""
     with open_checkpoint(source, allow_pickle=allow_pickle) as checkpoint:
-        yield understand(name_of(source), checkpoint)
+        yield Canonical.of(name_of(source), checkpoint)
 
 
 def name_of(source: Source) -> str:
@@ -290,33 +337,9 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[
             yield Checkpoint.open(folder)
 
 
-@contextmanager
-def open_canonical(source: Source, *, allow_pickle: bool = False) -> Generator[Canonical]:
-    """The tensors of what `open_model` opens, whatever its architecture."""
-    with open_checkpoint(source, allow_pickle=allow_pickle) as checkpoint:
-        yield Canonical(checkpoint, view_of(str(checkpoint.folder), checkpoint))
-
-
-def understand(name: str, checkpoint: Checkpoint, view: View | None = None) -> Model:
-    """The model that an open checkpoint is; its view, where that is known, needs no tied tensors to be read again."""
-    view = view_of(name, checkpoint) if view is None else view
-    return Model(name, checkpoint, specification(checkpoint.config, checkpoint.shapes, source=name, view=view), view)
-
-
-def view_of(name: str, checkpoint: Checkpoint) -> View:
-    """The canonical view of an open checkpoint of any architecture; tensors that may be tied are compared.
-
-    Raises:
-        TensorError: A tensor is there twice under several names.
-    """
-
-    def equal(one: str, other: str) -> bool:
-        return torch.equal(*checkpoint.read([one, other]).values())
-
-    try:
-        return View.of(checkpoint.config, checkpoint.shapes, equal)
-    except TensorError as error:
-        raise TensorError(f"{name}: {error}") from error
+def opened(name: str, folder: str | os.PathLike[str]) -> Model:
+    """The model in a folder of our own, such as one that is being written."""
+    return Model.of(Canonical.of(name, Checkpoint.open(folder)))
 
 
 def batches(sites: Sequence[AttentionSite], limit: int = _BATCH_BYTES) -> Iterator[list[int]]:

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobasin.architectures.configuration import Config, build, key, known
-from isobasin.architectures.entries import Shapes, refusing, shown
+from isobasin.architectures.configuration import Config, key, known
+from isobasin.architectures.description import Description
+from isobasin.architectures.entries import refusing, shown
 
 # Entries of bookkeeping, of training and of generation, and switches of what is returned or how fast.
 _SILENT = re.compile(
@@ -84,39 +85,27 @@ class _Rotation:
         return alike and self.others == other.others and all(torch.allclose(x, y, 1e-6, 0) for x, y in pairs)
 
 
-def meaning(folder_config: Mapping[str, Any], shapes: Shapes | None = None) -> dict[str, Any]:
+def meaning(description: Description) -> dict[str, Any]:
     """Every entry that a model's function depends on, by name, nested ones with dots.
 
-    Args:
-        folder_config: The contents of `config.json`.
-        shapes: Shape of every stored tensor, which bound the sizes.
-
     Raises:
-        ArchitectureError: transformers refuses it.
+        ArchitectureError: transformers refuses the configuration.
     """
-    model_type = folder_config.get("model_type")
-    if not known(model_type):
-        return _raw(folder_config)
-    config = build(model_type, folder_config, shapes)
+    if not known(description.model_type):
+        return _raw(description.entries)
+    config = description.config
     classifies = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
-    with refusing(f"config.json of model type {model_type} can't be read"):
+    with refusing(f"config.json of model type {description.model_type} can't be read"):
         return {name: value for name, value in _entries(config, classifies=classifies) if value is not None}
 
 
-def differences(
-    a: Mapping[str, Any], b: Mapping[str, Any], shapes: tuple[Shapes | None, Shapes | None] = (None, None)
-) -> list[Difference]:
+def differences(a: Description, b: Description) -> list[Difference]:
     """The entries of two `config.json` in which they mean something else, with what is written there.
-
-    Args:
-        a: The contents of one.
-        b: Those of the other.
-        shapes: Of each, the shape of every stored tensor, which bound the sizes.
 
     Raises:
         ArchitectureError: transformers refuses one of them.
     """
-    ours, theirs = meaning(a, shapes[0]), meaning(b, shapes[1])
+    ours, theirs = meaning(a), meaning(b)
     found: list[Difference] = []
     for name in sorted(ours.keys() | theirs.keys()):
         one, other = ours.get(name), theirs.get(name)

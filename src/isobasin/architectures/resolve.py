@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 
 from isobasin.architectures.blocks import AttentionSite, Site
-from isobasin.architectures.configuration import Config, build, check_supported, counted, described
-from isobasin.architectures.entries import Shapes, refusing
+from isobasin.architectures.configuration import Config, counted, described
+from isobasin.architectures.description import Description
+from isobasin.architectures.entries import Shapes
 from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.registry import Family, family, kind, lookup
+from isobasin.architectures.registry import Family, kind
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.stream import find
 from isobasin.architectures.view import View
@@ -18,14 +19,11 @@ from isobasin.errors import ArchitectureError, TensorError
 from isobasin.symmetries.along import Stream
 
 
-def specification(
-    folder_config: Mapping[str, Any], shapes: Shapes, *, source: str, view: View | None = None
-) -> Specification:
+def specification(description: Description, *, source: str, view: View | None = None) -> Specification:
     """What a checkpoint means, checked against the tensors it has.
 
     Args:
-        folder_config: The contents of `config.json`.
-        shapes: Name and shape of every tensor in the checkpoint.
+        description: What its folder says.
         source: What to call the checkpoint in messages.
         view: Which tensor each is; None looks at their names alone.
 
@@ -33,28 +31,18 @@ def specification(
         ArchitectureError: If the configuration is not supported.
         TensorError: If an attention tensor is missing, misshapen or unexplained.
     """
-    try:
-        entry, config, bare = _configured(folder_config, shapes)
-    except ArchitectureError as error:
-        raise ArchitectureError(f"{source}: {error}") from error
-    try:
-        view = view or View.of(folder_config, shapes)
+    with _named(source):
+        bare, config = description.specification, description.config
+        view = view or View.of(description)
         found = bare.named(view.stored)
-        _check_any(bare, view, entry)
-        _check_shapes(found.sites, shapes, described(config))
-        _check_explained(bare.sites, entry.beside, view, config)
-    except TensorError as error:
-        raise TensorError(f"{source}: {error}") from error
+        _check_any(bare, view, description.family)
+        _check_shapes(found.sites, description.shapes, described(config))
+        _check_explained(bare.sites, description.family.beside, view, config)
     return found
 
 
 def check_feedforwards(
-    found: Specification,
-    folder_config: Mapping[str, Any],
-    shapes: Shapes,
-    *,
-    source: str,
-    view: View | None = None,
+    found: Specification, description: Description, *, source: str, view: View | None = None
 ) -> tuple[FeedForward, ...]:
     """The feed-forward blocks of a specification, checked against the tensors that are there.
 
@@ -62,8 +50,7 @@ def check_feedforwards(
 
     Args:
         found: What `specification` returned.
-        folder_config: The contents of `config.json`.
-        shapes: Name and shape of every tensor in the checkpoint.
+        description: What the checkpoint's folder says.
         source: What to call the checkpoint in messages.
         view: As in `specification`.
 
@@ -71,56 +58,50 @@ def check_feedforwards(
         ArchitectureError: None are known.
         TensorError: A tensor is missing, misshapen or unexplained.
     """
-    if not found.feedforwards:
-        raise ArchitectureError(f"{source}: no feed-forward blocks are known for model type {found.model_type!r}")
-    entry, config, bare = _configured(folder_config, shapes)
-    try:
+    with _named(source):
+        if not found.feedforwards:
+            raise ArchitectureError(f"no feed-forward blocks are known for model type {found.model_type!r}")
+        bare, config = description.specification, description.config
         units = " or ".join(dict.fromkeys(str(site.group.units) for site in found.feedforwards))
-        _check_shapes(found.feedforwards, shapes, f"{described(config)}, {units} feed-forward units")
-        _check_explained(bare.feedforwards, entry.beside, view or View.of(folder_config, shapes), config)
-    except TensorError as error:
-        raise TensorError(f"{source}: {error}") from error
+        _check_shapes(found.feedforwards, description.shapes, f"{described(config)}, {units} feed-forward units")
+        view = view or View.of(description)
+        _check_explained(bare.feedforwards, description.family.beside, view, config)
     return found.feedforwards
 
 
-def check_stream(
-    found: Specification,
-    folder_config: Mapping[str, Any],
-    shapes: Shapes,
-    *,
-    source: str,
-    keep_gains: bool = False,
-    view: View | None = None,
-) -> Stream:
-    """The residual stream of a checkpoint, with every tensor's part in it known.
+def check_stream(description: Description, *, source: str, view: View, keep_gains: bool = False) -> Stream:
+    """The residual stream of a checkpoint whose feed-forward blocks are known, with every tensor's part in it.
 
     Args:
-        found: What `specification` returned.
-        folder_config: The contents of `config.json`.
-        shapes: Name and shape of every tensor in the checkpoint.
+        description: What the checkpoint's folder says.
         source: What to call the checkpoint in messages.
+        view: Which tensor each is.
         keep_gains: Leave the gains of normalisations with their coordinates.
-        view: As in `specification`.
 
     Raises:
         ArchitectureError: Nothing is known of it, or it is an output of the model.
         TensorError: A tensor has no known part in it.
     """
-    entry, config, bare = _configured(folder_config, shapes)
-    if entry.stream is None:
-        raise ArchitectureError(f"{source}: nothing is known of the residual stream of model type {found.model_type!r}")
-    try:
-        view = view or View.of(folder_config, shapes)
-        check_feedforwards(found, folder_config, shapes, source=source, view=view)
+    with _named(source):
+        bare, stream = description.specification, description.family.stream
+        if stream is None:
+            raise ArchitectureError(f"nothing is known of the residual stream of model type {bare.model_type!r}")
         _check_read(view)
         return find(
-            entry.stream(config),
+            stream(description.config),
             [(site, *(other for other in bare.feedforwards if other.layer == site.layer)) for site in bare.sites],
-            {name: tuple(shapes[stored]) for name, stored in view.tensors.items()},
+            {name: tuple(description.shapes[stored]) for name, stored in view.tensors.items()},
             view.ties,
             keep_gains=keep_gains,
             stored=view.stored,
         )
+
+
+@contextmanager
+def _named(source: str) -> Generator[None]:
+    """Say in every refusal which checkpoint it is about."""
+    try:
+        yield
     except (ArchitectureError, TensorError) as error:
         raise type(error)(f"{source}: {error}") from error
 
@@ -178,28 +159,6 @@ def _facts(site: AttentionSite | FeedForward) -> list[str]:
     units = f"{site.group.units} feed-forward units"
     experts = f"{site.group.experts or 'no'} experts"
     return [place, experts, units, f"width {site.width}", biases, f"group {site.group}"]
-
-
-def _configured(folder_config: Mapping[str, Any], shapes: Shapes) -> tuple[Family, Config, Specification]:
-    """The family, the complete configuration, and the specification with the base model's names."""
-    model_type = folder_config.get("model_type")
-    known = lookup(model_type)
-    check_supported(folder_config, () if known is None else known.accepts)
-    if not isinstance(model_type, str):
-        raise ArchitectureError("config.json has no model_type, so its architecture is unknown; add it")
-    entry = family(model_type)
-    config = build(model_type, folder_config, shapes)
-    with refusing(f"config.json describes no {model_type} model that is known"):
-        blocks = entry.blocks(config)
-        if entry.unbiased is not None and not _has_biases(blocks, shapes):
-            blocks = entry.unbiased(config)
-        return entry, config, Specification(model_type, tuple(blocks), tuple(entry.feedforwards(config)))
-
-
-def _has_biases(sites: Sequence[AttentionSite], shapes: Shapes) -> bool:
-    """Whether a file has any of the blocks' biases, whatever is before their names."""
-    biases = tuple(p.bias for site in sites[:1] for p in site.projections.values() if p.bias is not None)
-    return any(name.endswith(biases) for name in shapes)
 
 
 def _check_any(bare: Specification, view: View, entry: Family) -> None:

@@ -18,8 +18,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, WeightTransform
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from isobasin.architectures.configuration import Config, described_by
-from isobasin.architectures.entries import Shapes
+from isobasin.architectures.configuration import Config
+from isobasin.architectures.description import Description
 from isobasin.architectures.family import Family
 from isobasin.architectures.registry import lookup
 from isobasin.errors import ArchitectureError, TensorError
@@ -52,25 +52,22 @@ class View:
     beginnings: Mapping[str, str] = field(default_factory=lambda: {})
 
     @classmethod
-    def of(
-        cls, folder_config: Mapping[str, Any], shapes: Shapes, equal: Callable[[str, str], bool] | None = None
-    ) -> View:
+    def of(cls, description: Description, equal: Callable[[str, str], bool] | None = None) -> View:
         """The view of a checkpoint of any model type; of those that are no family here, what transformers says.
 
         Args:
-            folder_config: The contents of `config.json`.
-            shapes: The shape of every stored tensor.
+            description: What its folder says.
             equal: Whether two stored tensors have the same values, which decides whether they are tied; None takes it
                 for granted, for headers alone.
 
         Raises:
             TensorError: A tensor is there twice under several names.
         """
-        naming = _Naming.of(folder_config, shapes)
+        naming = _Naming.of(description)
         stored: dict[str, str] = {}
         buffers: set[str] = set()
         unread: set[str] = set()
-        for name in shapes:
+        for name in description.shapes:
             canonical = naming.canonical(name)
             if naming.is_unread(canonical):
                 unread.add(name)
@@ -160,17 +157,17 @@ class _Naming:
     unread: tuple[range, ...] = ()
 
     @classmethod
-    def of(cls, folder_config: Mapping[str, Any], shapes: Shapes) -> _Naming:
-        """The naming of a configuration's model type, in a file with these tensors."""
-        entry = lookup(folder_config.get("model_type"))
-        config = _built(folder_config, shapes)
+    def of(cls, description: Description) -> _Naming:
+        """The naming of a configuration's model type, in a file with its tensors."""
+        entry = lookup(description.model_type)
+        config = _built(description)
         if entry is None:
             classes = [] if config is None else _classes(config, prefixed=True)
             parts: tuple[tuple[str, ...], ...] = (("", *sorted({f"{c.base_model_prefix}." for c in classes} - {"."})),)
             patterns = tuple(p for c in classes for p in c._keys_to_ignore_on_load_unexpected or ())
             return cls(parts, _renamings(config, None), _pairs(classes), BUFFERS, patterns)
         parts = entry.namings or (("", *entry.prefixes),)
-        prefixed = any(name.startswith(new) for part in parts for new in part[1:] for name in shapes)
+        prefixed = any(name.startswith(new) for part in parts for new in part[1:] for name in description.shapes)
         pairs: dict[str, str] = {}
         if config is not None and getattr(config, "tie_word_embeddings", False):
             pairs = {**_pairs(_classes(config, prefixed=prefixed)), **entry.ties(config)}
@@ -220,10 +217,10 @@ class _Naming:
         return max(counts, key=lambda new: counts[new])
 
 
-def _built(folder_config: Mapping[str, Any], shapes: Shapes) -> Config | None:
+def _built(description: Description) -> Config | None:
     """The configuration with its defaults; None if it can't be built, which only matters to who needs more of it."""
     try:
-        return described_by(folder_config, shapes)
+        return description.config
     except ArchitectureError:
         return None
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.architectures.blocks import AttentionSite
-from isobasin.architectures.configuration import build
 from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import family
@@ -224,8 +223,8 @@ def _judged(model: Model, block: Block, alone: Measured, whole: Measured) -> Blo
 
 def _expected(model: Model, site: AttentionSite | FeedForward) -> int | None:
     """What the normalisations hide by what the family says of the residual stream, if it says anything."""
-    config = build(model.specification.model_type, model.checkpoint.config)
-    entry = family(model.specification.model_type)
-    if entry.stream is None:
+    description = model.canonical.description
+    stream = description.family.stream
+    if stream is None:
         return None
-    return hidden_directions(site, entry.stream(config), model.view.tensors)
+    return hidden_directions(site, stream(description.config), model.view.tensors)

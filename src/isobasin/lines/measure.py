@@ -19,7 +19,7 @@ from isobasin.errors import IsobasinError, RecordError
 from isobasin.lines.ends import Losses, Measuring, OpenPair
 from isobasin.lines.path import points
 from isobasin.matching.heads import head_costs
-from isobasin.model import Blocks, Canonical, Model, Source, open_checkpoint, read_blocks, understand, view_of
+from isobasin.model import Blocks, Canonical, Model, Source, open_canonical, read_blocks
 from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
@@ -78,10 +78,11 @@ def measure(
     if len(models) < 2:
         raise IsobasinError("models: give at least two; a line has two ends")
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_checkpoint(m, allow_pickle=allow_pickle)) for m in models]
+        ends = [stack.enter_context(open_canonical(m, allow_pickle=allow_pickle)) for m in models]
         names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
-        _check_alike(names, opened, Taking(config=how.take_config))
-        understood = _understood(names, opened, how) if how.moves else []
+        _check_alike(ends, Taking(config=how.take_config))
+        understood = _understood(ends, how) if how.moves else []
+        opened = [end.checkpoint for end in ends]
         check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
         run = _run_record(names, opened, examples, how, settings or {}, progress)
         lines = _Lines(run, understood, opened, Losses(examples, how, accelerator), progress)
@@ -94,16 +95,16 @@ def measure(
         return lines.finish()
 
 
-def _check_alike(names: Sequence[str], checkpoints: Sequence[Checkpoint], taking: Taking) -> None:
+def _check_alike(ends: Sequence[Canonical], taking: Taking) -> None:
     """Refuse models between which there is no line, before any work."""
-    first, *others = (Canonical(found, view_of(name, found)) for name, found in zip(names, checkpoints, strict=True))
+    first, *others = ends
     for other in others:
         refuse_conflicts(first, other, taking, (Option.config,))
 
 
-def _understood(names: Sequence[str], checkpoints: Sequence[Checkpoint], how: Measuring) -> list[Model]:
+def _understood(ends: Sequence[Canonical], how: Measuring) -> list[Model]:
     """The models, refused where one can't be moved to another."""
-    models = [understand(name, checkpoint) for name, checkpoint in zip(names, checkpoints, strict=True)]
+    models = [Model.of(end) for end in ends]
     for model in models[1:]:
         check_comparable(models[0].specification, model.specification, feedforward=how.scope.feedforward)
     return models

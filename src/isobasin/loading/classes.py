@@ -57,11 +57,13 @@ def load(folder: Path, dtype: torch.dtype, seed: int = 0) -> Any:
     Raises:
         CheckpointError: transformers can't load it.
     """
-    return plans([Checkpoint.open(folder)])[0].load(dtype, seed)
+    checkpoint = Checkpoint.open(folder)
+    config = described_by(checkpoint.config, checkpoint.shapes)
+    return plans([(checkpoint, config)])[0].load(dtype, seed)
 
 
-def plans(checkpoints: Sequence[Checkpoint]) -> list[Plan]:
-    """These checkpoints under the class that runs all of them.
+def plans(ends: Sequence[tuple[Checkpoint, Any]]) -> list[Plan]:
+    """Checkpoints, each with its configuration, under the one class that runs all of them.
 
     It is the one that a configuration's `architectures` names, if transformers or this library has it, it belongs to
     the model type and it reads every stored tensor; otherwise, of the classes that transformers knows for the model
@@ -70,26 +72,23 @@ def plans(checkpoints: Sequence[Checkpoint]) -> list[Plan]:
     Raises:
         CheckpointError: No class can be tried.
     """
-    configs = [described_by(checkpoint.config, checkpoint.shapes) for checkpoint in checkpoints]
-    named = dict.fromkeys(kind for config in configs for kind in _named(config))
+    named = dict.fromkeys(kind for _, config in ends for kind in _named(config))
     best: tuple[tuple[int, int], list[Plan]] | None = None
     failure: CheckpointError | None = None
-    for kind in dict.fromkeys((*named, *_known(configs[0]))):
+    for kind in dict.fromkeys((*named, *_known(ends[0][1]))):
         try:
-            found = [
-                _planned(checkpoint, kind, config) for checkpoint, config in zip(checkpoints, configs, strict=True)
-            ]
+            tried = [_planned(checkpoint, kind, config) for checkpoint, config in ends]
         except CheckpointError as error:
             failure = failure or error
             continue
-        left = sum(len(plan.unread) for plan in found), sum(len(plan.missing) for plan in found)
+        left = sum(len(plan.unread) for plan in tried), sum(len(plan.missing) for plan in tried)
         if best is None or left < best[0]:
-            best = left, found
+            best = left, tried
         if best[0] == (0, 0):
             break
     if best is None:
-        what = f"transformers has no class for model type {configs[0].model_type!r}"
-        raise failure or CheckpointError(f"{checkpoints[0].folder}: {what}")
+        what = f"transformers has no class for model type {ends[0][1].model_type!r}"
+        raise failure or CheckpointError(f"{ends[0][0].folder}: {what}")
     return best[1]
 
 
@@ -123,12 +122,7 @@ def _known(config: Any) -> Iterator[Any]:
 
 
 def _planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
-    """What a class would read of a checkpoint; no values are read.
-
-    Args:
-        checkpoint: The files.
-        kind: The class.
-        config: The configuration.
+    """What a class would read of a checkpoint with this configuration; no values are read.
 
     Raises:
         CheckpointError: The class can't be built, or a stored tensor has another shape than it wants.

@@ -269,7 +269,7 @@ def _names(a: Model, b: Model, kind: TaskKind) -> tuple[Mapping[str, list[str]],
     for name, keys in used.items():
         if tuple(keys) not in by_keys:
             raise ArchitectureError(f"{b.name} has no counterpart of {a.name}'s tensor {name!r}")
-        shapes = a.shapes[name], b.shapes[by_keys[tuple(keys)]]
+        shapes = a.checkpoint.shapes[name], b.checkpoint.shapes[by_keys[tuple(keys)]]
         if shapes[0] != shapes[1]:
             raise TensorError(
                 f"{a.name}'s tensor {name!r} has shape {shapes[0]}, {b.name}'s {shapes[1]}: there is no line between "

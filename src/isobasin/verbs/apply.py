@@ -16,11 +16,11 @@ from isobasin.alignment import (
     Alignment,
     LayerAlignment,
 )
-from isobasin.checkpoints import Checkpoint, check_output, temporary_folder, write_checkpoint
+from isobasin.checkpoints import check_output, temporary_folder, write_checkpoint
 from isobasin.errors import CheckpointError, IsobasinError, VerificationError
 from isobasin.loading import like
 from isobasin.matching import circuits
-from isobasin.model import Model, Source, open_model, understand
+from isobasin.model import Model, Source, open_model, opened
 from isobasin.symmetries import attention
 from isobasin.verbs.settings import Progress, Running, silent
 from isobasin.verification import Verification, verify_models
@@ -120,7 +120,7 @@ def write_moved(
         if not running.verify:
             return None
         running.progress("verifying", 0, 1)
-        moved = understand(str(output), Checkpoint.open(staging))
+        moved = opened(str(output), staging)
         found = verify_models(model, moved, device=running.device)
         running.progress("verifying", 1, 1)
         if not found.equal:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment
-from isobasin.checkpoints import Checkpoint, temporary_folder, write_checkpoint
-from isobasin.model import Model, understand
+from isobasin.checkpoints import temporary_folder, write_checkpoint
+from isobasin.model import Model, opened
 from isobasin.verbs.align import match_models
 from isobasin.verbs.interpolate import means, tensors_of
 from isobasin.verbs.settings import Matching, Running
@@ -84,7 +84,7 @@ def _round(
         equal = [1 / len(models)] * len(models)
         points = models[0].canonical.written(means(moved_tensors(models, moves), equal))
         write_checkpoint(models[0].checkpoint, path, points, dtype=torch.float64)
-        centre = understand("the centre", Checkpoint.open(path))
+        centre = opened("the centre", path)
         return [match_models(centre, model, matching, running) for model in models]
 
 

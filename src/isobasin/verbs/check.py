@@ -10,7 +10,7 @@ from typing import Any
 from isobasin.architectures.resolve import check_comparable
 from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
-from isobasin.model import Canonical, Model, Source, name_of, open_checkpoint, understand, view_of
+from isobasin.model import Canonical, Model, Source, open_canonical
 from isobasin.verbs.conflicts import Conflict, Option, conflicts
 from isobasin.verbs.folding import check_alike
 
@@ -100,32 +100,22 @@ def check(models: Sequence[Source], *, allow_pickle: bool = False) -> Check:
     if len(models) < 2:
         raise IsobasinError("check takes two or more models")
     with ExitStack() as stack:
-        ends: list[tuple[str, Canonical]] = []
-        for source in models:
-            checkpoint = stack.enter_context(open_checkpoint(source, allow_pickle=allow_pickle))
-            name = name_of(source)
-            ends.append((name, Canonical(checkpoint, view_of(name, checkpoint))))
-        first, *others = ends
-        return Check(tuple(_pair(first, other) for other in others))
+        first, *others = [stack.enter_context(open_canonical(end, allow_pickle=allow_pickle)) for end in models]
+        model = _understood(first)
+        return Check(tuple(_pair(first, model, other, _understood(other)) for other in others))
 
 
-def _pair(first: tuple[str, Canonical], second: tuple[str, Canonical]) -> PairCheck:
-    (a, one), (b, other) = first, second
-    scopes = _scopes(*(_understood(name, end) for name, end in (first, second)))
-    return PairCheck(a, b, tuple(conflicts(one, other)), tuple(scopes), tuple(_notes(one, other)))
+def _pair(a: Canonical, one: Model | IsobasinError, b: Canonical, other: Model | IsobasinError) -> PairCheck:
+    scopes = tuple(_scope(scope, one, other) for scope in Scope)
+    return PairCheck(a.name, b.name, tuple(conflicts(a, b)), scopes, tuple(_notes(a, b)))
 
 
-def _understood(name: str, end: Canonical) -> Model | IsobasinError:
+def _understood(end: Canonical) -> Model | IsobasinError:
     """The model, or why it isn't supported."""
     try:
-        return understand(name, end.checkpoint, end.view)
+        return Model.of(end)
     except (ArchitectureError, TensorError) as error:
         return error
-
-
-def _scopes(a: Model | IsobasinError, b: Model | IsobasinError) -> list[Matchable]:
-    """What would be matched in every scope."""
-    return [_scope(scope, a, b) for scope in Scope]
 
 
 def _scope(scope: Scope, a: Model | IsobasinError, b: Model | IsobasinError) -> Matchable:

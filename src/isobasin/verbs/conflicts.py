@@ -140,7 +140,7 @@ def _quantised(name: str, end: Canonical) -> Iterator[Conflict]:
 
 
 def _configurations(a: Canonical, b: Canonical) -> Iterator[Conflict]:
-    for found in differences(a.checkpoint.config, b.checkpoint.config, (a.shapes(), b.shapes())):
+    for found in differences(a.description, b.description):
         message = f"{found.entry} is {shown(found.a)} in A and {shown(found.b)} in B, so they compute different things"
         yield Conflict("configuration", found.entry, message, (Option.config,))
 
@@ -188,7 +188,7 @@ def _labels(a: Canonical, b: Canonical, tables: tuple[Tables, Tables]) -> Iterat
 
 def _tensors(a: Canonical, b: Canonical, tables: tuple[Tables, Tables]) -> Iterator[Conflict]:
     """Tensors that only one has, or that have another shape."""
-    shapes = a.shapes(), b.shapes()
+    shapes = a.shapes, b.shapes
     for name in dict.fromkeys([*shapes[0], *shapes[1]]):
         ours, theirs = (found.get(name) for found in shapes)
         if ours == theirs:

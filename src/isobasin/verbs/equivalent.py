@@ -162,7 +162,7 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
     return Equivalence(
         evidence,
         tuple(unexplained.values()),
-        tuple(difference.entry for difference in differences(a.checkpoint.config, b.checkpoint.config)),
+        tuple(difference.entry for difference in differences(a.canonical.description, b.canonical.description)),
         tuple(moved),
         None if turned is None else str(turned.plan.group),
         {stored: shapes for name, stored in unexplained.items() if (shapes := _unlike_shapes(a, b, name))},

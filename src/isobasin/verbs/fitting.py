@@ -68,7 +68,7 @@ def fit(reference: Canonical, model: Canonical, taking: Taking) -> Fit:
         taking: What was asked for.
     """
     tables = tables_of(reference), tables_of(model)
-    shapes = reference.shapes(), model.shapes()
+    shapes = reference.shapes, model.shapes
     rows: dict[str, tuple[Tensor, Tensor]] = {}
     tokens = _by_name(_token_ids(reference), _token_ids(model)) if taking.by_name else None
     labels = _by_name(_label_ids(reference), _label_ids(model)) if taking.by_name else None

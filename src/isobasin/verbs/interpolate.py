@@ -14,7 +14,7 @@ from isobasin.bounds import check_number
 from isobasin.checkpoints import check_finite, write_checkpoint
 from isobasin.errors import TensorError
 from isobasin.matching.averaging import weighted_mean
-from isobasin.model import Canonical, Source, open_canonical, view_of
+from isobasin.model import Canonical, Source, open_canonical
 from isobasin.verbs.apply import Moved, counted, deliver
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts, unresolved
 from isobasin.verbs.fitting import fit, in_form
@@ -68,7 +68,7 @@ def interpolate(
         refuse_conflicts(one, other, taking, (Option.config, Option.by_name, Option.rows))
         fitted = stack.enter_context(in_form(one, other, fit(one, other, taking), empty=False))
         if fitted is not other.checkpoint:
-            other = Canonical(fitted, view_of(str(other.checkpoint.folder), fitted))
+            other = Canonical.of(other.name, fitted)
 
         def write(folder: Path) -> None:
             names = one.view.tensors

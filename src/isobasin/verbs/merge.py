@@ -15,11 +15,11 @@ from torch import Tensor
 from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import check_number
-from isobasin.checkpoints import Checkpoint, check_output, write_checkpoint
+from isobasin.checkpoints import check_output, write_checkpoint
 from isobasin.choices import HeadCost, Method, Readout, Scope, Space
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
 from isobasin.matching.averaging import circuit_mean
-from isobasin.model import Model, Source, batches, open_model, understand
+from isobasin.model import Canonical, Model, Source, batches, open_model, opened
 from isobasin.symmetries.weights import stack
 from isobasin.verbs.apply import Moved, counted, deliver
 from isobasin.verbs.centring import Together, bring_together, moved_tensors
@@ -173,7 +173,7 @@ def _own(models: Sequence[Source]) -> Sequence[Source]:
 def _fitted(opening: ExitStack, reference: Model, model: Model, found: Fit) -> Model:
     """A model in the reference's form, while `opening` is open; rows that it lacks are 0, which matches nothing."""
     checkpoint = opening.enter_context(in_form(reference.canonical, model.canonical, found, empty=True))
-    return model if checkpoint is model.checkpoint else understand(model.name, checkpoint)
+    return model if checkpoint is model.checkpoint else Model.of(Canonical.of(model.name, checkpoint))
 
 
 @dataclass
@@ -201,7 +201,7 @@ def _runs(folder: Path, staging: Path, running: Running) -> str | None:
     if not running.verify:
         return None
     running.progress("running", 0, 1)
-    checked = check_runs(understand(str(folder), Checkpoint.open(staging)), device=running.device)
+    checked = check_runs(opened(str(folder), staging), device=running.device)
     running.progress("running", 1, 1)
     return checked
 

@@ -41,7 +41,7 @@ def tables_of(end: Canonical) -> Tables:
     width = getattr(text, "hidden_size", None)
     tokens = getattr(text, "vocab_size", None)
     positions = [n for entry in _POSITIONS if isinstance(n := getattr(text, entry, None), int)]
-    rows = {name: shape[0] for name, shape in end.shapes().items() if len(shape) in (1, 2)}
+    rows = {name: shape[0] for name, shape in end.shapes.items() if len(shape) in (1, 2)}
     outer = {name: n for name, n in rows.items() if name in head or _is_outer(name)}
     return Tables(
         frozenset(name for name, n in outer.items() if n == tokens != width),

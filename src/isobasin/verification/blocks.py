@@ -155,7 +155,7 @@ def known_feedforwards(model: Blocks) -> Sequence[FeedForward]:
 def rest_of(model: Model, feedforwards: Sequence[FeedForward] = ()) -> dict[str, tuple[int, ...]]:
     """Canonical name and shape of every tensor outside the attention blocks and these feed-forward blocks."""
     known = {model.view.canonical[n] for site in (*model.specification.sites, *feedforwards) for n in site.shapes()}
-    return {name: shape for name, shape in model.canonical.shapes().items() if name not in known}
+    return {name: shape for name, shape in model.canonical.shapes.items() if name not in known}
 
 
 def _compare_rest(a: Model, b: Model, ours: Sequence[FeedForward], theirs: Sequence[FeedForward]) -> Distance:

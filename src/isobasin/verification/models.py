@@ -109,7 +109,7 @@ def check_runs(model: Model, *, seed: int = 0, device: str = "cpu") -> str | Non
     dtype = _run_dtype(model, model)
     if dtype is None:
         return None
-    (plan,) = plans([model.checkpoint])
+    (plan,) = _plans(model)
     run = _started(model, plan, _Running(dtype, seed, device))
     name = run.not_finite()
     if name is not None:
@@ -288,11 +288,11 @@ def _run_dtype(a: Model, b: Model) -> torch.dtype | None:
     return torch.float32 if parameters * 4 * 1.2 < free else None
 
 
-def _plans(a: Model, b: Model) -> list[Plan]:
+def _plans(*models: Model) -> list[Plan]:
     """How each is run: under one class, or under each one's own where two model types are one architecture."""
-    checkpoints = [model.checkpoint for model in (a, b)]
-    alike = a.specification.model_type == b.specification.model_type
-    return plans(checkpoints) if alike else [plan for checkpoint in checkpoints for plan in plans([checkpoint])]
+    ends = [(model.checkpoint, model.canonical.description.config) for model in models]
+    alike = len({model.specification.model_type for model in models}) == 1
+    return plans(ends) if alike else [plan for end in ends for plan in plans([end])]
 
 
 def _check_missing(a: Model, b: Model, ours: Plan, theirs: Plan) -> None:

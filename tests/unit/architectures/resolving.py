@@ -8,6 +8,7 @@ import pytest
 from tiny_models import case
 
 from isobasin.architectures.configuration import build
+from isobasin.architectures.description import Description
 from isobasin.architectures.registry import family
 from isobasin.architectures.resolve import specification
 from isobasin.architectures.schema import Specification
@@ -25,7 +26,8 @@ def shapes(folder_config: dict[str, Any], prefix: str = "") -> dict[str, tuple[i
 
 
 def resolve(folder_config: dict[str, Any], tensors: dict[str, tuple[int, ...]] | None = None) -> Specification:
-    return specification(folder_config, shapes(folder_config) if tensors is None else tensors, source="folder/b")
+    described = Description(folder_config, shapes(folder_config) if tensors is None else tensors)
+    return specification(described, source="folder/b")
 
 
 def refused(error_type: type[Exception], *args: Any) -> str:

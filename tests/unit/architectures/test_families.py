@@ -16,6 +16,7 @@ from tiny_models import CASES, Case, Run, case, observed, save
 from torch import Tensor
 
 from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.description import Description
 from isobasin.architectures.registry import families
 from isobasin.architectures.resolve import specification
 from isobasin.architectures.schema import Specification
@@ -47,7 +48,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case, bool], Sa
             folder = tmp_path_factory.mktemp(str(case))
             model = case.model(base=base)
             config, shapes, tensors = save(model, folder)
-            resolved = specification(config, shapes, source="tiny")
+            resolved = specification(Description(config, shapes), source="tiny")
             tables = [None if case.tables is None else case.tables(model, layer) for layer in range(2)]
             runs = observed(case, model)
             made[str(case), base] = Saved(case, model, folder, tensors, resolved, runs, tables)

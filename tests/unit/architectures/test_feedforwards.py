@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from isobasin.architectures.activations import feedforward_group
+from isobasin.architectures.description import Description
 from isobasin.architectures.feedforwards import FeedForwardSite
 from isobasin.architectures.layouts import linears, transposed_linears
 from isobasin.architectures.projection import Layout, Projection
@@ -153,7 +154,7 @@ class Saved:
     observed: list[tuple[Tensor, Tensor]]
 
     def feedforwards(self) -> tuple[FeedForwardSite, ...]:
-        return check_feedforwards(self.specification, self.config, self.shapes, source="tiny")
+        return check_feedforwards(self.specification, Description(self.config, self.shapes), source="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Saved]:
         if (str(case), base) not in made:
             folder, model = tmp_path_factory.mktemp(str(case)), case.model(base=base)
             config, shapes, tensors = save(model, folder)
-            found = specification(config, shapes, source="tiny")
+            found = specification(Description(config, shapes), source="tiny")
             made[str(case), base] = Saved(folder, config, shapes, tensors, found, observed(case, model))
         return made[str(case), base]
 
@@ -346,9 +347,10 @@ UNEXPLAINED = [
 def test_an_unexplained_tensor_is_refused_where_feedforward_is_asked_for_only(model_type, name, saved):
     tiny = saved(case(model_type))
     shapes = tiny.shapes | {name: (3,)}
-    found = specification(tiny.config, shapes, source="tiny")
+    described = Description(tiny.config, shapes)
+    found = specification(described, source="tiny")
     with pytest.raises(TensorError, match=r"tiny: .* is unexpected in a feed-forward module") as caught:
-        check_feedforwards(found, tiny.config, shapes, source="tiny")
+        check_feedforwards(found, described, source="tiny")
     assert repr(name) in str(caught.value)
 
 
@@ -359,8 +361,9 @@ def test_missing_and_misshapen_tensors_are_named(saved):
         ({n: s for n, s in tiny.shapes.items() if n != name}, f"tensor {name!r} is missing, of 8"),
         (tiny.shapes | {name: (128, 32)}, r"has shape \(128, 32\), expected \(32, 128\) from .*128 feed-forward units"),
     ):
+        described = Description(tiny.config, shapes)
         with pytest.raises(TensorError, match=words):
-            check_feedforwards(specification(tiny.config, shapes, source="x"), tiny.config, shapes, source="x")
+            check_feedforwards(specification(described, source="x"), described, source="x")
 
 
 def test_norms_beside_the_block_are_left_alone(saved):
@@ -371,8 +374,9 @@ def test_norms_beside_the_block_are_left_alone(saved):
 
 def test_a_specification_without_feedforward_blocks_has_none(saved):
     tiny = saved(case("vit"))
+    none = replace(tiny.specification, feedforwards=())
     with pytest.raises(ArchitectureError, match="no feed-forward blocks are known"):
-        check_feedforwards(replace(tiny.specification, feedforwards=()), tiny.config, tiny.shapes, source="x")
+        check_feedforwards(none, Description(tiny.config, tiny.shapes), source="x")
 
 
 def test_comparable_blocks(saved, tmp_path):
@@ -386,7 +390,7 @@ def test_comparable_blocks(saved, tmp_path):
     ):
         other = case("llama", config=changes)
         config, shapes, _ = save(other.model(), tmp_path / next(iter(changes)))
-        theirs = specification(config, shapes, source="other")
+        theirs = specification(Description(config, shapes), source="other")
         check_comparable(ours, theirs)
         with pytest.raises(ArchitectureError, match=words):
             check_comparable(ours, theirs, feedforward=True)

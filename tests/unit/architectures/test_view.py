@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
+from isobasin.architectures.description import Description
 from isobasin.architectures.examples import USUAL, tiny
 from isobasin.architectures.registry import family
 from isobasin.architectures.resolve import specification
@@ -39,7 +40,10 @@ def shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
 
 def canonical(config: dict[str, Any], tensors: Tensors) -> dict[str, tuple[int, ...]]:
     """Canonical names with the shapes of what they are."""
-    return {name: tuple(tensors[there].shape) for name, there in View.of(config, shapes(tensors)).tensors.items()}
+    return {
+        name: tuple(tensors[there].shape)
+        for name, there in View.of(Description(config, shapes(tensors))).tensors.items()
+    }
 
 
 def without_prefix(model_type: str, tensors: Tensors) -> Tensors:
@@ -75,11 +79,13 @@ def test_every_form_of_every_family_is_the_same_view(model_type: str):
     config, saved, memory = built(tiny(model_type))
     usual = canonical(config, saved)
     assert len(usual) > 10
-    bare = {name for site in specification(config, shapes(saved), source="x").sites for name in site.shapes()}
+    bare = {
+        name for site in specification(Description(config, shapes(saved)), source="x").sites for name in site.shapes()
+    }
     assert bare <= set(saved)
     for form, tensors in forms(model_type, saved, memory):
         assert canonical(config, tensors) == usual, form
-        found = specification(config, shapes(tensors), source="x")
+        found = specification(Description(config, shapes(tensors)), source="x")
         assert {name for site in found.sites for name in site.shapes()} <= set(tensors), form
 
 
@@ -88,15 +94,15 @@ def test_what_transformers_ties_is_there_once():
     tied: list[str] = []
     for model_type in USUAL:
         config, saved, _ = built(tiny(model_type))
-        for name, source in View.of(config, shapes(saved)).ties.items():
-            view = View.of(config, shapes(saved))
+        for name, source in View.of(Description(config, shapes(saved))).ties.items():
+            view = View.of(Description(config, shapes(saved)))
             both = {view.stored(source): torch.ones(1), name: torch.ones(1)}
             rest = {there: x for there, x in saved.items() if there not in both and there not in view.copies}
             one, other = ({**rest, n: both[n]} for n in (view.stored(source), name))
-            twice = View.of(config, shapes({**rest, **both}))
+            twice = View.of(Description(config, shapes({**rest, **both})))
             assert twice.copies == {name: view.stored(source)}
-            assert View.of(config, shapes(one)).tensors == twice.tensors
-            alone = View.of(config, shapes(other))
+            assert View.of(Description(config, shapes(one))).tensors == twice.tensors
+            alone = View.of(Description(config, shapes(other)))
             assert alone.tensors == {**twice.tensors, source: name}
             assert alone.find(name) == alone.find(source) == name
             tied.append(model_type)

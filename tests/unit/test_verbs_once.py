@@ -1,0 +1,80 @@
+"""What every verb does once for each model that it opens: read its configuration, and look for what its tensors are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import isobasin
+from isobasin import model as opening
+from isobasin.architectures import description
+from isobasin.architectures.description import Description
+from isobasin.architectures.examples import tiny
+from isobasin.architectures.view import View
+from isobasin.checkpoints import Checkpoint
+from isobasin.loading import classes
+
+Verb = Callable[[Path, Path, Path], object]
+
+# Verb, how many models it opens (those that it writes and looks at too), and how often it has transformers load one.
+VERBS: dict[str, tuple[Verb, int, int]] = {
+    "align": (lambda a, b, out: isobasin.align(a, b, out), 3, 4),
+    "align block": (lambda a, b, out: isobasin.align(a, b, out, scope="block"), 3, 4),
+    "align model": (lambda a, b, out: isobasin.align(a, b, out, scope="model"), 3, 4),
+    "align to nothing": (lambda a, b, out: isobasin.align(a, b, scope="model"), 2, 0),
+    "verify": (lambda a, b, out: isobasin.verify(a, b), 2, 5),
+    "equivalent": (lambda a, b, out: isobasin.equivalent(a, b), 2, 0),
+    "compare": (lambda a, b, out: isobasin.compare(a, b), 2, 0),
+    "fingerprint": (lambda a, b, out: isobasin.fingerprint(a), 1, 0),
+    "symmetry": (lambda a, b, out: isobasin.symmetry(a), 1, 0),
+    "check": (lambda a, b, out: isobasin.check([a, b]), 2, 0),
+    "interpolate": (lambda a, b, out: isobasin.interpolate(a, b, 0.5, out), 2, 0),
+    "merge": (lambda a, b, out: isobasin.merge([a, b], out, scope="model"), 3, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    a, b = (tiny("gpt2").save(folder / name, seed, dtype=torch.float32) for seed, name in enumerate("ab"))
+    return a, b
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a checkpoint is opened, a part of it is worked out, and transformers loads a model."""
+    found: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            found[name] += 1
+            return function(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(Checkpoint, "open", counted("opened", Checkpoint.open))
+    monkeypatch.setattr(View, "of", counted("viewed", View.of))
+    monkeypatch.setattr(description, "described_by", counted("configured", description.described_by))
+    stated = cached_property(counted("stated", Description.__dict__["specification"].func))
+    stated.__set_name__(Description, "specification")
+    monkeypatch.setattr(Description, "specification", stated)
+    for name in ("specification", "check_feedforwards", "check_stream"):
+        monkeypatch.setattr(opening, name, counted(name, getattr(opening, name)))
+    monkeypatch.setattr(classes, "pretrained", counted("loaded", classes.pretrained))
+    return found
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_model_is_opened_and_resolved_once(verb: str, pair: tuple[Path, Path], counts: Counter[str], tmp_path: Path):
+    run, models, loads = VERBS[verb]
+    run(*pair, tmp_path / "out")
+    assert (counts["opened"], counts["loaded"]) == (models, loads)
+    assert counts["viewed"] == counts["configured"] == models
+    for part in ("stated", "specification", "check_feedforwards", "check_stream"):
+        assert counts[part] <= models, part
