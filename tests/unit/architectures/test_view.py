@@ -22,11 +22,7 @@ Tensors = dict[str, Any]
 
 def built(model: TinyModel) -> tuple[dict[str, Any], Tensors, Tensors]:
     """Configuration, tensors as they are saved, and as they are called in memory; none of them has values."""
-    import transformers
-
-    from isobasin import models
-
-    architecture = getattr(transformers, model.head, None) or getattr(models, model.head)
+    architecture = model.architecture()
     with torch.device("meta"):
         made = architecture(architecture.config_class(**model.config))
     config = {**json.loads(made.config.to_json_string()), "architectures": [model.head]}
