@@ -248,6 +248,14 @@ _ROWS = (
     _decoder("starcoder2", "Starcoder2", _GROUPED, variants={"no-bias": {"use_bias": False}}),
     _decoder("cohere", "Cohere", _GROUPED, single=_SCORES, variants={**_BIASES, "qk-norm": {"use_qk_norm": True}}),
     _decoder(
+        *("cohere2", "Cohere2", {**_GROUPED, "layer_types": ["sliding_attention", "full_attention"]}),
+        single=_SCORES,
+        variants=_BIASES,
+    ),
+    _decoder(
+        "nemotron", "Nemotron", _GROUPED, variants={"biases": {"attention_bias": True, "mlp_bias": True}, **_WHOLE}
+    ),
+    _decoder(
         *("falcon", "Falcon", {**_HEADS, "ffn_hidden_size": 48}),
         variants={
             "grouped": {"new_decoder_architecture": True, "num_kv_heads": 2},

@@ -27,15 +27,8 @@ _LOOKS = {
 }
 
 
-def curves(plan: SettingPlan, results: Results, folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Losses along the lines of one setting: a row for every scope, a column for every pair of seeds.
-
-    Args:
-        plan: The setting.
-        results: Of its cells.
-        folder: Where the figure goes.
-        names: Of its files; by default the setting's title is in them.
-    """
+def curves(plan: SettingPlan, results: Results, folder: Path) -> list[Path]:
+    """Losses along the lines of one setting: a row for every scope, a column for every pair of seeds."""
     rows: list[Row] = []
     methods: list[str] = []
     for group in plan.groups:
@@ -49,7 +42,7 @@ def curves(plan: SettingPlan, results: Results, folder: Path, names: Sequence[st
     if not rows:
         return []
     rows[-1] = Row(rows[-1].label, [_with_axis(panel) for panel in rows[-1].panels])
-    paths = [folder / name for name in names] or _paths(folder, "curves", plan.setting.title)
+    paths = _paths(folder, "curves", plan.setting.title)
     draw(rows, styles(methods), printable(plan.setting.title), paths)
     return paths
 
