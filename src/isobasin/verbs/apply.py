@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from isobasin.verification import Verification, verify_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def apply(
         if output is not None:
             check_output(output, [opened.checkpoint.folder], force)
         predicted = _with_rounding(alignment, opened, running)
-        return deliver(model, output, lambda folder: write_moved(predicted, opened, folder, running))
+        return Moved(*deliver(model, output, lambda folder: write_moved(predicted, opened, folder, running)))
 
 
 def write_moved(
@@ -152,18 +154,22 @@ def counted(items: Iterable[dict[str, Tensor]], total: int, progress: Progress) 
 
 
 def deliver(
-    source: Source, output: str | os.PathLike[str] | None, write: Callable[[Path], Verification | None]
-) -> Moved:
-    """Write to the folder asked for; or to a temporary one, and load a model like `source` from it."""
+    source: Source, output: str | os.PathLike[str] | None, write: Callable[[Path], T]
+) -> tuple[Path | None, PreTrainedModel | None, T]:
+    """Write to the folder asked for; or to a temporary one, and load a model like `source` from it.
+
+    Returns:
+        The folder, or the model; and what `write` returned.
+    """
     if output is not None:
-        return Moved(Path(output), None, write(Path(output)))
+        return Path(output), None, write(Path(output))
     if isinstance(source, (str, os.PathLike)):
         raise IsobasinError("output: name the folder to write to (only a model in memory can be returned)")
     with temporary_folder() as folder:
         path = Path(folder) / "model"
-        verified = write(path)
+        found = write(path)
         fresh = like(source, path, source.dtype)
-        return Moved(None, fresh.to(source.device).train(source.training), verified)
+        return None, fresh.to(source.device).train(source.training), found
 
 
 def _with_rounding(alignment: Alignment, model: Model, running: Running) -> Alignment:

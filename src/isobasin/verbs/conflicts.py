@@ -93,17 +93,13 @@ def refuse_conflicts(a: Canonical, b: Canonical, taking: Taking, offered: Sequen
         ArchitectureError: Their configurations, labels or tokenizers disagree.
         TensorError: Their tensors do.
     """
-    found = unresolved(a, b, taking)
-    if found is not None:
+    left = [one for one in conflicts(a, b) if not taking.options.intersection(one.options)]
+    if left:
+        # Of all, one that no option resolves.
+        found = next((one for one in left if not one.options), left[0])
         error = TensorError if found.what in ("quantised", "rows", "head", "tensors") else ArchitectureError
         ends = f"{a.checkpoint.folder} and {b.checkpoint.folder}"
         raise error(f"{ends}: {found.message}: {found.advice(offered)}")
-
-
-def unresolved(a: Canonical, b: Canonical, taking: Taking) -> Conflict | None:
-    """A conflict of two ends for which no option was given, if there is one: of all, one that no option resolves."""
-    left = [one for one in conflicts(a, b) if not taking.options.intersection(one.options)]
-    return next((one for one in left if not one.options), left[0] if left else None)
 
 
 def conflicts(a: Canonical, b: Canonical) -> list[Conflict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from isobasin.bounds import check_number
 from isobasin.checkpoints import check_finite, write_checkpoint
-from isobasin.errors import TensorError
+from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching.averaging import weighted_mean
 from isobasin.model import Canonical, Source, open_canonical
 from isobasin.verbs.apply import Moved, counted, deliver
-from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts, unresolved
+from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import fit, in_form
 from isobasin.verbs.settings import Progress, silent
 
@@ -59,23 +59,35 @@ def interpolate(
     taking = Taking(take_config, by_name, common_rows)
     with ExitStack() as stack:
         one, other = (stack.enter_context(open_canonical(end, allow_pickle=allow_pickle)) for end in (a, b))
-        inputs = [other.checkpoint.folder, one.checkpoint.folder]
-        if t in (0, 1) and unresolved(one, other, taking) is not None:
-            end = (one, other)[int(t)].checkpoint
-            return deliver(
-                (a, b)[int(t)], output, lambda folder: write_checkpoint(end, folder, (), force=force, inputs=inputs)
-            )
-        refuse_conflicts(one, other, taking, (Option.config, Option.by_name, Option.rows))
-        fitted = stack.enter_context(in_form(one, other, fit(one, other, taking), empty=False))
-        if fitted is not other.checkpoint:
-            other = Canonical.of(other.name, fitted)
+        inputs, names, weights = [end.checkpoint.folder for end in (one, other)], one.view.tensors, (1 - t, t)
+        options = (Option.config, Option.by_name, Option.rows)
+        alone = only(weights, lambda: refuse_conflicts(one, other, taking, options))
+        points: Iterator[dict[str, Tensor]] = iter(())
+        if alone is None:
+            fitted = stack.enter_context(in_form(one, other, fit(one, other, taking), empty=False))
+            end = other if fitted is other.checkpoint else Canonical.of(other.name, fitted)
+            points = counted(one.written(means(tensors_of((one, end), names), weights)), len(names), progress)
 
         def write(folder: Path) -> None:
-            names = one.view.tensors
-            points = one.written(means(tensors_of((one, other), names), (1 - t, t)))
-            write_checkpoint(one.checkpoint, folder, counted(points, len(names), progress), force=force, inputs=inputs)
+            write_checkpoint((one, other)[alone or 0].checkpoint, folder, points, force=force, inputs=inputs)
 
-        return deliver(a, output, write)
+        return Moved(*deliver((a, b)[alone or 0], output, write))
+
+
+def only(weights: Sequence[float], refuse: Callable[[], None]) -> int | None:
+    """Which model has all the weight, if `refuse` finds that there is no line from it to the others; else None.
+
+    Raises:
+        TensorError: There is none, and none has all the weight.
+        ArchitectureError: Likewise.
+    """
+    try:
+        refuse()
+    except (ArchitectureError, TensorError):
+        if 1 not in weights:
+            raise
+        return weights.index(1)
+    return None
 
 
 def tensors_of(sources: Sequence[Canonical], names: Iterable[str]) -> Iterator[tuple[dict[str, Tensor], ...]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,15 @@ from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import check_number
 from isobasin.checkpoints import check_output, write_checkpoint
 from isobasin.choices import HeadCost, Method, Readout, Scope, Space
-from isobasin.errors import ArchitectureError, IsobasinError, TensorError
+from isobasin.errors import IsobasinError
 from isobasin.matching.averaging import circuit_mean
 from isobasin.model import Canonical, Model, Source, batches, open_model, opened
 from isobasin.symmetries.weights import stack
-from isobasin.verbs.apply import Moved, counted, deliver
+from isobasin.verbs.apply import counted, deliver
 from isobasin.verbs.centring import Together, bring_together, moved_tensors
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import Fit, fit, in_form, keeping
-from isobasin.verbs.interpolate import means
+from isobasin.verbs.interpolate import means, only
 from isobasin.verbs.settings import MAX_CONDITION, Matching, Progress, Running, silent
 from isobasin.verification import check_runs
 
@@ -148,19 +149,29 @@ def merge(
         if head is not None and Readout(head) is Readout.own:
             models, opened, weights = _own(models), opened[::-1], weights[::-1]
         inputs = [model.checkpoint.folder for model in opened]
-        alone = _check_alike(opened, weights, matching, taking)
+        alone = only(weights, partial(_check_alike, opened, matching, taking))
         if output is not None:
             check_output(output, inputs, force)
-        if alone is not None:
-            copying = _Copying(opened[alone], inputs, running)
-            made = deliver(models[alone], output, copying)
-            return Merged(made.path, made.model, weights, (), (), (), copying.checked)
-        fits = [fit(opened[0].canonical, other.canonical, taking) for other in opened[1:]]
-        fitted = [_fitted(opening, opened[0], other, found) for other, found in zip(opened[1:], fits, strict=True)]
-        together = bring_together([opened[0], *fitted], matching, running)
-        writing = _Writing([opened[0], *fitted], fits, together, weights, space, running)
-        made = deliver(models[0], output, writing)
-    return writing.result(made)
+        together, truncation = Together(()), list[Truncation]()
+        points: Iterator[dict[str, Tensor]] = iter(())
+        if alone is None:
+            fits = [fit(opened[0].canonical, other.canonical, taking) for other in opened[1:]]
+            fitted = [_fitted(opening, opened[0], other, found) for other, found in zip(opened[1:], fits, strict=True)]
+            together = bring_together([opened[0], *fitted], matching, running)
+            pieces = moved_tensors([opened[0], *fitted], (None, *together.alignments))
+            if space is Space.circuit:
+                points = _circuits([opened[0], *fitted], pieces, weights, running.device, truncation)
+            else:
+                points = means(pieces, weights)
+            first = opened[0].canonical
+            points = counted(first.written(keeping(points, first, fits)), len(first.view.tensors), progress)
+
+        def write(folder: Path) -> str | None:
+            kept, check = opened[alone or 0].checkpoint, partial(_runs, folder, running)
+            return write_checkpoint(kept, folder, points, force=force, inputs=inputs, check=check)
+
+        path, made, checked = deliver(models[alone or 0], output, write)
+    return Merged(path, made, weights, together.alignments, together.distances, tuple(truncation), checked)
 
 
 def _own(models: Sequence[Source]) -> Sequence[Source]:
@@ -176,27 +187,7 @@ def _fitted(opening: ExitStack, reference: Model, model: Model, found: Fit) -> M
     return model if checkpoint is model.checkpoint else Model.of(Canonical.of(model.name, checkpoint))
 
 
-@dataclass
-class _Copying:
-    """Writes one of the models as it is."""
-
-    model: Model
-    inputs: Sequence[Path]
-    running: Running
-    checked: str | None = None
-
-    def __call__(self, folder: Path) -> None:
-        self.checked = write_checkpoint(
-            self.model.checkpoint,
-            folder,
-            (),
-            force=self.running.force,
-            inputs=self.inputs,
-            check=lambda staging: _runs(folder, staging, self.running),
-        )
-
-
-def _runs(folder: Path, staging: Path, running: Running) -> str | None:
+def _runs(folder: Path, running: Running, staging: Path) -> str | None:
     """Run a new model before it gets its name, if that is wanted."""
     if not running.verify:
         return None
@@ -206,65 +197,46 @@ def _runs(folder: Path, staging: Path, running: Running) -> str | None:
     return checked
 
 
-@dataclass
-class _Writing:
-    """Writes the merged model to a folder, and keeps what is to be said of it."""
+def _circuits(
+    models: Sequence[Model],
+    pieces: Iterator[tuple[dict[str, Tensor], ...]],
+    weights: Sequence[float],
+    device: str,
+    truncation: list[Truncation],
+) -> Iterator[dict[str, Tensor]]:
+    """Mean circuits of the attention blocks, those that are alike together, and the mean of all other tensors.
 
-    models: Sequence[Model]
-    fits: Sequence[Fit]
-    together: Together
-    weights: tuple[float, ...]
-    space: Space
-    running: Running
-    truncation: list[Truncation] = field(default_factory=lambda: [])
-    checked: str | None = None
-
-    def __call__(self, folder: Path) -> None:
-        first, *others = (model.canonical for model in self.models)
-        pieces = moved_tensors(self.models, (None, *self.together.alignments))
-        points = self.circuits(pieces) if self.space is Space.circuit else means(pieces, self.weights)
-        points = keeping(points, first, self.fits)
-        self.checked = write_checkpoint(
-            first.checkpoint,
-            folder,
-            counted(first.written(points), len(first.view.tensors), self.running.progress),
-            force=self.running.force,
-            inputs=[other.checkpoint.folder for other in others],
-            check=lambda staging: _runs(folder, staging, self.running),
-        )
-
-    def circuits(self, pieces: Iterator[tuple[dict[str, Tensor], ...]]) -> Iterator[dict[str, Tensor]]:
-        """Mean circuits of the attention blocks, those that are alike together, and the mean of all other tensors."""
-        first = self.models[0]
-        sites = [site.named(lambda name: first.view.canonical.get(name, name)) for site in first.specification.sites]
-        # Blocks may read one table: it comes with the first of them, and is written with it.
-        tables: tuple[dict[str, Tensor], ...] = tuple({} for _ in self.models)
-        for batch in batches(sites):
-            needed = {name for index in batch for name in sites[index].shapes()}
-            held = tuple({name: known[name] for name in needed & known.keys()} for known in tables)
-            while not needed <= held[0].keys():
-                for tensors, piece in zip(held, next(pieces), strict=True):
-                    tensors.update(piece)
-            device = self.running.device
-            blocks = [stack([sites[index].read(tensors, device) for index in batch]) for tensors in held]
-            found = circuit_mean(sites[batch[0]].group, blocks, self.weights, _LIMIT)
-            for position, index in enumerate(batch):
-                lost = float(found.query_key[position]), float(found.value_output[position])
-                self.truncation.append(Truncation(sites[index].layer, *lost))
-                written = sites[index].write(held[0], found.weights[position])
-                yield from ({name: tensor} for name, tensor in written.items() if name not in tables[0])
-                table = sites[index].table
-                if table is not None:
-                    for known, tensors in zip(tables, held, strict=True):
-                        known[table.weight] = tensors[table.weight]
-            rest = [{name: x for name, x in tensors.items() if name not in needed} for tensors in held]
-            yield from means([rest], self.weights)
-        yield from means(pieces, self.weights)
-
-    def result(self, made: Moved) -> Merged:
-        """What `merge` returns of a model that was written."""
-        alignments, distances = self.together.alignments, self.together.distances
-        return Merged(made.path, made.model, self.weights, alignments, distances, tuple(self.truncation), self.checked)
+    Args:
+        models: The models, of which the first one's gauge is kept.
+        pieces: Their tensors after their moves, by canonical names.
+        weights: One for each model.
+        device: Where circuits are averaged.
+        truncation: What cutting them lost is added to this, a layer at a time.
+    """
+    view = models[0].view
+    sites = [site.named(lambda name: view.canonical.get(name, name)) for site in models[0].specification.sites]
+    # Blocks may read one table: it comes with the first of them, and is written with it.
+    tables: tuple[dict[str, Tensor], ...] = tuple({} for _ in models)
+    for batch in batches(sites):
+        needed = {name for index in batch for name in sites[index].shapes()}
+        held = tuple({name: known[name] for name in needed & known.keys()} for known in tables)
+        while not needed <= held[0].keys():
+            for tensors, piece in zip(held, next(pieces), strict=True):
+                tensors.update(piece)
+        blocks = [stack([sites[index].read(tensors, device) for index in batch]) for tensors in held]
+        found = circuit_mean(sites[batch[0]].group, blocks, weights, _LIMIT)
+        for position, index in enumerate(batch):
+            lost = float(found.query_key[position]), float(found.value_output[position])
+            truncation.append(Truncation(sites[index].layer, *lost))
+            written = sites[index].write(held[0], found.weights[position])
+            yield from ({name: tensor} for name, tensor in written.items() if name not in tables[0])
+            table = sites[index].table
+            if table is not None:
+                for known, tensors in zip(tables, held, strict=True):
+                    known[table.weight] = tensors[table.weight]
+        rest = [{name: x for name, x in tensors.items() if name not in needed} for tensors in held]
+        yield from means([rest], weights)
+    yield from means(pieces, weights)
 
 
 def _weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -285,18 +257,8 @@ def _weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]
     return tuple(share / sum(shares) for share in shares)
 
 
-def _check_alike(models: Sequence[Model], weights: Sequence[float], matching: Matching, taking: Taking) -> int | None:
-    """Refuse models between whose tensors there is no line.
-
-    Returns:
-        The model that has all the weight, if there is one and it can't be merged with the others; else None.
-    """
-    try:
-        for other in models[1:]:
-            check_comparable(models[0].specification, other.specification, feedforward=matching.feedforward)
-            refuse_conflicts(models[0].canonical, other.canonical, taking, tuple(Option))
-    except (ArchitectureError, TensorError):
-        if 1.0 not in weights:
-            raise
-        return weights.index(1.0)
-    return None
+def _check_alike(models: Sequence[Model], matching: Matching, taking: Taking) -> None:
+    """Refuse models between whose tensors there is no line."""
+    for other in models[1:]:
+        check_comparable(models[0].specification, other.specification, feedforward=matching.feedforward)
+        refuse_conflicts(models[0].canonical, other.canonical, taking, tuple(Option))
