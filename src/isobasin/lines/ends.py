@@ -82,11 +82,13 @@ class Losses:
         examples: What they are computed on.
         how: With which batches, where, and whether temperatures are calibrated.
         accelerator: An `accelerate.Accelerator` whose processes share the batches; its device is used.
+        group: How many consecutive examples the losses of groups are means of.
     """
 
     examples: Examples
     how: Measuring
     accelerator: Any = None
+    group: int = 1
 
     @property
     def device(self) -> str:
@@ -106,6 +108,7 @@ class Losses:
             device=self.device,
             accelerator=self.accelerator,
             temperature=self.how.temperature,
+            group=self.group,
         )
 
     def along(self, first: Folder, last: Folder, t: Sequence[float]) -> Iterator[tuple[float, Evaluation, float]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,12 @@ from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.settings import Progress, silent
 
 # Two runs that differ only in these are one run: it may be continued by a newer library.
-_INCIDENTAL = {"versions", "batch_weights"}
+_INCIDENTAL = {"versions", "group_weights"}
+
+# Losses of more examples are recorded in groups of equal size.
+_MOST_GROUPS = 1024
+# Of the losses of examples: single precision has no more.
+_DIGITS = 7
 
 
 def measure(
@@ -85,7 +92,13 @@ def measure(
         opened = [end.checkpoint for end in ends]
         check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
         run = _run_record(names, opened, examples, how, settings or {}, progress)
-        lines = _Lines(run, understood, opened, Losses(examples, how, accelerator), progress)
+        lines = _Lines(
+            run,
+            understood,
+            opened,
+            Losses(examples, how, accelerator, math.ceil(len(examples) / _MOST_GROUPS)),
+            progress,
+        )
         if lines.writes:
             stack.enter_context(sole_writer(Path(output)))
         lines.open(Path(output), force)
@@ -118,7 +131,7 @@ def _run_record(
     settings: Mapping[str, Any],
     progress: Progress,
 ) -> RunRecord:
-    """The first line, but for the batches' weights, which the first evaluation tells."""
+    """The first line, but for the weights of groups, which the first evaluation tells."""
     hashes: list[str] = []
     for checkpoint in checkpoints:
         progress("hashing", len(hashes), len(checkpoints))
@@ -137,7 +150,7 @@ def _run_record(
         ),
         t=points(how.points),
         methods=how.methods,
-        batch_weights=(),
+        group_weights=(),
         settings={
             "batch_size": how.batch_size,
             "head_cost": how.head_cost.value,
@@ -177,12 +190,13 @@ class _Lines:
         found = self._file.measured
         if found is not None:
             self._check_same(found.run)
+            self._losses = replace(self._losses, group=_group_size(found.run, self._losses))
             self._points = {key: {point.t: point for point in there} for key, there in found.points.items()}
         self._wait()
         if found is None:
             key: Key = ((0, 1), self._how.methods[0])
             first = self._losses.of(self._losses.load(self._checkpoints[0].folder))
-            self._run = self._run.model_copy(update={"batch_weights": first.batch_weights})
+            self._run = self._run.model_copy(update={"group_weights": first.group_weights})
             self._append(self._run)
             self._add(_point(key, 0.0, first, 0.0))
         self._tell()
@@ -279,13 +293,19 @@ class _Lines:
             (output / NAME).unlink()
 
 
+def _group_size(run: RunRecord, losses: Losses) -> int:
+    """How many examples the groups of a run have: in older files each batch is one."""
+    batches = math.ceil(len(losses.examples) / losses.how.batch_size)
+    return losses.how.batch_size if len(run.group_weights) == batches else losses.group
+
+
 def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) -> PointRecord:
     return PointRecord(
         pair=key[0],
         method=key[1],
         t=t,
         loss=found.loss,
-        batch_losses=found.batch_losses,
+        group_losses=tuple(float(f"{loss:.{_DIGITS}g}") for loss in found.group_losses),
         metrics={**found.metrics},
         calibrated_loss=found.calibrated_loss,
         temperature=found.temperature,

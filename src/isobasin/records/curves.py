@@ -6,11 +6,18 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from isobasin.choices import Way
 from isobasin.records.file import Key, Measured
 from isobasin.records.schema import CurveRecord, PointRecord, RunRecord
+
+# Of the examples, for errors: those of errors are then about 2 %.
+_DRAWS = 1000
 
 NAIVE = Way.none.value
 """The method that leaves B as it is."""
@@ -86,7 +93,7 @@ def curve(run: RunRecord, points: Sequence[PointRecord], naive: CurveRecord | No
         method=method,
         barrier=barrier,
         worst_t=worst_t,
-        barrier_error=None if barrier is None else _error(run, points, worst_t),
+        barrier_error=None if barrier is None else _error(run, points),
         relative=_share(barrier, whole),
         share_of_ends=_share(barrier, _mean_of_ends(points)),
         calibrated_barrier=calibrated_barrier,
@@ -120,24 +127,30 @@ def _supremum(losses: Sequence[float | None], t: Sequence[float]) -> tuple[float
     return found.height, found.t
 
 
-def _error(run: RunRecord, points: Sequence[PointRecord], worst_t: float) -> float | None:
-    """Standard error of the rise `l_b(t) - (1 - t) l_b(0) - t l_b(1)` at the worst t, over the batches b.
+def _error(run: RunRecord, points: Sequence[PointRecord]) -> float | None:
+    """Standard error of the barrier: what the barriers of examples that are drawn anew scatter by.
 
-    With shares p_b of the weights, `n / (n - 1) sum_b p_b² (r_b - r)²`, where `r = sum_b p_b r_b`, estimates the
-    variance of r; for equal weights it is the usual `s² / n`.
+    All points of a line see the same examples, so that what is noise of all of them cancels. The factor n / (n - 1) of
+    the variance makes up for the mean's being that of the same examples.
     """
-    batches = [points[index].batch_losses for index in (0, run.t.index(worst_t), -1)]
-    total, count = sum(run.batch_weights), len(run.batch_weights)
-    if count < 2 or total <= 0 or any(loss is None for losses in batches for loss in losses):
+    weights = np.asarray(run.group_weights)
+    losses = np.array([[math.nan if x is None else x for x in point.group_losses] for point in points])[:, weights > 0]
+    weights = weights[weights > 0]
+    count = len(weights)
+    if count < 2 or not np.isfinite(losses).all():
         return None
-    rises = [
-        (at or 0.0) - (1 - worst_t) * (first or 0.0) - worst_t * (last or 0.0)
-        for first, at, last in zip(*batches, strict=True)
-    ]
-    shares = [weight / total for weight in run.batch_weights]
-    mean = sum(share * rise for share, rise in zip(shares, rises, strict=True))
-    squares = sum((share * (rise - mean)) ** 2 for share, rise in zip(shares, rises, strict=True))
-    return math.sqrt(count / (count - 1) * squares)
+    shares = _drawn(count) * weights
+    means = shares @ losses.T / shares.sum(1, keepdims=True)
+    t = np.asarray(run.t)
+    heights = (means - ((1 - t) * means[:, :1] + t * means[:, -1:])).max(1)
+    # As many digits as mean something: what is computed again elsewhere is the same.
+    return float(f"{heights.std() * math.sqrt(count / (count - 1)):.4g}")
+
+
+@lru_cache(maxsize=1)
+def _drawn(count: int) -> NDArray[np.float64]:
+    """How often each of some examples is drawn, `(draws, count)`: as many as there are each time, with replacement."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_DRAWS).astype(np.float64)
 
 
 def _mean_of_ends(points: Sequence[PointRecord]) -> float | None:

@@ -184,8 +184,8 @@ def _add(measured: Measured, record: Record) -> str | None:
 def _add_point(measured: Measured, key: Key, point: PointRecord) -> str | None:
     if point.t not in measured.run.t:
         return f"has t = {point.t:g}, which the run doesn't name"
-    if len(point.batch_losses) != len(measured.run.batch_weights):
-        return f"has {len(point.batch_losses)} batches instead of {len(measured.run.batch_weights)}"
+    if len(point.group_losses) != len(measured.run.group_weights):
+        return f"has {len(point.group_losses)} groups of examples instead of {len(measured.run.group_weights)}"
     others = [other for other in measured.points.get(key, []) if other.t != point.t]
     measured.points[key] = sorted([*others, point], key=lambda other: other.t)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 """Raised when a line changes its meaning; files of another version are refused."""
@@ -64,7 +64,8 @@ class RunRecord(Entry):
         models: In the order given; pairs name them by index.
         t: Points of every line, from 0 to 1: `θ(t) = (1 - t) A + t B`.
         methods: Ways that B is moved (`choices.Way`).
-        batch_weights: How many predictions each batch has; their losses are averaged with these weights.
+        group_weights: How many predictions each example has, or each group of consecutive ones where there are many
+            (in older files each batch, under another name); their losses are averaged with these weights.
         settings: Options, seeds.
         versions: Of isobasin, Python and the libraries.
     """
@@ -75,7 +76,7 @@ class RunRecord(Entry):
     data: DataRecord
     t: tuple[float, ...]
     methods: tuple[str, ...]
-    batch_weights: tuple[float, ...]
+    group_weights: tuple[float, ...] = Field(validation_alias=AliasChoices("group_weights", "batch_weights"))
     settings: dict[str, Any]
     versions: dict[str, str]
 
@@ -121,7 +122,7 @@ class PointRecord(Entry):
         method: How B was moved.
         t: Where on the line.
         loss: Mean over all predictions; null if it isn't a number.
-        batch_losses: Mean of every batch.
+        group_losses: Mean of every group of `RunRecord.group_weights`.
         metrics: "accuracy", or "perplexity" and "bits_per_character".
         calibrated_loss: The loss with the softmax temperature that makes it least; null if it wasn't computed.
         temperature: That temperature.
@@ -134,7 +135,7 @@ class PointRecord(Entry):
     method: str
     t: float
     loss: Number
-    batch_losses: tuple[Number, ...]
+    group_losses: tuple[Number, ...] = Field(validation_alias=AliasChoices("group_losses", "batch_losses"))
     metrics: dict[str, Number]
     calibrated_loss: Number
     temperature: Number
@@ -150,7 +151,7 @@ class CurveRecord(Entry):
         method: How B was moved.
         barrier: `sup_t [ L(θ(t)) - (1 - t) L(A) - t L(B) ]`; null if a loss on the way isn't a number.
         worst_t: Where it is reached.
-        barrier_error: Standard error over batches of the rise at `worst_t`; null with fewer than two batches.
+        barrier_error: Its standard error, of examples drawn anew; null with fewer than two.
         relative: Share of the barrier of method "none" of this pair; null if that is 0 or wasn't measured.
         share_of_ends: Share of the mean loss of the two ends.
         calibrated_barrier: The same supremum of the calibrated losses, or null.

@@ -27,8 +27,15 @@ _LOOKS = {
 }
 
 
-def curves(plan: SettingPlan, results: Results, folder: Path) -> list[Path]:
-    """Losses along the lines of one setting: a row for every scope, a column for every pair of seeds."""
+def curves(plan: SettingPlan, results: Results, folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Losses along the lines of one setting: a row for every scope, a column for every pair of seeds.
+
+    Args:
+        plan: The setting.
+        results: Of its cells.
+        folder: Where the figure goes.
+        names: Of its files; by default the setting's title is in them.
+    """
     rows: list[Row] = []
     methods: list[str] = []
     for group in plan.groups:
@@ -42,7 +49,7 @@ def curves(plan: SettingPlan, results: Results, folder: Path) -> list[Path]:
     if not rows:
         return []
     rows[-1] = Row(rows[-1].label, [_with_axis(panel) for panel in rows[-1].panels])
-    paths = _paths(folder, "curves", plan.setting.title)
+    paths = [folder / name for name in names] or _paths(folder, "curves", plan.setting.title)
     draw(rows, styles(methods), printable(plan.setting.title), paths)
     return paths
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,8 +38,8 @@ class Evaluation:
 
     Attributes:
         loss: Mean cross-entropy over all predictions, in nats.
-        batch_losses: Mean of every batch.
-        batch_weights: Predictions of every batch.
+        group_losses: Mean of every group of consecutive examples.
+        group_weights: Predictions of every group.
         metrics: "accuracy" of classification; "perplexity" of language models, with "bits_per_character" for causal
             ones and "accuracy" for masked ones.
         calibrated_loss: The loss with the softmax temperature that makes it least; None if that wasn't asked for.
@@ -47,8 +48,8 @@ class Evaluation:
     """
 
     loss: float
-    batch_losses: tuple[float, ...]
-    batch_weights: tuple[float, ...]
+    group_losses: tuple[float, ...]
+    group_weights: tuple[float, ...]
     metrics: dict[str, float]
     calibrated_loss: float | None
     temperature: float | None
@@ -57,12 +58,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Sums over the predictions of one batch, and some of them for the temperature."""
+    """Sums over the predictions of one batch and of each of its examples, and some of them for the temperature."""
 
     index: int
     loss: float
     right: int
     predictions: int
+    losses: list[float]
+    counts: list[int]
     kept: Predictions | None
 
 
@@ -74,6 +77,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     accelerator: Any = None,
     temperature: bool = True,
+    group: int = 1,
 ) -> Evaluation:
     """Evaluate a model on all examples.
 
@@ -89,12 +93,13 @@ def evaluate(
         device: Where it runs; with an accelerator, its device instead.
         accelerator: An `accelerate.Accelerator`, or None for this process alone.
         temperature: Whether to look for the best softmax temperature.
+        group: How many consecutive examples the losses of groups are means of.
 
     Raises:
         DataError: The model can't be run on them.
     """
     started = time.perf_counter()
-    group = _Group(accelerator)
+    processes = _Group(accelerator)
     place = torch.device(device if accelerator is None else accelerator.device)
     if place.type == "cpu":
         # To torch "cpu:0", as accelerate says, is another place than "cpu": the model would be copied every time.
@@ -102,19 +107,27 @@ def evaluate(
     with passing(model), _evaluating(model), torch.inference_mode():
         model.to(place)
         stride = _stride(model, examples) if temperature else 0
-        mine = list(_batches(model, examples, batch_size, place, group, stride))
-        rows = group.gathered([(b.index, b.loss, b.right, b.predictions) for b in mine])
+        mine = list(_batches(model, examples, batch_size, place, processes, stride))
+        rows = processes.gathered([(b.index, b.loss, b.right, b.predictions, b.losses, b.counts) for b in mine])
         loss = sum(row[1] for row in rows) / max(sum(row[3] for row in rows), 1)
-        calibrated, best = _calibrated(mine, group, loss) if temperature else (None, None)
+        calibrated, best = _calibrated(mine, processes, loss) if temperature else (None, None)
+    totals, counts = (_grouped(chain.from_iterable(row[i] for row in rows), group) for i in (4, 5))
+    groups = list(zip(totals, counts, strict=True))
     return Evaluation(
         loss=loss,
-        batch_losses=tuple(row[1] / row[3] if row[3] else math.nan for row in rows),
-        batch_weights=tuple(float(row[3]) for row in rows),
+        group_losses=tuple(total / count if count else math.nan for total, count in groups),
+        group_weights=tuple(float(count) for _, count in groups),
         metrics=_metrics(examples, loss, rows),
         calibrated_loss=calibrated,
         temperature=best,
         seconds=time.perf_counter() - started,
     )
+
+
+def _grouped(values: Iterable[float], size: int) -> list[float]:
+    """The sums of so many consecutive values each."""
+    left = iter(values)
+    return [sum(found) for found in iter(lambda: tuple(islice(left, size)), ())]
 
 
 def passing(model: nn.Module) -> AbstractContextManager[None]:
@@ -170,7 +183,7 @@ def _batches(
     """This process's batches, evaluated."""
     for index in range(group.rank, math.ceil(len(examples) / size), group.count):
         batch = examples.fetch(range(index * size, min((index + 1) * size, len(examples))))
-        labels = targets(examples.kind, batch["labels"]).to(device, non_blocking=True).reshape(-1)
+        labels = targets(examples.kind, batch["labels"]).to(device, non_blocking=True)
         logits: Tensor = model(**model_inputs(model, batch, device)).logits
         yield _summed(index, logits.reshape(-1, logits.shape[-1]), labels, examples.kind, stride)
 
@@ -192,19 +205,24 @@ def _caches(kind: type[nn.Module]) -> bool:
 
 
 def _summed(index: int, logits: Tensor, labels: Tensor, kind: TaskKind, stride: int) -> _Batch:
-    """The sums of one batch, accumulated in float64."""
+    """The sums of one batch, accumulated in float64; `labels` have a row for each example."""
+    count, of = len(labels), torch.arange(len(labels), device=labels.device)
+    of, labels = of.repeat_interleave(labels.numel() // count), labels.reshape(-1)
     if kind == TaskKind.masked_lm:
-        logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
+        masked = labels != IGNORED
+        logits, labels, of = logits[masked], labels[masked], of[masked]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     losses = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
     predicted = labels != IGNORED
-    count = int(predicted.sum())
+    sums = torch.zeros(count, dtype=torch.float64, device=of.device).index_add_(0, of, losses.double())
+    counts = torch.bincount(of[predicted], minlength=count).tolist()
+    count = sum(counts)
     right = 0 if kind == TaskKind.causal_lm else int((logits.argmax(-1) == labels).sum())
     kept = None
     if stride:
         rows = predicted.nonzero().squeeze(-1)[(-index * count) % stride :: stride]
         kept = Predictions.of(logits[rows], labels[rows], float(losses[rows].sum(dtype=torch.float64)))
-    return _Batch(index, float(losses.sum(dtype=torch.float64)), right, count, kept)
+    return _Batch(index, float(losses.sum(dtype=torch.float64)), right, count, sums.tolist(), counts, kept)
 
 
 def _calibrated(mine: list[_Batch], group: _Group, loss: float) -> tuple[float, float | None]:

@@ -50,7 +50,7 @@ def test_every_pair_method_and_point_is_recorded(ran: tuple[Path, Measured]):
     assert found.points.keys() == found.curves.keys() == keys
     assert found.alignments.keys() == {key for key in keys if key[1] != "none"}
     assert all(tuple(p.t for p in points) == (0, 0.25, 0.5, 0.75, 1) for points in found.points.values())
-    assert found.run.batch_weights == (25, 25, 10)
+    assert found.run.group_weights == (1,) * 60
     assert [len(record.sha256) for record in found.run.models] == [64] * 3
     assert len({record.sha256 for record in found.run.models}) == 3
 
@@ -85,7 +85,7 @@ def test_every_loss_is_that_of_the_interpolated_checkpoint(models: Models, ran: 
         expected = evaluate(model, models.examples(), batch_size=25)
         point = ran[1].points[(0, 2), "none"][index]
         assert point.loss == pytest.approx(expected.loss, rel=1e-6)
-        assert point.batch_losses == pytest.approx(expected.batch_losses, rel=1e-6)
+        assert point.group_losses == pytest.approx(expected.group_losses, rel=1e-6)
         assert point.metrics == expected.metrics
         assert point.calibrated_loss == pytest.approx(expected.calibrated_loss, rel=1e-5)
 
@@ -172,3 +172,24 @@ def test_what_can_not_be_measured_is_refused_before_any_work(models: Models, tmp
 def test_wrong_options_are_named(options: dict[str, Any], message: str):
     with pytest.raises(IsobasinError, match=message):
         Measuring(**options)
+
+
+def test_an_older_file_is_gone_on_with_by_its_batches(models: Models, tmp_path: Path):
+    arguments, how = ([models.a, models.c], models.examples()), Measuring(("none",), points=5, batch_size=25)
+    whole = measure(*arguments, tmp_path / "whole", how).points[(0, 1), "none"]
+    batches = (slice(0, 25), slice(25, 50), slice(50, 60))
+    means = [
+        tuple(sum(point.group_losses[part]) / len(point.group_losses[part]) for part in batches) for point in whole
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "records.jsonl").read_text().splitlines()][:3]
+    for line, old in zip(lines, ((25, 25, 10), *means[:2]), strict=True):
+        del line["checksum"], line["group_weights" if line["kind"] == "run" else "group_losses"]
+        line["batch_weights" if line["kind"] == "run" else "batch_losses"] = old
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "records.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    found = measure(*arguments, tmp_path / "old", how)
+    assert found.run.group_weights == (25, 25, 10)
+    for point, same, losses in zip(found.points[(0, 1), "none"], whole, means, strict=True):
+        assert (point.loss, point.metrics) == (same.loss, same.metrics)
+        assert point.group_losses == pytest.approx(losses, rel=1e-6)
+    assert found.curves[(0, 1), "none"].barrier_error is not None

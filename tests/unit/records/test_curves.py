@@ -1,6 +1,8 @@
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from isobasin.records.curves import Barrier, chosen_rank, curve, finished_curves, height
@@ -13,15 +15,15 @@ RUN = RunRecord(
     data=DataRecord(source="s", split=None, task="causal-lm", examples=4, sha256="d"),
     t=T,
     methods=("gauss-newton", "none"),
-    batch_weights=(3.0, 1.0),
+    group_weights=(3.0, 1.0),
     settings={},
     versions={},
 )
 
 
 def points(losses: Any, method: str = "none", **lists: Any) -> list[PointRecord]:
-    """One point for every t; the batches have the mean's losses unless `batches` says otherwise."""
-    batches = lists.get("batches", [(loss, loss) for loss in losses])
+    """One point for every t; the groups of examples have the mean's losses unless `groups` says otherwise."""
+    groups = lists.get("groups", [(loss, loss) for loss in losses])
     calibrated = lists.get("calibrated", [None] * len(losses))
     return [
         PointRecord(
@@ -29,29 +31,27 @@ def points(losses: Any, method: str = "none", **lists: Any) -> list[PointRecord]
             method=method,
             t=t,
             loss=loss,
-            batch_losses=tuple(batch),
+            group_losses=tuple(group),
             metrics={},
             calibrated_loss=least,
             temperature=None,
             seconds=0.5,
             interpolation_seconds=0.125,
         )
-        for t, loss, batch, least in zip(T, losses, batches, calibrated, strict=True)
+        for t, loss, group, least in zip(T, losses, groups, calibrated, strict=True)
     ]
 
 
 def test_a_curve_by_hand():
     # The line between the ends is 1, 1.5, 2, 3: the loss rises by 0.5 and then by 2 above it.
-    batches = [(1.0, 1.0), (2.0, 2.0), (3.5, 5.5), (3.0, 3.0)]
-    found = curve(RUN, points((1.0, 2.0, 4.0, 3.0), batches=batches, calibrated=(1.0, 2.75, 2.5, 3.0)))
-    # Rises of the batches 1.5 and 3.5, mean 0.75 * 1.5 + 0.25 * 3.5 = 2, deviations -0.5 and 1.5;
-    # 2 / 1 * ((0.75 * 0.5)**2 + (0.25 * 1.5)**2) = 0.5625.
+    groups = [(1.0, 1.0), (2.0, 2.0), (4.0, 4.0), (3.0, 3.0)]
+    found = curve(RUN, points((1.0, 2.0, 4.0, 3.0), groups=groups, calibrated=(1.0, 2.75, 2.5, 3.0)))
     assert found == CurveRecord(
         pair=(0, 1),
         method="none",
         barrier=2.0,
         worst_t=0.5,
-        barrier_error=0.75,
+        barrier_error=0.0,
         relative=1.0,
         share_of_ends=1.0,
         calibrated_barrier=1.25,
@@ -60,24 +60,46 @@ def test_a_curve_by_hand():
     )
 
 
-def test_equal_batches_have_the_usual_standard_error():
-    run = RUN.model_copy(update={"batch_weights": (5.0,) * 4})
-    rises = (1.0, 2.0, 4.0, 5.0)
-    batches = [(0.0,) * 4, (0.0,) * 4, rises, (0.0,) * 4]
-    found = curve(run, points((0.0, 0.0, 3.0, 0.0), batches=batches))
-    deviation = math.sqrt(sum((rise - 3) ** 2 for rise in rises) / 3)
-    assert found.barrier_error == pytest.approx(deviation / 2, rel=1e-12)
+def many(weights: Sequence[float]) -> RunRecord:
+    return RUN.model_copy(update={"group_weights": tuple(weights)})
 
 
-def test_the_error_is_of_the_rise_and_not_of_the_loss():
-    # The batches differ by far, but by as much everywhere.
-    batches = [(1.0, 9.0), (2.0, 10.0), (4.0, 12.0), (1.0, 9.0)]
-    assert curve(RUN, points((3.0, 4.0, 6.0, 3.0), batches=batches)).barrier_error == 0
+def lines(losses: Any, weights: Any) -> list[PointRecord]:
+    """Points from the losses `(t, example)` of examples that count for so much."""
+    return points(np.average(losses, axis=1, weights=weights).tolist(), groups=losses.tolist())
 
 
-def test_one_batch_has_no_error():
-    run = RUN.model_copy(update={"batch_weights": (4.0,)})
-    assert curve(run, points((0.0, 1.0, 0.0, 0.0), batches=[(0.0,), (1.0,), (0.0,), (0.0,)])).barrier_error is None
+def test_examples_that_differ_at_one_point_have_the_usual_standard_error():
+    draw = np.random.default_rng(1)
+    losses = np.zeros((4, 400))
+    losses[2] = draw.exponential(size=400)
+    found = curve(many([5.0] * 400), lines(losses, [5.0] * 400))
+    assert found.barrier_error == pytest.approx(losses[2].std(ddof=1) / 20, rel=0.08)
+    # An example that counts twice is as good as two that are drawn together: the error of a ratio.
+    weights = draw.integers(1, 4, 400).astype(float)
+    shares, mean = weights / weights.sum(), np.average(losses[2], weights=weights)
+    expected = math.sqrt(((shares * (losses[2] - mean)) ** 2).sum())
+    assert curve(many(weights), lines(losses, weights)).barrier_error == pytest.approx(expected, rel=0.08)
+
+
+def test_the_error_is_of_the_barrier_and_not_of_the_loss():
+    # The examples differ by far, but by as much everywhere.
+    losses = np.array([[1.0], [2.0], [4.0], [1.0]]) + 9 * np.random.default_rng(0).normal(size=50)
+    assert curve(many([1.0] * 50), lines(losses, [1.0] * 50)).barrier_error == pytest.approx(0, abs=1e-12)
+
+
+def test_where_the_barrier_is_may_differ_between_drawn_examples():
+    losses = np.zeros((4, 100))
+    # Either point would be the worst by half of the examples: their maximum scatters less than each of them.
+    losses[1, :50], losses[2, 50:] = 1, 1
+    found = curve(many([1.0] * 100), lines(losses, [1.0] * 100)).barrier_error
+    # Of k of 100 examples, k / 100 or 1 - k / 100: 0.05 times the deviation of |z| for normal z.
+    assert found == pytest.approx(0.05 * math.sqrt(1 - 2 / math.pi), rel=0.1)
+
+
+def test_one_example_has_no_error():
+    found = curve(many([4.0]), points((0.0, 1.0, 0.0, 0.0), groups=[(0.0,), (1.0,), (0.0,), (0.0,)]))
+    assert found.barrier_error is None
 
 
 def test_relative_to_the_naive_barrier():
@@ -108,11 +130,10 @@ def test_a_loss_that_is_not_a_number_leaves_no_barrier_and_is_named(where: int):
     assert (calibrated.barrier, calibrated.calibrated_barrier, calibrated.calibrated_worst_t) == (1.0, None, T[where])
 
 
-def test_a_batch_that_is_not_a_number_leaves_no_error():
-    batches = [(0.0, 0.0), (0.0, None), (1.0, 1.0), (0.0, 0.0)]
-    assert curve(RUN, points((0.0, 0.0, 1.0, 0.0), batches=batches)).barrier_error == 0
-    batches[2] = (1.0, None)
-    assert curve(RUN, points((0.0, 0.0, 1.0, 0.0), batches=batches)).barrier_error is None
+def test_an_example_that_is_not_a_number_leaves_no_error_unless_it_has_no_predictions():
+    groups = [(0.0, 0.0, None), (0.0, 0.0, None), (1.0, 1.0, None), (0.0, 0.0, None)]
+    assert curve(many([1.0, 1.0, 0.0]), points((0.0, 0.0, 1.0, 0.0), groups=groups)).barrier_error == 0
+    assert curve(many([1.0, 1.0, 1.0]), points((0.0, 0.0, 1.0, 0.0), groups=groups)).barrier_error is None
 
 
 def test_a_curve_needs_all_points_of_one_line():

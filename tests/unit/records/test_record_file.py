@@ -25,7 +25,7 @@ def run(**changes: Any) -> RunRecord:
         "data": DataRecord(source="digits", split=None, task="causal-lm", examples=7, sha256="d"),
         "t": (0.0, 1 / 3, 1.0),
         "methods": ("none", "paper"),
-        "batch_weights": (4.0, 3.0),
+        "group_weights": (4.0, 3.0),
         "settings": {"seed": 0, "nested": {"rate": 0.1}},
         "versions": {"isobasin": "0.1.0"},
     }
@@ -38,7 +38,7 @@ def point(t: float, **changes: Any) -> PointRecord:
         "method": "none",
         "t": t,
         "loss": 1.25,
-        "batch_losses": (1.0, 1.6),
+        "group_losses": (1.0, 1.6),
         "metrics": {"accuracy": 0.5},
         "calibrated_loss": 1.125,
         "temperature": 2.0,
@@ -211,7 +211,7 @@ def test_the_later_of_two_equal_points_counts(written: Path):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_null_and_none(bad: float, tmp_path: Path):
     file = RecordFile(tmp_path)
-    lost = point(0.0, loss=bad, batch_losses=(1.0, bad), metrics={"perplexity": bad}, calibrated_loss=bad)
+    lost = point(0.0, loss=bad, group_losses=(1.0, bad), metrics={"perplexity": bad}, calibrated_loss=bad)
     broken = layer(condition=bad, distance_after=bad, head_costs=((bad, 1.0), (1.0, 2.0)))
     for record in (run(), lost, AlignmentRecord(pair=(0, 1), method="paper", seconds=1.0, layers=(broken,))):
         file.append(record)
@@ -220,7 +220,7 @@ def test_what_is_not_finite_is_null_and_none(bad: float, tmp_path: Path):
     assert "Infinity" not in text
     found = RecordFile.read(tmp_path)
     assert found.points[(0, 1), "none"] == [lost]
-    assert (lost.loss, lost.batch_losses, lost.metrics) == (None, (1.0, None), {"perplexity": None})
+    assert (lost.loss, lost.group_losses, lost.metrics) == (None, (1.0, None), {"perplexity": None})
     kept = found.alignments[(0, 1), "paper"].layers[0]
     assert (kept.condition, kept.distance_after, kept.head_costs[0]) == (None, None, (None, 1.0))
 
@@ -246,7 +246,7 @@ def test_another_schema_version_is_refused_whatever_its_fields_are(tmp_path: Pat
         (point(0.0, pair=(-1, 1)).model_dump_json(), "line 2 has the pair"),
         (point(0.0, method="heads").model_dump_json(), "line 2 has the method 'heads'"),
         (point(0.5).model_dump_json(), "line 2 has t = 0.5"),
-        (point(0.0, batch_losses=(1.0,)).model_dump_json(), "line 2 has 1 batches instead of 2"),
+        (point(0.0, group_losses=(1.0,)).model_dump_json(), "line 2 has 1 groups of examples instead of 2"),
     ],
 )
 def test_a_line_that_is_not_one_of_this_run_is_refused(line: str, said: str, tmp_path: Path):

@@ -29,7 +29,7 @@ def run(
         data=DataRecord(source="digits", split="test", task=task, examples=540, sha256="7f31c2" * 10),
         t=tuple(i / (points - 1) for i in range(points)),
         methods=tuple(methods),
-        batch_weights=(256.0,) * (batches - 1) + (28.0,),
+        group_weights=(256.0,) * (batches - 1) + (28.0,),
         settings={"seed": 0, "max_condition": 100.0, "columns": None, "device": "cpu", "methods": list(methods)},
         versions={"isobasin": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "transformers": "5.23.0"},
     )
@@ -49,7 +49,7 @@ def point(run: RunRecord, pair: tuple[int, int], method: str, t: float) -> Point
         method=method,
         t=t,
         loss=loss,
-        batch_losses=tuple(loss * (1 + noise.uniform(-0.05, 0.05)) for _ in run.batch_weights),
+        group_losses=tuple(loss * (1 + noise.uniform(-0.05, 0.05)) for _ in run.group_weights),
         metrics=metrics,
         calibrated_loss=loss - 0.4 * bump,
         temperature=1 + 0.8 * bump,

@@ -21,7 +21,7 @@ from isobasin.errors import DataError
 from isobasin.tasks import losses as module
 from isobasin.tasks.examples import IGNORED, TensorExamples
 from isobasin.tasks.images import ImageExamples
-from isobasin.tasks.losses import evaluate
+from isobasin.tasks.losses import evaluate, targets
 from isobasin.tasks.options import DataFacts
 
 FACTS = DataFacts("set", None, "", 0, "", characters=2.5)
@@ -98,17 +98,25 @@ def test_losses_and_metrics(kind, size, case):
         "masked-lm": {"perplexity": math.exp(loss), "accuracy": accuracy},
     }[kind]
     assert found.metrics == pytest.approx(wanted, rel=1e-5)
-    assert sum(found.batch_weights) == len(labels)
-    assert len(found.batch_losses) == len(found.batch_weights) == math.ceil(23 / size)
+    assert sum(found.group_weights) == len(labels)
 
 
+@pytest.mark.parametrize("group", [1, 5])
+@pytest.mark.parametrize("size", [1, 4, 100])
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_are_those_of_transformers(kind, case):
+def test_losses_of_groups_of_examples_are_those_of_transformers(kind, size, group, case):
     model, examples = case(kind)
-    found = evaluate(model, examples, batch_size=5)
+    found = evaluate(model, examples, batch_size=size, group=group)
     with torch.no_grad():
-        wanted = [model(**batch).loss.item() for batch in examples.batches(5)]
-    assert found.batch_losses == pytest.approx(wanted, rel=1e-5)
+        batches = [(batch, predictions_of(examples, batch)) for batch in examples.batches(group)]
+        wanted = [model(**batch).loss.item() for batch, count in batches if count]
+    assert list(found.group_weights) == [count for _, count in batches]
+    known = [loss for loss, count in zip(found.group_losses, found.group_weights, strict=True) if count]
+    assert known == pytest.approx(wanted, rel=1e-5)
+
+
+def predictions_of(examples, batch):
+    return int((targets(examples.kind, batch["labels"]) != IGNORED).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
