@@ -16,8 +16,8 @@ from timing import best_of
 from torch import Tensor
 
 from isobasin.matching import paper, rotary, subspace
-from isobasin.symmetries import bilinear
-from isobasin.symmetries.groups import BilinearGroup
+from isobasin.symmetries.bilinear import BilinearGroup, Roles
+from isobasin.symmetries.groups import pair_factors
 
 HEADS, WIDTH, FEATURES = 12, 768, 64  # a BERT-base layer
 PLANES = 65_536
@@ -36,9 +36,9 @@ def gl_pairs(generator: torch.Generator) -> dict[str, Sides]:
         return 0.02 * normal(generator, HEADS, rows, FEATURES)
 
     left, right = side(WIDTH + 1), side()
-    u = bilinear.sample(BilinearGroup(FEATURES), (HEADS,), generator, condition=100.0).matrix
+    (maps,) = pair_factors("pair", BilinearGroup(FEATURES), Roles(("left",), ("right",)), (HEADS,))
+    u, steep = (maps.sample(generator, condition=condition)["pair.matrix"] for condition in (100.0, 1e3))
     moved_left, moved_right = left @ u.mT, torch.linalg.solve(u, right, left=False)
-    steep = bilinear.sample(BilinearGroup(FEATURES), (HEADS,), generator, condition=1e3).matrix
     return {
         "planted, condition 1e3": (left @ steep.mT, left, torch.linalg.solve(steep, right, left=False), right),
         "planted, condition 100, + 10 % noise": (

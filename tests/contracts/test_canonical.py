@@ -142,7 +142,7 @@ def test_degenerate_heads_are_moved_and_named(case):
     weights = replace(weights, value=value, output=output)
     element, moved, names = canonical(group, weights)
     assert names[:1] == [{"two heads alike": "head order", "orthogonal": "singular values"}.get(case, "rank")]
-    assert float(torch.linalg.cond(element.value_output.matrix).max()) < 1e3
+    assert float(torch.linalg.cond(element.parts["value_output.matrix"]).max()) < 1e3
     hidden = torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(attention.attend(weights, group, hidden), attention.attend(moved, group, hidden))
 

@@ -75,7 +75,7 @@ def down_multiplied(patch: Patch) -> None:
 
     def change(g, e, before, after):
         rows = permutation.take(before.down, e.permutation)
-        return replace(after, down=rows * rows.new_tensor(1.0) * (e.up * e.gate).unsqueeze(-1))
+        return replace(after, down=rows * rows.new_tensor(1.0) * (e.parts["up"] * e.parts["gate"]).unsqueeze(-1))
 
     changed(change)(patch)
 

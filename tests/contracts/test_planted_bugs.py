@@ -28,10 +28,15 @@ from isobasin.architectures.layouts import half_planes, interleaved_planes
 from isobasin.choices import Method
 from isobasin.errors import VerificationError
 from isobasin.matching import attention as matching
-from isobasin.matching import heads, latents
-from isobasin.symmetries import attention, bilinear, latent, permutation
+from isobasin.matching import fits, heads, latents
+from isobasin.symmetries import attention, permutation
+from isobasin.symmetries.factor import Factor
 from isobasin.symmetries.groups import AttentionGroup
-from isobasin.symmetries.latent import LatentElement
+from isobasin.symmetries.linear import Linear
+from isobasin.symmetries.planes import Planes
+from isobasin.symmetries.rotation import Rotation
+from isobasin.symmetries.scale import GainScaling
+from isobasin.symmetries.shift import Shift
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.verbs import apply as moving
@@ -99,29 +104,26 @@ def traded_with_the_old_output(patch: Patch) -> None:
 def transposed_inverse(patch: Patch) -> None:
     """`R <- R U^{-T}`."""
 
-    def act_right(group, element, x):
-        return plain(group, replace(element, matrix=element.matrix.mT), x)
-
-    plain = bilinear.act_right
-    patch.setattr(bilinear, "act_right", act_right)
+    plain = Linear.right
+    patch.setattr(Linear, "right", lambda self, u, x: plain(self, u.mT, x))
 
 
 def untransposed_left(patch: Patch) -> None:
     """`L <- L U`."""
-    plain = bilinear.act_left
-    patch.setattr(bilinear, "act_left", lambda g, e, x: plain(g, replace(e, matrix=e.matrix.mT), x))
+    plain = Linear.left
+    patch.setattr(Linear, "left", lambda self, u, x: plain(self, u.mT, x))
 
 
 def unconjugated(patch: Patch) -> None:
     """`r <- r / u` where it must be divided by the conjugate."""
-    plain = bilinear.act_right
-    patch.setattr(bilinear, "act_right", lambda g, e, x: plain(g, replace(e, planes=e.planes.conj()), x))
+    plain = Planes.right
+    patch.setattr(Planes, "right", lambda self, u, x: plain(self, u.conj(), x))
 
 
 def queries_left_in_place(patch: Patch) -> None:
     """Keys are permuted, the queries that read them are not."""
-    plain = attention.permute
-    patch.setattr(attention, "permute", lambda w, outer, inner: replace(plain(w, outer, inner), query=w.query))
+    plain = permutation.Heads.act
+    patch.setattr(permutation.Heads, "act", lambda self, g, w: {**plain(self, g, w), "query": w["query"]})
 
 
 def rotated_key_bias_shifted(patch: Patch) -> None:
@@ -151,19 +153,13 @@ def moved_neighbour(patch: Patch) -> None:
 
 def gains_folded_only(patch: Patch) -> None:
     """The gains of latents stay in what reads them."""
-    patch.setattr(latent, "unfolded", lambda group, weights: weights)
+    patch.setattr(GainScaling, "stored", lambda self, weights: weights)
 
 
 def latent_scaled(patch: Patch) -> None:
     """A latent moved by more than its norm lets pass."""
-    plain = latent.act
-    scales = {"query": 1.5, "key_value": 0.5}
-
-    def act(group, element, weights):
-        parts = element.tensors()
-        return plain(group, LatentElement(**{n: scales.get(n, 1.0) * part for n, part in parts.items()}), weights)
-
-    patch.setattr(latent, "act", act)
+    plain = Rotation.act
+    patch.setattr(Rotation, "act", lambda self, g, w: plain(self, {self.part: 1.5 * g[self.part]}, w))
 
 
 CHANGES_THE_FUNCTION: list[tuple[str, str, Plant]] = [
@@ -258,7 +254,10 @@ def no_assignment(patch: Patch) -> None:
 
 
 def no_shifts(patch: Patch) -> None:
-    patch.setattr(matching, "_with_shifts", lambda g, r, m, e: e)
+    plain = fits.fit.dispatch(Factor)
+    patch.setattr(
+        matching, "fit", lambda factor, *rest: (plain if isinstance(factor, Shift) else fits.fit)(factor, *rest)
+    )
 
 
 def inverse_map(patch: Patch) -> None:

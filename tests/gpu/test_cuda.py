@@ -33,7 +33,7 @@ def test_cuda_finds_what_the_cpu_finds(name, method, tmp_path):
     for one, two in zip(found["cpu"].layers, found["cuda"].layers, strict=True):
         assert torch.equal(one.element.head_permutation(), two.element.head_permutation())
         assert two.statistics.distance_after == pytest.approx(one.statistics.distance_after, rel=1e-8)
-        assert two.element.query_key.matrix.device.type == "cpu"
+        assert two.element.parts["query_key.matrix"].device.type == "cpu"
     for device in ("cpu", "cuda"):
         assert_function_preserved(other, tmp_path / device, max(model.allowed(100.0), 1e-8))
 

@@ -61,13 +61,13 @@ def test_group_laws(group, seed):
     weights, one, two = block(group, seed), sample(group, seed + 1), sample(group, seed + 2)
     assert feedforward.contains(group, one)
     moved = feedforward.act(group, one, weights)
-    both = feedforward.compose(two, one)
+    both = feedforward.compose(group, two, one)
     assert_near(feedforward.act(group, two, moved), feedforward.act(group, both, weights))
-    assert_near(feedforward.act(group, feedforward.inverse(one), moved), weights)
+    assert_near(feedforward.act(group, feedforward.inverse(group, one), moved), weights)
     assert_near(feedforward.act(group, feedforward.identity(group), weights), weights)
     three = sample(group, seed + 3)
-    left = feedforward.compose(three, both)
-    right = feedforward.compose(feedforward.compose(three, two), one)
+    left = feedforward.compose(group, three, both)
+    right = feedforward.compose(group, feedforward.compose(group, three, two), one)
     for name, part in left.tensors().items():
         torch.testing.assert_close(part, right.tensors()[name])
 
@@ -86,7 +86,7 @@ def test_elements_preserve_the_function(group, seed):
 
 def test_a_shift_is_seen_by_sigmoids():
     weights = block(SWIGLU, 0)
-    element = replace(feedforward.identity(SWIGLU), shift=torch.full((WIDTH + 1,), 0.1, dtype=torch.float64))
+    element = feedforward.identity(SWIGLU).having({"shift": torch.full((WIDTH + 1,), 0.1, dtype=torch.float64)})
     moved = feedforward.act(SWIGLU, element, weights)
     hidden = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     silu = torch.nn.functional.silu
@@ -98,8 +98,8 @@ def test_experts_stay_in_their_groups():
     group = GROUPS[1]
     start = feedforward.identity(group)
     for order, allowed in (([2, 3, 1, 0], True), ([0, 2, 1, 3], False), ([0, 0, 2, 3], False)):
-        assert feedforward.contains(group, replace(start, experts=torch.tensor(order))) == allowed
-    assert feedforward.contains(SWIGLU, replace(start, experts=torch.tensor([0, 2, 1, 3]))) is True
+        assert feedforward.contains(group, start.having({"experts": torch.tensor(order)})) == allowed
+    assert feedforward.contains(SWIGLU, start.having({"experts": torch.tensor([0, 2, 1, 3])})) is True
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -122,13 +122,13 @@ def test_the_order_of_experts_is_the_best_one(group, seed):
     found = distance(one, match_feedforward(group, one, other).moved)
     best = float("inf")
     for order in itertools.permutations(range(4)):
-        element = replace(feedforward.identity(group), experts=torch.tensor(order))
+        element = feedforward.identity(group).having({"experts": torch.tensor(order)})
         if not feedforward.contains(group, element):
             continue
         moved = feedforward.act(group, element, other)
         if group.shift:
             rows = [matching.router_rows(w).mean(0) for w in (one, moved)]
-            shifted = replace(feedforward.identity(group), shift=rows[0] - rows[1])
+            shifted = feedforward.identity(group).having({"shift": rows[0] - rows[1]})
             moved = feedforward.act(group, shifted, moved)
         units = [match_feedforward(group.expert, one.expert(i), moved.expert(i)).moved for i in range(4)]
         stacked = {name: torch.stack([getattr(unit, name) for unit in units]) for name in units[0].tensors()}

@@ -94,8 +94,8 @@ def test_the_identity_changes_nothing(block: Block):
 def test_the_inverse_undoes(block: Block, seed: int):
     g = element(block.group, seed)
     moved = feedforward.act(block.group, g, block.weights)
-    assert_close(block.weights, feedforward.act(block.group, feedforward.inverse(g), moved))
-    unit = feedforward.compose(feedforward.inverse(g), g)
+    assert_close(block.weights, feedforward.act(block.group, feedforward.inverse(block.group, g), moved))
+    unit = feedforward.compose(block.group, feedforward.inverse(block.group, g), g)
     for name, part in feedforward.identity(block.group).tensors().items():
         torch.testing.assert_close(unit.tensors()[name], part, rtol=1e-14, atol=0)
 
@@ -104,9 +104,9 @@ def test_the_inverse_undoes(block: Block, seed: int):
 def test_composition_acts_as_composition_and_is_associative(block: Block, x: int, y: int, z: int):
     a, b, c = (element(block.group, seed) for seed in (x, y, z))
     in_turn = feedforward.act(block.group, b, feedforward.act(block.group, a, block.weights))
-    assert_close(in_turn, feedforward.act(block.group, feedforward.compose(b, a), block.weights))
-    left = feedforward.compose(c, feedforward.compose(b, a))
-    right = feedforward.compose(feedforward.compose(c, b), a)
+    assert_close(in_turn, feedforward.act(block.group, feedforward.compose(block.group, b, a), block.weights))
+    left = feedforward.compose(block.group, c, feedforward.compose(block.group, b, a))
+    right = feedforward.compose(block.group, feedforward.compose(block.group, c, b), a)
     assert torch.equal(left.permutation, right.permutation)
     for name, part in left.tensors().items():
         torch.testing.assert_close(part, right.tensors()[name], rtol=1e-14, atol=0)
@@ -119,8 +119,7 @@ def test_batches_act_one_by_one(block: Block, seed: int):
     stacked = block.weights.map(lambda t: torch.stack([t, 2 * t, 3 * t]))
     moved = feedforward.act(block.group, many, stacked)
     for i in range(3):
-        one = FeedForwardElement(**{name: part[i] for name, part in many.tensors().items()})
-        expected = feedforward.act(block.group, one, stacked.map(lambda t, i=i: t[i]))
+        expected = feedforward.act(block.group, many[i], stacked.map(lambda t, i=i: t[i]))
         assert_close(expected, moved.map(lambda t, i=i: t[i]))
 
 
@@ -134,9 +133,8 @@ def test_by_hand():
         down_bias=torch.tensor([7.0, 8.0]).double(),
     )
     scales = torch.tensor([1.0, 3.0]).double()
-    moved = feedforward.act(
-        group, FeedForwardElement(torch.tensor([1, 0]), scales, torch.ones(2).double()), weights
-    ).tensors()
+    g = feedforward.identity(group).having({"permutation": torch.tensor([1, 0]), "up": scales})
+    moved = feedforward.act(group, g, weights).tensors()
     expected = {
         "up": [[3.0, 4.0], [3.0, 6.0]],
         "down": [[1.0, 1.0], [1.0, 2.0]],
@@ -152,7 +150,7 @@ def test_scales_outside_the_group_are_told():
     relu, gelu = FeedForwardGroup(2, Scale.positive), FeedForwardGroup(2)
     for group, scale, allowed in ((relu, 2.0, True), (relu, -2.0, False), (gelu, 2.0, False), (gelu, 1.0, True)):
         g = feedforward.identity(group)
-        g.up[1] = scale
+        g.parts["up"][1] = scale
         assert feedforward.contains(group, g) == allowed
 
 
@@ -173,8 +171,7 @@ def test_scales_that_the_group_lacks_change_the_function(activation: str, gated:
     """The counterpart: the groups are not larger. In gated blocks the branch that the activation reads is scaled."""
     block = make_block(activation, 4, 5, 1, gated=gated)
     scaled = torch.full((4,), scale, dtype=torch.float64)
-    ones, order = torch.ones_like(scaled), torch.arange(4)
-    g = FeedForwardElement(order, ones, scaled) if gated else FeedForwardElement(order, scaled, ones)
+    g = feedforward.identity(block.group).having({"gate" if gated else "up": scaled})
     assert not feedforward.contains(block.group, g)
     assert relative_difference(block.output(), block.output(feedforward.act(block.group, g, block.weights))) > 1e-2
 

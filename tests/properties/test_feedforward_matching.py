@@ -15,7 +15,7 @@ from torch import Tensor
 from isobasin.matching import feedforward as matching
 from isobasin.matching.feedforward import distance, match_feedforward, unit_sizes
 from isobasin.symmetries import feedforward
-from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
+from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.testing.strategies import conditions, seeds
 
 KINDS = [
@@ -47,7 +47,7 @@ def lowest(group: FeedForwardGroup, a: FeedForwardWeights, b: FeedForwardWeights
 
     def at(s: Tensor, r: float) -> Tensor:
         scales = s.unsqueeze(-1), torch.full_like(s, r).unsqueeze(-1)
-        g = FeedForwardElement(torch.zeros(len(s), 1, dtype=torch.int64), *scales)
+        g = feedforward.identity(single, (len(s),)).having(dict(zip(("up", "gate"), scales, strict=True)))
         moved = feedforward.act(single, g, two.map(lambda t: t.expand(len(s), *t.shape[1:]))).tensors()
         return torch.stack([(t - moved[n]).square().flatten(1).sum(-1) for n, t in one.tensors().items()]).sum(0)
 
@@ -87,9 +87,9 @@ def test_planted_elements_are_recovered(kind: tuple[str, bool], seed: int, other
     planted = element(block.group, other, condition)
     moved = feedforward.act(block.group, planted, block.weights)
     found = match_feedforward(block.group, block.weights, moved)
-    undone = feedforward.compose(found.element, planted)
+    undone = feedforward.compose(block.group, found.element, planted)
     assert torch.equal(undone.permutation, torch.arange(6))
-    for scales in (undone.up, undone.gate):
+    for scales in (undone.parts["up"], undone.parts["gate"]):
         torch.testing.assert_close(scales, torch.ones(6).double(), rtol=1e-10, atol=0)
     for name, tensor in block.weights.tensors().items():
         assert (getattr(found.moved, name) - tensor).norm() <= 1e-10 * tensor.norm(), name
@@ -102,7 +102,7 @@ def test_a_second_pass_changes_nothing(activation: str, gated: bool):
     assert distance(a.weights, first.moved) < distance(a.weights, b.weights)
     second = match_feedforward(a.group, a.weights, first.moved)
     assert torch.equal(second.element.permutation, torch.arange(8))
-    for scales in (second.element.up, second.element.gate):
+    for scales in (second.element.parts["up"], second.element.parts["gate"]):
         torch.testing.assert_close(scales, torch.ones(8).double(), rtol=1e-7, atol=0)
 
 
@@ -114,7 +114,7 @@ def test_two_scales_end_at_least_where_no_step_is_better(gated: bool):
     reached = squared(a.weights, found.moved)
     for up, gate in itertools.product((0.9, 0.999, 1.0, 1.001, 1.1), repeat=2):
         scales = torch.full((5,), up).double(), torch.full((5,), gate if gated else 1.0).double()
-        g = FeedForwardElement(torch.arange(5), *scales)
+        g = feedforward.identity(a.group).having(dict(zip(("up", "gate"), scales, strict=True)))
         assert squared(a.weights, feedforward.act(a.group, g, found.moved)) >= reached * (1 - 1e-12)
 
 
@@ -148,7 +148,7 @@ def test_units_of_zeros_keep_their_scale(name: str):
     getattr(b.weights, name)[2] = 0
     getattr(a.weights, name)[0] = 0
     found = match_feedforward(a.group, a.weights, b.weights)
-    assert found.element.up[found.element.permutation == 2].item() == 1
+    assert found.element.parts["up"][found.element.permutation == 2].item() == 1
     assert all(t.isfinite().all() for t in found.moved.tensors().values())
 
 

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isobasin.symmetries import attention, bilinear, permutation
+from isobasin.symmetries import attention, permutation
+from isobasin.symmetries.bilinear import Roles
+from isobasin.symmetries.groups import pair_factors
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
 from isobasin.testing.strategies import Block, blocks, conditions, element, make_block, make_group, seeds
@@ -74,8 +76,8 @@ def test_composition_is_associative_and_has_a_unit(block: Block, x: int, y: int,
 @given(blocks(), seeds())
 def test_sampled_shifts_are_zero_where_the_group_has_none(block: Block, seed: int):
     g = element(block.group, seed)
-    assert bool(g.key_shift.any()) == block.group.key_shift
-    assert bool(g.value_shift.any()) == block.group.value_shift
+    assert bool(g.parts["key_shift"].any()) == block.group.key_shift
+    assert bool(g.parts["value_shift"].any()) == block.group.value_shift
 
 
 @given(blocks(), seeds())
@@ -116,19 +118,23 @@ def _biases(block: Block) -> dict[str, bool]:
 @given(blocks(), seeds(), conditions())
 def test_bilinear_elements_as_matrices(block: Block, seed: int, condition: float):
     """`L U^T` and `R U^{-1}` with U written out, and the condition number that was asked for."""
-    group = block.group.query_key
-    generator = torch.Generator().manual_seed(seed)
-    u = bilinear.sample(group, (2,), generator, condition)
-    x = torch.randn(2, 4, group.features, generator=generator, dtype=torch.float64)
-    matrix = bilinear.as_matrix(group, u)
-    torch.testing.assert_close(bilinear.act_left(group, u, x), x @ matrix.mT)
-    torch.testing.assert_close(bilinear.act_right(group, u, x), x @ torch.linalg.inv(matrix), rtol=1e-9, atol=1e-9)
-    singular = torch.linalg.svdvals(matrix)
-    torch.testing.assert_close(singular[:, 0] / singular[:, -1], bilinear.condition(u), rtol=1e-9, atol=0)
-    assert (bilinear.condition(u) <= condition * (1 + 1e-9)).all()
-    if len(group.linear) > 1:
-        inner = torch.linalg.svdvals(u.matrix)
-        torch.testing.assert_close(inner[:, 0] / inner[:, -1], torch.full((2,), condition).double(), rtol=1e-7, atol=0)
+    pair, generator = block.group.query_key, torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 4, pair.features, generator=generator, dtype=torch.float64)
+    matrix, right, sizes = torch.eye(pair.features).double().expand(2, -1, -1), x, []
+    for factor in pair_factors("pair", pair, Roles(("l",), ("r",)), ()):
+        u = factor.sample(generator, (2,), condition)
+        matrix = factor.act(u, {"l": matrix})["l"]
+        right = factor.act(u, {"r": right})["r"]
+        sizes += [factor.sizes(u)["pair"]]
+        if len(pair.linear) > 1 and "pair.matrix" in u:
+            inner = torch.linalg.svdvals(u["pair.matrix"])
+            expected = torch.full((2,), condition).double()
+            torch.testing.assert_close(inner[:, 0] / inner[:, -1], expected, rtol=1e-7, atol=0)
+    torch.testing.assert_close(right, x @ torch.linalg.inv(matrix.mT), rtol=1e-9, atol=1e-9)
+    singular, stated = torch.linalg.svdvals(matrix), torch.cat(sizes, -1)
+    stated = stated.amax(-1) / stated.amin(-1)
+    torch.testing.assert_close(singular[:, 0] / singular[:, -1], stated, rtol=1e-9, atol=0)
+    assert (stated <= condition * (1 + 1e-9)).all()
 
 
 @given(st.integers(1, 6), seeds(), seeds())

@@ -13,7 +13,7 @@ from torch.func import jacfwd
 import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.certification.nullity import spectrum
-from isobasin.certification.tangents import attention_tangents
+from isobasin.certification.tangents import tangents
 from isobasin.choices import HeadCost, Method
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import latents
@@ -21,8 +21,7 @@ from isobasin.matching.attention import align_heads, distance, match
 from isobasin.matching.averaging import circuit_mean
 from isobasin.matching.circuits import bias_error, circuit_error
 from isobasin.matching.heads import assign, head_costs
-from isobasin.symmetries import attention, latent
-from isobasin.symmetries.attention import AttentionElement
+from isobasin.symmetries import attention
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
@@ -81,9 +80,9 @@ def test_batches_act_one_by_one(block: Block, seed: int):
 
 @given(latent_blocks())
 def test_gains_are_folded_and_taken_out_again(block: Block):
-    shared = block.group.latent
-    assert shared is not None
-    assert_close(block.weights, latent.folded(shared, latent.unfolded(shared, block.weights)), 1e-12)
+    stored = block.group.stored(block.weights.tensors())
+    assert_close(block.weights, AttentionWeights(**block.group.read(stored)), 1e-12)
+    assert not torch.equal(stored["key"], block.weights.key)
 
 
 @pytest.mark.parametrize("query", [0, 6])
@@ -94,7 +93,7 @@ def test_dimension(query: int, biased: bool):
     shared = 4 + 5 * 6 // 2 + query * (query + 1) // 2
     assert group.dimension == 3 * (4 + 9) + shared
     weights = random_weights(group, 7, {"output": biased}, seed=3)
-    action = torch.cat([part.flatten(0, -2) for part in attention_tangents(group, weights).values()])
+    action = torch.cat([part.flatten(0, -2) for part in tangents(group, weights.tensors()).values()])
     assert action.shape[1] == group.dimension == spectrum(action).rank
 
     parts = weights.tensors()
@@ -144,7 +143,7 @@ def test_sweeps_only_come_nearer(method: Method):
     group = make(6)
     a, b = (random_weights(group, 8, {"output": True}, seed, (2,)) for seed in (1, 2))
     start = attention.identity(group, (2,))
-    first = attention.act(group, replace(start, latent=latents.fit(group.latent, a, b)), b)  # pyright: ignore[reportArgumentType]
+    first = attention.act(group, start.having(latents.fit(group, a, b)), b)
     found = align_heads(group, a, b, start.outer, start.inner, method=method)
     assert bool((distance(a, found.moved) < 0.99 * distance(a, first)).all())
     assert_close(found.moved, attention.act(group, found.element, b), 1e-9)
@@ -165,7 +164,7 @@ def test_what_a_norm_sees_is_no_element():
     start = attention.identity(block.group)
     parts = start.tensors()
     for name in ("latent.query", "latent.key_value"):
-        wrong = AttentionElement.from_tensors({**parts, name: 1.5 * parts[name]})
+        wrong = start.having({name: 1.5 * parts[name]})
         assert not attention.contains(block.group, wrong)
         assert (
             relative_difference(block.output(), block.output(attention.act(block.group, wrong, block.weights))) > 1e-3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 from isobasin.choices import HeadCost, Method
 from isobasin.matching import circuits, paper, rotary, subspace
 from isobasin.matching.attention import distance, match
-from isobasin.matching.factors import query_key_factors, value_output_factors
 from isobasin.matching.heads import assign, head_costs
+from isobasin.matching.sides import all_sides
 from isobasin.symmetries import attention
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
@@ -175,15 +174,15 @@ def test_grouped_assignment_undoes_a_permutation(seed: int, g: int, s: int):
 def formed_cost(group: attention.AttentionGroup, a: AttentionWeights, b: AttentionWeights, i: int, j: int) -> float:
     """Squared distance of two query heads' circuits, with every circuit written out."""
     total = 0.0
-    for factors in (query_key_factors, value_output_factors):
-        sides: list[list[Tensor]] = []
-        for weights, head in ((a, i), (b, j)):
-            f = factors(group, weights)
-            g, s = divmod(head, group.queries)
-            pick = [x[g, min(s, x.shape[1] - 1)] for x in (f.left, f.right, f.left_planes, f.right_planes)]
-            planes = [torch.outer(pick[2][:, p], pick[3][:, p].conj()) for p in range(pick[2].shape[-1])]
-            sides.append([pick[0] @ pick[1].mT, *planes])
-        total += sum(float((x - y).abs().square().sum()) for x, y in zip(*sides, strict=True))
+    formed: list[list[Tensor]] = []
+    for weights, head in ((a, i), (b, j)):
+        g, s = divmod(head, group.queries)
+        circuits_of: list[Tensor] = []
+        for sides in (x for circuit in all_sides(group, weights).values() for x in circuit):
+            left, right = (x[g, min(s, x.shape[1] - 1)] for x in sides.blocks())
+            circuits_of += list(left @ right.mH)
+        formed.append(circuits_of)
+    total += sum(float((x - y).abs().square().sum()) for x, y in zip(*formed, strict=True))
     for x, y in ((a.table, b.table), (a.sink, b.sink)):
         if x is not None and y is not None:
             gap = x.flatten(0, 1)[i] - y.flatten(0, 1)[j]
@@ -214,7 +213,7 @@ def test_costs_do_not_change_under_the_continuous_group(block: Block, seed: int,
     group = block.group
     other = random_weights(group, block.hidden.shape[-1], _biases(block), other_seed)
     g, unit = element(group, seed, condition), attention.identity(group)
-    still = attention.AttentionElement.from_tensors({**g.tensors(), "outer": unit.outer, "inner": unit.inner})
+    still = g.having({"outer": unit.outer, "inner": unit.inner})
     moved = attention.act(group, still, other)
     kinds = [HeadCost.rotary] if group.query_key.planes else [HeadCost.rotary, HeadCost.frobenius, HeadCost.centred]
     for kind in kinds:
@@ -358,11 +357,11 @@ def test_biases_meet_where_rows_have_unlike_sizes(size: float):
     other.output[..., 1] *= size
     other.output[..., 2] = other.output[..., 3]
     found = match(group, reference, other, method=Method.orthogonal)
-    still = attention.act(group, replace(found.element, value_shift=torch.zeros(2, 4, dtype=torch.float64)), other)
+    still = attention.act(group, found.element.having({"value_shift": torch.zeros(2, 4).double()}), other)
 
     def gap(weights: AttentionWeights) -> Tensor:
         value, output = weights.value_bias, weights.output_bias
         return torch.cat([(reference.value_bias - value).flatten(), reference.output_bias - output]).norm()
 
-    rounding = 1e-14 * other.output.norm() * found.element.value_shift.norm()
+    rounding = 1e-14 * other.output.norm() * found.element.parts["value_shift"].norm()
     assert gap(found.moved) < 0.9 * gap(still) + rounding

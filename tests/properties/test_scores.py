@@ -10,8 +10,10 @@ import torch
 from test_dimension import ALL, HALF, NONE, PAIRS, SOME, unseen
 
 from isobasin.matching import circuits
-from isobasin.symmetries import attention, gains
+from isobasin.symmetries import attention
 from isobasin.symmetries.groups import QueryKeyNorm
+from isobasin.symmetries.normed import PLANES, turned
+from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.strategies import element, make_block, make_group, random_weights
 
 HEAD, FULL, CENTRED = QueryKeyNorm.head, QueryKeyNorm.full, QueryKeyNorm.centred
@@ -59,12 +61,11 @@ def test_layer_norm_of_heads_that_are_refused_hides_more(features, planes):
 def test_queries_without_their_mean_are_not_degenerate():
     """Their columns sum to zero, so their rank is one less than their number; less than that is told."""
     group = make_group(2, 1, 5, NONE, HALF, norm=CENTRED, means=12)
-    weights, means = gains.centred(make_block(group, 12, NONE, seed=3).weights)
+    weights = AttentionWeights(**group.read(make_block(group, 12, NONE, seed=3).weights.tensors()))
     assert circuits.degeneracy(group, weights).rank_deficient == ()
     query = weights.query.clone()
     query[1, 0, :, 3:] = -query[1, 0, :, :3].sum(-1, keepdim=True) / 2
     assert circuits.degeneracy(group, replace(weights, query=query)).rank_deficient == (("query", 1),)
-    assert set(means) == {"query", "key"}
 
 
 def test_layer_norm_lets_no_sign_of_a_plane_pass():
@@ -72,14 +73,14 @@ def test_layer_norm_lets_no_sign_of_a_plane_pass():
     group = make_group(2, 1, 5, NONE, HALF, norm=CENTRED)
     block = make_block(group, 12, NONE, seed=3)
     start = attention.identity(group)
-    planes = start.query_key.planes.clone()
+    planes = start.parts[PLANES].clone()
     planes[1, 0] = 1j
-    turn = replace(start, query_key=replace(start.query_key, planes=planes))
+    turn = start.having({PLANES: planes})
     twice = attention.compose(group, turn, turn)
     assert attention.contains(group, twice)
-    assert torch.equal(twice.query_key.planes, start.query_key.planes)
-    assert twice.trades.tolist() == [[1, 1, 1], [-1, 1, 1]]
-    flipped = replace(start, query_key=replace(start.query_key, planes=twice.query_key.planes * torch.tensor([1, -1])))
+    assert torch.equal(twice.parts[PLANES], start.parts[PLANES])
+    assert twice.parts["trades"].tolist() == [[1, 1, 1], [-1, 1, 1]]
+    flipped = start.having({PLANES: twice.parts[PLANES] * torch.tensor([1, -1])})
     assert not attention.contains(group, flipped)
     for move in (turn, twice):
         moved = attention.act(group, move, block.weights)
@@ -93,9 +94,9 @@ def test_what_heads_with_common_gains_share_is_shared(norm):
     block = make_block(group, 12, NONE, seed=3)
     whole = element(group, 5)
     assert attention.contains(group, whole)
-    planes = whole.query_key.planes.clone()
+    planes = whole.parts[PLANES].clone()
     planes[1, 0] *= 1j
-    alone = replace(whole, query_key=replace(whole.query_key, planes=planes))
+    alone = whole.having({PLANES: planes})
     assert attention.contains(group, alone) == (norm is FULL)
     moved = attention.act(group, alone, block.weights)
     assert (float((block.output() - block.output(moved)).abs().max()) < 1e-12) == (norm is FULL)
@@ -105,14 +106,12 @@ def test_elements_outside_the_group_are_known():
     normed = make_group(2, 1, 4, NONE, HALF, norm=HEAD)
     start = attention.identity(normed)
     assert attention.contains(normed, start)
-    scaled = replace(start.query_key, planes=2 * start.query_key.planes)
-    assert not attention.contains(normed, replace(start, query_key=scaled))
-    assert not attention.contains(normed, replace(start, trades=0 * start.trades))
-    assert not attention.contains(normed, replace(start, key_signs=2 * start.key_signs))
+    for name, factor in ((PLANES, 2), ("trades", 0), ("key_signs", 2)):
+        assert not attention.contains(normed, start.having({name: factor * start.parts[name]}))
     fixed = make_group(2, 1, 4, NONE, permuted=False)
     start = attention.identity(fixed)
     assert attention.contains(fixed, start)
-    assert not attention.contains(fixed, replace(start, outer=start.outer.flip(-1)))
+    assert not attention.contains(fixed, start.having({"outer": start.outer.flip(-1)}))
 
 
 def test_gains_follow_a_quarter_turn():
@@ -120,13 +119,11 @@ def test_gains_follow_a_quarter_turn():
     group = make_group(1, 1, 2, NONE, ((0, 1),), norm=HEAD)
     weights = random_weights(group, 3, NONE, seed=1)
     start = attention.identity(group)
-    turn = replace(
-        start, query_key=replace(start.query_key, planes=1j * start.query_key.planes), trades=start.trades * 2
-    )
+    turn = start.having({PLANES: 1j * start.parts[PLANES], "trades": 2 * start.parts["trades"]})
     moved = attention.act(group, turn, weights)
     assert torch.equal(moved.query[..., 0], -weights.query[..., 1])
     assert torch.equal(moved.query[..., 1], weights.query[..., 0])
     assert weights.query_gain is not None
     assert moved.query_gain is not None
     assert torch.equal(moved.query_gain, 2 * weights.query_gain.flip(-1))
-    assert bool(gains.turned(turn.query_key).all())
+    assert bool(turned(turn.parts[PLANES]).all())

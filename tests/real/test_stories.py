@@ -116,8 +116,10 @@ def test_a_retrained_layer_comes_nearer(stories, retrained, tmp_path):
         assert statistics.distance_after < 1e-6
         assert torch.equal(element.head_permutation(), torch.arange(8))
         eye = torch.eye(8, dtype=torch.float64).expand(4, 8, 8)
-        torch.testing.assert_close(element.value_output.matrix, eye, rtol=0, atol=1e-6)
-        torch.testing.assert_close(element.query_key.planes, torch.ones_like(element.query_key.planes))
+        torch.testing.assert_close(element.parts["value_output.matrix"], eye, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            element.parts["query_key.planes"], torch.ones_like(element.parts["query_key.planes"])
+        )
 
 
 def test_a_scramble_hides_nothing_from_the_match(stories, retrained, tmp_path):

@@ -88,10 +88,11 @@ def test_a_file_without_feedforward_has_the_form_that_it_always_had(tmp_path):
 def test_a_lazily_conjugated_element_is_saved_as_its_values(tmp_path):
     made = alignment()
     first = made.layers[0]
-    pair = replace(first.element.query_key, planes=first.element.query_key.planes.conj())
-    layers = (replace(first, element=replace(first.element, query_key=pair)), made.layers[1])
+    name = "query_key.planes"
+    lazy = first.element.parts[name].conj()
+    layers = (replace(first, element=first.element.having({name: lazy})), made.layers[1])
     replace(made, layers=layers).save(tmp_path / "a.safetensors")
-    assert torch.equal(Alignment.load(tmp_path / "a.safetensors").layers[0].element.query_key.planes, pair.planes)
+    assert torch.equal(Alignment.load(tmp_path / "a.safetensors").layers[0].element.parts[name], lazy)
 
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path):

@@ -48,7 +48,7 @@ def test_unrelated_models_are_aligned_with_one_order_of_heads(name, tmp_path, mo
     found = isobasin.align(a, b, tmp_path / "out")
     elements = [layer.element for layer in found.layers]
     assert torch.equal(elements[0].head_permutation(), elements[1].head_permutation())
-    assert torch.equal(elements[0].table_shift, elements[1].table_shift)
+    assert torch.equal(elements[0].parts["table_shift"], elements[1].parts["table_shift"])
     assert found.verified is not None
     assert found.verified.equal
 
@@ -58,9 +58,9 @@ def test_an_alignment_that_moves_one_table_in_two_ways_is_refused(name, tmp_path
     original = variant(name).save(tmp_path / "original")
     found = isobasin.random_alignment(original)
     first = found.layers[0].element
-    for part in (first.outer.roll(1), first.table_shift + 1):
+    for part in (first.outer.roll(1), first.parts["table_shift"] + 1):
         field = "outer" if part.ndim == 1 else "table_shift"
-        layers = (replace(found.layers[0], element=replace(first, **{field: part})), *found.layers[1:])
+        layers = (replace(found.layers[0], element=first.having({field: part})), *found.layers[1:])
         with pytest.raises(AlignmentError, match=r"layers 0 and 1 of .* read one table of position biases"):
             isobasin.apply(replace(found, layers=layers), original, tmp_path / "out")
     assert not (tmp_path / "out").exists()

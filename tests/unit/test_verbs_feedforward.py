@@ -108,7 +108,7 @@ def _rescaled(group: Any) -> Any:
     from isobasin.symmetries import feedforward
 
     element = feedforward.identity(group)
-    element.gate.fill_(1.1)
+    element.parts["gate"].fill_(1.1)
     return element
 
 

@@ -50,7 +50,7 @@ def test_maps_are_capped_and_that_is_reported(model_type, dtype, limit, tmp_path
     assert found.verified.equal
     for layer in found.layers:
         assert layer.statistics.status == "capped"
-        sizes = torch.linalg.svdvals(layer.element.value_output.matrix)
+        sizes = torch.linalg.svdvals(layer.element.parts["value_output.matrix"])
         assert (sizes[:, 0] <= sizes[:, -1] * (limit or 100.0) * (1 + 1e-9)).all()
         assert 0 < layer.statistics.distance_after < layer.statistics.distance_before
     assert_function_preserved(tmp_path / "scrambled", tmp_path / "out", found.verified.tolerance)

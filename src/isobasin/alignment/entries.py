@@ -6,9 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
-from isobasin.symmetries import attention, bilinear, feedforward, stream
+from isobasin.symmetries import attention, feedforward, stream
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
@@ -63,7 +61,7 @@ class LayerAlignment:
 
     def _bare(self, element: AttentionElement) -> LayerAlignment:
         """The block with another element, and no statistics of a match but its condition."""
-        return replace(self, element=element, statistics=LayerStatistics(condition=condition_of(element)))
+        return replace(self, element=element, statistics=LayerStatistics(condition=condition_of(self.group, element)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -117,11 +115,11 @@ class FeedForwardAlignment:
 
     def inverse(self) -> FeedForwardAlignment:
         """The entry that takes the move back."""
-        return replace(self, element=feedforward.inverse(self.element), statistics=FeedForwardStatistics())
+        return replace(self, element=feedforward.inverse(self.group, self.element), statistics=FeedForwardStatistics())
 
     def compose(self, first: FeedForwardAlignment) -> FeedForwardAlignment:
         """The entry that acts as `first` and then as this one."""
-        element = feedforward.compose(self.element, first.element)
+        element = feedforward.compose(self.group, self.element, first.element)
         return replace(self, element=element, statistics=FeedForwardStatistics())
 
     def to_json(self) -> dict[str, Any]:
@@ -185,10 +183,9 @@ class ResidualAlignment:
         return {**facts, **plain(asdict(self.statistics))}
 
 
-def condition_of(element: AttentionElement) -> float:
+def condition_of(group: AttentionGroup, element: AttentionElement) -> float:
     """Largest condition number of any head's U or W; not finite where one has no inverse."""
-    pairs = (element.query_key, element.value_output, *([] if element.latent is None else [element.latent.planes]))
-    return float(torch.cat([bilinear.condition(pair).flatten() for pair in pairs]).max())
+    return float(group.condition(element.tensors()).max())
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -119,9 +119,9 @@ def _load_layer(entry: LayerEntry, file: SafetensorsShard) -> LayerAlignment:
     """One attention block from its entry in the header and its tensors, with every shape checked."""
     group = entry.group.build()
     expected = attention.identity(group, device="meta").tensors()
-    element = AttentionElement.from_tensors(_parts(f"layers.{entry.layer}", expected, file))
+    element = AttentionElement(_parts(f"layers.{entry.layer}", expected, file))
     # Maps without an inverse are none of the group either.
-    if not attention.contains(group, element) or not condition_of(element) < _SINGULAR:
+    if not attention.contains(group, element) or not condition_of(group, element) < _SINGULAR:
         raise ValueError(f"layer {entry.layer}: heads' permutation or maps are none of {group}")
     return LayerAlignment(entry.layer, group, element, entry.read(LayerStatistics))
 
@@ -130,7 +130,7 @@ def _load_feedforward(label: str, entry: FeedForwardLayerEntry, file: Safetensor
     """One feed-forward block, likewise; scales that the group doesn't have are refused."""
     group = entry.group.build()
     parts = _parts(f"feedforward.{label}", feedforward.identity(group, device="meta").tensors(), file)
-    element = FeedForwardElement(**parts)
+    element = FeedForwardElement(parts)
     if not is_permutation(element.permutation):
         raise ValueError(f"layer {entry.layer}: unit permutation is none")
     if not feedforward.contains(group, element):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from isobasin.architectures.projection import Gains, Projection
 from isobasin.errors import TensorError
-from isobasin.symmetries import gains, latent
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -172,9 +171,7 @@ class AttentionSite(Site):
     @property
     def readers(self) -> dict[str, Projection]:
         """The projections that read the residual stream; others read a latent."""
-        latents = () if self.group.latent is None else self.group.latent.widths
-        inside = {role for name in latents for role in latent.READERS[name]}
-        return {role: projection for role, projection in super().readers.items() if role not in inside}
+        return {role: projection for role, projection in super().readers.items() if role not in self.group.inside}
 
     @property
     def others(self) -> dict[str, Projection]:
@@ -188,8 +185,7 @@ class AttentionSite(Site):
 
     def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> AttentionWeights:
         """The block's weights in float64, without leading dimensions, nor the means that LayerNorm takes away."""
-        found = self._read(tensors, device)
-        return gains.centred(found)[0] if self.group.means else found
+        return AttentionWeights(**self.group.read(self._checked(self._read(tensors, device)).tensors()))
 
     def _read(self, tensors: Mapping[str, Tensor], device: str | torch.device) -> AttentionWeights:
         g, s = self.group.groups, self.group.queries
@@ -209,8 +205,7 @@ class AttentionSite(Site):
         for name, other in self.others.items():
             role, own = name.partition(".")[0], other.layout.read(double[other.weight], bias=True)
             others[role] = torch.cat([others[role], own]) if role in others else own
-        found = AttentionWeights(**parts, **{role: self._by_heads(role, x) for role, x in others.items()})
-        return found if self.group.latent is None else latent.folded(self.group.latent, self._checked(found))
+        return AttentionWeights(**parts, **{role: self._by_heads(role, x) for role, x in others.items()})
 
     def _checked(self, weights: AttentionWeights) -> AttentionWeights:
         """The same weights; gains of 0 in a latent are refused, as rows of its readers can't be divided by them."""
@@ -233,12 +228,9 @@ class AttentionSite(Site):
 
     def write(self, tensors: Mapping[str, Tensor], weights: AttentionWeights) -> dict[str, Tensor]:
         """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
-        plain = weights if self.group.latent is None else latent.unfolded(self.group.latent, weights)
-        if self.group.means:
-            # Heads that change places leave their means where they are.
-            _, means = gains.centred(self._read(tensors, weights.query.device))
-            plain = replace(plain, **{role: getattr(plain, role) + mean for role, mean in means.items()})
-        return self._written(tensors, plain)
+        # Heads that change places leave what reading took away, their means, where they are.
+        stored = self._read(tensors, weights.query.device).tensors() if self.group.unread else None
+        return self._written(tensors, AttentionWeights(**self.group.stored(weights.tensors(), stored)))
 
     def _written(self, tensors: Mapping[str, Tensor], plain: AttentionWeights) -> dict[str, Tensor]:
         parts = plain.tensors()

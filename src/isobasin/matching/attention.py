@@ -7,20 +7,18 @@ least squares. Everything is batched over heads and over the leading dimensions 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from isobasin.choices import HeadCost, Method
-from isobasin.matching import heads, latents, normed, paper, rotary, subspace
-from isobasin.matching.factors import Factors, query_key_factors, rotary_factors, value_output_factors
+from isobasin.matching import heads, latents, paper, rotary, subspace
+from isobasin.matching.fits import Solvers, fit
 from isobasin.matching.inputs import Moments, weighted
-from isobasin.symmetries import attention, bilinear, latent, tables
+from isobasin.symmetries import attention
 from isobasin.symmetries.attention import AttentionElement
-from isobasin.symmetries.bilinear import BilinearElement
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
+from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
 # Of heads and latents in turn, at most; one that lowers the squared distance by a smaller share is the last.
@@ -30,19 +28,12 @@ _FALL = 1e-3
 _ROUNDING = 1e-24
 
 
-@dataclass(frozen=True)
-class _Solvers:
-    linear: Callable[[subspace.Core], subspace.SubspaceSolution]
-    planes: Callable[[rotary.PlaneProblem], Tensor]
-    shifts: bool = True
-
-
 _SOLVERS = {
-    Method.gauss_newton: _Solvers(subspace.gauss_newton, rotary.align_planes),
-    Method.paper: _Solvers(paper.gradient_descent, paper.brent_planes),
-    Method.balanced: _Solvers(subspace.balanced, rotary.align_planes),
-    Method.orthogonal: _Solvers(subspace.orthogonal, rotary.turn_planes),
-    Method.heads: _Solvers(subspace.unmoved, rotary.unmoved_planes, shifts=False),
+    Method.gauss_newton: Solvers(subspace.gauss_newton, rotary.align_planes),
+    Method.paper: Solvers(paper.gradient_descent, paper.brent_planes),
+    Method.balanced: Solvers(subspace.balanced, rotary.align_planes),
+    Method.orthogonal: Solvers(subspace.orthogonal, rotary.turn_planes),
+    Method.heads: Solvers(subspace.unmoved, rotary.unmoved_planes, discrete=False),
 }
 
 
@@ -122,10 +113,10 @@ def align_heads(
     In latent attention heads and latents are matched in turn until the distance stops falling, from the maps of the
     latents that what writes them tells.
     """
-    if group.latent is None or not _SOLVERS[method].shifts:
+    if not latents.of(group) or not _SOLVERS[method].discrete:
         return _align_heads(group, reference, model, outer, inner, method, max_condition)
     batch = tuple(outer.shape[:-1])
-    turn = replace(attention.identity(group, batch, outer.device), latent=latents.fit(group.latent, reference, model))
+    turn = attention.identity(group, batch, outer.device).having(latents.fit(group, reference, model))
     least = _ROUNDING * distance(reference, reference.map(torch.zeros_like)).square()
     before, best = torch.full_like(least, math.inf), None
     for _ in range(_SWEEPS):
@@ -138,9 +129,10 @@ def align_heads(
         if not (nearer & (after > least)).any():
             break
         before = torch.where(nearer, after, before)
-        assert best.element.latent is not None
-        more = latents.fit(group.latent, reference, best.moved, readers=True)
-        turn = replace(turn, latent=latent.compose(more, best.element.latent))
+        own = attention.identity(group, batch, outer.device)
+        more = own.having(latents.fit(group, reference, best.moved, readers=True))
+        kept = own.having(latents.kept(group, best.element))
+        turn = attention.compose(group, more, kept)
     assert best is not None
     return best
 
@@ -155,7 +147,7 @@ def _nearest(nearer: Tensor, found: Match, best: Match) -> Match:
         return {name: pick(part, y[name]) for name, part in x.items()}
 
     return Match(
-        AttentionElement.from_tensors(picked(found.element.tensors(), best.element.tensors())),
+        AttentionElement(picked(found.element.tensors(), best.element.tensors())),
         AttentionWeights(**picked(found.moved.tensors(), best.moved.tensors())),
         pick(found.iterations, best.iterations),
         pick(found.converged, best.converged),
@@ -172,97 +164,20 @@ def _align_heads(
     method: Method,
     max_condition: float,
 ) -> Match:
-    """Stage 2 of all heads, with latents, if there are any, as they are."""
-    permuted = attention.permute(model, outer, inner)
-    solvers = _SOLVERS[method]
-    solved = [
-        _align_pair(pair, factors(group, reference).tall(), factors(group, permuted).tall(), solvers, max_condition)
-        for pair, factors in (
-            *([] if group.norm else [(group.query_key, query_key_factors)]),
-            *([(group.rotary, rotary_factors)] if group.latent else []),
-            (group.value_output, value_output_factors),
-        )
-    ]
-    batch = tuple(outer.shape[:-1])
-    start = attention.identity(group, batch, outer.device)
-    element = replace(start, outer=outer, inner=inner, value_output=solved[-1].element)
-    if start.latent is not None:
-        element = replace(element, latent=replace(start.latent, rotary=solved[1].element.planes.squeeze(-2)))
-    if group.norm is None:
-        element = replace(element, query_key=solved[0].element)
-    elif solvers.shifts:
-        a, b = (query_key_factors(group, weights).tall() for weights in (reference, permuted))
-        query_key, trades = normed.align(group, a, b, reference, permuted)
-        element = replace(element, query_key=query_key, trades=trades)
-        query, key = normed.signs(element, reference, attention.act(group, element, model))
-        element = replace(element, query_signs=query, key_signs=key)
-    if solvers.shifts:
-        element = _with_shifts(group, reference, model, element)
-    moved = attention.act(group, element, model)
-    return Match(
-        element,
-        moved,
-        torch.stack([s.iterations.amax(-1) for s in solved]).amax(0),
-        torch.stack([s.converged.all(-1) for s in solved]).all(0),
-        torch.stack([s.capped.any(-1) for s in solved]).any(0),
-    )
-
-
-@dataclass(frozen=True)
-class _PairSolution:
-    element: BilinearElement
-    iterations: Tensor
-    converged: Tensor
-    capped: Tensor
-
-
-def _align_pair(group: BilinearGroup, a: Factors, b: Factors, solvers: _Solvers, max_condition: float) -> _PairSolution:
-    """Stage 2 of one kind of pair; heads are the last batch dimension."""
-    element = bilinear.identity(group, tuple(b.left.shape[:-2]), b.left.device)
-    count = torch.zeros(b.left.shape[:-2], dtype=torch.int64, device=b.left.device)
+    """Stage 2 of all heads, with latents, if there are any, as they are: one factor after another."""
+    heads, *factors = group.factors
+    element = attention.identity(group, tuple(outer.shape[:-1]), outer.device)
+    element = element.having({"outer": outer, "inner": inner})
+    theirs, moved = reference.tensors(), heads.act(element.tensors(), model.tensors())
+    count = torch.zeros(outer.shape[:-1], dtype=torch.int64, device=outer.device)
     converged, capped = count == 0, count != 0
-    if group.planes:
-        problem = rotary.PlaneProblem.of(a.left_planes, b.left_planes, a.right_planes, b.right_planes)
-        element = replace(element, planes=solvers.planes(problem))
-    if group.linear:
-        core = subspace.reduce(a.left, b.left, a.right, b.right)
-        solution = solvers.linear(core)
-        count, converged = solution.iterations, solution.converged
-        matrix = solution.matrix
-        if math.isfinite(max_condition):
-            matrix = subspace.cap_condition(core, matrix, max_condition)
-            capped = (matrix != solution.matrix).any(-1).any(-1)
-        element = replace(element, matrix=matrix)
-    return _PairSolution(element, count, converged, capped)
-
-
-def _with_shifts(
-    group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights, element: AttentionElement
-) -> AttentionElement:
-    """The element with the free shifts that bring the biases nearest.
-
-    κ makes the free key biases equal, and tables of position biases move by the means of what they differ by. v solves
-    `min ||c - v||² + ||e + v Ō||²`, where c and e are what the value and output biases still differ by and `Ō` stacks
-    the output projections of all heads.
-    """
-    moved = attention.act(group, element, model)
-    if group.key_shift and reference.key_bias is not None and moved.key_bias is not None:
-        linear = list(group.query_key.linear)
-        element = replace(element, key_shift=(reference.key_bias - moved.key_bias)[..., linear])
-    if reference.table is not None and moved.table is not None:
-        element = replace(element, table_shift=tables.means(group, reference.table - moved.table))
-    if group.value_shift and reference.value_bias is not None and reference.output_bias is not None:
-        assert moved.value_bias is not None
-        assert moved.output_bias is not None
-        output = moved.output.sum(-3).mT.flatten(-3, -2).mT
-        gap = (reference.value_bias - moved.value_bias).flatten(-2)
-        rest = moved.output_bias - reference.output_bias
-        # By a triangular factor of both parts: Gram matrices of rows of unlike sizes are singular up to rounding.
-        identity = torch.eye(output.shape[-1], dtype=output.dtype, device=output.device)
-        both = torch.cat([identity.expand(*output.shape[:-2], *identity.shape), output], -2)
-        shift = torch.linalg.lstsq(both, torch.cat([gap, rest], -1).unsqueeze(-1), driver="gels").solution.squeeze(-1)
-        element = replace(element, value_shift=shift.unflatten(-1, (group.groups, -1)))
-    return element
+    for factor in factors:
+        found = fit(factor, theirs, moved, _SOLVERS[method], max_condition)
+        moved, element = factor.act(found.parts, moved), element.having(found.parts)
+        if found.iterations is not None and found.converged is not None and found.capped is not None:
+            count = count.maximum(found.iterations.amax(-1))
+            converged, capped = converged & found.converged.all(-1), capped | found.capped.any(-1)
+    return Match(element, AttentionWeights(**moved), count, converged, capped)
 
 
 def distance(a: AttentionWeights, b: AttentionWeights) -> Tensor:

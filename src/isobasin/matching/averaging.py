@@ -13,15 +13,10 @@ from torch import Tensor
 from isobasin.errors import ArchitectureError
 from isobasin.matching.attention import align_heads
 from isobasin.matching.circuits import effective_bias
-from isobasin.matching.factors import (
-    Factors,
-    query_key_factors,
-    value_output_factors,
-    with_query_key,
-    with_value_output,
-)
+from isobasin.matching.latents import of
+from isobasin.matching.sides import Sides, pair_sides
 from isobasin.symmetries import attention
-from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.groups import QUERY_KEY, VALUE_OUTPUT, AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
 
@@ -82,15 +77,14 @@ def circuit_mean(
     Raises:
         ArchitectureError: The blocks have latent attention.
     """
-    if group.latent is not None:
+    if of(group):
         raise ArchitectureError("circuits of latent attention can't be averaged: use --space weights")
     names = blocks[0].tensors()
     mean = AttentionWeights(**{name: weighted_mean([getattr(b, name) for b in blocks], weights) for name in names})
-    value_output, vo_lost = _nearest_factors([value_output_factors(group, b) for b in blocks], weights)
-    mean, qk_lost = with_value_output(group, mean, value_output), torch.zeros_like(vo_lost)
-    if group.norm is None:
-        query_key, qk_lost = _nearest_factors([query_key_factors(group, b) for b in blocks], weights)
-        mean = with_query_key(group, mean, query_key)
+    mean, vo_lost = _with_nearest(group, VALUE_OUTPUT, mean, blocks, weights)
+    qk_lost = torch.zeros_like(vo_lost)
+    if group.normed is None:
+        mean, qk_lost = _with_nearest(group, QUERY_KEY, mean, blocks, weights)
     if mean.output_bias is not None:
         added = weighted_mean([effective_bias(group, b) for b in blocks], weights)
         mean = replace(mean, output_bias=mean.output_bias + added - effective_bias(group, mean))
@@ -100,19 +94,34 @@ def circuit_mean(
     return CircuitMean(found.moved, qk_lost, vo_lost)
 
 
-def _nearest_factors(models: Sequence[Factors], weights: Sequence[float]) -> tuple[Factors, Tensor]:
-    """The factors nearest to the weighted mean of the models' circuits, and the share that they lose, `(...)`."""
-    tall = [model.tall() for model in models]
-    left, right, lost, total = nearest([f.left for f in tall], [f.right for f in tall], weights)
-    # A plane is a head of one complex feature.
-    left_planes, right_planes, more_lost, more = nearest(
-        [f.left_planes.mT.unsqueeze(-1) for f in tall], [f.right_planes.mT.unsqueeze(-1) for f in tall], weights
-    )
-    lost, total = lost.sum(-1) + more_lost.sum((-2, -1)), total.sum(-1) + more.sum((-2, -1))
-    parts = left, right, left_planes.squeeze(-1).mT, right_planes.squeeze(-1).mT
-    slots = [part.shape[-3] for part in vars(models[0]).values()]
-    found = Factors(*(part.unflatten(-2, (count, -1)) for part, count in zip(parts, slots, strict=True)))
-    return found, torch.where(total > 0, lost / total, torch.zeros_like(total)).sqrt()
+def _with_nearest(
+    group: AttentionGroup,
+    pair: str,
+    mean: AttentionWeights,
+    blocks: Sequence[AttentionWeights],
+    weights: Sequence[float],
+) -> tuple[AttentionWeights, Tensor]:
+    """Weights with the sides nearest to the weighted mean of a pair's circuits, and the share of that lost, `(...)`."""
+    parts, lost, total = mean.tensors(), torch.zeros(()), torch.zeros(())
+    each = [pair_sides(group, block, pair) for block in blocks]
+    for factor, *models in zip(group.pairs[pair], *each, strict=True):
+        left, right, more_lost, more = _nearest_sides(models, weights)
+        parts = factor.with_sides(parts, left, right)
+        lost, total = lost + more_lost, total + more
+    return AttentionWeights(**parts), torch.where(total > 0, lost / total, torch.zeros_like(total)).sqrt()
+
+
+def _nearest_sides(models: Sequence[Sides], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both sides of one factor, the squared norm of what they lose, and of the whole, `(...)`; circuit by circuit."""
+    left, right = (list(parts) for parts in zip(*(model.tall().blocks() for model in models), strict=True))
+    found_left, found_right, lost, total = nearest(left, right, weights)
+
+    def side(blocks: Tensor, like: Tensor) -> Tensor:
+        columns = blocks.movedim(-3, -2).flatten(-2).squeeze(-3)
+        return columns.unflatten(-2, (like.shape[-3], -1))
+
+    lost, total = (x.sum((-3, -2, -1)) for x in (lost, total))
+    return side(found_left, models[0].left), side(found_right, models[0].right), lost, total
 
 
 def nearest(

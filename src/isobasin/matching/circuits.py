@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from isobasin.choices import HeadCost
-from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.matching.heads import circuit_squares, head_costs, own_scores
-from isobasin.symmetries.bilinear import column_squares
-from isobasin.symmetries.groups import AttentionGroup
+from isobasin.matching.sides import all_sides
+from isobasin.symmetries.groups import QUERY_KEY, AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
 # Root-mean-square error of rounding a number to the nearest of its type, relative to the number, over the type's
@@ -22,10 +21,6 @@ from isobasin.symmetries.weights import AttentionWeights
 _ROUNDING = 0.196
 # What scores depend on where queries and keys are normalised: no circuit holds it.
 _NORMED = ("query", "key", "query_bias", "key_bias", "query_gain", "key_gain")
-
-
-def _tall(group: AttentionGroup, weights: AttentionWeights) -> list[Factors]:
-    return [factors(group, weights).tall() for factors in (query_key_factors, value_output_factors)]
 
 
 def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtype) -> Tensor:
@@ -37,12 +32,11 @@ def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtyp
     """
     rho = _ROUNDING * torch.finfo(dtype).eps
     worst = torch.zeros((), dtype=torch.float64)
-    for f in _tall(group, weights):
-        columns = (column_squares(f.left) * column_squares(f.right)).sum(-1)
-        columns = columns + (column_squares(f.left_planes) * column_squares(f.right_planes)).sum(-1)
-        norm = circuit_squares(f)
+    for circuit in all_sides(group, weights).values():
+        tall = [x.tall() for x in circuit]
+        columns, norm = sum(x.column_squares().sum(-1) for x in tall), circuit_squares(tall)
         ratio = torch.where(norm > 0, columns / norm, 1).clamp(min=0).sqrt()
-        worst = worst.to(ratio.device).maximum(rho * 2**0.5 * ratio.amax(-1))
+        worst = worst.to(ratio.device).maximum(rho * 2**0.5 * ratio.amax((-2, -1)))
     return worst
 
 
@@ -53,20 +47,14 @@ def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeight
     `score_error`, counts like a pair; where queries and keys are normalised, it counts instead of theirs.
     """
     worst = score_error(group, a, b)
-    pairs = list(zip(_tall(group, a), _tall(group, b), strict=True))
-    for x, y in pairs if group.norm is None else pairs[1:]:
-        delta = Factors(*(p - q for p, q in zip(vars(x).values(), vars(y).values(), strict=True)))
-        stacked = Factors(
-            torch.cat([delta.left, y.left], -1),
-            torch.cat([x.right, delta.right], -1),
-            torch.cat([delta.left_planes, y.left_planes], -1),
-            torch.cat([x.right_planes, delta.right_planes], -1),
-        )
-        cross = (delta.left_planes.conj() * y.left_planes).sum(-2) * (delta.right_planes.conj() * x.right_planes).sum(
-            -2
-        )
-        error = (circuit_squares(stacked) + 2 * cross.real.sum(-1)).clamp(min=0)
-        worst = worst.maximum(_relative(circuit_squares(x), error).sqrt().amax(-1))
+    theirs = all_sides(group, b)
+    for name, circuit in all_sides(group, a).items():
+        if name == QUERY_KEY and group.normed is not None:
+            continue
+        pairs = [(x.tall(), y.tall()) for x, y in zip(circuit, theirs[name], strict=True)]
+        error = circuit_squares([x.minus(y) for x, y in pairs]).clamp(min=0)
+        squares = circuit_squares([x for x, _ in pairs])
+        worst = worst.maximum(_relative(squares, error).sqrt().amax((-2, -1)))
     return worst
 
 
@@ -91,7 +79,7 @@ def score_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights)
 
 def _scoring(group: AttentionGroup, weights: AttentionWeights) -> dict[str, Tensor]:
     """What `score_error` compares, by name; the axes after those of the heads are a head's own."""
-    parts = weights.tensors() if group.norm else {}
+    parts = weights.tensors() if group.normed is not None else {}
     return {name: parts[name] for name in _NORMED if name in parts} | own_scores(group, weights)
 
 

@@ -16,7 +16,7 @@ both models' mean rows, whatever the order, so that rows are compared without th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.symmetries import feedforward
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
+from isobasin.symmetries.permutation import nested
 
 # Pairs of units whose scales are computed at once: their temporaries then stay in a processor's cache.
 _PAIRS = 2**17
@@ -84,7 +85,8 @@ def match_feedforward(
         {name: branch.square().sum(-1) for name, branch in rows.items()},
         {name: (branch * rows[name]).sum(-1) for name, branch in a.items()},
     )
-    element = FeedForwardElement(order, *_scales(group, pairs, _SWEEPS))
+    up, gate = _scales(group, pairs, _SWEEPS)
+    element = feedforward.identity(group, (), order.device).having({"permutation": order, "up": up, "gate": gate})
     return FeedForwardMatch(element, feedforward.act(group, element, model))
 
 
@@ -121,15 +123,15 @@ def _match_experts(
     """Which expert is which, the units of each, and the shift of the router."""
     costs = _router_costs(group, reference, model) + _expert_costs(group, reference, model)
     slots = group.expert_groups, (group.experts or 0) // group.expert_groups
-    experts = feedforward.grouped(*assign(costs.unflatten(1, slots).unflatten(0, slots).transpose(1, 2)))
+    experts = nested(*assign(costs.unflatten(1, slots).unflatten(0, slots).transpose(1, 2)))
     elements = [
         match_feedforward(group.expert, reference.expert(i), model.expert(j)).element
         for i, j in enumerate(experts.tolist())
     ]
-    units = {name: torch.stack([getattr(x, name) for x in elements]) for name in ("permutation", "up", "gate")}
+    units = {name: torch.stack([x.parts[name] for x in elements]) for name in ("permutation", "up", "gate")}
     # Of a group without shift the narrowed vector is empty.
     shift = (router_rows(reference).mean(0) - router_rows(model).mean(0))[: group.shift]
-    return replace(feedforward.identity(group, (), costs.device), **units, experts=experts, shift=shift)
+    return feedforward.identity(group, (), costs.device).having({**units, "experts": experts, "shift": shift})
 
 
 def router_rows(weights: FeedForwardWeights) -> Tensor:

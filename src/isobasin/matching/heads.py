@@ -8,6 +8,8 @@ the stacked projections.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -15,10 +17,10 @@ from torch import Tensor
 
 from isobasin.choices import HeadCost
 from isobasin.matching import latents
-from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
-from isobasin.symmetries import tables
-from isobasin.symmetries.bilinear import column_squares
-from isobasin.symmetries.groups import AttentionGroup, QueryKeyNorm
+from isobasin.matching.sides import Sides, pair_sides
+from isobasin.symmetries.groups import QUERY_KEY, VALUE_OUTPUT, AttentionGroup
+from isobasin.symmetries.normed import Centred
+from isobasin.symmetries.tables import Tables
 from isobasin.symmetries.weights import AttentionWeights
 
 
@@ -44,9 +46,7 @@ def head_costs(
     Returns:
         `(..., g, g', s, s')`: reference's query head (g, s) against the model's (g', s').
     """
-    if group.latent is not None:
-        model = latents.carried(group.latent, reference, model)
-    pairs = [_circuits(group, w, cost) for w in (reference, model)]
+    pairs = [_circuits(group, w, cost) for w in (reference, latents.carried(group, reference, model))]
     distances = {HeadCost.spectral: _spectral, HeadCost.cosine: _cosine}.get(cost, _distances)
     found = sum((distances(a, b) for a, b in zip(*pairs, strict=True)), start=torch.zeros(()))
     for x, y in zip(*(own_scores(group, w).values() for w in (reference, model)), strict=True):
@@ -57,47 +57,57 @@ def head_costs(
 def own_scores(group: AttentionGroup, weights: AttentionWeights) -> dict[str, Tensor]:
     """What query heads add to their scores by themselves, up to free constants, `(..., g, s, n)`: tables and sinks."""
     found: dict[str, Tensor] = {}
-    if weights.table is not None:
-        found["table"] = tables.centred(group, weights.table)
+    for factor in group.factors:
+        if isinstance(factor, Tables) and weights.table is not None:
+            found["table"] = factor.centred(weights.table)
     if weights.sink is not None:
         found["sink"] = weights.sink.unsqueeze(-1)
     return found
 
 
-def _circuits(group: AttentionGroup, weights: AttentionWeights, cost: HeadCost) -> tuple[Factors, Factors]:
-    query_key, value_output = query_key_factors(group, weights), value_output_factors(group, weights)
-    if cost is HeadCost.rotary and group.norm is not QueryKeyNorm.centred:
-        return query_key, value_output
-    apart = group.latent is not None
-    left = _flat(query_key.left, query_key.left_planes)
-    right = _flat(query_key.right, query_key.right_planes, apart=apart)
+Circuit = Sequence[Sides]
+"""The sides of one pair's factors: a head's circuit is the sum of theirs."""
+
+
+def _circuits(group: AttentionGroup, weights: AttentionWeights, cost: HeadCost) -> list[Circuit]:
+    query_key, value_output = (pair_sides(group, weights, pair) for pair in (QUERY_KEY, VALUE_OUTPUT))
+    # What reads latents has other inputs than the one rotary key.
+    apart = bool(latents.of(group))
+    if cost is not HeadCost.rotary or isinstance(group.normed, Centred):
+        query_key = [_flat(query_key, apart=apart)]
     if cost is HeadCost.centred and not apart:
-        width = weights.key.shape[-2]
-        right = torch.cat([right[..., :width, :] - right[..., :width, :].mean(-2, True), right[..., width:, :]], -2)
-    none = query_key.left_planes[..., :0], query_key.right_planes[..., :0]
-    return Factors(left, right, *none), value_output
+        query_key = [_centred(x, weights.key.shape[-2]) for x in query_key]
+    return [query_key, [_flat(value_output)] if cost in (HeadCost.spectral, HeadCost.cosine) else value_output]
 
 
-def _flat(linear: Tensor, planes: Tensor, *, apart: bool = False) -> Tensor:
-    """Planes as ordinary columns beside the linear ones, whose bias row (if they lack it) is zero.
-
-    Where the two read different inputs, `apart`, no row is common to them.
-    """
-    if planes.shape[-1] == 0:
-        return linear
-    columns = torch.cat([planes.real, planes.imag], dim=-1)
-    above = linear.shape[-2] if apart else 0
-    columns = torch.nn.functional.pad(columns, (0, 0, above, 0))
-    linear = torch.nn.functional.pad(linear, (0, 0, 0, columns.shape[-2] - linear.shape[-2]))
-    return torch.cat([linear, columns], dim=-1)
+def _flat(circuit: Circuit, *, apart: bool = False) -> Sides:
+    """All columns as real ones side by side, those that rotate as two; `apart`: no row of R is common to factors."""
+    left = _beside([x.left for x in circuit])
+    return Sides(left, _beside([x.right for x in circuit], apart=apart), left.shape[-1])
 
 
-def _spectral(a: Factors, b: Factors) -> Tensor:
+def _beside(parts: Sequence[Tensor], *, apart: bool = False) -> Tensor:
+    """Columns side by side, zeros in the bias row of those that lack it, or wherever the others have rows."""
+    columns = [torch.cat([x.real, x.imag], dim=-1) if x.is_complex() else x for x in parts]
+    heights = [x.shape[-2] for x in columns]
+    starts = [sum(heights[:i]) * apart for i in range(len(columns))]
+    total = max(start + height for start, height in zip(starts, heights, strict=True))
+    pads = [(0, 0, start, total - start - x.shape[-2]) for start, x in zip(starts, columns, strict=True)]
+    return torch.cat([torch.nn.functional.pad(x, pad) for x, pad in zip(columns, pads, strict=True)], dim=-1)
+
+
+def _centred(x: Sides, width: int) -> Sides:
+    """R without the mean of its first rows: `M (I - 11^T/d)`."""
+    rows = x.right[..., :width, :]
+    return Sides(x.left, torch.cat([rows - rows.mean(-2, True), x.right[..., width:, :]], -2), x.width)
+
+
+def _spectral(a: Circuit, b: Circuit) -> Tensor:
     """`||A_i - B_j||_2²` of all pairs.
 
     The largest eigenvalue of `G_L G_R`, the Grams of `[L_i, L'_j]` and `[R_i, -R'_j]`.
     """
-    left, right = _pair_gram(a.left, b.left, 1), _pair_gram(a.right, b.right, -1)
+    left, right = _pair_gram(a[0].left, b[0].left, 1), _pair_gram(a[0].right, b[0].right, -1)
     values, vectors = torch.linalg.eigh(left)
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
     return torch.linalg.eigvalsh(root.mT @ right @ root)[..., -1].clamp(min=0)
@@ -111,52 +121,42 @@ def _pair_gram(x: Tensor, y: Tensor, sign: int) -> Tensor:
     return torch.cat([torch.cat([own[0], cross], -1), torch.cat([cross.mT, own[1]], -1)], -2)
 
 
-def _cosine(a: Factors, b: Factors) -> Tensor:
+def _cosine(a: Circuit, b: Circuit) -> Tensor:
     """`1 - <A_i, B_j> / ||A_i|| ||B_j||` of all pairs; a circuit that is zero is at distance 1 from all."""
     squares_a, squares_b = circuit_squares(a), circuit_squares(b)
     norms = (squares_a[..., :, None, :, None] * squares_b[..., None, :, None, :]).sqrt()
-    inner = _inner(a.left, b.left, a.right, b.right)
+    inner = _inner(a, b)
     return 1 - torch.where(norms > 0, inner / norms, torch.zeros_like(inner))
 
 
-def _distances(a: Factors, b: Factors) -> Tensor:
+def _distances(a: Circuit, b: Circuit) -> Tensor:
     """`||A_i - B_j||²` of the circuits of all pairs of heads, `(..., g, g', s, s')`."""
     squares_a, squares_b = circuit_squares(a), circuit_squares(b)
     outer = squares_a[..., :, None, :, None] + squares_b[..., None, :, None, :]
-    return outer - 2 * (_inner(a.left, b.left, a.right, b.right) + _inner_planes(a, b))
+    return outer - 2 * _inner(a, b)
 
 
-def circuit_squares(x: Factors) -> Tensor:
+def circuit_squares(circuit: Circuit) -> Tensor:
     """Squared norm of every head's circuit, `(..., g, s)`; one side's single slot broadcasts."""
-    linear = ((x.left.mT @ x.left) * (x.right.mT @ x.right)).sum((-2, -1))
-    planes = (column_squares(x.left_planes) * column_squares(x.right_planes)).sum(-1)
-    return linear + planes
+    return sum((x.squares() for x in circuit), start=torch.zeros(()))
 
 
 def _gram(x: Tensor, y: Tensor) -> Tensor:
-    """`x_i^T y_j` for all pairs of heads: `(..., g, s, n, g', s', n')`, one matrix product."""
+    """`x_i^H y_j` for all pairs of heads: `(..., g, s, n, g', s', n')`, one matrix product."""
     stacked = [t.movedim(-2, -4).flatten(-3) for t in (x, y)]
-    product = stacked[0].mT @ stacked[1]
+    product = stacked[0].mH @ stacked[1]
     return product.unflatten(-1, y.shape[-4:-2] + y.shape[-1:]).unflatten(-4, x.shape[-4:-2] + x.shape[-1:])
 
 
-def _inner(left_a: Tensor, left_b: Tensor, right_a: Tensor, right_b: Tensor) -> Tensor:
-    """`<L_i R_i^T, L'_j R'_j^T>` for all pairs of heads, `(..., g, g', s, s')`."""
-    inner = torch.einsum("...gsaGSb,...gtaGTb->...gGstST", _gram(left_a, left_b), _gram(right_a, right_b))
-    return inner.flatten(-4, -3).flatten(-2, -1)
-
-
-def _inner_planes(a: Factors, b: Factors) -> Tensor:
-    """`Σ_p Re <l_p r_p^H, l'_p r'_p^H> = Σ_p Re (l^H l') (r'^H r)`, like `_inner`."""
-
-    def gram(x: Tensor, y: Tensor) -> Tensor:
-        first, second = (t.movedim(-1, -4).flatten(-3, -2) for t in (x, y))
-        product = first.conj() @ second.mT
-        return product.unflatten(-1, y.shape[-4:-2]).unflatten(-3, x.shape[-4:-2])
-
-    left, right = gram(a.left_planes, b.left_planes), gram(a.right_planes, b.right_planes)
-    inner = torch.einsum("...pgsGS,...pgtGT->...gGstST", left, right.conj()).real
-    return inner.flatten(-4, -3).flatten(-2, -1)
+def _inner(a: Circuit, b: Circuit) -> Tensor:
+    """`Re <L_i R_i^H, L'_j R'_j^H> = Re Σ (L^H L') ∘ (R'^H R)^T` for all pairs of heads, `(..., g, g', s, s')`."""
+    total = torch.zeros(())
+    for x, y in zip(a, b, strict=True):
+        # Circuit by circuit: those are the first axis.
+        left, right = (_gram(*(t.movedim(-3, -5) for t in pair)) for pair in zip(x.blocks(), y.blocks(), strict=True))
+        inner = torch.einsum("...bgsaGSc,...bgtaGTc->...gGstST", left, right.conj())
+        total = total + inner.real.flatten(-4, -3).flatten(-2, -1)
+    return total
 
 
 def assign(costs: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,17 +13,22 @@ import torch
 from torch import Tensor
 
 from isobasin.matching.subspace import polar
-from isobasin.symmetries import latent
-from isobasin.symmetries.groups import LatentGroup
-from isobasin.symmetries.latent import LatentElement
+from isobasin.symmetries.factor import Parts
+from isobasin.symmetries.groups import ROTARY, AttentionGroup
+from isobasin.symmetries.product import Element
+from isobasin.symmetries.rotation import Rotation
+from isobasin.symmetries.scale import GainScaling
 from isobasin.symmetries.stream import least_gain
 from isobasin.symmetries.weights import AttentionWeights
 
 
-def fit(
-    group: LatentGroup, reference: AttentionWeights, model: AttentionWeights, *, readers: bool = False
-) -> LatentElement:
-    """The nearest maps of the latents, and the trades to the reference's gains; rotary maps stay as they are.
+def of(group: AttentionGroup) -> list[Rotation | GainScaling]:
+    """The factors of the latents that all heads share."""
+    return [factor for factor in group.factors if isinstance(factor, Rotation | GainScaling)]
+
+
+def fit(group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights, *, readers: bool = False) -> Parts:
+    """The nearest maps of the latents, and the trades to the reference's gains.
 
     Args:
         group: Of the blocks.
@@ -32,18 +37,29 @@ def fit(
         readers: Look at what reads a latent too; its heads are in the reference's order then.
     """
     a, b = reference.tensors(), model.tensors()
-    found = latent.identity(group, tuple(reference.output.shape[:-4]), reference.output.device).tensors()
-    for name in group.widths:
-        down = f"{name}_down"
-        cross = b[down].mT @ a[down]
-        if f"{down}_bias" in a:
-            cross = cross + b[f"{down}_bias"].unsqueeze(-1) * a[f"{down}_bias"].unsqueeze(-2)
-        for reader in latent.READERS[name] if readers else ():
-            each = b[reader] @ a[reader].mT
-            cross = cross + each.flatten(cross.ndim - 2, -3).sum(-3)
-        found[name] = polar(cross)
-        found[f"{name}_trades"] = _reached(a[f"{down}_gain"]) / b[f"{down}_gain"]
-    return LatentElement(**found)
+    found: Parts = {}
+    for factor in of(group):
+        if isinstance(factor, Rotation):
+            found[factor.part] = polar(_cross(factor, a, b, readers=readers))
+        else:
+            found[factor.part] = _reached(a[factor.multiplied[0]]) / b[factor.multiplied[0]]
+    return found
+
+
+def kept(group: AttentionGroup, element: Element) -> Parts:
+    """An element's parts that all heads share."""
+    return {name: element.parts[name] for name in (ROTARY, *(factor.part for factor in of(group)))}
+
+
+def _cross(factor: Rotation, a: Parts, b: Parts, *, readers: bool) -> Tensor:
+    down, bias = factor.writers
+    cross = b[down].mT @ a[down]
+    if bias in a:
+        cross = cross + b[bias].unsqueeze(-1) * a[bias].unsqueeze(-2)
+    for reader in factor.readers if readers else ():
+        each = b[reader] @ a[reader].mT
+        cross = cross + each.flatten(cross.ndim - 2, -3).sum(-3)
+    return cross
 
 
 def _reached(gains: Tensor) -> Tensor:
@@ -52,6 +68,9 @@ def _reached(gains: Tensor) -> Tensor:
     return torch.where(gains.abs() < limit, limit.copysign(gains), gains)
 
 
-def carried(group: LatentGroup, reference: AttentionWeights, model: AttentionWeights) -> AttentionWeights:
-    """The model with its latents brought onto the reference's as far as what writes them tells."""
-    return latent.act(group, fit(group, reference, model), model)
+def carried(group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights) -> AttentionWeights:
+    """The model with its latents, if there are any, brought onto the reference's as far as what writes them tells."""
+    found, moved = fit(group, reference, model), model.tensors()
+    for factor in of(group):
+        moved = factor.act(found, moved)
+    return AttentionWeights(**moved)

@@ -10,25 +10,23 @@ either follows from the best trade, a root of a quartic:
 
 Where LayerNorm leaves a head one sign for all its features, both are tried: with either all else separates as before.
 
-All this is of weights whose gains are positive (`gains.unsigned`). Signs of columns, with their gains, come last: each
+All this is of weights whose gains are positive (`Normed.unsigned`). Signs of columns, with their gains, come last: each
 adds the size of one inner product.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import singledispatch
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from isobasin.matching.factors import Factors
-from isobasin.symmetries import bilinear, gains
-from isobasin.symmetries.attention import AttentionElement
-from isobasin.symmetries.bilinear import BilinearElement
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
-from isobasin.symmetries.weights import AttentionWeights
+from isobasin.symmetries.bilinear import BilinearGroup, linear_part, plane_part
+from isobasin.symmetries.factor import Parts
+from isobasin.symmetries.normed import MATRIX, PLANES, SIGNS, TRADES, Centred, Normed, signs_of, swapped
 
 _POLISH = 4
 
@@ -46,77 +44,99 @@ class _Gains:
     key: Tensor
 
     @classmethod
-    def of(cls, weights: AttentionWeights) -> _Gains:
-        assert weights.query_gain is not None
-        assert weights.key_gain is not None
-        return cls(weights.query_gain, weights.key_gain.unsqueeze(-2))
+    def of(cls, weights: Parts) -> _Gains:
+        return cls(weights["query_gain"], weights["key_gain"].unsqueeze(-2))
 
     def planes(self, pair: BilinearGroup) -> tuple[Tensor, Tensor]:
         """Both gains of every plane beside all others that turn with it, `(..., holders, p, 2 * heads)`."""
-        found = (bilinear.plane_part(pair, gains) for gains in (self.query, self.key))
+        found = (plane_part(pair, gains) for gains in (self.query, self.key))
         query, key = (torch.view_as_real(x).movedim(-3, -2).flatten(-2) for x in found)
         return query, key
 
     def linear(self, pair: BilinearGroup) -> tuple[Tensor, Tensor]:
         """The gains of every unrotated feature, `(..., holders, n, heads)`."""
-        query, key = (bilinear.linear_part(pair, gains).mT for gains in (self.query, self.key))
+        query, key = (linear_part(pair, gains).mT for gains in (self.query, self.key))
         return query, key
 
 
-def align(
-    group: AttentionGroup, a: Factors, b: Factors, reference: AttentionWeights, model: AttentionWeights
-) -> tuple[BilinearElement, Tensor]:
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of queries and keys, `(..., g, rows, n)`, queries of one key below each other.
+
+    Attributes:
+        left: Of queries, those that don't rotate.
+        right: Of keys.
+        left_planes: The planes of queries, complex.
+        right_planes: Of keys.
+    """
+
+    left: Tensor
+    right: Tensor
+    left_planes: Tensor
+    right_planes: Tensor
+
+    @classmethod
+    def of(cls, factor: Normed, weights: Parts) -> _Columns:
+        query, key = factor.tall(weights)
+        linear = (linear_part(factor.pair, x) for x in (query, key))
+        return cls(*linear, *(plane_part(factor.pair, x) for x in (query, key)))
+
+
+def align(factor: Normed, reference: Parts, model: Parts) -> Parts:
     """The nearest element for heads that are matched.
 
     Args:
-        group: Of the blocks.
-        a: Queries and keys of the reference, `Factors.tall`.
-        b: Of the model.
-        reference: Whose gains are to be reached.
+        factor: Of the blocks.
+        reference: Whose queries, keys and gains are to be reached.
         model: Its heads in the reference's order.
-
-    Returns:
-        Turns, permutations and signs of every key/value head, and the trades of every holder of gains.
     """
-    pair, holders = group.query_key, group.trades[0]
-    theirs, ours = (_Gains.of(gains.unsigned(group, weights)) for weights in (reference, model))
-    if group.norm is QueryKeyNorm.centred:
-        return _align_centred(pair, a, b, theirs, ours)
+    plain = [factor.unsigned(weights) for weights in (reference, model)]
+    a, b = (_Columns.of(factor, weights) for weights in plain)
+    theirs, ours = (_Gains.of(weights) for weights in plain)
+    unsigned = factor.identity(tuple(reference["output"].shape[:-4]), reference["output"].device)
+    found = {**unsigned, **_turned_and_traded(factor, a, b, theirs, ours)}
+    return {**found, **_signs(found, reference, factor.act(found, model))}
+
+
+@singledispatch
+def _turned_and_traded(factor: Normed, a: _Columns, b: _Columns, theirs: _Gains, ours: _Gains) -> Parts:
+    """Turns, permutations and signs of every key/value head, and the trades of every holder of gains."""
+    pair, holders = factor.pair, factor.holders
     planes, plane_trades = _turns(_inner_planes(a, b), theirs.planes(pair), ours.planes(pair), holders)
     matrix, linear_trades = _permutations(_inner(a, b), theirs.linear(pair), ours.linear(pair), holders)
-    return BilinearElement(matrix, planes), torch.cat([plane_trades, linear_trades], -1)
+    return {MATRIX: matrix, PLANES: planes, TRADES: torch.cat([plane_trades, linear_trades], -1)}
 
 
-def signs(element: AttentionElement, reference: AttentionWeights, moved: AttentionWeights) -> tuple[Tensor, Tensor]:
+def _signs(element: Parts, reference: Parts, moved: Parts) -> Parts:
     """The column signs of queries and keys that bring a model moved by an element without them nearest."""
-    products = {name: x * moved.tensors()[name] for name, x in reference.tensors().items()}
+    products = {name: x * moved[name] for name, x in reference.items()}
 
     def nearest(role: str, like: Tensor) -> Tensor:
         others = [products[name] for name in (f"{role}_bias", f"{role}_gain") if name in products]
         inner = torch.zeros_like(like)
         for x in (products[role].sum(-2), *others):
             inner = inner + x.sum_to_size(like.shape)
-        return gains.signs_of(inner)
+        return signs_of(inner)
 
-    return nearest("query", element.query_signs), nearest("key", element.key_signs)
+    return {name: nearest(role, element[name]) for role, name in SIGNS.items()}
 
 
-def _inner_planes(a: Factors, b: Factors) -> Tensor:
+def _inner_planes(a: _Columns, b: _Columns) -> Tensor:
     """γ of every plane, `(..., g, p)`."""
     left = (b.left_planes.conj() * a.left_planes).sum(-2)
     return left + (b.right_planes.conj() * a.right_planes).sum(-2)
 
 
-def _inner(a: Factors, b: Factors) -> Tensor:
+def _inner(a: _Columns, b: _Columns) -> Tensor:
     """γ of every unrotated feature of the reference with every one of the model, `(..., g, n, n)`."""
     return a.left.mT @ b.left + a.right.mT @ b.right
 
 
-def _align_centred(
-    pair: BilinearGroup, a: Factors, b: Factors, theirs: _Gains, ours: _Gains
-) -> tuple[BilinearElement, Tensor]:
-    """`align` for heads with gains of their own and one sign each."""
-    change = replace(b, left_planes=gains.swapped(b.left_planes), right_planes=gains.swapped(b.right_planes))
+@_turned_and_traded.register
+def _(factor: Centred, a: _Columns, b: _Columns, theirs: _Gains, ours: _Gains) -> Parts:
+    """The same of heads with gains of their own and one sign each."""
+    pair = factor.pair
+    change = replace(b, left_planes=swapped(b.left_planes), right_planes=swapped(b.right_planes))
     inner_planes = torch.stack([_inner_planes(a, x).real for x in (b, change)])
     alternate = [_turned(x) for x in ours.planes(pair)]
     tried = [_best_trade(*theirs.planes(pair), *x) for x in (ours.planes(pair), alternate)]
@@ -139,7 +159,7 @@ def _align_centred(
         return torch.where(kept.reshape(kept.shape + (1,) * (x.ndim - kept.ndim)), x, y)
 
     _, matrix, planes, trades = (pick(x, y) for x, y in zip(*found, strict=True))
-    return BilinearElement(matrix, planes), trades
+    return {MATRIX: matrix, PLANES: planes, TRADES: trades}
 
 
 def _turned(planes: Tensor) -> Tensor:

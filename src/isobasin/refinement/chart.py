@@ -26,12 +26,12 @@ from isobasin.alignment import (
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.blocks import labels
 from isobasin.model import Blocks
-from isobasin.symmetries import attention, feedforward, stream
+from isobasin.symmetries import stream
 from isobasin.symmetries.along import Stream
-from isobasin.symmetries.bilinear import BilinearElement
-from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
-from isobasin.symmetries.latent import LatentElement, rotated
+from isobasin.symmetries.attention import AttentionElement
+from isobasin.symmetries.factor import Parts
+from isobasin.symmetries.feedforward import FeedForwardElement
+from isobasin.symmetries.product import Product
 from isobasin.symmetries.stream import Basis, StreamGroup, complement, lift
 
 
@@ -72,26 +72,11 @@ class Chart:
         }
 
     def _sizes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        for site in self._model.specification.sites:
-            group, name = site.group, f"attention.{site.layer}"
-            for part, pair in (("query_key", group.query_key), ("value_output", group.value_output)):
-                if part == "query_key" and group.norm is not None:
-                    yield f"{name}.trades", group.trades
-                    continue
-                n = len(pair.linear)
-                yield f"{name}.{part}.matrix", (group.groups, n, n)
-                yield f"{name}.{part}.planes", (group.groups, len(pair.planes), 2)
-            if group.latent is not None:
-                yield f"{name}.latent.rotary", (len(group.rotary.planes), 2)
-                for latent, width in group.latent.widths.items():
-                    yield f"{name}.latent.{latent}", (width * (width - 1) // 2,)
-                    yield f"{name}.latent.{latent}_trades", (width,)
-            # The free shift of a key bias changes no score, on the line neither: it has no coordinate.
-            yield f"{name}.value_shift", (group.groups, group.value_output.features if group.value_shift else 0)
-        # Nor has the free shift of a router.
-        for label, site in self._feedforwards:
-            for part, scale in (("up", site.group.up), ("gate", site.group.gate)):
-                yield f"feedforward.{label}.{part}", (*site.group.batch, _scaled(site.group, scale))
+        for name, group in self._groups():
+            # What changes nothing on the line either, as the free shift of a key bias, has no coordinate.
+            for factor in group.factors:
+                for part, shape in () if factor.idle else factor.coordinates.items():
+                    yield f"{name}.{part}", shape
         if self._stream is not None:
             group, norms = self._stream.group, self._stream.norms
             size = 0 if group.basis.discrete else group.width - (group.basis is Basis.centred)
@@ -99,14 +84,36 @@ class Chart:
             yield "stream.gains", (len(norms), group.width)
             yield "stream.biases", (sum(norm.absorbed for norm in norms), group.width)
 
+    def _groups(self) -> Iterator[tuple[str, Product]]:
+        for site in self._model.specification.sites:
+            yield f"attention.{site.layer}", site.group
+        for label, site in self._feedforwards:
+            yield f"feedforward.{label}", site.group
+
+    def _parts(self, name: str, group: Product) -> Parts:
+        """The parts of a block's element at the coordinates."""
+        start = f"{name}."
+        own = {part.removeprefix(start): x for part, x in self.coordinates.items() if part.startswith(start)}
+        return {**group.parts_of_identity((), self._device), **group.charted(own)}
+
     def alignment(self) -> Alignment:
         """The group element at the coordinates, differentiable by them."""
         layers = tuple(
-            LayerAlignment(site.layer, site.group, self._attention(site.layer, site.group), LayerStatistics())
+            LayerAlignment(
+                site.layer,
+                site.group,
+                AttentionElement(self._parts(f"attention.{site.layer}", site.group)),
+                LayerStatistics(),
+            )
             for site in self._model.specification.sites
         )
         moved = tuple(
-            FeedForwardAlignment(site.layer, site.group, self._units(label, site.group), FeedForwardStatistics())
+            FeedForwardAlignment(
+                site.layer,
+                site.group,
+                FeedForwardElement(self._parts(f"feedforward.{label}", site.group)),
+                FeedForwardStatistics(),
+            )
             for label, site in self._feedforwards
         )
         model_type = self._model.specification.model_type
@@ -121,7 +128,7 @@ class Chart:
                 replace(
                     layer,
                     element=layer.element.to("cpu"),
-                    statistics=LayerStatistics(condition=condition_of(layer.element)),
+                    statistics=LayerStatistics(condition=condition_of(layer.group, layer.element)),
                 )
                 for layer in found.layers
             )
@@ -130,42 +137,6 @@ class Chart:
             if stream is not None:
                 stream = replace(stream, element=stream.element.to("cpu"))
         return replace(found, layers=layers, feedforward=moved, stream=stream)
-
-    def _attention(self, layer: int, group: AttentionGroup) -> attention.AttentionElement:
-        name = f"attention.{layer}"
-        start = attention.identity(group, (), self._device)
-        trades = self.coordinates.get(f"{name}.trades")
-        return replace(
-            start,
-            query_key=self._pair(f"{name}.query_key", group.query_key, start.query_key),
-            value_output=self._pair(f"{name}.value_output", group.value_output, start.value_output),
-            value_shift=self.coordinates.get(f"{name}.value_shift", start.value_shift),
-            trades=start.trades if trades is None else trades.exp(),
-            latent=None if start.latent is None else self._latent(f"{name}.latent", start.latent),
-        )
-
-    def _latent(self, name: str, start: LatentElement) -> LatentElement:
-        parts = start.tensors()
-        for part in parts:
-            coordinates = self.coordinates.get(f"{name}.{part}")
-            if coordinates is not None:
-                if part == "rotary":
-                    parts[part] = torch.exp(torch.view_as_complex(coordinates))
-                else:
-                    parts[part] = coordinates.exp() if part.endswith("trades") else rotated(coordinates)
-        return LatentElement(**parts)
-
-    def _pair(self, name: str, group: BilinearGroup, start: BilinearElement) -> BilinearElement:
-        matrix, planes = (self.coordinates.get(f"{name}.{part}") for part in ("matrix", "planes"))
-        return BilinearElement(
-            start.matrix if matrix is None else torch.matrix_exp(matrix),
-            start.planes if planes is None else torch.exp(torch.view_as_complex(planes)),
-        )
-
-    def _units(self, label: str, group: FeedForwardGroup) -> feedforward.FeedForwardElement:
-        start = feedforward.identity(group, (), self._device)
-        scales = {part: self.coordinates.get(f"feedforward.{label}.{part}") for part in ("up", "gate")}
-        return replace(start, **{part: log.exp() for part, log in scales.items() if log is not None})
 
     def _residual(self) -> ResidualAlignment | None:
         if self._stream is None or self._norms is None:
@@ -182,10 +153,6 @@ class Chart:
         if matrix is not None:
             start = replace(start, matrix=_map(group, matrix))
         return ResidualAlignment(group, start, self._keep_gains)
-
-
-def _scaled(group: FeedForwardGroup, scale: Scale | None) -> int:
-    return group.units if scale is not None and scale.dimension else 0
 
 
 def _map(group: StreamGroup, coordinates: Tensor) -> Tensor:

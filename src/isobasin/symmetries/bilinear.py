@@ -1,56 +1,89 @@
-"""The group of one head's bilinear pair, GL(n) × (C*)^p, and how it acts.
+"""The pair of weights that enters a head's function only by its product, and the maps that leave this unchanged.
 
 A pair `(L, R)` (Q and K, or V and O) enters the function only through `L R^T`, and on rotated planes only
-through `l_p k_p^H` of the complex columns `l_p = L[:, a] + i L[:, b]`. An element `(U, u)` acts as
+through `l_p r_p^H` of the complex columns `l_p = L[:, a] + i L[:, b]`. A map U acts as
 
-    linear features:   L <- L U^T,     R <- R U^{-1}
-    plane p:           l <- l u_p,     r <- r / conj(u_p)
+    L <- L U^T,     R <- R U^{-1}
 
-(arXiv 2606.17830, Theorems 2.1, 4.1, 4.2). All functions are pure, batched over leading dimensions and
-compute in float64.
+on the columns that a factor has: `linear` on those that don't rotate, `planes` and `shared_planes` on those that do
+(arXiv 2606.17830, Theorems 2.1, 4.1, 4.2).
 """
 
 from __future__ import annotations
 
-import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.groups import BilinearGroup
+from isobasin.symmetries.factor import Factor, Parts
+from isobasin.symmetries.loose import Loose
+from isobasin.symmetries.weights import AXES
+
+Columns = slice | list[int]
+
+
+def _columns(indices: Sequence[int]) -> Columns:
+    """Indices as a slice where they are evenly spaced, which makes a view of a tensor instead of a copy."""
+    first, step = (indices[0], indices[1] - indices[0]) if len(indices) > 1 else (indices[0] if indices else 0, 1)
+    even = list(range(first, first + step * len(indices), step)) if step > 0 else None
+    return slice(first, first + step * len(indices), step) if even == list(indices) else list(indices)
 
 
 @dataclass(frozen=True)
-class BilinearElement:
-    """An element of `BilinearGroup`, or a batch of them.
+class BilinearGroup:
+    """The maps that leave `L R^T` (or `L R_θ R^T` for every rotation angle) of one head unchanged.
+
+    A map `U` acts as `L <- L U^T`, `R <- R U^{-1}`. On coordinates that are not rotated `U` is any
+    invertible matrix, GL(n); on the pairs of coordinates in `planes`, which rotary positions rotate at
+    pairwise distinct frequencies, it is one non-zero complex number per pair, H = (C*)^p
+    (arXiv 2606.17830, Theorems 2.1, 4.1 and 4.2).
 
     Attributes:
-        matrix: U on the linear features, `(..., n, n)` float64; n may be 0.
-        planes: u on the planes, `(..., p)` complex128; p may be 0.
+        features: Width of a head, d_h.
+        planes: Pairs `(a, b)` of feature indices that rotate together as `a + ib`.
     """
 
-    matrix: Tensor
-    planes: Tensor
+    features: int
+    planes: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        flat = [i for plane in self.planes for i in plane]
+        if len(set(flat)) != len(flat) or any(not 0 <= i < self.features for i in flat):
+            raise ValueError(f"planes must be disjoint pairs of indices below {self.features}: {self.planes}")
+
+    @cached_property
+    def linear(self) -> tuple[int, ...]:
+        """The feature indices that no plane holds, in order: GL(len(linear)) acts on them."""
+        rotated = {i for plane in self.planes for i in plane}
+        return tuple(i for i in range(self.features) if i not in rotated)
+
+    @cached_property
+    def columns(self) -> tuple[Columns, Columns, Columns]:
+        """How to index the unrotated features, and the real and the imaginary ones of the planes."""
+        return _columns(self.linear), _columns([a for a, _ in self.planes]), _columns([b for _, b in self.planes])
 
 
-def linear_part(group: BilinearGroup, x: Tensor) -> Tensor:
+def linear_part(pair: BilinearGroup, x: Tensor) -> Tensor:
     """The unrotated columns of `x`, `(..., rows, n)`."""
-    return x if not group.planes else x[..., group.columns[0]]
+    return x if not pair.planes else x[..., pair.columns[0]]
 
 
-def plane_part(group: BilinearGroup, x: Tensor) -> Tensor:
+def plane_part(pair: BilinearGroup, x: Tensor) -> Tensor:
     """The planes of `x` as complex columns `x[:, a] + i x[:, b]`, `(..., rows, p)`."""
-    _, real, imaginary = group.columns
+    _, real, imaginary = pair.columns
     return torch.complex(x[..., real], x[..., imaginary])
 
 
-def join(group: BilinearGroup, linear: Tensor, planes: Tensor) -> Tensor:
+def join(pair: BilinearGroup, linear: Tensor, planes: Tensor) -> Tensor:
     """The inverse of (`linear_part`, `plane_part`): columns back in their places."""
-    if not group.planes:
+    if not pair.planes:
         return linear
-    rest, real, imaginary = group.columns
-    out = linear.new_empty(*linear.shape[:-1], group.features)
+    rest, real, imaginary = pair.columns
+    out = linear.new_empty(*linear.shape[:-1], pair.features)
     out[..., rest], out[..., real], out[..., imaginary] = linear, planes.real, planes.imag
     return out
 
@@ -62,73 +95,116 @@ def column_squares(x: Tensor) -> Tensor:
     return parts.sum(-2)
 
 
-def identity(group: BilinearGroup, batch: tuple[int, ...], device: torch.device | str = "cpu") -> BilinearElement:
-    """The identity element."""
-    n, p = len(group.linear), len(group.planes)
-    matrix = torch.eye(n, dtype=torch.float64, device=device).expand(*batch, n, n).clone()
-    return BilinearElement(matrix, torch.ones(*batch, p, dtype=torch.complex128, device=device))
+@dataclass(frozen=True)
+class Roles:
+    """The weights of a pair by name.
 
-
-def compose(second: BilinearElement, first: BilinearElement) -> BilinearElement:
-    """The element that acts as `first` and then `second`: `U = U_2 U_1`, `u = u_2 u_1`."""
-    return BilinearElement(second.matrix @ first.matrix, second.planes * first.planes)
-
-
-def inverse(element: BilinearElement) -> BilinearElement:
-    """The inverse element."""
-    return BilinearElement(torch.linalg.inv(element.matrix), 1 / element.planes)
-
-
-def act_left(group: BilinearGroup, element: BilinearElement, x: Tensor) -> Tensor:
-    """`L <- L U^T`, `l <- l u`.
-
-    Args:
-        group: The group.
-        element: Of batch shape `*batch`.
-        x: `(*batch, rows, features)`.
+    Attributes:
+        left: The weight that L is, and its bias, which is one more row.
+        right: The same of R.
+        free: A bias that is free to shift: it moves with its weight, and no product depends on it.
     """
-    linear = linear_part(group, x) @ element.matrix.mT
-    if not group.planes:
-        return linear
-    return join(group, linear, plane_part(group, x) * element.planes.unsqueeze(-2))
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    free: str | None = None
 
 
-def act_right(group: BilinearGroup, element: BilinearElement, x: Tensor) -> Tensor:
-    """`R <- R U^{-1}`, `r <- r / conj(u)`; arguments as `act_left`."""
-    linear = torch.linalg.solve(element.matrix, linear_part(group, x), left=False)
-    if not group.planes:
-        return linear
-    return join(group, linear, plane_part(group, x) / element.planes.conj().unsqueeze(-2))
+@dataclass(frozen=True)
+class Bilinear(Factor):
+    """Maps of some columns of a pair, one for each key/value head or one for all.
 
-
-def sample(
-    group: BilinearGroup, batch: tuple[int, ...], generator: torch.Generator, condition: float = 10.0
-) -> BilinearElement:
-    """Random elements whose condition number is `condition` (at most that on planes).
-
-    `U = P diag(σ) W` with Haar-random orthogonal P, W and ln σ evenly spread over ±½ ln(condition);
-    `u = exp(r + iφ)` with r uniform on ±½ ln(condition) and φ uniform.
+    Attributes:
+        part: The name of their tensor in elements.
+        name: Of the pair.
+        pair: Its features.
+        roles: Its weights.
+        heads: How many maps: `(g,)`, or `()` for one that all heads share.
     """
-    n, p = len(group.linear), len(group.planes)
-    half = 0.5 * math.log(condition)
 
-    def orthogonal() -> Tensor:
-        q, r = torch.linalg.qr(torch.randn(*batch, n, n, generator=generator, dtype=torch.float64))
-        return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    part: str
+    name: str
+    pair: BilinearGroup
+    roles: Roles
+    heads: tuple[int, ...]
 
-    scales = torch.linspace(-half, half, n, dtype=torch.float64).exp()
-    uniform = torch.rand(2, *batch, p, generator=generator, dtype=torch.float64)
-    planes = torch.polar(((2 * uniform[0] - 1) * half).exp(), 2 * math.pi * uniform[1])
-    return BilinearElement(orthogonal() * scales @ orthogonal(), planes)
+    @property
+    def axes(self) -> Mapping[str, tuple[str, ...]]:
+        """The one part."""
+        return {self.part: ("head",) if self.heads else ()}
 
+    @property
+    @abstractmethod
+    def own_axes(self) -> int:
+        """How many axes one map has."""
 
-def condition(element: BilinearElement) -> Tensor:
-    """Condition number of U as a matrix on all features, `(...)`: largest over smallest singular value."""
-    sizes = torch.cat([torch.linalg.svdvals(element.matrix), element.planes.abs()], dim=-1)
-    return sizes.amax(-1) / sizes.amin(-1)
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """How many columns make one product `L R^H` that no map changes."""
 
+    @abstractmethod
+    def columns(self, x: Tensor) -> Tensor:
+        """This factor's columns of `x`, `(..., rows, features)`; complex where they rotate."""
 
-def as_matrix(group: BilinearGroup, element: BilinearElement) -> Tensor:
-    """U as one real matrix on all features, `(..., features, features)`, so that `L <- L U^T`."""
-    eye = torch.eye(group.features, dtype=torch.float64, device=element.matrix.device)
-    return act_left(group, element, eye.expand(*element.matrix.shape[:-2], -1, -1)).mT
+    @abstractmethod
+    def with_columns(self, x: Tensor, columns: Tensor) -> Tensor:
+        """The inverse: a new tensor like `x` with other columns."""
+
+    @abstractmethod
+    def left(self, element: Tensor, columns: Tensor) -> Tensor:
+        """`L U^T` of this factor's columns, `(*batch, rows, n)`."""
+
+    @abstractmethod
+    def right(self, element: Tensor, columns: Tensor) -> Tensor:
+        """`R U^{-1}` likewise."""
+
+    @abstractmethod
+    def balanced(self, left: Tensor, right: Tensor, loose: Loose) -> Tensor:
+        """The map that gives both sides, `(*batch, rows, n)`, one size, in the gauge that an orbit shares."""
+
+    def act(self, element: Parts, weights: Parts) -> Parts:
+        """Both sides moved, with their biases as rows."""
+        u, moved = element[self.part], dict(weights)
+        lead = u.ndim - self.own_axes
+        for names, side in ((self.roles.left, self.left), (self.roles.right, self.right)):
+            for name in names:
+                if name in weights:
+                    moved[name] = self._moved(u, weights[name], lead, side)
+        return moved
+
+    def _moved(self, u: Tensor, x: Tensor, lead: int, side: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        rows = x.reshape(*x.shape[:lead], -1, x.shape[-1])
+        return self.with_columns(rows, side(u, self.columns(rows))).reshape(x.shape)
+
+    def sides(self, weights: Parts) -> tuple[Tensor, Tensor]:
+        """This factor's columns of L and R, `(..., heads, slots, rows, n)`, biases that take part as last rows.
+
+        A side that query heads share has one slot, the other one for each query head.
+        """
+        left, right = (self.columns(self._tall(weights, names)) for names in (self.roles.left, self.roles.right))
+        return left, right
+
+    def _tall(self, weights: Parts, names: tuple[str, ...]) -> Tensor:
+        rows = [weights[names[0]]]
+        rows += [weights[name].unsqueeze(-2) for name in names[1:] if name in weights and name != self.roles.free]
+        x = torch.cat(rows, -2) if len(rows) > 1 else rows[0]
+        slots = len(AXES.get(names[0], ())) - len(self.heads)
+        return x.unsqueeze(-3) if slots == 0 else x.flatten(-2 - slots, -3)
+
+    def with_sides(self, weights: Parts, left: Tensor, right: Tensor) -> Parts:
+        """The weights with other columns, the inverse of `sides`; a bias that takes no part stays."""
+        moved = dict(weights)
+        for names, columns in ((self.roles.left, left), (self.roles.right, right)):
+            rows = weights[names[0]].shape[-2]
+            parts = {names[0]: columns[..., :rows, :]}
+            parts |= {name: columns[..., rows, :] for name in names[1:] if columns.shape[-2] > rows}
+            for name, part in parts.items():
+                x = weights[name]
+                moved[name] = self.with_columns(x.reshape(*part.shape[:-1], x.shape[-1]), part).reshape(x.shape)
+        return moved
+
+    def canonical(self, weights: Parts, loose: Loose) -> Parts:
+        """Balanced: both sides of one size."""
+        left, right = (side.flatten(-3, -2) for side in self.sides(weights))
+        return {self.part: self.balanced(left, right, loose)}

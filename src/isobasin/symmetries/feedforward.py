@@ -22,42 +22,24 @@ makes, before or after the choice, don't see what is added to all of them: all r
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from isobasin.symmetries import permutation
+from isobasin.symmetries.factor import Factor
+from isobasin.symmetries.permutation import Experts, Units
+from isobasin.symmetries.product import Element, Product
+from isobasin.symmetries.scale import Scale as Scale
+from isobasin.symmetries.scale import Scaling
+from isobasin.symmetries.shift import RouterShift
 
-
-class Scale(StrEnum):
-    """By what a branch of a unit may be scaled.
-
-    * none: nothing but 1.
-    * sign: ±1.
-    * positive: R_{>0}.
-    * signed: R*, all but 0.
-    """
-
-    none = "none"
-    sign = "sign"
-    positive = "positive"
-    signed = "signed"
-
-    @property
-    def dimension(self) -> int:
-        """1 where the scale can change continuously."""
-        return int(self in (Scale.positive, Scale.signed))
-
-    def __str__(self) -> str:
-        return {"none": "1", "sign": "{±1}", "positive": "R_{>0}", "signed": "R*"}[self.value]
+_ROUTING = ("router", "router_bias", "correction")
 
 
 @dataclass(frozen=True)
-class FeedForwardGroup:
+class FeedForwardGroup(Product):
     """The symmetry group of one feed-forward block: scales of every unit, and all permutations of units.
 
     Attributes:
@@ -110,11 +92,22 @@ class FeedForwardGroup:
         """The axis of experts, if there are any."""
         return () if self.experts is None else (self.experts,)
 
+    def build(self) -> tuple[Factor, ...]:
+        """Experts and what their router lets pass first, then the units of each, then their branches."""
+        units = (*self.batch, self.units)
+        m, n = self.powers
+        scales = ("up", units, self.up, m), ("gate", units, self.gate or Scale.none, n)
+        return (
+            Experts(self.experts or 0, self.expert_groups),
+            RouterShift("shift", "router", (self.shift,), self.shift > 0),
+            Units(self.units, self.batch),
+            *(Scaling(x, shape, kind, (x, f"{x}_bias"), ("down",), power) for x, shape, kind, power in scales),
+        )
+
     @property
-    def dimension(self) -> int:
-        """Dimension of the continuous part; permutations and signs are discrete and add nothing."""
-        scales = self.units * (self.up.dimension + (self.gate.dimension if self.gate else 0))
-        return scales * (self.experts or 1) + self.shift
+    def drawn(self) -> Sequence[Factor]:
+        """Units first."""
+        return self.factors[2:] + self.factors[:2]
 
     def __str__(self) -> str:
         factors = [str(scale) for scale in (self.up, self.gate) if scale and scale is not Scale.none]
@@ -122,11 +115,8 @@ class FeedForwardGroup:
         unit = f"{scales}S_{self.units}"
         if self.experts is None:
             return unit
-        order = f"S_{self.experts}"
-        if self.expert_groups > 1:
-            order = f"(S_{self.experts // self.expert_groups} wr S_{self.expert_groups})"
-        router = f" × R^{self.shift} (router)" if self.shift else ""
-        return f"({unit})^{self.experts} ⋊ {order}{router}"
+        order, shift = self.factors[:2]
+        return f"({unit})^{self.experts} ⋊ {order}" + (f" × {shift}" if self.shift else "")
 
 
 @dataclass(frozen=True)
@@ -173,64 +163,40 @@ class FeedForwardWeights:
         return FeedForwardWeights(**parts)
 
 
-_ROUTING = ("router", "router_bias", "correction")
-
-
-@dataclass(frozen=True)
-class FeedForwardElement:
+class FeedForwardElement(Element):
     """An element of `FeedForwardGroup`, or a batch of them (leading dimensions `...`).
 
-    Attributes:
-        permutation: π, which unit each new one was, `(..., f)` int64; of e experts `(..., e, f)`.
-        up: s, `(..., f)` float64, likewise; ones where the group has no such scales.
-        gate: r, `(..., f)` float64; likewise.
-        experts: Which expert each new one was, `(..., e)` int64; empty for a block without.
-        shift: What is added to every row of the router, `(..., shift)` float64.
+    Its parts are `permutation`, π, which unit each new one was, `(..., f)` int64, of e experts `(..., e, f)`; `up` and
+    `gate`, s and r, of the same shapes, float64, ones where the group has no such scales; `experts`, which expert each
+    new one was, `(..., e)` int64, empty for a block without; and `shift`, what is added to every row of the router.
     """
 
-    permutation: Tensor
-    up: Tensor
-    gate: Tensor
-    experts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    shift: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    @property
+    def permutation(self) -> Tensor:
+        """π."""
+        return self.parts["permutation"]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All parts by name; `FeedForwardElement(**parts)` is the inverse."""
-        return dict(vars(self))
+    @property
+    def experts(self) -> Tensor:
+        """Which expert each new one was."""
+        return self.parts["experts"]
 
-    def to(self, device: torch.device | str) -> FeedForwardElement:
-        """The same element on another device."""
-        return FeedForwardElement(**{name: part.to(device) for name, part in self.tensors().items()})
+    @property
+    def shift(self) -> Tensor:
+        """What is added to the router's rows."""
+        return self.parts["shift"]
 
 
 def identity(
     group: FeedForwardGroup, batch: tuple[int, ...] = (), device: torch.device | str = "cpu"
 ) -> FeedForwardElement:
     """The identity element."""
-    ones = torch.ones(*batch, *group.batch, group.units, dtype=torch.float64, device=device)
-    return FeedForwardElement(
-        permutation.identity((*batch, *group.batch), group.units, device),
-        ones,
-        ones.clone(),
-        permutation.identity(batch, group.experts or 0, device),
-        torch.zeros(*batch, group.shift, dtype=torch.float64, device=device),
-    )
+    return FeedForwardElement(group.parts_of_identity(batch, device))
 
 
 def contains(group: FeedForwardGroup, element: FeedForwardElement) -> bool:
-    """Whether every scale is one that the group has, and experts stay in their groups."""
-
-    def allowed(kind: Scale | None, scale: Tensor) -> Tensor:
-        if kind is Scale.positive:
-            return scale > 0
-        return scale != 0 if kind is Scale.signed else scale.abs() == 1 if kind is Scale.sign else scale == 1
-
-    scales = bool((allowed(group.up, element.up) & allowed(group.gate, element.gate)).all())
-    # Where neighbours of a group come from must be one group.
-    size = (group.experts or 0) // group.expert_groups
-    origins = element.experts.unflatten(-1, (group.expert_groups, size)) // max(size, 1)
-    together = bool((origins == origins[..., :1]).all())
-    return scales and together and permutation.is_permutation(element.experts)
+    """Whether all are permutations, every scale is one that the group has, and experts stay in their groups."""
+    return group.holds(element.tensors())
 
 
 def sample(
@@ -249,54 +215,17 @@ def sample(
         condition: Largest ratio of two scales: `ln |s|` is uniform on ±½ ln(condition), signs are fair coins.
         shift: Standard deviation of the router's shift, where it is free.
     """
-    units = (*batch, *group.batch)
-
-    def scales(kind: Scale | None) -> Tensor:
-        uniform = torch.rand(2, *units, group.units, generator=generator, dtype=torch.float64)
-        size = ((uniform[0] - 0.5) * (math.log(condition) if kind and kind.dimension else 0.0)).exp()
-        return torch.where(uniform[1] < 0.5, -size, size) if kind in (Scale.sign, Scale.signed) else size
-
-    found = FeedForwardElement(permutation.sample(units, group.units, generator), scales(group.up), scales(group.gate))
-    count, size = group.expert_groups, (group.experts or 0) // group.expert_groups
-    groups = permutation.sample(batch, count, generator) if group.experts else permutation.identity(batch, count)
-    inner = permutation.sample((*batch, count), size, generator)
-    added = shift * torch.randn(*batch, group.shift, generator=generator, dtype=torch.float64)
-    return replace(found, experts=grouped(groups, inner), shift=added)
+    return FeedForwardElement(group.parts_of_sample(generator, batch, condition, shift))
 
 
-def grouped(groups: Tensor, inner: Tensor) -> Tensor:
-    """The permutation of experts that permutes groups, `(..., g)`, and experts inside each, `(..., g, e/g)`."""
-    return (groups.unsqueeze(-1) * inner.shape[-1] + inner).flatten(-2)
-
-
-def compose(second: FeedForwardElement, first: FeedForwardElement) -> FeedForwardElement:
+def compose(group: FeedForwardGroup, second: FeedForwardElement, first: FeedForwardElement) -> FeedForwardElement:
     """The element that acts as `first` and then `second`."""
-    first = _reordered(first, second.experts)
-    up, gate = (permutation.take(part, second.permutation) for part in (first.up, first.gate))
-    return FeedForwardElement(
-        permutation.take(first.permutation, second.permutation),
-        second.up * up,
-        second.gate * gate,
-        first.experts,
-        first.shift + second.shift,
-    )
+    return FeedForwardElement(group.composed(second.tensors(), first.tensors()))
 
 
-def inverse(element: FeedForwardElement) -> FeedForwardElement:
+def inverse(group: FeedForwardGroup, element: FeedForwardElement) -> FeedForwardElement:
     """The inverse element."""
-    experts = element.experts.argsort(-1)
-    moved = _reordered(element, experts)
-    back = moved.permutation.argsort(-1)
-    up, gate = (1 / permutation.take(part, back) for part in (moved.up, moved.gate))
-    return FeedForwardElement(back, up, gate, experts, -element.shift)
-
-
-def _reordered(element: FeedForwardElement, experts: Tensor) -> FeedForwardElement:
-    """Every part of an expert, taken along another permutation of experts."""
-    if not experts.numel():
-        return element
-    parts = {name: permutation.take(part, experts) for name, part in element.tensors().items() if name != "shift"}
-    return replace(element, **parts)
+    return FeedForwardElement(group.inverted(element.tensors()))
 
 
 def act(group: FeedForwardGroup, element: FeedForwardElement, weights: FeedForwardWeights) -> FeedForwardWeights:
@@ -310,29 +239,7 @@ def act(group: FeedForwardGroup, element: FeedForwardElement, weights: FeedForwa
     Returns:
         New weights; the input is not changed.
     """
-    if group.experts is not None:
-        weights = _routed(group, element, weights)
-    m, n = group.powers
-    undone = 1 / (element.up**m * element.gate**n)
-    scales = {"up": element.up, "up_bias": element.up, "gate": element.gate, "gate_bias": element.gate, "down": undone}
-
-    def move(name: str, tensor: Tensor) -> Tensor:
-        scale, moved = scales[name], permutation.take(tensor, element.permutation)
-        return moved * (scale if moved.ndim == scale.ndim else scale.unsqueeze(-1))
-
-    return replace(weights, **{name: move(name, t) for name, t in weights.tensors().items() if name in scales})
-
-
-def _routed(group: FeedForwardGroup, element: FeedForwardElement, weights: FeedForwardWeights) -> FeedForwardWeights:
-    """Experts in another order, and the router's rows shifted."""
-    moved = weights.map(lambda t: permutation.take(t, element.experts))
-    if not group.shift or moved.router is None:
-        return moved
-    width = moved.router.shape[-1]
-    moved = replace(moved, router=moved.router + element.shift[..., None, :width])
-    if moved.router_bias is None:
-        return moved
-    return replace(moved, router_bias=moved.router_bias + element.shift[..., width:])
+    return FeedForwardWeights(**group.moved(element.tensors(), weights.tensors()))
 
 
 def feed_forward(

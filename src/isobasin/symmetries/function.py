@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from isobasin.symmetries import bilinear
+from isobasin.symmetries.bilinear import BilinearGroup, join, linear_part, plane_part
 from isobasin.symmetries.groups import AttentionGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -46,11 +46,11 @@ def attend(
         gain = getattr(weights, f"{x}_gain", None) if group.norm else None
         return projected if gain is None else _normalised(group, projected) * gain.unsqueeze(-2)
 
-    def rotate(pair: bilinear.BilinearGroup, x: Tensor) -> Tensor:
+    def rotate(pair: BilinearGroup, x: Tensor) -> Tensor:
         if not pair.planes or angles is None:
             return x
         turn = torch.polar(torch.ones_like(angles), angles)
-        return bilinear.join(pair, bilinear.linear_part(pair, x), bilinear.plane_part(pair, x) * turn)
+        return join(pair, linear_part(pair, x), plane_part(pair, x) * turn)
 
     latents: dict[str, Tensor] = dict.fromkeys(("query", "key_value"), hidden)
     for name in () if group.latent is None else group.latent.widths:

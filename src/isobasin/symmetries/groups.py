@@ -1,4 +1,4 @@
-"""What the symmetry group of one attention block is, as data.
+"""What the symmetry group of one attention block is, as data, and the product of factors that follows.
 
 A group says which maps leave the block's function unchanged; it knows no model names. Conventions are
 those of the whole package: tokens are row vectors, head `i` computes
@@ -12,63 +12,45 @@ multi-head attention). What else attention may do to its scores changes the grou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
-Columns = slice | list[int]
+from isobasin.symmetries.bilinear import Bilinear, Roles
+from isobasin.symmetries.bilinear import BilinearGroup as BilinearGroup
+from isobasin.symmetries.factor import Factor, Parts
+from isobasin.symmetries.linear import Linear
+from isobasin.symmetries.normed import Centred, Means, Normed
+from isobasin.symmetries.permutation import Heads
+from isobasin.symmetries.planes import Planes
+from isobasin.symmetries.product import Product
+from isobasin.symmetries.rotation import Rotation
+from isobasin.symmetries.scale import GainScaling, Scale
+from isobasin.symmetries.shift import KeyShift, Shift, ValueShift
+from isobasin.symmetries.tables import Tables
+
+# The pairs of a block, and what reads each latent.
+QUERY_KEY, VALUE_OUTPUT, ROTARY = "query_key", "value_output", "latent.rotary"
+READERS = {"query": ("query", "rotary_query"), "key_value": ("key", "value")}
 
 
-def _columns(indices: Sequence[int]) -> Columns:
-    """Indices as a slice where they are evenly spaced, which makes a view of a tensor instead of a copy."""
-    first, step = (indices[0], indices[1] - indices[0]) if len(indices) > 1 else (indices[0] if indices else 0, 1)
-    even = list(range(first, first + step * len(indices), step)) if step > 0 else None
-    return slice(first, first + step * len(indices), step) if even == list(indices) else list(indices)
+def pair_factors(
+    name: str, pair: BilinearGroup, roles: Roles, heads: tuple[int, ...], planes: str = ""
+) -> tuple[Bilinear, ...]:
+    """The factors of one pair: of the features that don't rotate, and of those that do.
 
-
-@dataclass(frozen=True)
-class BilinearGroup:
-    """The maps that leave `L R^T` (or `L R_θ R^T` for every rotation angle) of one head unchanged.
-
-    A map `U` acts as `L <- L U^T`, `R <- R U^{-1}`. On coordinates that are not rotated `U` is any
-    invertible matrix, GL(n); on the pairs of coordinates in `planes`, which rotary positions rotate at
-    pairwise distinct frequencies, it is one non-zero complex number per pair, H = (C*)^p
-    (arXiv 2606.17830, Theorems 2.1, 4.1 and 4.2).
-
-    Attributes:
-        features: Width of a head, d_h.
-        planes: Pairs `(a, b)` of feature indices that rotate together as `a + ib`.
+    Args:
+        name: Of the pair.
+        pair: Its features.
+        roles: Its weights.
+        heads: How many maps, see `Bilinear`.
+        planes: The name of the part of planes in elements, if it is another than usual.
     """
-
-    features: int
-    planes: tuple[tuple[int, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        flat = [i for plane in self.planes for i in plane]
-        if len(set(flat)) != len(flat) or any(not 0 <= i < self.features for i in flat):
-            raise ValueError(f"planes must be disjoint pairs of indices below {self.features}: {self.planes}")
-
-    @cached_property
-    def linear(self) -> tuple[int, ...]:
-        """The feature indices that no plane holds, in order: GL(len(linear)) acts on them."""
-        rotated = {i for plane in self.planes for i in plane}
-        return tuple(i for i in range(self.features) if i not in rotated)
-
-    @cached_property
-    def columns(self) -> tuple[Columns, Columns, Columns]:
-        """How to index the unrotated features, and the real and the imaginary ones of the planes."""
-        return _columns(self.linear), _columns([a for a, _ in self.planes]), _columns([b for _, b in self.planes])
-
-    @property
-    def dimension(self) -> int:
-        """Real dimension: n² for GL(n) and 2 for each plane."""
-        return len(self.linear) ** 2 + 2 * len(self.planes)
-
-    def __str__(self) -> str:
-        parts = [f"GL({len(self.linear)})"] if self.linear else []
-        if self.planes:
-            parts.append(f"(C*)^{len(self.planes)}")
-        return " × ".join(parts) or "1"
+    found: list[Bilinear] = [Linear(f"{name}.matrix", name, pair, roles, heads)] if pair.linear else []
+    if pair.planes:
+        # Softmax cancels no bias that rotates.
+        found.append(Planes(planes or f"{name}.planes", name, pair, replace(roles, free=None), heads))
+    return tuple(found)
 
 
 class QueryKeyNorm(StrEnum):
@@ -113,17 +95,29 @@ class LatentGroup:
         return {name: width for name in ("query", "key_value") if (width := getattr(self, name))}
 
     @property
-    def dimension(self) -> int:
-        """Dimension of the continuous part: rotations and gains of the latents, and the rotary maps."""
-        return self.rotary.dimension + sum(n * (n + 1) // 2 for n in self.widths.values())
+    def rotary_factors(self) -> tuple[Bilinear, ...]:
+        """The maps of all rotary queries with the one rotary key."""
+        roles = Roles(("rotary_query",), ("rotary_key", "rotary_key_bias"))
+        return pair_factors(ROTARY, self.rotary, roles, (), ROTARY)
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """Of each latent its rotation and the scales of its gains."""
+        found: list[Factor] = []
+        for name, width in self.widths.items():
+            down = f"{name}_down"
+            part, gain, readers = f"latent.{name}", f"{down}_gain", READERS[name]
+            found.append(Rotation(part, width, (down, f"{down}_bias"), readers))
+            found.append(GainScaling(f"{part}_trades", (width,), Scale.signed, (gain,), readers=readers))
+        return tuple(found)
 
     def __str__(self) -> str:
         latents = [f"O({n}) × (R*)^{n} ({name.replace('_', '-')} latent)" for name, n in self.widths.items()]
-        return " × ".join([f"{self.rotary} (rotary key)", *latents])
+        return " × ".join([f"{_formula(self.rotary_factors)} (rotary key)", *latents])
 
 
 @dataclass(frozen=True)
-class AttentionGroup:
+class AttentionGroup(Product):
     """The symmetry group of one attention block.
 
     With normalised queries and keys, `q = norm(x Q) ∘ a`, `k = norm(x K) ∘ b`, no continuous map of a head's Q and K
@@ -184,55 +178,76 @@ class AttentionGroup:
         """How many constants of a query head's table are free."""
         return max(self.table, default=-1) + 1
 
-    @property
-    def own_gains(self) -> bool:
-        """Whether every head has gains of its own."""
-        return self.norm in (QueryKeyNorm.full, QueryKeyNorm.centred)
-
-    @property
-    def trades(self) -> tuple[int, int]:
-        """How many gains trade: heads that have their own, and for each the planes and the unrotated features."""
+    @cached_property
+    def normed(self) -> Normed | None:
+        """What is left of the maps of queries and keys where something normalises them."""
         if self.norm is None:
-            return 0, 0
-        features = len(self.query_key.planes) + len(self.query_key.linear)
-        return (self.groups if self.own_gains else 1), features
+            return None
+        kind = Centred if self.norm is QueryKeyNorm.centred else Normed
+        return kind(self.query_key, self.groups, self.queries, own=self.norm is not QueryKeyNorm.head)
+
+    @cached_property
+    def pairs(self) -> dict[str, tuple[Bilinear, ...]]:
+        """What a head computes with, by name: the factors of each pair, whether a norm leaves them or not."""
+        key = Roles(("query", "query_bias"), ("key", "key_bias"), "key_bias" if self.key_shift else None)
+        value = Roles(("value", "value_bias"), ("output",), "value_bias" if self.value_shift else None)
+        heads, rotary = (self.groups,), () if self.latent is None else self.latent.rotary_factors
+        return {
+            QUERY_KEY: (*pair_factors(QUERY_KEY, self.query_key, key, heads), *rotary),
+            VALUE_OUTPUT: pair_factors(VALUE_OUTPUT, self.value_output, value, heads),
+        }
+
+    def build(self) -> tuple[Factor, ...]:
+        """Heads first; then latents, maps of every pair, what is free to shift, and what a norm leaves."""
+        heads = (self.groups,)
+        free = self.query_key.linear
+        key = "key_shift", "key_bias", (*heads, len(free)), self.key_shift, self.query_key.features, free
+        value = "value_shift", "value_bias", (*heads, self.value_output.features), self.value_shift
+        shape = (*heads, self.queries, self.table_shifts)
+        return (
+            Heads(self.groups, self.queries, self.permuted),
+            *(() if self.latent is None else self.latent.factors),
+            *(self.pairs[QUERY_KEY] if self.normed is None else ()),
+            *self.pairs[VALUE_OUTPUT],
+            KeyShift(*key),
+            ValueShift(*value),
+            *([Tables("table_shift", "table", shape, numbers=self.table)] if self.table else []),
+            *(() if self.normed is None else (self.normed,)),
+        )
 
     @property
-    def signs(self) -> int:
-        """How many signs of a query, and of a key, change with gains: of every feature, or one under LayerNorm."""
-        if self.norm is None:
-            return 0
-        return 1 if self.norm is QueryKeyNorm.centred else self.query_key.features
+    def drawn(self) -> Sequence[Factor]:
+        """What heads share comes last; the maps that a norm doesn't leave are drawn first and then forgotten."""
+        pair, shared = self.pairs[QUERY_KEY], () if self.latent is None else self.latent.factors
+        own = [factor for factor in self.factors[1:] if factor not in (*pair, *shared)]
+        pair, rotary = ([x for x in pair if bool(x.heads) is alone] for alone in (True, False))
+        return (self.factors[0], *pair, *own, *rotary, *shared)
 
     @property
-    def dimension(self) -> int:
-        """Dimension of the continuous part; the discrete one adds nothing."""
-        shifts = len(self.query_key.linear) * self.key_shift + self.value_output.features * self.value_shift
-        query_key = self.query_key.dimension if self.norm is None else 0
-        heads, trades = self.trades
-        tables = self.heads * self.table_shifts
-        shared = 0 if self.latent is None else self.latent.dimension
-        shared += (self.heads + self.groups) * self.means
-        return self.groups * (query_key + self.value_output.dimension + shifts) + heads * trades + tables + shared
+    def unread(self) -> tuple[Factor, ...]:
+        """The means of queries and keys."""
+        return (Means(self.groups, self.queries, self.means),) if self.means else ()
+
+    @property
+    def inside(self) -> frozenset[str]:
+        """The weights that read a latent, and not the stream."""
+        return frozenset(name for factor in self.factors if isinstance(factor, Rotation) for name in factor.readers)
+
+    def unsigned(self, weights: Parts) -> Parts:
+        """The weights that matching compares: gains, where there are any, made positive by column signs."""
+        return weights if self.normed is None else self.normed.unsigned(weights)
 
     def __str__(self) -> str:
-        shifts = [f"R^{len(self.query_key.linear)} (key bias)"] if self.key_shift and self.query_key.linear else []
-        if self.value_shift:
-            shifts.append(f"R^{self.value_output.features} (value bias)")
-        if self.table_shifts:
-            shifts.append(f"R^{self.queries * self.table_shifts} (position biases)")
-        trades = self.trades[1]
-        query_key = f"{{±1}}^{trades}" if self.norm else str(self.query_key)
-        # Signs of columns make up trades of -1; under LayerNorm a key's sign is made of its queries' and of trades.
-        columns = (self.queries + 1 if self.own_gains else 2) * self.signs
-        gains = f"(R_{{>0}})^{trades} × {{±1}}^{columns} (gains)"
-        if self.norm is QueryKeyNorm.centred:
-            query_key, gains = f"{{±1}}^{columns}", f"(R*)^{trades} (gains)"
-            shifts.append(f"R^{(self.queries + 1) * self.means} (means)")
-        if self.own_gains:
-            shifts.append(gains)
-        factors = " × ".join([f"QK {query_key}", f"VO {self.value_output}", *shifts])
-        discrete = f"S_{self.groups}" if self.queries == 1 else f"S_{self.queries} wr S_{self.groups}"
-        found = f"({factors})^{self.groups}" + (f" ⋊ {discrete}" if self.permuted else "")
-        found += "" if self.latent is None else f" × {self.latent}"
-        return f"{found} × {gains}" if self.norm is QueryKeyNorm.head else found
+        query_key = _formula([factor for factor in self.pairs[QUERY_KEY] if factor.heads])
+        shifts = [factor for factor in self.factors if isinstance(factor, Shift) and factor.dimension]
+        inside = [*shifts, *self.unread]
+        if self.normed is not None:
+            query_key, inside = self.normed.maps, [*inside, *([self.normed] if self.normed.own else [])]
+        own = [f"QK {query_key}", f"VO {_formula(self.pairs[VALUE_OUTPUT])}", *map(str, inside)]
+        found = f"({' × '.join(own)})^{self.groups}" + (f" ⋊ {self.factors[0]}" if self.permuted else "")
+        shared = [self.latent] if self.latent else [self.normed] if self.normed and not self.normed.own else []
+        return " × ".join([found, *map(str, shared)])
+
+
+def _formula(factors: Sequence[Factor]) -> str:
+    return " × ".join(map(str, factors)) or "1"

@@ -1,4 +1,4 @@
-"""Permutations of heads, batched.
+"""Permutations of heads, of units and of experts, batched.
 
 A permutation is an index tensor `p` of shape `(..., k)`; it acts as `new[j] = old[p[j]]`. So acting with
 `p` and then with `q` is acting with `p[q]`, and the inverse is `argsort(p)`.
@@ -6,8 +6,16 @@ A permutation is an index tensor `p` of shape `(..., k)`; it acts as `new[j] = o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from isobasin.symmetries.factor import Factor, Parts
+from isobasin.symmetries.weights import AXES
+
+Axes = Mapping[str, tuple[str, ...]]
 
 
 def take(x: Tensor, permutation: Tensor) -> Tensor:
@@ -40,3 +48,189 @@ def identity(batch: tuple[int, ...], heads: int, device: torch.device | str = "c
 def is_permutation(p: Tensor) -> bool:
     """Whether every row holds each of `0 .. k-1` once."""
     return torch.equal(p.sort(-1).values, identity(tuple(p.shape[:-1]), p.shape[-1], p.device))
+
+
+def nested(outer: Tensor, inner: Tensor) -> Tensor:
+    """The permutation that permutes groups, `(..., g)`, and what is inside each, `(..., g, s)`; `(..., g * s)`."""
+    return (outer.unsqueeze(-1) * inner.shape[-1] + inner).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Heads(Factor):
+    """Permutations of key/value heads, and of the query heads of each: S_s wreath S_g.
+
+    Attributes:
+        groups: Number of key/value heads, g.
+        queries: Query heads of each, s.
+        free: Whether they may be permuted at all.
+    """
+
+    groups: int
+    queries: int
+    free: bool = True
+
+    @property
+    def axes(self) -> Axes:
+        """Which key/value head each new one was, `(..., g)`, and which of its query heads each was, `(..., g, s)`."""
+        return {"outer": (), "inner": ()}
+
+    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
+        """All in order."""
+        inner = identity((*batch, self.groups), self.queries, device)
+        return {"outer": identity(batch, self.groups, device), "inner": inner}
+
+    def sample(
+        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
+    ) -> Parts:
+        """Uniformly random; the identity where none is free."""
+        outer = sample(batch, self.groups, generator)
+        inner = sample((*batch, self.groups), self.queries, generator)
+        return {"outer": outer, "inner": inner} if self.free else self.identity(batch)
+
+    def compose(self, second: Parts, first: Parts) -> Parts:
+        """Query heads go with their key/value heads."""
+        inner = take(take(first["inner"], second["outer"]), second["inner"])
+        return {"outer": take(first["outer"], second["outer"]), "inner": inner}
+
+    def inverse(self, element: Parts) -> Parts:
+        """The way back."""
+        outer = element["outer"].argsort(-1)
+        return {"outer": outer, "inner": take(element["inner"], outer).argsort(-1)}
+
+    def contains(self, element: Parts) -> bool:
+        """Whether both are permutations, and the identity where none is free."""
+        outer, inner = element["outer"], element["inner"]
+        fixed = self.identity(tuple(outer.shape[:-1]), outer.device)
+        in_order = torch.equal(outer, fixed["outer"]) and torch.equal(inner, fixed["inner"])
+        return is_permutation(outer) and is_permutation(inner) and (self.free or in_order)
+
+    def act(self, element: Parts, weights: Parts) -> Parts:
+        """Whole heads moved, nothing else."""
+        return self.reordered(element, weights, AXES)
+
+    def reordered(self, element: Parts, parts: Parts, axes: Axes) -> Parts:
+        """What belongs to heads, in their new order."""
+        outer, inner = element["outer"], element["inner"]
+        lead, heads = outer.ndim - 1, nested(outer, inner)
+
+        def moved(name: str, x: Tensor) -> Tensor:
+            along = axes.get(name, ())
+            if along[:2] == ("head", "query") and x.shape[lead : lead + 2] == inner.shape[-2:]:
+                return take(x.flatten(lead, lead + 1), heads).reshape(x.shape)
+            return take(x, outer) if along == ("head",) and x.shape[lead] == outer.shape[-1] else x
+
+        return {name: moved(name, x) for name, x in parts.items()}
+
+    def __str__(self) -> str:
+        return f"S_{self.groups}" if self.queries == 1 else f"S_{self.queries} wr S_{self.groups}"
+
+
+@dataclass(frozen=True)
+class Units(Factor):
+    """All permutations of hidden units, S_f; of experts, of each of them.
+
+    Attributes:
+        units: f.
+        experts: The axis of experts, if there are any.
+    """
+
+    units: int
+    experts: tuple[int, ...] = ()
+
+    @property
+    def axes(self) -> Axes:
+        """Which unit each new one was, `(..., f)`; of e experts `(..., e, f)`."""
+        return {"permutation": ("expert",) if self.experts else ()}
+
+    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
+        """All in order."""
+        return {"permutation": identity((*batch, *self.experts), self.units, device)}
+
+    def sample(
+        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
+    ) -> Parts:
+        """Uniformly random."""
+        return {"permutation": sample((*batch, *self.experts), self.units, generator)}
+
+    def compose(self, second: Parts, first: Parts) -> Parts:
+        """`p[q]`."""
+        return {"permutation": take(first["permutation"], second["permutation"])}
+
+    def inverse(self, element: Parts) -> Parts:
+        """The way back."""
+        return {"permutation": element["permutation"].argsort(-1)}
+
+    def contains(self, element: Parts) -> bool:
+        """Whether each is a permutation."""
+        return is_permutation(element["permutation"])
+
+    def act(self, element: Parts, weights: Parts) -> Parts:
+        """Whole units moved, nothing else."""
+        return self.reordered(element, weights, AXES)
+
+    def reordered(self, element: Parts, parts: Parts, axes: Axes) -> Parts:
+        """What belongs to units, in their new order."""
+        order = element["permutation"]
+        return {name: take(x, order) if "unit" in axes.get(name, ()) else x for name, x in parts.items()}
+
+    def __str__(self) -> str:
+        return f"S_{self.units}"
+
+
+@dataclass(frozen=True)
+class Experts(Factor):
+    """Permutations of experts that keep together those of a group: S_(e/k) wreath S_k.
+
+    Attributes:
+        experts: e; 0 for a block that is no choice of experts.
+        groups: k.
+    """
+
+    experts: int
+    groups: int = 1
+
+    @property
+    def axes(self) -> Axes:
+        """Which expert each new one was, `(..., e)`."""
+        return {"experts": ()}
+
+    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
+        """All in order."""
+        return {"experts": identity(batch, self.experts, device)}
+
+    def sample(
+        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
+    ) -> Parts:
+        """Uniformly random."""
+        count, size = self.groups, self.experts // self.groups
+        outer = sample(batch, count, generator) if self.experts else identity(batch, count)
+        return {"experts": nested(outer, sample((*batch, count), size, generator))}
+
+    def compose(self, second: Parts, first: Parts) -> Parts:
+        """`p[q]`."""
+        return {"experts": take(first["experts"], second["experts"]) if self.experts else first["experts"]}
+
+    def inverse(self, element: Parts) -> Parts:
+        """The way back."""
+        return {"experts": element["experts"].argsort(-1)}
+
+    def contains(self, element: Parts) -> bool:
+        """Whether each is a permutation, and where neighbours of a group come from is one group."""
+        size = self.experts // self.groups
+        origins = element["experts"].unflatten(-1, (self.groups, size)) // max(size, 1)
+        return bool((origins == origins[..., :1]).all()) and is_permutation(element["experts"])
+
+    def act(self, element: Parts, weights: Parts) -> Parts:
+        """Whole experts moved, with their rows of the router."""
+        return {name: take(x, element["experts"]) for name, x in weights.items()} if self.experts else weights
+
+    def reordered(self, element: Parts, parts: Parts, axes: Axes) -> Parts:
+        """What belongs to experts, in their new order."""
+        if not self.experts:
+            return parts
+        order = element["experts"]
+        return {name: take(x, order) if axes.get(name, ())[:1] == ("expert",) else x for name, x in parts.items()}
+
+    def __str__(self) -> str:
+        size = self.experts // self.groups
+        return f"S_{self.experts}" if self.groups == 1 else f"(S_{size} wr S_{self.groups})"

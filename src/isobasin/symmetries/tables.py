@@ -6,18 +6,36 @@ most tables; where special tokens have entries of their own (BEiT), two.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries.shift import Shift
 
 
-def means(group: AttentionGroup, table: Tensor) -> Tensor:
-    """The mean of the entries of every number, `(..., constants)`."""
-    member = torch.nn.functional.one_hot(torch.tensor(group.table, device=table.device)).to(table)
-    return table @ (member / member.sum(0))
+@dataclass(frozen=True)
+class Tables(Shift):
+    """The constants of every query head's table.
 
+    Attributes:
+        numbers: For each entry the number of the constant that it shares.
+    """
 
-def centred(group: AttentionGroup, table: Tensor) -> Tensor:
-    """A table less those means: what no shift changes."""
-    return table - means(group, table)[..., list(group.table)]
+    numbers: tuple[int, ...] = ()
+
+    def direction(self, shift: Tensor) -> Tensor:
+        """Every constant at all of its entries."""
+        return shift[..., list(self.numbers)]
+
+    def measured(self, weight: Tensor) -> Tensor:
+        """The mean of the entries of every number, `(..., constants)`."""
+        member = torch.nn.functional.one_hot(torch.tensor(self.numbers, device=weight.device)).to(weight)
+        return weight @ (member / member.sum(0))
+
+    def centred(self, table: Tensor) -> Tensor:
+        """A table less those means: what no shift changes."""
+        return table - self.direction(self.measured(table))
+
+    def __str__(self) -> str:
+        return f"R^{self.shape[-2] * self.shape[-1]} (position biases)"

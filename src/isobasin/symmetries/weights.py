@@ -1,4 +1,4 @@
-"""The weights of attention blocks in the one form that all the mathematics here uses."""
+"""The weights of attention blocks in the one form that all the mathematics here uses, and what their axes are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+_QUERY = ("head", "query")
+_UNIT = ("expert", "unit")
+# What runs along the first axes of each weight, of attention and of feed-forward blocks: an axis of size one is shared.
+AXES = {
+    **dict.fromkeys(("query", "query_bias", "query_gain", "rotary_query", "output", "table", "sink"), _QUERY),
+    **dict.fromkeys(("key", "key_bias", "key_gain", "value", "value_bias"), ("head",)),
+    **dict.fromkeys(("up", "up_bias", "gate", "gate_bias", "down"), _UNIT),
+}
 
 
 @dataclass(frozen=True)

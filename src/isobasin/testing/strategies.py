@@ -53,8 +53,8 @@ def random_weights(
     shapes = {"query": (g, s, width, n), "key": (g, width, n), "value": (g, width, m), "output": (g, s, width, m)}
     bias_shapes = {"query": (g, s, n), "key": (g, n), "value": (g, m), "output": (width,)}
     shapes |= {f"{role}_bias": shape for role, shape in bias_shapes.items() if biases.get(role)}
-    if group.norm is not None:
-        own = group.own_gains
+    if group.normed is not None:
+        own = group.normed.own
         shapes |= {"query_gain": (g, s, n) if own else (1, 1, n), "key_gain": (g, n) if own else (1, n)}
     shapes |= {"table": (g, s, len(group.table))} if group.table else {}
     shapes |= {"sink": (g, s)} if group.sink else {}

@@ -289,7 +289,7 @@ def _match_attention(
     for first, *others in b.specification.ties:
         for other in others:
             # They are the same but for rounding, and the table is written once.
-            elements[other].table_shift.copy_(elements[first].table_shift)
+            elements[other].parts["table_shift"].copy_(elements[first].parts["table_shift"])
     return layers, checks
 
 
@@ -386,7 +386,7 @@ def _statistics(
     rounding = circuits.rounding(group, found.moved, dtype).tolist()
     rows: list[LayerStatistics] = []
     for i in range(len(before)):
-        bound = condition_of(found.element[i])
+        bound = condition_of(group, found.element[i])
         exact = after[i] <= size[i] * min(max(1e-9, 20 * eps * bound), 1e-3)
         status = "exact" if exact else "converged" if found.converged[i] else "max-iterations"
         status = "capped" if found.capped[i] else status

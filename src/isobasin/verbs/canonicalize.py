@@ -64,7 +64,7 @@ def canonical_alignment(
             loose = Loose(_eps(dtypes, site))
             sizes = common[index] if index in common else head_sizes(site.group, weights)
             element = canonical_attention(site.group, weights, sizes, loose)
-            statistics = LayerStatistics(condition=condition_of(element), status=_status(loose))
+            statistics = LayerStatistics(condition=condition_of(site.group, element), status=_status(loose))
             layers.append(LayerAlignment(site.layer, site.group, element.to("cpu"), statistics))
         units: list[FeedForwardAlignment] = []
         for site in moving:

@@ -107,14 +107,14 @@ def attention_formula(group: AttentionGroup) -> str:
     shifts += ["R^d_h (value bias)"] if group.value_shift else []
     shifts += [f"R^{group.queries * group.table_shifts} (position biases)"] if group.table_shifts else []
     # A key's and its queries', or one key's and one query's.
-    columns = "2" if group.queries == 1 or not group.own_gains else "(h/g + 1)"
+    columns = "2" if group.queries == 1 or not (group.normed and group.normed.own) else "(h/g + 1)"
     gains = f"(R_{{>0}})^{trades} × {{±1}}^({columns}d_h) (gains)"
     query_key = f"{{±1}}^{trades}" if group.norm else _bilinear_formula(pair)
     if group.norm is QueryKeyNorm.centred:
         # With biases d + 1 for d: no usual form has them.
         query_key, gains = f"{{±1}}^{columns}", f"(R*)^{trades} (gains)"
         shifts.append(f"R^({columns}d) (means)")
-    shifts += [gains] if group.own_gains else []
+    shifts += [gains] if (group.normed and group.normed.own) else []
     factors = " × ".join([f"QK {query_key}", f"VO {_bilinear_formula(group.value_output)}", *shifts])
     power, discrete = ("h", "S_h") if group.queries == 1 else ("g", "S_(h/g) wr S_g")
     found = f"({factors})^{power}" + (f" ⋊ {discrete}" if group.permuted else "")

@@ -14,10 +14,10 @@ from isobasin.architectures.blocks import labels
 from isobasin.checkpoints import write_file_atomically, write_tensors
 from isobasin.errors import OutputError
 from isobasin.matching.canonical import head_sizes
-from isobasin.matching.factors import Factors, query_key_factors, value_output_factors
 from isobasin.matching.feedforward import unit_sizes
+from isobasin.matching.sides import Sides, all_sides
 from isobasin.model import Source, open_model
-from isobasin.symmetries.bilinear import column_squares
+from isobasin.symmetries.rotation import Rotation
 from isobasin.text import as_json
 from isobasin.verbs.settings import check_device
 from isobasin.verification import known_feedforwards
@@ -32,6 +32,7 @@ class Fingerprint:
         tensors: By name, in descending order unless said otherwise: `attention.<layer>.query_key` and
             `attention.<layer>.value_output`, the singular values of every query head's circuits, `(heads, n)`;
             `attention.<layer>.planes`, `|q_p| |k_p|` of every rotated plane in the order of the planes, `(heads, p)`;
+            `attention.<layer>.value_planes`, likewise where values rotate;
             `attention.<layer>.query_latent` and `attention.<layer>.key_value_latent`, the singular values of what a
             latent is normalised from;
             `feedforward.<layer>.units`, the products of the norms of a unit's branches, of all experts at once and in
@@ -79,18 +80,15 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
             weights, group = site.read(opened.stored(site), device), site.group
             sizes = head_sizes(group, weights).flatten()
             order = sizes.argsort(descending=True) if group.permuted else torch.arange(len(sizes), device=sizes.device)
-            queries = query_key_factors(group, weights)
-            found = {
-                "query_key": _spectra(queries),
-                "value_output": _spectra(value_output_factors(group, weights)),
-                "planes": (column_squares(queries.left_planes) * column_squares(queries.right_planes)).sqrt(),
-            }
-            for name, values in found.items():
-                if values.shape[-1]:
-                    tensors[f"attention.{site.layer}.{name}"] = values.flatten(0, 1)[order].cpu().contiguous()
-            for name in () if group.latent is None else group.latent.widths:
-                written = torch.linalg.svdvals(weights.tensors()[f"{name}_down"])
-                tensors[f"attention.{site.layer}.{name}_latent"] = written.cpu().contiguous()
+            for pair, circuit in all_sides(group, weights).items():
+                for sides in circuit:
+                    name = {"query_key": "planes"}.get(pair, "value_planes") if sides.left.is_complex() else pair
+                    values = _spectra(sides).flatten(0, 1)[order]
+                    tensors[f"attention.{site.layer}.{name}"] = values.cpu().contiguous()
+            for factor in group.factors:
+                if isinstance(factor, Rotation):
+                    written = torch.linalg.svdvals(weights.tensors()[factor.writers[0]])
+                    tensors[f"attention.{site.layer}.{factor.name}"] = written.cpu().contiguous()
         sites = known_feedforwards(opened)
         for label, site in zip(labels(site.layer for site in sites), sites, strict=True):
             sizes = unit_sizes(site.group, site.read(opened.stored(site), device))
@@ -98,7 +96,7 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
         return Fingerprint(opened.specification.model_type, tensors)
 
 
-def _spectra(pair: Factors) -> Tensor:
-    """Singular values of every query head's circuit, `(g, s, n)`."""
-    left, right = (torch.linalg.qr(x, mode="r").R for x in (pair.left, pair.right))
-    return torch.linalg.svdvals(left @ right.mT)
+def _spectra(sides: Sides) -> Tensor:
+    """Singular values of every query head's circuits, `(g, s, columns)`; of a plane its size."""
+    left, right = (torch.linalg.qr(x, mode="r").R for x in sides.blocks())
+    return torch.linalg.svdvals(left @ right.mH).flatten(-2)

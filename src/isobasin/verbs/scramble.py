@@ -52,7 +52,7 @@ def random_alignment(
         for site in opened.specification.sites:
             scale = float(site.read(opened.stored(site)).value.square().mean().sqrt())
             element = attention.sample(site.group, generator, condition=condition, shift=scale)
-            statistics = LayerStatistics(condition=condition_of(element))
+            statistics = LayerStatistics(condition=condition_of(site.group, element))
             layers.append(LayerAlignment(site.layer, site.group, element, statistics))
         for first, *others in opened.specification.ties:
             for index in others:

@@ -155,7 +155,7 @@ def _best(
 def _unshifted(blocks: Alignment) -> Alignment:
     """Blocks whose routers aren't shifted: a shift is a vector of the stream, and wouldn't turn with it."""
     entries = [
-        replace(entry, element=replace(entry.element, shift=torch.zeros_like(entry.element.shift)))
+        replace(entry, element=entry.element.having({"shift": torch.zeros_like(entry.element.shift)}))
         for entry in blocks.feedforward
     ]
     return replace(blocks, feedforward=tuple(entries))

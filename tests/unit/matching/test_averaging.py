@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -40,7 +39,7 @@ def moved(block: Block, weights: attention.AttentionWeights, seed: int = 1) -> a
     """The same heads in the same order, in a random gauge."""
     element = attention.sample(block.group, torch.Generator().manual_seed(seed))
     still = attention.identity(block.group)
-    return attention.act(block.group, replace(element, outer=still.outer, inner=still.inner), weights)
+    return attention.act(block.group, element.having({"outer": still.outer, "inner": still.inner}), weights)
 
 
 def test_a_mean_is_exact_at_its_ends_and_between_equals():

@@ -337,7 +337,7 @@ def test_scope_attention_learns_heads_only(tmp_path):
     matched = isobasin.align(a, b)
     for learned, layer in zip(found.alignment.layers, matched.layers, strict=True):
         assert torch.equal(learned.element.head_permutation(), layer.element.head_permutation())
-        assert not torch.equal(learned.element.value_output.matrix, layer.element.value_output.matrix)
+        assert not torch.equal(learned.element.parts["value_output.matrix"], layer.element.parts["value_output.matrix"])
 
 
 def test_a_descent_that_gets_worse_keeps_where_it_began(tmp_path):

@@ -1,0 +1,124 @@
+"""Stage 2, factor by factor: the element of each that brings one block's weights nearest to another's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from isobasin.matching import normed, rotary, subspace
+from isobasin.symmetries.bilinear import Bilinear
+from isobasin.symmetries.factor import Factor, Parts
+from isobasin.symmetries.linear import Linear
+from isobasin.symmetries.normed import Normed
+from isobasin.symmetries.planes import Planes
+from isobasin.symmetries.shift import Shift, ValueShift
+
+
+@dataclass(frozen=True)
+class Solvers:
+    """How stage 2 is solved.
+
+    Attributes:
+        linear: On GL(n).
+        planes: On rotated planes.
+        discrete: Whether what is left is fitted too: shifts, and all that a norm leaves.
+    """
+
+    linear: Callable[[subspace.Core], subspace.SubspaceSolution]
+    planes: Callable[[rotary.PlaneProblem], Tensor]
+    discrete: bool = True
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was found of one factor.
+
+    Attributes:
+        parts: Of the element.
+        iterations: Steps of every map, `(..., heads)`; None where nothing descends.
+        converged: Whether the solver's own test was met.
+        capped: Whether the condition number was cut to the limit.
+    """
+
+    parts: Parts
+    iterations: Tensor | None = None
+    converged: Tensor | None = None
+    capped: Tensor | None = None
+
+
+@singledispatch
+def fit(factor: Factor, reference: Parts, model: Parts, solvers: Solvers, max_condition: float) -> Fit:
+    """The nearest element of one factor; the identity of those that nothing here fits.
+
+    Args:
+        factor: Which.
+        reference: The weights to reach, with leading dimensions `...`.
+        model: Those that move, already moved by all factors that act before.
+        solvers: How.
+        max_condition: Largest condition number that a map on GL(n) may have.
+    """
+    batch = tuple(reference["output"].shape[:-4])
+    return Fit(factor.identity(batch, reference["output"].device))
+
+
+def _tall(factor: Bilinear, weights: Parts) -> tuple[Tensor, Tensor]:
+    """Both sides, slots stacked into rows: one map serves all of a group's queries."""
+    left, right = (x.flatten(-3, -2) for x in factor.sides(weights))
+    return left, right
+
+
+@fit.register
+def _(factor: Linear, reference: Parts, model: Parts, solvers: Solvers, max_condition: float) -> Fit:
+    (a_left, a_right), (b_left, b_right) = _tall(factor, reference), _tall(factor, model)
+    core = subspace.reduce(a_left, b_left, a_right, b_right)
+    found = solvers.linear(core)
+    matrix, capped = found.matrix, torch.zeros_like(found.converged)
+    if math.isfinite(max_condition):
+        matrix = subspace.cap_condition(core, matrix, max_condition)
+        capped = (matrix != found.matrix).any(-1).any(-1)
+    return Fit({factor.part: matrix}, found.iterations, found.converged, capped)
+
+
+@fit.register
+def _(factor: Planes, reference: Parts, model: Parts, solvers: Solvers, max_condition: float) -> Fit:
+    (a_left, a_right), (b_left, b_right) = _tall(factor, reference), _tall(factor, model)
+    problem = rotary.PlaneProblem.of(a_left, b_left, a_right, b_right)
+    return Fit({factor.part: solvers.planes(problem)})
+
+
+@fit.register
+def _(factor: Normed, reference: Parts, model: Parts, solvers: Solvers, max_condition: float) -> Fit:
+    if not solvers.discrete:
+        return _unmoved(factor, reference, model, solvers, max_condition)
+    return Fit(normed.align(factor, reference, model))
+
+
+@fit.register
+def _(factor: Shift, reference: Parts, model: Parts, solvers: Solvers, max_condition: float) -> Fit:
+    """What makes free biases equal, and tables up to what no shift changes."""
+    if not (solvers.discrete and factor.free and factor.weight in reference):
+        return _unmoved(factor, reference, model, solvers, max_condition)
+    return Fit({factor.part: factor.measured(reference[factor.weight] - model[factor.weight])})
+
+
+@fit.register
+def _(factor: ValueShift, reference: Parts, model: Parts, solvers: Solvers, max_condition: float) -> Fit:
+    """`min ||c - v||² + ||e + v Ō||²`, c and e what is left between the biases, Ō the stacked output projections."""
+    if not (solvers.discrete and factor.free and {"value_bias", "output_bias"} <= reference.keys()):
+        return _unmoved(factor, reference, model, solvers, max_condition)
+    output = model["output"].sum(-3).mT.flatten(-3, -2).mT
+    gap = (reference["value_bias"] - model["value_bias"]).flatten(-2)
+    rest = model["output_bias"] - reference["output_bias"]
+    # By a triangular factor of both parts: Gram matrices of rows of unlike sizes are singular up to rounding.
+    identity = torch.eye(output.shape[-1], dtype=output.dtype, device=output.device)
+    both = torch.cat([identity.expand(*output.shape[:-2], *identity.shape), output], -2)
+    shift = torch.linalg.lstsq(both, torch.cat([gap, rest], -1).unsqueeze(-1), driver="gels").solution.squeeze(-1)
+    return Fit({factor.part: shift.unflatten(-1, factor.shape)})
+
+
+_unmoved = fit.dispatch(Factor)

@@ -1,0 +1,152 @@
+"""Groups as semi-direct products of factors, and their elements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from isobasin.symmetries.factor import Factor, Parts
+from isobasin.symmetries.loose import Loose
+
+
+@dataclass(frozen=True)
+class Element:
+    """An element of a product, or a batch of them.
+
+    Attributes:
+        parts: Its tensors by name, those of all factors, with leading dimensions `...`; as files hold them.
+    """
+
+    parts: Mapping[str, Tensor]
+
+    def tensors(self) -> Parts:
+        """All parts by name."""
+        return dict(self.parts)
+
+    def having(self, parts: Mapping[str, Tensor]) -> Self:
+        """The same element but for some parts."""
+        return replace(self, parts={**self.parts, **parts})
+
+    def __getitem__(self, index: int) -> Self:
+        """One element of a batch."""
+        return replace(self, parts={name: part[index] for name, part in self.parts.items()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same element on another device."""
+        return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})
+
+    def copy_(self, other: Element) -> None:
+        """Take over another element's values, whatever device they are on."""
+        for name, part in other.parts.items():
+            self.parts[name].copy_(part)
+
+
+class Product(ABC):
+    """A group that is a semi-direct product of factors: `g = g_n ... g_1`, the first acting first.
+
+    Each factor carries those that act after it (`Factor.carried`), so that everything follows from theirs.
+    """
+
+    @abstractmethod
+    def build(self) -> tuple[Factor, ...]:
+        """The factors that follow from the facts, in the order in which they act."""
+
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """The same, built once."""
+        return self.build()
+
+    @property
+    def drawn(self) -> Sequence[Factor]:
+        """The factors in the order in which random numbers are drawn for them: a seed means what it always meant."""
+        return self.factors
+
+    @property
+    def unread(self) -> tuple[Factor, ...]:
+        """Factors of the stored weights that have no part in elements, since reading takes away what they move."""
+        return ()
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the continuous part; the discrete one adds nothing."""
+        return sum(factor.dimension for factor in (*self.factors, *self.unread))
+
+    def parts_of_identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
+        """The identity element's parts."""
+        return {name: part for factor in self.factors for name, part in factor.identity(batch, device).items()}
+
+    def parts_of_sample(
+        self, generator: torch.Generator, batch: tuple[int, ...], condition: float, shift: float
+    ) -> Parts:
+        """The parts of random elements; arguments as `Factor.sample`."""
+        drawn: Parts = {}
+        for factor in self.drawn:
+            drawn |= factor.sample(generator, batch, condition, shift)
+        return drawn
+
+    def composed(self, second: Parts, first: Parts) -> Parts:
+        """The parts of the element that acts as `first` and then `second`."""
+        found: Parts = {}
+        for index, factor in enumerate(self.factors):
+            found |= factor.compose(second, first)
+            first = self._carried(index, first, second)
+        return found
+
+    def inverted(self, element: Parts) -> Parts:
+        """The parts of the inverse element."""
+        found: Parts = {}
+        for index, factor in enumerate(self.factors):
+            found |= factor.inverse(element)
+            element = self._carried(index, element, found)
+        return found
+
+    def _carried(self, index: int, parts: Parts, element: Parts) -> Parts:
+        """Parts of all factors after one of them, after that one's element."""
+        by, moved = self.factors[index], dict(parts)
+        for later in self.factors[index + 1 :]:
+            moved |= later.carried(parts, by, element)
+        return moved
+
+    def moved(self, element: Parts, weights: Parts) -> Parts:
+        """The weights after all factors."""
+        for factor in self.factors:
+            weights = factor.act(element, weights)
+        return weights
+
+    def holds(self, element: Parts) -> bool:
+        """Whether parts of the right shapes are an element."""
+        return all(factor.contains(element) for factor in self.factors)
+
+    def charted(self, coordinates: Parts) -> Parts:
+        """The parts that coordinates of the factors move."""
+        return {name: part for factor in self.factors for name, part in factor.chart(coordinates).items()}
+
+    def condition(self, element: Parts) -> Tensor:
+        """Condition number of every head's maps, largest over smallest singular value, all pairs one after another."""
+        pairs: dict[str, list[Tensor]] = {}
+        for factor in self.factors:
+            for pair, sizes in factor.sizes(element).items():
+                pairs.setdefault(pair, []).append(sizes)
+        joined = (torch.cat(sizes, -1) for sizes in pairs.values())
+        found = [(x.amax(-1) / x.amin(-1)).flatten() for x in joined]
+        return torch.cat(found) if found else torch.ones(1, dtype=torch.float64)
+
+    def read(self, weights: Parts) -> Parts:
+        """Weights as they are stored in the form that elements act on."""
+        for factor in (*self.factors, *self.unread):
+            weights = factor.read(weights)
+        return weights
+
+    def stored(self, weights: Parts, like: Parts | None = None) -> Parts:
+        """The inverse of `read`: what that takes away is as in other stored weights, or zero."""
+        for factor in self.factors:
+            weights = factor.stored(weights)
+        for factor in self.unread if like is not None else ():
+            weights = factor.act(factor.inverse(factor.canonical(like or {}, Loose(0.0))), weights)
+        return weights

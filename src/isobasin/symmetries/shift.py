@@ -1,0 +1,186 @@
+"""Shifts: what may be added to a bias, because softmax cancels it or another bias takes it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isobasin.symmetries.factor import Factor, Parts
+from isobasin.symmetries.loose import Loose
+from isobasin.symmetries.weights import AXES
+
+
+@dataclass(frozen=True)
+class Shift(Factor):
+    """R^n added to a weight: to the bias of keys on what doesn't rotate, to that of values, to all rows of a router.
+
+    A shift is a direction of the weight that it is added to, so that whatever acts on that weight acts on the shift.
+
+    Attributes:
+        part: Its name in elements.
+        weight: What it is added to; there may be none.
+        shape: Of one shift: heads, and n.
+        free: Whether it is free; the group is trivial where it isn't.
+    """
+
+    part: str
+    weight: str
+    shape: tuple[int, ...]
+    free: bool = True
+
+    @property
+    def axes(self) -> Mapping[str, tuple[str, ...]]:
+        """The one part, with the axes of the weight."""
+        return {self.part: AXES.get(self.weight, ())}
+
+    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
+        """Zero."""
+        return {self.part: torch.zeros(*batch, *self.shape, dtype=torch.float64, device=device)}
+
+    def sample(
+        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
+    ) -> Parts:
+        """Normal; zero where it isn't free."""
+        drawn = torch.randn(*batch, *self.shape, generator=generator, dtype=torch.float64)
+        return {self.part: drawn * (shift * self.free)}
+
+    def compose(self, second: Parts, first: Parts) -> Parts:
+        """The sum."""
+        return {self.part: first[self.part] + second[self.part]}
+
+    def inverse(self, element: Parts) -> Parts:
+        """The negative."""
+        return {self.part: -element[self.part]}
+
+    def contains(self, element: Parts) -> bool:
+        """Any, or zero where it isn't free."""
+        return self.free or not bool(element[self.part].any())
+
+    @property
+    def coordinates(self) -> dict[str, tuple[int, ...]]:
+        """The shift itself."""
+        return {self.part: self.shape} if self.free else {}
+
+    def chart(self, coordinates: Parts) -> Parts:
+        """The shift itself."""
+        return {self.part: coordinates[self.part]} if self.part in coordinates else {}
+
+    @property
+    def idle(self) -> bool:
+        """Softmax cancels it, on a line too."""
+        return True
+
+    def carried(self, parts: Parts, by: Factor, element: Parts) -> Parts:
+        """The shift moved as the weight is that it is added to."""
+        moved = by.act(element, {self.weight: self.direction(parts[self.part])})
+        return {self.part: self.measured(moved[self.weight])}
+
+    def direction(self, shift: Tensor) -> Tensor:
+        """The shift as it is added to the weight."""
+        return shift
+
+    def measured(self, weight: Tensor) -> Tensor:
+        """The shift that is nearest to a weight."""
+        return weight
+
+    def act(self, element: Parts, weights: Parts) -> Parts:
+        """`b + κ`, if there is such a weight."""
+        if self.weight not in weights or not self.free:
+            return weights
+        return {**weights, self.weight: weights[self.weight] + self.direction(element[self.part])}
+
+    def canonical(self, weights: Parts, loose: Loose) -> Parts:
+        """What leaves nothing of it."""
+        if not self.free or self.weight not in weights:
+            return self.identity((), next(iter(weights.values())).device)
+        return {self.part: -self.measured(weights[self.weight])}
+
+    def __str__(self) -> str:
+        return f"R^{self.shape[-1]}"
+
+
+@dataclass(frozen=True)
+class KeyShift(Shift):
+    """κ added to the key bias on the features that don't rotate, which softmax cancels.
+
+    Attributes:
+        features: Of a head.
+        columns: Those that don't rotate.
+    """
+
+    features: int = 0
+    columns: tuple[int, ...] = ()
+
+    def direction(self, shift: Tensor) -> Tensor:
+        """κ in its places, zero elsewhere."""
+        if len(self.columns) == self.features:
+            return shift
+        spread = shift.new_zeros(*shift.shape[:-1], self.features)
+        index = torch.tensor(self.columns, dtype=torch.int64, device=shift.device)
+        return spread.index_copy(-1, index, shift)
+
+    def measured(self, weight: Tensor) -> Tensor:
+        """The features that don't rotate."""
+        return weight if len(self.columns) == self.features else weight[..., list(self.columns)]
+
+    def __str__(self) -> str:
+        return f"R^{self.shape[-1]} (key bias)"
+
+
+@dataclass(frozen=True)
+class ValueShift(Shift):
+    """v added to the value bias, which attention that sums to one hands on: `b_V += v`, `b_O -= Σ v O^T`."""
+
+    @property
+    def idle(self) -> bool:
+        """Both biases change, and the output weights between them."""
+        return False
+
+    def act(self, element: Parts, weights: Parts) -> Parts:
+        """Both biases; the output bias by the output weights as they are now."""
+        moved, v = super().act(element, weights), element[self.part]
+        if "output_bias" in weights and self.free:
+            back = torch.einsum("...gm,...gsdm->...d", v, weights["output"])
+            moved = {**moved, "output_bias": weights["output_bias"] - back}
+        return moved
+
+    def __str__(self) -> str:
+        return f"R^{self.shape[-1]} (value bias)"
+
+
+@dataclass(frozen=True)
+class RouterShift(Shift):
+    """A vector added to all rows of a router, and a number to all of its biases, which softmax cancels."""
+
+    @property
+    def axes(self) -> Mapping[str, tuple[str, ...]]:
+        """One for all experts."""
+        return {self.part: ()}
+
+    def carried(self, parts: Parts, by: Factor, element: Parts) -> Parts:
+        """The same, whatever the order of experts."""
+        return {self.part: parts[self.part]}
+
+    def act(self, element: Parts, weights: Parts) -> Parts:
+        """Rows and biases."""
+        if not self.shape[-1]:
+            return weights
+        shift, width = element[self.part], weights["router"].shape[-1]
+        moved = {**weights, "router": weights["router"] + shift[..., None, :width]}
+        if "router_bias" in weights:
+            moved["router_bias"] = weights["router_bias"] + shift[..., width:]
+        return moved
+
+    def canonical(self, weights: Parts, loose: Loose) -> Parts:
+        """What makes the mean of the rows zero."""
+        rows = [weights[name] for name in ("router",) if name in weights]
+        rows += [weights[name].unsqueeze(-1) for name in ("router_bias",) if name in weights]
+        if not self.shape[-1]:
+            return self.identity((), next(iter(weights.values())).device)
+        return {self.part: -torch.cat(rows, -1).mean(-2)[..., : self.shape[-1]]}
+
+    def __str__(self) -> str:
+        return f"R^{self.shape[-1]} (router)"
