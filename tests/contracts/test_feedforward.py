@@ -7,15 +7,18 @@ import torch
 
 import isobasin
 from contracts.checks import (
+    KINDS,
     assert_blocks_preserved,
     assert_feedforwards_preserved,
     assert_same_apart_from,
     assert_tensors_equal,
+    at_scope,
     attention_names,
     blocks,
     feedforward_distance,
     feedforward_names,
     feedforward_sites,
+    kinds,
     models_at,
     tensors,
     thorough,
@@ -58,44 +61,47 @@ MODELS = (
     tiny("opt", "no-bias", config={"enable_bias": False}),
 )
 thorough_models = thorough([*MODELS, *VARIANTS])
+# And one for every activation's scales.
+SWEPT = (*KINDS, "opt", "gpt_oss", "bert-ff-tanh", "vit-ff-relu2", "llama-ff-reglu")
+# No variant above is tested at another scope.
+AT_BLOCKS = [*at_scope(MODELS, "block"), *VARIANTS]
 
 
-@models_at([*MODELS, *VARIANTS], "condition", 1.0, 1e3)
-def test_scrambled_units_and_heads_compute_the_same_in_float64(model, condition, saved, tmp_path):
-    original, out = saved(model), tmp_path / "out"
-    isobasin.scramble(original, out, seed=1, condition=condition, scope="block", verify=False)
-    assert_feedforwards_preserved(original, out, 1e-9)
-    assert_blocks_preserved(blocks(original), blocks(out), 1e-9)
-    assert_function_preserved(original, out, model.allowed(condition))
-    assert feedforward_distance(original, out) > 0.1
+@models_at(AT_BLOCKS, "condition", 1.0, 1e3)
+def test_scrambled_units_and_heads_compute_the_same_in_float64(model, condition, saved, scrambled):
+    original, moved = saved(model), scrambled(model, "block", condition)
+    assert_feedforwards_preserved(original, moved.path, 1e-9)
+    assert_blocks_preserved(blocks(original), blocks(moved.path), 1e-9)
+    assert_function_preserved(original, moved.path, model.allowed(condition))
+    assert feedforward_distance(original, moved.path) > 0.1
+    assert moved.verified.equal
 
 
-@thorough_models
-def test_scrambled_units_and_heads_compute_the_same_in_float32(model, saved, tmp_path):
-    original = saved(model, dtype=torch.float32)
-    isobasin.scramble(original, tmp_path / "out", seed=3, scope="block", verify=False)
-    assert_feedforwards_preserved(original, tmp_path / "out", 1e-4)
-    assert_function_preserved(original, tmp_path / "out", 1e-4)
+@kinds(MODELS)
+def test_scrambled_units_and_heads_compute_the_same_in_float32(model, saved, scrambled):
+    original, moved = saved(model, dtype=torch.float32), scrambled(model, "block", 10.0, torch.float32)
+    assert_feedforwards_preserved(original, moved.path, 1e-4)
+    assert_function_preserved(original, moved.path, 1e-4)
+    assert moved.verified.equal
 
 
-@models_at([*MODELS, *VARIANTS], "dtype", torch.float32, torch.float64)
-def test_align_brings_units_and_heads_back(model, dtype, saved, tmp_path):
-    """And the program's own verification accepts the way there and back."""
-    original, scrambled, out = saved(model, dtype=dtype), tmp_path / "scrambled", tmp_path / "aligned"
-    there = isobasin.scramble(original, scrambled, seed=5, condition=10.0, scope="block")
-    found = isobasin.align(original, scrambled, out, scope="block")
-    assert there.verified.equal
+@models_at(AT_BLOCKS, "dtype", torch.float32, torch.float64)
+def test_align_brings_units_and_heads_back(model, dtype, saved, scrambled, tmp_path):
+    """And the program's own verification accepts it."""
+    original, out = saved(model, dtype=dtype), tmp_path / "aligned"
+    moved = scrambled(model, "block", {torch.float64: 1e3, torch.float32: 10.0}[dtype], dtype).path
+    found = isobasin.align(original, moved, out, scope="block")
     assert found.verified.equal
     tolerance = 1e-8 if dtype == torch.float64 else 1e-4
     assert_tensors_equal(original, out, attention_names(original) | feedforward_names(original), tolerance)
     assert [layer.statistics.status for layer in found.feedforward] == ["exact"] * len(feedforward_sites(original))
-    random = Alignment.load(scrambled)
+    random = Alignment.load(moved)
     for one, other in zip(random.feedforward, found.feedforward, strict=True):
         both, nothing = compose(one.group, other.element, one.element), identity(one.group)
         assert torch.equal(both.permutation, nothing.permutation)
         assert torch.equal(both.experts, nothing.experts)
     layers = dict.fromkeys(layer.layer for layer in found.feedforward)
-    assert isobasin.equivalent(original, scrambled).feedforward == tuple(layers)
+    assert isobasin.equivalent(original, moved).feedforward == tuple(layers)
 
 
 @thorough_models
@@ -110,7 +116,7 @@ def test_everything_else_stays_as_it_is(model, saved, tmp_path):
     assert_same_apart_from(attention_names(original), scrambled, tmp_path / "attention")
 
 
-@pytest.mark.parametrize("model", [m for m in MODELS if not has_scales(m)], ids=str)
+@thorough(m for m in MODELS if not has_scales(m))
 def test_units_without_scales_move_without_rounding(model, saved, tmp_path):
     """A permutation of 16-bit weights is exact: the same numbers, elsewhere, and back to the bit."""
     original = saved(model, dtype=torch.bfloat16)
@@ -144,7 +150,7 @@ def test_an_alignment_with_feedforward_can_be_kept(model, saved, tmp_path):
     assert feedforward_distance(tmp_path / "in-turn", aligned) > 0.1
 
 
-@thorough_models
+@pytest.mark.parametrize("model", [m for m in (*MODELS, *VARIANTS) if str(m) in SWEPT], ids=str)
 def test_a_second_sweep_changes_nothing(model, saved, tmp_path):
     """Of two unrelated models: heads and units share no tensor, so one sweep is where coordinate descent ends."""
     other = model.save(tmp_path / "other", seed=1)

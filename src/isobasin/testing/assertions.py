@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from isobasin.architectures.examples import USUAL
 from isobasin.architectures.tiny import Single
-from isobasin.inputs import model_inputs, promised
+from isobasin.inputs import Inputs, model_inputs, promised
 from isobasin.loading import load
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 LENGTHS = (1, 5, 12)
 OFFSETS = (0, 3)
+# A label, inputs, and the outputs on them.
+Answer = tuple[str, Inputs, dict[str, Tensor]]
 
 
 def assert_function_preserved(
@@ -41,18 +44,38 @@ def assert_function_preserved(
         The largest relative difference.
     """
     worst = 0.0
-    one, other = (_loaded(source) for source in (a, b))
-    padded_left = one.dtype != torch.float64 or not _rough(getattr(one.config, "text_config", one.config))
-    for label, inputs in model_inputs(one, seed, LENGTHS, OFFSETS, padded_left=padded_left):
-        pair = [outputs(model, inputs) for model in (one, other)]
-        assert pair[0].keys() == pair[1].keys(), f"{label}: outputs {sorted(pair[0])} against {sorted(pair[1])}"
-        for name, value in pair[0].items():
+    other = _loaded(b)
+    for label, inputs, ours in _answers(a, seed):
+        theirs = outputs(other, inputs)
+        assert ours.keys() == theirs.keys(), f"{label}: outputs {sorted(ours)} against {sorted(theirs)}"
+        for name, value in ours.items():
             if not hidden and "hidden state" in name:
                 continue
-            found = relative_difference(value, pair[1][name])
+            found = relative_difference(value, theirs[name])
             assert found <= tolerance, f"{name} at {label} differs by {found:.3g} relative (allowed {tolerance:.3g})"
             worst = max(worst, found)
     return worst
+
+
+def _answers(source: Source, seed: int) -> tuple[Answer, ...]:
+    """What a model says to random inputs; of a folder it is kept, since one is compared with many others."""
+    if not isinstance(source, (str, os.PathLike)):
+        return _asked(source, seed)
+    files = ((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in Path(source).iterdir())
+    return _kept(Path(source), frozenset(files), seed)
+
+
+@lru_cache(maxsize=256)
+def _kept(folder: Path, files: frozenset[tuple[str, int, int]], seed: int) -> tuple[Answer, ...]:
+    """`_answers` of a folder, as long as its files are these."""
+    return _asked(_loaded(folder), seed)
+
+
+def _asked(model: Any, seed: int) -> tuple[Answer, ...]:
+    """`_answers` of a model in memory."""
+    padded_left = model.dtype != torch.float64 or not _rough(getattr(model.config, "text_config", model.config))
+    asked = model_inputs(model, seed, LENGTHS, OFFSETS, padded_left=padded_left)
+    return tuple((label, inputs, outputs(model, inputs)) for label, inputs in asked)
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
