@@ -11,11 +11,12 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz certify situations pages lint format bench clean
+.PHONY: help install demo test test-all fuzz certify situations pages lint format bench clean
 
 help:
 	@echo "make demo     train, align and plot small models (under 3 minutes)"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests (7 minutes)"
+	@echo "make test-all run them and the long ones: a browser, Ray, real data, every packaged experiment"
 	@echo "make fuzz     damaged inputs for FUZZ_SECONDS=600, other ones with another FUZZ_SEED"
 	@echo "make certify  measure that every family's groups are exact (10 minutes); prints the table of docs/certify.md"
 	@echo "make situations every verb on every family, stored form and head (an hour); prints the table of docs/situations.md"
@@ -51,6 +52,9 @@ demo: $(READY)
 	$(BIN)/isobasin demo
 
 test: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not long" $(TESTS)
+
+test-all: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
 
 fuzz: $(READY)

@@ -13,6 +13,7 @@ from isobasin.reports.style import number
 from isobasin.reports.view import view
 
 pytest.importorskip("jinja2")
+pytestmark = pytest.mark.long
 
 Open = Callable[..., Any]
 

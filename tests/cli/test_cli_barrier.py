@@ -65,7 +65,7 @@ def test_all_pairs_are_measured_and_shown(
     assert ours["barrier"] == pytest.approx(0, abs=1e-4)
 
 
-def test_two_processes_measure_what_one_does(models: dict[str, Path], text: list[str], tmp_path: Path):
+def test_two_processes_measure_what_one_does(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):
     arguments = [
         models["a"],
         models["b"],
@@ -80,20 +80,21 @@ def test_two_processes_measure_what_one_does(models: dict[str, Path], text: list
         "heads",
     ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "isobasin", "barrier"]
-    shared = environment(OMP_NUM_THREADS="1")
-    for start, out in ((launch, "two"), (command("barrier"), "one")):
-        done = subprocess.run(
-            [*start, *map(str, arguments), "-o", str(tmp_path / out)], capture_output=True, text=True, env=shared
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Report:") == 1
+    line = [*launch, *map(str, arguments), "-o", str(tmp_path / "two")]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Report:") == 1
+    one = cli("barrier", *arguments, "-o", tmp_path / "one")
+    assert one.exit_code == 0, one.stderr
     assert records(tmp_path / "two") == records(tmp_path / "one")
 
 
-def test_an_interrupted_run_is_gone_on_with(models: dict[str, Path], text: list[str], tmp_path: Path):
+def test_an_interrupted_run_is_gone_on_with(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):
     out = tmp_path / "out"
-    arguments = command("barrier", models["a"], models["b"], *text, "--points", 60, "--method", "none", "-o", out)
-    program = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+    arguments = ["barrier", models["a"], models["b"], *text, "--points", 60, "--method", "none", "-o", out]
+    program = subprocess.Popen(
+        command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and lines_so_far(out) < 7:
         time.sleep(0.05)
@@ -104,29 +105,30 @@ def test_an_interrupted_run_is_gone_on_with(models: dict[str, Path], text: list[
     assert stderr.splitlines()[-1] == "error: interrupted"
     before = (out / "records.jsonl").read_bytes()
     assert 5 < before.count(b"\n") < 60
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment())
-    assert done.returncode == 0, done.stderr
+    done = cli(*arguments)
+    assert done.exit_code == 0, done.stderr
     assert (out / "records.jsonl").read_bytes().startswith(before)
     points = [line["t"] for line in records(out) if line["kind"] == "point"]
     assert len(points) == len(set(points)) == 60
 
 
-def test_a_second_process_is_refused(models: dict[str, Path], text: list[str], tmp_path: Path):
+def test_a_second_process_is_refused(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):
     out = tmp_path / "out"
-    arguments = command("barrier", models["a"], models["b"], *text, "--points", 20, "--method", "none", "-o", out)
-    program = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment())
+    arguments = ["barrier", models["a"], models["b"], *text, "--points", 20, "--method", "none", "-o", out]
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    program = subprocess.Popen(command(*arguments), **quiet, env=environment())
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and lines_so_far(out) < 3:
         time.sleep(0.02)
     program.send_signal(signal.SIGSTOP)
-    second = subprocess.run(arguments, capture_output=True, text=True, env=environment())
-    assert (second.returncode, second.stdout) == (2, "")
+    second = cli(*arguments)
+    assert (second.exit_code, second.stdout) == (2, "")
     problem = "another process is writing into it: wait for it, or name another folder"
     assert second.stderr == f"error: {out}: {problem}\n"
     program.kill()
     program.wait()
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment())
-    assert done.returncode == 0, done.stderr
+    done = cli(*arguments)
+    assert done.exit_code == 0, done.stderr
     assert not (out / ".lock").exists()
 
 

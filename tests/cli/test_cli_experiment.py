@@ -146,7 +146,7 @@ def test_what_is_wrong_is_one_line(cli: Cli, config: Path, tmp_path: Path):
     check_failed(cli("experiment", "run", config, "-o", tmp_path / "mine"), "isn't an experiment's")
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.long), "2"])
 def test_an_interrupted_run_says_how_to_go_on_and_does(workers: str, config: Path, tmp_path: Path):
     slow = {**CONFIGURATION, "training": {"quick": {"steps": 100_000, "batch": 8, "rate": 1e-3}}}
     (tmp_path / "slow.yaml").write_text(yaml.safe_dump(slow))

@@ -201,7 +201,7 @@ def test_a_mistake_that_keeps_the_function_spoils_recovery(name, plant, saved, t
     isobasin.scramble(original, scrambled, seed=3, condition=5.0, scope="block", verify=False)
 
     def recover(folder: Path) -> Alignment:
-        found = isobasin.align(original, scrambled, folder, scope="block")
+        found = isobasin.align(original, scrambled, folder, scope="block", verify=False)
         assert_tensors_equal(original, folder, feedforward_names(original), 1e-8)
         return found
 
@@ -209,5 +209,7 @@ def test_a_mistake_that_keeps_the_function_spoils_recovery(name, plant, saved, t
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         recover(tmp_path / "planted")
-    assert isobasin.align(original, scrambled, scope="block").feedforward[0].statistics.status == "optimal"
+    assert (
+        isobasin.align(original, scrambled, scope="block", verify=False).feedforward[0].statistics.status == "optimal"
+    )
     assert isobasin.equivalent(original, scrambled).feedforward == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isobasin.architectures.examples import variant
-from isobasin.testing.situations import KINDS, RIGHT, Kind, Tally, in_forms
+from isobasin.testing.situations import RIGHT, Kind, Tally, under_heads, with_meanings, with_rows, with_weights
 
 # What is refused, and nothing else: whole models without head, groups that differ, and means of unlike tables.
 REFUSED = {
@@ -19,7 +19,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not in_forms], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        with_weights,
+        with_rows,
+        pytest.param(under_heads, marks=pytest.mark.long),
+        pytest.param(with_meanings, marks=pytest.mark.long),
+    ],
+    ids=lambda kind: kind.__name__,
+)
 def test_every_verb_is_right_or_says_why_not(kind: Kind, tmp_path: Path):
     tally = Tally()
     for situation in kind(variant("llama"), tmp_path):

@@ -69,9 +69,12 @@ def unrelated(heads: int, n: int, seed: int) -> subspace.Core:
     return subspace.reduce(*(normal(generator, heads, 4 * n, n) for _ in range(4)))
 
 
-@pytest.mark.parametrize(("n", "above"), [(4, 0), (8, 0), (16, 2), (32, 2)])
+@pytest.mark.parametrize(("n", "above"), [(4, 0), (8, 0)])
 def test_newton_ends_above_the_paper_on_hardly_any_unrelated_heads(n: int, above: int):
-    """Of 200 heads each; from one start alone some 4 % do, by up to 4 %. On more of them the paper ends above."""
+    """Of 200 heads each; from one start alone some 4 % do, by up to 4 %. On more of them the paper ends above.
+
+    Larger heads: benchmarks/solvers.py.
+    """
     problem = unrelated(200, n, 0)
     ours, published = subspace.gauss_newton(problem).objective, paper.gradient_descent(problem).objective
     assert int((ours > published * (1 + 1e-6)).sum()) <= above
@@ -301,15 +304,19 @@ def degenerate(kind: str, weights: AttentionWeights) -> AttentionWeights:
     return w
 
 
-@pytest.mark.parametrize("method", list(Method))
-@pytest.mark.parametrize("rotary_planes", [(), ((0, 2), (1, 3))], ids=["vanilla", "rotary"])
-@pytest.mark.parametrize("side", ["model", "reference", "both"])
-@pytest.mark.parametrize(
-    "kind", ["zero head", "zero keys", "rank deficient", "duplicate heads", "huge and tiny", "all zero"]
-)
-def test_degenerate_heads_stay_finite_and_exact(kind, side, rotary_planes, method):
+DEGENERATE = ("zero head", "zero keys", "rank deficient", "duplicate heads", "huge and tiny", "all zero")
+# Every two values of two arguments meet.
+PAIRWISE = [
+    (kind, ("model", "reference", "both")[(i + j) % 3], ("vanilla", "rotary")[(i + j) % 2], method)
+    for i, kind in enumerate(DEGENERATE)
+    for j, method in enumerate(Method)
+]
+
+
+@pytest.mark.parametrize(("kind", "side", "positions", "method"), PAIRWISE)
+def test_degenerate_heads_stay_finite_and_exact(kind, side, positions, method):
     has = {"query": True, "key": True, "value": True, "output": True}
-    group = make_group(3, 1, 4, has, rotary_planes)
+    group = make_group(3, 1, 4, has, ((0, 2), (1, 3)) if positions == "rotary" else ())
     block = make_block(group, 8, has, 4)
     reference, model = block.weights, random_weights(group, 8, has, 5)
     reference = degenerate(kind, reference) if side != "model" else reference

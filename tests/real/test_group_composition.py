@@ -19,6 +19,7 @@ from isobasin.symmetries.stream import Basis, StreamGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
 
+pytestmark = pytest.mark.long
 GROUP = AttentionGroup(4, 1, BilinearGroup(32), BilinearGroup(32), key_shift=True, value_shift=True)
 PAIRS = list(itertools.combinations(range(1, 5), 2))
 

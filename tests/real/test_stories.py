@@ -14,6 +14,7 @@ import isobasin
 from isobasin.loading import load
 from isobasin.testing.assertions import assert_function_preserved
 
+pytestmark = pytest.mark.long
 LAYER = 2
 
 

@@ -77,6 +77,7 @@ def records(experiment: Experiment) -> dict[str, Any]:
     return {label: comparable(record) for label, record in found.items() if record is not None}
 
 
+@pytest.mark.long
 def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again(machines: Any, tmp_path: Path):
     second = machines.add_node(num_cpus=1)
     machines.wait_for_nodes()
@@ -108,6 +109,7 @@ def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again(machines:
     assert not list((tmp_path / "ray" / "cells").glob(".*"))
 
 
+@pytest.mark.long
 def test_a_failure_stops_only_what_needs_it(machines: Any, tmp_path: Path):
     tasks = [
         Task("bad", {"error": "no such thing"}),
@@ -123,6 +125,7 @@ def test_a_failure_stops_only_what_needs_it(machines: Any, tmp_path: Path):
     assert heard.failures["child"].because == "bad"
 
 
+@pytest.mark.long
 def test_an_interrupt_stops_everything(machines: Any, tmp_path: Path):
     class Interrupted(Heard):
         def done(self, task: Task, value: Any) -> None:
@@ -134,6 +137,7 @@ def test_an_interrupt_stops_everything(machines: Any, tmp_path: Path):
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.long
 def test_a_folder_that_machines_do_not_share_is_refused(machines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cluster, "_sees", chores.sees_nothing)
     with pytest.raises(IsobasinError, match="doesn't see it: use a folder that all machines share"):
@@ -169,6 +173,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.long
 def test_a_cluster_of_our_own_listens_on_this_machine_alone_and_wants_a_token(tmp_path: Path):
     pytest.importorskip("ray", reason="Ray is not installed")
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -198,6 +203,7 @@ def test_ray_that_was_imported_too_early_to_be_told_is_not_started(tmp_path: Pat
         Cluster(tmp_path).run([], chore, Heard())
 
 
+@pytest.mark.long
 def test_a_cluster_that_is_not_there(tmp_path: Path):
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.raises(IsobasinError, match=r"Ray at 127\.0\.0\.1:1: no connection"):

@@ -31,7 +31,13 @@ def quick_collections() -> Generator[None]:
     gc.unfreeze()
 
 
-@pytest.mark.parametrize("name", packaged())
+# One of every task, and one whose models are trained on other data first.
+QUICK = ("digits", "paper/bert-agnews", "paper/llama-enwik8", "paper/vit-imagenet21k")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK)) for name in packaged()]
+)
 def test_a_packaged_configuration_runs(name: str, tmp_path: Path):
     experiment = Experiment.begin(read(name), tmp_path, smoke=True)
     cells = experiment.cells()

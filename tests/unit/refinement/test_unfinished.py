@@ -95,7 +95,7 @@ def test_killed_anywhere_it_leaves_all_or_nothing_and_goes_on(ends, tmp_path):
     assert ended
     assert f"{REFERENCE}/model.safetensors" in whole
     seen = set()
-    for number, stop in enumerate(sorted({*range(events // 2, events - 10, 25), *range(events - 10, events + 1, 3)})):
+    for number, stop in enumerate(sorted({*range(events // 2, events - 10, 50), *range(events - 10, events + 1, 3)})):
         out = tmp_path / f"out{number}"
         assert not in_child(lambda out=out: refined(ends, out), stop)[0]
         state = out.with_name(f".{out.name}.unfinished")

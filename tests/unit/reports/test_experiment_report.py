@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import experiment_records
 import pytest
 from experiment_records import NAIVE, OURS
 
 from isobasin.errors import ConfigurationError
-from isobasin.experiments.cells import RECORD
+from isobasin.experiments.cells import RECORD, Cell
 from isobasin.reports import experiment_figures
 from isobasin.reports.experiment import write_experiment_report
 from isobasin.reports.experiment_tables import Spread, Table
@@ -172,18 +174,33 @@ def test_an_unfinished_experiment_is_shown_as_far_as_it_came(tmp_path: Path):
     assert [path.name for path in write_experiment_report(tmp_path / "none")] == ["report.md"]
 
 
-def test_a_barrier_that_is_not_finite_is_no_connection(tmp_path: Path):
-    experiment = experiment_records.write(tmp_path / "out")
-    pair = experiment.plans[0].groups[0].pairs[1, 2]
-    path = experiment.store.path(pair) / RECORD
-    record = json.loads(path.read_text())
-    record["result"]["lines"]["gauss-newton"] = experiment_records.line(None, 1.0)
-    path.write_text(json.dumps(record))
-    write_experiment_report(tmp_path / "out")
-    ours = rows(tmp_path / "out" / "report", "barriers")[1]
+@pytest.fixture(scope="module")
+def odd_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of records with a barrier that is not finite, and with two that are equal."""
+    folder = tmp_path_factory.mktemp("odd") / "out"
+    experiment = experiment_records.write(folder)
+    group = experiment.plans[0].groups[0]
+
+    def edit(cell: Cell, change: Callable[[dict[str, Any]], None]) -> None:
+        path = experiment.store.path(cell) / RECORD
+        record = json.loads(path.read_text())
+        change(record["result"])
+        path.write_text(json.dumps(record))
+
+    edit(group.pairs[1, 2], lambda result: result["lines"].update({"gauss-newton": experiment_records.line(None, 1.0)}))
+    edit(
+        group.ablations["stage-1"][1, 2],
+        lambda result: result["permutations"][1].update(barrier=result["permutations"][0]["barrier"]),
+    )
+    write_experiment_report(folder)
+    return folder / "report"
+
+
+def test_a_barrier_that_is_not_finite_is_no_connection(odd_report: Path):
+    ours = rows(odd_report, "barriers")[1]
     assert ours["connected"] == "1 of 3"
     assert float(ours["barrier"]) == pytest.approx(statistics.fmean(OURS[1:]))
-    assert "ours not finite" in texts(tmp_path / "out" / "report" / "curves-vit-on-digits.svg")
+    assert "ours not finite" in texts(odd_report / "curves-vit-on-digits.svg")
 
 
 def test_a_folder_without_experiment(tmp_path: Path):
@@ -192,17 +209,10 @@ def test_a_folder_without_experiment(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_equal_barriers_share_a_rank(tmp_path: Path):
+def test_equal_barriers_share_a_rank(odd_report: Path):
     """Earlier records numbered them as they came."""
-    experiment = experiment_records.write(tmp_path / "out")
-    cell = experiment.plans[0].groups[0].ablations["stage-1"][1, 2]
-    path = experiment.store.path(cell) / RECORD
-    record = json.loads(path.read_text())
-    record["result"]["permutations"][1]["barrier"] = record["result"]["permutations"][0]["barrier"]
-    path.write_text(json.dumps(record))
-    write_experiment_report(tmp_path / "out")
-    assert [row["rank"] for row in rows(tmp_path / "out" / "report", "stage-1")[:2]] == ["1", "2"]
-    assert "rank 1 of 2" in texts(tmp_path / "out" / "report" / "permutations-vit-on-digits.svg")
+    assert [row["rank"] for row in rows(odd_report, "stage-1")[:2]] == ["1", "2"]
+    assert "rank 1 of 2" in texts(odd_report / "permutations-vit-on-digits.svg")
 
 
 def test_tables_in_both_forms():

@@ -54,8 +54,7 @@ def test_every_other_prediction():
 
 
 @pytest.mark.parametrize("sharpness", [0.02, 0.2, 0.7, 1.0, 1.5, 8.0])
-@pytest.mark.parametrize(("count", "classes"), [(400, 2), (3000, 10), (500, 300)])
-@pytest.mark.parametrize("start", [1.0, 0.05, 50.0])
+@pytest.mark.parametrize(("count", "classes", "start"), [(400, 2, 50.0), (3000, 10, 0.05), (500, 300, 1.0)])
 def test_the_minimum(sharpness, count, classes, start):
     z, y = sample(count, classes, sharpness)
     beta, value = solve(mean_of(z, y), start)

@@ -265,6 +265,7 @@ def run(program, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.long
 def test_two_processes_find_what_one_does(case, tmp_path):
     for kind in ("causal-lm", "masked-lm"):
         model, examples = case(kind)

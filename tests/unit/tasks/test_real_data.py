@@ -15,6 +15,8 @@ from isobasin.tasks.kind import kind_of, load_model
 from isobasin.tasks.losses import evaluate
 from isobasin.tasks.processors import Processor, build_image_processor, build_tokenizer, load_processor
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def unseen(real_data, tmp_path):
