@@ -96,7 +96,9 @@ def test_three_copies_scrambled_apart_merge_to_the_model(family: str, space: str
     assert found.distances[0] < 1e-11
 
 
-@pytest.mark.parametrize(("family", "space"), [("gpt_neox", "weights"), ("llama", "circuit")])
+@pytest.mark.parametrize(
+    ("family", "space"), [pytest.param("gpt_neox", "weights", marks=pytest.mark.long), ("llama", "circuit")]
+)
 def test_whole_models_are_merged_in_the_first_ones_basis(family: str, space: str, tmp_path: Path):
     """Copies in other bases of the stream merge to the model; with all weight on one, to what that one computes."""
     a = tiny(family).save(tmp_path / "a")
