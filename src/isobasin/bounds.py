@@ -25,6 +25,9 @@ THREADS = 1024
 ABOVE_ROUNDING = 1e15
 """A map of a greater condition number has no inverse in float64."""
 
+VANISHING = sys.float_info.min**0.25
+"""A squared norm below this is zero: quotients of two such, and of their roots, would leave float64."""
+
 
 def check_number(name: str, value: float, least: float = -_MOST, most: float = _MOST) -> None:
     """Refuse a number outside of a range, and what is infinite or no number, which lies outside every range.

@@ -7,6 +7,8 @@ line prints it on stderr and exits with 2; from Python each error can be caught 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 BARRIER_EXTRA = 'pip install "isobasin[barrier]"'
 """What brings the libraries for data, images, figures and the report page."""
@@ -74,3 +76,37 @@ def warn(message: str) -> None:
     From Python it is a warning of the class `IsobasinWarning`.
     """
     warnings.warn(message, IsobasinWarning, stacklevel=3)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """The type of an exception and the first line of its message."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+@contextmanager
+def refusing(
+    kind: type[IsobasinError], said: Callable[[str], str], reason: Callable[[BaseException], str] = described
+) -> Generator[None]:
+    """Turn whatever a library raises inside into one line; our own errors say more, and pass.
+
+    Args:
+        kind: What is raised instead.
+        said: The message, of why.
+        reason: Why, of what was raised.
+    """
+    try:
+        yield
+    except IsobasinError:
+        raise
+    except BaseException as error:
+        # What panics of libraries in Rust become is no Exception, and its class can't be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(said(reason(error))) from error

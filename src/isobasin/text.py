@@ -32,6 +32,11 @@ def _written_out(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def one_line(text: str) -> str:
+    """A text whose lines are joined by spaces; blank ones are dropped."""
+    return " ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
 def csv_cell(value: object) -> object:
     """A value for a CSV file; text that a spreadsheet would take for a formula gets an apostrophe before it.
 
@@ -50,14 +55,15 @@ def markdown(text: str) -> str:
 
 def as_json(content: Any, indent: int | None = None) -> str:
     """Plain values as JSON that every reader takes: what is not a finite number is null."""
-    return json.dumps(_finite(content), allow_nan=False, indent=indent)
+    return json.dumps(finite(content), allow_nan=False, indent=indent)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A plain value, in dictionaries and lists too, with None for every number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -24,7 +24,6 @@ from isobasin.alignment.entries import (
     ResidualAlignment,
     ResidualStatistics,
     condition_of,
-    plain,
 )
 from isobasin.alignment.file import FILE_NAME, Contents, read, write
 from isobasin.alignment.stream import Turned
@@ -37,6 +36,7 @@ from isobasin.model import Blocks, Source, TensorBlocks
 from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
+from isobasin.text import finite
 from isobasin.verification import Verification
 
 if TYPE_CHECKING:
@@ -259,12 +259,12 @@ class Alignment:
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         found: dict[str, Any] = {
-            "distance": plain(self.distance()),
+            "distance": finite(self.distance()),
             "layers": [layer.to_json() for layer in self.layers],
         }
         if self.feedforward:
             layers = [layer.to_json() for layer in self.feedforward]
-            found["feedforward"] = {"distance": plain(self.feedforward_distance()), "layers": layers}
+            found["feedforward"] = {"distance": finite(self.feedforward_distance()), "layers": layers}
         if self.stream is not None:
             found["residual"] = self.stream.to_json()
         return found

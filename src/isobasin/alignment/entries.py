@@ -11,6 +11,7 @@ from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.stream import StreamElement, StreamGroup
+from isobasin.text import finite
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class LayerAlignment:
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         permutation = [int(i) for i in self.element.head_permutation()]
-        return {"layer": self.layer, "head_permutation": permutation, **plain(asdict(self.statistics))}
+        return {"layer": self.layer, "head_permutation": permutation, **finite(asdict(self.statistics))}
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class FeedForwardAlignment:
         units = {"layer": self.layer, "units": self.group.units, "moved_units": self.moved_units}
         if self.group.experts is not None:
             units |= {"experts": self.group.experts, "moved_experts": self.moved_experts}
-        return {**units, **plain(asdict(self.statistics))}
+        return {**units, **finite(asdict(self.statistics))}
 
 
 @dataclass(frozen=True)
@@ -180,14 +181,9 @@ class ResidualAlignment:
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON; the map is in the file only."""
         facts = {"group": str(self.group), "width": self.group.width, "keep_gains": self.keep_gains}
-        return {**facts, **plain(asdict(self.statistics))}
+        return {**facts, **finite(asdict(self.statistics))}
 
 
 def condition_of(group: AttentionGroup, element: AttentionElement) -> float:
     """Largest condition number of any head's U or W; not finite where one has no inverse."""
     return float(group.condition(element.tensors()).max())
-
-
-def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Values that JSON can hold: null for what is not a finite number."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

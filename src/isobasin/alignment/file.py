@@ -21,19 +21,19 @@ from isobasin.alignment.entries import (
     ResidualAlignment,
     ResidualStatistics,
     condition_of,
-    plain,
 )
 from isobasin.alignment.schema import FeedForwardLayerEntry, Header, LayerEntry, ResidualEntry
 from isobasin.architectures.blocks import labels
 from isobasin.checkpoints import ALIGNMENT, write_file_atomically, write_tensors
-from isobasin.checkpoints.files import WatchedFile, first_line
+from isobasin.checkpoints.files import WatchedFile
 from isobasin.checkpoints.shards import SafetensorsShard
-from isobasin.errors import AlignmentError
+from isobasin.errors import AlignmentError, first_line
 from isobasin.symmetries import attention, feedforward, stream
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement
 from isobasin.symmetries.permutation import is_permutation
 from isobasin.symmetries.stream import StreamElement, StreamGroup
+from isobasin.text import finite
 
 FILE_NAME = ALIGNMENT
 _FORMAT = 1
@@ -94,14 +94,14 @@ def _contents(file: SafetensorsShard) -> Contents:
 
 def _headers(entries: Sequence[LayerAlignment | FeedForwardAlignment]) -> list[dict[str, Any]]:
     return [
-        {"layer": entry.layer, "group": asdict(entry.group), "statistics": plain(asdict(entry.statistics))}
+        {"layer": entry.layer, "group": asdict(entry.group), "statistics": finite(asdict(entry.statistics))}
         for entry in entries
     ]
 
 
 def _residual_header(entry: ResidualAlignment) -> dict[str, Any]:
     facts = {"width": entry.group.width, "basis": str(entry.group.basis), "norms": len(entry.element.gains)}
-    return {**facts, "keep_gains": entry.keep_gains, "statistics": plain(asdict(entry.statistics))}
+    return {**facts, "keep_gains": entry.keep_gains, "statistics": finite(asdict(entry.statistics))}
 
 
 def _tensors(contents: Contents) -> Iterator[tuple[str, Tensor]]:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from transformers import CONFIG_MAPPING
 
-from isobasin.architectures.entries import Shapes, check_sizes, facts, refusing, shown
+from isobasin.architectures.entries import Shapes, check_sizes, facts, shown, trying
 from isobasin.architectures.layouts import Sizes
 from isobasin.errors import ArchitectureError
 
@@ -87,7 +87,7 @@ def build(model_type: str, folder_config: Mapping[str, Any], shapes: Shapes | No
     if not known(model_type):
         raise ArchitectureError(f"model type {shown(model_type)} is unknown to transformers")
     configuration_class: Any = CONFIG_MAPPING[model_type]
-    with refusing(f"transformers refuses config.json of model type {model_type}"):
+    with trying(f"transformers refuses config.json of model type {model_type}"):
         if shapes is not None:
             check_sizes(configuration_class, folder_config, shapes)
         # A copy, because transformers fills defaults into the nested dictionaries that it is given.

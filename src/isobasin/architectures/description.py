@@ -9,7 +9,7 @@ from typing import Any
 
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, check_supported, described_by
-from isobasin.architectures.entries import Shapes, refusing
+from isobasin.architectures.entries import Shapes, trying
 from isobasin.architectures.family import Family
 from isobasin.architectures.registry import family, lookup
 from isobasin.architectures.schema import Specification
@@ -63,7 +63,7 @@ class Description:
             ArchitectureError: The configuration is not supported.
         """
         entry, config = self.family, self.config
-        with refusing(f"config.json describes no {self.model_type} model that is known"):
+        with trying(f"config.json describes no {self.model_type} model that is known"):
             blocks = entry.blocks(config)
             if entry.unbiased is not None and not _has_biases(blocks, self.shapes):
                 blocks = entry.unbiased(config)

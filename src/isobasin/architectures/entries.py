@@ -8,8 +8,8 @@ Sizes are compared with the tensors that are there first: a number in a file is 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from itertools import chain
 from math import prod
@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from isobasin.errors import ArchitectureError, IsobasinError
+from isobasin.errors import ArchitectureError, refusing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -163,8 +163,7 @@ def _integers(value: Any) -> Iterator[int]:
             yield item
 
 
-@contextmanager
-def refusing(what: str) -> Generator[None]:
+def trying(what: str) -> AbstractContextManager[None]:
     """Say of any failure inside that the configuration can't be used: transformers validates in many ways, and late.
 
     Args:
@@ -173,12 +172,7 @@ def refusing(what: str) -> Generator[None]:
     Raises:
         ArchitectureError: Instead of whatever was raised that isn't one of ours.
     """
-    try:
-        yield
-    except IsobasinError:
-        raise
-    except Exception as error:
-        raise ArchitectureError(f"{what}: {_reason(error)}") from error
+    return refusing(ArchitectureError, lambda reason: f"{what}: {reason}", _reason)
 
 
 def shown(value: object) -> str:
@@ -186,7 +180,7 @@ def shown(value: object) -> str:
     return _cut(" ".join(repr(value).split()), 80)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """A library's message in one line; where it is only a name or a number, with the kind of failure."""
     text = " ".join(str(error).split())
     return _cut(text if isinstance(error, ValueError) and text else f"{type(error).__name__} {text}".strip(), 300)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from isobasin.architectures.configuration import Config, key, known
 from isobasin.architectures.description import Description
-from isobasin.architectures.entries import refusing, shown
+from isobasin.architectures.entries import shown, trying
 
 # Entries of bookkeeping, of training and of generation, and switches of what is returned or how fast.
 _SILENT = re.compile(
@@ -95,7 +95,7 @@ def meaning(description: Description) -> dict[str, Any]:
         return _raw(description.entries)
     config = description.config
     classifies = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
-    with refusing(f"config.json of model type {description.model_type} can't be read"):
+    with trying(f"config.json of model type {description.model_type} can't be read"):
         return {name: value for name, value in _entries(config, classifies=classifies) if value is not None}
 
 

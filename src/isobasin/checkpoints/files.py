@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from isobasin.errors import CheckpointError, IsobasinError
+from isobasin.errors import CheckpointError, IsobasinError, first_line
 
 JSON_LIMIT = 64 * 2**20
 """Bytes of the largest JSON file that is read: the index of a model with half a million tensors fits."""
@@ -199,12 +199,6 @@ def entries(folder: Path) -> list[str]:
         raise CheckpointError(f"{folder}: no such folder: check the path") from problem
     except (OSError, ValueError) as problem:
         raise _unreadable(folder, problem, CheckpointError) from problem
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _open(path: str, flags: int) -> int:

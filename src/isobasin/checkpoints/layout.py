@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from isobasin.checkpoints.files import WatchedFile, first_line
-from isobasin.errors import CheckpointError, TensorError
+from isobasin.checkpoints.files import WatchedFile
+from isobasin.errors import CheckpointError, TensorError, first_line
 
 _LFS_POINTER = b"version https://git-lfs"
 _PACKED = "F4"  # two values in a byte: the header counts values, torch counts bytes

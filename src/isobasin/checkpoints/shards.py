@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from isobasin.checkpoints.files import WatchedFile, first_line
+from isobasin.checkpoints.files import WatchedFile
 from isobasin.checkpoints.layout import CODES, Header, make_header, read_header
-from isobasin.errors import CheckpointError
+from isobasin.errors import CheckpointError, refusing
 
 PIECE = 16 * 2**20  # bytes in memory at a time while a tensor is copied; a multiple of every item size
 
@@ -121,13 +121,11 @@ def _load(path: Path) -> dict[str, Tensor]:
     if TorchVersion(torch.__version__) < "2.6":
         reason = "weights_only loading can run code before torch 2.6 (CVE-2025-32434)"
         raise CheckpointError(f"{path}: {reason}: upgrade torch, or convert the file to safetensors")
-    try:
+    what = f"{path}: can't be loaded as plain tensors"
+    with refusing(CheckpointError, lambda reason: f"{what} ({reason}): convert it to safetensors"):
         # files from before torch 1.6 are no zip archives and can't be mapped
         mapped = zipfile.is_zipfile(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a broken pickle can raise anything
-        reason = f"can't be loaded as plain tensors ({type(error).__name__}: {first_line(error)})"
-        raise CheckpointError(f"{path}: {reason}: convert it to safetensors") from error
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not tensors by name: save the state dict")
     return {_storable(path, name, value): value.detach() for name, value in state.items()}

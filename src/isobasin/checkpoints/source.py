@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 from isobasin.checkpoints.companions import modules
-from isobasin.checkpoints.files import first_line
 from isobasin.checkpoints.kinds import other_kind
-from isobasin.errors import CheckpointError
+from isobasin.errors import CheckpointError, first_line
 
 _COMPANIONS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "merges*", "README.md", "LICENSE*")
 # a second copy of the weights, or another model's

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isobasin.checkpoints.files import WatchedFile, first_line, leads_outside, read_object
-from isobasin.errors import CheckpointError
+from isobasin.checkpoints.files import WatchedFile, leads_outside, read_object
+from isobasin.errors import CheckpointError, first_line
 
 _FAST = "tokenizer.json"
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm")

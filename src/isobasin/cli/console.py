@@ -19,7 +19,7 @@ from rich.text import Span, Text
 
 from isobasin.errors import IsobasinWarning
 from isobasin.signals import stop_if_asked
-from isobasin.text import as_json, printable
+from isobasin.text import as_json, one_line, printable
 
 DEBUG = "ISOBASIN_DEBUG"
 
@@ -105,10 +105,9 @@ def complain_in_full(trace: str) -> None:
 
 
 def _print_line(label: str, style: str, message: str) -> None:
-    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
     # With stderr closed there is nobody to tell; the exit code still says it.
     with suppress(OSError):
-        console(stderr=True).print(Text.assemble((label, style), " ", printable(line)), soft_wrap=True)
+        console(stderr=True).print(Text.assemble((label, style), " ", printable(one_line(message))), soft_wrap=True)
 
 
 def debugging() -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isobasin.errors import DependencyError, IsobasinError
+from isobasin.errors import DependencyError, IsobasinError, first_line
 from isobasin.execution.local import check_parallel, set_threads
 from isobasin.execution.tasks import Failure, Function, Listener, Schedule, Success, Task, attempt
 
@@ -142,7 +142,7 @@ def _connected(ray: Any, address: str) -> Generator[None]:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = "on this machine" if address == _LOCAL else f"at {address}"
-        raise IsobasinError(f"Ray {where}: no connection ({_first_line(error)}): check the address") from error
+        raise IsobasinError(f"Ray {where}: no connection ({first_line(error)}): check the address") from error
     # Ray has put its own handler in its place.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminating)
@@ -181,7 +181,7 @@ def _sees_folder(ray: Any, answer: Any) -> bool:
     try:
         return bool(ray.get(answer))
     except ray.exceptions.RayError as error:
-        raise IsobasinError(f"Ray: a machine of the cluster doesn't answer ({_first_line(error)})") from error
+        raise IsobasinError(f"Ray: a machine of the cluster doesn't answer ({first_line(error)})") from error
 
 
 def _sees(path: Path) -> bool:
@@ -202,8 +202,4 @@ def _outcome(ray: Any, reference: Any) -> Success | Failure:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
-        return Failure(f"Ray gave it up after {_RETRIES + 1} attempts ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return Failure(f"Ray gave it up after {_RETRIES + 1} attempts ({first_line(error)})")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from isobasin.errors import IsobasinError
+from isobasin.text import one_line
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its steps are, and how many there are."""
@@ -88,13 +89,9 @@ def attempt(function: Function, payload: Any, progress: Progress) -> Success | F
     try:
         return Success(function(payload, progress))
     except IsobasinError as error:
-        return Failure(_one_line(str(error)))
+        return Failure(one_line(str(error)))
     except Exception as error:
-        return Failure(_one_line(f"unexpected {type(error).__name__}: {error}"), traceback.format_exc())
-
-
-def _one_line(message: str) -> str:
-    return " ".join(part.strip() for part in message.splitlines() if part.strip())
+        return Failure(one_line(f"unexpected {type(error).__name__}: {error}"), traceback.format_exc())
 
 
 class Schedule:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from isobasin.errors import ConfigurationError, DataError
+from isobasin.errors import ConfigurationError, DataError, first_line
 from isobasin.experiments.settings import ExperimentSettings
 from isobasin.tasks.reading import regular_file
 from isobasin.text import near
@@ -115,7 +115,7 @@ def _parsed(path: Path) -> Any:
     except Exception as error:  # of some types (dates, numbers) yaml lets Python's own errors through
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}"
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        reason = getattr(error, "problem", None) or first_line(error)
         raise ConfigurationError(f"{path}{where}: isn't valid YAML ({reason})") from error
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from isobasin.choices import Positions, Trained
-from isobasin.errors import ArchitectureError
+from isobasin.errors import ArchitectureError, refusing
 from isobasin.experiments.settings import MOST_PARAMETERS, ModelSettings
 
 if TYPE_CHECKING:
@@ -194,8 +194,6 @@ def _configuration(config_class: Any, settings: ModelSettings, facts: dict[str, 
     unknown = [name for name in settings.options if not hasattr(usual, name)]
     if unknown:
         raise ArchitectureError(f"options has {unknown[0]!r}, which {config_class.__name__} doesn't know")
-    try:
+    what = f"transformers refuses the configuration of {settings.family}"
+    with refusing(ArchitectureError, lambda message: f"{what}: {message}", lambda error: " ".join(str(error).split())):
         return config_class(**{**values, **settings.options})
-    except Exception as error:  # validation of all kinds, by transformers
-        message = " ".join(str(error).split())
-        raise ArchitectureError(f"transformers refuses the configuration of {settings.family}: {message}") from error

@@ -57,15 +57,13 @@ class LinearPath(Generic[Module]):
         """
         self.module = module
         state: dict[str, Tensor] = module.state_dict()
-        _check_alike(a, b, state)
+        check_line(a, b, state)
         self._moving: dict[str, tuple[Tensor, Tensor]] = {}
         for name, slot in state.items():
             x, y = a[name], b[name]
             slot.copy_(x)
             if torch.equal(x, y):
                 continue
-            if not x.is_floating_point():
-                raise TensorError(f"tensor {name!r} is {x.dtype} and differs: there is no line between the two")
             self._moving[name] = (x, y)
 
     @classmethod
@@ -122,10 +120,24 @@ def barrier(
     return LossCurve(at, losses, found.height, found.t)
 
 
-def _check_alike(a: State, b: State, module: State) -> None:
-    """Refuse states whose tensors differ in name or shape."""
-    for name in sorted(a.keys() | b.keys() | module.keys()):
-        shapes = [tuple(state[name].shape) if name in state else None for state in (a, b, module)]
+def check_line(a: State, b: State, module: State | None = None) -> None:
+    """Refuse states between which there is no line.
+
+    Args:
+        a: One end.
+        b: The other end.
+        module: What goes from one to the other; None for nothing more.
+
+    Raises:
+        TensorError: Names or shapes differ, or a tensor that is not floating-point differs between the ends.
+    """
+    states = {"a": a, "b": b, **({} if module is None else {"the module": module})}
+    for name in sorted(set().union(*states.values())):
+        shapes = [tuple(state[name].shape) if name in state else None for state in states.values()]
         if None in shapes or len(set(shapes)) > 1:
             shown = ", ".join("missing" if shape is None else str(shape) for shape in shapes)
-            raise TensorError(f"tensor {name!r} has shapes {shown} in a, b and the module: give three of one kind")
+            raise TensorError(
+                f"tensor {name!r} has shapes {shown} in {', '.join(states)}: give the same names and shapes"
+            )
+        if not a[name].is_floating_point() and not torch.equal(a[name], b[name]):
+            raise TensorError(f"tensor {name!r} is {a[name].dtype} and differs: there is no line between the two")

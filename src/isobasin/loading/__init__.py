@@ -1,6 +1,6 @@
 """Everything that transformers loads for us, and on which terms: no code of a folder runs, and nobody is asked."""
 
-from isobasin.loading.calls import auto, configuration, described, like, pretrained, quiet_transformers
+from isobasin.loading.calls import auto, configuration, like, pretrained, quiet_transformers
 from isobasin.loading.classes import Plan, check_plan, load, plans
 
 __all__ = [
@@ -8,7 +8,6 @@ __all__ = [
     "auto",
     "check_plan",
     "configuration",
-    "described",
     "like",
     "load",
     "plans",

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from isobasin.architectures.configuration import described_by
-from isobasin.checkpoints.files import WatchedFile, first_line, inside, read_object
-from isobasin.errors import CheckpointError, IsobasinError
+from isobasin.checkpoints.files import WatchedFile, inside, read_object
+from isobasin.errors import CheckpointError, refusing
 
 # `None` is transformers' own choice, not the configuration's; of its ways to compute experts only this knows float64.
 _OWN_CODE: dict[str, Any] = {"attn_implementation": None, "experts_implementation": "eager"}
@@ -38,24 +38,6 @@ def quiet_transformers() -> Generator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _refusing(what: str) -> Generator[None]:
-    """Quiet, and whatever transformers or a library below it raises becomes one line that begins with `what`."""
-    with quiet_transformers():
-        try:
-            yield
-        except IsobasinError:
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{what} ({described(error)}): check the checkpoint") from error
-
-
-def described(error: BaseException) -> str:
-    """The type of an exception and the first line of its message."""
-    name, line = type(error).__name__, first_line(error)
-    return name if line == name else f"{name}: {line}"
 
 
 def configuration(folder: str | os.PathLike[str]) -> Any:
@@ -113,7 +95,8 @@ def pretrained(
     """
     config = configuration(folder) if config is None else config
     source = {"pretrained_model_name_or_path": None if stored is not None else os.fspath(folder), "state_dict": stored}
-    with _refusing(f"{os.fspath(folder)}: transformers can't load it as {loader.__name__}"):
+    what = f"{os.fspath(folder)}: transformers can't load it as {loader.__name__}"
+    with quiet_transformers(), refusing(CheckpointError, lambda reason: f"{what} ({reason}): check the checkpoint"):
         model, report = loader.from_pretrained(
             **source, config=config, trust_remote_code=False, output_loading_info=True, **_OWN_CODE, **options
         )

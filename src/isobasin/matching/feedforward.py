@@ -23,6 +23,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from isobasin.bounds import VANISHING
 from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.symmetries import feedforward
@@ -265,8 +266,7 @@ def _scales(group: FeedForwardGroup, pairs: _Pairs, sweeps: int) -> tuple[Tensor
 def _level(group: FeedForwardGroup, eta: dict[str, Tensor]) -> Tensor:
     """The gate's scale at which all three branches of a unit have one norm."""
     m, n = group.powers
-    tiny = torch.finfo(torch.float64).tiny ** 0.25
-    up, gate, down = (eta[name].clamp(min=tiny).log() / 2 for name in ("up", "gate", "down"))
+    up, gate, down = (eta[name].clamp(min=VANISHING).log() / 2 for name in ("up", "gate", "down"))
     level = (down + m * up + n * gate) / (1 + m + n)
     return (level - gate).exp()
 
@@ -281,9 +281,8 @@ def _scale(kind: Scale, power: int, pairs: _Pairs, branch: str, down: Tensor | N
         return torch.ones_like(gamma)
     if kind is Scale.sign:
         return torch.where(gamma + gamma_down < 0, -torch.ones_like(gamma), torch.ones_like(gamma))
-    tiny = torch.finfo(torch.float64).tiny ** 0.25
-    dead = (eta < tiny) | (eta_down < tiny)
-    eta, eta_down = (e.clamp(min=tiny) for e in (eta, eta_down))
+    dead = (eta < VANISHING) | (eta_down < VANISHING)
+    eta, eta_down = (e.clamp(min=VANISHING) for e in (eta, eta_down))
     balance = (eta_down / eta) ** (0.5 / (1 + power))
     level = eta * balance.square()
     p, q = gamma * (balance / level), gamma_down / (level * balance**power)

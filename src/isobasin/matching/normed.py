@@ -24,6 +24,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from isobasin.bounds import VANISHING
 from isobasin.symmetries.bilinear import BilinearGroup, linear_part, plane_part
 from isobasin.symmetries.factor import Parts
 from isobasin.symmetries.normed import MATRIX, PLANES, SIGNS, TRADES, Centred, Normed, signs_of, swapped
@@ -220,15 +221,14 @@ def _best_trade(query_a: Tensor, key_a: Tensor, query_b: Tensor, key_b: Tensor) 
     Its derivative's numerator is `η_a c⁴ - γ_a c³ + γ_b c - η_b`, with `η` the squared norms of B's gains and `γ` their
     inner products with A's. It has a positive and a negative root, and the objective's least value is at a real one.
     """
-    tiny = torch.finfo(torch.float64).tiny ** 0.25
-    eta_a, eta_b = query_b.square().sum(-1).clamp(min=tiny), key_b.square().sum(-1).clamp(min=tiny)
+    eta_a, eta_b = query_b.square().sum(-1).clamp(min=VANISHING), key_b.square().sum(-1).clamp(min=VANISHING)
     gamma_a, gamma_b = (query_a * query_b).sum(-1), (key_a * key_b).sum(-1)
     zero = torch.zeros_like(eta_a + gamma_a)
     last = torch.stack([gamma_a / eta_a, zero, -gamma_b / eta_a, eta_b / eta_a + zero], -1)
     companion = torch.diag_embed(torch.ones(3, dtype=last.dtype, device=last.device), -1).expand(*last.shape, 4).clone()
     companion[..., 0, :] = last
     roots = torch.linalg.eigvals(companion).real
-    roots = torch.where(roots.abs() < tiny, 1.0, roots)
+    roots = torch.where(roots.abs() < VANISHING, 1.0, roots)
 
     def value(c: Tensor, a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return c.square() * a + b / c.square() - 2 * (c * x + y / c)

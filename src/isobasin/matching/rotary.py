@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isobasin.bounds import VANISHING
 from isobasin.symmetries.bilinear import column_squares
 
 _GRID = 32
@@ -61,9 +62,8 @@ def align_planes(problem: PlaneProblem) -> Tensor:
 
     whose minima lie between `-ln(1 + b)` and `ln(1 + a)`. A plane that is zero in one model has none: it gets u = 1.
     """
-    tiny = torch.finfo(torch.float64).tiny ** 0.25
-    dead = (problem.eta_left < tiny) | (problem.eta_right < tiny)
-    eta_left, eta_right = (e.clamp(min=tiny) for e in (problem.eta_left, problem.eta_right))
+    dead = (problem.eta_left < VANISHING) | (problem.eta_right < VANISHING)
+    eta_left, eta_right = (e.clamp(min=VANISHING) for e in (problem.eta_left, problem.eta_right))
     balance = 0.25 * (eta_right.log() - eta_left.log())
     level = (eta_left * eta_right).sqrt()
     a = problem.gamma_left * balance.exp() / level

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+
+from isobasin.text import finite
 
 SCHEMA_VERSION = 1
 """Raised when a line changes its meaning; files of another version are refused."""
 
 
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Number = Annotated[float | None, BeforeValidator(_finite)]
+Number = Annotated[float | None, BeforeValidator(finite)]
 """A measured value; None stands for what isn't finite, in memory as in the file."""
 
 

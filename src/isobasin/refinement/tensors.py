@@ -12,8 +12,8 @@ from torch import Tensor
 from isobasin.alignment import Alignment
 from isobasin.architectures.schema import Specification
 from isobasin.choices import Scope
-from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
-from isobasin.lines.path import blend
+from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
+from isobasin.lines.path import blend, check_line
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.refinement.descent import descend
 from isobasin.refinement.line import MovingLine, batches_of, ends_of
@@ -151,7 +151,7 @@ def refine_tensors(
     """
     how, running = how or Refining(), running or Running()
     matching = matching or Matching(scope=Scope.model)
-    _check_alike(reference, model)
+    check_line(reference, model)
     rows = Rows.shuffled(examples, how.seed)
     a, b = (TensorBlocks(n, t, specification) for n, t in (("reference", reference), ("model", model)))
     if start is None:
@@ -165,18 +165,6 @@ def refine_tensors(
         if move is not None:
             checks.append(_verified(blocks, move, loss, rows, found.before, running.device) if running.verify else None)
     return Refinement(total, other, found, tuple(checks))
-
-
-def _check_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-    """Refuse tensors between which there is no line."""
-    for name in sorted(a.keys() | b.keys()):
-        if name not in a or name not in b:
-            raise TensorError(f"tensor {name!r} is in one model only: give two of the same names")
-        if a[name].shape != b[name].shape:
-            shapes = tuple(a[name].shape), tuple(b[name].shape)
-            raise TensorError(f"tensor {name!r} has shape {shapes[0]} in the reference, {shapes[1]} in the model")
-        if not a[name].is_floating_point() and not torch.equal(a[name], b[name]):
-            raise TensorError(f"tensor {name!r} is {a[name].dtype} and differs: there is no line between the two")
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from isobasin.symmetries.factor import haar
+
 
 class Basis(StrEnum):
     """Which maps of the stream leave the function unchanged.
@@ -162,22 +164,17 @@ def sample(
 
 def _sample_matrix(group: StreamGroup, generator: torch.Generator, condition: float) -> Tensor:
     d = group.width
-
-    def rotation(n: int) -> Tensor:
-        q, r = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-        return q * r.diagonal().sign()
-
     if group.basis.discrete:
         order = torch.rand(d, generator=generator, dtype=torch.float64).argsort()
         signs = torch.randint(0, 2, (d,), generator=generator).double() * 2 - 1
         matrix = torch.eye(d, dtype=torch.float64)[order]
         return matrix * signs if group.basis is Basis.signed else matrix
     if group.basis is Basis.centred:
-        return lift(rotation(d - 1), complement(d))
+        return lift(haar(d - 1, (), generator), complement(d))
     if group.basis is Basis.orthogonal:
-        return rotation(d)
+        return haar(d, (), generator)
     exponents = torch.linspace(-0.5, 0.5, d, dtype=torch.float64) * math.log(condition)
-    return rotation(d) @ (exponents.exp().unsqueeze(-1) * rotation(d))
+    return haar(d, (), generator) @ (exponents.exp().unsqueeze(-1) * haar(d, (), generator))
 
 
 def compose(second: StreamElement, first: StreamElement) -> StreamElement:

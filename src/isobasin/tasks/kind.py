@@ -14,8 +14,8 @@ from torch import nn
 from isobasin.checkpoints import Checkpoint
 from isobasin.checkpoints.files import WatchedFile, read_object
 from isobasin.choices import TaskKind
-from isobasin.errors import CheckpointError, DataError
-from isobasin.loading import check_plan, configuration, described, pretrained
+from isobasin.errors import CheckpointError, DataError, described
+from isobasin.loading import check_plan, configuration, pretrained
 
 _ENDINGS = {
     "ForImageClassification": TaskKind.image_classification,

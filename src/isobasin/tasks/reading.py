@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from isobasin import checkpoints
-from isobasin.checkpoints.files import first_line
-from isobasin.errors import DataError, IsobasinError
+from isobasin.errors import DataError, first_line, refusing
 
 _LONGEST = 300
 
 
-@contextmanager
-def reading(what: str, advice: str = "check the data") -> Generator[None]:
+def reading(what: str, advice: str = "check the data") -> AbstractContextManager[None]:
     """Turn whatever a library raises over data into one line.
 
     Args:
@@ -25,17 +22,7 @@ def reading(what: str, advice: str = "check the data") -> Generator[None]:
     Raises:
         DataError: For every exception but our own, which say more, and those that end the program.
     """
-    try:
-        yield
-    except IsobasinError:
-        raise
-    except Exception as error:
-        raise DataError(f"{what} ({_reason(error)}): {advice}") from error
-    except BaseException as error:
-        # What panics of libraries in Rust become; it is no Exception, and its class can't be imported.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise DataError(f"{what} ({_reason(error)}): {advice}") from error
+    return refusing(DataError, lambda reason: f"{what} ({reason}): {advice}", _reason)
 
 
 def _reason(error: BaseException) -> str:

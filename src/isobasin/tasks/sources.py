@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobasin.checkpoints.files import first_line, real
-from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError
+from isobasin.checkpoints.files import real
+from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError, first_line
 from isobasin.tasks.reading import reading, regular_file
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from isobasin.errors import DataError
 from isobasin.tasks.examples import IGNORED, TensorExamples, chosen, digest
 from isobasin.tasks.labels import read_labels
 from isobasin.tasks.options import DataFacts, DataOptions
+from isobasin.tasks.reading import reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -202,10 +203,8 @@ def _joined(pieces: list[str], tokenizer: Any, source: str, end: int | None) -> 
 
 def _tokens(tokenizer: Any, source: str, texts: list[list[str]], **options: Any) -> Any:
     """What the tokenizer makes of texts, or of pairs of them."""
-    try:
+    with reading(f"{source}: a text can't be tokenised", "name another with --tokenizer"):
         return tokenizer(*texts, verbose=False, **options)
-    except Exception as error:  # tokenizers raises plain exceptions
-        raise DataError(f"{source}: a text can't be tokenised ({error}): name another with --tokenizer") from error
 
 
 def _framed(blocks: Tensor, tokenizer: Any) -> Tensor:

@@ -23,6 +23,7 @@ from isobasin.model import Blocks, Model, Source, open_model
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.stream import Basis
+from isobasin.text import finite
 from isobasin.verbs.align import match_models
 from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards, rest_of
@@ -68,8 +69,7 @@ class LayerEvidence:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        plain = {k: v for k, v in vars(self).items() if k != "degeneracy"}
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+        plain = finite({k: v for k, v in vars(self).items() if k != "degeneracy"})
         return {
             **plain,
             "head_permutation": list(self.head_permutation),

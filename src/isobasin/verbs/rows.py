@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isobasin.architectures.entries import refusing
+from isobasin.architectures.entries import trying
 from isobasin.architectures.registry import lookup
 from isobasin.model import Canonical
 
@@ -63,7 +63,7 @@ def _head(end: Canonical) -> frozenset[str]:
     entry = lookup(end.checkpoint.config.get("model_type"))
     beginnings: tuple[str, ...] = ()
     if entry is not None and entry.stream is not None:
-        with refusing(f"config.json of model type {entry.model_type} can't be read"):
+        with trying(f"config.json of model type {entry.model_type} can't be read"):
             stream = entry.stream(end.configuration)
         modules = [module for head in stream.readouts for module in (head.module, head.transform, *head.then) if module]
         beginnings = (*(f"{module}." for module in modules), *stream.outside)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from isobasin.checkpoints import check_finite
-from isobasin.errors import ArchitectureError, VerificationError
+from isobasin.errors import ArchitectureError, VerificationError, refusing
 from isobasin.inputs import Inputs, model_inputs, named_outputs, promised
-from isobasin.loading import Plan, described, plans
+from isobasin.loading import Plan, plans
 from isobasin.model import Model
 from isobasin.verification.blocks import compare_by_layer
 from isobasin.verification.distance import AMPLIFICATION, FLOORS, Distance, Label, Verification
@@ -206,13 +206,9 @@ class _Run:
     def _outputs(self, inputs: dict[str, Inputs]) -> dict[Label, Tensor]:
         results: dict[Label, Tensor] = {}
         for label, given in inputs.items():
-            try:
+            what = f"{self._name}: {self._kind} can't be run on random inputs"
+            with refusing(VerificationError, lambda reason, what=what: f"{what} ({reason}): --no-verify goes without"):
                 returned = self._module(**given)
-            except Exception as error:
-                raise VerificationError(
-                    f"{self._name}: {self._kind} can't be run on random inputs ({described(error)}): --no-verify goes "
-                    "without"
-                ) from error
             for name, value in named_outputs(returned, _INNER):
                 results[name, label] = promised(value, given).cpu()
         return results
