@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from isobasin.cli.console import show, show_json, working
+from isobasin.cli.certify_report import certify_report
+from isobasin.cli.console import answer, working
 from isobasin.cli.options import AllowPickleOption, JsonOption, SeedOption
 
 EXAMPLE = "isobasin certify llama"
@@ -34,12 +35,6 @@ def certify(
         names = variants(source) if all_variants else [source]
         found = [certify(name, seed=seed, allow_pickle=allow_pickle, progress=progress) for name in names]
     exact = all(certificate.exact for certificate in found)
-    if as_json:
-        show_json({"exact": exact, "certificates": [certificate.to_json() for certificate in found]})
-    else:
-        from isobasin.cli.certify_report import certify_report
-
-        for number, certificate in enumerate(found):
-            show(*([""] if number else []), *certify_report(certificate))
-    if not exact:
-        raise typer.Exit(1)
+    content = {"exact": exact, "certificates": [certificate.to_json() for certificate in found]}
+    report = [line for certificate in found for line in ("", *certify_report(certificate))][1:]
+    answer(lambda: content, report, as_json, holds=exact)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from isobasin.cli.console import show, show_json, working
+from isobasin.cli.console import answer, working
 from isobasin.cli.options import AllowPickleOption, JsonOption
 from isobasin.cli.tables import table
 
@@ -38,13 +39,7 @@ def check(
         from isobasin.verbs.check import check
 
         found = check(models, allow_pickle=allow_pickle)
-    if as_json:
-        show_json(found.to_json())
-    else:
-        for pair in found.pairs:
-            show(*_report(pair))
-    if not found.clear:
-        raise typer.Exit(1)
+    answer(found.to_json, chain.from_iterable(map(_report, found.pairs)), as_json, holds=found.clear)
 
 
 def _report(pair: PairCheck) -> Iterator[RenderableType]:

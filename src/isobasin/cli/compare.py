@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from isobasin.choices import Device
-from isobasin.cli.console import show, show_json, working
+from isobasin.cli.console import answer, working
 from isobasin.cli.options import AllowPickleOption, DeviceOption, FirstArgument, JsonOption, SecondArgument
 from isobasin.cli.tables import number, table
 
@@ -31,10 +31,7 @@ def compare(
         from isobasin.verbs.compare import compare
 
         found = compare(a, b, device=device, allow_pickle=allow_pickle, progress=progress)
-    if as_json:
-        show_json(found.to_json())
-    else:
-        show(*_report(found))
+    answer(found.to_json, _report(found), as_json)
 
 
 def _report(found: Comparison) -> Iterator[RenderableType]:

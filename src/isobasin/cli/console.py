@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import accumulate
 from typing import Any
 
+import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
@@ -91,6 +92,18 @@ def show_path(label: str, path: object) -> None:
 def show_json(content: dict[str, Any]) -> None:
     """Print one JSON object on stdout; what is not a finite number is null."""
     print(as_json(content))
+
+
+def answer(
+    content: Callable[[], dict[str, Any]], report: Iterable[RenderableType], as_json: bool, *, holds: bool = True
+) -> None:
+    """Say what a verb found out, as JSON or for people; exit code 1 where what was asked doesn't hold."""
+    if as_json:
+        show_json(content())
+    else:
+        show(*report)
+    if not holds:
+        raise typer.Exit(1)
 
 
 def complain(message: str) -> None:

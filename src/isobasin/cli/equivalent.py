@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import typer
-
 from isobasin.choices import Device
-from isobasin.cli.console import show, show_json, working
+from isobasin.cli.console import answer, working
+from isobasin.cli.equivalence_report import equivalence_report
 from isobasin.cli.options import AllowPickleOption, DeviceOption, FirstArgument, JsonOption, SecondArgument
 
 EXAMPLE = "isobasin equivalent runs/seed0 scrambled"
@@ -23,11 +22,4 @@ def equivalent(
         from isobasin.verbs.equivalent import equivalent
 
         found = equivalent(a, b, device=device, allow_pickle=allow_pickle, progress=progress)
-    if as_json:
-        show_json(found.to_json())
-    else:
-        from isobasin.cli.equivalence_report import equivalence_report
-
-        show(*equivalence_report(found))
-    if not found.equivalent:
-        raise typer.Exit(1)
+    answer(found.to_json, equivalence_report(found), as_json, holds=found.equivalent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import RenderableType
 
 from isobasin.choices import Device
-from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.console import answer, show_path, working
 from isobasin.cli.options import AllowPickleOption, DeviceOption, ForceOption, JsonOption, ModelArgument
 from isobasin.cli.tables import number, table
 
@@ -37,18 +38,15 @@ def fingerprint(
         found = fingerprint(model, device=device, allow_pickle=allow_pickle)
         if output is not None:
             found.save(output, force=force)
-    if as_json:
-        show_json(found.to_json())
-        return
-    show(_report(found))
-    if output is not None:
+    answer(found.to_json, _report(found), as_json)
+    if output is not None and not as_json:
         show_path("Written to", output)
 
 
-def _report(found: Fingerprint) -> RenderableType:
+def _report(found: Fingerprint) -> Iterator[RenderableType]:
     """How many invariants there are of each kind, and their largest, root mean square and smallest."""
     rows = table("invariants", "count", "largest", "root mean square", "smallest", left=("invariants",))
     for name, values in found.tensors.items():
         figures = values.max(), values.square().mean().sqrt(), values.min()
         rows.add_row(name, f"{values.numel():,}", *(number(float(x)) for x in figures))
-    return rows
+    yield rows

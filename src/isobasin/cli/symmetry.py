@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from isobasin.cli.console import show, show_json, working
+from isobasin.cli.console import answer, working
 from isobasin.cli.options import AllowPickleOption, JsonOption
+from isobasin.cli.symmetry_report import families_report, symmetry_report
 
 EXAMPLE = "isobasin symmetry openai-community/gpt2"
 
@@ -25,33 +26,15 @@ def symmetry(
     """Show the symmetry group of every layer and what share of the parameters is redundant."""
     if every_family == (model is not None):
         raise typer.BadParameter("give either MODEL or --families")
-    if model is None:
-        _families(as_json)
-    else:
-        _model(model, allow_pickle, as_json)
-
-
-def _families(as_json: bool) -> None:
     with working("reading"):
-        from isobasin.verbs.families import all_families
+        if model is None:
+            from isobasin.verbs.families import all_families
 
-        found = all_families()
-    if as_json:
-        show_json({"families": [family.to_json() for family in found]})
-        return
-    from isobasin.cli.symmetry_report import families_report
+            families = all_families()
+            content, report = lambda: {"families": [f.to_json() for f in families]}, families_report(families)
+        else:
+            from isobasin.verbs.symmetry import symmetry
 
-    show(*families_report(found))
-
-
-def _model(model: str, allow_pickle: bool, as_json: bool) -> None:
-    with working("reading"):
-        from isobasin.verbs.symmetry import symmetry
-
-        found = symmetry(model, allow_pickle=allow_pickle)
-    if as_json:
-        show_json(found.to_json())
-        return
-    from isobasin.cli.symmetry_report import symmetry_report
-
-    show(*symmetry_report(found))
+            found = symmetry(model, allow_pickle=allow_pickle)
+            content, report = found.to_json, symmetry_report(found)
+    answer(content, report, as_json)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from isobasin.choices import Device
-from isobasin.cli.console import show, show_json, working
+from isobasin.cli.alignment_report import difference
+from isobasin.cli.console import answer, working
 from isobasin.cli.options import AllowPickleOption, DeviceOption, FirstArgument, JsonOption, SecondArgument, SeedOption
 
 EXAMPLE = "isobasin verify runs/seed1 runs/seed1-aligned"
@@ -34,11 +35,5 @@ def verify(
         from isobasin.verbs.verify import verify
 
         found = verify(a, b, tolerance=tolerance, seed=seed, device=device, allow_pickle=allow_pickle)
-    if as_json:
-        show_json(found.to_json())
-    else:
-        from isobasin.cli.alignment_report import difference
-
-        show(f"{'Equal' if found.equal else 'Not equal'}: {difference(found)}")
-    if not found.equal:
-        raise typer.Exit(1)
+    verdict = "Equal" if found.equal else "Not equal"
+    answer(found.to_json, [f"{verdict}: {difference(found)}"], as_json, holds=found.equal)
