@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from heapq import heappop, heappush
 from typing import Any, Protocol
 
 from isobasin.errors import IsobasinError
@@ -79,7 +81,7 @@ class Engine(Protocol):
         An exception of the listener, and an interrupt, stop everything: no process that the engine started is left.
 
         Raises:
-            ValueError: A task needs one that doesn't come before it, or two have one key.
+            ValueError: A task needs one that isn't there, or in the end itself, or two have one key.
         """
         ...
 
@@ -95,41 +97,50 @@ def attempt(function: Function, payload: Any, progress: Progress) -> Success | F
 
 
 class Schedule:
-    """Which tasks may start, in the order given; it tells the listener."""
+    """Which tasks may start, the first in the order given before others; it tells the listener."""
 
     def __init__(self, tasks: Sequence[Task], listener: Listener) -> None:
         """Check the graph.
 
         Raises:
-            ValueError: A task needs one that doesn't come before it, or two have one key.
+            ValueError: A task needs one that isn't there, or in the end itself, or two have one key.
         """
-        self._waiting: dict[str, Task] = {}
-        for task in tasks:
-            if task.key in self._waiting or any(need not in self._waiting for need in task.needs):
-                raise ValueError(f"task {task.key} is there twice, or comes before one that it needs")
-            self._waiting[task.key] = task
-        self._done: set[str] = set()
-        self._listener = listener
+        self._tasks, self._listener = tasks, listener
+        self._places = {task.key: place for place, task in enumerate(tasks)}
+        if len(self._places) < len(tasks) or any(need not in self._places for task in tasks for need in task.needs):
+            raise ValueError("two tasks have one key, or one needs a task that isn't there")
+        self._graph = TopologicalSorter({task.key: task.needs for task in tasks})
+        self._graph.prepare()
+        self._ready: list[int] = []
+        self._lost: dict[str, str] = {}
 
     def next(self) -> Task | None:
-        """Take the first task whose needs are done, if there is one now; the listener hears that it starts."""
-        for key, task in self._waiting.items():
-            if self._done.issuperset(task.needs):
-                del self._waiting[key]
+        """Take the first task whose needs are done, if there is one now; the listener hears that it starts.
+
+        It also hears of tasks that can't start any more, since one that they need failed.
+        """
+        while True:
+            for key in self._graph.get_ready():
+                heappush(self._ready, self._places[key])
+            if not self._ready:
+                return None
+            task = self._tasks[heappop(self._ready)]
+            because = next((self._lost[need] for need in task.needs if need in self._lost), None)
+            if because is None:
                 self._listener.started(task)
                 return task
-        return None
+            self._fail(task, Failure("what it needs failed", because=because), because)
 
     def end(self, task: Task, outcome: Success | Failure) -> None:
-        """Note how a task ended; after a failure, drop all that need it."""
-        if isinstance(outcome, Success):
-            self._done.add(task.key)
-            self._listener.done(task, outcome.value)
+        """Note how a task ended."""
+        if isinstance(outcome, Failure):
+            self._fail(task, outcome, task.key)
             return
-        self._listener.failed(task, outcome)
-        lost = {task.key}
-        for key, other in list(self._waiting.items()):
-            if lost.intersection(other.needs):
-                lost.add(key)
-                del self._waiting[key]
-                self._listener.failed(other, Failure("what it needs failed", because=task.key))
+        self._graph.done(task.key)
+        self._listener.done(task, outcome.value)
+
+    def _fail(self, task: Task, failure: Failure, because: str) -> None:
+        """Note that a task failed, and which one's failure began that."""
+        self._graph.done(task.key)
+        self._lost[task.key] = because
+        self._listener.failed(task, failure)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isobasin.choices import TaskKind
-from isobasin.tasks.calibration import Derivatives, Predictions, solve
+from isobasin.tasks.calibration import Mean, Predictions, solve
 from isobasin.tasks.examples import IGNORED, Examples
 from isobasin.tasks.reading import reading
 
@@ -226,21 +226,18 @@ def _summed(index: int, logits: Tensor, labels: Tensor, kind: TaskKind, stride: 
 
 
 def _calibrated(mine: list[_Batch], group: _Group, loss: float) -> tuple[float, float | None]:
-    """The loss with the best temperature, and that; solved for on a sixteenth of what is kept, then on all."""
-
-    def mean(beta: float, every: int = 1) -> Derivatives:
-        rows = [(b.index, len(b.kept.right[::every]), *b.kept.sums(beta, every)) for b in mine if b.kept is not None]
-        rows = group.gathered(rows)
-        count = max(sum(row[1] for row in rows), 1)
-        value, slope, curvature = (sum(row[i] for row in rows) / count for i in (2, 3, 4))
-        return value, slope, curvature
-
+    """The loss with the best temperature, and that."""
     kept = group.gathered([(b.index, len(b.kept.right), b.kept.loss) for b in mine if b.kept is not None])
-    before = sum(row[2] for row in kept) / max(sum(row[1] for row in kept), 1)
+    count = max(sum(row[1] for row in kept), 1)
+    before = sum(row[2] for row in kept) / count
+
+    def mean(beta: float) -> Mean:
+        rows = group.gathered([(b.index, *b.kept.sums(beta)) for b in mine if b.kept is not None])
+        return sum(row[1] for row in rows) / count, sum(row[2] for row in rows) / count
+
     if not (math.isfinite(loss) and math.isfinite(before)):
         return math.nan, None
-    start, _ = solve(lambda beta: mean(beta, 16))
-    beta, after = solve(mean, start if math.isfinite(start) else 1.0)
+    beta, after = solve(mean)
     if not math.isfinite(after):
         return math.nan, None
     return (loss - (before - after), 1 / beta) if after < before else (loss, 1.0)

@@ -65,16 +65,16 @@ def test_a_failure_stops_only_what_needs_it(engine: Engine):
 
 
 @pytest.mark.parametrize(
-    "tasks",
+    ("tasks", "problem"),
     [
-        [Task("a", 0), Task("a", 1)],
-        [Task("a", 0, ("b",)), Task("b", 0)],
-        [Task("a", 0, ("a",))],
-        [Task("a", 0, ("nobody",))],
+        ([Task("a", 0), Task("a", 1)], "two tasks have one key"),
+        ([Task("a", 0, ("b",)), Task("b", 0, ("a",))], "cycle"),
+        ([Task("a", 0, ("a",))], "cycle"),
+        ([Task("a", 0, ("nobody",))], "isn't there"),
     ],
 )
-def test_graphs_that_make_no_sense_are_refused(tasks: list[Task]):
-    with pytest.raises(ValueError, match="task a"):
+def test_graphs_that_make_no_sense_are_refused(tasks: list[Task], problem: str):
+    with pytest.raises(ValueError, match=problem):
         Schedule(tasks, Heard())
 
 

@@ -41,23 +41,18 @@ def test_derivatives(beta, offset):
     z, y = sample(300, 7, 1.0, offset=offset)
     b = torch.tensor(beta, dtype=torch.float64, requires_grad=True)
     value = functional.cross_entropy(z * b, y, reduction="sum")
-    (slope,) = torch.autograd.grad(value, b, create_graph=True)
-    (curvature,) = torch.autograd.grad(slope, b)
+    (slope,) = torch.autograd.grad(value, b)
     found = Predictions.of(z.clone(), y, 0.0).sums(beta)
-    assert found == pytest.approx([value.item(), slope.item(), curvature.item()], rel=1e-8 if not offset else 1e-6)
-
-
-def test_every_other_prediction():
-    z, y = sample(50, 7, 1.0)
-    found = Predictions.of(z.clone(), y, 0.0).sums(0.7, every=3)
-    assert found == pytest.approx(Predictions.of(z[::3].clone(), y[::3], 0.0).sums(0.7), rel=1e-12)
+    assert found == pytest.approx([value.item(), slope.item()], rel=1e-8 if not offset else 1e-6)
 
 
 @pytest.mark.parametrize("sharpness", [0.02, 0.2, 0.7, 1.0, 1.5, 8.0])
-@pytest.mark.parametrize(("count", "classes", "start"), [(400, 2, 50.0), (3000, 10, 0.05), (500, 300, 1.0)])
-def test_the_minimum(sharpness, count, classes, start):
+@pytest.mark.parametrize(("count", "classes"), [(400, 2), (3000, 10), (500, 300)])
+def test_the_minimum(sharpness, count, classes):
     z, y = sample(count, classes, sharpness)
-    beta, value = solve(mean_of(z, y), start)
+    calls = []
+    beta, value = solve(lambda b: calls.append(b) or mean_of(z, y)(b))
+    assert len(calls) < 20
     wanted, least = brute_force(z, y)
     assert beta == pytest.approx(wanted, rel=1e-4)
     assert value == pytest.approx(least, abs=1e-8)
