@@ -24,7 +24,7 @@ from contracts.checks import (
     thorough,
     weight_files,
 )
-from isobasin.alignment import Alignment
+from isobasin.alignment import Alignment, displaced
 from isobasin.architectures.configuration import build
 from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.architectures.registry import Family, family
@@ -157,7 +157,7 @@ def test_a_second_sweep_changes_nothing(model, saved, tmp_path):
     first = isobasin.align(saved(model), other, tmp_path / "once", scope="block", verify=False)
     again = isobasin.align(saved(model), tmp_path / "once", tmp_path / "twice", scope="block", verify=False)
     for layer in again.feedforward:
-        assert layer.moved_units == 0
+        assert displaced(layer.element.permutation) == 0
         for name in ("up", "gate"):
             part = layer.element.parts[name]
             torch.testing.assert_close(part, torch.ones_like(part), rtol=1e-6, atol=0)

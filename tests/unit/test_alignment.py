@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from isobasin.alignment import (
-    Alignment,
-    FeedForwardAlignment,
-    FeedForwardStatistics,
-    LayerAlignment,
-    LayerStatistics,
-)
+from isobasin.alignment import Alignment, Move, Statistics
 from isobasin.checkpoints import write_tensors
 from isobasin.errors import AlignmentError, OutputError
 from isobasin.symmetries import attention, feedforward
@@ -32,11 +27,11 @@ GROUPS = [
 
 def alignment(seed: int = 0, groups=GROUPS) -> Alignment:
     generator = torch.Generator().manual_seed(seed)
-    layers = tuple(
-        LayerAlignment(i, group, attention.sample(group, generator), LayerStatistics(3.0, 1.0, 10.0, 5, "converged"))
-        for i, group in enumerate(groups)
+    statistics = Statistics(3.0, 1.0, 10.0, 5, "converged")
+    moves = tuple(
+        Move(f"attention.{i}", group, attention.sample(group, generator), statistics) for i, group in enumerate(groups)
     )
-    return Alignment("made-up", layers, {"operation": "test", "model": "ü"})
+    return Alignment("made-up", moves, {"operation": "test", "model": "ü"})
 
 
 UNITS = [FeedForwardGroup(5, Scale.signed, Scale.positive, 2), FeedForwardGroup(3)]
@@ -44,11 +39,12 @@ UNITS = [FeedForwardGroup(5, Scale.signed, Scale.positive, 2), FeedForwardGroup(
 
 def with_feedforward(seed: int = 0, units=UNITS) -> Alignment:
     generator = torch.Generator().manual_seed(seed)
+    statistics = Statistics(4.0, 2.0, status="optimal")
     moved = tuple(
-        FeedForwardAlignment(i, group, feedforward.sample(group, generator), FeedForwardStatistics(4.0, 2.0, "optimal"))
+        Move(f"feedforward.{i}", group, feedforward.sample(group, generator), statistics)
         for i, group in enumerate(units)
     )
-    return replace(alignment(seed), feedforward=moved)
+    return replace(alignment(seed), moves=(*alignment(seed).moves, *moved))
 
 
 def test_load_reads_what_save_wrote_to_the_bit(tmp_path):
@@ -75,13 +71,14 @@ def test_feedforward_is_kept_to_the_bit(tmp_path):
             assert torch.equal(part, other.element.tensors()[name]), name
 
 
-def test_a_file_without_feedforward_has_the_form_that_it_always_had(tmp_path):
+def test_a_file_says_of_every_block_its_group_and_its_statistics(tmp_path):
     alignment().save(tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         header = json.loads(file.metadata()["isobasin"])
-        assert file.metadata()["format"] == "1"
-        assert all(name.startswith("layers.") for name in file.keys())  # noqa: SIM118, not a dictionary
-    assert header.keys() == {"model_type", "provenance", "layers"}
+        assert file.metadata()["format"] == "2"
+        assert all(name.startswith("attention.") for name in file.keys())  # noqa: SIM118, not a dictionary
+    assert header.keys() == {"model_type", "provenance", "moves"}
+    assert [move.keys() for move in header["moves"]] == [{"block", "group", "statistics"}] * 2
     assert Alignment.load(tmp_path / "a.safetensors").feedforward == ()
 
 
@@ -90,8 +87,8 @@ def test_a_lazily_conjugated_element_is_saved_as_its_values(tmp_path):
     first = made.layers[0]
     name = "query_key.planes"
     lazy = first.element.parts[name].conj()
-    layers = (replace(first, element=first.element.having({name: lazy})), made.layers[1])
-    replace(made, layers=layers).save(tmp_path / "a.safetensors")
+    moves = (replace(first, element=first.element.having({name: lazy})), made.layers[1])
+    replace(made, moves=moves).save(tmp_path / "a.safetensors")
     assert torch.equal(Alignment.load(tmp_path / "a.safetensors").layers[0].element.parts[name], lazy)
 
 
@@ -107,11 +104,15 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path):
 
 
 # What the header may be changed to: where, and to what.
-_GROUP = ("layers", 0, "group")
+_ATTENTION, _UNITS = ("moves", 0), ("moves", 2)
+_GROUP = (*_ATTENTION, "group")
+_STREAM = {"block": "stream", "group": {"width": 4, "basis": "linear", "norms": 1}, "statistics": {}}
 HEADERS = [
     ((*_GROUP, "value_output", "features"), 10**30),
     ((*_GROUP, "value_output", "features"), 1e30),
     ((*_GROUP, "value_output", "features"), 10**9),
+    ((*_GROUP, "value_output", "features"), "4"),
+    ((*_GROUP, "value_output", "new"), 1),
     ((*_GROUP, "query_key", "features"), -1),
     ((*_GROUP, "query_key", "planes"), [[0, 0]]),
     ((*_GROUP, "groups"), 10**12),
@@ -119,18 +120,24 @@ HEADERS = [
     ((*_GROUP, "table"), [10**15]),
     ((*_GROUP, "norm"), "other"),
     ((*_GROUP, "new"), 1),
-    (("layers", 0, "layer"), 7),
-    (("layers", 0, "statistics", "status"), 3),
-    (("layers", 0, "statistics", "condition"), "high"),
-    (("layers", 0, "statistics", "iterations"), 0.5),
-    (("layers", 0, "statistics", "new"), 0.5),
-    (("feedforward", 0, "group", "units"), 10**18),
-    (("feedforward", 0, "group", "experts"), 10**18),
-    (("feedforward", 0, "statistics"), None),
-    (("residual",), {"width": 10**9, "basis": "linear", "norms": 10**9, "keep_gains": False, "statistics": {}}),
-    (("residual",), {"width": 4, "basis": "linear", "norms": 1, "keep_gains": False, "statistics": {}}),
+    ((*_ATTENTION, "block"), "attention.7"),
+    ((*_ATTENTION, "block"), "attention.1"),
+    ((*_ATTENTION, "block"), "attention"),
+    ((*_ATTENTION, "block"), "attention.-0"),
+    ((*_ATTENTION, "block"), "other.0"),
+    ((*_ATTENTION, "new"), 1),
+    ((*_ATTENTION, "statistics", "status"), 3),
+    ((*_ATTENTION, "statistics", "condition"), "high"),
+    ((*_ATTENTION, "statistics", "iterations"), 0.5),
+    ((*_ATTENTION, "statistics", "new"), 0.5),
+    ((*_ATTENTION, "statistics", "sweeps"), 1),
+    ((*_UNITS, "group", "units"), 10**18),
+    ((*_UNITS, "group", "experts"), 10**18),
+    ((*_UNITS, "statistics"), None),
+    (_UNITS, _STREAM),
+    (_UNITS, {**_STREAM, "group": {"width": 10**9, "basis": "linear", "norms": 10**9}}),
     (("provenance",), {"method": 3}),
-    (("layers",), {}),
+    (("moves",), {}),
 ]
 
 
@@ -163,21 +170,22 @@ def damaged(kind: str, path) -> None:
         path.write_bytes(path.read_bytes()[:-9])
         return
     changes = {
-        "tensor gone": lambda: tensors.pop("layers.0.inner"),
-        "no permutation": lambda: tensors["layers.0.outer"].copy_(torch.tensor([0, 0, 1])),
-        "not finite": lambda: tensors["layers.1.query_key.matrix"].fill_(float("nan")),
-        "another shape": lambda: tensors.update({"layers.0.key_shift": torch.zeros(3, 3, dtype=torch.float64)}),
-        "another type": lambda: tensors.update({"layers.0.key_shift": torch.zeros(3, 2)}),
+        "tensor gone": lambda: tensors.pop("attention.0.inner"),
+        "no permutation": lambda: tensors["attention.0.outer"].copy_(torch.tensor([0, 0, 1])),
+        "not finite": lambda: tensors["attention.1.query_key.matrix"].fill_(float("nan")),
+        "another shape": lambda: tensors.update({"attention.0.key_shift": torch.zeros(3, 3, dtype=torch.float64)}),
+        "another type": lambda: tensors.update({"attention.0.key_shift": torch.zeros(3, 2)}),
         "unit gone": lambda: tensors.pop("feedforward.1.permutation"),
         "no unit permutation": lambda: tensors["feedforward.1.permutation"].fill_(0),
         "a scale that the group lacks": lambda: tensors["feedforward.0.gate"].neg_(),
         "scaled though none is free": lambda: tensors["feedforward.1.up"].mul_(2),
         "scale of nothing": lambda: tensors["feedforward.0.up"].zero_(),
         "no header": lambda: metadata.pop("isobasin"),
-        "other header": lambda: metadata.update({"isobasin": json.dumps({"layers": 3})}),
+        "newer": lambda: metadata.update({"format": "3"}),
+        "other header": lambda: metadata.update({"isobasin": json.dumps({"moves": 3})}),
         "deep header": lambda: metadata.update({"isobasin": "[" * 100_000}),
-        "no inverse": lambda: tensors["layers.0.value_output.matrix"].zero_(),
-        "barely an inverse": lambda: tensors["layers.0.value_output.matrix"][0, 0].mul_(0),
+        "no inverse": lambda: tensors["attention.0.value_output.matrix"].zero_(),
+        "barely an inverse": lambda: tensors["attention.0.value_output.matrix"][0, 0].mul_(0),
     }
     changes |= {
         str(path) + str(value)[:40]: lambda path=path, value=value: edit(metadata, path, value)
@@ -204,6 +212,7 @@ def damaged(kind: str, path) -> None:
         "scaled though none is free",
         "scale of nothing",
         "no header",
+        "newer",
         "other header",
         "deep header",
         "no inverse",
@@ -226,7 +235,7 @@ def test_the_bytes_of_a_file_depend_on_nothing_else(tmp_path):
     path = tmp_path / "a.safetensors"
     alignment().save(path)
     header = path.read_bytes()[8:200]
-    assert header.startswith(b'{"__metadata__":{"format":"1","isobasin":')
+    assert header.startswith(b'{"__metadata__":{"format":"2","isobasin":')
     write_tensors(tmp_path / "b", {"x": torch.ones(3)}, {"b": "1", "a": "2"})
     write_tensors(tmp_path / "c", {"x": torch.ones(3)}, {"a": "2", "b": "1"})
     assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
@@ -281,3 +290,43 @@ def test_json_and_notebook_show_every_layer():
     assert "2 layers" in repr(made)
     assert made._repr_html_().count("<tr>") == 3
     assert json.dumps(made.inverse().to_json(), allow_nan=False)
+
+
+# Written by the versions that had format 1, of small random models: by kinds of attention, units, experts and stream.
+FORMAT_1 = sorted((Path(__file__).parent / "format_1").iterdir())
+
+
+@pytest.mark.parametrize("path", FORMAT_1, ids=lambda path: path.stem)
+def test_files_of_format_1_say_what_they_always_said(path, tmp_path):
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["isobasin"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
+    assert "format" not in header
+    found = Alignment.load(path)
+    assert (found.model_type, found.provenance) == (header["model_type"], header["provenance"])
+    old = [("residual", None, header["residual"])] if "residual" in header else []
+    old += [("layers", entry["layer"], entry) for entry in header["layers"]]
+    old += [("feedforward", entry["layer"], entry) for entry in header.get("feedforward", ())]
+    assert len(old) == len(found.moves)
+    read: set[str] = set()
+    for move, (kind, layer, entry) in zip(found.moves, old, strict=True):
+        assert layer is None or move.layer == layer
+        facts, now = entry.get("group", entry), json.loads(json.dumps(asdict(move.group)))
+        assert now.items() >= {name: facts[name] for name in facts if name != "statistics"}.items()
+        assert move.figures() == entry["statistics"]
+        beginning = kind if layer is None else f"{kind}.{move.block.partition('.')[2]}"
+        for name, part in move.element.tensors().items():
+            stored = tensors.get(f"{beginning}.{name}")
+            assert part.numel() == 0 if stored is None else torch.equal(as_stored(part), stored), name
+            read.add(f"{beginning}.{name}")
+    assert all(name in read or not tensor.numel() for name, tensor in tensors.items())
+    found.save(tmp_path / "now.safetensors")
+    again = Alignment.load(tmp_path / "now.safetensors")
+    for one, other in zip(found.moves, again.moves, strict=True):
+        assert (one.block, one.group, one.figures()) == (other.block, other.group, other.figures())
+        for name, part in one.element.tensors().items():
+            assert torch.equal(part, other.element.tensors()[name]), name
+
+
+def as_stored(part: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(part) if part.is_complex() else part

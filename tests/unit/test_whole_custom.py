@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import isobasin
-from isobasin.alignment import ResidualAlignment
+from isobasin.alignment import STREAM, Move
 from isobasin.choices import Targets
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
 from isobasin.model import TensorBlocks
@@ -21,7 +21,7 @@ from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 
 D, HEADS, WIDTH, UNITS, TOKENS = 12, 2, 6, 16, 20
 ATTENTION = isobasin.AttentionGroup(HEADS, 1, isobasin.BilinearGroup(WIDTH), isobasin.BilinearGroup(WIDTH))
-STREAM = isobasin.StreamGroup(D, isobasin.Basis.linear)
+TURNS = isobasin.StreamGroup(D, isobasin.Basis.linear)
 
 
 def described() -> isobasin.Specification:
@@ -37,7 +37,7 @@ def described() -> isobasin.Specification:
         "toy",
         (isobasin.AttentionSite(0, "attn", q, k, v, o, ATTENTION),),
         (isobasin.FeedForwardSite(0, "mlp", up, None, down, FeedForwardGroup(UNITS, Scale.positive), "relu"),),
-        isobasin.Stream(STREAM, (*vectors, *covectors)),
+        isobasin.Stream(TURNS, (*vectors, *covectors)),
     )
 
 
@@ -59,8 +59,9 @@ def planted(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A copy that every factor of the group has moved."""
     none = torch.ones(0, D, dtype=torch.float64)
     plain = isobasin.align_tensors(model(1), original, described(), scope="block", verify=False)
-    element = stream.sample(STREAM, none, none, torch.Generator().manual_seed(2), condition=3.0)
-    return replace(plain, stream=ResidualAlignment(STREAM, element)).moved_tensors(original, described())
+    element = stream.sample(TURNS, none, none, torch.Generator().manual_seed(2), condition=3.0)
+    moves = (Move(STREAM, TURNS, element), *plain.moves)
+    return replace(plain, moves=moves).moved_tensors(original, described())
 
 
 def test_any_invertible_map_keeps_the_function():

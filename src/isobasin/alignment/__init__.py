@@ -12,20 +12,27 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from isobasin.alignment.entries import (
-    FeedForwardAlignment,
-    FeedForwardStatistics,
-    LayerAlignment,
-    LayerStatistics,
-    ResidualAlignment,
-    ResidualStatistics,
-    condition_of,
-)
 from isobasin.alignment.file import FILE_NAME, Contents, read, write
+from isobasin.alignment.moves import (
+    ATTENTION,
+    FEEDFORWARD,
+    STREAM,
+    AnyMove,
+    AttentionMove,
+    FeedForwardMove,
+    Move,
+    Statistics,
+    StreamMove,
+    condition_of,
+    displaced,
+    kind_of,
+    named,
+    unmatched,
+)
 from isobasin.alignment.stream import Turned
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.feedforwards import FeedForward
@@ -33,9 +40,7 @@ from isobasin.architectures.registry import kind
 from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, Source, TensorBlocks
-from isobasin.symmetries import attention, feedforward
-from isobasin.symmetries.feedforward import FeedForwardGroup
-from isobasin.symmetries.groups import AttentionGroup
+from isobasin.symmetries import attention
 from isobasin.text import finite
 from isobasin.verification import Verification
 
@@ -43,15 +48,22 @@ if TYPE_CHECKING:
     from isobasin.verbs.apply import Moved
 
 __all__ = [
+    "ATTENTION",
+    "FEEDFORWARD",
     "FILE_NAME",
+    "STREAM",
     "Alignment",
-    "FeedForwardAlignment",
-    "FeedForwardStatistics",
-    "LayerAlignment",
-    "LayerStatistics",
-    "ResidualAlignment",
-    "ResidualStatistics",
+    "AnyMove",
+    "AttentionMove",
+    "FeedForwardMove",
+    "Move",
+    "Statistics",
+    "StreamMove",
     "condition_of",
+    "displaced",
+    "kind_of",
+    "named",
+    "unmatched",
 ]
 
 
@@ -61,19 +73,34 @@ class Alignment:
 
     Attributes:
         model_type: Architecture that it fits.
-        layers: The attention blocks in order.
+        moves: Of the residual stream, if that is turned, which is before all others; of the attention blocks in order;
+            and of the feed-forward blocks in order, unless they stay as they are.
         provenance: Free facts: names and SHA-256 of the inputs, method, head cost.
         verified: How the moved model's outputs compare with the model's, if that was measured; not saved.
-        feedforward: The feed-forward blocks in order; empty if they stay as they are.
-        stream: The residual stream, which moves before the blocks; None if it stays as it is.
     """
 
     model_type: str
-    layers: tuple[LayerAlignment, ...]
+    moves: tuple[AnyMove, ...]
     provenance: Mapping[str, str]
     verified: Verification | None = None
-    feedforward: tuple[FeedForwardAlignment, ...] = ()
-    stream: ResidualAlignment | None = None
+
+    def _of(self, kind: str) -> tuple[AnyMove, ...]:
+        return tuple(move for move in self.moves if move.block.partition(".")[0] == kind)
+
+    @property
+    def layers(self) -> tuple[AttentionMove, ...]:
+        """The moves of the attention blocks in order."""
+        return cast("tuple[AttentionMove, ...]", self._of(ATTENTION))
+
+    @property
+    def feedforward(self) -> tuple[FeedForwardMove, ...]:
+        """The moves of the feed-forward blocks in order; empty if they stay as they are."""
+        return cast("tuple[FeedForwardMove, ...]", self._of(FEEDFORWARD))
+
+    @property
+    def stream(self) -> StreamMove | None:
+        """The move of the residual stream; None if it stays as it is."""
+        return next(iter(self._of(STREAM)), None)
 
     @property
     def blocks(self) -> int:
@@ -89,12 +116,8 @@ class Alignment:
         return _total(self.feedforward)
 
     def total_distance(self) -> dict[str, float]:
-        """Frobenius distance of all that is matched, before and after."""
-        if self.stream is not None:
-            found = self.stream.statistics
-            return {"before": found.distance_before, "after": found.distance_after}
-        parts = self.distance(), self.feedforward_distance()
-        return {when: math.hypot(*(part[when] for part in parts)) for when in ("before", "after")}
+        """Frobenius distance of all that is matched, before and after: of whole models, of the stream's tensors."""
+        return _total(self._of(STREAM) or self.moves)
 
     def inverse(self) -> Alignment:
         """The alignment that takes every move back.
@@ -103,76 +126,66 @@ class Alignment:
             AlignmentError: It turns the residual stream and shifts routers by vectors of that.
         """
         self._check_turned(self)
-        layers = tuple(layer.inverse() for layer in self.layers)
-        moved = tuple(layer.inverse() for layer in self.feedforward)
-        stream = None if self.stream is None else self.stream.inverse()
         facts = {**self.provenance, "operation": "inverse"}
-        return Alignment(self.model_type, layers, facts, feedforward=moved, stream=stream)
+        return Alignment(self.model_type, tuple(move.inverse() for move in self.moves), facts)
 
     def compose(self, first: Alignment) -> Alignment:
-        """The alignment that acts as `first` and then as this one.
+        """The alignment that acts as `first` and then as this one; what only one of the two moves, as that does.
 
         Raises:
             AlignmentError: If the two don't fit one architecture, or this one turns the residual stream after the other
                 shifted routers by vectors of that.
         """
         self._check_turned(first)
-        groups = [layer.group for layer in first.feedforward]
-        self.check_fits(first.model_type, [layer.group for layer in first.layers], "the other alignment", groups)
-        layers = tuple(b.compose(a) for a, b in zip(first.layers, self.layers, strict=True))
-        moved = self.feedforward or first.feedforward
-        if self.feedforward and first.feedforward:
-            moved = tuple(b.compose(a) for a, b in zip(first.feedforward, self.feedforward, strict=True))
-        stream = self.stream or first.stream
-        if self.stream is not None and first.stream is not None:
-            if self.stream.group != first.stream.group or self.stream.keep_gains != first.stream.keep_gains:
-                raise AlignmentError("the two alignments move the residual stream by different groups")
-            stream = self.stream.compose(first.stream)
-        return Alignment(self.model_type, layers, {"operation": "composed"}, feedforward=moved, stream=stream)
+        self.check_fits(first.model_type, [(move.block, move.group) for move in first.moves], "the other alignment")
+        if self.stream is not None and first.stream is not None and self.stream.group != first.stream.group:
+            raise AlignmentError("the two alignments move the residual stream by different groups")
+        before = {move.block: move for move in first.moves}
+        own = {move.block: move.compose(before[move.block]) if move.block in before else move for move in self.moves}
+        # Whatever order the blocks of either are in, the stream comes first.
+        both = sorted((before | own).values(), key=lambda move: move.block != STREAM)
+        return Alignment(self.model_type, tuple(both), {"operation": "composed"})
 
     def _check_turned(self, shifting: Alignment) -> None:
         """Refuse to turn the residual stream after shifts of routers, whose entries here have no basis."""
         if self.stream is not None and any(bool(x.element.shift.any()) for x in shifting.feedforward):
             raise AlignmentError("routers are shifted by vectors of the residual stream, which is turned after that")
 
-    def check_fits(
-        self,
-        model_type: str,
-        groups: Sequence[AttentionGroup],
-        name: str,
-        feedforward: Sequence[FeedForwardGroup] = (),
-    ) -> None:
+    def check_fits(self, model_type: str, groups: Sequence[tuple[str, object]], name: str) -> None:
         """Refuse an architecture that this alignment wasn't made for.
 
         Args:
             model_type: Its model type.
-            groups: Groups of its attention blocks.
+            groups: The groups of its blocks, each with the block's name; kinds of blocks of which there are none are
+                not compared.
             name: What to call it.
-            feedforward: Groups of its feed-forward blocks; compared if there are any on both sides.
 
         Raises:
             AlignmentError: Naming the first difference.
         """
         if kind(model_type) != kind(self.model_type):
             raise AlignmentError(f"the alignment is for {self.model_type}, but {name} is {model_type}")
-        both = self.feedforward and feedforward
-        for entries, found in ((self.layers, groups), (self.feedforward, feedforward) if both else ((), ())):
-            if len(found) != len(entries):
-                raise AlignmentError(f"the alignment has {len(entries)} layers, {name} has {len(found)}")
-            for entry, group in zip(entries, found, strict=True):
-                if entry.group != group:
-                    raise AlignmentError(f"layer {entry.layer}: the alignment is for {entry.group}, {name} has {group}")
+        for which in (ATTENTION, FEEDFORWARD):
+            moves, found = self._of(which), [item for item in groups if item[0].partition(".")[0] == which]
+            if not moves or not found:
+                continue
+            if len(found) != len(moves):
+                raise AlignmentError(f"the alignment has {len(moves)} layers, {name} has {len(found)}")
+            for move, (block, group) in zip(moves, found, strict=True):
+                if (move.block, move.group) != (block, group):
+                    raise AlignmentError(f"layer {move.layer}: the alignment is for {move.group}, {name} has {group}")
 
-    def sites(self, model: Blocks) -> tuple[Sequence[AttentionSite], Sequence[FeedForward]]:
-        """The attention and the feed-forward blocks of a model that this alignment moves.
+    def sites(self, model: Blocks) -> list[tuple[AnyMove, AttentionSite | FeedForward]]:
+        """The moves of attention and feed-forward blocks with the blocks of a model that they move.
 
         Raises:
             AlignmentError: If the model has another architecture.
         """
         specification = model.specification
-        moving = model.feedforwards() if self.feedforward else ()
-        groups = [site.group for site in specification.sites], [site.group for site in moving]
-        self.check_fits(specification.model_type, groups[0], model.name, groups[1])
+        found = list(named(ATTENTION, specification.sites))
+        if self.feedforward:
+            found += named(FEEDFORWARD, model.feedforwards())
+        self.check_fits(specification.model_type, [(block, site.group) for block, site in found], model.name)
         for first, *others in specification.ties:
             for other in others:
                 if not attention.same_heads(self.layers[first].element, self.layers[other].element):
@@ -180,7 +193,8 @@ class Alignment:
                         f"layers {first} and {other} of {model.name} read one table of position biases, but the "
                         "alignment permutes their heads differently"
                     )
-        return specification.sites, moving
+        moves = {move.block: move for move in self.moves}
+        return [(moves[block], site) for block, site in found]
 
     def apply(self, model: Source, output: str | os.PathLike[str] | None = None, **options: Any) -> Moved:
         """Make the move on a model; arguments and result as `isobasin.apply`."""
@@ -205,20 +219,13 @@ class Alignment:
         Raises:
             AlignmentError: If the model has another architecture.
         """
-        sites, moving = self.sites(model)
-        turned = self.turned(model, device)
-        model = turned or model
+        pairs, turned = self.sites(model), self.turned(model, device)
         done: set[str] = set()
-        for layer, site in zip(self.layers, sites, strict=True):
-            stored = model.double(site.shapes(), device)
-            new = site.write(stored, attention.act(layer.group, layer.element.to(device), site.read(stored, device)))
+        for move, site in pairs:
+            stored = (turned or model).double(site.shapes(), device)
+            new = site.write(stored, move.act(site.read(stored, device)))
             # Blocks that read one table move it alike: it is given once.
             yield {name: tensor for name, tensor in new.items() if name not in done}
-            done |= new.keys()
-        for layer, site in zip(self.feedforward, moving, strict=True):
-            stored = model.double(site.shapes(), device)
-            new = site.write(stored, feedforward.act(layer.group, layer.element.to(device), site.read(stored, device)))
-            yield new
             done |= new.keys()
         if turned is not None:
             yield from turned.rest(done)
@@ -229,21 +236,20 @@ class Alignment:
         Raises:
             AlignmentError: If the model's stream has another group.
         """
-        if self.stream is None:
+        move = self.stream
+        if move is None:
             return None
-        stream = model.stream(keep_gains=self.stream.keep_gains)
-        norms = len(self.stream.element.gains)
-        if stream.group != self.stream.group or len(stream.norms) != norms:
+        plan = model.stream(keep_gains=move.group.keep_gains)
+        if plan.group != move.group:
             raise AlignmentError(
-                f"the alignment moves a residual stream by {self.stream.group} and {norms} normalisations, "
-                f"{model.name} has {stream.group} and {len(stream.norms)}"
+                f"the alignment moves a residual stream by {move.group} and {move.group.norms} normalisations, "
+                f"{model.name} has {plan.group} and {plan.group.norms}"
             )
-        return Turned(model, stream, self.stream.element, device)
+        return Turned(model, plan, move.element, device)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write one safetensors file, all of it or nothing."""
-        contents = Contents(self.model_type, self.layers, self.feedforward, self.provenance, self.stream)
-        write(contents, Path(path), force=force)
+        write(Contents(self.model_type, self.moves, self.provenance), Path(path), force=force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Alignment:
@@ -252,18 +258,16 @@ class Alignment:
         Raises:
             AlignmentError: If it is missing, damaged, or no alignment.
         """
-        found = read(Path(path))
-        blocks = found.feedforward, found.stream
-        return cls(found.model_type, found.layers, found.provenance, None, *blocks)
+        return cls(*read(Path(path)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         found: dict[str, Any] = {
             "distance": finite(self.distance()),
-            "layers": [layer.to_json() for layer in self.layers],
+            "layers": [move.to_json() for move in self.layers],
         }
         if self.feedforward:
-            layers = [layer.to_json() for layer in self.feedforward]
+            layers = [move.to_json() for move in self.feedforward]
             found["feedforward"] = {"distance": finite(self.feedforward_distance()), "layers": layers}
         if self.stream is not None:
             found["residual"] = self.stream.to_json()
@@ -278,9 +282,9 @@ class Alignment:
         return f"Alignment({self.model_type}, {len(self.layers)} layers{gap})"
 
     def _repr_html_(self) -> str:
-        tables = [_table([layer.to_json() for layer in self.layers], _COLUMNS)]
+        tables = [_table([move.to_json() for move in self.layers], _COLUMNS)]
         if self.feedforward:
-            tables.append(_table([layer.to_json() for layer in self.feedforward], _FEEDFORWARD_COLUMNS))
+            tables.append(_table([move.to_json() for move in self.feedforward], _FEEDFORWARD_COLUMNS))
         return f"<p>{html.escape(repr(self))}</p>{''.join(tables)}"
 
 
@@ -297,9 +301,9 @@ _COLUMNS = {
 _FEEDFORWARD_COLUMNS = {"layer": "feed-forward", **_DISTANCES, "moved_units": "units moved", "status": "status"}
 
 
-def _total(entries: Sequence[LayerAlignment | FeedForwardAlignment]) -> dict[str, float]:
-    before = [entry.statistics.distance_before for entry in entries]
-    after = [entry.statistics.distance_after for entry in entries]
+def _total(moves: Sequence[AnyMove]) -> dict[str, float]:
+    before = [move.statistics.distance_before for move in moves]
+    after = [move.statistics.distance_after for move in moves]
     return {"before": math.hypot(*before), "after": math.hypot(*after)}
 
 

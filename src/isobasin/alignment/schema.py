@@ -2,132 +2,64 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from isobasin.alignment.entries import FeedForwardStatistics, LayerStatistics, ResidualStatistics
-from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
-from isobasin.symmetries.stream import Basis
+from isobasin.alignment.moves import ATTENTION, FEEDFORWARD, KINDS, STREAM, AnyMove, Statistics, block_names
+from isobasin.errors import AlignmentError
 
-Found = TypeVar("Found", LayerStatistics, FeedForwardStatistics, ResidualStatistics)
+FORMAT = "2"
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Bilinear(_Model):
-    """A bilinear group in a file."""
+class Entry(_Model):
+    """One block in a file: all of its move but the element."""
 
-    features: int
-    planes: tuple[tuple[int, int], ...]
-
-    def build(self) -> BilinearGroup:
-        return BilinearGroup(self.features, self.planes)
-
-
-class _Latent(_Model):
-    """What heads share, in a file."""
-
-    query: int
-    key_value: int
-    rotary: _Bilinear
-
-    def build(self) -> LatentGroup:
-        return LatentGroup(self.query, self.key_value, self.rotary.build())
-
-
-class _Attention(_Model):
-    """An attention group in a file."""
-
-    groups: PositiveInt
-    queries: PositiveInt
-    query_key: _Bilinear
-    value_output: _Bilinear
-    key_shift: bool
-    value_shift: bool
-    norm: QueryKeyNorm | None = None
-    permuted: bool = True
-    table: tuple[int, ...] = ()
-    sink: bool = False
-    latent: _Latent | None = None
-    means: int = 0
-
-    def build(self) -> AttentionGroup:
-        return AttentionGroup(
-            self.groups,
-            self.queries,
-            self.query_key.build(),
-            self.value_output.build(),
-            self.key_shift,
-            self.value_shift,
-            self.norm,
-            self.permuted,
-            self.table,
-            self.sink,
-            None if self.latent is None else self.latent.build(),
-            self.means,
-        )
-
-
-class _FeedForward(_Model):
-    """A feed-forward group in a file."""
-
-    units: int
-    up: Scale
-    gate: Scale | None
-    degree: int
-    experts: int | None = None
-    expert_groups: int = 1
-    shift: int = 0
-
-    def build(self) -> FeedForwardGroup:
-        scales = self.units, self.up, self.gate, self.degree
-        return FeedForwardGroup(*scales, self.experts, self.expert_groups, self.shift)
-
-
-class _Statistics(_Model):
+    block: str
+    group: dict[str, Any]
     statistics: dict[str, float | int | str | None]
 
-    def read(self, kind: type[Found]) -> Found:
-        """The statistics of a kind, each of the type that it has there, with the numbers that JSON can't hold."""
-        values: dict[str, Any] = {k: math.nan if v is None else v for k, v in self.statistics.items()}
-        found = kind(**values)
-        for name, default in asdict(kind()).items():
-            value = getattr(found, name)
+    @classmethod
+    def of(cls, move: AnyMove) -> Entry:
+        """What is written of a move."""
+        return cls(block=move.block, group=asdict(move.group), statistics=move.figures())
+
+    def read(self) -> tuple[Any, Statistics]:
+        """The group and the statistics, each value of the type that it has there.
+
+        Raises:
+            ValueError: They are none of a block of this kind.
+        """
+        name, *place = self.block.split(".")
+        if name not in KINDS or not all(part.isdecimal() for part in place) or bool(place) is (name == STREAM):
+            raise ValueError(f"no block is called {self.block!r}")
+        kind = KINDS[name]
+        group = TypeAdapter(kind.group).validate_json(json.dumps(self.group), strict=True)
+        if unknown := set(_paths(self.group)) - set(_paths(asdict(cast(Any, group)))):
+            raise ValueError(f"{self.block}: a group has no {min(unknown)}")
+        if unknown := self.statistics.keys() - set(kind.figures):
+            raise ValueError(f"{self.block}: there is no figure {min(unknown)!r}")
+        found = Statistics(**{k: math.nan if v is None else v for k, v in self.statistics.items()})  # pyright: ignore[reportArgumentType]
+        for field in fields(found):
+            value, default = getattr(found, field.name), getattr(Statistics(), field.name)
             if not isinstance(value, (float, int) if isinstance(default, float) else type(default)):
-                raise ValueError(f"{name} is {value!r}")
-        return found
+                raise ValueError(f"{self.block}: {field.name} is {value!r}")
+        return group, found
 
 
-class _Entry(_Statistics):
-    layer: int
-
-
-class ResidualEntry(_Statistics):
-    """The residual stream in a file."""
-
-    width: int
-    basis: Basis
-    norms: int
-    keep_gains: bool
-
-
-class LayerEntry(_Entry):
-    """An attention block in a file."""
-
-    group: _Attention
-
-
-class FeedForwardLayerEntry(_Entry):
-    """A feed-forward block in a file."""
-
-    group: _FeedForward
+def _paths(facts: Any, beginning: str = "") -> Iterator[str]:
+    """The names of all facts in nested dictionaries."""
+    for name, value in facts.items() if isinstance(facts, dict) else ():
+        yield f"{beginning}{name}"
+        yield from _paths(value, f"{beginning}{name}.")
 
 
 class Header(_Model):
@@ -135,9 +67,23 @@ class Header(_Model):
 
     model_type: str
     provenance: dict[str, str]
-    layers: list[LayerEntry]
-    feedforward: list[FeedForwardLayerEntry] = []
-    residual: ResidualEntry | None = None
+    moves: list[Entry]
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str]) -> Header:
+        """The header of a file of this format, or of an older one.
+
+        Raises:
+            AlignmentError: The file is of a newer one.
+            ValueError: It is no header.
+        """
+        written, found = metadata.get("format", "1"), metadata.get("isobasin", "")
+        if written not in ("1", FORMAT):
+            raise AlignmentError(f"it has format {written}, this version of isobasin knows up to {FORMAT}: update it")
+        header = _Header1.model_validate_json(found).now() if written == "1" else cls.model_validate_json(found)
+        if len({entry.block for entry in header.moves}) < len(header.moves):
+            raise ValueError("it moves a block twice")
+        return header
 
     def check_sizes(self, held: int) -> None:
         """Refuse groups that are larger than all tensors together, before anything of their size is made.
@@ -145,20 +91,63 @@ class Header(_Model):
         Args:
             held: Number of values of the file's tensors; a group has at least as many as its largest size.
         """
-        groups = [entry.group.model_dump(exclude={"means"}) for entry in (*self.layers, *self.feedforward)]
-        if self.residual is not None:
-            groups.append({"width": self.residual.width, "norms": self.residual.norms})
-        claimed = sum(max(_integers(group), default=0) for group in groups)
+        # Means are no part of an element.
+        groups = [{name: value for name, value in entry.group.items() if name != "means"} for entry in self.moves]
+        claimed = sum(max(_numbers(group), default=0) for group in groups)
         if claimed > held:
             raise ValueError(f"its groups are of size {claimed:.4g}, its tensors have {held} values")
 
 
-def _integers(value: Any) -> Iterator[int]:
-    """Every integer in nested lists and dictionaries."""
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number in nested lists and dictionaries."""
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _integers(item)
-    elif isinstance(value, int):
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)):
         yield value
+
+
+class _Block1(_Model):
+    """A block of layers in a file of format 1."""
+
+    layer: int
+    group: dict[str, Any]
+    statistics: dict[str, float | int | str | None]
+
+
+class _Stream1(_Model):
+    """The stream in a file of format 1."""
+
+    width: int
+    basis: str
+    norms: int
+    keep_gains: bool
+    statistics: dict[str, float | int | str | None]
+
+
+class _Header1(_Model):
+    """The header of a file of format 1, which knew each kind of block by itself."""
+
+    model_type: str
+    provenance: dict[str, str]
+    layers: list[_Block1]
+    feedforward: list[_Block1] = []
+    residual: _Stream1 | None = None
+
+    def now(self) -> Header:
+        """The same in the present form; tensors of a block are called after it, in either format."""
+        moves: list[Entry] = []
+        if self.residual is not None:
+            facts = self.residual.model_dump(exclude={"statistics"})
+            moves.append(Entry(block=STREAM, group=facts, statistics=self.residual.statistics))
+        for kind, blocks in ((ATTENTION, self.layers), (FEEDFORWARD, self.feedforward)):
+            names = block_names(kind, (block.layer for block in blocks))
+            for name, block in zip(names, blocks, strict=True):
+                moves.append(Entry(block=name, group=block.group, statistics=block.statistics))
+        return Header(model_type=self.model_type, provenance=self.provenance, moves=moves)
+
+
+# What tensors of format 1 were called after.
+NAMES_1 = {"attention": "layers", "feedforward": "feedforward", "stream": "residual"}

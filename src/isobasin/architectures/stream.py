@@ -193,7 +193,7 @@ def find(
     along = (*_writers(checkpoint), *bare, *(item for norm in kept for item in _kept(norm)))
     inside = {item for norm in folded for item in norm.writers}
     found = Stream(
-        StreamGroup(sites[0][0].width, stream.basis(kept=keep_gains or bool(kept))),
+        StreamGroup(sites[0][0].width, stream.basis(kept=keep_gains or bool(kept)), keep_gains=keep_gains),
         tuple(item for item in dict.fromkeys(along) if item not in inside),
         folded,
         stream.mean,

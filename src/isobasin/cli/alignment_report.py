@@ -14,7 +14,7 @@ from isobasin.cli.tables import change, heads, layers, number, small, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from isobasin.alignment import Alignment, ResidualAlignment
+    from isobasin.alignment import Alignment, StreamMove
     from isobasin.verification import Verification
 
 # Float32 rounds a thousand times finer than this: only 16-bit types, or extreme maps, reach it.
@@ -64,12 +64,14 @@ def alignment_report(alignment: Alignment, max_condition: float | None) -> Itera
     if alignment.feedforward:
         yield _feedforward(alignment)
     if alignment.stream is not None:
-        yield from _residual(alignment.stream)
+        yield from _stream(alignment.stream)
     yield from _capped(alignment, max_condition)
     yield from _rounding(alignment)
 
 
 def _feedforward(alignment: Alignment) -> Table:
+    from isobasin.alignment import displaced
+
     found = table(
         "layer",
         "units",
@@ -87,7 +89,7 @@ def _feedforward(alignment: Alignment) -> Table:
         figures = number(before), number(after), change(before, after)
         experts = f"{layer.group.experts} × " if layer.group.experts else ""
         units = f"{experts}{layer.group.units:,}"
-        found.add_row(str(layer.layer), units, f"{layer.moved_units:,}", *figures, stats.status)
+        found.add_row(str(layer.layer), units, f"{displaced(layer.element.permutation):,}", *figures, stats.status)
     total = alignment.feedforward_distance()
     before, after = total["before"], total["after"]
     found.add_section()
@@ -95,14 +97,14 @@ def _feedforward(alignment: Alignment) -> Table:
     return found
 
 
-def _residual(entry: ResidualAlignment) -> Iterator[RenderableType]:
+def _stream(move: StreamMove) -> Iterator[RenderableType]:
     """One line about the residual stream, and what couldn't be matched or taken over."""
-    stats = entry.statistics
+    stats = move.statistics
     if math.isfinite(stats.distance_before):
         before, after = number(stats.distance_before), number(stats.distance_after)
         share = change(stats.distance_before, stats.distance_after)
         yield (
-            f"Residual stream by {entry.group}: whole models, normalisations folded, {before} -> {after} ({share}); "
+            f"Residual stream by {move.group}: whole models, normalisations folded, {before} -> {after} ({share}); "
             f"start {stats.start}, {stats.sweeps} {'sweep' if stats.sweeps == 1 else 'sweeps'}."
         )
     if stats.small_gains:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from isobasin.alignment import Alignment, LayerAlignment
+from isobasin.alignment import Alignment, AttentionMove
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import Checkpoint, check_output
 from isobasin.checkpoints.output import sole_writer
@@ -314,7 +314,7 @@ def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) 
     )
 
 
-def _layer_record(a: Blocks, b: Blocks, index: int, layer: LayerAlignment, cost: HeadCost) -> LayerRecord:
+def _layer_record(a: Blocks, b: Blocks, index: int, layer: AttentionMove, cost: HeadCost) -> LayerRecord:
     costs = (
         head_costs(layer.group, read_blocks(a, [index]), read_blocks(b, [index]), cost)[0]
         .transpose(1, 2)

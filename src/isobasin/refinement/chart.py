@@ -14,23 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from isobasin.alignment import (
-    Alignment,
-    FeedForwardAlignment,
-    FeedForwardStatistics,
-    LayerAlignment,
-    LayerStatistics,
-    ResidualAlignment,
-    condition_of,
-)
+from isobasin.alignment import ATTENTION, FEEDFORWARD, STREAM, Alignment, AnyMove, Move, StreamMove, kind_of, named
 from isobasin.alignment.stream import gains_of
-from isobasin.architectures.blocks import labels
 from isobasin.model import Blocks
 from isobasin.symmetries import stream
 from isobasin.symmetries.along import Stream
-from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.factor import Parts
-from isobasin.symmetries.feedforward import FeedForwardElement
 from isobasin.symmetries.product import Product
 from isobasin.symmetries.stream import Basis, StreamGroup, complement, lift
 
@@ -48,7 +37,6 @@ class Chart:
         *,
         feedforward: bool,
         stream: Stream | None,
-        keep_gains: bool = False,
         device: str = "cpu",
     ) -> None:
         """All coordinates at 0.
@@ -57,12 +45,11 @@ class Chart:
             model: Whose group it is.
             feedforward: Move feed-forward blocks too.
             stream: Its residual stream; None to leave that as it is.
-            keep_gains: Whether that stream was found with all gains kept.
             device: Where to compute.
         """
-        self._model, self._stream, self._keep_gains, self._device = model, stream, keep_gains, device
-        sites = model.feedforwards() if feedforward else ()
-        self._feedforwards = list(zip(labels(site.layer for site in sites), sites, strict=True))
+        self._model, self._stream, self._device = model, stream, device
+        self._attentions = named(ATTENTION, model.specification.sites)
+        self._feedforwards = named(FEEDFORWARD, model.feedforwards() if feedforward else ())
         self._norms = None if stream is None else gains_of(model, stream, device)
         sizes = dict(self._sizes())
         self.coordinates = {
@@ -85,10 +72,8 @@ class Chart:
             yield "stream.biases", (sum(norm.absorbed for norm in norms), group.width)
 
     def _groups(self) -> Iterator[tuple[str, Product]]:
-        for site in self._model.specification.sites:
-            yield f"attention.{site.layer}", site.group
-        for label, site in self._feedforwards:
-            yield f"feedforward.{label}", site.group
+        for name, site in (*self._attentions, *self._feedforwards):
+            yield name, site.group
 
     def _parts(self, name: str, group: Product) -> Parts:
         """The parts of a block's element at the coordinates."""
@@ -98,61 +83,32 @@ class Chart:
 
     def alignment(self) -> Alignment:
         """The group element at the coordinates, differentiable by them."""
-        layers = tuple(
-            LayerAlignment(
-                site.layer,
-                site.group,
-                AttentionElement(self._parts(f"attention.{site.layer}", site.group)),
-                LayerStatistics(),
-            )
-            for site in self._model.specification.sites
-        )
-        moved = tuple(
-            FeedForwardAlignment(
-                site.layer,
-                site.group,
-                FeedForwardElement(self._parts(f"feedforward.{label}", site.group)),
-                FeedForwardStatistics(),
-            )
-            for label, site in self._feedforwards
-        )
-        model_type = self._model.specification.model_type
-        facts = {"operation": "refine"}
-        return Alignment(model_type, layers, facts, feedforward=moved, stream=self._residual())
+        moves: list[AnyMove] = []
+        if self._stream is not None and self._norms is not None:
+            moves.append(self._turn(self._stream, *self._norms))
+        for name, group in self._groups():
+            moves.append(Move(name, group, kind_of(name).element(self._parts(name, group))))
+        return Alignment(self._model.specification.model_type, tuple(moves), {"operation": "refine"})
 
     def element(self) -> Alignment:
         """The same without gradients, on the CPU, with the condition of every map."""
         with torch.no_grad():
             found = self.alignment()
-            layers = tuple(
-                replace(
-                    layer,
-                    element=layer.element.to("cpu"),
-                    statistics=LayerStatistics(condition=condition_of(layer.group, layer.element)),
-                )
-                for layer in found.layers
-            )
-            moved = tuple(replace(layer, element=layer.element.to("cpu")) for layer in found.feedforward)
-            stream = found.stream
-            if stream is not None:
-                stream = replace(stream, element=stream.element.to("cpu"))
-        return replace(found, layers=layers, feedforward=moved, stream=stream)
+            return replace(found, moves=tuple(move.having(move.element.to("cpu")) for move in found.moves))
 
-    def _residual(self) -> ResidualAlignment | None:
-        if self._stream is None or self._norms is None:
-            return None
-        group = self._stream.group
-        start = stream.identity(group, *self._norms)
+    def _turn(self, plan: Stream, old_gains: Tensor, old_biases: Tensor) -> StreamMove:
+        group = plan.group
+        start = stream.identity(group, old_gains, old_biases)
         gains, biases = self.coordinates.get("stream.gains"), self.coordinates.get("stream.biases")
         if gains is not None:
             start = replace(start, gains=start.gains * gains.exp())
         if biases is not None:
-            which = torch.tensor([norm.absorbed for norm in self._stream.norms], device=biases.device)
+            which = torch.tensor([norm.absorbed for norm in plan.norms], device=biases.device)
             start = replace(start, biases=start.biases.index_add(0, which.nonzero().squeeze(-1), biases))
         matrix = self.coordinates.get("stream.matrix")
         if matrix is not None:
             start = replace(start, matrix=_map(group, matrix))
-        return ResidualAlignment(group, start, self._keep_gains)
+        return Move(STREAM, group, start)
 
 
 def _map(group: StreamGroup, coordinates: Tensor) -> Tensor:

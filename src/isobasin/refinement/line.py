@@ -77,13 +77,13 @@ class End:
         tensors = {name: t.to(device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()}
         for changed in start.moved(model, device) if moved else ():
             tensors |= changed
-        keep = start.stream is not None and start.stream.keep_gains
+        keep = start.stream is not None and start.stream.group.keep_gains
         stream = None if start.stream is None else model.stream(keep_gains=keep)
         feedforwards = model.feedforwards() if start.feedforward else ()
         described = replace(model.specification, feedforwards=feedforwards, stream=stream)
         blocks = TensorBlocks(model.name, tensors, described)
-        options = {"feedforward": bool(start.feedforward), "keep_gains": keep}
-        return cls(blocks, types, Chart(blocks, stream=stream, device=device, **options) if movable else None)
+        chart = Chart(blocks, feedforward=bool(start.feedforward), stream=stream, device=device) if movable else None
+        return cls(blocks, types, chart)
 
     def tensors(self, device: str) -> dict[str, Tensor]:
         """Its tensors at the coordinates."""

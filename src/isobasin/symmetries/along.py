@@ -98,7 +98,7 @@ class Stream:
     """The residual stream of a checkpoint.
 
     Attributes:
-        group: Which maps it has.
+        group: Which maps it has; how many normalisations are folded follows from `norms`.
         along: Everything that runs along it but for folded normalisations and their readers.
         norms: The folded normalisations.
         centred: Whether normalisations subtract the mean.
@@ -108,6 +108,9 @@ class Stream:
     along: tuple[Along, ...]
     norms: tuple[Norm, ...] = ()
     centred: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "group", replace(self.group, norms=len(self.norms)))
 
     def named(self, change: Callable[[str], str]) -> Stream:
         """The same stream with all names changed."""

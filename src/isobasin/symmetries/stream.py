@@ -44,15 +44,19 @@ class Basis(StrEnum):
 
 @dataclass(frozen=True)
 class StreamGroup:
-    """The symmetry group of one model's residual stream.
+    """The symmetry group of one model's residual stream: maps of its basis, gains and biases of normalisations.
 
     Attributes:
         width: d.
         basis: Which maps it has.
+        norms: How many normalisations are folded, whose gains and biases are free.
+        keep_gains: Whether it is the subgroup in which none is folded, though some could be.
     """
 
     width: int
     basis: Basis
+    norms: int = 0
+    keep_gains: bool = False
 
     @property
     def dimension(self) -> int:
@@ -114,8 +118,14 @@ class StreamElement:
         return StreamElement(**{name: part.to(device) for name, part in self.tensors().items()})
 
 
-def identity(group: StreamGroup, gains: Tensor, biases: Tensor) -> StreamElement:
-    """The element that moves nothing in a model with these gains and biases, `(norms, d)` each."""
+def identity(
+    group: StreamGroup, gains: Tensor | None = None, biases: Tensor | None = None, device: torch.device | str = "cpu"
+) -> StreamElement:
+    """The element that moves nothing in a model with these gains and biases, `(norms, d)` each; ones and zeros."""
+    if gains is None:
+        gains = torch.ones(group.norms, group.width, dtype=torch.float64, device=device)
+    if biases is None:
+        biases = torch.zeros_like(gains)
     matrix = torch.eye(group.width, dtype=torch.float64, device=gains.device)
     return StreamElement(matrix, gains, biases, gains.clone(), biases.clone())
 
@@ -177,7 +187,7 @@ def _sample_matrix(group: StreamGroup, generator: torch.Generator, condition: fl
     return haar(d, (), generator) @ (exponents.exp().unsqueeze(-1) * haar(d, (), generator))
 
 
-def compose(second: StreamElement, first: StreamElement) -> StreamElement:
+def compose(group: StreamGroup, second: StreamElement, first: StreamElement) -> StreamElement:
     """The element that acts as `first` and then `second`."""
     return replace(second, matrix=first.matrix @ second.matrix, old_gains=first.old_gains, old_biases=first.old_biases)
 

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import (
+    ATTENTION,
+    FEEDFORWARD,
     Alignment,
-    FeedForwardAlignment,
-    FeedForwardStatistics,
-    LayerAlignment,
-    LayerStatistics,
+    AttentionMove,
+    FeedForwardMove,
+    Move,
+    Statistics,
     condition_of,
+    named,
 )
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.resolve import check_comparable
@@ -233,18 +236,19 @@ def match_blocks(
         digests: Fed with the tensors of either as they are read.
         inputs: Moments of the reference's inputs, where distances are weighted by them.
     """
-    pairs = list(zip(a.feedforwards(), b.feedforwards(), strict=True)) if matching.feedforward else []
+    theirs = named(FEEDFORWARD, b.feedforwards() if matching.feedforward else ())
+    pairs = list(zip(a.feedforwards() if matching.feedforward else (), theirs, strict=True))
     steps = len(b.specification.sites) + len(pairs)
     running.progress("matching", 0, steps)
     layers, checks = _match_attention(a, b, matching, running, digests, steps, inputs)
-    moved: list[FeedForwardAlignment] = []
-    for ours, theirs in pairs:
-        entry, check = _match_feedforward(a, ours, b, theirs, running, digests, inputs)
-        moved.append(entry)
+    moved: list[FeedForwardMove] = []
+    for ours, (block, site) in pairs:
+        move, check = _match_feedforward(a, ours, b, site, block, running, digests, inputs)
+        moved.append(move)
         checks += check
         running.progress("matching", len(layers) + len(moved), steps)
     verified = max(checks, key=lambda check: check.max_rel, default=None)
-    return Alignment(b.specification.model_type, tuple(layers), {}, verified, tuple(moved))
+    return Alignment(b.specification.model_type, (*layers, *moved), {}, verified)
 
 
 def _match_attention(
@@ -255,13 +259,14 @@ def _match_attention(
     digests: Digests,
     steps: int,
     inputs: ByName | None,
-) -> tuple[list[LayerAlignment], list[Verification]]:
+) -> tuple[list[AttentionMove], list[Verification]]:
     """Match the attention blocks, those that are alike together."""
     sites, dtype = b.specification.sites, running.dtype or b.dtype()
     eps = max(torch.finfo(model.dtype()).eps for model in (a, b))
     # What is kept is allocated before the large temporaries, which could not be returned to the system around it.
     elements = [attention.identity(site.group) for site in sites]
-    layers: list[LayerAlignment] = []
+    blocks = [block for block, _ in named(ATTENTION, sites)]
+    layers: list[AttentionMove] = []
     checks: list[Verification] = []
     heads = _tied_heads(a, b, matching, running, inputs)
     for batch in batches(sites):
@@ -281,7 +286,7 @@ def _match_attention(
         statistics = _statistics(found, reference, moving, group, dtype, eps)
         for position, index in enumerate(batch):
             elements[index].copy_(found.element[position])
-            layers.append(LayerAlignment(sites[index].layer, group, elements[index], statistics[position]))
+            layers.append(Move(blocks[index], group, elements[index], statistics[position]))
             if running.verify:
                 check = compare_blocks(group, moving[position], found.moved[position])
                 checks.append(_accepted(sites[index].name, check))
@@ -342,11 +347,12 @@ def _match_feedforward(
     ours: FeedForward,
     b: Blocks,
     theirs: FeedForward,
+    block: str,
     running: Running,
     digests: Digests,
     inputs: ByName | None,
-) -> tuple[FeedForwardAlignment, list[Verification]]:
-    """Match one feed-forward block."""
+) -> tuple[FeedForwardMove, list[Verification]]:
+    """Match one feed-forward block, which moves call `block`."""
     weights: list[FeedForwardWeights] = []
     for blocks, site, digest in ((a, ours, digests[0]), (b, theirs, digests[1])):
         stored = blocks.stored(site)
@@ -361,11 +367,11 @@ def _match_feedforward(
     eps = max(torch.finfo(blocks.dtype(feedforward=True)).eps for blocks in (a, b))
     after = feedforward.distance(reference, found.moved)
     status = "exact" if after <= size * min(max(1e-9, 20 * eps), 1e-3) else "optimal"
-    statistics = FeedForwardStatistics(feedforward.distance(reference, model), after, status)
-    entry = FeedForwardAlignment(theirs.layer, theirs.group, found.element.to("cpu"), statistics)
+    statistics = Statistics(feedforward.distance(reference, model), after, status=status)
+    move = Move(block, theirs.group, found.element.to("cpu"), statistics)
     if not running.verify:
-        return entry, []
-    return entry, [_accepted(theirs.name, compare_feedforward(theirs, model, found.moved))]
+        return move, []
+    return move, [_accepted(theirs.name, compare_feedforward(theirs, model, found.moved))]
 
 
 def _accepted(name: str, check: Verification) -> Verification:
@@ -379,16 +385,16 @@ def _accepted(name: str, check: Verification) -> Verification:
 
 def _statistics(
     found: Match, a: AttentionWeights, b: AttentionWeights, group: AttentionGroup, dtype: torch.dtype, eps: float
-) -> list[LayerStatistics]:
+) -> list[Statistics]:
     """What is reported of every block of a stack."""
     before, after = distance(a, b).tolist(), distance(a, found.moved).tolist()
     size = distance(a, a.map(torch.zeros_like)).tolist()
     rounding = circuits.rounding(group, found.moved, dtype).tolist()
-    rows: list[LayerStatistics] = []
+    rows: list[Statistics] = []
     for i in range(len(before)):
         bound = condition_of(group, found.element[i])
         exact = after[i] <= size[i] * min(max(1e-9, 20 * eps * bound), 1e-3)
         status = "exact" if exact else "converged" if found.converged[i] else "max-iterations"
         status = "capped" if found.capped[i] else status
-        rows.append(LayerStatistics(before[i], after[i], bound, int(found.iterations[i]), status, rounding[i]))
+        rows.append(Statistics(before[i], after[i], bound, int(found.iterations[i]), status, rounding[i]))
     return rows

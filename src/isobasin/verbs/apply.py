@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from isobasin.alignment import (
-    FILE_NAME,
-    Alignment,
-    LayerAlignment,
-)
+from isobasin.alignment import FILE_NAME, Alignment, AnyMove
+from isobasin.architectures.blocks import AttentionSite
 from isobasin.checkpoints import check_output, temporary_folder, write_checkpoint
 from isobasin.errors import CheckpointError, IsobasinError, VerificationError
 from isobasin.loading import like
 from isobasin.matching import circuits
 from isobasin.model import Model, Source, open_model, opened
-from isobasin.symmetries import attention
 from isobasin.verbs.settings import Progress, Running, silent
 from isobasin.verification import Verification, verify_models
 
@@ -174,12 +170,11 @@ def deliver(
 
 def _with_rounding(alignment: Alignment, model: Model, running: Running) -> Alignment:
     """The alignment with the rounding predicted for this model and the type of the result."""
-    sites, _ = alignment.sites(model)
     dtype = running.dtype or model.dtype()
-    layers: list[LayerAlignment] = []
-    for layer, site in zip(alignment.layers, sites, strict=True):
-        block = site.read(model.stored(site), running.device)
-        moved = attention.act(layer.group, layer.element.to(running.device), block)
-        rounding = float(circuits.rounding(layer.group, moved, dtype))
-        layers.append(replace(layer, statistics=replace(layer.statistics, rounding=rounding)))
-    return replace(alignment, layers=tuple(layers))
+    predicted: dict[str, AnyMove] = {}
+    for move, site in alignment.sites(model):
+        if isinstance(site, AttentionSite):
+            moved = move.act(site.read(model.stored(site), running.device))
+            rounding = float(circuits.rounding(move.group, moved, dtype))
+            predicted[move.block] = replace(move, statistics=replace(move.statistics, rounding=rounding))
+    return replace(alignment, moves=tuple(predicted.get(move.block, move) for move in alignment.moves))

@@ -8,15 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from isobasin.alignment import (
-    Alignment,
-    FeedForwardAlignment,
-    FeedForwardStatistics,
-    LayerAlignment,
-    LayerStatistics,
-    condition_of,
-)
-from isobasin.architectures.blocks import Site
+from isobasin.alignment import ATTENTION, FEEDFORWARD, Alignment, AnyMove, named, unmatched
+from isobasin.architectures.blocks import AttentionSite, Site
 from isobasin.choices import Scope
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
@@ -56,27 +49,21 @@ def canonical_alignment(
         moving = opened.feedforwards() if Scope(scope) is Scope.block else ()
         sites, dtypes = opened.specification.sites, opened.dtypes()
         common = _common_sizes(opened, device)
-        steps = len(sites) + len(moving)
-        layers: list[LayerAlignment] = []
-        for index, site in enumerate(sites):
-            progress("matching", index, steps)
-            weights = site.read(opened.stored(site), device)
-            loose = Loose(_eps(dtypes, site))
-            sizes = common[index] if index in common else head_sizes(site.group, weights)
-            element = canonical_attention(site.group, weights, sizes, loose)
-            statistics = LayerStatistics(condition=condition_of(site.group, element), status=_status(loose))
-            layers.append(LayerAlignment(site.layer, site.group, element.to("cpu"), statistics))
-        units: list[FeedForwardAlignment] = []
-        for site in moving:
-            progress("matching", len(layers) + len(units), steps)
-            weights = site.read(opened.stored(site), device)
-            loose = Loose(_eps(dtypes, site))
-            element = canonical_feedforward(site.group, weights, loose)
-            statistics = FeedForwardStatistics(status=_status(loose))
-            units.append(FeedForwardAlignment(site.layer, site.group, element.to("cpu"), statistics))
-        progress("matching", steps, steps)
+        blocks = [*named(ATTENTION, sites), *named(FEEDFORWARD, moving)]
+        moves: list[AnyMove] = []
+        for index, (block, site) in enumerate(blocks):
+            progress("matching", index, len(blocks))
+            stored, loose = opened.stored(site), Loose(_eps(dtypes, site))
+            if isinstance(site, AttentionSite):
+                weights = site.read(stored, device)
+                sizes = common[index] if index in common else head_sizes(site.group, weights)
+                element = canonical_attention(site.group, weights, sizes, loose)
+            else:
+                element = canonical_feedforward(site.group, site.read(stored, device), loose)
+            moves.append(unmatched(block, site.group, element.to("cpu"), _status(loose)))
+        progress("matching", len(blocks), len(blocks))
         facts = {"operation": "canonicalize", "model": opened.name, "scope": str(Scope(scope))}
-        return Alignment(opened.specification.model_type, tuple(layers), facts, feedforward=tuple(units))
+        return Alignment(opened.specification.model_type, tuple(moves), facts)
 
 
 def _common_sizes(model: Blocks, device: str) -> dict[int, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobasin.alignment import Alignment, FeedForwardAlignment, LayerAlignment
+from isobasin.alignment import Alignment, AnyMove
 from isobasin.architectures.resolve import check_comparable
 from isobasin.choices import HeadCost, Method, Scope
 from isobasin.matching.feedforward import branches
@@ -157,7 +157,7 @@ def _scores(found: Alignment, a: Model, b: Model, device: str) -> list[BlockScor
     return blocks
 
 
-def _scored(kind: str, entry: LayerAlignment | FeedForwardAlignment, score: float, size: float) -> BlockScore:
+def _scored(kind: str, entry: AnyMove, score: float, size: float) -> BlockScore:
     distances = (entry.statistics.distance_before, entry.statistics.distance_after)
     return BlockScore(kind, entry.layer, score, *(x / size if size else x for x in distances))
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobasin.alignment import LayerAlignment
+from isobasin.alignment import AttentionMove
 from isobasin.alignment.stream import Turned
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
@@ -223,7 +223,7 @@ def _equal_lengths(a: Model, b: Model) -> bool:
     return lengths[0].shape == lengths[1].shape and bool(((lengths[0] - lengths[1]).abs() <= slack).all())
 
 
-def _evidence(a: Model, b: Blocks, index: int, layer: LayerAlignment) -> LayerEvidence:
+def _evidence(a: Model, b: Blocks, index: int, layer: AttentionMove) -> LayerEvidence:
     """What the matched blocks of one layer say."""
     group = layer.group
     site, other = a.specification.sites[index], b.specification.sites[index]

@@ -8,15 +8,7 @@ from functools import partial
 
 import torch
 
-from isobasin.alignment import (
-    Alignment,
-    FeedForwardAlignment,
-    FeedForwardStatistics,
-    LayerAlignment,
-    LayerStatistics,
-    ResidualAlignment,
-    condition_of,
-)
+from isobasin.alignment import ATTENTION, FEEDFORWARD, STREAM, Alignment, AnyMove, StreamMove, named, unmatched
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
@@ -44,27 +36,25 @@ def random_alignment(
     """
     check_number("condition", condition, 1, ABOVE_ROUNDING)
     check_seed(seed)
-    generator, unmatched = torch.Generator().manual_seed(seed), FeedForwardStatistics()
+    generator = torch.Generator().manual_seed(seed)
     # A router's shift is a vector of the stream, and wouldn't turn with it.
     units = partial(_random_units, shifted=Scope(scope) is not Scope.model)
-    layers: list[LayerAlignment] = []
+    moves: list[AnyMove] = []
     with open_model(model, allow_pickle=allow_pickle) as opened:
-        for site in opened.specification.sites:
+        for block, site in named(ATTENTION, opened.specification.sites):
             scale = float(site.read(opened.stored(site)).value.square().mean().sqrt())
             element = attention.sample(site.group, generator, condition=condition, shift=scale)
-            statistics = LayerStatistics(condition=condition_of(site.group, element))
-            layers.append(LayerAlignment(site.layer, site.group, element, statistics))
+            moves.append(unmatched(block, site.group, element))
         for first, *others in opened.specification.ties:
             for index in others:
-                element = attention.with_heads(layers[index].element, layers[first].element)
-                layers[index] = replace(layers[index], element=element)
-        moved = tuple(
-            FeedForwardAlignment(site.layer, site.group, units(opened, site, generator, condition), unmatched)
-            for site in (opened.feedforwards() if Scope(scope).feedforward else ())
-        )
+                element = attention.with_heads(moves[index].element, moves[first].element)
+                moves[index] = replace(moves[index], element=element)
+        for block, site in named(FEEDFORWARD, opened.feedforwards() if Scope(scope).feedforward else ()):
+            moves.append(unmatched(block, site.group, units(opened, site, generator, condition)))
+        if Scope(scope) is Scope.model:
+            moves.insert(0, _random_stream(opened, generator, condition))
         provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
-        stream = _random_residual(opened, generator, condition) if Scope(scope) is Scope.model else None
-        return Alignment(opened.specification.model_type, tuple(layers), provenance, feedforward=moved, stream=stream)
+        return Alignment(opened.specification.model_type, tuple(moves), provenance)
 
 
 def _random_units(
@@ -77,11 +67,11 @@ def _random_units(
     return sample(site.group, generator, condition=condition, shift=scale)
 
 
-def _random_residual(model: Model, generator: torch.Generator, condition: float) -> ResidualAlignment:
+def _random_stream(model: Model, generator: torch.Generator, condition: float) -> StreamMove:
     """A random move of the residual stream."""
     own = model.stream()
     element = stream.sample(own.group, *gains_of(model, own), generator, condition)
-    return ResidualAlignment(own.group, element)
+    return unmatched(STREAM, own.group, element)
 
 
 def scramble(

@@ -7,13 +7,13 @@ library's).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from isobasin.alignment import Alignment, ResidualAlignment, ResidualStatistics
+from isobasin.alignment import STREAM, Alignment, AnyMove, Move, Statistics, StreamMove
 from isobasin.alignment.stream import gains_of
 from isobasin.choices import Objective
 from isobasin.errors import VerificationError
@@ -146,19 +146,17 @@ def _best(
     """The end that is kept, as an alignment."""
     if calibration is None:
         ends = [min(ends, key=lambda end: end.squares)]
-    made = [replace(_unshifted(end.blocks), stream=_entry(pair, end, matching.keep_gains)) for end in ends]
+    made = [replace(end.blocks, moves=(_turn(pair, end), *_unshifted(end.blocks))) for end in ends]
     scores = [0.0] if calibration is None else calibration.scores(pair.a, pair.b, made)
     best = min(range(len(ends)), key=scores.__getitem__)
     return made[best], ends[best]
 
 
-def _unshifted(blocks: Alignment) -> Alignment:
-    """Blocks whose routers aren't shifted: a shift is a vector of the stream, and wouldn't turn with it."""
-    entries = [
-        replace(entry, element=entry.element.having({"shift": torch.zeros_like(entry.element.shift)}))
-        for entry in blocks.feedforward
-    ]
-    return replace(blocks, feedforward=tuple(entries))
+def _unshifted(blocks: Alignment) -> Iterator[AnyMove]:
+    """The moves of blocks without shifts of routers: a shift is a vector of the stream, and wouldn't turn with it."""
+    yield from blocks.layers
+    for move in blocks.feedforward:
+        yield replace(move, element=move.element.having({"shift": torch.zeros_like(move.element.shift)}))
 
 
 def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
@@ -184,19 +182,19 @@ def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
     return worst
 
 
-def _entry(pair: Pair, end: Descent, keep_gains: bool) -> ResidualAlignment:
-    """The residual stream's part of an alignment."""
+def _turn(pair: Pair, end: Descent) -> StreamMove:
+    """The move of the residual stream."""
     gains, biases = gains_of(pair.a, pair.streams[0], pair.device)
     own = gains_of(pair.b, pair.streams[1], pair.device)
     limit = least_gain(gains)
     small = gains.abs() < limit
     element = StreamElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
-    statistics = ResidualStatistics(
+    statistics = Statistics(
         pair.distance(pair.folded[1].tensors),
         pair.distance(end.moved),
-        end.start,
-        end.sweeps,
-        int(small.sum()),
-        pair.unlike,
+        start=end.start,
+        sweeps=end.sweeps,
+        small_gains=int(small.sum()),
+        unlike=pair.unlike,
     )
-    return ResidualAlignment(pair.group, element.to("cpu"), keep_gains, statistics)
+    return Move(STREAM, pair.group, element.to("cpu"), statistics)

@@ -33,10 +33,10 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_elements_are_a_group(basis):
     group = StreamGroup(D, basis)
     one, other = element(basis, 1), element(basis, 2)
-    both = stream.compose(other, one)
+    both = stream.compose(group, other, one)
     assert stream.contains(group, both)
     assert torch.allclose(both.matrix, one.matrix @ other.matrix, atol=1e-12)
-    back = stream.compose(stream.inverse(group, one), one)
+    back = stream.compose(group, stream.inverse(group, one), one)
     assert torch.allclose(back.matrix, torch.eye(D, dtype=torch.float64), atol=1e-12)
     assert torch.equal(back.gains, one.old_gains)
     assert torch.equal(back.biases, one.old_biases)
