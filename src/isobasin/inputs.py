@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LENGTHS = (1, 7, 24)
+SHORT = (1, 5, 12)
 OFFSETS = (0, 11)
 _ROWS = 2
+# Where the configuration doesn't say.
+_FARTHEST = 128
 Inputs = dict[str, Any]
 
 
@@ -93,10 +96,17 @@ def made_for(model: Any, task: str) -> bool:
 def _lengths(model: Any, config: Any, lengths: Iterable[int] | None) -> list[int]:
     """The lengths of texts, in ascending order."""
     wanted = set(LENGTHS if lengths is None else lengths)
-    if lengths is None and hasattr(config, "relative_attention_num_buckets"):
-        wanted.add(getattr(config, "relative_attention_max_distance", 128) + 1)  # MPNet has no entry for it
+    if lengths is None and (distance := farthest(config)):
+        wanted.add(distance + 1)
     most = longest(model, config)
     return sorted({length if most is None else min(length, most) for length in wanted})
+
+
+def farthest(config: Any) -> int | None:
+    """From which distance on all positions share a bias, in models with a table of biases; None in others."""
+    if not hasattr(config, "relative_attention_num_buckets"):
+        return None
+    return getattr(config, "relative_attention_max_distance", _FARTHEST)
 
 
 def longest(model: Any, config: Any) -> int | None:

@@ -43,6 +43,7 @@ class Family:
         accepts: Entries of `config.json` that are refused in other families, and that the blocks here account for.
         namings: Where parts of a model are named in several ways, and each part by itself: for every part the beginning
             of its names that `blocks` gives, then what checkpoints may have instead. Prefixes aren't tried then.
+        beyond: What lies outside the layers and stays as it is in every scope, in words.
         computes: The model type whose function this one's is wherever configurations mean the same and tensors are
             equal, if it is another's code; None if it is its own.
         unbiased: As `blocks`, of files that have none of the biases, which transformers takes for 0 then; None where
@@ -60,5 +61,6 @@ class Family:
     ties: Callable[[Config], Mapping[str, str]] = _as_classes_say
     accepts: tuple[str, ...] = ()
     namings: tuple[tuple[str, ...], ...] = ()
+    beyond: tuple[str, ...] = ()
     computes: str | None = None
     unbiased: Callable[[Config], list[AttentionSite]] | None = None

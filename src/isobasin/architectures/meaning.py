@@ -130,12 +130,20 @@ def _entries(config: Config, within: str = "", *, classifies: bool = False) -> I
             yield from ((within + entry, rotation) for entry, rotation in _rotations(config, source))
         elif not callable(value):
             yield within + key(config, name), _plain(config, name, value)
-    counts = _COUNTS_PADDING.search(source) or (classifies and _READS_LAST.search(source))
+    counts = counts_padding(config) or (classifies and _READS_LAST.search(source))
     yield f"{within}pad_token_id", getattr(config, "pad_token_id", None) if counts else None
     yield f"{within}is_causal", False if getattr(config, "is_causal", True) is False else None
     for name, inner in nested.items():
         if inner is not None and hasattr(inner, "sub_configs"):
             yield from _entries(inner, f"{within}{name}.")
+
+
+def counts_padding(config: Config) -> bool:
+    """Whether the code of a model type numbers positions from the number of its padding token on, so that few are left.
+
+    The first position is `pad_token_id + 1`, and `max_position_embeddings` counts those before it too.
+    """
+    return _COUNTS_PADDING.search(_source(type(config))) is not None
 
 
 def _raw(folder_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class TinyModel:
         single: What transformers computes in float32.
         eager: The class has no other attention than transformers' own, whose softmax may be float32 elsewhere.
         scale: Size of the random weights.
+        certified: What is otherwise where it is certified (`but`).
     """
 
     model_type: str
@@ -60,9 +62,16 @@ class TinyModel:
     single: Single = Single.nothing
     eager: bool = False
     scale: float = _SCALE
+    certified: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __str__(self) -> str:
         return f"{self.model_type}-{self.variant}" if self.variant else self.model_type
+
+    def but(self, change: Mapping[str, Any], variant: str = "") -> TinyModel:
+        """The same model with some entries of the configuration changed; those of these names are facts of its own."""
+        facts = {name: value for name, value in change.items() if name in ("base", "head", "causal")}
+        entries = {name: value for name, value in change.items() if name not in facts}
+        return replace(self, variant=variant or self.variant, config={**self.config, **entries}, **facts)
 
     def allowed(self, condition: float) -> float:
         """The relative difference that two models in float64 may show which maps of this condition number connect."""

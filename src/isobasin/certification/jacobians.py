@@ -13,22 +13,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.certification.loaded import Block
 from isobasin.certification.nullity import Spectrum, folded, seen, spectrum
 from isobasin.errors import ArchitectureError
-from isobasin.inputs import model_inputs, padding_mask, promised
+from isobasin.inputs import SHORT, farthest, model_inputs, padding_mask, promised
 
-LENGTHS = (1, 5, 12)
 # How many more outputs must leave the rank as it is, and how often it may rise: units that are rarely active, or rarely
 # not, are seen late.
 _MORE = 800
 _CHECKS = 10
 # Of long texts so many outputs, chosen at random: together they say nearly as much as all.
 _MOST = 1000
-# From this distance on all positions share a bias, where the configuration doesn't say: MPNet.
-_FARTHEST = 128
 
 Rows = list[Tensor]
 """Derivatives of some outputs by the stored values of each block: `(outputs, values)`."""
@@ -77,7 +73,7 @@ def measured_alone(model: nn.Module, blocks: list[Block], seed: int) -> list[Mea
     generator = torch.Generator().manual_seed(seed)
 
     def rows() -> Iterator[Rows]:
-        for inputs in _inputs(model, blocks, seed, padded=False):
+        for inputs in _inputs(model, seed, padded=False):
             with _replaced_inputs(blocks, generator), _outputs_of(blocks) as written, _exactly():
                 model(**inputs)
             found = zip(blocks, written, strict=True)
@@ -94,7 +90,7 @@ def measured_whole(model: nn.Module, blocks: list[Block], seed: int) -> list[Mea
     width = blocks[0].site.width
 
     def rows() -> Iterator[Rows]:
-        for inputs in _inputs(model, blocks, seed, padded=True):
+        for inputs in _inputs(model, seed, padded=True):
             with _exactly():
                 outputs = [_narrowed(x, width, generator) for x in _model_outputs(model, inputs)]
             yield _rows(_some(outputs, generator), blocks)
@@ -136,22 +132,20 @@ def _some(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
     return found if len(found) <= _MOST else found[torch.randperm(len(found), generator=generator)[:_MOST]]
 
 
-def _inputs(model: nn.Module, blocks: list[Block], seed: int, *, padded: bool) -> Iterator[dict[str, Any]]:
+def _inputs(model: nn.Module, seed: int, *, padded: bool) -> Iterator[dict[str, Any]]:
     """Random inputs of the model without end, every time all kinds of them."""
-    lengths = _lengths(model, blocks)
+    lengths = _lengths(model)
     for again in count(seed):
         for _, inputs in model_inputs(model, again, lengths):
             if padded or padding_mask(inputs) is None:
                 yield inputs
 
 
-def _lengths(model: nn.Module, blocks: list[Block]) -> tuple[int, ...]:
-    """Lengths of texts; where there are tables of position biases, first one that reads all that some text reads."""
-    if not any(isinstance(block.site, AttentionSite) and block.site.table is not None for block in blocks):
-        return LENGTHS
+def _lengths(model: nn.Module) -> tuple[int, ...]:
+    """Lengths of texts; where there is a table of position biases, first one that reads all that some text reads."""
+    distance = farthest(model.config)
     # The text of a decoder is shorter by one token.
-    longest = getattr(model.config, "relative_attention_max_distance", _FARTHEST) + 2
-    return LENGTHS if longest <= max(LENGTHS) else (longest, *LENGTHS)
+    return SHORT if distance is None or distance + 2 <= max(SHORT) else (distance + 2, *SHORT)
 
 
 def _model_outputs(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:

@@ -31,7 +31,7 @@ _SIZES: dict[str, Any] = {
     "max_target_positions": 16,
     "max_source_positions": 10,
     "num_mel_bins": 8,
-    # Three patches a side: by two, DINOv3 turns the first plane of a head by half turns, which hide more.
+    # Three patches a side: by two, planes that rotate by the place in an image turn by half turns, which hide more.
     "image_size": 12,
     "patch_size": 4,
     "num_experts_per_tok": 2,
@@ -44,8 +44,6 @@ _UNIT_SIZES = ("n_inner", "d_ff", "intermediate_size", "moe_intermediate_size", 
 _LATENT = {"kv_lora_rank": 6, "qk_nope_head_dim": 2, "qk_rope_head_dim": 4, "v_head_dim": 3}
 # An epsilon hides the scale of what is normalised, but for what it adds: so much that no rounding looks like it.
 _EPSILON = 1e-2
-# A limit that small models don't reach would let more symmetries pass.
-_LIMIT = 0.5
 # What the class makes again, from sizes that are other ones here.
 _DERIVED = (
     *("id2label", "label2id", "model_type", "transformers_version", "architectures", "dtype", "torch_dtype"),
@@ -60,12 +58,7 @@ def smallest(model: TinyModel) -> TinyModel:
     Grouped queries stay grouped, heads that don't share the width stay narrower or wider than their share, and the same
     share of features rotates, in at least two planes or beside two features that don't rotate.
     """
-    config = build(model.model_type, model.config)
-    if not hasattr(config, "use_mean_pooling"):
-        return replace(model, config=_shrunk(config))
-    # A head that reads the class token or all others alone doesn't see all that the last layer's table is for; without
-    # a head, what would normalise the others' mean leaves the stream itself as the output.
-    return replace(model, config={**_shrunk(config), "use_mean_pooling": False}, head=model.base)
+    return replace(model, config=_shrunk(build(model.model_type, model.config))).but(model.certified)
 
 
 def _shrunk(config: Config) -> dict[str, Any]:
@@ -92,10 +85,6 @@ def _shrunk(config: Config) -> dict[str, Any]:
         small |= _LATENT | ({"q_lora_rank": _LATENT["kv_lora_rank"] + 1} if site.group.latent.query else {})
     if entries.get("heads_per_layer") is not None:
         small["heads_per_layer"] = [sizes.heads, 2 * sizes.heads]
-    if "depths" in entries:
-        # Two stages, and in the first a layer whose windows are shifted; three patches a side are padded.
-        small |= {"depths": [2, 1], "num_attention_heads": [sizes.heads, 2 * sizes.heads]}
-        small |= {"window_size": 2, "mlp_ratio": _UNITS / sizes.width}
     if site.table is not None:
         del small["max_position_embeddings"]  # only long texts read all of a table
     known = {key(config, name): x for name, x in small.items() if key(config, name) in entries}
@@ -103,8 +92,7 @@ def _shrunk(config: Config) -> dict[str, Any]:
     by_value = {site.width: sizes.width} | ({feedforwards[0].group.units: small["d_ff"]} if feedforwards else {})
     alike = {n: by_value[x] for n, x in entries.items() if n.endswith(_SIZE_ENDINGS) and _whole(x) and x in by_value}
     epsilons = dict.fromkeys((name for name in entries if "_eps" in name), _EPSILON)
-    limits = {"swiglu_limit": _LIMIT} if hasattr(config, "swiglu_limit") else {}
-    return {**_shorter(entries, config), **epsilons, **limits, **alike, **known, "num_labels": _LABELS}
+    return {**_shorter(entries, config), **epsilons, **alike, **known, "num_labels": _LABELS}
 
 
 def _units(feedforwards: Sequence[FeedForward]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from isobasin.architectures.registry import family
 from isobasin.choices import Redrawn
 from isobasin.errors import ArchitectureError
 from isobasin.experiments.models import stream
@@ -94,7 +95,7 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _attention(layer: nn.Module) -> list[nn.Parameter]:
-    """The four projections; BERT's attention module has a norm as well."""
+    """The four projections; some attention modules have a norm as well."""
     block = next(child for child in layer.children() if type(child).__name__.endswith("Attention"))
     norms = {id(p) for m in block.modules() if "Norm" in type(m).__name__ for p in m.parameters()}
     return [parameter for parameter in block.parameters() if id(parameter) not in norms]
@@ -147,4 +148,4 @@ def _with_heads_in_first_layer(model: PreTrainedModel, config: Any, heads: int) 
 
 
 def _rotates(config: Any) -> bool:
-    return config.model_type == "roformer" or hasattr(config, "rope_parameters") or getattr(config, "rotary", False)
+    return any(site.group.rotary.planes for site in family(config.model_type).blocks(config))

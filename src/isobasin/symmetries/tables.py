@@ -1,7 +1,7 @@
 """Tables of relative position biases: what softmax lets pass.
 
 A query sees the entries of one number only, and softmax cancels what is added to all of them. One constant is free for
-most tables; where special tokens have entries of their own (BEiT), two.
+most tables; where special tokens have entries of their own, two.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isobasin.architectures.meaning import counts_padding
 from isobasin.choices import TaskKind
 from isobasin.errors import DataError
 from isobasin.tasks.examples import IGNORED, TensorExamples, chosen, digest
@@ -123,7 +124,7 @@ def _tokenizer(processor: Processor) -> Any:
 def _longest(tokenizer: Any, options: DataOptions, config: Any) -> int:
     """Tokens of the longest input: what the user says, within what the model and the tokenizer allow."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    if config is not None and positions and config.model_type in ("roberta", "xlm-roberta", "camembert"):
+    if config is not None and positions and counts_padding(config):
         positions -= 1 + (config.pad_token_id or 0)  # positions are numbered from pad_token_id + 1
     limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 1e9]
     limit = int(min(limits, default=_BLOCK))

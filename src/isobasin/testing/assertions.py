@@ -13,13 +13,12 @@ from torch import Tensor
 
 from isobasin.architectures.examples import USUAL
 from isobasin.architectures.tiny import Single
-from isobasin.inputs import Inputs, model_inputs, promised
+from isobasin.inputs import SHORT, Inputs, model_inputs, promised
 from isobasin.loading import load
 
 if TYPE_CHECKING:
     from isobasin.model import Source
 
-LENGTHS = (1, 5, 12)
 OFFSETS = (0, 3)
 # A label, inputs, and the outputs on them.
 Answer = tuple[str, Inputs, dict[str, Tensor]]
@@ -74,7 +73,7 @@ def _kept(folder: Path, files: frozenset[tuple[str, int, int]], seed: int) -> tu
 def _asked(model: Any, seed: int) -> tuple[Answer, ...]:
     """`_answers` of a model in memory."""
     padded_left = model.dtype != torch.float64 or not _rough(getattr(model.config, "text_config", model.config))
-    asked = model_inputs(model, seed, LENGTHS, OFFSETS, padded_left=padded_left)
+    asked = model_inputs(model, seed, SHORT, OFFSETS, padded_left=padded_left)
     return tuple((label, inputs, outputs(model, inputs)) for label, inputs in asked)
 
 

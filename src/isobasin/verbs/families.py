@@ -33,10 +33,9 @@ The groups are those of a model type's usual form. Its configuration may have ot
 grouped queries or activation: `isobasin symmetry MODEL` prints the groups of a checkpoint, and
 [`isobasin certify`](certify.md) measures that they are exact. [The mathematics](maths.md) explains them.
 
-What the last column lists stays as it is in every scope. SigLIP's pooling head and what projects Gemma 3's images,
-which lie outside the layers, stay as they are too. Layers of a model with several stacks are counted through all of
-them: text tower, then vision tower; encoder, then decoder, then the decoder's cross-attention. Layers that share their
-tensors, as ALBERT's do, are one block. An expert that all tokens share is a block of its own beside the others.
+What the last column lists stays as it is in every scope. Layers of a model with several stacks are counted through all
+of them: text tower, then vision tower; encoder, then decoder, then the decoder's cross-attention. Layers that share
+their tensors are one block. An expert that all tokens share is a block of its own beside the others.
 
 """
 
@@ -93,7 +92,7 @@ def _stated(entry: Family) -> FamilySymmetry:
         tuple(dict.fromkeys(attention_formula(site.group) for site in sites)),
         tuple(dict.fromkeys(feedforward_formula(site) for site in feedforwards)),
         _stream_formula(entry, config, sites[0].width),
-        tuple(part for part, stays in fixed.items() if stays),
+        (*(part for part, stays in fixed.items() if stays), *entry.beyond),
     )
 
 

@@ -1,8 +1,8 @@
 """Whole models: their outputs on random inputs, as transformers computes them.
 
-They run one after the other, in float64 where that fits in memory (transformers itself keeps some steps in float32:
-RMSNorm, rotary tables, a few softmaxes and GPT-J's scores; two equal Llamas then agree to a few 1e-6 only). Where a
-model doesn't fit, its blocks are compared one by one (`isobasin.verification.blocks`).
+They run one after the other, in float64 where that fits in memory. transformers itself keeps some steps in float32:
+RMSNorm, rotary tables, a few softmaxes and scores; two equal models may then agree to a few 1e-6 only. Where a model
+doesn't fit, its blocks are compared one by one (`isobasin.verification.blocks`).
 """
 
 from __future__ import annotations

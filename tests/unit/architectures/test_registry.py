@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
 
+import isobasin
 from isobasin.architectures import families as files
+from isobasin.architectures.examples import EXAMPLES, USUAL
 from isobasin.architectures.registry import families, family, register
 from isobasin.errors import ArchitectureError
 
@@ -17,6 +21,24 @@ def test_every_file_is_found_under_its_own_name():
     assert names == sorted(names)
     assert {"bert", "gpt2", "llama", "xlm-roberta", "isobasin_vit"} <= set(names)
     assert all(family(name).model_type == name for name in names)
+
+
+def test_every_family_has_an_example():
+    assert set(USUAL) == {entry.model_type for entry in families()}
+    assert len({str(model) for model in EXAMPLES}) == len(EXAMPLES)
+
+
+# Where a user chooses among them by name, and what is said of them.
+_NAMING = ("architectures/families/", "architectures/examples.py", "models/", "experiments/", "choices.py", "cli/")
+
+
+def test_no_code_asks_for_a_model_type():
+    root = Path(isobasin.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        place = path.relative_to(root).as_posix()
+        if not place.startswith(_NAMING):
+            constants = {x.value for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.Constant)}
+            assert not constants & set(USUAL), place
 
 
 def test_unknown_type_names_the_nearest_and_how_to_add_one():

@@ -251,15 +251,14 @@ def test_documents_of_a_masked_model_are_separated():
     assert original.tolist() == joined[: len(original)]
 
 
-@pytest.mark.parametrize("family", ["roberta", "bert"])
-def test_the_longest_text_that_a_model_takes(family):
+@pytest.mark.parametrize(("family", "longest"), [("roberta", 13), ("bert", 16), ("mpnet", 138)])
+def test_the_longest_text_that_a_model_takes(family, longest):
     from isobasin.architectures.examples import variant
 
     model = variant(family).build(dtype=torch.float32)
     tokenizer = build_tokenizer(["ab"], "characters", 20, classification=True)
     long = datasets.Dataset.from_dict({"text": ["ab" * 100]})
     found = prepare(long, "masked-lm", Processor(tokenizer=tokenizer), DataOptions("set"), config=model.config)
-    longest = 16 if family == "bert" else 13
     assert found.fetch([0])["input_ids"].shape == (1, longest)
     assert torch.isfinite(model(**found.fetch([0])).logits).all()
 

@@ -46,4 +46,12 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     return _both(config, gemma2.feedforwards, clip.tower_feedforwards)
 
 
-FAMILY = Family("gemma3", (), blocks, feedforwards, accepts=("text_config", "vision_config"), namings=_NAMINGS)
+FAMILY = Family(
+    "gemma3",
+    (),
+    blocks,
+    feedforwards,
+    accepts=("text_config", "vision_config"),
+    namings=_NAMINGS,
+    beyond=("projector of images",),
+)

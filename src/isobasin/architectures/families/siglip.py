@@ -7,4 +7,4 @@ from dataclasses import replace
 
 from isobasin.architectures.families import clip
 
-FAMILY = replace(clip.FAMILY, model_type="siglip")
+FAMILY = replace(clip.FAMILY, model_type="siglip", beyond=("pooling head",))
