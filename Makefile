@@ -64,7 +64,7 @@ certify: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/certificates.py
 
 situations: $(READY)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/situations.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.situations
 
 pages: $(READY)
 	$(BIN)/python -m isobasin.verbs.families > docs/families.md

@@ -19,8 +19,8 @@ from isobasin.lines.ends import Measuring
 from isobasin.lines.measure import measure
 from isobasin.refinement.refine import refine
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.forms import read_config
 from isobasin.verbs.conflicts import Conflict
+from situations.forms import read_config
 
 Tensors = dict[str, Tensor]
 LABELS = ["entailment", "neutral", "contradiction"]

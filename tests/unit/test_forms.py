@@ -18,7 +18,7 @@ from isobasin.errors import TensorError
 from isobasin.model import open_model
 from isobasin.refinement.names import names_in_memory
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.forms import Tensors, edit_tensors
+from situations.forms import Tensors, edit_tensors
 
 WEIGHTS = "model.safetensors"
 

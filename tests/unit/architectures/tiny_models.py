@@ -21,7 +21,7 @@ from isobasin.architectures.registry import family
 from isobasin.architectures.tiny import Single, TinyModel
 from isobasin.architectures.view import View
 from isobasin.symmetries.weights import AttentionWeights
-from isobasin.testing.forms import read_config
+from situations.forms import read_config
 
 TOKENS = 7
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from isobasin.architectures.examples import variant
-from isobasin.testing.situations import RIGHT, Kind, Tally, under_heads, with_meanings, with_rows, with_weights
+
+from .kinds import RIGHT, Kind, Tally, under_heads, with_meanings, with_rows, with_weights
 
 # What is refused, and nothing else: whole models without head, groups that differ, and means of unlike tables.
 REFUSED = {

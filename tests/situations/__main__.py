@@ -16,7 +16,8 @@ import torch
 import transformers
 
 from isobasin.architectures.examples import EXAMPLES
-from isobasin.testing.situations import KINDS, Tally
+
+from .kinds import KINDS, Tally
 
 
 def main() -> int:

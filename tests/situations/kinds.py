@@ -26,7 +26,8 @@ from isobasin.architectures.tiny import TinyModel
 from isobasin.cli.program import app
 from isobasin.model import open_model
 from isobasin.testing.assertions import model_inputs, outputs, relative_difference
-from isobasin.testing.forms import FORMS, edit_config, edit_tensors
+
+from .forms import FORMS, edit_config, edit_tensors
 
 VERBS = ("verify", "equivalent", "compare", "align", "align --scope model", "merge", "interpolate")
 RIGHT, REFUSED, WRONG, CRASHED = "right", "refused", "wrong", "crashed"

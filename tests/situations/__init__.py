@@ -1,0 +1,1 @@
+"""Every verb in many situations, each judged by what transformers computes: `make situations`."""
