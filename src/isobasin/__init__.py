@@ -11,136 +11,146 @@ from importlib import import_module
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import than all of this
     from isobasin.alignment import Alignment as Alignment
-    from isobasin.architectures.blocks import AttentionSite as AttentionSite
-    from isobasin.architectures.feedforwards import ExpertsSite as ExpertsSite
-    from isobasin.architectures.feedforwards import FeedForwardSite as FeedForwardSite
-    from isobasin.architectures.projection import Layout as Layout
-    from isobasin.architectures.projection import Projection as Projection
+    from isobasin.alignment.entries import (
+        FeedForwardAlignment as FeedForwardAlignment,
+        FeedForwardStatistics as FeedForwardStatistics,
+        LayerAlignment as LayerAlignment,
+        LayerStatistics as LayerStatistics,
+        ResidualAlignment as ResidualAlignment,
+        ResidualStatistics as ResidualStatistics,
+    )
+    from isobasin.alignment.stream import Turned as Turned
+    from isobasin.architectures.blocks import AttentionSite as AttentionSite, Site as Site
+    from isobasin.architectures.feedforwards import ExpertsSite as ExpertsSite, FeedForwardSite as FeedForwardSite
+    from isobasin.architectures.projection import Layout as Layout, Projection as Projection
     from isobasin.architectures.schema import Specification as Specification
-    from isobasin.certification.certify import BlockCertificate as BlockCertificate
-    from isobasin.certification.certify import Certificate as Certificate
-    from isobasin.certification.certify import certify as certify
+    from isobasin.certification.certify import (
+        BlockCertificate as BlockCertificate,
+        Certificate as Certificate,
+        certify as certify,
+    )
+    from isobasin.choices import (
+        HeadCost as HeadCost,
+        Method as Method,
+        Objective as Objective,
+        Readout as Readout,
+        Scope as Scope,
+        Space as Space,
+        Targets as Targets,
+    )
     from isobasin.errors import IsobasinError as IsobasinError
-    from isobasin.matching.attention import Match as Match
-    from isobasin.matching.attention import match as match
+    from isobasin.matching.attention import Match as Match, match as match
+    from isobasin.matching.circuits import Degeneracy as Degeneracy
+    from isobasin.model import Blocks as Blocks
+    from isobasin.refinement.descent import Refined as Refined
+    from isobasin.refinement.recipe import Refining as Refining
+    from isobasin.refinement.refine import Refinement as Refinement
     from isobasin.refinement.tensors import refine_tensors as refine_tensors
-    from isobasin.symmetries.along import Along as Along
-    from isobasin.symmetries.along import Role as Role
-    from isobasin.symmetries.along import Stream as Stream
-    from isobasin.symmetries.feedforward import FeedForwardGroup as FeedForwardGroup
-    from isobasin.symmetries.feedforward import FeedForwardWeights as FeedForwardWeights
-    from isobasin.symmetries.groups import AttentionGroup as AttentionGroup
-    from isobasin.symmetries.groups import BilinearGroup as BilinearGroup
-    from isobasin.symmetries.stream import Basis as Basis
-    from isobasin.symmetries.stream import StreamGroup as StreamGroup
+    from isobasin.symmetries.along import Along as Along, Norm as Norm, Reader as Reader, Role as Role, Stream as Stream
+    from isobasin.symmetries.attention import AttentionElement as AttentionElement
+    from isobasin.symmetries.bilinear import Bilinear as Bilinear, Roles as Roles
+    from isobasin.symmetries.factor import Factor as Factor
+    from isobasin.symmetries.feedforward import (
+        FeedForwardElement as FeedForwardElement,
+        FeedForwardGroup as FeedForwardGroup,
+        FeedForwardWeights as FeedForwardWeights,
+    )
+    from isobasin.symmetries.groups import (
+        AttentionGroup as AttentionGroup,
+        BilinearGroup as BilinearGroup,
+        LatentGroup as LatentGroup,
+        QueryKeyNorm as QueryKeyNorm,
+    )
+    from isobasin.symmetries.loose import Loose as Loose
+    from isobasin.symmetries.normed import Normed as Normed
+    from isobasin.symmetries.product import Element as Element
+    from isobasin.symmetries.scale import Scale as Scale
+    from isobasin.symmetries.stream import Basis as Basis, StreamElement as StreamElement, StreamGroup as StreamGroup
     from isobasin.symmetries.weights import AttentionWeights as AttentionWeights
-    from isobasin.verbs.align import align as align
-    from isobasin.verbs.align import align_tensors as align_tensors
-    from isobasin.verbs.apply import Moved as Moved
-    from isobasin.verbs.apply import apply as apply
-    from isobasin.verbs.canonicalize import canonical_alignment as canonical_alignment
-    from isobasin.verbs.canonicalize import canonicalize as canonicalize
-    from isobasin.verbs.check import Check as Check
-    from isobasin.verbs.check import check as check
-    from isobasin.verbs.compare import Comparison as Comparison
-    from isobasin.verbs.compare import compare as compare
-    from isobasin.verbs.equivalent import Equivalence as Equivalence
-    from isobasin.verbs.equivalent import equivalent as equivalent
-    from isobasin.verbs.fingerprint import Fingerprint as Fingerprint
-    from isobasin.verbs.fingerprint import fingerprint as fingerprint
+    from isobasin.verbs.align import align as align, align_tensors as align_tensors
+    from isobasin.verbs.apply import Moved as Moved, apply as apply
+    from isobasin.verbs.canonicalize import canonical_alignment as canonical_alignment, canonicalize as canonicalize
+    from isobasin.verbs.check import Check as Check, Matchable as Matchable, PairCheck as PairCheck, check as check
+    from isobasin.verbs.compare import (
+        BlockScore as BlockScore,
+        Comparison as Comparison,
+        Verdict as Verdict,
+        compare as compare,
+    )
+    from isobasin.verbs.conflicts import Conflict as Conflict, Option as Option
+    from isobasin.verbs.equivalent import (
+        Equivalence as Equivalence,
+        LayerEvidence as LayerEvidence,
+        equivalent as equivalent,
+    )
+    from isobasin.verbs.fingerprint import Fingerprint as Fingerprint, fingerprint as fingerprint
     from isobasin.verbs.interpolate import interpolate as interpolate
-    from isobasin.verbs.merge import Merged as Merged
-    from isobasin.verbs.merge import merge as merge
-    from isobasin.verbs.scramble import random_alignment as random_alignment
-    from isobasin.verbs.scramble import scramble as scramble
-    from isobasin.verbs.symmetry import Symmetry as Symmetry
-    from isobasin.verbs.symmetry import symmetry as symmetry
+    from isobasin.verbs.merge import Merged as Merged, Truncation as Truncation, merge as merge
+    from isobasin.verbs.scramble import random_alignment as random_alignment, scramble as scramble
+    from isobasin.verbs.settings import Calibration as Calibration, Matching as Matching, Running as Running
+    from isobasin.verbs.symmetry import (
+        FeedForwardSymmetry as FeedForwardSymmetry,
+        LayerSymmetry as LayerSymmetry,
+        Symmetry as Symmetry,
+        symmetry as symmetry,
+    )
     from isobasin.verbs.verify import verify as verify
     from isobasin.verification import Verification as Verification
+    from isobasin.verification.distance import Distance as Distance
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "alignment": ("Alignment",),
-    "architectures.blocks": ("AttentionSite",),
-    "architectures.feedforwards": ("ExpertsSite", "FeedForwardSite"),
-    "architectures.projection": ("Layout", "Projection"),
-    "symmetries.along": ("Along", "Stream", "Role"),
-    "architectures.schema": ("Specification",),
-    "certification.certify": ("BlockCertificate", "Certificate", "certify"),
-    "errors": ("IsobasinError",),
-    "matching.attention": ("Match", "match"),
-    "verbs.align": ("align", "align_tensors"),
-    "verbs.canonicalize": ("canonical_alignment", "canonicalize"),
-    "verbs.check": ("Check", "check"),
-    "verbs.equivalent": ("Equivalence", "equivalent"),
-    "verbs.interpolate": ("interpolate",),
-    "verbs.symmetry": ("Symmetry", "symmetry"),
-    "verbs.merge": ("Merged", "merge"),
-    "verbs.apply": ("Moved", "apply"),
-    "verbs.scramble": ("random_alignment", "scramble"),
-    "verbs.verify": ("verify",),
-    "verbs.compare": ("Comparison", "compare"),
-    "verbs.fingerprint": ("Fingerprint", "fingerprint"),
-    "refinement.tensors": ("refine_tensors",),
-    "symmetries.feedforward": ("FeedForwardGroup", "FeedForwardWeights"),
-    "symmetries.groups": ("AttentionGroup", "BilinearGroup"),
-    "symmetries.stream": ("Basis", "StreamGroup"),
-    "symmetries.weights": ("AttentionWeights",),
-    "verification": ("Verification",),
+    "alignment": "Alignment",
+    "alignment.entries": "FeedForwardAlignment FeedForwardStatistics LayerAlignment LayerStatistics ResidualAlignment "
+    "ResidualStatistics",
+    "alignment.stream": "Turned",
+    "architectures.blocks": "AttentionSite Site",
+    "architectures.feedforwards": "ExpertsSite FeedForwardSite",
+    "architectures.projection": "Layout Projection",
+    "architectures.schema": "Specification",
+    "certification.certify": "BlockCertificate Certificate certify",
+    "choices": "HeadCost Method Objective Readout Scope Space Targets",
+    "errors": "IsobasinError",
+    "matching.attention": "Match match",
+    "matching.circuits": "Degeneracy",
+    "model": "Blocks",
+    "refinement.descent": "Refined",
+    "refinement.recipe": "Refining",
+    "refinement.refine": "Refinement",
+    "refinement.tensors": "refine_tensors",
+    "symmetries.along": "Along Norm Reader Role Stream",
+    "symmetries.attention": "AttentionElement",
+    "symmetries.bilinear": "Bilinear Roles",
+    "symmetries.factor": "Factor",
+    "symmetries.feedforward": "FeedForwardElement FeedForwardGroup FeedForwardWeights",
+    "symmetries.groups": "AttentionGroup BilinearGroup LatentGroup QueryKeyNorm",
+    "symmetries.loose": "Loose",
+    "symmetries.normed": "Normed",
+    "symmetries.product": "Element",
+    "symmetries.scale": "Scale",
+    "symmetries.stream": "Basis StreamElement StreamGroup",
+    "symmetries.weights": "AttentionWeights",
+    "verbs.align": "align align_tensors",
+    "verbs.apply": "Moved apply",
+    "verbs.canonicalize": "canonical_alignment canonicalize",
+    "verbs.check": "Check Matchable PairCheck check",
+    "verbs.compare": "BlockScore Comparison Verdict compare",
+    "verbs.conflicts": "Conflict Option",
+    "verbs.equivalent": "Equivalence LayerEvidence equivalent",
+    "verbs.fingerprint": "Fingerprint fingerprint",
+    "verbs.interpolate": "interpolate",
+    "verbs.merge": "Merged Truncation merge",
+    "verbs.scramble": "random_alignment scramble",
+    "verbs.settings": "Calibration Matching Running",
+    "verbs.symmetry": "FeedForwardSymmetry LayerSymmetry Symmetry symmetry",
+    "verbs.verify": "verify",
+    "verification": "Verification",
+    "verification.distance": "Distance",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [
-    "Alignment",
-    "Along",
-    "AttentionGroup",
-    "AttentionSite",
-    "AttentionWeights",
-    "Basis",
-    "BilinearGroup",
-    "Check",
-    "Comparison",
-    "Equivalence",
-    "ExpertsSite",
-    "FeedForwardGroup",
-    "FeedForwardSite",
-    "FeedForwardWeights",
-    "Fingerprint",
-    "IsobasinError",
-    "Layout",
-    "Match",
-    "Merged",
-    "Moved",
-    "Projection",
-    "Stream",
-    "StreamGroup",
-    "Role",
-    "Specification",
-    "Symmetry",
-    "Verification",
-    "BlockCertificate",
-    "Certificate",
-    "__version__",
-    "align",
-    "align_tensors",
-    "apply",
-    "canonical_alignment",
-    "canonicalize",
-    "certify",
-    "check",
-    "compare",
-    "equivalent",
-    "fingerprint",
-    "interpolate",
-    "match",
-    "merge",
-    "random_alignment",
-    "refine_tensors",
-    "scramble",
-    "symmetry",
-    "verify",
-]
+__all__ = ["__version__", *_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:

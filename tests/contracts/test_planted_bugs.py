@@ -27,8 +27,7 @@ from isobasin.architectures.families import (
 from isobasin.architectures.layouts import half_planes, interleaved_planes
 from isobasin.choices import Method
 from isobasin.errors import VerificationError
-from isobasin.matching import attention as matching
-from isobasin.matching import fits, heads, latents
+from isobasin.matching import attention as matching, fits, heads, latents
 from isobasin.symmetries import attention, permutation
 from isobasin.symmetries.factor import Factor
 from isobasin.symmetries.groups import AttentionGroup

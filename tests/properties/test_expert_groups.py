@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from isobasin.matching import feedforward as matching
 from isobasin.matching.feedforward import distance, match_feedforward

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from isobasin.symmetries import attention, permutation
 from isobasin.symmetries.bilinear import Roles

@@ -18,8 +18,7 @@ from isobasin.architectures.projection import Layout, Projection
 from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
-from isobasin.verbs import align as aligning
-from isobasin.verbs import merge as merging
+from isobasin.verbs import align as aligning, merge as merging
 
 SHARED = ("t5", "mpnet", "beit-shared")
 each_model = pytest.mark.parametrize("name", SHARED)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from isobasin.lines.measure import measure as measure
-    from isobasin.lines.path import POINTS as POINTS
-    from isobasin.lines.path import LinearPath as LinearPath
-    from isobasin.lines.path import LossCurve as LossCurve
-    from isobasin.lines.path import barrier as barrier
-    from isobasin.lines.path import points as points
+    from isobasin.lines.path import (
+        POINTS as POINTS,
+        LinearPath as LinearPath,
+        LossCurve as LossCurve,
+        barrier as barrier,
+        points as points,
+    )
 
 _HOMES = {"measure": "measure"} | dict.fromkeys(("POINTS", "LinearPath", "LossCurve", "barrier", "points"), "path")
 

@@ -31,8 +31,7 @@ from torch import Tensor
 from isobasin.symmetries.factor import Factor
 from isobasin.symmetries.permutation import Experts, Units
 from isobasin.symmetries.product import Element, Product
-from isobasin.symmetries.scale import Scale as Scale
-from isobasin.symmetries.scale import Scaling
+from isobasin.symmetries.scale import Scale as Scale, Scaling
 from isobasin.symmetries.shift import RouterShift
 
 _ROUTING = ("router", "router_bias", "correction")

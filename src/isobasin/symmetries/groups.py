@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
-from isobasin.symmetries.bilinear import Bilinear, Roles
-from isobasin.symmetries.bilinear import BilinearGroup as BilinearGroup
+from isobasin.symmetries.bilinear import Bilinear, BilinearGroup as BilinearGroup, Roles
 from isobasin.symmetries.factor import Factor, Parts
 from isobasin.symmetries.linear import Linear
 from isobasin.symmetries.normed import Centred, Means, Normed

@@ -25,8 +25,7 @@ from checkpoint_folders import (
 )
 from torch import Tensor
 
-from isobasin.checkpoints import Checkpoint, write_checkpoint
-from isobasin.checkpoints import writer as writer_module
+from isobasin.checkpoints import Checkpoint, write_checkpoint, writer as writer_module
 from isobasin.errors import CheckpointError, OutputError
 
 

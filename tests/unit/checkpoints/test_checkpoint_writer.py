@@ -26,8 +26,7 @@ from checkpoint_folders import (
 from safetensors import safe_open
 from torch import Tensor
 
-from isobasin.checkpoints import Checkpoint, write_checkpoint
-from isobasin.checkpoints import shards as shards_module
+from isobasin.checkpoints import Checkpoint, shards as shards_module, write_checkpoint
 from isobasin.errors import IsobasinWarning, TensorError
 
 FORMS = ["single", "sharded", "pickled", "pickled_shards"]
