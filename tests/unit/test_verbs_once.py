@@ -13,21 +13,27 @@ import torch
 
 import isobasin
 from isobasin import model as opening
+from isobasin.alignment import Move
 from isobasin.architectures import description
 from isobasin.architectures.description import Description
 from isobasin.architectures.examples import tiny
 from isobasin.architectures.view import View
 from isobasin.checkpoints import Checkpoint
 from isobasin.loading import classes
+from isobasin.verbs import conflicts
 
 Verb = Callable[[Path, Path, Path], object]
 
+MOVE = "move.safetensors"
 # Verb, how many models it opens (those that it writes and looks at too), and how often it has transformers load one.
 VERBS: dict[str, tuple[Verb, int, int]] = {
     "align": (lambda a, b, out: isobasin.align(a, b, out), 3, 4),
     "align block": (lambda a, b, out: isobasin.align(a, b, out, scope="block"), 3, 4),
     "align model": (lambda a, b, out: isobasin.align(a, b, out, scope="model"), 3, 4),
     "align to nothing": (lambda a, b, out: isobasin.align(a, b, scope="model"), 2, 0),
+    "apply": (lambda a, b, out: isobasin.Alignment.load(b.parent / MOVE).apply(b, out), 2, 4),
+    "scramble": (lambda a, b, out: isobasin.scramble(b, out, scope="model"), 2, 4),
+    "canonicalize": (lambda a, b, out: isobasin.canonicalize(b, out, scope="block"), 2, 4),
     "verify": (lambda a, b, out: isobasin.verify(a, b), 2, 5),
     "equivalent": (lambda a, b, out: isobasin.equivalent(a, b), 2, 0),
     "compare": (lambda a, b, out: isobasin.compare(a, b), 2, 0),
@@ -43,6 +49,7 @@ VERBS: dict[str, tuple[Verb, int, int]] = {
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("pair")
     a, b = (tiny("gpt2").save(folder / name, seed, dtype=torch.float32) for seed, name in enumerate("ab"))
+    isobasin.random_alignment(b, scope="block").save(folder / MOVE)
     return a, b
 
 
@@ -66,6 +73,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(Description, "specification", stated)
     for name in ("specification", "check_feedforwards", "check_stream"):
         monkeypatch.setattr(opening, name, counted(name, getattr(opening, name)))
+    monkeypatch.setattr(Move, "act", counted("acted", Move.act))
+    monkeypatch.setattr(conflicts, "conflicts", counted("compared", conflicts.conflicts))
     monkeypatch.setattr(classes, "pretrained", counted("loaded", classes.pretrained))
     return found
 
@@ -78,3 +87,22 @@ def test_a_model_is_opened_and_resolved_once(verb: str, pair: tuple[Path, Path],
     assert counts["viewed"] == counts["configured"] == models
     for part in ("stated", "specification", "check_feedforwards", "check_stream"):
         assert counts[part] <= models, part
+
+
+@pytest.mark.parametrize("verb", ["apply", "scramble", "canonicalize"])
+def test_every_block_is_moved_once(verb: str, pair: tuple[Path, Path], counts: Counter[str], tmp_path: Path):
+    VERBS[verb][0](*pair, tmp_path / "out")
+    written = isobasin.Alignment.load(tmp_path / "out")
+    assert counts["acted"] == written.blocks == 4
+    assert all(0 < move.statistics.rounding < 1e-6 for move in written.layers)
+
+
+@pytest.mark.parametrize("t", [0, 0.5, 1])
+def test_what_stands_between_two_models_is_asked_once(t: float, counts: Counter[str], tmp_path: Path):
+    a, b = (tiny("gpt2", config={"n_positions": n}).save(tmp_path / str(n), dtype=torch.float32) for n in (32, 40))
+    if t == 0.5:
+        with pytest.raises(isobasin.IsobasinError, match="has shape"):
+            isobasin.interpolate(a, b, t, tmp_path / "out")
+    else:
+        isobasin.interpolate(a, b, t, tmp_path / "out")
+    assert counts["compared"] == 1

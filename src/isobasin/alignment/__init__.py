@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -213,8 +213,15 @@ class Alignment:
             new |= {name: tensor.to(model[name]) for name, tensor in tensors.items()}
         return new
 
-    def moved(self, model: Blocks, device: str = "cpu") -> Iterator[dict[str, Tensor]]:
+    def moved(
+        self, model: Blocks, device: str = "cpu", see: Callable[[AnyMove, Any], None] = lambda move, weights: None
+    ) -> Iterator[dict[str, Tensor]]:
         """The stored tensors of every block after the move, a block at a time, in float64 as they are computed.
+
+        Args:
+            model: What is moved.
+            device: Where.
+            see: Shown every move and the weights of its block after it, before they are given.
 
         Raises:
             AlignmentError: If the model has another architecture.
@@ -223,7 +230,9 @@ class Alignment:
         done: set[str] = set()
         for move, site in pairs:
             stored = (turned or model).double(site.shapes(), device)
-            new = site.write(stored, move.act(site.read(stored, device)))
+            weights = move.act(site.read(stored, device))
+            see(move, weights)
+            new = site.write(stored, weights)
             # Blocks that read one table move it alike: it is given once.
             yield {name: tensor for name, tensor in new.items() if name not in done}
             done |= new.keys()

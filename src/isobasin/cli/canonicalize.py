@@ -38,14 +38,12 @@ def canonicalize(
 ) -> None:
     """Write the same function in the one gauge that all its scrambled copies share, up to rounding."""
     with working("reading") as progress:
-        from isobasin.verbs.apply import apply
-        from isobasin.verbs.canonicalize import canonical_alignment
+        from isobasin.verbs.canonicalize import canonicalize
 
-        element = canonical_alignment(model, scope=scope, device=device, allow_pickle=allow_pickle, progress=progress)
-        moved = apply(
-            element,
+        moved = canonicalize(
             model,
             output,
+            scope=scope,
             device=device,
             dtype=dtype.resolve(),
             verify=not no_verify,
@@ -53,8 +51,8 @@ def canonicalize(
             allow_pickle=allow_pickle,
             progress=progress,
         )
-    if not as_json:
-        _show_not_unique(element)
+    if not as_json and moved.alignment is not None:
+        _show_not_unique(moved.alignment)
     show_moved(moved, output, as_json)
 
 

@@ -42,14 +42,14 @@ def scramble(
 ) -> None:
     """Write the same function with other weights: a random element of the symmetry group, applied."""
     with working("reading") as progress:
-        from isobasin.verbs.apply import apply
-        from isobasin.verbs.scramble import random_alignment
+        from isobasin.verbs.scramble import scramble
 
-        element = random_alignment(model, seed=seed, condition=condition, scope=scope, allow_pickle=allow_pickle)
-        moved = apply(
-            element,
+        moved = scramble(
             model,
             output,
+            seed=seed,
+            condition=condition,
+            scope=scope,
             device=device,
             dtype=dtype.resolve(),
             verify=not no_verify,

@@ -132,14 +132,14 @@ def _write(
     """Write the moved model and the moved reference in it: both get their place at once."""
     inputs = [reference.checkpoint.folder, model.checkpoint.folder]
     if other is None:
-        return (write_moved(moved, model, out, running, inputs),)
+        return (write_moved(moved, model, out, running, inputs).verified,)
     written: list[Verification | None] = []
 
     def add_reference(staging: Path) -> None:
-        written.append(write_moved(other, reference, staging / REFERENCE, running, inputs))
+        written.append(write_moved(other, reference, staging / REFERENCE, running, inputs).verified)
 
     first = write_moved(moved, model, out, running, inputs, extra=add_reference)
-    return first, written[0]
+    return first.verified, written[0]
 
 
 def _key(how: Refining, examples: Examples, start: Alignment, *models: Model) -> str:

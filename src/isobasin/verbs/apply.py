@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from isobasin.alignment import FILE_NAME, Alignment, AnyMove
-from isobasin.architectures.blocks import AttentionSite
 from isobasin.checkpoints import check_output, temporary_folder, write_checkpoint
 from isobasin.errors import CheckpointError, IsobasinError, VerificationError
 from isobasin.loading import like
 from isobasin.matching import circuits
 from isobasin.model import Model, Source, open_model, opened
+from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verbs.settings import Progress, Running, silent
 from isobasin.verification import Verification, verify_models
 
@@ -35,11 +35,13 @@ class Moved:
         path: The folder, if one was asked for.
         model: The new transformers model otherwise.
         verified: How its outputs compare with the original's, if that was asked for.
+        alignment: What moved it, with the rounding predicted that storing it causes; None if nothing did.
     """
 
     path: Path | None
     model: PreTrainedModel | None
-    verified: Verification | None
+    verified: Verification | None = None
+    alignment: Alignment | None = None
 
 
 def apply(
@@ -75,11 +77,54 @@ def apply(
         VerificationError: The moved model computes something else; nothing was written.
     """
     running = Running(device, dtype, verify, force, progress)
-    with open_model(model, allow_pickle=allow_pickle) as opened:
+    return moved(model, output, lambda opened: alignment, running, allow_pickle=allow_pickle)
+
+
+def moved(
+    source: Source,
+    output: str | os.PathLike[str] | None,
+    find: Callable[[Model], Alignment],
+    running: Running,
+    *,
+    allow_pickle: bool = False,
+) -> Moved:
+    """Open a model, find a move of it, and make that; arguments and result as `apply`."""
+    with open_model(source, allow_pickle=allow_pickle) as model:
         if output is not None:
-            check_output(output, [opened.checkpoint.folder], force)
-        predicted = _with_rounding(alignment, opened, running)
-        return Moved(*deliver(model, output, lambda folder: write_moved(predicted, opened, folder, running)))
+            check_output(output, [model.checkpoint.folder], running.force)
+        alignment, rounding = find(model), Rounding(running.dtype or model.dtype())
+
+        def write(folder: Path) -> Alignment:
+            return write_moved(alignment, model, folder, running, rounding=rounding)
+
+        path, made, found = deliver(source, output, write)
+    return Moved(path, made, found.verified, found)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What storing moved attention blocks in a type costs, predicted while they are written.
+
+    Attributes:
+        dtype: The type.
+        found: The relative error of the circuits, by block.
+    """
+
+    dtype: torch.dtype
+    found: dict[str, float] = field(default_factory=lambda: {})
+
+    def see(self, move: AnyMove, weights: Any) -> None:
+        """Predict it for a block after a move."""
+        if isinstance(weights, AttentionWeights):
+            self.found[move.block] = float(circuits.rounding(move.group, weights, self.dtype))
+
+    def told(self, alignment: Alignment) -> Alignment:
+        """The alignment with what was found."""
+        return replace(alignment, moves=tuple(map(self._told, alignment.moves)))
+
+    def _told(self, move: AnyMove) -> AnyMove:
+        rounding = self.found.get(move.block, move.statistics.rounding)
+        return replace(move, statistics=replace(move.statistics, rounding=rounding))
 
 
 def write_moved(
@@ -89,8 +134,9 @@ def write_moved(
     running: Running,
     inputs: Iterable[Path] = (),
     *,
+    rounding: Rounding | None = None,
     extra: Callable[[Path], None] | None = None,
-) -> Verification | None:
+) -> Alignment:
     """Write the moved model and the alignment beside it; verify before it gets its name.
 
     Args:
@@ -99,7 +145,11 @@ def write_moved(
         output: The folder to write.
         running: Where, and whether it is verified.
         inputs: Files and folders that the output may not overlap with.
+        rounding: Predicts what storing the result costs; None leaves what the alignment says.
         extra: Adds more to the folder that it is given.
+
+    Returns:
+        The alignment as it was written, and how the model was verified.
 
     Raises:
         CheckpointError: A weight file of the model has the name of the alignment's.
@@ -110,7 +160,7 @@ def write_moved(
         raise CheckpointError(f"{model.checkpoint.folder / FILE_NAME}: {problem}")
 
     def add(staging: Path) -> None:
-        alignment.save(staging / FILE_NAME, force=True)
+        (alignment if rounding is None else rounding.told(alignment)).save(staging / FILE_NAME, force=True)
         if extra is not None:
             extra(staging)
 
@@ -118,8 +168,7 @@ def write_moved(
         if not running.verify:
             return None
         running.progress("verifying", 0, 1)
-        moved = opened(str(output), staging)
-        found = verify_models(model, moved, device=running.device)
+        found = verify_models(model, opened(str(output), staging), device=running.device)
         running.progress("verifying", 1, 1)
         if not found.equal:
             drawn = alignment.provenance.get("operation") == "scramble"
@@ -129,16 +178,18 @@ def write_moved(
             )
         return found
 
-    return write_checkpoint(
+    blocks = alignment.moved(model, running.device, *([] if rounding is None else [rounding.see]))
+    verified = write_checkpoint(
         model.checkpoint,
         output,
-        counted(model.view.written(alignment.moved(model, running.device)), alignment.blocks, running.progress),
+        counted(model.view.written(blocks), alignment.blocks, running.progress),
         dtype=running.dtype,
         force=running.force,
         inputs=list(inputs),
         extra=add,
         check=check,
     )
+    return replace(alignment if rounding is None else rounding.told(alignment), verified=verified)
 
 
 def counted(items: Iterable[dict[str, Tensor]], total: int, progress: Progress) -> Iterator[dict[str, Tensor]]:
@@ -166,15 +217,3 @@ def deliver(
         found = write(path)
         fresh = like(source, path, source.dtype)
         return None, fresh.to(source.device).train(source.training), found
-
-
-def _with_rounding(alignment: Alignment, model: Model, running: Running) -> Alignment:
-    """The alignment with the rounding predicted for this model and the type of the result."""
-    dtype = running.dtype or model.dtype()
-    predicted: dict[str, AnyMove] = {}
-    for move, site in alignment.sites(model):
-        if isinstance(site, AttentionSite):
-            moved = move.act(site.read(model.stored(site), running.device))
-            rounding = float(circuits.rounding(move.group, moved, dtype))
-            predicted[move.block] = replace(move, statistics=replace(move.statistics, rounding=rounding))
-    return replace(alignment, moves=tuple(predicted.get(move.block, move) for move in alignment.moves))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +14,9 @@ from isobasin.architectures.blocks import AttentionSite, Site
 from isobasin.choices import Scope
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
-from isobasin.model import Blocks, Source, open_model
-from isobasin.verbs.apply import Moved, apply
-from isobasin.verbs.settings import Progress, check_device, silent
+from isobasin.model import Blocks, Model, Source, open_model
+from isobasin.verbs.apply import Moved, moved
+from isobasin.verbs.settings import Progress, Running, silent
 
 CANONICAL = "canonical"
 
@@ -42,28 +43,38 @@ def canonical_alignment(
     Raises:
         IsobasinError: Scope "model": the residual stream has no canonical basis.
     """
-    check_device(device)
+    find = _finding(scope, Running(device, progress=progress))
+    with open_model(model, allow_pickle=allow_pickle) as opened:
+        return find(opened)
+
+
+def _finding(scope: Scope | str, running: Running) -> Callable[[Model], Alignment]:
+    """What finds the canonical gauge of an open model."""
     if Scope(scope) is Scope.model:
         raise IsobasinError("the residual stream stays as it is: canonicalize goes with --scope attention or block")
-    with open_model(model, allow_pickle=allow_pickle) as opened:
-        moving = opened.feedforwards() if Scope(scope) is Scope.block else ()
-        sites, dtypes = opened.specification.sites, opened.dtypes()
-        common = _common_sizes(opened, device)
-        blocks = [*named(ATTENTION, sites), *named(FEEDFORWARD, moving)]
-        moves: list[AnyMove] = []
-        for index, (block, site) in enumerate(blocks):
-            progress("matching", index, len(blocks))
-            stored, loose = opened.stored(site), Loose(_eps(dtypes, site))
-            if isinstance(site, AttentionSite):
-                weights = site.read(stored, device)
-                sizes = common[index] if index in common else head_sizes(site.group, weights)
-                element = canonical_attention(site.group, weights, sizes, loose)
-            else:
-                element = canonical_feedforward(site.group, site.read(stored, device), loose)
-            moves.append(unmatched(block, site.group, element.to("cpu"), _status(loose)))
-        progress("matching", len(blocks), len(blocks))
-        facts = {"operation": "canonicalize", "model": opened.name, "scope": str(Scope(scope))}
-        return Alignment(opened.specification.model_type, tuple(moves), facts)
+    return partial(_found, scope=Scope(scope), running=running)
+
+
+def _found(model: Model, scope: Scope, running: Running) -> Alignment:
+    """The move of an open model into the canonical gauge."""
+    moving = model.feedforwards() if scope.feedforward else ()
+    sites, dtypes = model.specification.sites, model.dtypes()
+    common = _common_sizes(model, running.device)
+    blocks = [*named(ATTENTION, sites), *named(FEEDFORWARD, moving)]
+    moves: list[AnyMove] = []
+    for index, (block, site) in enumerate(blocks):
+        running.progress("matching", index, len(blocks))
+        stored, loose = model.stored(site), Loose(_eps(dtypes, site))
+        if isinstance(site, AttentionSite):
+            weights = site.read(stored, running.device)
+            sizes = common[index] if index in common else head_sizes(site.group, weights)
+            element = canonical_attention(site.group, weights, sizes, loose)
+        else:
+            element = canonical_feedforward(site.group, site.read(stored, running.device), loose)
+        moves.append(unmatched(block, site.group, element.to("cpu"), _status(loose)))
+    running.progress("matching", len(blocks), len(blocks))
+    facts = {"operation": "canonicalize", "model": model.name, "scope": str(scope)}
+    return Alignment(model.specification.model_type, tuple(moves), facts)
 
 
 def _common_sizes(model: Blocks, device: str) -> dict[int, Tensor]:
@@ -101,6 +112,5 @@ def canonicalize(
 
     Models that an element of their blocks' groups connects become the same up to rounding.
     """
-    element = canonical_alignment(model, scope=scope, device=device, allow_pickle=allow_pickle, progress=progress)
-    options = {"dtype": dtype, "verify": verify, "force": force, "allow_pickle": allow_pickle, "progress": progress}
-    return apply(element, model, output, device=device, **options)  # pyright: ignore[reportArgumentType]
+    running = Running(device, dtype, verify, force, progress)
+    return moved(model, output, _finding(scope, running), running, allow_pickle=allow_pickle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -16,8 +17,8 @@ from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_model
 from isobasin.symmetries import attention, stream
 from isobasin.symmetries.feedforward import FeedForwardElement, sample
-from isobasin.verbs.apply import Moved, apply
-from isobasin.verbs.settings import Progress, silent
+from isobasin.verbs.apply import Moved, moved
+from isobasin.verbs.settings import Progress, Running, silent
 
 
 def random_alignment(
@@ -34,27 +35,38 @@ def random_alignment(
     blocks, and experts, are permuted too, and scaled by ratios up to `condition` where the activation lets scales pass.
     In scope "model" the residual stream is turned as well, and normalisations get other gains and biases.
     """
+    find = _drawing(seed, condition, scope)
+    with open_model(model, allow_pickle=allow_pickle) as opened:
+        return find(opened)
+
+
+def _drawing(seed: int, condition: float, scope: Scope | str) -> Callable[[Model], Alignment]:
+    """What draws a random alignment of an open model."""
     check_number("condition", condition, 1, ABOVE_ROUNDING)
     check_seed(seed)
+    return partial(_drawn, seed=seed, condition=condition, scope=Scope(scope))
+
+
+def _drawn(model: Model, seed: int, condition: float, scope: Scope) -> Alignment:
+    """A random alignment of an open model."""
     generator = torch.Generator().manual_seed(seed)
     # A router's shift is a vector of the stream, and wouldn't turn with it.
-    units = partial(_random_units, shifted=Scope(scope) is not Scope.model)
+    units = partial(_random_units, shifted=scope is not Scope.model)
     moves: list[AnyMove] = []
-    with open_model(model, allow_pickle=allow_pickle) as opened:
-        for block, site in named(ATTENTION, opened.specification.sites):
-            scale = float(site.read(opened.stored(site)).value.square().mean().sqrt())
-            element = attention.sample(site.group, generator, condition=condition, shift=scale)
-            moves.append(unmatched(block, site.group, element))
-        for first, *others in opened.specification.ties:
-            for index in others:
-                element = attention.with_heads(moves[index].element, moves[first].element)
-                moves[index] = replace(moves[index], element=element)
-        for block, site in named(FEEDFORWARD, opened.feedforwards() if Scope(scope).feedforward else ()):
-            moves.append(unmatched(block, site.group, units(opened, site, generator, condition)))
-        if Scope(scope) is Scope.model:
-            moves.insert(0, _random_stream(opened, generator, condition))
-        provenance = {"operation": "scramble", "model": opened.name, "seed": str(seed), "condition": str(condition)}
-        return Alignment(opened.specification.model_type, tuple(moves), provenance)
+    for block, site in named(ATTENTION, model.specification.sites):
+        scale = float(site.read(model.stored(site)).value.square().mean().sqrt())
+        element = attention.sample(site.group, generator, condition=condition, shift=scale)
+        moves.append(unmatched(block, site.group, element))
+    for first, *others in model.specification.ties:
+        for index in others:
+            element = attention.with_heads(moves[index].element, moves[first].element)
+            moves[index] = replace(moves[index], element=element)
+    for block, site in named(FEEDFORWARD, model.feedforwards() if scope.feedforward else ()):
+        moves.append(unmatched(block, site.group, units(model, site, generator, condition)))
+    if scope is Scope.model:
+        moves.insert(0, _random_stream(model, generator, condition))
+    provenance = {"operation": "scramble", "model": model.name, "seed": str(seed), "condition": str(condition)}
+    return Alignment(model.specification.model_type, tuple(moves), provenance)
 
 
 def _random_units(
@@ -81,6 +93,7 @@ def scramble(
     seed: int = 0,
     condition: float = 10.0,
     scope: Scope | str = Scope.attention,
+    device: str = "cpu",
     allow_pickle: bool = False,
     dtype: torch.dtype | None = None,
     verify: bool = True,
@@ -88,6 +101,5 @@ def scramble(
     progress: Progress = silent,
 ) -> Moved:
     """The same function with other weights: `random_alignment`, applied; arguments as there and in `apply`."""
-    element = random_alignment(model, seed=seed, condition=condition, scope=scope, allow_pickle=allow_pickle)
-    options = {"dtype": dtype, "verify": verify, "force": force, "allow_pickle": allow_pickle, "progress": progress}
-    return apply(element, model, output, **options)  # pyright: ignore[reportArgumentType]
+    running = Running(device, dtype, verify, force, progress)
+    return moved(model, output, _drawing(seed, condition, scope), running, allow_pickle=allow_pickle)
