@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all fuzz certify situations pages lint format bench clean
+.PHONY: help install demo test test-all fuzz certify situations pages lint typed format bench clean
 
 help:
 	@echo "make demo     train, align and plot small models (under 3 minutes)"
@@ -21,7 +21,7 @@ help:
 	@echo "make certify  measure that every family's groups are exact (10 minutes); prints the table of docs/certify.md"
 	@echo "make situations every verb on every family, stored form and head (an hour); prints the table of docs/situations.md"
 	@echo "make pages    write docs/families.md and docs/choices.md"
-	@echo "make lint     ruff, pyright, import-linter"
+	@echo "make lint     ruff, pyright, import-linter, and mypy on the wheel"
 	@echo "make format   let ruff rewrite what it can"
 	@echo "make bench    run the benchmarks"
 	@echo "make install  only make .venv, as every target above does first"
@@ -75,6 +75,18 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(MAKE) typed
+
+# As a user's mypy sees the wheel: an environment of it alone, with the packages of this one behind it.
+TYPED := build/typed
+typed: $(READY)
+	rm -rf $(TYPED)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(TYPED) .
+	$(BIN)/python -m venv --without-pip $(TYPED)/venv
+	$(BIN)/python -m pip --python $(TYPED)/venv/bin/python install --quiet --no-index --no-deps $(TYPED)/*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(TYPED)/venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/behind.pth
+	$(BIN)/mypy --python-executable $(TYPED)/venv/bin/python tests/typed
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -86,5 +98,5 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoints.py memory
 
 clean:
-	rm -rf build dist demo-output fuzz-failures .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist demo-output fuzz-failures .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mypy_cache
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -153,10 +153,12 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 __all__ = ["__version__", *_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'isobasin' has no attribute {name!r}")
-    return getattr(import_module(f"isobasin.{_HOME_OF[name]}"), name)
+if not TYPE_CHECKING:  # for whom a name that isn't above is wrong
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module 'isobasin' has no attribute {name!r}")
+        return getattr(import_module(f"isobasin.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
