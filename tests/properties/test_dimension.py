@@ -88,8 +88,8 @@ def unseen(group: AttentionGroup, weights: AttentionWeights, seed: int = 0) -> S
     width, tokens = weights.key.shape[-2], 5
     rows = 2 * flat.numel() // (tokens * width) + 2
     hidden = torch.randn(rows, tokens, width, generator=generator, dtype=torch.float64)
-    planes = max(len(group.query_key.planes), len(group.value_output.planes))
-    angles = torch.arange(tokens, dtype=torch.float64).unsqueeze(-1) * 0.37 ** torch.arange(planes).double()
+    turning = max((group.query_key, group.value_output), key=lambda pair: len(pair.planes)).frequencies
+    angles = torch.arange(tokens, dtype=torch.float64).unsqueeze(-1) * 0.37 ** torch.tensor(turning).double()
     jacobian = jacfwd(lambda w: attention.attend(build(w), group, hidden, angles).flatten())(flat)
     assert jacobian.shape[0] >= 2 * jacobian.shape[1]
     return spectrum(jacobian)

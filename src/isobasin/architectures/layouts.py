@@ -76,6 +76,11 @@ def interleaved_planes(rotated: int) -> tuple[Plane, ...]:
     return tuple((2 * j, 2 * j + 1) for j in range(_half(rotated)))
 
 
+def alike_planes(planes: int, together: int) -> tuple[tuple[int, ...], ...]:
+    """Plane `j` turns like `j + 1`, … `j + together - 1`: every frequency serves that many planes in a row."""
+    return tuple(tuple(range(j, j + together)) for j in range(0, planes, together))
+
+
 def _half(rotated: int) -> int:
     if rotated < 0 or rotated % 2:
         raise ArchitectureError(f"rotary positions turn {rotated} features of a head: an even number is needed")

@@ -22,6 +22,7 @@ def attention_group(
     projections: Projections,
     planes: tuple[Plane, ...] = (),
     *,
+    alike: tuple[tuple[int, ...], ...] = (),
     rotary_value: bool = False,
     capped: bool = False,
     norm: QueryKeyNorm | None = None,
@@ -42,6 +43,7 @@ def attention_group(
         sizes: The block's sizes.
         projections: The block's projections; their biases are the ones that exist.
         planes: Pairs of features that rotate together, in queries and keys.
+        alike: Planes that turn by the very same angle (`layouts.alike_planes`).
         rotary_value: Values rotate as well.
         capped: Scores are capped before softmax.
         norm: How queries and keys are normalised.
@@ -56,12 +58,12 @@ def attention_group(
     if norm is QueryKeyNorm.centred and (not planes or sizes.features < 3):
         # Without planes a curve of gains, with two features all phases of their one plane leave the scores as they are.
         raise ArchitectureError("LayerNorm of queries and keys is supported where some of 3 features or more rotate")
-    query_key = BilinearGroup(sizes.features, planes)
+    query_key = BilinearGroup(sizes.features, planes, alike)
     return AttentionGroup(
         groups=sizes.groups,
         queries=sizes.queries,
         query_key=query_key,
-        value_output=BilinearGroup(sizes.features, planes if rotary_value else ()),
+        value_output=query_key if rotary_value else BilinearGroup(sizes.features),
         key_shift=(
             projections.key.bias is not None and bool(query_key.linear) and norm is None and not capped and not sink
         ),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from isobasin.choices import HeadCost, Method
-from isobasin.matching import heads, latents, paper, rotary, subspace
+from isobasin.matching import heads, latents, paper, rotary, shared_planes, subspace
 from isobasin.matching.fits import Solvers, fit
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.symmetries import attention
@@ -29,11 +29,11 @@ _ROUNDING = 1e-24
 
 
 _SOLVERS = {
-    Method.gauss_newton: Solvers(subspace.gauss_newton, rotary.align_planes),
-    Method.paper: Solvers(paper.gradient_descent, paper.brent_planes),
-    Method.balanced: Solvers(subspace.balanced, rotary.align_planes),
-    Method.orthogonal: Solvers(subspace.orthogonal, rotary.turn_planes),
-    Method.heads: Solvers(subspace.unmoved, rotary.unmoved_planes, discrete=False),
+    Method.gauss_newton: Solvers(subspace.gauss_newton, rotary.align_planes, shared_planes.align),
+    Method.paper: Solvers(paper.gradient_descent, paper.brent_planes, shared_planes.align),
+    Method.balanced: Solvers(subspace.balanced, rotary.align_planes, shared_planes.balanced),
+    Method.orthogonal: Solvers(subspace.orthogonal, rotary.turn_planes, shared_planes.unitary),
+    Method.heads: Solvers(subspace.unmoved, rotary.unmoved_planes, shared_planes.unmoved, discrete=False),
 }
 
 

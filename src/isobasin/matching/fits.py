@@ -10,12 +10,13 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from isobasin.matching import normed, rotary, subspace
+from isobasin.matching import normed, rotary, shared_planes, subspace
 from isobasin.symmetries.bilinear import Bilinear
 from isobasin.symmetries.factor import Factor, Parts
 from isobasin.symmetries.linear import Linear
 from isobasin.symmetries.normed import Normed
 from isobasin.symmetries.planes import Planes
+from isobasin.symmetries.shared_planes import SharedPlanes
 from isobasin.symmetries.shift import Shift, ValueShift
 
 
@@ -26,11 +27,13 @@ class Solvers:
     Attributes:
         linear: On GL(n).
         planes: On rotated planes.
+        shared: On sets of planes that turn alike.
         discrete: Whether what is left is fitted too: shifts, and all that a norm leaves.
     """
 
     linear: Callable[[subspace.Core], subspace.SubspaceSolution]
     planes: Callable[[rotary.PlaneProblem], Tensor]
+    shared: Callable[[shared_planes.Problem], shared_planes.Solution]
     discrete: bool = True
 
 
@@ -89,6 +92,14 @@ def _(factor: Planes, reference: Parts, model: Parts, solvers: Solvers, max_cond
     (a_left, a_right), (b_left, b_right) = _tall(factor, reference), _tall(factor, model)
     problem = rotary.PlaneProblem.of(a_left, b_left, a_right, b_right)
     return Fit({factor.part: solvers.planes(problem)})
+
+
+@fit.register
+def _(factor: SharedPlanes, reference: Parts, model: Parts, solvers: Solvers, max_condition: float) -> Fit:
+    a, b = ([factor.sets(x) for x in _tall(factor, weights)] for weights in (reference, model))
+    found = solvers.shared(shared_planes.reduce(*a, *b))
+    matrix, capped = shared_planes.capped(found.matrix, max_condition)
+    return Fit({factor.part: matrix}, found.iterations.amax(-1), found.converged.all(-1), capped.any(-1))
 
 
 @fit.register

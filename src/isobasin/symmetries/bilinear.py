@@ -26,7 +26,7 @@ from isobasin.symmetries.weights import AXES
 Columns = slice | list[int]
 
 
-def _columns(indices: Sequence[int]) -> Columns:
+def evenly(indices: Sequence[int]) -> Columns:
     """Indices as a slice where they are evenly spaced, which makes a view of a tensor instead of a copy."""
     first, step = (indices[0], indices[1] - indices[0]) if len(indices) > 1 else (indices[0] if indices else 0, 1)
     even = list(range(first, first + step * len(indices), step)) if step > 0 else None
@@ -40,17 +40,25 @@ class BilinearGroup:
     A map `U` acts as `L <- L U^T`, `R <- R U^{-1}`. On coordinates that are not rotated `U` is any
     invertible matrix, GL(n); on the pairs of coordinates in `planes`, which rotary positions rotate at
     pairwise distinct frequencies, it is one non-zero complex number per pair, H = (C*)^p
-    (arXiv 2606.17830, Theorems 2.1, 4.1 and 4.2).
+    (arXiv 2606.17830, Theorems 2.1, 4.1 and 4.2). Of m pairs that always turn by the very same angle it is any
+    invertible complex matrix, GL(m, C).
 
     Attributes:
         features: Width of a head, d_h.
         planes: Pairs `(a, b)` of feature indices that rotate together as `a + ib`.
+        alike: Planes that turn by the very same angle at all positions, by their number in `planes`, two or more each.
+            (Planes of one frequency that turn with another coordinate, as the rows and the columns of an image, don't.)
     """
 
     features: int
     planes: tuple[tuple[int, int], ...] = ()
+    alike: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        together = [i for block in self.alike for i in block]
+        known = all(0 <= i < len(self.planes) for i in together)
+        if len(set(together)) != len(together) or not known or any(len(block) < 2 for block in self.alike):
+            raise ValueError(f"planes that turn alike must be disjoint sets of two or more planes: {self.alike}")
         flat = [i for plane in self.planes for i in plane]
         if len(set(flat)) != len(flat) or any(not 0 <= i < self.features for i in flat):
             raise ValueError(f"planes must be disjoint pairs of indices below {self.features}: {self.planes}")
@@ -62,9 +70,21 @@ class BilinearGroup:
         return tuple(i for i in range(self.features) if i not in rotated)
 
     @cached_property
+    def alone(self) -> tuple[int, ...]:
+        """The planes that turn like no other, by number."""
+        together = {i for block in self.alike for i in block}
+        return tuple(i for i in range(len(self.planes)) if i not in together)
+
+    @cached_property
+    def frequencies(self) -> tuple[int, ...]:
+        """For every plane the number of the first one that turns alike: itself where none does."""
+        first = {i: min(block) for block in self.alike for i in block}
+        return tuple(first.get(i, i) for i in range(len(self.planes)))
+
+    @cached_property
     def columns(self) -> tuple[Columns, Columns, Columns]:
         """How to index the unrotated features, and the real and the imaginary ones of the planes."""
-        return _columns(self.linear), _columns([a for a, _ in self.planes]), _columns([b for _, b in self.planes])
+        return evenly(self.linear), evenly([a for a, _ in self.planes]), evenly([b for _, b in self.planes])
 
 
 def linear_part(pair: BilinearGroup, x: Tensor) -> Tensor:

@@ -128,10 +128,10 @@ class Factor(ABC):
         return weights
 
 
-def haar(n: int, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Orthogonal matrices, uniformly random, `(*batch, n, n)`."""
-    q, r = torch.linalg.qr(torch.randn(*batch, n, n, generator=generator, dtype=torch.float64))
-    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+def haar(n: int, batch: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Orthogonal matrices, or unitary ones where they are complex, uniformly random, `(*batch, n, n)`."""
+    q, r = torch.linalg.qr(torch.randn(*batch, n, n, generator=generator, dtype=dtype))
+    return q * r.diagonal(dim1=-2, dim2=-1).sgn().unsqueeze(-2)
 
 
 def eye(n: int, batch: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:

@@ -25,6 +25,7 @@ from isobasin.symmetries.planes import Planes
 from isobasin.symmetries.product import Product
 from isobasin.symmetries.rotation import Rotation
 from isobasin.symmetries.scale import GainScaling, Scale
+from isobasin.symmetries.shared_planes import SharedPlanes
 from isobasin.symmetries.shift import KeyShift, Shift, ValueShift
 from isobasin.symmetries.tables import Tables
 
@@ -46,9 +47,12 @@ def pair_factors(
         planes: The name of the part of planes in elements, if it is another than usual.
     """
     found: list[Bilinear] = [Linear(f"{name}.matrix", name, pair, roles, heads)] if pair.linear else []
-    if pair.planes:
-        # Softmax cancels no bias that rotates.
-        found.append(Planes(planes or f"{name}.planes", name, pair, replace(roles, free=None), heads))
+    # Softmax cancels no bias that rotates.
+    roles, planes = replace(roles, free=None), planes or f"{name}.planes"
+    if pair.alone:
+        found.append(Planes(planes, name, pair, roles, heads))
+    for size in sorted(set(map(len, pair.alike))):
+        found.append(SharedPlanes(f"{planes}_{size}", name, pair, roles, heads, size))
     return tuple(found)
 
 
@@ -161,6 +165,10 @@ class AttentionGroup(Product):
     sink: bool = False
     latent: LatentGroup | None = None
     means: int = 0
+
+    def __post_init__(self) -> None:
+        if self.norm is not None and self.query_key.alike:
+            raise ValueError("of normalised queries and keys no planes may turn alike: their group isn't known")
 
     @property
     def rotary(self) -> BilinearGroup:

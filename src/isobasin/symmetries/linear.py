@@ -90,26 +90,32 @@ class Linear(Bilinear):
         return torch.linalg.solve(element, columns, left=False)
 
     def balanced(self, left: Tensor, right: Tensor, loose: Loose) -> Tensor:
-        """U of `L R^T = S Σ T^T`, `L = S Σ^{1/2}`, `R = T Σ^{1/2}`, with the signs of columns that `Loose.phase` takes.
-
-        With triangular factors `R_L R_R^T = S Σ T^T` of both sides, `U^T = R_R^T T Σ^{-1/2}`.
-        """
-        r_left, r_right = (torch.linalg.qr(square(x), mode="r").R for x in (left, right))
-        s, sigma, th = torch.linalg.svd(r_left @ r_right.mT)
-        level = sigma.shape[-1] * torch.finfo(sigma.dtype).eps * r_left.norm(dim=(-2, -1)) * r_right.norm(dim=(-2, -1))
-        dead = sigma <= level.unsqueeze(-1)
-        loose.check("rank", dead | (sigma <= loose.eps * sigma[..., :1]))
-        loose.check("singular values", -sigma.diff(dim=-1) <= loose.eps * sigma[..., :1])
-        root = torch.where(dead, 0.0, sigma.rsqrt()).unsqueeze(-2)
-        to_left, to_right = r_right.mT @ th.mT * root, r_left.mT @ s * root
-        for head in dead.any(-1).nonzero().tolist():
-            rank = int((~dead[tuple(head)]).sum())
-            to_left[tuple(head)] = _completed(to_left[tuple(head)][:, :rank], to_right[tuple(head)][:, :rank])
-        columns = left @ to_left, torch.linalg.solve(to_left.mT, right, left=False)
-        return (to_left * loose.phase(*columns).unsqueeze(-2)).mT
+        """As `balance` has it."""
+        return balance(left, right, loose)
 
     def __str__(self) -> str:
         return f"GL({self.size})"
+
+
+def balance(left: Tensor, right: Tensor, loose: Loose) -> Tensor:
+    """U, `(..., n, n)` real or complex, of the balanced gauge: `L = S Σ^{1/2}`, `R = T Σ^{1/2}` of `L R^H = S Σ T^H`.
+
+    With triangular factors `R_L R_R^H = S Σ T^H` of both sides, `U^T = R_R^H T Σ^{-1/2}`, columns with the signs, or
+    phases, that `Loose.phase` takes.
+    """
+    r_left, r_right = (torch.linalg.qr(square(x), mode="r").R for x in (left, right))
+    s, sigma, th = torch.linalg.svd(r_left @ r_right.mH)
+    level = sigma.shape[-1] * torch.finfo(sigma.dtype).eps * r_left.norm(dim=(-2, -1)) * r_right.norm(dim=(-2, -1))
+    dead = sigma <= level.unsqueeze(-1)
+    loose.check("rank", dead | (sigma <= loose.eps * sigma[..., :1]))
+    loose.check("singular values", -sigma.diff(dim=-1) <= loose.eps * sigma[..., :1])
+    root = torch.where(dead, 0.0, sigma.rsqrt()).unsqueeze(-2)
+    to_left, to_right = r_right.mH @ th.mH * root, r_left.mH @ s * root
+    for head in dead.any(-1).nonzero().tolist():
+        rank = int((~dead[tuple(head)]).sum())
+        to_left[tuple(head)] = _completed(to_left[tuple(head)][:, :rank], to_right[tuple(head)][:, :rank])
+    columns = left @ to_left, torch.linalg.solve(to_left.mH, right, left=False)
+    return (to_left * loose.phase(*columns).unsqueeze(-2)).mT
 
 
 def square(x: Tensor) -> Tensor:
@@ -118,11 +124,11 @@ def square(x: Tensor) -> Tensor:
 
 
 def _completed(left: Tensor, right: Tensor) -> Tensor:
-    """An invertible `[E, C]`, the first columns of whose inverse transpose are F, from `E^T F = 1`, both `(n, r)`.
+    """An invertible `[E, C]`, the first columns of whose inverse transpose are F, from `E^H F = 1`, both `(n, r)`.
 
     C spans what F doesn't see, in the basis that is best conditioned.
     """
     rank = left.shape[-1]
     outside = [torch.linalg.svd(x, full_matrices=True).U[:, rank:] for x in (left, right)]
-    _, size, vh = torch.linalg.svd(outside[0].mT @ outside[1])
-    return torch.cat([left, outside[1] @ vh.mT * size.rsqrt()], -1)
+    _, size, vh = torch.linalg.svd(outside[0].mH @ outside[1])
+    return torch.cat([left, outside[1] @ vh.mH * size.rsqrt()], -1)

@@ -1,26 +1,61 @@
-"""(C*)^p: the maps of a pair's rotated planes, one complex number for each."""
+"""(C*)^p: the maps of a pair's rotated planes of distinct frequencies, one complex number for each."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.bilinear import Bilinear, column_squares, plane_part
+from isobasin.symmetries.bilinear import Bilinear, Columns, column_squares, evenly
 from isobasin.symmetries.factor import Parts
 from isobasin.symmetries.loose import Loose
 
 
 @dataclass(frozen=True)
-class Planes(Bilinear):
-    """(C*)^p, p planes of distinct frequencies: `l <- l u, r <- r / conj(u)`, u of shape `(*batch, heads, p)`."""
+class Rotating(Bilinear):
+    """Maps of some of a pair's planes, as complex columns."""
+
+    @property
+    @abstractmethod
+    def indices(self) -> tuple[int, ...]:
+        """Which planes, in the order of the columns."""
+
+    @cached_property
+    def places(self) -> tuple[Columns, Columns]:
+        """How to index the real and the imaginary features of the planes."""
+        planes = [self.pair.planes[i] for i in self.indices]
+        return evenly([a for a, _ in planes]), evenly([b for _, b in planes])
+
+    def columns(self, x: Tensor) -> Tensor:
+        """The planes as complex columns `x[:, a] + i x[:, b]`."""
+        real, imaginary = self.places
+        return torch.complex(x[..., real], x[..., imaginary])
+
+    def with_columns(self, x: Tensor, columns: Tensor) -> Tensor:
+        """Real and imaginary parts back in their places."""
+        real, imaginary = self.places
+        moved = x.clone() if 2 * len(self.indices) < self.pair.features else columns.real.new_empty(x.shape)
+        moved[..., real], moved[..., imaginary] = columns.real, columns.imag
+        return moved
+
+
+@dataclass(frozen=True)
+class Planes(Rotating):
+    """(C*)^p, p planes of frequencies of their own: `l <- l u, r <- r / conj(u)`, u of shape `(*batch, heads, p)`."""
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Those that turn like no other."""
+        return self.pair.alone
 
     @property
     def size(self) -> int:
         """P."""
-        return len(self.pair.planes)
+        return len(self.indices)
 
     @property
     def width(self) -> int:
@@ -69,17 +104,6 @@ class Planes(Bilinear):
     def sizes(self, element: Parts) -> dict[str, Tensor]:
         """Sizes of every u."""
         return {self.name: element[self.part].abs()}
-
-    def columns(self, x: Tensor) -> Tensor:
-        """The planes as complex columns."""
-        return plane_part(self.pair, x)
-
-    def with_columns(self, x: Tensor, columns: Tensor) -> Tensor:
-        """Real and imaginary parts back in their places."""
-        _, real, imaginary = self.pair.columns
-        moved = x.clone() if self.pair.linear else columns.real.new_empty(x.shape)
-        moved[..., real], moved[..., imaginary] = columns.real, columns.imag
-        return moved
 
     def left(self, element: Tensor, columns: Tensor) -> Tensor:
         """`l u`."""

@@ -91,7 +91,8 @@ def make_block(group: AttentionGroup, width: int, biases: dict[str, bool], seed:
     """A block with generic weights, an input for it, and distinct rotary frequencies."""
     generator = torch.Generator().manual_seed(seed + 1)
     planes = max(len(group.rotary.planes), len(group.value_output.planes))
-    frequencies = 1.3 ** -torch.arange(planes, dtype=torch.float64)
+    alike = max((group.rotary, group.value_output), key=lambda pair: len(pair.planes)).frequencies
+    frequencies = 1.3 ** -torch.tensor(alike, dtype=torch.float64)
     positions = torch.arange(tokens, dtype=torch.float64) + seed % 5
     angles = positions.unsqueeze(-1) * frequencies if planes else None
     hidden = torch.randn(3, tokens, width, generator=generator, dtype=torch.float64)

@@ -32,7 +32,7 @@ class Fingerprint:
         tensors: By name, in descending order unless said otherwise: `attention.<layer>.query_key` and
             `attention.<layer>.value_output`, the singular values of every query head's circuits, `(heads, n)`;
             `attention.<layer>.planes`, `|q_p| |k_p|` of every rotated plane in the order of the planes, `(heads, p)`;
-            `attention.<layer>.value_planes`, likewise where values rotate;
+            `attention.<layer>.value_planes`, likewise where values rotate (`_m`: of m that turn alike);
             `attention.<layer>.query_latent` and `attention.<layer>.key_value_latent`, the singular values of what a
             latent is normalised from;
             `feedforward.<layer>.units`, the products of the norms of a unit's branches, of all experts at once and in
@@ -83,6 +83,7 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
             for pair, circuit in all_sides(group, weights).items():
                 for sides in circuit:
                     name = {"query_key": "planes"}.get(pair, "value_planes") if sides.left.is_complex() else pair
+                    name += f"_{sides.width}" if sides.left.is_complex() and sides.width > 1 else ""
                     values = _spectra(sides).flatten(0, 1)[order]
                     tensors[f"attention.{site.layer}.{name}"] = values.cpu().contiguous()
             for factor in group.factors:

@@ -52,6 +52,7 @@ def _attended(group: AttentionGroup, weights: AttentionWeights, seed: int) -> Te
     tokens, device = _TOKENS, weights.key.device
     hidden = torch.randn(2, tokens, weights.width, generator=generator, dtype=torch.float64).to(device)
     frequencies = torch.rand(len(group.rotary.planes), generator=generator, dtype=torch.float64)
+    frequencies = frequencies[list(group.rotary.frequencies)]
     angles = (torch.arange(tokens, dtype=torch.float64).unsqueeze(-1) * frequencies).to(device)
     return attend(weights, group, hidden, angles)
 
