@@ -61,7 +61,7 @@ def test_an_alignment_that_moves_one_table_in_two_ways_is_refused(name, tmp_path
         field = "outer" if part.ndim == 1 else "table_shift"
         layers = (replace(found.layers[0], element=first.having({field: part})), *found.layers[1:])
         with pytest.raises(AlignmentError, match=r"layers 0 and 1 of .* read one table of position biases"):
-            isobasin.apply(replace(found, layers=layers), original, tmp_path / "out")
+            isobasin.apply(replace(found, moves=layers), original, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
