@@ -110,7 +110,7 @@ def test_permuted_experts_compute_the_same_numbers(opened):
     site = next(site for site in found.feedforwards() if isinstance(site, ExpertsSite))
     weights = site.read(found.stored(site))
     start = feedforward.identity(site.group)
-    moved = feedforward.act(site.group, replace(start, experts=start.experts.flip(0)), weights)
+    moved = feedforward.act(site.group, start.having({"experts": start.experts.flip(0)}), weights)
     hidden = torch.randn(20, site.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     before, after = (routed(site, w, hidden, normed=True) for w in (weights, moved))
     torch.testing.assert_close(before, after, rtol=1e-14, atol=1e-14)

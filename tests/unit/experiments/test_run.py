@@ -115,6 +115,7 @@ def test_nothing_is_done_twice(done: Experiment):
     assert watcher.started_cells == []
 
 
+@pytest.mark.long
 def test_other_processes_get_the_same_records(done: Experiment, tmp_path: Path):
     other = Experiment.begin(small(), tmp_path / "out")
     summary = run(other, other.cells(), Processes(2, threads=1), OPTIONS, Seen())

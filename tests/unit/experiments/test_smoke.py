@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from small_experiments import Seen
 
-from isobasin.choices import Redrawn
 from isobasin.execution.local import Here
 from isobasin.experiments.configuration import packaged, read
 from isobasin.experiments.data import data_root, rows
@@ -44,7 +43,7 @@ def test_a_packaged_configuration_runs(name: str, tmp_path: Path):
     summary = run(experiment, cells, Here(), RunOptions("cpu", data_root()), Seen(), keep_models=False)
     assert summary.failed == {}
     assert summary.done == len(cells)
-    assert {group.scope for plan in experiment.plans for group in plan.groups} == set(Redrawn)
+    assert {group.scope for plan in experiment.plans for group in plan.groups} == set(read(name).scopes)
     for cell in cells:
         record = json.loads((experiment.store.path(cell) / "record.json").read_text())
         source = record["spec"]["data"]["source"]
