@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from isobasin.architectures.activations import feedforward_group
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.feedforwards import ExpertsSite, FeedForward, FeedForwardSite
-from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes
+from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes, linears
 from isobasin.architectures.projection import Projection
 from isobasin.errors import ArchitectureError
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
@@ -115,6 +115,24 @@ def feedforward_sites(
     up, gate, down = projections.up, projections.gate, projections.down
     group = feedforward_group(dict(up.layout.sizes)["feature"], activation, gated=gate is not None)
     return _repeated(layers, FeedForwardSite(0, name, up, gate, down, group, activation))
+
+
+def linear_sites(
+    layers: int,
+    name: str,
+    width: int,
+    units: int,
+    activation: str,
+    up: str,
+    down: str,
+    gate: str | None = None,
+    *,
+    bias: bool,
+) -> list[FeedForwardSite]:
+    """`feedforward_sites` of `nn.Linear` modules inside the module; `bias` is about all of them."""
+    up, down = f"{name}.{up}", f"{name}.{down}"
+    projections = linears(width, units, up, down, None if gate is None else f"{name}.{gate}", bias=bias)
+    return feedforward_sites(layers, name, projections, activation)
 
 
 def experts_sites(

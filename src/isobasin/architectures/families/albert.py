@@ -11,8 +11,8 @@ from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import linears, separate
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites, stacked
+from isobasin.architectures.layouts import separate
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites, stacked
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
@@ -43,9 +43,8 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of an ALBERT."""
 
     def stack(layer: str) -> list[FeedForwardSite]:
-        units = config.intermediate_size
-        projections = linears(config.hidden_size, units, f"{layer}.ffn", f"{layer}.ffn_output", bias=True)
-        return feedforward_sites(config.inner_group_num, layer, projections, config.hidden_act)
+        sizes = config.hidden_size, config.intermediate_size
+        return linear_sites(config.inner_group_num, layer, *sizes, config.hidden_act, "ffn", "ffn_output", bias=True)
 
     return stacked({group: stack(layer) for group, layer in _groups(config).items()})
 

@@ -8,8 +8,8 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import linears, separate
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites, stacked
+from isobasin.architectures.layouts import separate
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites, stacked
 from isobasin.errors import ArchitectureError
 
 
@@ -51,8 +51,8 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
 
     def stack(side: str) -> list[FeedForwardSite]:
         layer, units = f"{side}.layers.{{layer}}", getattr(config, f"{side}_ffn_dim")
-        projections = linears(config.hidden_size, units, f"{layer}.fc1", f"{layer}.fc2", bias=True)
-        return feedforward_sites(layers(config, f"{side}_layers"), layer, projections, config.activation_function)
+        depth, activation = layers(config, f"{side}_layers"), config.activation_function
+        return linear_sites(depth, layer, config.hidden_size, units, activation, "fc1", "fc2", bias=True)
 
     return stacked({side: stack(side) for side in ("encoder", "decoder")})
 

@@ -6,8 +6,8 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import Plane, linears, separate
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.layouts import Plane, separate
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "encoder.layer.{layer}"
@@ -17,29 +17,16 @@ _ATTENTION = f"{_LAYER}.attention"
 def blocks(config: Config, planes: tuple[Plane, ...] = (), *, rotary_value: bool = False) -> list[AttentionSite]:
     """The attention blocks of an encoder of BERT's kind, with or without rotary positions."""
     shape = sizes(config)
-    projections = separate(
-        shape,
-        query=f"{_ATTENTION}.self.query",
-        key=f"{_ATTENTION}.self.key",
-        value=f"{_ATTENTION}.self.value",
-        output=f"{_ATTENTION}.output.dense",
-        bias=True,
-        output_bias=True,
-    )
+    names = (f"{_ATTENTION}.{name}" for name in ("self.query", "self.key", "self.value", "output.dense"))
+    projections = separate(shape, *names, bias=True, output_bias=True)
     group = attention_group(shape, projections, planes, rotary_value=rotary_value)
     return attention_sites(layers(config), _ATTENTION, projections, group)
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of an encoder of BERT's kind."""
-    projections = linears(
-        config.hidden_size,
-        config.intermediate_size,
-        f"{_LAYER}.intermediate.dense",
-        f"{_LAYER}.output.dense",
-        bias=True,
-    )
-    return feedforward_sites(layers(config), _LAYER, projections, config.hidden_act)
+    width, units, names = config.hidden_size, config.intermediate_size, ("intermediate.dense", "output.dense")
+    return linear_sites(layers(config), _LAYER, width, units, config.hidden_act, *names, bias=True)
 
 
 def classifier(config: Config, behind: str) -> Readout:

@@ -2,11 +2,12 @@
 
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, refuse, sizes
+from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import fused_heads, linears
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.stream import Readout, StreamFacts
+from isobasin.architectures.layouts import fused_heads
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
+from isobasin.architectures.stream import StreamFacts
 
 _ATTENTION = "h.{layer}.self_attention"
 _FEEDFORWARD = "h.{layer}.mlp"
@@ -22,20 +23,18 @@ def blocks(config: Config) -> list[AttentionSite]:
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of a BLOOM."""
-    width = config.hidden_size
-    up, down = f"{_FEEDFORWARD}.dense_h_to_4h", f"{_FEEDFORWARD}.dense_4h_to_h"
-    return feedforward_sites(layers(config), _FEEDFORWARD, linears(width, 4 * width, up, down, bias=True), "gelu_new")
+    width, names = config.hidden_size, ("dense_h_to_4h", "dense_4h_to_h")
+    return linear_sites(layers(config), _FEEDFORWARD, width, 4 * width, "gelu_new", *names, bias=True)
 
 
 def stream(config: Config) -> StreamFacts:
     """The residual stream of a BLOOM, whose embeddings are normalised."""
     refuse(config, "apply_residual_connection_post_layernorm", "that residual stream is not supported")
-    return StreamFacts(
+    return gpt2.stream(
+        config,
         embeddings=(("word_embeddings.weight", 1),),
-        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
         attention_norm="h.{layer}.input_layernorm",
         feedforward_norm="h.{layer}.post_attention_layernorm",
-        final_norm="ln_f",
         embedding_norm="word_embeddings_layernorm",
     )
 

@@ -5,8 +5,7 @@ from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import bart
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import linears
-from isobasin.architectures.sites import feedforward_sites, stacked
+from isobasin.architectures.sites import linear_sites, stacked
 
 TEXT, VISION = "text_model.", "vision_model."
 _LAYER = "encoder.layers.{layer}"
@@ -20,8 +19,8 @@ def tower_blocks(config: Config, tower: str = "") -> list[AttentionSite]:
 def tower_feedforwards(config: Config, tower: str = "") -> list[FeedForwardSite]:
     """The feed-forward blocks of one tower, likewise."""
     name = f"{tower}{_LAYER}.mlp"
-    projections = linears(config.hidden_size, config.intermediate_size, f"{name}.fc1", f"{name}.fc2", bias=True)
-    return feedforward_sites(layers(config), name, projections, config.hidden_act)
+    sizes = config.hidden_size, config.intermediate_size
+    return linear_sites(layers(config), name, *sizes, config.hidden_act, "fc1", "fc2", bias=True)
 
 
 def blocks(config: Config) -> list[AttentionSite]:

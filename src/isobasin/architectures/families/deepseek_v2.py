@@ -20,13 +20,12 @@ from isobasin.architectures.layouts import (
     gains,
     interleaved_planes,
     into_stream,
-    linears,
     router,
     separate_experts,
     sliced,
 )
 from isobasin.architectures.projection import Projection
-from isobasin.architectures.sites import attention_sites, experts_sites, feedforward_sites, latent_group, mixed
+from isobasin.architectures.sites import attention_sites, experts_sites, latent_group, linear_sites, mixed
 from isobasin.errors import ArchitectureError
 
 _SHARED = f"{llama.FEEDFORWARD}.shared_experts"
@@ -121,9 +120,9 @@ def mixed_feedforwards(config: Config, *, bias: bool, **routing: Any) -> list[Fe
     found = separate_experts(width, units, count, *(f"{llama.FEEDFORWARD}.experts.{{expert}}.{name}" for name in names))
     rows, activation = router(width, count, ROUTER), config.hidden_act
     experts = experts_sites(layers(config), llama.FEEDFORWARD, rows, found, activation, **routing)
-    up, down, gate = (f"{_SHARED}.{name}" for name in names)
-    one = linears(width, units * config.n_shared_experts, up, down, gate, bias=bias)
-    return mixed(chosen, dense, experts, feedforward_sites(layers(config), _SHARED, one, activation))
+    together = units * config.n_shared_experts
+    shared = linear_sites(layers(config), _SHARED, width, together, activation, *names, bias=bias)
+    return mixed(chosen, dense, experts, shared)
 
 
 def blocks(config: Config) -> list[AttentionSite]:

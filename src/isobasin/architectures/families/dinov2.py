@@ -10,8 +10,8 @@ from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import fused_gate, linears
-from isobasin.architectures.sites import feedforward_sites
+from isobasin.architectures.layouts import fused_gate
+from isobasin.architectures.sites import feedforward_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "encoder.layer.{layer}"
@@ -27,8 +27,7 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
         units = (int(units * 2 / 3) + 7) // 8 * 8
         gated = fused_gate(width, units, f"{_FEEDFORWARD}.weights_in", f"{_FEEDFORWARD}.weights_out", bias=True)
         return feedforward_sites(layers(config), _FEEDFORWARD, gated, "silu")
-    projections = linears(width, units, f"{_FEEDFORWARD}.fc1", f"{_FEEDFORWARD}.fc2", bias=True)
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
+    return linear_sites(layers(config), _FEEDFORWARD, width, units, config.hidden_act, "fc1", "fc2", bias=True)
 
 
 def stream(config: Config) -> StreamFacts:

@@ -11,8 +11,8 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import Projections, half_planes, linears, separate
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.layouts import Projections, half_planes, separate
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.errors import ArchitectureError
 
 # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
@@ -37,16 +37,9 @@ def blocks(config: Config) -> list[AttentionSite]:
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of a DINOv3; `use_gated_mlp` adds a gate."""
-    up, down, gate = (f"{_FEEDFORWARD}.{name}_proj" for name in ("up", "down", "gate"))
-    projections = linears(
-        config.hidden_size,
-        config.intermediate_size,
-        up,
-        down,
-        gate if config.use_gated_mlp else None,
-        bias=config.mlp_bias,
-    )
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
+    sizes = config.hidden_size, config.intermediate_size
+    names = "up_proj", "down_proj", "gate_proj" if config.use_gated_mlp else None
+    return linear_sites(layers(config), _FEEDFORWARD, *sizes, config.hidden_act, *names, bias=config.mlp_bias)
 
 
 FAMILY = Family("dinov3_vit", ("model.",), blocks, feedforwards=feedforwards)

@@ -5,8 +5,8 @@ from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import linears, separate
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.layouts import separate
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "transformer.layer.{layer}"
@@ -17,24 +17,15 @@ _FEEDFORWARD = f"{_LAYER}.ffn"
 def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of a DistilBERT."""
     shape = sizes(config)
-    projections = separate(
-        shape,
-        query=f"{_ATTENTION}.q_lin",
-        key=f"{_ATTENTION}.k_lin",
-        value=f"{_ATTENTION}.v_lin",
-        output=f"{_ATTENTION}.out_lin",
-        bias=True,
-        output_bias=True,
-    )
+    names = (f"{_ATTENTION}.{part}_lin" for part in ("q", "k", "v", "out"))
+    projections = separate(shape, *names, bias=True, output_bias=True)
     return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of a DistilBERT."""
-    projections = linears(
-        config.hidden_size, config.hidden_dim, f"{_FEEDFORWARD}.lin1", f"{_FEEDFORWARD}.lin2", bias=True
-    )
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation)
+    sizes = config.hidden_size, config.hidden_dim
+    return linear_sites(layers(config), _FEEDFORWARD, *sizes, config.activation, "lin1", "lin2", bias=True)
 
 
 def stream(config: Config) -> StreamFacts:

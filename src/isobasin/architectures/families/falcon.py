@@ -7,11 +7,12 @@ about all projections.
 
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
+from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import fused_heads, half_planes, linears
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.stream import Readout, StreamFacts
+from isobasin.architectures.layouts import fused_heads, half_planes
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
+from isobasin.architectures.stream import StreamFacts
 
 _LAYER = "h.{layer}"
 _ATTENTION = f"{_LAYER}.self_attention"
@@ -30,27 +31,20 @@ def blocks(config: Config) -> list[AttentionSite]:
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of a Falcon."""
-    up, down = f"{_FEEDFORWARD}.dense_h_to_4h", f"{_FEEDFORWARD}.dense_4h_to_h"
-    projections = linears(config.hidden_size, config.ffn_hidden_size, up, down, bias=config.bias)
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation)
-
-
-def _norms(config: Config) -> tuple[str, str]:
-    """The normalisations by attention and by the feed-forward block."""
-    if config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2):
-        return "ln_attn", "ln_mlp"
-    return "input_layernorm", "input_layernorm" if config.parallel_attn else "post_attention_layernorm"
+    sizes, names = (config.hidden_size, config.ffn_hidden_size), ("dense_h_to_4h", "dense_4h_to_h")
+    return linear_sites(layers(config), _FEEDFORWARD, *sizes, config.activation, *names, bias=config.bias)
 
 
 def stream(config: Config) -> StreamFacts:
-    """The residual stream of a Falcon."""
-    attention, feedforward = _norms(config)
-    return StreamFacts(
+    """The residual stream of a Falcon; one normalisation or two serve blocks that are parallel."""
+    first, second = "input_layernorm", "input_layernorm" if config.parallel_attn else "post_attention_layernorm"
+    if config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2):
+        first, second = "ln_attn", "ln_mlp"
+    return gpt2.stream(
+        config,
         embeddings=(("word_embeddings.weight", 1),),
-        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
-        attention_norm=f"{_LAYER}.{attention}",
-        feedforward_norm=f"{_LAYER}.{feedforward}",
-        final_norm="ln_f",
+        attention_norm=f"{_LAYER}.{first}",
+        feedforward_norm=f"{_LAYER}.{second}",
     )
 
 

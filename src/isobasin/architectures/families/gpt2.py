@@ -4,6 +4,9 @@
 `reorder_and_upcast_attn` their precision, not the group.
 """
 
+from dataclasses import replace
+from typing import Any
+
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
@@ -23,24 +26,28 @@ def blocks(config: Config) -> list[AttentionSite]:
     return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
+def feedforward_sizes(config: Config, units: int | None) -> tuple[int, int]:
+    """The width of the stream and the units that an entry gives, or four times as many."""
+    return config.hidden_size, 4 * config.hidden_size if units is None else units
+
+
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of a GPT-2."""
-    units = 4 * config.hidden_size if config.n_inner is None else config.n_inner
-    projections = transposed_linears(
-        config.hidden_size, units, f"{_FEEDFORWARD}.c_fc", f"{_FEEDFORWARD}.c_proj", bias=True
-    )
+    sizes = feedforward_sizes(config, config.n_inner)
+    projections = transposed_linears(*sizes, f"{_FEEDFORWARD}.c_fc", f"{_FEEDFORWARD}.c_proj", bias=True)
     return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
 
 
-def stream(config: Config) -> StreamFacts:
-    """The residual stream of a GPT-2."""
-    return StreamFacts(
+def stream(config: Config, **others: Any) -> StreamFacts:
+    """The residual stream of a GPT-2, or of one that differs in what else `StreamFacts` names."""
+    usual = StreamFacts(
         embeddings=(("wte.weight", 1), ("wpe.weight", 1)),
         readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
         attention_norm="h.{layer}.ln_1",
         feedforward_norm="h.{layer}.ln_2",
         final_norm="ln_f",
     )
+    return replace(usual, **others)
 
 
 FAMILY = Family("gpt2", ("transformer.",), blocks, feedforwards, stream, ("attn.bias", "attn.masked_bias"))

@@ -9,8 +9,8 @@ from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import fused_heads, fused_rows, linears
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.layouts import fused_heads, fused_rows
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 
 _ATTENTION = "h.{layer}.attn"
 _FEEDFORWARD = "h.{layer}.mlp"
@@ -26,9 +26,8 @@ def blocks(config: Config) -> list[AttentionSite]:
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of a GPT-BigCode."""
-    units = 4 * config.hidden_size if config.n_inner is None else config.n_inner
-    projections = linears(config.hidden_size, units, f"{_FEEDFORWARD}.c_fc", f"{_FEEDFORWARD}.c_proj", bias=True)
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
+    sizes, activation = gpt2.feedforward_sizes(config, config.n_inner), config.activation_function
+    return linear_sites(layers(config), _FEEDFORWARD, *sizes, activation, "c_fc", "c_proj", bias=True)
 
 
 FAMILY = Family("gpt_bigcode", ("transformer.",), blocks, feedforwards, gpt2.stream, ("attn.bias",))

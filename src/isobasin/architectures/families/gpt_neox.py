@@ -4,13 +4,16 @@ Rotary positions turn the first features of a head, in half order. `attention_bi
 attention; `use_parallel_residual` is outside the blocks.
 """
 
+from functools import partial
+
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
+from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import fused_heads, half_planes, linears
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.stream import Readout, StreamFacts
+from isobasin.architectures.layouts import fused_heads, half_planes
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
+from isobasin.architectures.stream import Readout
 
 _ATTENTION = "layers.{layer}.attention"
 _FEEDFORWARD = "layers.{layer}.mlp"
@@ -26,25 +29,19 @@ def blocks(config: Config) -> list[AttentionSite]:
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of a GPT-NeoX."""
-    projections = linears(
-        config.hidden_size,
-        config.intermediate_size,
-        f"{_FEEDFORWARD}.dense_h_to_4h",
-        f"{_FEEDFORWARD}.dense_4h_to_h",
-        bias=True,
-    )
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_act)
+    sizes, names = (config.hidden_size, config.intermediate_size), ("dense_h_to_4h", "dense_4h_to_h")
+    return linear_sites(layers(config), _FEEDFORWARD, *sizes, config.hidden_act, *names, bias=True)
 
 
-def stream(config: Config) -> StreamFacts:
-    """The residual stream of a GPT-NeoX; both blocks may read the same sum, each through its own normalisation."""
-    return StreamFacts(
-        embeddings=(("embed_in.weight", 1),),
-        readouts=(Readout("embed_out", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
-        attention_norm="layers.{layer}.input_layernorm",
-        feedforward_norm="layers.{layer}.post_attention_layernorm",
-        final_norm="final_layer_norm",
-    )
+# Both blocks may read the same sum, each through its own normalisation.
+stream = partial(
+    gpt2.stream,
+    embeddings=(("embed_in.weight", 1),),
+    readouts=(Readout("embed_out", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
+    attention_norm="layers.{layer}.input_layernorm",
+    feedforward_norm="layers.{layer}.post_attention_layernorm",
+    final_norm="final_layer_norm",
+)
 
 
 FAMILY = Family(

@@ -13,9 +13,9 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, rotated, sizes, switched
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import Sizes, gains, half_planes, interleaved_planes, linears, separate, sinks
+from isobasin.architectures.layouts import Sizes, gains, half_planes, interleaved_planes, separate, sinks
 from isobasin.architectures.projection import Gains
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.symmetries.groups import QueryKeyNorm
 
@@ -108,10 +108,8 @@ def feedforwards(
         gate: What the projection is called that it reads in a gated block; None without.
         down: What the projection into the stream is called.
     """
-    up, down = (f"{FEEDFORWARD}.{name}" for name in (up, down))
-    gate = None if gate is None else f"{FEEDFORWARD}.{gate}"
-    projections = linears(config.hidden_size, config.intermediate_size, up, down, gate, bias=switched(config, bias))
-    return feedforward_sites(layers(config), FEEDFORWARD, projections, getattr(config, activation))
+    sizes, biased = (config.hidden_size, config.intermediate_size), switched(config, bias)
+    return linear_sites(layers(config), FEEDFORWARD, *sizes, getattr(config, activation), up, down, gate, bias=biased)
 
 
 def stream(config: Config, *, parallel: bool = False, **others: Any) -> StreamFacts:

@@ -3,13 +3,15 @@
 transformers has no other positions for it, whatever `attn_config` says of ALiBi. Clipped projections are refused.
 """
 
+from functools import partial
+
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import fused_rows, linears
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
-from isobasin.architectures.stream import Readout, StreamFacts
+from isobasin.architectures.layouts import fused_rows
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "blocks.{layer}.attn"
@@ -29,19 +31,16 @@ def blocks(config: Config) -> list[AttentionSite]:
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of an MPT."""
     width = config.hidden_size
-    projections = linears(width, 4 * width, f"{_FEEDFORWARD}.up_proj", f"{_FEEDFORWARD}.down_proj", bias=False)
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, "gelu")
+    return linear_sites(layers(config), _FEEDFORWARD, width, 4 * width, "gelu", "up_proj", "down_proj", bias=False)
 
 
-def stream(config: Config) -> StreamFacts:
-    """The residual stream of an MPT."""
-    return StreamFacts(
-        embeddings=(("wte.weight", 1),),
-        readouts=(Readout("lm_head", tied=True), Readout("score"), Readout("classifier"), Readout("qa_outputs")),
-        attention_norm="blocks.{layer}.norm_1",
-        feedforward_norm="blocks.{layer}.norm_2",
-        final_norm="norm_f",
-    )
+stream = partial(
+    gpt2.stream,
+    embeddings=(("wte.weight", 1),),
+    attention_norm="blocks.{layer}.norm_1",
+    feedforward_norm="blocks.{layer}.norm_2",
+    final_norm="norm_f",
+)
 
 
 FAMILY = Family("mpt", ("transformer.",), blocks, feedforwards=feedforwards, stream=stream)

@@ -4,8 +4,8 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import linears, separate
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.layouts import separate
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
@@ -16,22 +16,15 @@ _ATTENTION = f"{_LAYER}.self_attn"
 def blocks(config: Config) -> list[AttentionSite]:
     """The attention blocks of an OPT."""
     shape = sizes(config)
-    projections = separate(
-        shape,
-        query=f"{_ATTENTION}.q_proj",
-        key=f"{_ATTENTION}.k_proj",
-        value=f"{_ATTENTION}.v_proj",
-        output=f"{_ATTENTION}.out_proj",
-        bias=config.enable_bias,
-        output_bias=config.enable_bias,
-    )
+    names = (f"{_ATTENTION}.{part}_proj" for part in ("q", "k", "v", "out"))
+    projections = separate(shape, *names, bias=config.enable_bias, output_bias=config.enable_bias)
     return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of an OPT."""
-    projections = linears(config.hidden_size, config.ffn_dim, f"{_LAYER}.fc1", f"{_LAYER}.fc2", bias=config.enable_bias)
-    return feedforward_sites(layers(config), _LAYER, projections, config.activation_function)
+    sizes, activation = (config.hidden_size, config.ffn_dim), config.activation_function
+    return linear_sites(layers(config), _LAYER, *sizes, activation, "fc1", "fc2", bias=config.enable_bias)
 
 
 def stream(config: Config) -> StreamFacts:

@@ -10,8 +10,8 @@ from functools import partial
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
 from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
-from isobasin.architectures.layouts import linears, router, separate_experts
-from isobasin.architectures.sites import experts_sites, feedforward_sites, mixed
+from isobasin.architectures.layouts import router, separate_experts
+from isobasin.architectures.sites import experts_sites, linear_sites, mixed
 
 _SHARED = f"{llama.FEEDFORWARD}.shared_expert"
 
@@ -37,9 +37,8 @@ def feedforwards(config: Config) -> list[FeedForward]:
     dense = llama.feedforwards(config)
     if not (chosen := routed(config)):
         return [*dense]
-    up, gate, down = (f"{_SHARED}.{name}_proj" for name in ("up", "gate", "down"))
-    projections = linears(config.hidden_size, config.shared_expert_intermediate_size, up, down, gate, bias=False)
-    shared = feedforward_sites(layers(config), _SHARED, projections, config.hidden_act)
+    sizes, names = (config.hidden_size, config.shared_expert_intermediate_size), ("up_proj", "down_proj", "gate_proj")
+    shared = linear_sites(layers(config), _SHARED, *sizes, config.hidden_act, *names, bias=False)
     return mixed(chosen, dense, experts(config), shared)
 
 

@@ -10,8 +10,8 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, both_sides, distances, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import linears, position_table, separate
-from isobasin.architectures.sites import AnySite, attention_group, attention_sites, feedforward_sites, stacked
+from isobasin.architectures.layouts import position_table, separate
+from isobasin.architectures.sites import AnySite, attention_group, attention_sites, linear_sites, stacked
 from isobasin.errors import ArchitectureError
 
 
@@ -56,10 +56,9 @@ def blocks(config: Config) -> list[AttentionSite]:
 
 
 def _feedforward(config: Config, layer: str, stage: int) -> list[FeedForwardSite]:
-    width = _width(config, stage)
-    up, down = f"{layer}.intermediate.dense", f"{layer}.output.dense"
-    projections = linears(width, int(config.mlp_ratio * width), up, down, bias=True)
-    return feedforward_sites(config.depths[stage], layer, projections, config.hidden_act)
+    width, names = _width(config, stage), ("intermediate.dense", "output.dense")
+    units = int(config.mlp_ratio * width)
+    return linear_sites(config.depths[stage], layer, width, units, config.hidden_act, *names, bias=True)
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:

@@ -8,8 +8,8 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, refuse, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import bucket_constants, linears, position_table, separate
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites, stacked
+from isobasin.architectures.layouts import bucket_constants, position_table, separate
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites, stacked
 
 _DEPTHS = {"encoder": "num_hidden_layers", "decoder": "num_decoder_layers"}
 
@@ -45,9 +45,9 @@ def blocks(config: Config) -> list[AttentionSite]:
 def _feedforward(config: Config, side: str, place: int) -> list[FeedForwardSite]:
     """The feed-forward blocks of a side; with a gate they have two modules that read."""
     name = f"{side}.block.{{layer}}.layer.{place}.DenseReluDense"
-    up, gate = (f"{name}.wi_1", f"{name}.wi_0") if config.is_gated_act else (f"{name}.wi", None)
-    projections = linears(config.hidden_size, config.d_ff, up, f"{name}.wo", gate, bias=False)
-    return feedforward_sites(layers(config, _DEPTHS[side]), name, projections, config.dense_act_fn)
+    up, gate = ("wi_1", "wi_0") if config.is_gated_act else ("wi", None)
+    depth, sizes = layers(config, _DEPTHS[side]), (config.hidden_size, config.d_ff)
+    return linear_sites(depth, name, *sizes, config.dense_act_fn, up, "wo", gate, bias=False)
 
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:

@@ -4,8 +4,8 @@ from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.layouts import linears, position_table, separate
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
+from isobasin.architectures.layouts import position_table, separate
+from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 
 # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
@@ -42,14 +42,8 @@ def blocks(config: Config) -> list[AttentionSite]:
 
 def feedforwards(config: Config) -> list[FeedForwardSite]:
     """The feed-forward blocks of a ViT."""
-    projections = linears(
-        config.hidden_size,
-        config.intermediate_size,
-        f"{_LAYER}.intermediate.dense",
-        f"{_LAYER}.output.dense",
-        bias=True,
-    )
-    return feedforward_sites(layers(config), _LAYER, projections, config.hidden_act)
+    width, units, names = config.hidden_size, config.intermediate_size, ("intermediate.dense", "output.dense")
+    return linear_sites(layers(config), _LAYER, width, units, config.hidden_act, *names, bias=True)
 
 
 def stream(config: Config) -> StreamFacts:
