@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from isobasin.verbs.settings import MAX_CONDITION
 SOURCE = Path(isobasin.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "choices.md"
 CHOICES = Choice.__subclasses__()
+FILES = [path for path in SOURCE.rglob("*.py") if path.name != "choices.py"]
 
 
 def test_the_page_is_up_to_date():
@@ -71,9 +73,17 @@ def _values(source: Path) -> Iterator[tuple[str, set[Any]]]:
 def test_no_choice_is_written_a_second_time():
     """Neither an enumeration nor a `Literal` elsewhere has two names that one choice has."""
     known = [{str(member) for member in choices} for choices in CHOICES]
-    files = [path for path in SOURCE.rglob("*.py") if path.name != "choices.py"]
-    copies = [where for path in files for where, found in _values(path) if any(len(found & k) > 1 for k in known)]
+    copies = [where for path in FILES for where, found in _values(path) if any(len(found & k) > 1 for k in known)]
     assert copies == []
+
+
+def test_no_docstring_lists_all_names_of_a_choice():
+    known = [{str(member) for member in choices} for choices in CHOICES]
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                named = set(re.findall(r'"([\w-]+)"', str(node.value.value)))
+                assert not any(choice <= named for choice in known), f"{path}, line {node.lineno}"
 
 
 def _options() -> Iterator[tuple[str, type[StrEnum], OptionInfo]]:

@@ -82,7 +82,7 @@ def new_model(
 
     Args:
         settings: The model.
-        task: "image-classification", "text-classification", "causal-lm" or "masked-lm".
+        task: What the models predict (`choices.TaskKind`).
         num_labels: Classes, of a classification.
         vocab_size: Tokens, of a text model.
         image_size: Side of the images, or height and width.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from isobasin.choices import Device
 from isobasin.errors import DependencyError, TrainingError
 from isobasin.experiments.models import stream
 from isobasin.experiments.settings import TrainingSettings
@@ -76,7 +77,7 @@ def train(
         settings: Steps, rate, and so on.
         seed: Of the batches and of the dropout.
         folder: Where states to resume from are kept, under `trainer`; they are removed at the end.
-        device: "cpu" or "cuda", of which the first one is used.
+        device: Where the work is done; of CUDA devices the first one is used.
         progress: Called with the steps done and all steps, after each.
 
     Raises:
@@ -104,7 +105,7 @@ def _check(examples: Examples, settings: TrainingSettings, device: str) -> None:
 
     if not is_accelerate_available():
         raise DependencyError(f"training needs accelerate: {_EXTRA}")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+    if device not in list(Device) or (device == Device.cuda and not torch.cuda.is_available()):
         raise DependencyError(f"there is no device {device!r} to train on: take cpu, or cuda where there is one")
     if not len(examples):
         raise TrainingError("there are no examples to train on")

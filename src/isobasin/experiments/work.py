@@ -34,7 +34,7 @@ class RunOptions:
     """What may differ between runs of one experiment without changing what is asked.
 
     Attributes:
-        device: "cpu" or "cuda".
+        device: Where the work is done.
         data_root: The folder that `{data}` stands for.
     """
 

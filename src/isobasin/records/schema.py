@@ -40,7 +40,7 @@ class DataRecord(Entry):
     Attributes:
         source: Hub id or path, as given.
         split: Which part of it.
-        task: "image-classification", "text-classification", "causal-lm" or "masked-lm".
+        task: What the models predict (`choices.TaskKind`).
         examples: How many.
         sha256: Of the examples as the models see them.
         notes: What a reader has to know, such as a processor that was made up.

@@ -51,7 +51,7 @@ class DataFacts:
     Attributes:
         source: As the user named it.
         split: Which part of it.
-        task: "image-classification", "text-classification", "causal-lm" or "masked-lm".
+        task: What the models predict (`choices.TaskKind`).
         examples: How many.
         sha256: Of the examples as models see them.
         notes: What a reader has to know.

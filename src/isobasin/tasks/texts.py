@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from isobasin.architectures.meaning import counts_padding
 from isobasin.choices import TaskKind
@@ -143,18 +144,11 @@ def _checked(texts: list[Any], source: str) -> list[str]:
 
 def _padded(encoded: dict[str, list[list[int]]], tokenizer: Any, config: Any) -> dict[str, Tensor]:
     """Rows of tokens as tensors, padded on the tokenizer's side."""
-    width = max(map(len, encoded["input_ids"]))
     pad = tokenizer.pad_token_id
     pad = getattr(config, "pad_token_id", None) if pad is None else pad
     fill = {"input_ids": pad or 0, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0), "attention_mask": 0}
-    left = tokenizer.padding_side == "left"
-    tensors: dict[str, Tensor] = {}
-    for name, rows in encoded.items():
-        table = np.full((len(rows), width), fill.get(name, 0), np.int32)
-        for values, row in zip(rows, table, strict=True):
-            row[width - len(values) if left else 0 : width if left else len(values)] = values
-        tensors[name] = torch.from_numpy(table)
-    return tensors
+    tables = {name: [torch.tensor(row, dtype=torch.int32) for row in rows] for name, rows in encoded.items()}
+    return {n: pad_sequence(rows, True, fill.get(n, 0), tokenizer.padding_side) for n, rows in tables.items()}
 
 
 def _is_running_text(dataset: Dataset) -> bool:

@@ -86,7 +86,7 @@ def align(
         keep_gains: With scope "model": fold nothing, which leaves permutations of the residual stream.
         objective: What is brought near. With "activations" readers are compared by what they make of `calibration`'s
             data, `E ||x (A - B)||²` with the reference's inputs x.
-        device: "cpu" or "cuda".
+        device: Where the work is done.
         dtype: Type of the moved weights; None keeps each tensor's.
         max_condition: Largest condition number of a map on GL(n); None: 1e8 for float64, 1e4 for float32, 100 for
             16-bit types.
@@ -142,7 +142,7 @@ def align_tensors(
         head_cost: What stage 1 compares.
         scope: What is moved; the specification must name feed-forward blocks for "block" and the residual stream, too,
             for "model".
-        device: "cpu" or "cuda".
+        device: Where the work is done.
         max_condition: Largest condition number of a map on GL(n).
         verify: Compare the blocks' functions before and after, as `attend` computes them.
         calibration: With scope "model", a loss that chooses among several starts and ends

@@ -62,7 +62,7 @@ def apply(
         alignment: What `align`, `Alignment.load`, `inverse` or `compose` returned.
         model: Folder, hub id, or transformers model; it is not changed.
         output: Folder to write to. None is for a model in memory: a new model is returned.
-        device: "cpu" or "cuda".
+        device: Where the work is done.
         dtype: Type of the result; None keeps each tensor's.
         verify: Compare the outputs before and after.
         force: Replace an existing output folder.

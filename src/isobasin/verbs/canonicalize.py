@@ -35,8 +35,8 @@ def canonical_alignment(
 
     Args:
         model: Folder, hub id, or transformers model.
-        scope: "attention", or "block" for feed-forward blocks too.
-        device: "cpu" or "cuda".
+        scope: What is moved; the residual stream has no canonical basis.
+        device: Where the work is done.
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
 

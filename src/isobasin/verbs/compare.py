@@ -104,7 +104,7 @@ def compare(
     Args:
         a: The one that may be the origin: folder, hub id, or transformers model.
         b: The other, of the same architecture.
-        device: "cpu" or "cuda".
+        device: Where the work is done.
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
     """

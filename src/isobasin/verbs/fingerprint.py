@@ -70,7 +70,7 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
 
     Args:
         model: Folder, hub id, or transformers model.
-        device: "cpu" or "cuda".
+        device: Where the work is done.
         allow_pickle: Load pickled weights, with `weights_only`.
     """
     check_device(device)

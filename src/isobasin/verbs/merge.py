@@ -130,7 +130,7 @@ def merge(
         by_name: Reorder the others' rows of tokens and labels where names say how.
         common_rows: Average the leading rows that tables have in common; the first model's further ones stay its own.
         head: Whose head the result gets where heads differ; None refuses such models.
-        device: "cpu" or "cuda".
+        device: Where the work is done.
         verify: Verify every move block by block, and run the result.
         force: Replace an existing output folder.
         allow_pickle: Load pickled weights, with `weights_only`.

@@ -84,7 +84,7 @@ class Running:
     """Where work is done, what is written, and who is told.
 
     Attributes:
-        device: "cpu" or "cuda".
+        device: Where the work is done.
         dtype: Type of the moved weights; None keeps each tensor's.
         verify: Compare the functions before and after.
         force: Replace an existing output folder.
