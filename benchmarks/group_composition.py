@@ -24,7 +24,7 @@ from torch.nn import functional
 
 import isobasin
 from isobasin import Along, Layout, Projection, Role
-from isobasin.checkpoints import write_file_atomically
+from isobasin.checkpoints.output import replace_text
 from isobasin.lines.path import points
 from isobasin.records.curves import height
 from isobasin.refinement.recipe import Refining
@@ -198,11 +198,7 @@ def main() -> None:
         for name, row in rows.items():
             figures = "".join(f"{row[key]:>10.4f}" for key in ("barrier", "middle_accuracy", "least_accuracy"))
             print(f"{i}-{j} {name:<14}{figures}{row.get('seconds', 0.0):>9.1f} s", flush=True)
-        write_file_atomically(asked.output, partial(_write, content), force=True)
-
-
-def _write(content: Mapping[str, Any], staging: Path) -> None:
-    staging.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        replace_text(asked.output, json.dumps(content, indent=2) + "\n")
 
 
 def _read(file: Path) -> dict[str, Tensor]:

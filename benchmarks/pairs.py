@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from isobasin.checkpoints import write_file_atomically
+from isobasin.checkpoints.output import replace_text
 from isobasin.choices import Scope
 from isobasin.cli.data_options import examples_for
 from isobasin.experiments.alignments import alignments
@@ -46,10 +46,7 @@ def main() -> None:
     }
     content = {"a": Path(asked.a).name, "b": Path(asked.b).name, "asked": facts, **found}
 
-    def write(staging: Path) -> None:
-        staging.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    write_file_atomically(asked.output, write, force=True)
+    replace_text(asked.output, json.dumps(content, indent=2) + "\n")
 
 
 def _quiet(what: str, done: int, total: int) -> None:

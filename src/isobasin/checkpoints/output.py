@@ -44,7 +44,7 @@ def check_output(out: str | os.PathLike[str], inputs: Sequence[Path] = (), force
         _check_parent(target)
 
 
-def write_file_atomically(path: Path, write: Callable[[Path], None], force: bool = False) -> None:
+def write_file_atomically(path: Path, write: Callable[[Path], object], force: bool = False) -> None:
     """Write one file completely or not at all.
 
     Args:
@@ -67,6 +67,15 @@ def write_file_atomically(path: Path, write: Callable[[Path], None], force: bool
             write(staging)
             staging.chmod(0o666 & ~umask())  # safetensors would leave files that only the owner reads
             os.replace(staging, target)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file completely or not at all, in the place of what is there.
+
+    Raises:
+        OutputError: It is a folder, or can't be written.
+    """
+    write_file_atomically(path, lambda staging: staging.write_bytes(text.encode()), force=True)
 
 
 @contextmanager

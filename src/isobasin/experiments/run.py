@@ -12,9 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic_core import to_json
-
-from isobasin.checkpoints.output import check_output, disk_errors, sole_writer, write_file_atomically
+from isobasin.checkpoints.output import check_output, disk_errors, replace_text, sole_writer
 from isobasin.errors import ConfigurationError, OutputError
 from isobasin.execution.tasks import Engine, Failure, Progress, Task
 from isobasin.experiments.cells import RECORD, SCHEMA_VERSION, TRAINED, Cell, Store
@@ -22,6 +20,7 @@ from isobasin.experiments.plan import SettingPlan, all_cells, pending, plans
 from isobasin.experiments.settings import ExperimentSettings, near
 from isobasin.experiments.smoke import shrunk
 from isobasin.experiments.work import WORK, Job, RunOptions
+from isobasin.text import as_json
 
 EXPERIMENT, FAILURES = "experiment.json", "failures"
 """In the folder of an experiment: its settings as they were run, and what unexpected errors said."""
@@ -252,13 +251,7 @@ def _circumstances(options: RunOptions) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON; what is not a finite number is null."""
-    text = to_json(content, indent=2, inf_nan_mode="null") + b"\n"
-
-    def write(staging: Path) -> None:
-        staging.write_bytes(text)
-
-    write_file_atomically(path, write, force=True)
+    replace_text(path, as_json(content, indent=2) + "\n")
 
 
 class _Listener:

@@ -7,11 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from isobasin.checkpoints.output import disk_errors, write_file_atomically
+from isobasin.checkpoints.output import disk_errors, replace_text
 from isobasin.experiments.cells import Cell
 from isobasin.experiments.run import Experiment
 from isobasin.reports import experiment_figures
 from isobasin.reports.experiment_tables import tables
+from isobasin.reports.figures import require_matplotlib
 from isobasin.text import markdown
 
 REPORT = "report"
@@ -38,7 +39,7 @@ def write_experiment_report(folder: str | os.PathLike[str]) -> list[Path]:
     """
     experiment = Experiment.open(Path(folder))
     target = experiment.folder / REPORT
-    experiment_figures.require_matplotlib()
+    require_matplotlib()
 
     @cache
     def results(cell: Cell) -> dict[str, Any] | None:
@@ -54,10 +55,10 @@ def write_experiment_report(folder: str | os.PathLike[str]) -> list[Path]:
     figures += experiment_figures.layers(experiment.plans, results, target)
     found = tables(experiment.plans, results)
     for table in found:
-        _write(target / f"{table.name}.csv", table.csv())
+        replace_text(target / f"{table.name}.csv", table.csv())
     images = [f"![{path.stem}]({path.name})" for path in figures if path.suffix == ".png"]
     parts = [_head(experiment), *(table.markdown() for table in found), *images]
-    _write(target / PAGE, "\n\n".join(parts) + "\n")
+    replace_text(target / PAGE, "\n\n".join(parts) + "\n")
     return [target / PAGE, *(target / f"{table.name}.csv" for table in found), *figures]
 
 
@@ -71,10 +72,3 @@ def _head(experiment: Experiment) -> str:
     if experiment.smoke:
         lines += ["", "A smoke run: tiny models on made-up data. These figures say only that everything runs."]
     return "\n".join(lines)
-
-
-def _write(path: Path, text: str) -> None:
-    def write(staging: Path) -> None:
-        staging.write_text(text, encoding="utf-8")
-
-    write_file_atomically(path, write, force=True)

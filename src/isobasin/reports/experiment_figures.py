@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from isobasin.checkpoints.output import write_file_atomically
 from isobasin.experiments.plan import SettingPlan
 from isobasin.records.curves import chosen_rank
-from isobasin.reports.experiment_tables import Result, Results, Spread, measured
-from isobasin.reports.figures import Panel, Row, draw, folded, plain, require_matplotlib
+from isobasin.reports.experiment_tables import Result, Results, measured
+from isobasin.reports.figures import Panel, Row, draw, folded, plain, saved_figure
+from isobasin.reports.frames import spread
 from isobasin.reports.style import Style, brief, styles
 from isobasin.text import printable
 
@@ -100,14 +100,10 @@ def layers(plans: Sequence[SettingPlan], results: Results, folder: Path) -> list
     found = [(plan.setting.title, result) for plan, result in done if result is not None]
     if not found:
         return []
-    figure_class = require_matplotlib()
-    from matplotlib import rc_context
-
     columns = min(len(found), _COLUMNS)
     rows = math.ceil(len(found) / columns)
     paths = _paths(folder, "reinitialise", "")
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "isobasin"}):
-        figure = figure_class(figsize=(max(3.7 * columns, 5), 2.9 * rows + 1), layout="constrained")
+    with saved_figure((max(3.7 * columns, 5), 2.9 * rows + 1), paths) as figure:
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for (title, result), axis in zip(found, grid, strict=False):
             _draw_layers(axis, title, result)
@@ -116,17 +112,13 @@ def layers(plans: Sequence[SettingPlan], results: Results, folder: Path) -> list
         handles = grid[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
         figure.suptitle("One attention layer drawn anew, without training", fontsize=12)
-        for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            write_file_atomically(path, lambda to, m=metadata: figure.savefig(to, dpi=160, metadata=m), force=True)
     return paths
 
 
 def _draw_layers(axis: Any, title: str, result: Result) -> None:
-    spreads = [Spread.of([draw["loss"] for draw in layer["draws"]]) for layer in result["layers"]]
-    numbers = [layer["layer"] for layer in result["layers"]]
-    means = [math.nan if spread.mean is None else spread.mean for spread in spreads]
-    errors = [spread.deviation or 0.0 for spread in spreads]
+    drawn = [{"layer": layer["layer"], "loss": draw["loss"]} for layer in result["layers"] for draw in layer["draws"]]
+    found = spread(drawn, ("layer",), ("loss",))
+    numbers, means, errors = found["layer"], found["loss"], found["loss sd"].fillna(0)
     axis.errorbar(numbers, means, yerr=errors, color="#0072B2", marker="o", capsize=3, label="drawn anew")
     axis.axhline(result["pretrained"]["loss"], color="#666666", linestyle="--", label="pretrained")
     axis.set_title(plain(printable(title)), fontsize=10.5)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,20 +83,27 @@ def draw(rows: Sequence[Row], looks: Mapping[str, Style], title: str, paths: Seq
         DependencyError: matplotlib is missing.
         OutputError: A file can't be written.
     """
-    figure_class = require_matplotlib()
-    from matplotlib import rc_context
-
     columns = max(len(row.panels) for row in rows)
     size = max(_WIDTH * columns, 5), _HEIGHT * len(rows) + 1
-    # Text stays text in SVG, and the same records give the same file.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "isobasin"}):
-        figure = figure_class(figsize=size, layout="constrained")
+    with saved_figure(size, paths) as figure:
         grid = figure.subplots(len(rows), columns, sharex=False, sharey="row", squeeze=False)
         for row, axes in zip(rows, grid, strict=True):
             _draw_row(row, axes, looks)
         _draw_legend(figure, grid, looks, columns)
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
         figure.suptitle(plain(textwrap.fill(title, round(_LETTERS * size[0]))), fontsize=12)
+
+
+@contextmanager
+def saved_figure(size: tuple[float, float], paths: Sequence[Path]) -> Generator[Any]:
+    """A figure to draw, which is saved under every name given in the end; the suffix is the format."""
+    figure_class = require_matplotlib()
+    from matplotlib import rc_context
+
+    # Text stays text in SVG, and the same records give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "isobasin"}):
+        figure = figure_class(figsize=size, layout="constrained")
+        yield figure
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else None
             write_file_atomically(path, lambda to, m=metadata: figure.savefig(to, dpi=160, metadata=m), force=True)

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from isobasin.checkpoints import write_file_atomically
+from isobasin.checkpoints.output import replace_text
 from isobasin.errors import BARRIER_EXTRA, DependencyError
 from isobasin.records.curves import NAIVE
 from isobasin.records.schema import LayerRecord
@@ -30,12 +30,7 @@ def write_page(shown: View, path: Path) -> None:
         DependencyError: Jinja2 is missing.
         OutputError: The file can't be written.
     """
-    text = render(shown)
-
-    def write(staging: Path) -> None:
-        staging.write_text(text, encoding="utf-8")
-
-    write_file_atomically(path, write, force=True)
+    replace_text(path, render(shown))
 
 
 def render(shown: View) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from isobasin.checkpoints import write_file_atomically
+import pandas as pd
+
+from isobasin.checkpoints.output import replace_text
+from isobasin.reports.frames import csv_text
 from isobasin.reports.view import ShownLine, ShownPair, View
-from isobasin.text import csv_cell
 
 _LINE = ("a", "b", "method")
 _CURVE = (
@@ -27,21 +28,21 @@ _POINT = ("calibrated_loss", "temperature", "seconds", "interpolation_seconds")
 
 def write_points(shown: View, path: Path) -> None:
     """One row for every measured point."""
-    rows = (
+    rows = [
         (*_names(pair, line), point.t, point.loss, *map(point.metrics.get, shown.metrics), *_values(point, _POINT))
         for pair, line in _lines(shown)
         for point in line.points
-    )
+    ]
     _write(path, (*_LINE, "t", "loss", *shown.metrics, *_POINT), rows)
 
 
 def write_curves(shown: View, path: Path) -> None:
     """One row for every finished line."""
-    rows = (
+    rows = [
         (*_names(pair, line), *_values(line.curve, _CURVE), *(line.distance or (None, None)))
         for pair, line in _lines(shown)
         if line.curve is not None
-    )
+    ]
     _write(path, (*_LINE, *_CURVE, "distance_before", "distance_after"), rows)
 
 
@@ -57,10 +58,5 @@ def _values(record: Any, names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(getattr(record, name) for name in names)
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
-    def write(staging: Path) -> None:
-        with staging.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows(map(csv_cell, row) for row in (header, *rows))
-
-    write_file_atomically(path, write, force=True)
+def _write(path: Path, header: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    replace_text(path, csv_text(pd.DataFrame(rows, columns=list(header))))

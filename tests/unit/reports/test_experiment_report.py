@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import experiment_records
+import pandas as pd
 import pytest
 from experiment_records import NAIVE, OURS
 
@@ -17,8 +18,8 @@ from isobasin.errors import ConfigurationError
 from isobasin.experiments.cells import RECORD, Cell
 from isobasin.reports import experiment_figures
 from isobasin.reports.experiment import write_experiment_report
-from isobasin.reports.experiment_tables import Spread, Table
 from isobasin.reports.figures import Panel
+from isobasin.reports.frames import Table, spread
 
 pytest.importorskip("matplotlib")
 
@@ -216,21 +217,26 @@ def test_equal_barriers_share_a_rank(odd_report: Path):
 
 
 def test_tables_in_both_forms():
-    table = Table("t", "A title", "A note.", ("a", "b"), (("x|y", Spread((1.0, 2.0))), ("z", None)))
+    rows = [("x|y", 1.0), ("z", None), ("x|y", 2.0), ("w", 3.0)]
+    table = Table("t", "A title", "A note.", ("a", "pairs", "b"), spread(rows, ("a",), ("b",)))
     assert table.markdown() == (
         "## A title\n\nA note.\n\n"
-        "| a    | b             |\n"
-        "|------|---------------|\n"
-        "| x\\|y | 1.500 ± 0.707 |\n"
-        "| z    | –             |"
+        "| a    | pairs | b             |\n"
+        "|------|-------|---------------|\n"
+        "| x\\|y | 2     | 1.500 ± 0.707 |\n"
+        "| z    | 1     | –             |\n"
+        "| w    | 1     | 3.000         |"
     )
-    shares = Table("t", "T", "", ("%", "b"), ((Spread((1.0, 2.0)), Spread((200.0,))), (Spread(()), 0.5)))
-    assert shares.markdown().splitlines()[-2:] == ["| 1.5 ± 0.7 | 200   |", "| –         | 0.500 |"]
-    assert table.csv() == "a,b,b sd\nx|y,1.5,0.7071067811865476\nz,,\n"
+    assert table.csv() == "a,pairs,b,b sd\nx|y,2,1.5,0.7071067811865476\nz,1,,\nw,1,3.0,\n"
+    rows = [("x", 1.0, 200, "p"), ("x", 2.0, 200, "q"), ("y", None, 0.5, None)]
+    frame = spread(rows, ("a",), ("%", "b"), all="first")
+    shares = Table("t", "T", "", ("%", "b", "all"), frame)
+    assert shares.markdown().splitlines()[-2:] == ["| 1.5 ± 0.7 | 200 ± 0 | p   |", "| –         | 0.500   | –   |"]
 
 
 def test_titles_are_text_and_nothing_else():
-    table = Table("t", "A title", "", ("a|b",), (("<img src=x>",), ("=1+1",), ("![x](y)\n\x1b",)))
+    frame = pd.DataFrame({"a|b": ["<img src=x>", "=1+1", "![x](y)\n\x1b"]})
+    table = Table("t", "A title", "", ("a|b",), frame)
     cells = [line.strip("| ") for line in table.markdown().splitlines()[2:]]
     assert cells[:1] + cells[2:] == [r"a\|b", "&lt;img src=x&gt;", "=1+1", r"!\[x\](y)\\n\\x1b"]
     assert table.csv().splitlines() == ["a|b", "<img src=x>", "'=1+1", r"![x](y)\n\x1b"]
