@@ -12,6 +12,7 @@ from torch import Tensor
 
 import isobasin
 from contracts.checks import assert_blocks_preserved, blocks, recover
+from isobasin.alignment import moves as moving
 from isobasin.architectures.blocks import AttentionSite
 from isobasin.architectures.examples import variant
 from isobasin.architectures.families import (
@@ -38,7 +39,6 @@ from isobasin.symmetries.scale import GainScaling
 from isobasin.symmetries.shift import Shift
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.verbs import apply as moving
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]

@@ -170,11 +170,12 @@ def _basis(move: Move[StreamGroup, StreamElement]) -> dict[str, Any]:
 
 
 _DISTANCES = ("distance_before", "distance_after")
+# Actions are looked up when they are called, so that tests can plant mistakes in them.
 KINDS = {
     ATTENTION: Kind(
         AttentionGroup,
         attention,
-        attention.act,
+        lambda group, element, weights: attention.act(group, element, weights),
         AttentionElement,
         (*_DISTANCES, "condition", "iterations", "status", "rounding"),
         _heads,
@@ -183,7 +184,7 @@ KINDS = {
     FEEDFORWARD: Kind(
         FeedForwardGroup,
         feedforward,
-        feedforward.act,
+        lambda group, element, weights: feedforward.act(group, element, weights),
         FeedForwardElement,
         (*_DISTANCES, "status"),
         _units,
