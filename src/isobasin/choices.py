@@ -31,6 +31,9 @@ class Choice(StrEnum):
         member.meaning = meaning
         return member
 
+    # In a message it is the name that the user gave, as any other text.
+    __repr__ = str.__repr__
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.__doc__ = "\n* ".join([f"{cls.__doc__}\n", *cls.listed()])

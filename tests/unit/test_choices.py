@@ -41,6 +41,7 @@ def test_every_member_says_what_it_means(choices: type[Choice]):
     assert choices.what().endswith(".")
     for member in choices:
         assert choices(str(member)) is member
+        assert f"{member} {member!r}" == f"{member.value} '{member.value}'"
         assert member.meaning
         assert not member.meaning.endswith(".")
         assert f"* {member}: {member.meaning}." in (choices.__doc__ or "")
