@@ -187,10 +187,9 @@ def _with_heads(
 ) -> Alignment:
     """The alignment with another head permutation in one layer, and stage 2 after it."""
     outer, inner = torch.tensor([heads[0]]), torch.tensor([heads[1]])
-    found = align_heads(base.layers[layer].group, *weights, outer, inner, max_condition=limit)
-    layers = list(base.layers)
-    layers[layer] = replace(layers[layer], element=found.element[0])
-    return replace(base, layers=tuple(layers))
+    old = base.layers[layer]
+    found = replace(old, element=align_heads(old.group, *weights, outer, inner, max_condition=limit).element[0])
+    return replace(base, moves=tuple(found if move is old else move for move in base.moves))
 
 
 def _cost(table: Tensor, heads: Heads) -> float:
