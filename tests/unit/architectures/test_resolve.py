@@ -112,6 +112,17 @@ def test_bias_that_the_configuration_denies_or_promises(model_type, flag):
 
 
 @pytest.mark.parametrize(
+    ("model_type", "switch"),
+    [("mistral", "attention_bias"), ("qwen2", "attention_bias"), ("olmo2", "mlp_bias"), ("cohere2", "mlp_bias")],
+)
+def test_a_switch_that_the_model_type_does_not_have_is_read_by_nobody(model_type, switch):
+    own = config(model_type)
+    assert switch not in own
+    for value in (True, False):
+        assert resolve({**own, switch: value}, shapes(own)) == resolve(own)
+
+
+@pytest.mark.parametrize(
     ("model_type", "names"),
     [
         ("gpt2", ["attn.bias", "attn.masked_bias"]),
