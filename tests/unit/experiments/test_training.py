@@ -51,7 +51,18 @@ def differ(one, other) -> bool:
     return any(not torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+# One of every task.
+TASKS = (
+    VIT,
+    ("bert", "absolute", "text-classification"),
+    ("bert", "rotary", "masked-lm"),
+    ("llama", "rotary", "causal-lm"),
+)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind not in TASKS)) for kind in KINDS], ids="-".join
+)
 def test_every_model_trains_and_two_runs_are_the_same_to_the_bit(kind, tmp_path):
     """With dropout, over several passes, with an incomplete batch at the end of each."""
     (one, log), (other, _) = (trained(kind, tmp_path) for _ in range(2))
@@ -73,8 +84,8 @@ def test_the_seed_decides_the_batches(tmp_path):
     ("kind", "stop"),
     [
         *((VIT, stop) for stop in (5, 9, 11)),
-        (("vit", "rotary", "image-classification"), 9),
-        (("gpt2", "absolute", "causal-lm"), 9),
+        pytest.param(("vit", "rotary", "image-classification"), 9, marks=pytest.mark.long),
+        pytest.param(("gpt2", "absolute", "causal-lm"), 9, marks=pytest.mark.long),
         (("bert", "rotary", "masked-lm"), 9),
     ],
     ids=str,
