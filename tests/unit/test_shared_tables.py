@@ -18,7 +18,7 @@ from isobasin.architectures.projection import Layout, Projection
 from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
-from isobasin.verbs import align as aligning, merge as merging
+from isobasin.verbs import blocks as matching_blocks, merge as merging
 
 SHARED = ("t5", "mpnet", "beit-shared")
 each_model = pytest.mark.parametrize("name", SHARED)
@@ -26,7 +26,7 @@ each_model = pytest.mark.parametrize("name", SHARED)
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in models too large for several layers at a time."""
-    for module in (aligning, merging):
+    for module in (matching_blocks, merging):
         monkeypatch.setattr(module, "batches", lambda sites: model.batches(sites, 1))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,38 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isobasin.alignment import (
-    ATTENTION,
-    FEEDFORWARD,
-    Alignment,
-    AttentionMove,
-    FeedForwardMove,
-    Move,
-    Statistics,
-    condition_of,
-    named,
-)
-from isobasin.architectures.feedforwards import FeedForward
+from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
 from isobasin.choices import HeadCost, Method, Objective, Scope
-from isobasin.errors import VerificationError
-from isobasin.matching import circuits, feedforward
-from isobasin.matching.attention import Match, distance, head_permutation, match
-from isobasin.matching.feedforward import match_feedforward
-from isobasin.matching.heads import assign, head_costs
-from isobasin.matching.inputs import Moments, weighted
-from isobasin.model import Blocks, Digest, Source, TensorBlocks, batches, open_model, read_blocks
-from isobasin.symmetries import attention
-from isobasin.symmetries.feedforward import FeedForwardWeights
-from isobasin.symmetries.groups import AttentionGroup
-from isobasin.symmetries.weights import AttentionWeights
+from isobasin.model import Blocks, Digest, Source, TensorBlocks, open_model
 from isobasin.verbs.apply import write_moved
-from isobasin.verbs.inputs import ByName, at, fold_inputs, inputs_of
+from isobasin.verbs.blocks import BlockMatching
+from isobasin.verbs.inputs import fold_inputs, inputs_of
 from isobasin.verbs.settings import Calibration, Matching, Progress, Running, silent
 from isobasin.verbs.whole import match_whole
-from isobasin.verification import Verification, compare_blocks, compare_feedforward
 
 
 def align(
@@ -167,7 +145,7 @@ def match_models(
     inputs = inputs_of(a, matching, calibration)
     if matching.scope is not Scope.model:
         digests = Digest(), Digest()
-        found = match_blocks(a, b, matching, running, digests, inputs)
+        found = BlockMatching(a, b, matching, running, inputs, digests).alignment()
         return replace(found, provenance=_facts(a, b, matching, [digest.hexdigest() for digest in digests]))
     # Folded models are in float64, whatever the result is stored in.
     dtype = running.dtype or max(b.dtype(feedforward=True), a.dtype(feedforward=True), key=lambda k: torch.finfo(k).eps)
@@ -179,7 +157,8 @@ def match_models(
         stream = a.stream(keep_gains=matching.keep_gains)
         inputs = fold_inputs(inputs, stream, a.double(stream.normalising()))
     solvers = [
-        lambda x, y, how=how: match_blocks(x, y, how, within, inputs=inputs) for how in dict.fromkeys((quick, inside))
+        lambda x, y, how=how: BlockMatching(x, y, how, within, inputs).alignment()
+        for how in dict.fromkeys((quick, inside))
     ]
     found = match_whole(a, b, solvers, matching, running, calibration)
     facts = _facts(a, b, matching, [_contents(blocks, matching) for blocks in (a, b)])
@@ -211,189 +190,3 @@ def _contents(blocks: Blocks, matching: Matching) -> str:
     for index, name in enumerate(outer):
         digest.add(f"stream.{index}", blocks.checked([name])[name])
     return digest.hexdigest()
-
-
-# Of reference and model; None where nobody asks.
-Digests = tuple[Digest | None, Digest | None]
-
-
-def match_blocks(
-    a: Blocks,
-    b: Blocks,
-    matching: Matching,
-    running: Running,
-    digests: Digests = (None, None),
-    inputs: ByName | None = None,
-) -> Alignment:
-    """Match all blocks of two models as they are, as many at a time as fit in memory.
-
-    Args:
-        a: The reference.
-        b: The model.
-        matching: How.
-        running: Where.
-        digests: Fed with the tensors of either as they are read.
-        inputs: Moments of the reference's inputs, where distances are weighted by them.
-    """
-    theirs = named(FEEDFORWARD, b.feedforwards() if matching.feedforward else ())
-    pairs = list(zip(a.feedforwards() if matching.feedforward else (), theirs, strict=True))
-    steps = len(b.specification.sites) + len(pairs)
-    running.progress("matching", 0, steps)
-    layers, checks = _match_attention(a, b, matching, running, digests, steps, inputs)
-    moved: list[FeedForwardMove] = []
-    for ours, (block, site) in pairs:
-        move, check = _match_feedforward(a, ours, b, site, block, running, digests, inputs)
-        moved.append(move)
-        checks += check
-        running.progress("matching", len(layers) + len(moved), steps)
-    verified = max(checks, key=lambda check: check.max_rel, default=None)
-    return Alignment(b.specification.model_type, (*layers, *moved), {}, verified)
-
-
-def _match_attention(
-    a: Blocks,
-    b: Blocks,
-    matching: Matching,
-    running: Running,
-    digests: Digests,
-    steps: int,
-    inputs: ByName | None,
-) -> tuple[list[AttentionMove], list[Verification]]:
-    """Match the attention blocks, those that are alike together."""
-    sites, dtype = b.specification.sites, running.dtype or b.dtype()
-    eps = max(torch.finfo(model.dtype()).eps for model in (a, b))
-    # What is kept is allocated before the large temporaries, which could not be returned to the system around it.
-    elements = [attention.identity(site.group) for site in sites]
-    blocks = [block for block, _ in named(ATTENTION, sites)]
-    layers: list[AttentionMove] = []
-    checks: list[Verification] = []
-    heads = _tied_heads(a, b, matching, running, inputs)
-    for batch in batches(sites):
-        reference, moving = (read_blocks(m, batch, running.device, f) for m, f in zip((a, b), digests, strict=True))
-        group = sites[batch[0]].group
-        moments = at(inputs, [a.specification.sites[index] for index in batch], running.device)
-        found = match(
-            group,
-            reference,
-            moving,
-            order=_order(group, reference, moving, moments, [heads.get(i) for i in batch], matching.head_cost),
-            moments=moments,
-            method=matching.method,
-            head_cost=matching.head_cost,
-            max_condition=matching.limit(dtype),
-        )
-        statistics = _statistics(found, reference, moving, group, dtype, eps)
-        for position, index in enumerate(batch):
-            elements[index].copy_(found.element[position])
-            layers.append(Move(blocks[index], group, elements[index], statistics[position]))
-            if running.verify:
-                check = compare_blocks(group, moving[position], found.moved[position])
-                checks.append(_accepted(sites[index].name, check))
-        running.progress("matching", len(layers), steps)
-    for first, *others in b.specification.ties:
-        for other in others:
-            # They are the same but for rounding, and the table is written once.
-            elements[other].parts["table_shift"].copy_(elements[first].parts["table_shift"])
-    return layers, checks
-
-
-Heads = tuple[Tensor, Tensor]
-
-
-def _tied_heads(a: Blocks, b: Blocks, matching: Matching, running: Running, inputs: ByName | None) -> dict[int, Heads]:
-    """The head permutation of blocks that share theirs, by index: that of least cost over all of them.
-
-    They are read one by one, and once more to be matched: together they may not fit in memory.
-    """
-    sites = b.specification.sites
-    found: dict[int, Heads] = {}
-    for indices in b.specification.ties:
-        if not sites[indices[0]].group.permuted:
-            continue
-        costs = torch.zeros((), dtype=torch.float64)
-        for index in indices:
-            reference, moving = (read_blocks(blocks, [index], running.device) for blocks in (a, b))
-            moments = at(inputs, [a.specification.sites[index]], running.device)
-            if moments is not None:
-                reference, moving = (weighted(weights, moments) for weights in (reference, moving))
-            costs = costs.to(running.device) + head_costs(sites[index].group, reference, moving, matching.head_cost)
-        outer, inner = assign(costs)
-        found |= dict.fromkeys(indices, (outer[0], inner[0]))
-    return found
-
-
-def _order(
-    group: AttentionGroup,
-    reference: AttentionWeights,
-    model: AttentionWeights,
-    moments: Moments | None,
-    tied: Sequence[Heads | None],
-    head_cost: HeadCost,
-) -> Heads | None:
-    """The head permutations of a batch in which some blocks share theirs with others; None where none does."""
-    if not any(tied):
-        return None
-    a, b = (reference, model) if moments is None else (weighted(w, moments) for w in (reference, model))
-    outer, inner = head_permutation(group, a, b, head_cost)
-    for position, known in enumerate(tied):
-        if known is not None:
-            outer[position], inner[position] = known
-    return outer, inner
-
-
-def _match_feedforward(
-    a: Blocks,
-    ours: FeedForward,
-    b: Blocks,
-    theirs: FeedForward,
-    block: str,
-    running: Running,
-    digests: Digests,
-    inputs: ByName | None,
-) -> tuple[FeedForwardMove, list[Verification]]:
-    """Match one feed-forward block, which moves call `block`."""
-    weights: list[FeedForwardWeights] = []
-    for blocks, site, digest in ((a, ours, digests[0]), (b, theirs, digests[1])):
-        stored = blocks.stored(site)
-        if digest is not None:
-            digest.update(site, stored)
-        weights.append(site.read(stored, running.device))
-    reference, model = weights
-    moments = at(inputs, [ours], running.device)
-    own = None if moments is None else {role: moment[0] for role, moment in moments.items()}
-    found = match_feedforward(theirs.group, reference, model, own)
-    size = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
-    eps = max(torch.finfo(blocks.dtype(feedforward=True)).eps for blocks in (a, b))
-    after = feedforward.distance(reference, found.moved)
-    status = "exact" if after <= size * min(max(1e-9, 20 * eps), 1e-3) else "optimal"
-    statistics = Statistics(feedforward.distance(reference, model), after, status=status)
-    move = Move(block, theirs.group, found.element.to("cpu"), statistics)
-    if not running.verify:
-        return move, []
-    return move, [_accepted(theirs.name, compare_feedforward(theirs, model, found.moved))]
-
-
-def _accepted(name: str, check: Verification) -> Verification:
-    """How one block's function compares before and after; a move that changes it is refused."""
-    if not check.equal:
-        raise VerificationError(
-            f"{name}: the moved block's outputs differ by {check.max_rel:.2g} relative: lower --max-condition"
-        )
-    return check
-
-
-def _statistics(
-    found: Match, a: AttentionWeights, b: AttentionWeights, group: AttentionGroup, dtype: torch.dtype, eps: float
-) -> list[Statistics]:
-    """What is reported of every block of a stack."""
-    before, after = distance(a, b).tolist(), distance(a, found.moved).tolist()
-    size = distance(a, a.map(torch.zeros_like)).tolist()
-    rounding = circuits.rounding(group, found.moved, dtype).tolist()
-    rows: list[Statistics] = []
-    for i in range(len(before)):
-        bound = condition_of(group, found.element[i])
-        exact = after[i] <= size[i] * min(max(1e-9, 20 * eps * bound), 1e-3)
-        status = "exact" if exact else "converged" if found.converged[i] else "max-iterations"
-        status = "capped" if found.capped[i] else status
-        rows.append(Statistics(before[i], after[i], bound, int(found.iterations[i]), status, rounding[i]))
-    return rows
