@@ -10,15 +10,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import than all of this
-    from isobasin.alignment import Alignment as Alignment
-    from isobasin.alignment.entries import (
-        FeedForwardAlignment as FeedForwardAlignment,
-        FeedForwardStatistics as FeedForwardStatistics,
-        LayerAlignment as LayerAlignment,
-        LayerStatistics as LayerStatistics,
-        ResidualAlignment as ResidualAlignment,
-        ResidualStatistics as ResidualStatistics,
-    )
+    from isobasin.alignment.moves import Move as Move, Statistics as Statistics
     from isobasin.alignment.stream import Turned as Turned
     from isobasin.architectures.blocks import AttentionSite as AttentionSite, Site as Site
     from isobasin.architectures.feedforwards import ExpertsSite as ExpertsSite, FeedForwardSite as FeedForwardSite
@@ -68,7 +60,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.symmetries.stream import Basis as Basis, StreamElement as StreamElement, StreamGroup as StreamGroup
     from isobasin.symmetries.weights import AttentionWeights as AttentionWeights
     from isobasin.verbs.align import align as align, align_tensors as align_tensors
-    from isobasin.verbs.apply import Moved as Moved, apply as apply
+    from isobasin.verbs.apply import Alignment as Alignment, Moved as Moved, apply as apply
     from isobasin.verbs.canonicalize import canonical_alignment as canonical_alignment, canonicalize as canonicalize
     from isobasin.verbs.check import Check as Check, Matchable as Matchable, PairCheck as PairCheck, check as check
     from isobasin.verbs.compare import (
@@ -101,9 +93,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
 __version__ = "0.1.0"
 
 _HOMES = {
-    "alignment": "Alignment",
-    "alignment.entries": "FeedForwardAlignment FeedForwardStatistics LayerAlignment LayerStatistics ResidualAlignment "
-    "ResidualStatistics",
+    "alignment.moves": "Move Statistics",
     "alignment.stream": "Turned",
     "architectures.blocks": "AttentionSite Site",
     "architectures.feedforwards": "ExpertsSite FeedForwardSite",
@@ -132,7 +122,8 @@ _HOMES = {
     "symmetries.stream": "Basis StreamElement StreamGroup",
     "symmetries.weights": "AttentionWeights",
     "verbs.align": "align align_tensors",
-    "verbs.apply": "Moved apply",
+    # What gives an alignment its `apply` brings both.
+    "verbs.apply": "Alignment Moved apply",
     "verbs.canonicalize": "canonical_alignment canonicalize",
     "verbs.check": "Check Matchable PairCheck check",
     "verbs.compare": "BlockScore Comparison Verdict compare",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -340,3 +342,9 @@ def test_files_of_format_1_say_what_they_always_said(path, tmp_path):
 
 def as_stored(part: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(part) if part.is_complex() else part
+
+
+def test_an_alignment_can_be_applied_wherever_it_comes_from():
+    """The verb lies above alignments and adds itself to them: also where nothing but the class was asked for."""
+    asked = "import isobasin; method = isobasin.Alignment.apply; assert method is isobasin.apply"
+    subprocess.run([sys.executable, "-c", asked], check=True)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -39,13 +39,13 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import kind
 from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
-from isobasin.model import Blocks, Source, TensorBlocks
+from isobasin.model import Blocks, TensorBlocks
 from isobasin.symmetries import attention
 from isobasin.text import finite
 from isobasin.verification import Verification
 
 if TYPE_CHECKING:
-    from isobasin.verbs.apply import Moved
+    from transformers import PreTrainedModel
 
 __all__ = [
     "ATTENTION",
@@ -57,6 +57,7 @@ __all__ = [
     "AttentionMove",
     "FeedForwardMove",
     "Move",
+    "Moved",
     "Statistics",
     "StreamMove",
     "condition_of",
@@ -65,6 +66,23 @@ __all__ = [
     "named",
     "unmatched",
 ]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A model that was written or made.
+
+    Attributes:
+        path: The folder, if one was asked for.
+        model: The new transformers model otherwise.
+        verified: How its outputs compare with the original's, if that was asked for.
+        alignment: What moved it, with the rounding predicted that storing it causes; None if nothing did.
+    """
+
+    path: Path | None
+    model: PreTrainedModel | None
+    verified: Verification | None = None
+    alignment: Alignment | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,9 @@ class Alignment:
     moves: tuple[AnyMove, ...]
     provenance: Mapping[str, str]
     verified: Verification | None = None
+
+    apply: ClassVar[Callable[..., Moved]]
+    """Make the move on a model: the verb `isobasin.apply`, which lies above this room and adds itself."""
 
     def _of(self, kind: str) -> tuple[AnyMove, ...]:
         return tuple(move for move in self.moves if move.block.partition(".")[0] == kind)
@@ -195,12 +216,6 @@ class Alignment:
                     )
         moves = {move.block: move for move in self.moves}
         return [(moves[block], site) for block, site in found]
-
-    def apply(self, model: Source, output: str | os.PathLike[str] | None = None, **options: Any) -> Moved:
-        """Make the move on a model; arguments and result as `isobasin.apply`."""
-        from isobasin.verbs.apply import apply
-
-        return apply(self, model, output, **options)
 
     def moved_tensors(self, model: Mapping[str, Tensor], specification: Specification) -> dict[str, Tensor]:
         """Tensors in memory after the move, for an architecture of your own (`isobasin.align_tensors`).

@@ -75,7 +75,7 @@ class Move(Generic[Group, Element]):
     statistics: Statistics = field(default_factory=Statistics)
 
     @property
-    def kind(self) -> Kind:
+    def _kind(self) -> Kind:
         """What is known of blocks of its kind."""
         return kind_of(self.block)
 
@@ -86,11 +86,11 @@ class Move(Generic[Group, Element]):
 
     def inverse(self) -> Move[Group, Element]:
         """The move that takes this one back."""
-        return self.having(self.kind.laws.inverse(self.group, self.element))
+        return self.having(self._kind.laws.inverse(self.group, self.element))
 
     def compose(self, first: Move[Any, Any]) -> Move[Group, Element]:
         """The move that acts as `first` and then as this one."""
-        return self.having(self.kind.laws.compose(self.group, self.element, first.element))
+        return self.having(self._kind.laws.compose(self.group, self.element, first.element))
 
     def having(self, element: Any) -> Move[Group, Element]:
         """The block's move by another element, with no statistics of a match but its condition."""
@@ -98,17 +98,17 @@ class Move(Generic[Group, Element]):
 
     def act(self, weights: Any) -> Any:
         """A block's weights after the move, on the device that they are on."""
-        assert self.kind.act is not None
+        assert self._kind.act is not None
         device = next(iter(weights.tensors().values())).device
-        return self.kind.act(self.group, self.element.to(device), weights)
+        return self._kind.act(self.group, self.element.to(device), weights)
 
     def figures(self) -> dict[str, Any]:
         """Those statistics that blocks of its kind have, for JSON: null for what is not a finite number."""
-        return finite({name: getattr(self.statistics, name) for name in self.kind.figures})
+        return finite({name: getattr(self.statistics, name) for name in self._kind.figures})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON; maps and permutations of units are in the file only."""
-        return {**self.kind.facts(self), **self.figures()}
+        return {**self._kind.facts(self), **self.figures()}
 
 
 class Laws(Protocol):

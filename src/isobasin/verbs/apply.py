@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from isobasin.alignment import FILE_NAME, Alignment, AnyMove
+from isobasin.alignment import FILE_NAME, Alignment, AnyMove, Moved
 from isobasin.checkpoints import check_output, temporary_folder, write_checkpoint
 from isobasin.errors import CheckpointError, IsobasinError, VerificationError
 from isobasin.loading import like
@@ -25,23 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A model that was written or made.
-
-    Attributes:
-        path: The folder, if one was asked for.
-        model: The new transformers model otherwise.
-        verified: How its outputs compare with the original's, if that was asked for.
-        alignment: What moved it, with the rounding predicted that storing it causes; None if nothing did.
-    """
-
-    path: Path | None
-    model: PreTrainedModel | None
-    verified: Verification | None = None
-    alignment: Alignment | None = None
 
 
 def apply(
@@ -78,6 +61,9 @@ def apply(
     """
     running = Running(device, dtype, verify, force, progress)
     return moved(model, output, lambda opened: alignment, running, allow_pickle=allow_pickle)
+
+
+Alignment.apply = apply
 
 
 def moved(
