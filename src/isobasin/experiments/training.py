@@ -105,7 +105,7 @@ def _check(examples: Examples, settings: TrainingSettings, device: str) -> None:
 
     if not is_accelerate_available():
         raise DependencyError(f"training needs accelerate: {_EXTRA}")
-    if device not in list(Device) or (device == Device.cuda and not torch.cuda.is_available()):
+    if device not in list(Device) or (Device(device) is Device.cuda and not torch.cuda.is_available()):
         raise DependencyError(f"there is no device {device!r} to train on: take cpu, or cuda where there is one")
     if not len(examples):
         raise TrainingError("there are no examples to train on")

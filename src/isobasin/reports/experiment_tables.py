@@ -221,7 +221,7 @@ def head_costs(plans: Sequence[SettingPlan], results: Results) -> Table:
 
 
 def _how_often(same: Iterable[bool | None]) -> str | None:
-    known = [one for one in same if pd.notna(one)]
+    known = [bool(one) for one in same if one in (True, False)]
     return f"{sum(known)} of {len(known)}" if known else None
 
 
