@@ -10,7 +10,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import than all of this
-    from isobasin.alignment.moves import Move as Move, Statistics as Statistics
+    from isobasin.alignment.moves import Kind as Kind, Laws as Laws, Move as Move, Statistics as Statistics
     from isobasin.alignment.stream import Turned as Turned
     from isobasin.architectures.blocks import AttentionSite as AttentionSite, Site as Site
     from isobasin.architectures.feedforwards import ExpertsSite as ExpertsSite, FeedForwardSite as FeedForwardSite
@@ -93,7 +93,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
 __version__ = "0.1.0"
 
 _HOMES = {
-    "alignment.moves": "Move Statistics",
+    "alignment.moves": "Kind Laws Move Statistics",
     "alignment.stream": "Turned",
     "architectures.blocks": "AttentionSite Site",
     "architectures.feedforwards": "ExpertsSite FeedForwardSite",

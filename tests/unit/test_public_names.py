@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import isobasin
 
@@ -75,8 +75,9 @@ def _signatures(name: str, what: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 def _types(hint: Any) -> Iterator[type]:
     """The classes that an annotation names."""
     inner = [part for given in get_args(hint) for part in (given if isinstance(given, list) else [given])]
-    if isinstance(hint, type) and not inner:
-        yield hint
+    named = get_origin(hint) or hint
+    if isinstance(named, type):
+        yield named
     for part in inner:
         yield from _types(part)
 
@@ -105,6 +106,7 @@ def test_a_type_without_a_public_name_is_seen():
         ("Moved", "apply"),
         ("Scope", "align"),
         ("Statistics", "Move"),
+        ("Move", "Alignment"),
     ):
         found = unnamed({name: what for name, what in PUBLIC.items() if name != missing})
         assert any(line.startswith(place) and line.endswith(f".{missing}") for line in found)
