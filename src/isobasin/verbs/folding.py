@@ -16,13 +16,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from isobasin.alignment.stream import offset
+from isobasin.alignment.stream import Turned
 from isobasin.architectures.feedforwards import ExpertsSite
 from isobasin.errors import ArchitectureError, IsobasinError
 from isobasin.matching.stream import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.symmetries.along import Role, Stream, role_maps
-from isobasin.symmetries.stream import Basis, StreamGroup, centred, contract, copies, move_axis, scale_axis
+from isobasin.symmetries.stream import Basis, StreamGroup, centred, copies, identity, move_axis
 from isobasin.verbs.shares import Shares
 
 # Float64 copies of both models that are held at once, about.
@@ -52,22 +52,11 @@ def fold(blocks: Blocks, stream: Stream, device: str = "cpu") -> Tensors:
     Those are the means that no LayerNorm passes on, of queries and keys too, and the mean row of a router that may be
     shifted.
     """
-    own = blocks.double(sorted(_names(blocks, stream)), device)
-    tensors = dict(own)
-    for norm in stream.norms:
-        gain = norm.gains(own)
-        bias = None if norm.bias is None else own[norm.bias]
-        for reader in norm.readers:
-            tensors[reader.weight] = scale_axis(gain, own[reader.weight], reader.axis)
-            if bias is not None and norm.absorbed and reader.bias is not None:
-                tensors[reader.bias] = own[reader.bias] + contract(bias, own[reader.weight], reader.axis)
-        for writer in norm.writers:
-            tensors[writer.tensor] = scale_axis(gain, own[writer.tensor], writer.axis)
-        del tensors[norm.gain]
-        if norm.bias is not None and bias is not None:
-            del tensors[norm.bias]
-            if not norm.absorbed:
-                tensors[norm.bias] = offset(norm, gain, bias, blocks.name)
+    # Folded is what is left where gains are 1 and biases 0: a move of the stream that keeps its basis.
+    turned = Turned(blocks, stream, identity(stream.group, device=device), device)
+    gone = {norm.gain for norm in stream.norms} | {norm.bias for norm in stream.norms if norm.absorbed}
+    names = dict.fromkeys((*stream.ordered(), *sorted(_names(blocks, stream))))
+    tensors = turned.read(name for name in names if name not in gone)
     if stream.group.basis is Basis.centred:
         _centre(stream, tensors)
     for site in blocks.specification.sites:
