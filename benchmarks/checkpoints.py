@@ -77,7 +77,7 @@ def make(folder: Path, shape: dict[str, Any], seed: int, **changes: int) -> Path
 
 def products(group: AttentionGroup, width: int) -> float:
     """Floating-point operations of one layer's matrix products that no aligner can do without."""
-    h, g, s = group.heads, group.groups, group.queries
+    h, g, s = group.heads, group.kv_heads, group.queries_per_kv
     n, m = group.query_key.features, group.value_output.features
     stage1 = 2 * width * ((h * n) ** 2 + (g * n) ** 2 + (g * m) ** 2 + (h * m) ** 2)
     if group.query_key.planes:  # only the same plane of two heads is compared: complex, so four times the real work
@@ -98,8 +98,8 @@ def measured_rate() -> float:
 def copy_bytes(a: Model, b: Model, target: Path) -> None:
     """Read both models' attention and all of b, write b's bytes."""
     for model in (a, b):
-        for site in model.specification.sites:
-            model.stored(site)
+        for block in model.specification.attention:
+            model.stored(block)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for file in b.checkpoint.files:
@@ -120,7 +120,7 @@ def bench_time(folder: Path, threads: int, rounds: int) -> None:
         for kind, model in (("near and scrambled (0.9 A + 0.1 B)", sibling), ("independent", b)):
             with open_model(a) as one, open_model(model) as other:
                 moving, _ = best_of(rounds, lambda one=one, other=other: copy_bytes(one, other, folder / "copy"))
-                flops = sum(products(site.group, site.width) for site in other.specification.sites)
+                flops = sum(products(block.group, block.width) for block in other.specification.attention)
             seconds, alignment = best_of(
                 rounds, lambda a=a, model=model: isobasin.align(a, model, folder / "out", verify=False, force=True)
             )

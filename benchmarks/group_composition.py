@@ -52,10 +52,10 @@ def specification() -> isobasin.Specification:
     linear = isobasin.BilinearGroup(FEATURES)
     group = isobasin.AttentionGroup(HEADS, 1, linear, linear, key_shift=True, value_shift=True)
     query, key, value, output = map(attention, "QKVO")
-    site = isobasin.AttentionSite(0, "attn", query, key, value, output, group)
+    block = isobasin.AttentionBlock(0, "attn", query, key, value, output, group)
     up, down = units("in", "width feature"), units("out", "feature width")
     scaled = isobasin.FeedForwardGroup(UNITS, Scale.positive)
-    mlp = isobasin.FeedForwardSite(0, "mlp", up, None, down, scaled, "relu")
+    mlp = isobasin.FeedForwardBlock(0, "mlp", up, None, down, scaled, "relu")
     along = (
         *(Along(name, 1) for name in ("embed.W_E", "pos_embed.W_pos", "blocks.0.mlp.W_out")),
         Along("blocks.0.attn.W_O", 2),
@@ -64,7 +64,7 @@ def specification() -> isobasin.Specification:
         *(Along(name, 0, Role.covector) for name in ("blocks.0.mlp.W_in", "unembed.W_U")),
     )
     stream = isobasin.Stream(isobasin.StreamGroup(WIDTH, isobasin.Basis.linear), along)
-    return isobasin.Specification("group-composition", (site,), (mlp,), stream)
+    return isobasin.Specification("group-composition", (block,), (mlp,), stream)
 
 
 def states(w: Tensors, sums: Tensor) -> Tensor:

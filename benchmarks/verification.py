@@ -44,10 +44,10 @@ def show(what: str, found: Verification) -> None:
     print(f"  {what:38} {figures}  {'equal' if found.equal else 'NOT EQUAL'}", flush=True)
 
 
-def without_head(source: Path, target: Path, site: int, head: int) -> Path:
+def without_head(source: Path, target: Path, layer: int, head: int) -> Path:
     """A copy in which one head's output is zero."""
     with open_model(source) as model:
-        block = model.specification.sites[site]
+        block = model.specification.attention[layer]
         weights = block.read(model.stored(block))
         weights.output.flatten(0, 1)[head] = 0
         written = block.write(model.stored(block), weights)
@@ -82,10 +82,10 @@ def study(source: Path, work: Path) -> None:
             f"bfloat16, all values moved by {size:g}", isobasin.verify(cast, copy(cast, work / "noisy", noisy(size, 0)))
         )
     with open_model(cast) as model:
-        sites = [(i, h) for i, s in enumerate(model.specification.sites) for h in range(s.group.heads)]
-    found = [isobasin.verify(cast, without_head(cast, work / "cut", *site)) for site in sites]
+        blocks = [(i, h) for i, s in enumerate(model.specification.attention) for h in range(s.group.heads)]
+    found = [isobasin.verify(cast, without_head(cast, work / "cut", *block)) for block in blocks]
     least = min(found, key=lambda v: (v.rms or 0) / max(v.rounding.rms if v.rounding else 1e-9, 1e-9))
-    show(f"bfloat16, head removed (of {len(sites)})", least)
+    show(f"bfloat16, head removed (of {len(blocks)})", least)
     print(f"  called equal: {sum(v.equal for v in found)} of {len(found)}")
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import isobasin
-from isobasin import AttentionGroup, AttentionSite, BilinearGroup, Layout, Projection, Specification
+from isobasin import AttentionBlock, AttentionGroup, BilinearGroup, Layout, Projection, Specification
 
 # --- The architecture: which tensors, how their axes run, which biases there are. -------------------------------
 
@@ -34,12 +34,12 @@ def architecture(axes: str, output_axes: str, biases: bool) -> Specification:
         return Projection(f"blocks.0.attn.W_{letter}", bias, Layout(pattern, SIZES))
 
     group = AttentionGroup(
-        groups=4, queries=1, query_key=BilinearGroup(32), value_output=BilinearGroup(32),
+        kv_heads=4, queries_per_kv=1, query_key=BilinearGroup(32), value_output=BilinearGroup(32),
         key_shift=biases, value_shift=biases,
     )  # fmt: skip
     query, key, value = (projection(letter, axes) for letter in "QKV")
-    site = AttentionSite(0, "blocks.0.attn", query, key, value, projection("O", output_axes), group)
-    return Specification("toy", (site,))
+    block = AttentionBlock(0, "blocks.0.attn", query, key, value, projection("O", output_axes), group)
+    return Specification("toy", (block,))
 
 
 GROUP_COMPOSITION = architecture("head width feature", "head feature width", biases=True)

@@ -20,8 +20,8 @@ def normal(*shape: int) -> torch.Tensor:
 
 # Two key/value heads with three query heads each, rotary positions in half layout: feature j turns with j + 4.
 group = AttentionGroup(
-    groups=2,
-    queries=3,
+    kv_heads=2,
+    queries_per_kv=3,
     query_key=BilinearGroup(8, planes=((0, 4), (1, 5), (2, 6), (3, 7))),
     value_output=BilinearGroup(8),
 )

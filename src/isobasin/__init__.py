@@ -12,8 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import than all of this
     from isobasin.alignment.moves import Kind as Kind, Laws as Laws, Move as Move, Statistics as Statistics
     from isobasin.alignment.stream import Turned as Turned
-    from isobasin.architectures.blocks import AttentionSite as AttentionSite, Site as Site
-    from isobasin.architectures.feedforwards import ExpertsSite as ExpertsSite, FeedForwardSite as FeedForwardSite
+    from isobasin.architectures.blocks import AttentionBlock as AttentionBlock, Block as Block
+    from isobasin.architectures.feedforwards import ExpertsBlock as ExpertsBlock, FeedForwardBlock as FeedForwardBlock
     from isobasin.architectures.projection import Layout as Layout, Projection as Projection
     from isobasin.architectures.schema import Specification as Specification
     from isobasin.certification.certify import (
@@ -95,8 +95,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "alignment.moves": "Kind Laws Move Statistics",
     "alignment.stream": "Turned",
-    "architectures.blocks": "AttentionSite Site",
-    "architectures.feedforwards": "ExpertsSite FeedForwardSite",
+    "architectures.blocks": "AttentionBlock Block",
+    "architectures.feedforwards": "ExpertsBlock FeedForwardBlock",
     "architectures.projection": "Layout Projection",
     "architectures.schema": "Specification",
     "certification.certify": "BlockCertificate Certificate certify",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Union
 import torch
 from torch import Tensor
 
-from isobasin.architectures.blocks import AttentionSite, Site
+from isobasin.architectures.blocks import AttentionBlock, Block
 from isobasin.architectures.configuration import Config, known
 from isobasin.architectures.description import Description
 from isobasin.architectures.feedforwards import FeedForward
@@ -79,13 +79,13 @@ class Blocks(ABC):
             TensorError: A tensor has no known part in it.
         """
 
-    def sites(self, *, feedforward: bool = True) -> tuple[AttentionSite | FeedForward, ...]:
+    def blocks(self, *, feedforward: bool = True) -> tuple[AttentionBlock | FeedForward, ...]:
         """The attention blocks, and after them the feed-forward blocks."""
-        return (*self.specification.sites, *(self.feedforwards() if feedforward else ()))
+        return (*self.specification.attention, *(self.feedforwards() if feedforward else ()))
 
-    def stored(self, site: Site) -> dict[str, Tensor]:
+    def stored(self, block: Block) -> dict[str, Tensor]:
         """The stored tensors of one block; quantised ones and values that are not finite are refused."""
-        return self.checked(site.shapes())
+        return self.checked(block.shapes())
 
     def checked(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The stored tensors of these names, likewise."""
@@ -104,7 +104,7 @@ class Blocks(ABC):
     def dtype(self, *, feedforward: bool = False) -> torch.dtype:
         """The coarsest type that a tensor of attention, or of feed-forward blocks as well, is stored in."""
         dtypes = self.dtypes()
-        kinds = {dtypes[name] for site in self.sites(feedforward=feedforward) for name in site.shapes()}
+        kinds = {dtypes[name] for block in self.blocks(feedforward=feedforward) for name in block.shapes()}
         return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
 
 
@@ -260,8 +260,8 @@ class TensorBlocks(Blocks):
     specification: Specification
 
     def __post_init__(self) -> None:
-        for site in (*self.specification.sites, *self.specification.feedforwards):
-            for name, shape in site.shapes().items():
+        for block in (*self.specification.attention, *self.specification.feedforwards):
+            for name, shape in block.shapes().items():
                 if name not in self.tensors:
                     raise TensorError(f"{self.name}: tensor {name!r} is missing; the specification names it")
                 if tuple(self.tensors[name].shape) != shape:
@@ -342,12 +342,12 @@ def opened(name: str, folder: str | os.PathLike[str]) -> Model:
     return Model.of(Canonical.of(name, Checkpoint.open(folder)))
 
 
-def batches(sites: Sequence[AttentionSite], limit: int = _BATCH_BYTES) -> Iterator[list[int]]:
+def batches(blocks: Sequence[AttentionBlock], limit: int = _BATCH_BYTES) -> Iterator[list[int]]:
     """Indices of consecutive blocks that are alike and that fit in `limit` bytes of float64 together."""
     batch: list[int] = []
-    for index, site in enumerate(sites):
-        size = 8 * sum(prod(shape) for shape in site.shapes().values())
-        if batch and (not _alike(site, sites[batch[0]]) or (len(batch) + 1) * size > limit):
+    for index, block in enumerate(blocks):
+        size = 8 * sum(prod(shape) for shape in block.shapes().values())
+        if batch and (not _alike(block, blocks[batch[0]]) or (len(batch) + 1) * size > limit):
             yield batch
             batch = []
         batch.append(index)
@@ -355,8 +355,8 @@ def batches(sites: Sequence[AttentionSite], limit: int = _BATCH_BYTES) -> Iterat
         yield batch
 
 
-def _alike(one: AttentionSite, other: AttentionSite) -> bool:
-    ours, theirs = ((site.group, site.width, site.biases, site.others.keys()) for site in (one, other))
+def _alike(one: AttentionBlock, other: AttentionBlock) -> bool:
+    ours, theirs = ((block.group, block.width, block.biases, block.others.keys()) for block in (one, other))
     return ours == theirs
 
 
@@ -366,13 +366,13 @@ class Digest:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def update(self, site: Site, tensors: dict[str, Tensor]) -> None:
+    def update(self, block: Block, tensors: dict[str, Tensor]) -> None:
         """Add one block, in a fixed order and under names without prefix."""
-        for role, projection in (site.projections | site.others).items():
+        for role, projection in (block.projections | block.others).items():
             for part in ("weight", "bias"):
                 name = getattr(projection, part)
                 if name is not None:
-                    self.add(f"{site.layer}.{role}.{part}", tensors[name])
+                    self.add(f"{block.layer}.{role}.{part}", tensors[name])
 
     def add(self, label: str, tensor: Tensor) -> None:
         """Add one tensor by a name that says what it is in any checkpoint."""
@@ -390,9 +390,9 @@ def read_blocks(
     """The weights of some alike blocks in float64, stacked along a leading dimension."""
     blocks: list[AttentionWeights] = []
     for index in indices:
-        site = model.specification.sites[index]
-        tensors = model.stored(site)
+        block = model.specification.attention[index]
+        tensors = model.stored(block)
         if digest is not None:
-            digest.update(site, tensors)
-        blocks.append(site.read(tensors, device))
+            digest.update(block, tensors)
+        blocks.append(block.read(tensors, device))
     return stack(blocks)

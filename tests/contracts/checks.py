@@ -65,7 +65,7 @@ def models_at(models: Iterable[TinyModel], name: str, *values: object) -> pytest
 def blocks(folder: Path) -> Blocks:
     """Group and weights of every layer of a checkpoint."""
     with open_model(folder) as model:
-        return [(site.group, site.read(model.stored(site))) for site in model.specification.sites]
+        return [(block.group, block.read(model.stored(block))) for block in model.specification.attention]
 
 
 def assert_blocks_preserved(a: Blocks, b: Blocks, tolerance: float = 1e-9) -> None:
@@ -149,14 +149,14 @@ def header(path: Path) -> dict[str, object]:
 def attention_names(folder: Path) -> set[str]:
     """Names of all attention tensors."""
     with open_model(folder) as model:
-        return {name for site in model.specification.sites for name in site.shapes()}
+        return {name for block in model.specification.attention for name in block.shapes()}
 
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
-def feedforward_sites(folder: Path) -> tuple[FeedForward, ...]:
+def feedforward_blocks(folder: Path) -> tuple[FeedForward, ...]:
     """The feed-forward blocks of a checkpoint."""
     with open_model(folder) as model:
         return model.feedforwards()
@@ -165,24 +165,24 @@ def feedforward_sites(folder: Path) -> tuple[FeedForward, ...]:
 def feedforwards(folder: Path) -> list[tuple[FeedForward, FeedForwardWeights]]:
     """Feed-forward block and its weights of every layer of a checkpoint."""
     stored = tensors(folder)
-    return [(site, site.read(stored)) for site in feedforward_sites(folder)]
+    return [(block, block.read(stored)) for block in feedforward_blocks(folder)]
 
 
 def feedforward_names(folder: Path) -> set[str]:
     """Names of all feed-forward tensors."""
-    return {name for site in feedforward_sites(folder) for name in site.shapes()}
+    return {name for block in feedforward_blocks(folder) for name in block.shapes()}
 
 
 def assert_feedforwards_preserved(a: Path, b: Path, tolerance: float = 1e-9) -> None:
     """Every layer's plain feed-forward block in float64, at random hidden states."""
     generator = torch.Generator().manual_seed(7)
-    for (site, one), (other_site, other) in zip(feedforwards(a), feedforwards(b), strict=True):
-        assert (site.group, site.activation) == (other_site.group, other_site.activation)
-        hidden = torch.randn(50, site.width, generator=generator, dtype=torch.float64)
-        activation, multiplied = activation_functions(site.activation)
+    for (block, one), (other_block, other) in zip(feedforwards(a), feedforwards(b), strict=True):
+        assert (block.group, block.activation) == (other_block.group, other_block.activation)
+        hidden = torch.randn(50, block.width, generator=generator, dtype=torch.float64)
+        activation, multiplied = activation_functions(block.activation)
         outputs = [feed_forward(weights, activation, hidden, multiplied) for weights in (one, other)]
         found = relative_difference(*outputs)
-        assert found <= tolerance, f"layer {site.layer}: feed-forward block differs by {found:.3g}"
+        assert found <= tolerance, f"layer {block.layer}: feed-forward block differs by {found:.3g}"
 
 
 def feedforward_distance(a: Path, b: Path) -> float:

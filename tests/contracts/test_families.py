@@ -69,12 +69,12 @@ def test_the_programs_own_verification_reaches_every_block(model_type, saved, tm
     """A wrong value projection is noticed in whichever stack it is: in the last block of each."""
     original = saved(tiny(model_type))
     with open_model(original) as model:
-        last = {site.stack: site for site in model.specification.sites}
-    for site in last.values():
-        wrong = tmp_path / str(site.layer)
+        last = {block.stack: block for block in model.specification.attention}
+    for block in last.values():
+        wrong = tmp_path / str(block.layer)
         shutil.copytree(original, wrong)
         stored = tensors(original)
-        stored[site.value.weight] = stored[site.value.weight].flip(0)
+        stored[block.value.weight] = stored[block.value.weight].flip(0)
         save_file(stored, wrong / "model.safetensors", {"format": "pt"})
         with open_model(original) as one, open_model(wrong) as other:
             assert verify_models(one, other).max_rel > 1e-3

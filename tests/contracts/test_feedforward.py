@@ -15,9 +15,9 @@ from contracts.checks import (
     at_scope,
     attention_names,
     blocks,
+    feedforward_blocks,
     feedforward_distance,
     feedforward_names,
-    feedforward_sites,
     kinds,
     models_at,
     tensors,
@@ -40,7 +40,7 @@ def states_feedforwards(model_type: str) -> bool:
 def has_scales(model: TinyModel) -> bool:
     """Whether any unit may be scaled, or is an expert's."""
     stated = family(model.model_type).feedforwards(build(model.model_type, model.config))
-    return any(site.group.scaled or site.group.experts for site in stated)
+    return any(block.group.scaled or block.group.experts for block in stated)
 
 
 VARIANTS = (
@@ -94,7 +94,7 @@ def test_align_brings_units_and_heads_back(model, dtype, saved, scrambled, tmp_p
     assert found.verified.equal
     tolerance = 1e-8 if dtype == torch.float64 else 1e-4
     assert_tensors_equal(original, out, attention_names(original) | feedforward_names(original), tolerance)
-    assert [layer.statistics.status for layer in found.feedforward] == ["exact"] * len(feedforward_sites(original))
+    assert [layer.statistics.status for layer in found.feedforward] == ["exact"] * len(feedforward_blocks(original))
     random = Alignment.load(moved)
     for one, other in zip(random.feedforward, found.feedforward, strict=True):
         both, nothing = compose(one.group, other.element, one.element), identity(one.group)

@@ -16,7 +16,7 @@ from isobasin.alignment import Alignment
 from isobasin.architectures import activations
 from isobasin.architectures.examples import tiny, variant
 from isobasin.architectures.families import deepseek_v2
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.tiny import TinyModel
 from isobasin.errors import VerificationError
 from isobasin.matching import feedforward as matching
@@ -66,7 +66,7 @@ def unscaled(name: str) -> Plant:
 def divided_once(patch: Patch) -> None:
     """Degree 1 where the activation has degree 2."""
     table = activations.feedforward_group
-    for module in (activations, __import__("isobasin.architectures.sites", fromlist=["x"])):
+    for module in (activations, __import__("isobasin.architectures.building", fromlist=["x"])):
         patch.setattr(module, "feedforward_group", lambda u, a, gated: replace(table(u, a, gated=gated), degree=1))
 
 
@@ -100,8 +100,8 @@ def inverse_on_one_side(patch: Patch) -> None:
 
 def exchanged(patch: Patch) -> None:
     """Gate and up written in each other's place."""
-    write = FeedForwardSite.write
-    patch.setattr(FeedForwardSite, "write", lambda self, t, w: write(self, t, replace(w, up=w.gate, gate=w.up)))
+    write = FeedForwardBlock.write
+    patch.setattr(FeedForwardBlock, "write", lambda self, t, w: write(self, t, replace(w, up=w.gate, gate=w.up)))
 
 
 CHANGES_THE_FUNCTION: list[tuple[str, str, Plant]] = [

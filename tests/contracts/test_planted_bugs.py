@@ -13,7 +13,7 @@ from torch import Tensor
 import isobasin
 from contracts.checks import assert_blocks_preserved, blocks, recover
 from isobasin.alignment import moves as moving
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.examples import variant
 from isobasin.architectures.families import (
     bert,
@@ -136,8 +136,10 @@ def rotated_key_bias_shifted(patch: Patch) -> None:
 
 def swapped_parts(patch: Patch) -> None:
     """A fused tensor written with keys and values exchanged."""
-    write = AttentionSite.write
-    patch.setattr(AttentionSite, "write", lambda self, t, w: write(replace(self, key=self.value, value=self.key), t, w))
+    write = AttentionBlock.write
+    patch.setattr(
+        AttentionBlock, "write", lambda self, t, w: write(replace(self, key=self.value, value=self.key), t, w)
+    )
 
 
 def moved_neighbour(patch: Patch) -> None:

@@ -91,7 +91,7 @@ def test_moving_keeps_heads_whole(block: Block, seed: int):
 
 def _scores(weights: AttentionWeights, group: attention.AttentionGroup, head: int) -> torch.Tensor:
     """`Q K^T` of one query head, gains multiplied in; what its planes add at no rotation is part of it."""
-    g, s = divmod(head, group.queries)
+    g, s = divmod(head, group.queries_per_kv)
     query, key = weights.query, weights.key
     if weights.query_gain is not None and weights.key_gain is not None:
         query, key = query * weights.query_gain.unsqueeze(-2), key * weights.key_gain.unsqueeze(-2)

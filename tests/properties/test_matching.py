@@ -178,7 +178,7 @@ def formed_cost(group: attention.AttentionGroup, a: AttentionWeights, b: Attenti
     total = 0.0
     formed: list[list[Tensor]] = []
     for weights, head in ((a, i), (b, j)):
-        g, s = divmod(head, group.queries)
+        g, s = divmod(head, group.queries_per_kv)
         circuits_of: list[Tensor] = []
         for sides in (x for circuit in all_sides(group, weights).values() for x in circuit):
             left, right = (x[g, min(s, x.shape[1] - 1)] for x in sides.blocks())
@@ -200,7 +200,7 @@ def formed_cost(group: attention.AttentionGroup, a: AttentionWeights, b: Attenti
 def test_costs_are_those_of_formed_circuits(block: Block, seed: int):
     other = random_weights(block.group, block.hidden.shape[-1], _biases(block), seed)
     costs = head_costs(block.group, block.weights, other)
-    s = block.group.queries
+    s = block.group.queries_per_kv
     for i, j in itertools.product(range(block.group.heads), repeat=2):
         expected = formed_cost(block.group, block.weights, other, i, j)
         assert float(costs[i // s, j // s, i % s, j % s]) == pytest.approx(expected, rel=1e-8, abs=1e-8)

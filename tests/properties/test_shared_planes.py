@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from test_dimension import ALL, NONE, unseen
 
 import isobasin
-from isobasin import AttentionGroup, AttentionSite, BilinearGroup, Layout, Projection, Specification
+from isobasin import AttentionBlock, AttentionGroup, BilinearGroup, Layout, Projection, Specification
+from isobasin.architectures.building import attention_group
 from isobasin.architectures.examples import variant
 from isobasin.architectures.families import isobasin_vit
 from isobasin.architectures.layouts import alike_planes, half_planes
-from isobasin.architectures.sites import attention_group
 from isobasin.certification.nullity import spectrum
 from isobasin.certification.tangents import tangents
 from isobasin.choices import HeadCost, Method
@@ -126,12 +126,12 @@ def test_tensors_of_a_home_made_model_are_aligned(method: Method):
 
     group = AttentionGroup(3, 1, BilinearGroup(8, half_planes(8), alike_planes(4, 2)), BilinearGroup(8))
     query, key, value = (projection(letter, "head width feature") for letter in "QKV")
-    site = AttentionSite(0, "attn", query, key, value, projection("O", "head feature width"), group)
-    specification = Specification("toy", (site,))
+    block = AttentionBlock(0, "attn", query, key, value, projection("O", "head feature width"), group)
+    specification = Specification("toy", (block,))
     generator = torch.Generator().manual_seed(0)
     shapes = {"W_Q": (3, 12, 8), "W_K": (3, 12, 8), "W_V": (3, 12, 8), "W_O": (3, 8, 12)}
     a = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
-    b = site.write(a, attention.act(group, element(group, 4), site.read(a)))
+    b = block.write(a, attention.act(group, element(group, 4), block.read(a)))
     found = isobasin.align_tensors(a, b, specification, method=method)
     assert found.verified is not None
     assert found.verified.equal

@@ -93,9 +93,9 @@ def described() -> isobasin.Specification:
         return isobasin.Projection(f"blocks.0.mlp.W_{name}", f"blocks.0.mlp.b_{name}", layout)
 
     query, key, value, output = (attention_projection(letter) for letter in "QKVO")
-    site = isobasin.AttentionSite(0, "attn", query, key, value, output, GROUP)
+    block = isobasin.AttentionBlock(0, "attn", query, key, value, output, GROUP)
     up, down = units("in", "width feature"), units("out", "feature width")
-    mlp = isobasin.FeedForwardSite(0, "mlp", up, None, down, FeedForwardGroup(512, Scale.positive), "relu")
+    mlp = isobasin.FeedForwardBlock(0, "mlp", up, None, down, FeedForwardGroup(512, Scale.positive), "relu")
     along = (
         *(Along(name, 1) for name in ("embed.W_E", "pos_embed.W_pos", "blocks.0.mlp.W_out")),
         Along("blocks.0.attn.W_O", 2),
@@ -103,7 +103,7 @@ def described() -> isobasin.Specification:
         *(Along(f"blocks.0.attn.W_{letter}", 1, Role.covector) for letter in "QKV"),
         *(Along(name, 0, Role.covector) for name in ("blocks.0.mlp.W_in", "unembed.W_U")),
     )
-    return isobasin.Specification("toy", (site,), (mlp,), Stream(StreamGroup(128, Basis.linear), along))
+    return isobasin.Specification("toy", (block,), (mlp,), Stream(StreamGroup(128, Basis.linear), along))
 
 
 def logits(state: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:

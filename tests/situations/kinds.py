@@ -240,11 +240,11 @@ def with_meanings(model: TinyModel, home: Path) -> Iterator[Situation]:
 def _beheaded(folder: Path) -> None:
     """Remove the first head of the first layer: what it writes is zero."""
     with open_model(folder) as model:
-        site = model.specification.sites[0]
-        stored = model.stored(site)
-        weights = site.read(stored)
+        block = model.specification.attention[0]
+        stored = model.stored(block)
+        weights = block.read(stored)
         weights.output[0] = 0
-        moved = site.write(stored, weights)
+        moved = block.write(stored, weights)
     edit_tensors(folder, lambda tensors: tensors | {n: t.to(tensors[n].dtype) for n, t in moved.items()})
 
 

@@ -24,20 +24,20 @@ def test_the_page_is_up_to_date():
 def with_numbers(formula: str, group: AttentionGroup) -> str:
     """A formula with this group's sizes for its letters."""
     features, planes = group.query_key.features, len(group.rotary.planes)
-    sizes = {"d_h": features, "r": 2 * planes, "h": group.heads, "g": group.groups}
+    sizes = {"d_h": features, "r": 2 * planes, "h": group.heads, "g": group.kv_heads}
     if group.latent is not None:
         values = group.value_output.features
         sizes |= {"d_n": features, "d_v": values, "c_q": group.latent.query, "c": group.latent.key_value}
     sums = {
-        "((h/g + 1)d)": (group.queries + 1) * group.means,
+        "((h/g + 1)d)": (group.queries_per_kv + 1) * group.means,
         "(2d)": 2 * group.means,
-        "((h/g + 1)d_h)": (group.queries + 1) * features,
+        "((h/g + 1)d_h)": (group.queries_per_kv + 1) * features,
         "(2d_h)": 2 * features,
-        "(h/g + 1)": group.queries + 1,
+        "(h/g + 1)": group.queries_per_kv + 1,
         "(d_h/2)": features // 2,
         "(d_h − r/2)": features - planes,
         "(r/2)": planes,
-        "(h/g)": group.queries,
+        "(h/g)": group.queries_per_kv,
     }
     for letters, number in sums.items():
         formula = formula.replace(letters, str(number))
@@ -51,8 +51,8 @@ def with_numbers(formula: str, group: AttentionGroup) -> str:
 @pytest.mark.parametrize("model", EXAMPLES, ids=str)
 def test_formulas_are_the_groups(model: TinyModel):
     """With the sizes for the letters they are what the groups print."""
-    for site in family(model.model_type).blocks(build(model.model_type, model.config)):
-        assert with_numbers(attention_formula(site.group), site.group) == str(site.group)
+    for block in family(model.model_type).blocks(build(model.model_type, model.config)):
+        assert with_numbers(attention_formula(block.group), block.group) == str(block.group)
 
 
 def test_formulas_of_groups_that_no_family_has():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import isobasin
 from isobasin import model
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.examples import variant
 from isobasin.architectures.layouts import position_table
 from isobasin.architectures.projection import Layout, Projection
@@ -27,7 +27,7 @@ each_model = pytest.mark.parametrize("name", SHARED)
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in models too large for several layers at a time."""
     for module in (matching_blocks, merging):
-        monkeypatch.setattr(module, "batches", lambda sites: model.batches(sites, 1))
+        monkeypatch.setattr(module, "batches", lambda blocks: model.batches(blocks, 1))
 
 
 def changed(original: Path, name: str, folder: Path, shift: torch.Tensor) -> Path:
@@ -81,9 +81,9 @@ def test_only_constants_of_a_table_are_free(name, tmp_path):
     """Shifted by them alone it is the same model; with another number in one entry it isn't."""
     original = variant(name).save(tmp_path / "original")
     with model.open_model(original) as opened:
-        site = opened.specification.sites[0]
-    assert site.table is not None
-    numbers, table = torch.tensor(site.group.table), site.table.weight
+        block = opened.specification.attention[0]
+    assert block.table is not None
+    numbers, table = torch.tensor(block.group.table), block.table.weight
     free = changed(original, table, tmp_path / "free", 1.5 * numbers - 0.7)
     assert isobasin.equivalent(original, free).equivalent
     assert isobasin.verify(original, free).equal
@@ -102,18 +102,18 @@ def described(*tables: str, permuted: bool) -> Specification:
     """Layers of two heads, each of which reads the table of this name."""
     group = AttentionGroup(2, 1, BilinearGroup(3), BilinearGroup(3), table=(0, 0, 0, 0), permuted=permuted)
     linear = Layout("head width feature", (("head", 2), ("width", 8), ("feature", 3)))
-    sites: list[AttentionSite] = []
+    blocks: list[AttentionBlock] = []
     for layer, table in enumerate(tables):
         query, key, value, output = (Projection(f"{layer}.{x}", None, linear) for x in "QKVO")
         position = position_table(table, 4, 2)
-        sites.append(AttentionSite(layer, f"{layer}", query, key, value, output, group, table=position))
-    return Specification("toy", tuple(sites))
+        blocks.append(AttentionBlock(layer, f"{layer}", query, key, value, output, group, table=position))
+    return Specification("toy", tuple(blocks))
 
 
 @pytest.mark.parametrize("permuted", [True, False])
 def test_a_layer_with_a_table_of_its_own_beside_those_that_share_one(permuted):
     specification = described("shared", "shared", "own", permuted=permuted)
-    shapes = {name: shape for site in specification.sites for name, shape in site.shapes().items()}
+    shapes = {name: shape for block in specification.attention for name, shape in block.shapes().items()}
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     a, b = ({n: torch.randn(s, generator=g, dtype=torch.float64) for n, s in shapes.items()} for g in generators)
     found = isobasin.align_tensors(a, b, specification)

@@ -24,14 +24,14 @@ def pair(request, tmp_path):
 
 def test_blocks_write_as_much_as_they_read(pair):
     reference = pair.folded[0]
-    for site in reference.sites():
+    for block in reference.blocks():
         read, written = (
             math.hypot(*(float(reference.tensors[name].norm()) for name in names))
-            for names in ({p.weight for p in site.readers.values()}, {p.weight for p in site.writers})
+            for names in ({p.weight for p in block.readers.values()}, {p.weight for p in block.writers})
         )
         assert written == pytest.approx(read)
-        assert [pair.shares.weights[p.weight] for p in site.writers] == [pytest.approx(1 / read)]
-    inside = {name for site in reference.sites() for name in site.shapes()}
+        assert [pair.shares.weights[p.weight] for p in block.writers] == [pytest.approx(1 / read)]
+    inside = {name for block in reference.blocks() for name in block.shapes()}
     for name, weight in pair.shares.weights.items():
         if name not in inside:
             assert weight * float(reference.tensors[name].norm()) == pytest.approx(1)

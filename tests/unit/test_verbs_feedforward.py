@@ -122,7 +122,7 @@ def test_tensors_in_memory_with_their_own_specification(tmp_path):
     assert found.verified.equal
     moved = found.moved_tensors(b, described)
     assert all(float((moved[name] - a[name]).abs().max()) < 1e-9 for name in a)
-    bare = isobasin.Specification(described.model_type, described.sites)
+    bare = isobasin.Specification(described.model_type, described.attention)
     with pytest.raises(ArchitectureError, match="names no feed-forward blocks"):
         isobasin.align_tensors(a, b, bare, scope="block")
     assert isobasin.align_tensors(a, b, bare).feedforward == ()
@@ -146,12 +146,12 @@ def test_equivalence_is_not_fooled_by_one_changed_weight(model_type, tmp_path):
     original = tiny(model_type).save(tmp_path / "original")
     isobasin.scramble(original, tmp_path / "scrambled", scope="block")
     with open_model(original) as opened:
-        site = opened.feedforwards()[1]
-    edit(tmp_path / "scrambled", lambda tensors: tensors[site.down.weight][0, 5].mul_(1.01))
+        block = opened.feedforwards()[1]
+    edit(tmp_path / "scrambled", lambda tensors: tensors[block.down.weight][0, 5].mul_(1.01))
     found = isobasin.equivalent(original, tmp_path / "scrambled")
     assert not found.equivalent
     assert found.feedforward == (0,)
-    assert set(found.other_tensors) >= {site.up.weight, site.down.weight}
+    assert set(found.other_tensors) >= {block.up.weight, block.down.weight}
 
 
 def test_unrelated_blocks_are_told_apart_without_an_assignment(tmp_path, monkeypatch):

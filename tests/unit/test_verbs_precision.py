@@ -21,7 +21,7 @@ MODELS = pytest.mark.parametrize("model_type", ["gpt2", "llama", "gpt_neox", "qw
 
 def read(folder: Path):
     with open_model(folder) as model:
-        return [(site.group, site.read(model.stored(site))) for site in model.specification.sites]
+        return [(block.group, block.read(model.stored(block))) for block in model.specification.attention]
 
 
 @HALVES

@@ -35,8 +35,8 @@ def described() -> isobasin.Specification:
     covectors = tuple(isobasin.Along(name, axis, isobasin.Role.covector) for name, axis in names)
     return isobasin.Specification(
         "toy",
-        (isobasin.AttentionSite(0, "attn", q, k, v, o, ATTENTION),),
-        (isobasin.FeedForwardSite(0, "mlp", up, None, down, FeedForwardGroup(UNITS, Scale.positive), "relu"),),
+        (isobasin.AttentionBlock(0, "attn", q, k, v, o, ATTENTION),),
+        (isobasin.FeedForwardBlock(0, "mlp", up, None, down, FeedForwardGroup(UNITS, Scale.positive), "relu"),),
         isobasin.Stream(TURNS, (*vectors, *covectors)),
     )
 
@@ -50,8 +50,8 @@ def model(seed: int) -> dict[str, torch.Tensor]:
 
 def logits(w: dict[str, torch.Tensor], tokens: torch.Tensor | None = None) -> torch.Tensor:
     h = w["embed"][torch.arange(TOKENS).reshape(4, 5) if tokens is None else tokens]
-    site = described().sites[0]
-    h = h + attend(site.read(w), ATTENTION, h)
+    block = described().attention[0]
+    h = h + attend(block.read(w), ATTENTION, h)
     return (h + (h @ w["W_in"] + w["b_in"]).relu() @ w["W_out"]) @ w["unembed"]
 
 

@@ -34,7 +34,7 @@ from isobasin.alignment.moves import (
     unmatched,
 )
 from isobasin.alignment.stream import Turned
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import kind
 from isobasin.architectures.schema import Specification
@@ -196,17 +196,17 @@ class Alignment:
                 if (move.block, move.group) != (block, group):
                     raise AlignmentError(f"layer {move.layer}: the alignment is for {move.group}, {name} has {group}")
 
-    def sites(self, model: Blocks) -> list[tuple[AnyMove, AttentionSite | FeedForward]]:
+    def paired(self, model: Blocks) -> list[tuple[AnyMove, AttentionBlock | FeedForward]]:
         """The moves of attention and feed-forward blocks with the blocks of a model that they move.
 
         Raises:
             AlignmentError: If the model has another architecture.
         """
         specification = model.specification
-        found = list(named(ATTENTION, specification.sites))
+        found = list(named(ATTENTION, specification.attention))
         if self.feedforward:
             found += named(FEEDFORWARD, model.feedforwards())
-        self.check_fits(specification.model_type, [(block, site.group) for block, site in found], model.name)
+        self.check_fits(specification.model_type, [(name, block.group) for name, block in found], model.name)
         for first, *others in specification.ties:
             for other in others:
                 if not attention.same_heads(self.layers[first].element, self.layers[other].element):
@@ -215,7 +215,7 @@ class Alignment:
                         "alignment permutes their heads differently"
                     )
         moves = {move.block: move for move in self.moves}
-        return [(moves[block], site) for block, site in found]
+        return [(moves[name], block) for name, block in found]
 
     def moved_tensors(self, model: Mapping[str, Tensor], specification: Specification) -> dict[str, Tensor]:
         """Tensors in memory after the move, for an architecture of your own (`isobasin.align_tensors`).
@@ -241,13 +241,13 @@ class Alignment:
         Raises:
             AlignmentError: If the model has another architecture.
         """
-        pairs, turned = self.sites(model), self.turned(model, device)
+        pairs, turned = self.paired(model), self.turned(model, device)
         done: set[str] = set()
-        for move, site in pairs:
-            stored = (turned or model).double(site.shapes(), device)
-            weights = move.act(site.read(stored, device))
+        for move, block in pairs:
+            stored = (turned or model).double(block.shapes(), device)
+            weights = move.act(block.read(stored, device))
             see(move, weights)
-            new = site.write(stored, weights)
+            new = block.write(stored, weights)
             # Blocks that read one table move it alike: it is given once.
             yield {name: tensor for name, tensor in new.items() if name not in done}
             done |= new.keys()

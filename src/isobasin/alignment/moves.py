@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from isobasin.architectures.blocks import Site, labels
+from isobasin.architectures.blocks import Block, labels
 from isobasin.symmetries import attention, feedforward, stream
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
@@ -19,7 +19,7 @@ from isobasin.text import finite
 
 ATTENTION, FEEDFORWARD, STREAM = "attention", "feedforward", "stream"
 
-Block = TypeVar("Block", bound=Site)
+Found = TypeVar("Found", bound=Block)
 Group = TypeVar("Group", bound="AttentionGroup | FeedForwardGroup | StreamGroup")
 Element = TypeVar("Element", bound="AttentionElement | FeedForwardElement | StreamElement")
 
@@ -223,6 +223,6 @@ def block_names(kind: str, layers: Iterable[int]) -> list[str]:
     return [f"{kind}.{label}" for label in labels(layers)]
 
 
-def named(kind: str, sites: Sequence[Block]) -> list[tuple[str, Block]]:
+def named(kind: str, blocks: Sequence[Found]) -> list[tuple[str, Found]]:
     """Blocks of a kind with what moves call them."""
-    return list(zip(block_names(kind, (site.layer for site in sites)), sites, strict=True))
+    return list(zip(block_names(kind, (block.layer for block in blocks)), blocks, strict=True))

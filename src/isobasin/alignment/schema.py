@@ -109,6 +109,10 @@ def _numbers(value: Any) -> Iterator[float]:
         yield value
 
 
+# What facts of groups were called in format 1.
+_FACTS_1 = {"groups": "kv_heads", "queries": "queries_per_kv"}
+
+
 class _Block1(_Model):
     """A block of layers in a file of format 1."""
 
@@ -145,7 +149,8 @@ class _Header1(_Model):
         for kind, blocks in ((ATTENTION, self.layers), (FEEDFORWARD, self.feedforward)):
             names = block_names(kind, (block.layer for block in blocks))
             for name, block in zip(names, blocks, strict=True):
-                moves.append(Entry(block=name, group=block.group, statistics=block.statistics))
+                group = {_FACTS_1.get(fact, fact): value for fact, value in block.group.items()}
+                moves.append(Entry(block=name, group=group, statistics=block.statistics))
         return Header(model_type=self.model_type, provenance=self.provenance, moves=moves)
 
 

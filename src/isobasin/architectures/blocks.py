@@ -18,7 +18,7 @@ from isobasin.symmetries.weights import AttentionWeights
 
 
 @dataclass(frozen=True)
-class Site(ABC):
+class Block(ABC):
     """One block of a checkpoint, of either kind.
 
     Attributes:
@@ -117,7 +117,7 @@ class Site(ABC):
 
 
 @dataclass(frozen=True)
-class AttentionSite(Site):
+class AttentionBlock(Block):
     """One attention block of a checkpoint.
 
     Attributes:
@@ -188,7 +188,7 @@ class AttentionSite(Site):
         return AttentionWeights(**self.group.read(self._checked(self._read(tensors, device)).tensors()))
 
     def _read(self, tensors: Mapping[str, Tensor], device: str | torch.device) -> AttentionWeights:
-        g, s = self.group.groups, self.group.queries
+        g, s = self.group.kv_heads, self.group.queries_per_kv
         heads = {"query": (g, s), "rotary_query": (g, s), "key": (g,), "value": (g,), "output": (g, s)}
         double = {name: tensors[name].to(device, torch.float64) for name in self.shapes()}
         parts: dict[str, Tensor] = {}
@@ -222,8 +222,10 @@ class AttentionSite(Site):
             return x + self.gain_offset
         if role == "query_gain":
             own = len(x) == self.group.heads
-            return x.reshape(*((self.group.groups, self.group.queries) if own else (1, 1)), -1) + self.gain_offset
-        x = x.unflatten(0, (self.group.groups, self.group.queries))
+            return (
+                x.reshape(*((self.group.kv_heads, self.group.queries_per_kv) if own else (1, 1)), -1) + self.gain_offset
+            )
+        x = x.unflatten(0, (self.group.kv_heads, self.group.queries_per_kv))
         return x.squeeze(-1) if role == "sink" else x
 
     def write(self, tensors: Mapping[str, Tensor], weights: AttentionWeights) -> dict[str, Tensor]:

@@ -166,7 +166,7 @@ def sizes(
     config: Config,
     entry: str = "num_attention_heads",
     *,
-    groups: int | None = None,
+    kv_heads: int | None = None,
     features: int | None = None,
     stage: tuple[int, int] | None = None,
 ) -> Sizes:
@@ -175,21 +175,21 @@ def sizes(
     Args:
         config: The configuration.
         entry: Which entry gives the number of heads.
-        groups: Number of key/value heads; None if every head has its own.
+        kv_heads: Number of key/value heads; None if every head has its own.
         features: Width of a head; None if the heads share the model width.
         stage: Width and heads of one of several stages, where the configuration gives more than one of each.
     """
     width: int = config.hidden_size if stage is None else stage[0]
     heads: int = getattr(config, entry) if stage is None else stage[1]
-    groups = heads if groups is None else groups
-    if width < 1 or heads < 1 or groups < 1 or (features is not None and features < 1):
+    kv_heads = heads if kv_heads is None else kv_heads
+    if width < 1 or heads < 1 or kv_heads < 1 or (features is not None and features < 1):
         raise ArchitectureError(f"sizes must be positive: {described(config)}")
     names = key(config, "hidden_size"), key(config, entry)
     if features is None and width % heads:
         raise ArchitectureError(f"{names[0]} {width} is not a multiple of {names[1]} {heads}")
-    if heads % groups:
-        raise ArchitectureError(f"{names[1]} {heads} is not a multiple of num_key_value_heads {groups}")
-    return Sizes(width, heads, groups, width // heads if features is None else features)
+    if heads % kv_heads:
+        raise ArchitectureError(f"{names[1]} {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    return Sizes(width, heads, kv_heads, width // heads if features is None else features)
 
 
 def rotated(config: Config, features: int, *, by_layer_type: bool = False, partial: bool = False) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, check_supported, described_by
 from isobasin.architectures.entries import Shapes, trying
 from isobasin.architectures.family import Family
@@ -70,7 +70,7 @@ class Description:
             return Specification(self.model_type, tuple(blocks), tuple(entry.feedforwards(config)))
 
 
-def _has_biases(sites: Sequence[AttentionSite], shapes: Shapes) -> bool:
+def _has_biases(blocks: Sequence[AttentionBlock], shapes: Shapes) -> bool:
     """Whether a file has any of the blocks' biases, whatever is before their names."""
-    biases = tuple(p.bias for site in sites[:1] for p in site.projections.values() if p.bias is not None)
+    biases = tuple(p.bias for block in blocks[:1] for p in block.projections.values() if p.bias is not None)
     return any(name.endswith(biases) for name in shapes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.stream import StreamFacts
@@ -52,7 +52,7 @@ class Family:
 
     model_type: str
     prefixes: tuple[str, ...]
-    blocks: Callable[[Config], list[AttentionSite]]
+    blocks: Callable[[Config], list[AttentionBlock]]
     feedforwards: Callable[[Config], Sequence[FeedForward]] = _none
     stream: Callable[[Config], StreamFacts] | None = None
     buffers: tuple[str, ...] = ()
@@ -63,4 +63,4 @@ class Family:
     namings: tuple[tuple[str, ...], ...] = ()
     beyond: tuple[str, ...] = ()
     computes: str | None = None
-    unbiased: Callable[[Config], list[AttentionSite]] | None = None
+    unbiased: Callable[[Config], list[AttentionBlock]] | None = None

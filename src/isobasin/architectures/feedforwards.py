@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isobasin.architectures.blocks import Site
+from isobasin.architectures.blocks import Block
 from isobasin.architectures.projection import Projection
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 
 
 @dataclass(frozen=True)
-class FeedForwardSite(Site):
+class FeedForwardBlock(Block):
     """One feed-forward block of a checkpoint.
 
     Attributes:
@@ -62,8 +62,8 @@ class FeedForwardSite(Site):
 
 
 @dataclass(frozen=True)
-class ExpertsSite(Site):
-    """One block of experts and their router; experts that all tokens share are a `FeedForwardSite` of their own.
+class ExpertsBlock(Block):
+    """One block of experts and their router; experts that all tokens share are a `FeedForwardBlock` of their own.
 
     The projections of a role are those of the experts in turn, each stored by itself, or one that holds all of them
     (a layout with an axis `expert`).
@@ -72,10 +72,10 @@ class ExpertsSite(Site):
         layer: Index of the layer.
         name: The module's path in the checkpoint, for messages.
         router: The projection whose features are the experts' scores.
-        up, down: Of the experts, as in `FeedForwardSite`.
+        up, down: Of the experts, as in `FeedForwardBlock`.
         gate: Likewise; empty without.
         group: The block's symmetry group.
-        activation: As in `FeedForwardSite`.
+        activation: As in `FeedForwardBlock`.
         correction: What is added to scores where experts are chosen; None without.
     """
 
@@ -156,5 +156,5 @@ class ExpertsSite(Site):
 
 _ROUTING = ("router", "router_bias", "correction")
 
-FeedForward = FeedForwardSite | ExpertsSite
+FeedForward = FeedForwardBlock | ExpertsBlock
 """A feed-forward block of either kind."""

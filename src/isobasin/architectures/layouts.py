@@ -28,19 +28,19 @@ class Sizes:
     Attributes:
         width: Width of the residual stream.
         heads: Number of query heads.
-        groups: Number of key/value heads; query head `i` reads key/value head `i // queries`.
+        kv_heads: Number of key/value heads; query head `i` reads key/value head `i // queries`.
         features: Width of a head.
     """
 
     width: int
     heads: int
-    groups: int
+    kv_heads: int
     features: int
 
     @property
-    def queries(self) -> int:
+    def queries_per_kv(self) -> int:
         """Query heads of each key/value head."""
-        return self.heads // self.groups
+        return self.heads // self.kv_heads
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def separate(
     """Four `nn.Linear` modules; `bias` is that of the queries, the values and, unless `key_bias` is False, the keys."""
     return Projections(
         query=_projection(query, "(head feature) width", sizes, heads=sizes.heads, bias=bias),
-        key=_projection(key, "(head feature) width", sizes, heads=sizes.groups, bias=bias and key_bias),
-        value=_projection(value, "(head feature) width", sizes, heads=sizes.groups, bias=bias),
+        key=_projection(key, "(head feature) width", sizes, heads=sizes.kv_heads, bias=bias and key_bias),
+        value=_projection(value, "(head feature) width", sizes, heads=sizes.kv_heads, bias=bias),
         output=into_stream(output, sizes, bias=output_bias),
     )
 
@@ -122,15 +122,15 @@ def fused_blocks(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projec
 
 def fused_heads(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projections:
     """One `nn.Linear` whose rows are `[its queries | K | V]` of each key/value head, and an `nn.Linear` output."""
-    s = sizes.queries
-    axes = (("group", sizes.groups), ("slot", s + 2), ("feature", sizes.features), ("width", sizes.width))
+    s = sizes.queries_per_kv
+    axes = (("group", sizes.kv_heads), ("slot", s + 2), ("feature", sizes.features), ("width", sizes.width))
     picks = (("slot", 0, s), ("slot", s, 1), ("slot", s + 1, 1))
     return _fused_linear(sizes, fused, "(group slot feature) width", axes, picks, output, bias=bias)
 
 
 def fused_rows(sizes: Sizes, fused: str, output: str, *, bias: bool) -> Projections:
     """One `nn.Linear` with rows `[Q | K | V]`, of all heads each, and an `nn.Linear` output."""
-    h, g = sizes.heads, sizes.groups
+    h, g = sizes.heads, sizes.kv_heads
     axes = (("head", h + 2 * g), ("feature", sizes.features), ("width", sizes.width))
     picks = (("head", 0, h), ("head", h, g), ("head", h + g, g))
     return _fused_linear(sizes, fused, "(head feature) width", axes, picks, output, bias=bias)

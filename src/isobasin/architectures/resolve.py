@@ -6,7 +6,7 @@ import re
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
-from isobasin.architectures.blocks import AttentionSite, Site
+from isobasin.architectures.blocks import AttentionBlock, Block
 from isobasin.architectures.configuration import Config, counted, described
 from isobasin.architectures.description import Description
 from isobasin.architectures.entries import Shapes
@@ -36,8 +36,8 @@ def specification(description: Description, *, source: str, view: View | None = 
         view = view or View.of(description)
         found = bare.named(view.stored)
         _check_any(bare, view, description.family)
-        _check_shapes(found.sites, description.shapes, described(config))
-        _check_explained(bare.sites, description.family.beside, view, config)
+        _check_shapes(found.attention, description.shapes, described(config))
+        _check_explained(bare.attention, description.family.beside, view, config)
     return found
 
 
@@ -62,7 +62,7 @@ def check_feedforwards(
         if not found.feedforwards:
             raise ArchitectureError(f"no feed-forward blocks are known for model type {found.model_type!r}")
         bare, config = description.specification, description.config
-        units = " or ".join(dict.fromkeys(str(site.group.units) for site in found.feedforwards))
+        units = " or ".join(dict.fromkeys(str(block.group.units) for block in found.feedforwards))
         _check_shapes(found.feedforwards, description.shapes, f"{described(config)}, {units} feed-forward units")
         view = view or View.of(description)
         _check_explained(bare.feedforwards, description.family.beside, view, config)
@@ -89,7 +89,10 @@ def check_stream(description: Description, *, source: str, view: View, keep_gain
         _check_read(view)
         return find(
             stream(description.config),
-            [(site, *(other for other in bare.feedforwards if other.layer == site.layer)) for site in bare.sites],
+            [
+                (block, *(other for other in bare.feedforwards if other.layer == block.layer))
+                for block in bare.attention
+            ],
             {name: tuple(description.shapes[stored]) for name, stored in view.tensors.items()},
             view.ties,
             keep_gains=keep_gains,
@@ -121,13 +124,13 @@ def check_comparable(reference: Specification, model: Specification, *, feedforw
         raise ArchitectureError(
             f"reference is a {reference.model_type} model, model is a {model.model_type} model; give two of one type"
         )
-    _check_equal(reference.sites, model.sites)
+    _check_equal(reference.attention, model.attention)
     if feedforward:
         _check_equal(reference.feedforwards, model.feedforwards)
 
 
 def _check_equal(
-    reference: Sequence[AttentionSite | FeedForward], model: Sequence[AttentionSite | FeedForward]
+    reference: Sequence[AttentionBlock | FeedForward], model: Sequence[AttentionBlock | FeedForward]
 ) -> None:
     if len(reference) != len(model):
         raise ArchitectureError(f"reference has {len(reference)} layers, model has {len(model)}; they must be equal")
@@ -140,30 +143,30 @@ def _check_equal(
                 )
 
 
-def _facts(site: AttentionSite | FeedForward) -> list[str]:
+def _facts(block: AttentionBlock | FeedForward) -> list[str]:
     """What must be equal in two blocks, in words: stack, width, all of the group, and which biases there are."""
-    place = f"a layer of the {site.stack or 'model'}"
-    biases = f"biases on {', '.join(site.biases) or 'nothing'}"
-    if isinstance(site, AttentionSite):
-        group = site.group
+    place = f"a layer of the {block.stack or 'model'}"
+    biases = f"biases on {', '.join(block.biases) or 'nothing'}"
+    if isinstance(block, AttentionBlock):
+        group = block.group
         return [
             place,
             f"{group.heads} heads of {group.query_key.features} features",
-            f"{group.groups} key/value heads of {group.value_output.features} features",
-            f"width {site.width}",
+            f"{group.kv_heads} key/value heads of {group.value_output.features} features",
+            f"width {block.width}",
             f"rotary positions on features {group.rotary.planes}",
             f"rotary values on features {group.value_output.planes}",
             biases,
             f"group {group}",
         ]
-    units = f"{site.group.units} feed-forward units"
-    experts = f"{site.group.experts or 'no'} experts"
-    return [place, experts, units, f"width {site.width}", biases, f"group {site.group}"]
+    units = f"{block.group.units} feed-forward units"
+    experts = f"{block.group.experts or 'no'} experts"
+    return [place, experts, units, f"width {block.width}", biases, f"group {block.group}"]
 
 
 def _check_any(bare: Specification, view: View, entry: Family) -> None:
     """Check that the checkpoint has some attention tensor of every part of the model."""
-    needed = [name for site in bare.sites for name in site.shapes()]
+    needed = [name for block in bare.attention for name in block.shapes()]
     for part in entry.namings or (("", *entry.prefixes),):
         ours = [name for name in needed if name.startswith(part[0])]
         if ours and not any(view.find(name) for name in ours):
@@ -182,9 +185,9 @@ def _check_read(view: View) -> None:
         )
 
 
-def _check_shapes(sites: Sequence[Site], shapes: Shapes, sizes: str) -> None:
+def _check_shapes(blocks: Sequence[Block], shapes: Shapes, sizes: str) -> None:
     """Check that every needed tensor is there, in the shape that follows from the configuration."""
-    needed = {name: shape for site in sites for name, shape in site.shapes().items()}
+    needed = {name: shape for block in blocks for name, shape in block.shapes().items()}
     missing = [name for name in needed if name not in shapes]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -196,13 +199,13 @@ def _check_shapes(sites: Sequence[Site], shapes: Shapes, sizes: str) -> None:
             )
 
 
-def _check_explained(sites: Sequence[Site], others: Iterable[str], view: View, config: Config) -> None:
+def _check_explained(blocks: Sequence[Block], others: Iterable[str], view: View, config: Config) -> None:
     """Check that no other tensor lies in the blocks' modules, by canonical names: the blocks might use it."""
-    known = {name for site in sites for name in site.shapes()}
-    modules = {module for site in sites for module in _modules(site)}
+    known = {name for block in blocks for name in block.shapes()}
+    modules = {module for block in blocks for module in _modules(block)}
     in_any_layer = {_any_layer(f"{module}.") for module in modules}
     endings = tuple(f".{ending}" for ending in others)
-    kind = "an attention" if isinstance(sites[0], AttentionSite) else "a feed-forward"
+    kind = "an attention" if isinstance(blocks[0], AttentionBlock) else "a feed-forward"
     for name, stored in view.tensors.items():
         if name in known or name.endswith(endings):
             continue
@@ -214,10 +217,10 @@ def _check_explained(sites: Sequence[Site], others: Iterable[str], view: View, c
             raise TensorError(f"tensor {stored!r} belongs to layer {layer}, but config.json has {counted(config)}")
 
 
-def _modules(site: Site) -> set[str]:
+def _modules(block: Block) -> set[str]:
     """The modules that hold the block and nothing else: around the projections that read, and of each by itself."""
-    own = {projection.weight.rsplit(".", 1)[0] for projection in site.projections.values()}
-    around = {projection.weight.rsplit(".", 2)[0] for projection in site.readers.values()}
+    own = {projection.weight.rsplit(".", 1)[0] for projection in block.projections.values()}
+    around = {projection.weight.rsplit(".", 2)[0] for projection in block.readers.values()}
     return own | {module for module in around if not module.rsplit(".")[-1].isdigit()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.symmetries.along import Stream
 
@@ -16,7 +16,7 @@ class Specification:
 
     Attributes:
         model_type: As in the configuration, or any name for a home-made architecture.
-        sites: The attention blocks.
+        attention: The attention blocks.
         feedforwards: The feed-forward blocks in the order of the layers, which may have several. Those of a checkpoint
             are facts about its family, compared with its tensors only where they are used (`Blocks.feedforwards`); none
             for families that don't state them.
@@ -25,7 +25,7 @@ class Specification:
     """
 
     model_type: str
-    sites: tuple[AttentionSite, ...]
+    attention: tuple[AttentionBlock, ...]
     feedforwards: tuple[FeedForward, ...] = ()
     stream: Stream | None = None
 
@@ -33,15 +33,15 @@ class Specification:
     def ties(self) -> tuple[tuple[int, ...], ...]:
         """Indices of attention blocks that read one table of position biases, so that their heads permute together."""
         found: dict[str, list[int]] = {}
-        for index, site in enumerate(self.sites):
-            if site.table is not None:
-                found.setdefault(site.table.weight, []).append(index)
+        for index, block in enumerate(self.attention):
+            if block.table is not None:
+                found.setdefault(block.table.weight, []).append(index)
         return tuple(tuple(indices) for indices in found.values() if len(indices) > 1)
 
     def named(self, change: Callable[[str], str]) -> Specification:
         """The same facts with all names changed."""
         return replace(
             self,
-            sites=tuple(site.named(change) for site in self.sites),
-            feedforwards=tuple(site.named(change) for site in self.feedforwards),
+            attention=tuple(block.named(change) for block in self.attention),
+            feedforwards=tuple(block.named(change) for block in self.feedforwards),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from isobasin.architectures.blocks import AttentionSite, Site
+from isobasin.architectures.blocks import AttentionBlock, Block
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.symmetries.along import Along, Norm, Reader, Role, Stream
 from isobasin.symmetries.stream import Basis, StreamGroup
@@ -79,9 +79,9 @@ class StreamFacts:
     outside: tuple[str, ...] = ()
     feedforward_readers: tuple[str, ...] = ()
 
-    def norm_of(self, site: Site) -> str | None:
+    def norm_of(self, block: Block) -> str | None:
         """The normalisation by a block; None if it has none with parameters."""
-        norm = _of((self.attention_norm, self.feedforward_norm), site)
+        norm = _of((self.attention_norm, self.feedforward_norm), block)
         return None if norm in self.absent else norm
 
     @property
@@ -101,12 +101,12 @@ class StreamFacts:
         return Basis.centred if self.mean else Basis.orthogonal
 
 
-def _of(names: tuple[str | None, str | None] | None, site: Site) -> str | None:
+def _of(names: tuple[str | None, str | None] | None, block: Block) -> str | None:
     """Which of two templates, of attention and of feed-forward blocks, is a block's, and what it says there."""
     if names is None:
         return None
-    template = names[0] if isinstance(site, AttentionSite) else names[1]
-    return None if template is None else template.format(layer=site.layer, name=site.name)
+    template = names[0] if isinstance(block, AttentionBlock) else names[1]
+    return None if template is None else template.format(layer=block.layer, name=block.name)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class _Checkpoint:
     """What a stream is looked for in, by canonical names; shapes are those of the tensors that are there."""
 
     stream: StreamFacts
-    sites: Sequence[tuple[Site, ...]]
+    layers: Sequence[tuple[Block, ...]]
     shapes: Shapes
     ties: Mapping[str, str]
     stored: Callable[[str], str]
@@ -138,9 +138,9 @@ class _Checkpoint:
         return f"{module}.bias" if f"{module}.bias" in self.shapes else None
 
     @property
-    def blocks(self) -> Iterator[Site]:
+    def blocks(self) -> Iterator[Block]:
         """All blocks, layer by layer."""
-        return (site for layer in self.sites for site in layer)
+        return (block for layer in self.layers for block in layer)
 
     def kept_norm(self, module: str) -> Iterator[Along]:
         """A normalisation that is never folded, by itself."""
@@ -154,7 +154,7 @@ class _Checkpoint:
 
 def find(
     stream: StreamFacts,
-    sites: Sequence[tuple[Site, ...]],
+    layers: Sequence[tuple[Block, ...]],
     shapes: Shapes,
     ties: Mapping[str, str],
     *,
@@ -168,7 +168,7 @@ def find(
 
     Args:
         stream: The family's facts.
-        sites: The attention and the feed-forward blocks of every layer, with canonical names.
+        layers: The attention and the feed-forward blocks of every layer, with canonical names.
         shapes: Canonical name and shape of every tensor that the function depends on.
         ties: Canonical names of tensors that are another one's, with that one's.
         keep_gains: Fold nothing: every gain stays with its coordinate, which leaves permutations.
@@ -178,7 +178,7 @@ def find(
         TensorError: A tensor is there of which nothing is known.
         ArchitectureError: The stream is itself an output of the model.
     """
-    checkpoint = _Checkpoint(stream, sites, shapes, ties, stored)
+    checkpoint = _Checkpoint(stream, layers, shapes, ties, stored)
     if not checkpoint.has_output():
         raise ArchitectureError(
             "the checkpoint has no head, so its hidden states are its output and their basis can't move: give the "
@@ -193,7 +193,7 @@ def find(
     along = (*_writers(checkpoint), *bare, *(item for norm in kept for item in _kept(norm)))
     inside = {item for norm in folded for item in norm.writers}
     found = Stream(
-        StreamGroup(sites[0][0].width, stream.basis(kept=keep_gains or bool(kept)), keep_gains=keep_gains),
+        StreamGroup(layers[0][0].width, stream.basis(kept=keep_gains or bool(kept)), keep_gains=keep_gains),
         tuple(item for item in dict.fromkeys(along) if item not in inside),
         folded,
         stream.mean,
@@ -213,12 +213,12 @@ def _reading(checkpoint: _Checkpoint) -> dict[str | None, list[Reader]]:
     """All that reads the stream, by the module of the normalisation before it; None where that has no parameters."""
     stream, shapes = checkpoint.stream, checkpoint.shapes
     reading: dict[str | None, list[Reader]] = {}
-    for site in checkpoint.blocks:
+    for block in checkpoint.blocks:
         # After a sum the norm is read by the next block instead: that makes no difference, as it isn't folded.
-        readers = reading.setdefault(stream.norm_of(site), [])
-        readers += _readers(site)
-        for template in () if isinstance(site, AttentionSite) else stream.feedforward_readers:
-            weight = f"{template.format(layer=site.layer)}.weight"
+        readers = reading.setdefault(stream.norm_of(block), [])
+        readers += _readers(block)
+        for template in () if isinstance(block, AttentionBlock) else stream.feedforward_readers:
+            weight = f"{template.format(layer=block.layer)}.weight"
             readers += [Reader(weight, 1, None)] if weight in shapes else []
     modules = [module for _, module in checkpoint.readouts if f"{module}.weight" in shapes]
     readouts = [Reader(f"{m}.weight", 1, checkpoint.bias(m), checkpoint.of_tokens(f"{m}.weight")) for m in modules]
@@ -236,14 +236,14 @@ def _norms(checkpoint: _Checkpoint, reading: Mapping[str | None, Sequence[Reader
 
 def _scales(checkpoint: _Checkpoint) -> Iterator[Norm]:
     """Every factor of what a block returns, with what writes it."""
-    for site in checkpoint.blocks:
-        factor = _of(checkpoint.stream.scales, site)
+    for block in checkpoint.blocks:
+        factor = _of(checkpoint.stream.scales, block)
         if factor is not None:
-            yield Norm(factor, None, writers=tuple(_written(site, checkpoint.shapes)))
+            yield Norm(factor, None, writers=tuple(_written(block, checkpoint.shapes)))
 
 
-def _readers(site: Site) -> Iterator[Reader]:
-    for projection in site.readers.values():
+def _readers(block: Block) -> Iterator[Reader]:
+    for projection in block.readers.values():
         yield Reader(projection.weight, projection.layout.width_axis, projection.bias)
 
 
@@ -257,9 +257,9 @@ def _kept(norm: Norm) -> Iterator[Along]:
     yield from norm.writers
 
 
-def _written(site: Site, shapes: Shapes) -> Iterator[Along]:
+def _written(block: Block, shapes: Shapes) -> Iterator[Along]:
     """What a block writes with."""
-    for writer in site.writers:
+    for writer in block.writers:
         yield Along(writer.weight, writer.layout.width_axis)
         if writer.bias is not None:
             yield Along(writer.bias, len(shapes[writer.bias]) - 1)
@@ -273,9 +273,9 @@ def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
             yield Along(name, axis, table=axis == 1 and len(checkpoint.shapes[name]) == 2)
     if stream.embedding_norm is not None:
         yield from checkpoint.kept_norm(stream.embedding_norm)
-    for site in checkpoint.blocks:
-        yield from _written(site, checkpoint.shapes)
-        norm = _of(stream.after, site)
+    for block in checkpoint.blocks:
+        yield from _written(block, checkpoint.shapes)
+        norm = _of(stream.after, block)
         if norm is not None:
             yield from checkpoint.kept_norm(norm)
     for readout, module in checkpoint.readouts:
@@ -291,7 +291,7 @@ def _writers(checkpoint: _Checkpoint) -> Iterator[Along]:
 
 def _check_explained(found: Stream, checkpoint: _Checkpoint) -> None:
     """Check that every tensor's part in the stream is known: another one might read or write it."""
-    known = found.names() | {name for site in checkpoint.blocks for name in site.shapes()}
+    known = found.names() | {name for block in checkpoint.blocks for name in block.shapes()}
     known |= {f"{module}.bias" for _, module in checkpoint.readouts}
     beginnings = (*checkpoint.stream.outside, *checkpoint.stream.before)
     for name in checkpoint.shapes:

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import family
@@ -16,7 +16,7 @@ from isobasin.architectures.tiny import TinyModel
 from isobasin.bounds import check_seed
 from isobasin.certification.hidden import hidden_directions
 from isobasin.certification.jacobians import Measured, measured_alone, measured_whole
-from isobasin.certification.loaded import Block, loaded_blocks
+from isobasin.certification.loaded import Loaded, loaded_blocks
 from isobasin.certification.smallest import smallest
 from isobasin.certification.tangents import stored_tangents
 from isobasin.model import Model, Source, open_model
@@ -154,7 +154,7 @@ def certify(
     if isinstance(source, str) and source in map(str, EXAMPLES) and not Path(source).is_dir():
         return _of_small(variant(source), source, seed, progress)
     with open_model(source, allow_pickle=allow_pickle) as opened:
-        sizes = [sum(map(prod, site.shapes().values())) for site in _sites(opened)]
+        sizes = [sum(map(prod, block.shapes().values())) for block in _blocks(opened)]
         if max(sizes) <= _LARGEST:
             return Certificate(opened.name, False, _certified(opened, seed, progress))
         config = opened.checkpoint.config
@@ -183,9 +183,9 @@ def _of_small(model: TinyModel, name: str, seed: int, progress: Callable[[str, i
         return Certificate(name, True, _certified(opened, seed, progress))
 
 
-def _sites(model: Model) -> tuple[AttentionSite | FeedForward, ...]:
+def _blocks(model: Model) -> tuple[AttentionBlock | FeedForward, ...]:
     """Every block that the family states."""
-    return model.sites(feedforward=bool(model.specification.feedforwards))
+    return model.blocks(feedforward=bool(model.specification.feedforwards))
 
 
 def _certified(
@@ -193,7 +193,7 @@ def _certified(
 ) -> tuple[BlockCertificate, ...]:
     """The certificates of all blocks of an open model."""
     report = progress or (lambda step, done, total: None)
-    module, blocks = loaded_blocks(model, _sites(model))
+    module, blocks = loaded_blocks(model, _blocks(model))
     report("blocks", 0, 1)
     alone = measured_alone(module, blocks, seed)
     report("blocks", 1, 1)
@@ -203,28 +203,28 @@ def _certified(
     return tuple(_judged(model, *found) for found in zip(blocks, alone, whole, strict=True))
 
 
-def _judged(model: Model, block: Block, alone: Measured, whole: Measured) -> BlockCertificate:
-    site = block.site
-    stated = stored_tangents(site, block.stored)
+def _judged(model: Model, loaded: Loaded, alone: Measured, whole: Measured) -> BlockCertificate:
+    block = loaded.block
+    stated = stored_tangents(block, loaded.stored)
     return BlockCertificate(
-        layer=site.layer,
-        kind="attention" if isinstance(site, AttentionSite) else "feed-forward",
-        group=site.group,
-        parameters=len(block.order),
+        layer=block.layer,
+        kind="attention" if isinstance(block, AttentionBlock) else "feed-forward",
+        group=block.group,
+        parameters=len(loaded.order),
         measured=alone.spectrum.nullity,
         gap=alone.spectrum.gap,
         # What a block's own function doesn't see could still be seen elsewhere, where others use its values.
         wrong=max(alone.seen(stated), whole.seen(stated)),
         hidden=whole.spectrum.nullity - alone.spectrum.nullity,
         hidden_gap=whole.spectrum.gap,
-        expected=_expected(model, site),
+        expected=_expected(model, block),
     )
 
 
-def _expected(model: Model, site: AttentionSite | FeedForward) -> int | None:
+def _expected(model: Model, block: AttentionBlock | FeedForward) -> int | None:
     """What the normalisations hide by what the family says of the residual stream, if it says anything."""
     description = model.canonical.description
     stream = description.family.stream
     if stream is None:
         return None
-    return hidden_directions(site, stream(description.config), model.view.tensors)
+    return hidden_directions(block, stream(description.config), model.view.tensors)

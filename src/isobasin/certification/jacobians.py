@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from isobasin.architectures.feedforwards import ExpertsSite
-from isobasin.certification.loaded import Block
+from isobasin.architectures.feedforwards import ExpertsBlock
+from isobasin.certification.loaded import Loaded
 from isobasin.certification.nullity import Spectrum, folded, seen, spectrum
 from isobasin.errors import ArchitectureError
 from isobasin.inputs import SHORT, farthest, model_inputs, padding_mask, promised
@@ -64,7 +64,7 @@ def _exactly() -> Generator[None]:
         yield
 
 
-def measured_alone(model: nn.Module, blocks: list[Block], seed: int) -> list[Measured]:
+def measured_alone(model: nn.Module, blocks: list[Loaded], seed: int) -> list[Measured]:
     """What every block by itself sees of its values, at random inputs of its own.
 
     What the block reads is replaced by random numbers, and its output is what its last projection returns, so that
@@ -80,14 +80,14 @@ def measured_alone(model: nn.Module, blocks: list[Block], seed: int) -> list[Mea
             yield [_rows(_some(outputs, generator), [block])[0] for block, outputs in found]
 
     # Experts are chosen by few tokens.
-    routed = any(isinstance(block.site, ExpertsSite) for block in blocks)
+    routed = any(isinstance(block.block, ExpertsBlock) for block in blocks)
     return _settled(rows()) if routed else _measured([], rows())
 
 
-def measured_whole(model: nn.Module, blocks: list[Block], seed: int) -> list[Measured]:
+def measured_whole(model: nn.Module, blocks: list[Loaded], seed: int) -> list[Measured]:
     """What the outputs of the whole model see of the values of every block."""
     generator = torch.Generator().manual_seed(seed)
-    width = blocks[0].site.width
+    width = blocks[0].block.width
 
     def rows() -> Iterator[Rows]:
         for inputs in _inputs(model, seed, padded=True):
@@ -154,7 +154,7 @@ def _model_outputs(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
     return [promised(value, inputs) for value in found]
 
 
-def _rows(outputs: Tensor, blocks: list[Block]) -> Rows:
+def _rows(outputs: Tensor, blocks: list[Loaded]) -> Rows:
     """Derivatives of all these outputs by the stored values of each block."""
     parameters = list({id(p): p for block in blocks for p in block.parameters}.values())
     # A graph may be shared: that of the biases which several blocks take from one table.
@@ -166,7 +166,7 @@ def _rows(outputs: Tensor, blocks: list[Block]) -> Rows:
 
 
 @contextmanager
-def _replaced_inputs(blocks: list[Block], generator: torch.Generator) -> Generator[None]:
+def _replaced_inputs(blocks: list[Loaded], generator: torch.Generator) -> Generator[None]:
     """Every block reads random numbers; the same ones wherever its modules would have read the same tensor."""
     # The tensors that were replaced are kept, so that no other is put in their place in memory.
     replaced: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
@@ -186,7 +186,7 @@ def _replaced_inputs(blocks: list[Block], generator: torch.Generator) -> Generat
 
 
 @contextmanager
-def _outputs_of(blocks: list[Block]) -> Generator[list[list[Tensor]]]:
+def _outputs_of(blocks: list[Loaded]) -> Generator[list[list[Tensor]]]:
     """What every block's last projection returns while the model runs."""
     written: list[list[Tensor]] = [[] for _ in blocks]
 
@@ -199,4 +199,4 @@ def _outputs_of(blocks: list[Block]) -> Generator[list[list[Tensor]]]:
         yield written
     for block, outputs in zip(blocks, written, strict=True):
         if not any(output.requires_grad for output in outputs):
-            raise ArchitectureError(f"transformers doesn't run the modules of {block.site.name} one by one")
+            raise ArchitectureError(f"transformers doesn't run the modules of {block.block.name} one by one")

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.checkpoints import stand_in
 from isobasin.errors import ArchitectureError
@@ -19,11 +19,11 @@ from isobasin.model import Model
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class Loaded:
     """A block of a loaded model.
 
     Attributes:
-        site: What is stated of it.
+        block: What is stated of it.
         stored: Its stored tensors in float64.
         parameters: The parameters in memory that hold its values, and perhaps others.
         order: Where each stored value is among those parameters, flattened and joined.
@@ -31,7 +31,7 @@ class Block:
         writer: The module whose output is the block's output.
     """
 
-    site: AttentionSite | FeedForward
+    block: AttentionBlock | FeedForward
     stored: dict[str, Tensor]
     parameters: list[Tensor]
     order: Tensor
@@ -39,7 +39,7 @@ class Block:
     writer: nn.Module
 
 
-def loaded_blocks(model: Model, sites: Iterable[AttentionSite | FeedForward]) -> tuple[nn.Module, list[Block]]:
+def loaded_blocks(model: Model, blocks: Iterable[AttentionBlock | FeedForward]) -> tuple[nn.Module, list[Loaded]]:
     """The model in float64, ready for derivatives by the parameters of these blocks.
 
     A copy of the checkpoint whose values are all different numbers is loaded beside it: where a number turns up in
@@ -50,7 +50,7 @@ def loaded_blocks(model: Model, sites: Iterable[AttentionSite | FeedForward]) ->
     """
     module = load(model.checkpoint.folder, torch.float64).requires_grad_(False)
     numbers, first = _numbered(model)
-    return module, [_block(model, site, module, numbers, first) for site in sites]
+    return module, [_block(model, block, module, numbers, first) for block in blocks]
 
 
 def _numbered(model: Model) -> tuple[dict[str, Tensor], dict[str, int]]:
@@ -69,38 +69,38 @@ def _numbered(model: Model) -> tuple[dict[str, Tensor], dict[str, int]]:
 
 def _block(
     model: Model,
-    site: AttentionSite | FeedForward,
+    block: AttentionBlock | FeedForward,
     module: nn.Module,
     numbers: dict[str, Tensor],
     first: dict[str, int],
-) -> Block:
+) -> Loaded:
     """One block: which parameters hold its values, and which modules they belong to."""
 
     def wanted(names: Iterable[str]) -> Tensor:
-        return torch.cat([first[n] + torch.arange(prod(site.shapes()[n]), dtype=torch.float64) for n in names])
+        return torch.cat([first[n] + torch.arange(prod(block.shapes()[n]), dtype=torch.float64) for n in names])
 
     def holding(names: Iterable[str]) -> list[str]:
         sought = wanted(names)
         return [name for name, held in numbers.items() if bool(torch.isin(held, sought).any())]
 
-    shapes = [name for name in site.shapes() if name not in site.deciding]
+    shapes = [name for name in block.shapes() if name not in block.deciding]
     places = holding(shapes)
     held = torch.cat([numbers[name] for name in places]) if places else torch.empty(0)
     ordered, order = held.sort()
     where = torch.searchsorted(ordered, wanted(shapes)).clamp(max=max(len(ordered) - 1, 0))
     if not places or not torch.equal(ordered[where], wanted(shapes)):
         raise ArchitectureError(
-            f"{model.name}: transformers makes other values of the tensors of {site.name} than are stored, so the "
+            f"{model.name}: transformers makes other values of the tensors of {block.name} than are stored, so the "
             "block can't be certified"
         )
     parameters = dict(module.named_parameters())
-    writers = [name for writer in site.writers for name in (writer.weight, writer.bias) if name is not None]
-    return Block(
-        site,
-        model.double(site.shapes()),
+    writers = [name for writer in block.writers for name in (writer.weight, writer.bias) if name is not None]
+    return Loaded(
+        block,
+        model.double(block.shapes()),
         [parameters[name].requires_grad_() for name in places],
         order[where],
-        [module.get_submodule(_owner([name])) for name in holding(part.weight for part in site.readers.values())],
+        [module.get_submodule(_owner([name])) for name in holding(part.weight for part in block.readers.values())],
         module.get_submodule(_owner(holding(writers))),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, build, key
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import Sizes
@@ -69,27 +69,27 @@ def _shrunk(config: Config) -> dict[str, Any]:
     if towers:
         return entries | {name: x for name, x in _SIZES.items() if name in entries} | towers
     entry = family(config.model_type)
-    site, feedforwards = entry.blocks(config)[0], entry.feedforwards(config)
-    sizes = _sizes(site)
+    block, feedforwards = entry.blocks(config)[0], entry.feedforwards(config)
+    sizes = _sizes(block)
     small = _SIZES | {
         "hidden_size": sizes.width,
         "num_attention_heads": sizes.heads,
         "decoder_attention_heads": sizes.heads,
-        "num_key_value_heads": sizes.groups,
-        "num_kv_heads": sizes.groups,
+        "num_key_value_heads": sizes.kv_heads,
+        "num_kv_heads": sizes.kv_heads,
         "head_dim": sizes.features,
-        "rotary_dim": round(_rotating(site) * sizes.features),
+        "rotary_dim": round(_rotating(block) * sizes.features),
         **_units(feedforwards),
     }
-    if site.group.latent is not None:
-        small |= _LATENT | ({"q_lora_rank": _LATENT["kv_lora_rank"] + 1} if site.group.latent.query else {})
+    if block.group.latent is not None:
+        small |= _LATENT | ({"q_lora_rank": _LATENT["kv_lora_rank"] + 1} if block.group.latent.query else {})
     if entries.get("heads_per_layer") is not None:
         small["heads_per_layer"] = [sizes.heads, 2 * sizes.heads]
-    if site.table is not None:
+    if block.table is not None:
         del small["max_position_embeddings"]  # only long texts read all of a table
     known = {key(config, name): x for name, x in small.items() if key(config, name) in entries}
     # Families have more names for these two than could be listed.
-    by_value = {site.width: sizes.width} | ({feedforwards[0].group.units: small["d_ff"]} if feedforwards else {})
+    by_value = {block.width: sizes.width} | ({feedforwards[0].group.units: small["d_ff"]} if feedforwards else {})
     alike = {n: by_value[x] for n, x in entries.items() if n.endswith(_SIZE_ENDINGS) and _whole(x) and x in by_value}
     epsilons = dict.fromkeys((name for name in entries if "_eps" in name), _EPSILON)
     return {**_shorter(entries, config), **epsilons, **alike, **known, "num_labels": _LABELS}
@@ -100,7 +100,7 @@ def _units(feedforwards: Sequence[FeedForward]) -> dict[str, int]:
 
     Where layers without experts come first, one of the two layers has none.
     """
-    found = [site.group.expert_groups for site in feedforwards if site.group.experts]
+    found = [block.group.expert_groups for block in feedforwards if block.group.experts]
     groups = max(found, default=1)
     experts = 3 if groups == 1 else 2 * groups
     dense = int(feedforwards[0].group.experts is None) if found else 2
@@ -113,22 +113,22 @@ def _model_types() -> set[str]:
     return {entry.model_type for entry in families()}
 
 
-def _sizes(site: AttentionSite) -> Sizes:
+def _sizes(block: AttentionBlock) -> Sizes:
     """The smallest sizes of a block of the same kind."""
-    group = site.group
-    share = _rotating(site)
+    group = block.group
+    share = _rotating(block)
     features = next(n for n in (4, 8, 16, 32, 64) if share * n % 2 == 0) if 0 < share < 1 else 4
-    if group.queries == 1:
+    if group.queries_per_kv == 1:
         heads, groups = 2, 2
     else:
-        heads, groups = (4, 2) if group.groups > 1 and features == 4 else (2, 1)
-    shared = site.width - group.heads * group.query_key.features
+        heads, groups = (4, 2) if group.kv_heads > 1 and features == 4 else (2, 1)
+    shared = block.width - group.heads * group.query_key.features
     return Sizes(heads * (features + (shared > 0) - (shared < 0)), heads, groups, features)
 
 
-def _rotating(site: AttentionSite) -> float:
+def _rotating(block: AttentionBlock) -> float:
     """The share of a head's features that rotates."""
-    return 2 * len(site.group.query_key.planes) / site.group.query_key.features
+    return 2 * len(block.group.query_key.planes) / block.group.query_key.features
 
 
 def _shorter(entries: dict[str, Any], config: Config) -> dict[str, Any]:

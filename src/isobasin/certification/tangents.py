@@ -6,28 +6,28 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.symmetries.factor import Factor, Parts
 from isobasin.symmetries.feedforward import FeedForwardWeights
 from isobasin.symmetries.product import Product
 
 
-def stored_tangents(site: AttentionSite | FeedForward, tensors: Parts) -> Tensor:
+def stored_tangents(block: AttentionBlock | FeedForward, tensors: Parts) -> Tensor:
     """The stated directions of a block's stored values, tensor after tensor: `(values, dimension)`."""
-    zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in site.shapes().items()}
+    zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in block.shapes().items()}
 
     # Storing is linear, so it takes directions as it takes weights.
     def stored(direction: Parts) -> Tensor:
-        if isinstance(site, AttentionSite):
-            written = site.stored(direction)
+        if isinstance(block, AttentionBlock):
+            written = block.stored(direction)
         else:
-            written = site.write(zeros, FeedForwardWeights(**direction))
-        return torch.cat([written[name].flatten() for name in zeros if name not in site.deciding])
+            written = block.write(zeros, FeedForwardWeights(**direction))
+        return torch.cat([written[name].flatten() for name in zeros if name not in block.deciding])
 
-    weights = site.read(tensors).tensors()
-    found = tangents(site.group, weights)
-    each = [stored({name: part[..., k] for name, part in found.items()}) for k in range(site.group.dimension)]
+    weights = block.read(tensors).tensors()
+    found = tangents(block.group, weights)
+    each = [stored({name: part[..., k] for name, part in found.items()}) for k in range(block.group.dimension)]
     return torch.stack(each, 1) if each else torch.zeros(len(stored(weights)), 0).double()
 
 

@@ -52,12 +52,12 @@ def stage_1(pair: OpenPair, drawn: int = 23, seed: int = 0, layer: int = 0) -> d
         in order of rank, each with its "heads", stage 1's "cost", whether it was "chosen", and its curve.
     """
     base = pair.match(pair.losses.how.matching())
-    site = pair.b.specification.sites[layer]
+    block = pair.b.specification.attention[layer]
     weights = read_blocks(pair.a, [layer]), read_blocks(pair.b, [layer])
-    table = stage_one.head_costs(site.group, *weights)[0]
+    table = stage_one.head_costs(block.group, *weights)[0]
     chosen = _heads_of(base, layer)
     rows: list[dict[str, Any]] = []
-    for heads in _permutations(site.group.groups, site.group.queries, chosen, drawn, seed):
+    for heads in _permutations(block.group.kv_heads, block.group.queries_per_kv, chosen, drawn, seed):
         moved = _with_heads(base, layer, heads, weights, Matching().limit(pair.b.dtype()))
         cost = _cost(table, heads)
         rows.append({"heads": _flat(heads), "cost": cost, "chosen": heads == chosen, **pair.curve(moved)})
@@ -119,7 +119,7 @@ def symmetry_breaking(pair: OpenPair, offsets: Sequence[int]) -> dict[str, Any]:
     Raises:
         IsobasinError: The models have no rotary positions.
     """
-    if not any(site.group.query_key.planes for site in pair.b.specification.sites):
+    if not any(block.group.query_key.planes for block in pair.b.specification.attention):
         raise IsobasinError(f"{pair.b.name}: has no rotary positions, so that GL is the right group for it")
     naive = pair.curve(None)
     groups: dict[str, Any] = {}
@@ -145,11 +145,11 @@ def _in_wrong_group(pair: OpenPair) -> OpenPair:
     """The same pair as if positions weren't rotary: all of GL(d_h) on Q-K. Its moves change what B computes."""
 
     def wrong(model: Model) -> Model:
-        sites = tuple(
-            replace(site, group=replace(site.group, query_key=BilinearGroup(site.group.query_key.features)))
-            for site in model.specification.sites
+        blocks = tuple(
+            replace(block, group=replace(block.group, query_key=BilinearGroup(block.group.query_key.features)))
+            for block in model.specification.attention
         )
-        return replace(model, specification=replace(model.specification, sites=sites))
+        return replace(model, specification=replace(model.specification, attention=blocks))
 
     return replace(pair, a=wrong(pair.a), b=wrong(pair.b), exact=False)
 
@@ -202,11 +202,11 @@ def _change(model: Model, alignment: Alignment, offset: int) -> float:
     """How much a move changes the forms `Q R_n K^T` of all heads together, relative."""
     base = _rotary_base(model.checkpoint.config)
     squares = torch.zeros(2, dtype=torch.float64)
-    for index, (site, layer) in enumerate(zip(model.specification.sites, alignment.layers, strict=True)):
-        block = read_blocks(model, [index])[0]
-        before = attention.permute(block, layer.element.outer, layer.element.inner)
-        after = attention.act(layer.group, layer.element, block)
-        planes = site.group.query_key.planes
+    for index, (block, layer) in enumerate(zip(model.specification.attention, alignment.layers, strict=True)):
+        weights = read_blocks(model, [index])[0]
+        before = attention.permute(weights, layer.element.outer, layer.element.inner)
+        after = attention.act(layer.group, layer.element, weights)
+        planes = block.group.query_key.planes
         sides = [(_rotated(w.query, planes, base, offset), w.key.unsqueeze(-3)) for w in (before, after)]
         squares[0] += _form_square([sides[1][0], -sides[0][0]], [sides[1][1], sides[0][1]])
         squares[1] += _form_square([sides[0][0]], [sides[0][1]])

@@ -148,4 +148,4 @@ def _with_heads_in_first_layer(model: PreTrainedModel, config: Any, heads: int) 
 
 
 def _rotates(config: Any) -> bool:
-    return any(site.group.rotary.planes for site in family(config.model_type).blocks(config))
+    return any(block.group.rotary.planes for block in family(config.model_type).blocks(config))

@@ -74,7 +74,7 @@ def pair_sides(group: AttentionGroup, weights: AttentionWeights, pair: str) -> l
     for factor in group.pairs[pair]:
         left, right = factor.sides(parts)
         if not factor.heads:
-            left = left.unflatten(-3, (group.groups, group.queries))
+            left = left.unflatten(-3, (group.kv_heads, group.queries_per_kv))
             right = right.unsqueeze(-4).expand(*left.shape[:-3], *right.shape[-3:])
         found.append(Sides(left, right, factor.width))
     return found

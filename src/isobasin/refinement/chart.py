@@ -48,7 +48,7 @@ class Chart:
             device: Where to compute.
         """
         self._model, self._stream, self._device = model, stream, device
-        self._attentions = named(ATTENTION, model.specification.sites)
+        self._attentions = named(ATTENTION, model.specification.attention)
         self._feedforwards = named(FEEDFORWARD, model.feedforwards() if feedforward else ())
         self._norms = None if stream is None else gains_of(model, stream, device)
         sizes = dict(self._sizes())
@@ -72,8 +72,8 @@ class Chart:
             yield "stream.biases", (sum(norm.absorbed for norm in norms), group.width)
 
     def _groups(self) -> Iterator[tuple[str, Product]]:
-        for name, site in (*self._attentions, *self._feedforwards):
-            yield name, site.group
+        for name, block in (*self._attentions, *self._feedforwards):
+            yield name, block.group
 
     def _parts(self, name: str, group: Product) -> Parts:
         """The parts of a block's element at the coordinates."""

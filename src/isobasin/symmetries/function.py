@@ -93,7 +93,7 @@ def _position_biases(weights: AttentionWeights, group: AttentionGroup, tokens: i
     position = torch.arange(tokens, device=weights.query.device)
     if weights.table is not None:
         return weights.table[..., _entries(group.table, position)]
-    slopes = torch.zeros(group.groups, group.queries, dtype=torch.float64, device=position.device)
+    slopes = torch.zeros(group.kv_heads, group.queries_per_kv, dtype=torch.float64, device=position.device)
     if not group.permuted:
         slopes = 0.5 ** torch.arange(1.0, group.heads + 1, dtype=torch.float64, device=position.device).view_as(slopes)
     return -slopes[..., None, None] * (position[:, None] - position).abs()

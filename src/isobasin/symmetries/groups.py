@@ -5,7 +5,7 @@ those of the whole package: tokens are row vectors, head `i` computes
 
     softmax_n( x_m Q_i R_{m-n} K_i^T x_n^T / scale ) x_n V_i O_i^T,      Q, K, V, O of shape (width, features)
 
-and heads come in `groups` key/value heads with `queries` query heads each (`queries == 1`: ordinary
+and heads come in `kv_heads` key/value heads with `queries_per_kv` query heads each (1: ordinary
 multi-head attention). What else attention may do to its scores changes the group: see `AttentionGroup`.
 """
 
@@ -137,8 +137,8 @@ class AttentionGroup(Product):
     all of its gains.
 
     Attributes:
-        groups: Number of key/value heads, g.
-        queries: Query heads per key/value head, s.
+        kv_heads: Number of key/value heads, g.
+        queries_per_kv: Query heads per key/value head, s.
         query_key: Continuous symmetry of each key/value head's Q-K pair, if nothing normalises it.
         value_output: Continuous symmetry of each key/value head's V-O pair.
         key_shift: The key bias is free on the unrotated features, since softmax cancels it.
@@ -150,11 +150,11 @@ class AttentionGroup(Product):
         sink: Whether every query head has a score that attention may go to instead of any token.
         latent: What heads share in latent attention, where their Q-K pair is all that doesn't rotate; None elsewhere.
         means: The numbers that a head's queries, and its keys, read, their bias among them: one free multiple of the
-            vector of ones for each. 0 where no LayerNorm takes that away. `AttentionSite` leaves these as they are.
+            vector of ones for each. 0 where no LayerNorm takes that away. `AttentionBlock` leaves these as they are.
     """
 
-    groups: int
-    queries: int
+    kv_heads: int
+    queries_per_kv: int
     query_key: BilinearGroup
     value_output: BilinearGroup
     key_shift: bool = False
@@ -178,7 +178,7 @@ class AttentionGroup(Product):
     @property
     def heads(self) -> int:
         """Number of query heads."""
-        return self.groups * self.queries
+        return self.kv_heads * self.queries_per_kv
 
     @property
     def table_shifts(self) -> int:
@@ -191,14 +191,14 @@ class AttentionGroup(Product):
         if self.norm is None:
             return None
         kind = Centred if self.norm is QueryKeyNorm.centred else Normed
-        return kind(self.query_key, self.groups, self.queries, own=self.norm is not QueryKeyNorm.head)
+        return kind(self.query_key, self.kv_heads, self.queries_per_kv, own=self.norm is not QueryKeyNorm.head)
 
     @cached_property
     def pairs(self) -> dict[str, tuple[Bilinear, ...]]:
         """What a head computes with, by name: the factors of each pair, whether a norm leaves them or not."""
         key = Roles(("query", "query_bias"), ("key", "key_bias"), "key_bias" if self.key_shift else None)
         value = Roles(("value", "value_bias"), ("output",), "value_bias" if self.value_shift else None)
-        heads, rotary = (self.groups,), () if self.latent is None else self.latent.rotary_factors
+        heads, rotary = (self.kv_heads,), () if self.latent is None else self.latent.rotary_factors
         return {
             QUERY_KEY: (*pair_factors(QUERY_KEY, self.query_key, key, heads), *rotary),
             VALUE_OUTPUT: pair_factors(VALUE_OUTPUT, self.value_output, value, heads),
@@ -206,13 +206,13 @@ class AttentionGroup(Product):
 
     def build(self) -> tuple[Factor, ...]:
         """Heads first; then latents, maps of every pair, what is free to shift, and what a norm leaves."""
-        heads = (self.groups,)
+        heads = (self.kv_heads,)
         free = self.query_key.linear
         key = "key_shift", "key_bias", (*heads, len(free)), self.key_shift, self.query_key.features, free
         value = "value_shift", "value_bias", (*heads, self.value_output.features), self.value_shift
-        shape = (*heads, self.queries, self.table_shifts)
+        shape = (*heads, self.queries_per_kv, self.table_shifts)
         return (
-            Heads(self.groups, self.queries, self.permuted),
+            Heads(self.kv_heads, self.queries_per_kv, self.permuted),
             *(() if self.latent is None else self.latent.factors),
             *(self.pairs[QUERY_KEY] if self.normed is None else ()),
             *self.pairs[VALUE_OUTPUT],
@@ -233,7 +233,7 @@ class AttentionGroup(Product):
     @property
     def unread(self) -> tuple[Factor, ...]:
         """The means of queries and keys."""
-        return (Means(self.groups, self.queries, self.means),) if self.means else ()
+        return (Means(self.kv_heads, self.queries_per_kv, self.means),) if self.means else ()
 
     @property
     def inside(self) -> frozenset[str]:
@@ -251,7 +251,7 @@ class AttentionGroup(Product):
         if self.normed is not None:
             query_key, inside = self.normed.maps, [*inside, *([self.normed] if self.normed.own else [])]
         own = [f"QK {query_key}", f"VO {_formula(self.pairs[VALUE_OUTPUT])}", *map(str, inside)]
-        found = f"({' × '.join(own)})^{self.groups}" + (f" ⋊ {self.factors[0]}" if self.permuted else "")
+        found = f"({' × '.join(own)})^{self.kv_heads}" + (f" ⋊ {self.factors[0]}" if self.permuted else "")
         shared = [self.latent] if self.latent else [self.normed] if self.normed and not self.normed.own else []
         return " × ".join([found, *map(str, shared)])
 

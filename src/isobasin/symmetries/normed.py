@@ -42,14 +42,14 @@ class Normed(Factor):
 
     Attributes:
         pair: The features of queries and keys.
-        groups: Number of key/value heads, g.
-        queries: Query heads of each, s.
+        kv_heads: Number of key/value heads, g.
+        queries_per_kv: Query heads of each, s.
         own: Whether every head has gains of its own; otherwise all share them.
     """
 
     pair: BilinearGroup
-    groups: int
-    queries: int
+    kv_heads: int
+    queries_per_kv: int
     own: bool
 
     @property
@@ -61,7 +61,7 @@ class Normed(Factor):
     @property
     def holders(self) -> int:
         """How many key/value heads have gains of their own."""
-        return self.groups if self.own else 1
+        return self.kv_heads if self.own else 1
 
     @property
     def trades(self) -> int:
@@ -75,7 +75,7 @@ class Normed(Factor):
 
     @property
     def _sign_shapes(self) -> dict[str, tuple[int, ...]]:
-        queries = self.queries if self.own else 1
+        queries = self.queries_per_kv if self.own else 1
         return {SIGNS["query"]: (self.holders, queries, self.signs), SIGNS["key"]: (self.holders, self.signs)}
 
     def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
@@ -85,8 +85,8 @@ class Normed(Factor):
             return torch.ones(*batch, *shape, dtype=torch.float64, device=device)
 
         return {
-            MATRIX: eye(len(self.pair.linear), (*batch, self.groups), device),
-            PLANES: ones(self.groups, len(self.pair.planes)).to(torch.complex128),
+            MATRIX: eye(len(self.pair.linear), (*batch, self.kv_heads), device),
+            PLANES: ones(self.kv_heads, len(self.pair.planes)).to(torch.complex128),
             TRADES: ones(self.holders, self.trades),
             **{name: ones(*shape) for name, shape in self._sign_shapes.items()},
         }
@@ -109,16 +109,16 @@ class Normed(Factor):
         rows, flips = self._sample_signs(signs)
         size = 2 * torch.rand(*batch, heads, self.trades, generator=generator, dtype=torch.float64) - 1
         return {
-            MATRIX: matrix.expand(*batch, self.groups, n, n) * rows.unsqueeze(-1),
-            PLANES: turns.expand(*batch, self.groups, p) * flips,
+            MATRIX: matrix.expand(*batch, self.kv_heads, n, n) * rows.unsqueeze(-1),
+            PLANES: turns.expand(*batch, self.kv_heads, p) * flips,
             TRADES: (0.5 * math.log(condition) * size).exp() * signs(heads, self.trades),
             **{name: signs(*shape) for name, shape in self._sign_shapes.items()},
         }
 
     def _sample_signs(self, signs: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
         """Of every unrotated feature and of every plane."""
-        rows = signs(self.groups, len(self.pair.linear))
-        return rows, signs(self.groups, len(self.pair.planes))
+        rows = signs(self.kv_heads, len(self.pair.linear))
+        return rows, signs(self.kv_heads, len(self.pair.planes))
 
     def compose(self, second: Parts, first: Parts) -> Parts:
         """Gains of the first go along with the turns and permutations of the second."""
@@ -290,7 +290,7 @@ class Normed(Factor):
     @property
     def columns(self) -> int:
         """Column signs of a key/value head: a key's and its queries', or one key's and one query's."""
-        return ((self.queries + 1) if self.own else 2) * self.signs
+        return ((self.queries_per_kv + 1) if self.own else 2) * self.signs
 
     @property
     def maps(self) -> str:
@@ -311,7 +311,7 @@ class Centred(Normed):
         return 1
 
     def _sample_signs(self, signs: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-        rows = signs(self.groups, 1)
+        rows = signs(self.kv_heads, 1)
         return rows, rows
 
     def _carried_signs(self, element: Parts, signs: Parts) -> Parts:
@@ -365,13 +365,13 @@ class Means(Factor):
     """Multiples of the vector of ones, which LayerNorm of a head's features doesn't see, one for each of their inputs.
 
     Attributes:
-        groups: Number of key/value heads.
-        queries: Query heads of each.
+        kv_heads: Number of key/value heads.
+        queries_per_kv: Query heads of each.
         inputs: The numbers that a head's queries, and its keys, read, their bias among them.
     """
 
-    groups: int
-    queries: int
+    kv_heads: int
+    queries_per_kv: int
     inputs: int
 
     @property
@@ -382,7 +382,7 @@ class Means(Factor):
     @property
     def coordinates(self) -> dict[str, tuple[int, ...]]:
         """The multiples themselves."""
-        shape = self.groups, self.queries, self.inputs
+        shape = self.kv_heads, self.queries_per_kv, self.inputs
         return {"query_means": shape, "key_means": shape[::2]}
 
     def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
@@ -443,7 +443,7 @@ class Means(Factor):
         return {name: x - x.mean(-1, keepdim=True) if name in _READERS else x for name, x in weights.items()}
 
     def __str__(self) -> str:
-        return f"R^{(self.queries + 1) * self.inputs} (means)"
+        return f"R^{(self.queries_per_kv + 1) * self.inputs} (means)"
 
 
 def turned(planes: Tensor) -> Tensor:

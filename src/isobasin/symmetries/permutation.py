@@ -60,13 +60,13 @@ class Heads(Factor):
     """Permutations of key/value heads, and of the query heads of each: S_s wreath S_g.
 
     Attributes:
-        groups: Number of key/value heads, g.
-        queries: Query heads of each, s.
+        kv_heads: Number of key/value heads, g.
+        queries_per_kv: Query heads of each, s.
         free: Whether they may be permuted at all.
     """
 
-    groups: int
-    queries: int
+    kv_heads: int
+    queries_per_kv: int
     free: bool = True
 
     @property
@@ -76,15 +76,15 @@ class Heads(Factor):
 
     def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
         """All in order."""
-        inner = identity((*batch, self.groups), self.queries, device)
-        return {"outer": identity(batch, self.groups, device), "inner": inner}
+        inner = identity((*batch, self.kv_heads), self.queries_per_kv, device)
+        return {"outer": identity(batch, self.kv_heads, device), "inner": inner}
 
     def sample(
         self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
     ) -> Parts:
         """Uniformly random; the identity where none is free."""
-        outer = sample(batch, self.groups, generator)
-        inner = sample((*batch, self.groups), self.queries, generator)
+        outer = sample(batch, self.kv_heads, generator)
+        inner = sample((*batch, self.kv_heads), self.queries_per_kv, generator)
         return {"outer": outer, "inner": inner} if self.free else self.identity(batch)
 
     def compose(self, second: Parts, first: Parts) -> Parts:
@@ -122,7 +122,7 @@ class Heads(Factor):
         return {name: moved(name, x) for name, x in parts.items()}
 
     def __str__(self) -> str:
-        return f"S_{self.groups}" if self.queries == 1 else f"S_{self.queries} wr S_{self.groups}"
+        return f"S_{self.kv_heads}" if self.queries_per_kv == 1 else f"S_{self.queries_per_kv} wr S_{self.kv_heads}"
 
 
 @dataclass(frozen=True)

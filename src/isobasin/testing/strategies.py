@@ -49,7 +49,7 @@ def random_weights(
 ) -> AttentionWeights:
     """Generic weights of a group, with the biases that are asked for."""
     generator = torch.Generator().manual_seed(seed)
-    g, s, n, m = group.groups, group.queries, group.query_key.features, group.value_output.features
+    g, s, n, m = group.kv_heads, group.queries_per_kv, group.query_key.features, group.value_output.features
     shapes = {"query": (g, s, width, n), "key": (g, width, n), "value": (g, width, m), "output": (g, s, width, m)}
     bias_shapes = {"query": (g, s, n), "key": (g, n), "value": (g, m), "output": (width,)}
     shapes |= {f"{role}_bias": shape for role, shape in bias_shapes.items() if biases.get(role)}
@@ -71,14 +71,14 @@ def _latent_shapes(group: AttentionGroup, width: int, biases: dict[str, bool]) -
     """Shapes of all that a latent changes; whether the output has a bias says whether what writes latents has some."""
     latent, biased = group.latent, biases.get("output", False)
     assert latent is not None
-    heads, rotary = (group.groups, group.queries), latent.rotary.features
+    heads, rotary = (group.kv_heads, group.queries_per_kv), latent.rotary.features
     widths = {"query": width, "key_value": width} | latent.widths
     shapes = {
         "query": (*heads, widths["query"], group.query_key.features),
         "rotary_query": (*heads, widths["query"], rotary),
         "rotary_key": (width, rotary),
-        "key": (group.groups, widths["key_value"], group.query_key.features),
-        "value": (group.groups, widths["key_value"], group.value_output.features),
+        "key": (group.kv_heads, widths["key_value"], group.query_key.features),
+        "value": (group.kv_heads, widths["key_value"], group.value_output.features),
     }
     shapes |= {"rotary_key_bias": (rotary,)} if biased else {}
     for name, size in latent.widths.items():

@@ -183,9 +183,9 @@ def _contents(blocks: Blocks, matching: Matching) -> str:
     """SHA-256 of what is matched of a whole model."""
     digest = Digest()
     inside: set[str] = set()
-    for site in blocks.sites():
-        digest.update(site, blocks.stored(site))
-        inside |= site.shapes().keys()
+    for block in blocks.blocks():
+        digest.update(block, blocks.stored(block))
+        inside |= block.shapes().keys()
     outer = [name for name in blocks.stream(keep_gains=matching.keep_gains).ordered() if name not in inside]
     for index, name in enumerate(outer):
         digest.add(f"stream.{index}", blocks.checked([name])[name])

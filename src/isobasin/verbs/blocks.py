@@ -73,7 +73,7 @@ class BlockMatching:
         """
         ours, theirs = (m.feedforwards() if self.matching.feedforward else () for m in (self.a, self.b))
         pairs = list(zip(ours, named(FEEDFORWARD, theirs), strict=True))
-        steps = len(self.b.specification.sites) + len(pairs)
+        steps = len(self.b.specification.attention) + len(pairs)
         self.running.progress("matching", 0, steps)
         moves: list[AnyMove] = []
         checks: list[Verification] = []
@@ -86,13 +86,13 @@ class BlockMatching:
 
     def _attention(self) -> Iterator[tuple[AttentionMove, Verification | None]]:
         """Match the attention blocks, those that are alike together."""
-        sites = self.b.specification.sites
+        blocks = self.b.specification.attention
         # What is kept is allocated before the large temporaries, which could not be returned to the system around it.
-        elements = [attention.identity(site.group) for site in sites]
-        blocks = [block for block, _ in named(ATTENTION, sites)]
+        elements = [attention.identity(block.group) for block in blocks]
+        names = [name for name, _ in named(ATTENTION, blocks)]
         heads = self._tied_heads()
-        for batch in batches(sites):
-            group, moments = sites[batch[0]].group, self._moments(batch)
+        for batch in batches(blocks):
+            group, moments = blocks[batch[0]].group, self._moments(batch)
             reference, moving = self._read(batch, self.digests)
             found = match(
                 group,
@@ -108,8 +108,8 @@ class BlockMatching:
             for position, index in enumerate(batch):
                 elements[index].copy_(found.element[position])
                 compare = partial(compare_blocks, group, moving[position], found.moved[position])
-                check = self._checked(sites[index].name, compare)
-                yield Move(blocks[index], group, elements[index], statistics[position]), check
+                check = self._checked(blocks[index].name, compare)
+                yield Move(names[index], group, elements[index], statistics[position]), check
         for first, *others in self.b.specification.ties:
             for other in others:
                 # They are the same but for rounding, and the table is written once.
@@ -131,22 +131,22 @@ class BlockMatching:
 
     def _moments(self, batch: Sequence[int]) -> Moments | None:
         """The moments of what some alike attention blocks read."""
-        return at(self.inputs, [self.a.specification.sites[index] for index in batch], self.running.device)
+        return at(self.inputs, [self.a.specification.attention[index] for index in batch], self.running.device)
 
     def _tied_heads(self) -> dict[int, Heads]:
         """The head permutation of blocks that share theirs, by index: that of least cost over all of them.
 
         They are read one by one, and once more to be matched: together they may not fit in memory.
         """
-        sites = self.b.specification.sites
+        blocks = self.b.specification.attention
         found: dict[int, Heads] = {}
         for indices in self.b.specification.ties:
-            if not sites[indices[0]].group.permuted:
+            if not blocks[indices[0]].group.permuted:
                 continue
             costs = torch.zeros((), dtype=torch.float64, device=self.running.device)
             for index in indices:
                 pair = _weighted(*self._read([index]), self._moments([index]))
-                costs = costs + head_costs(sites[index].group, *pair, self.matching.head_cost)
+                costs = costs + head_costs(blocks[index].group, *pair, self.matching.head_cost)
             outer, inner = assign(costs)
             found |= dict.fromkeys(indices, (outer[0], inner[0]))
         return found
@@ -189,24 +189,24 @@ class BlockMatching:
         self, ours: FeedForward, theirs: tuple[str, FeedForward]
     ) -> tuple[FeedForwardMove, Verification | None]:
         """Match one feed-forward block, of the model with what moves call it."""
-        block, site = theirs
-        reference, model = (self._units(i, blocks) for i, blocks in enumerate((ours, site)))
+        name, block = theirs
+        reference, model = (self._units(i, each) for i, each in enumerate((ours, block)))
         moments = at(self.inputs, [ours], self.running.device)
         own = None if moments is None else {role: moment[0] for role, moment in moments.items()}
-        found = match_feedforward(site.group, reference, model, own)
+        found = match_feedforward(block.group, reference, model, own)
         size = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
         after = feedforward.distance(reference, found.moved)
         status = "exact" if _is_rounding(after, size, self._eps(wide=True)) else "optimal"
         statistics = Statistics(feedforward.distance(reference, model), after, status=status)
-        check = self._checked(site.name, partial(compare_feedforward, site, model, found.moved))
-        return Move(block, site.group, found.element.to("cpu"), statistics), check
+        check = self._checked(block.name, partial(compare_feedforward, block, model, found.moved))
+        return Move(name, block.group, found.element.to("cpu"), statistics), check
 
-    def _units(self, which: int, site: FeedForward) -> FeedForwardWeights:
+    def _units(self, which: int, block: FeedForward) -> FeedForwardWeights:
         """The weights of a feed-forward block of the reference (0) or the model (1)."""
-        stored, digest = (self.a, self.b)[which].stored(site), self.digests[which]
+        stored, digest = (self.a, self.b)[which].stored(block), self.digests[which]
         if digest is not None:
-            digest.update(site, stored)
-        return site.read(stored, self.running.device)
+            digest.update(block, stored)
+        return block.read(stored, self.running.device)
 
     def _checked(self, name: str, compare: Callable[[], Verification]) -> Verification | None:
         """How one block's function compares before and after, if that is asked for."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import ATTENTION, FEEDFORWARD, Alignment, AnyMove, named, unmatched
-from isobasin.architectures.blocks import AttentionSite, Site
+from isobasin.architectures.blocks import AttentionBlock, Block
 from isobasin.choices import Scope
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
@@ -58,21 +58,21 @@ def _finding(scope: Scope | str, running: Running) -> Callable[[Model], Alignmen
 def _found(model: Model, scope: Scope, running: Running) -> Alignment:
     """The move of an open model into the canonical gauge."""
     moving = model.feedforwards() if scope.feedforward else ()
-    sites, dtypes = model.specification.sites, model.dtypes()
+    blocks, dtypes = model.specification.attention, model.dtypes()
     common = _common_sizes(model, running.device)
-    blocks = [*named(ATTENTION, sites), *named(FEEDFORWARD, moving)]
+    named_blocks = [*named(ATTENTION, blocks), *named(FEEDFORWARD, moving)]
     moves: list[AnyMove] = []
-    for index, (block, site) in enumerate(blocks):
-        running.progress("matching", index, len(blocks))
-        stored, loose = model.stored(site), Loose(_eps(dtypes, site))
-        if isinstance(site, AttentionSite):
-            weights = site.read(stored, running.device)
-            sizes = common[index] if index in common else head_sizes(site.group, weights)
-            element = canonical_attention(site.group, weights, sizes, loose)
+    for index, (name, block) in enumerate(named_blocks):
+        running.progress("matching", index, len(named_blocks))
+        stored, loose = model.stored(block), Loose(_eps(dtypes, block))
+        if isinstance(block, AttentionBlock):
+            weights = block.read(stored, running.device)
+            sizes = common[index] if index in common else head_sizes(block.group, weights)
+            element = canonical_attention(block.group, weights, sizes, loose)
         else:
-            element = canonical_feedforward(site.group, site.read(stored, running.device), loose)
-        moves.append(unmatched(block, site.group, element.to("cpu"), _status(loose)))
-    running.progress("matching", len(blocks), len(blocks))
+            element = canonical_feedforward(block.group, block.read(stored, running.device), loose)
+        moves.append(unmatched(name, block.group, element.to("cpu"), _status(loose)))
+    running.progress("matching", len(named_blocks), len(named_blocks))
     facts = {"operation": "canonicalize", "model": model.name, "scope": str(scope)}
     return Alignment(model.specification.model_type, tuple(moves), facts)
 
@@ -81,15 +81,15 @@ def _common_sizes(model: Blocks, device: str) -> dict[int, Tensor]:
     """What the heads of blocks that share a table of position biases are ordered by, by index."""
     found: dict[int, Tensor] = {}
     for tied in model.specification.ties:
-        sites = [model.specification.sites[index] for index in tied]
-        sizes = [head_sizes(site.group, site.read(model.stored(site), device)) for site in sites]
+        blocks = [model.specification.attention[index] for index in tied]
+        sizes = [head_sizes(block.group, block.read(model.stored(block), device)) for block in blocks]
         found |= dict.fromkeys(tied, torch.stack(sizes).sum(0))
     return found
 
 
-def _eps(dtypes: Mapping[str, torch.dtype], site: Site) -> float:
+def _eps(dtypes: Mapping[str, torch.dtype], block: Block) -> float:
     """The coarsest rounding of the stored types of a block, which was read and so is of floating-point numbers."""
-    return max(torch.finfo(dtypes[name]).eps for name in site.shapes())
+    return max(torch.finfo(dtypes[name]).eps for name in block.shapes())
 
 
 def _status(loose: Loose) -> str:

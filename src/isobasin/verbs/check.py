@@ -124,7 +124,7 @@ def _scope(scope: Scope, a: Model | IsobasinError, b: Model | IsobasinError) -> 
     wide = scope.feedforward
     try:
         check_comparable(a.specification, b.specification, feedforward=wide)
-        blocks = [model.sites(feedforward=wide) for model in (a, b)]
+        blocks = [model.blocks(feedforward=wide) for model in (a, b)]
         if scope is Scope.model:
             check_alike(a.stream(), b.stream())
     except (ArchitectureError, TensorError) as error:

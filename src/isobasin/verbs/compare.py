@@ -135,26 +135,26 @@ def _score(blocks: tuple[BlockScore, ...]) -> float:
 
 
 def _scores(found: Alignment, a: Model, b: Model, device: str) -> list[BlockScore]:
-    blocks: list[BlockScore] = []
-    for layer, ours, theirs in zip(found.layers, a.specification.sites, b.specification.sites, strict=True):
+    scores: list[BlockScore] = []
+    for layer, ours, theirs in zip(found.layers, a.specification.attention, b.specification.attention, strict=True):
         # Tables and sinks are no circuits: their distances would be added to a cosine.
         pair = [
-            replace(site.read(model.stored(site), device), table=None, sink=None)
-            for site, model in ((ours, a), (theirs, b))
+            replace(block.read(model.stored(block), device), table=None, sink=None)
+            for block, model in ((ours, a), (theirs, b))
         ]
         element = layer.element.to(device)
         ordered = attention.permute(pair[1], element.outer, element.inner)
         costs = head_costs(layer.group, pair[0], ordered, HeadCost.cosine)
         matched = costs.diagonal(dim1=0, dim2=1).diagonal(dim1=0, dim2=1)
-        blocks.append(_scored("attention", layer, 1 - float(matched.mean()) / 2, _size(pair[0].tensors())))
-    sites = zip(found.feedforward, a.feedforwards(), b.feedforwards(), strict=True) if found.feedforward else ()
-    for layer, ours, theirs in sites:
-        reference, model = (site.read(m.stored(site), device) for site, m in ((ours, a), (theirs, b)))
+        scores.append(_scored("attention", layer, 1 - float(matched.mean()) / 2, _size(pair[0].tensors())))
+    blocks = zip(found.feedforward, a.feedforwards(), b.feedforwards(), strict=True) if found.feedforward else ()
+    for layer, ours, theirs in blocks:
+        reference, model = (block.read(m.stored(block), device) for block, m in ((ours, a), (theirs, b)))
         moved = branches(feedforward.act(layer.group, layer.element.to(device), model))
         cosines = [torch.cosine_similarity(x, moved[name], -1) for name, x in branches(reference).items()]
         score = float(torch.stack(cosines).prod(0).mean())
-        blocks.append(_scored("feed-forward", layer, score, _size(reference.tensors())))
-    return blocks
+        scores.append(_scored("feed-forward", layer, score, _size(reference.tensors())))
+    return scores
 
 
 def _scored(kind: str, entry: AnyMove, score: float, size: float) -> BlockScore:

@@ -185,7 +185,7 @@ def _unlike_shapes(a: Model, b: Model, name: str) -> tuple[tuple[int, ...], tupl
 
 def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> Turned | None:
     """B in the basis of a's residual stream, if there is one in which they are the same up to moves of blocks."""
-    inside = {b.view.canonical[name] for site in known_feedforwards(b) for name in site.shapes()}
+    inside = {b.view.canonical[name] for block in known_feedforwards(b) for name in block.shapes()}
     if not unequal - inside:
         return None
     if not may_be_turned(a, b):
@@ -226,8 +226,8 @@ def _equal_lengths(a: Model, b: Model) -> bool:
 def _evidence(a: Model, b: Blocks, index: int, layer: AttentionMove) -> LayerEvidence:
     """What the matched blocks of one layer say."""
     group = layer.group
-    site, other = a.specification.sites[index], b.specification.sites[index]
-    reference, model = site.read(a.stored(site)), other.read(b.stored(other))
+    block, other = a.specification.attention[index], b.specification.attention[index]
+    reference, model = block.read(a.stored(block)), other.read(b.stored(other))
     moved = attention.act(group, layer.element, model)
     blurs = [float(circuits.rounding(group, w, m.dtype())) for w, m in ((reference, a), (model, b))]
     floor = max(_FLOORS.get(m.dtype(), 0.0) for m in (a, b))

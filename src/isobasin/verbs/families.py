@@ -81,17 +81,17 @@ def all_families() -> tuple[FamilySymmetry, ...]:
 
 def _stated(entry: Family) -> FamilySymmetry:
     config = build(entry.model_type, tiny(entry.model_type).config)
-    sites, feedforwards = entry.blocks(config), entry.feedforwards(config)
+    blocks, feedforwards = entry.blocks(config), entry.feedforwards(config)
     fixed = {
-        "order of heads": not all(site.group.permuted for site in sites),
+        "order of heads": not all(block.group.permuted for block in blocks),
         "feed-forward blocks": not feedforwards,
         "residual stream": entry.stream is None,
     }
     return FamilySymmetry(
         entry.model_type,
-        tuple(dict.fromkeys(attention_formula(site.group) for site in sites)),
-        tuple(dict.fromkeys(feedforward_formula(site) for site in feedforwards)),
-        _stream_formula(entry, config, sites[0].width),
+        tuple(dict.fromkeys(attention_formula(block.group) for block in blocks)),
+        tuple(dict.fromkeys(feedforward_formula(block) for block in feedforwards)),
+        _stream_formula(entry, config, blocks[0].width),
         (*(part for part, stays in fixed.items() if stays), *entry.beyond),
     )
 
@@ -104,9 +104,9 @@ def attention_formula(group: AttentionGroup) -> str:
     trades = "d_h" if not pair.planes else "(d_h/2)" if not pair.linear else "(d_h − r/2)"
     shifts = [f"R^{'(d_h − r)' if pair.planes else 'd_h'} (key bias)"] if group.key_shift else []
     shifts += ["R^d_h (value bias)"] if group.value_shift else []
-    shifts += [f"R^{group.queries * group.table_shifts} (position biases)"] if group.table_shifts else []
+    shifts += [f"R^{group.queries_per_kv * group.table_shifts} (position biases)"] if group.table_shifts else []
     # A key's and its queries', or one key's and one query's.
-    columns = "2" if group.queries == 1 or not (group.normed and group.normed.own) else "(h/g + 1)"
+    columns = "2" if group.queries_per_kv == 1 or not (group.normed and group.normed.own) else "(h/g + 1)"
     gains = f"(R_{{>0}})^{trades} × {{±1}}^({columns}d_h) (gains)"
     query_key = f"{{±1}}^{trades}" if group.norm else _bilinear_formula(pair)
     if group.norm is QueryKeyNorm.centred:
@@ -115,7 +115,7 @@ def attention_formula(group: AttentionGroup) -> str:
         shifts.append(f"R^({columns}d) (means)")
     shifts += [gains] if (group.normed and group.normed.own) else []
     factors = " × ".join([f"QK {query_key}", f"VO {_bilinear_formula(group.value_output)}", *shifts])
-    power, discrete = ("h", "S_h") if group.queries == 1 else ("g", "S_(h/g) wr S_g")
+    power, discrete = ("h", "S_h") if group.queries_per_kv == 1 else ("g", "S_(h/g) wr S_g")
     found = f"({factors})^{power}" + (f" ⋊ {discrete}" if group.permuted else "")
     return f"{found} × {gains}" if group.norm is QueryKeyNorm.head else found
 
@@ -133,14 +133,14 @@ def _bilinear_formula(pair: BilinearGroup) -> str:
     return "(C*)^(d_h/2)" if not pair.linear else "GL(d_h − r) × (C*)^(r/2)"
 
 
-def feedforward_formula(site: FeedForward) -> str:
+def feedforward_formula(block: FeedForward) -> str:
     """The group as it prints, with letters for its units, its experts and the stream's width."""
-    group = site.group
+    group = block.group
     unit = _lettered(str(group.expert), {group.units: "f"})
     if group.experts is None:
         return unit
     order = "S_e" if group.expert_groups == 1 else "(S_(e/k) wr S_k)"
-    router = f" × R^{'d' if group.shift == site.width else '(d + 1)'} (router)" if group.shift else ""
+    router = f" × R^{'d' if group.shift == block.width else '(d + 1)'} (router)" if group.shift else ""
     return f"({unit})^e ⋊ {order}{router}"
 
 

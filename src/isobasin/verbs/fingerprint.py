@@ -76,8 +76,8 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
     check_device(device)
     tensors: dict[str, Tensor] = {}
     with open_model(model, allow_pickle=allow_pickle) as opened:
-        for site in opened.specification.sites:
-            weights, group = site.read(opened.stored(site), device), site.group
+        for block in opened.specification.attention:
+            weights, group = block.read(opened.stored(block), device), block.group
             sizes = head_sizes(group, weights).flatten()
             order = sizes.argsort(descending=True) if group.permuted else torch.arange(len(sizes), device=sizes.device)
             for pair, circuit in all_sides(group, weights).items():
@@ -85,14 +85,14 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
                     name = {"query_key": "planes"}.get(pair, "value_planes") if sides.left.is_complex() else pair
                     name += f"_{sides.width}" if sides.left.is_complex() and sides.width > 1 else ""
                     values = _spectra(sides).flatten(0, 1)[order]
-                    tensors[f"attention.{site.layer}.{name}"] = values.cpu().contiguous()
+                    tensors[f"attention.{block.layer}.{name}"] = values.cpu().contiguous()
             for factor in group.factors:
                 if isinstance(factor, Rotation):
                     written = torch.linalg.svdvals(weights.tensors()[factor.writers[0]])
-                    tensors[f"attention.{site.layer}.{factor.name}"] = written.cpu().contiguous()
-        sites = known_feedforwards(opened)
-        for label, site in zip(labels(site.layer for site in sites), sites, strict=True):
-            sizes = unit_sizes(site.group, site.read(opened.stored(site), device))
+                    tensors[f"attention.{block.layer}.{factor.name}"] = written.cpu().contiguous()
+        blocks = known_feedforwards(opened)
+        for label, block in zip(labels(block.layer for block in blocks), blocks, strict=True):
+            sizes = unit_sizes(block.group, block.read(opened.stored(block), device))
             tensors[f"feedforward.{label}.units"] = sizes.flip(0).cpu().contiguous()
         return Fingerprint(opened.specification.model_type, tensors)
 

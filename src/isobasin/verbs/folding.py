@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment.stream import Turned
-from isobasin.architectures.feedforwards import ExpertsSite
+from isobasin.architectures.feedforwards import ExpertsBlock
 from isobasin.errors import ArchitectureError, IsobasinError
 from isobasin.matching.stream import StreamPairs, fit
 from isobasin.model import Blocks, TensorBlocks
@@ -59,12 +59,12 @@ def fold(blocks: Blocks, stream: Stream, device: str = "cpu") -> Tensors:
     tensors = turned.read(name for name in names if name not in gone)
     if stream.group.basis is Basis.centred:
         _centre(stream, tensors)
-    for site in blocks.specification.sites:
-        if site.group.means:
-            tensors |= site.centred(tensors)
-    for site in blocks.feedforwards():
-        if isinstance(site, ExpertsSite) and site.group.shift:
-            for name in (site.router.weight, site.router.bias):
+    for block in blocks.specification.attention:
+        if block.group.means:
+            tensors |= block.centred(tensors)
+    for block in blocks.feedforwards():
+        if isinstance(block, ExpertsBlock) and block.group.shift:
+            for name in (block.router.weight, block.router.bias):
                 if name is not None:
                     tensors[name] = tensors[name] - tensors[name].mean(0)
     return tensors
@@ -72,7 +72,7 @@ def fold(blocks: Blocks, stream: Stream, device: str = "cpu") -> Tensors:
 
 def _names(blocks: Blocks, stream: Stream) -> set[str]:
     """Every tensor along a stream or in a block."""
-    return stream.names() | {name for site in blocks.sites() for name in site.shapes()}
+    return stream.names() | {name for block in blocks.blocks() for name in block.shapes()}
 
 
 def _centre(stream: Stream, tensors: Tensors) -> None:
@@ -229,7 +229,7 @@ class Pair:
 
     def outer(self) -> list[Slot]:
         """The axes outside all blocks: embeddings, and the heads that outputs are read with."""
-        inside = {name for site in self.folded[0].sites() for name in site.shapes()}
+        inside = {name for block in self.folded[0].blocks() for name in block.shapes()}
         return [slot for slot in self.along if slot.reference not in inside]
 
     def fitted(self, along: Iterable[Slot], moved: Mapping[str, Tensor]) -> Tensor:
@@ -241,10 +241,10 @@ class Pair:
 def _compared(along: Iterable[Slot], models: Sequence[TensorBlocks]) -> dict[tuple[str, str], None]:
     """The tensors of either model that belong together."""
     found = {(slot.reference, slot.model): None for slot in along}
-    for ours, theirs in zip(*(blocks.sites() for blocks in models), strict=True):
+    for ours, theirs in zip(*(blocks.blocks() for blocks in models), strict=True):
         for name in ("weight", "bias"):
             for role in ours.projections:
-                x, y = (getattr(site.projections[role], name) for site in (ours, theirs))
+                x, y = (getattr(block.projections[role], name) for block in (ours, theirs))
                 if x is not None:
                     found[x, y] = None
     return found

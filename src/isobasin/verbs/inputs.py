@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from isobasin.architectures.blocks import Site
-from isobasin.architectures.feedforwards import ExpertsSite
+from isobasin.architectures.blocks import Block
+from isobasin.architectures.feedforwards import ExpertsBlock
 from isobasin.choices import Objective
 from isobasin.errors import IsobasinError
 from isobasin.matching.inputs import Moments, folded
@@ -30,18 +30,18 @@ def inputs_of(reference: Blocks, matching: Matching, calibration: Calibration | 
         return None
     if calibration is None:
         raise IsobasinError("objective activations needs data to weigh by: give --data")
-    sites = reference.sites(feedforward=matching.feedforward)
-    if experts := [site.name for site in sites if isinstance(site, ExpertsSite)]:
+    blocks = reference.blocks(feedforward=matching.feedforward)
+    if experts := [block.name for block in blocks if isinstance(block, ExpertsBlock)]:
         raise IsobasinError(f"{experts[0]}: objective activations can't weigh experts: use --scope attention")
-    return calibration.moments(reference, {reader.weight for site in sites for reader in site.readers.values()})
+    return calibration.moments(reference, {reader.weight for block in blocks for reader in block.readers.values()})
 
 
-def at(inputs: ByName | None, sites: Sequence[Site], device: str) -> Moments | None:
+def at(inputs: ByName | None, blocks: Sequence[Block], device: str) -> Moments | None:
     """The moments of alike blocks' readers, stacked along a leading dimension."""
     if inputs is None:
         return None
-    roles = sites[0].readers
-    return {role: torch.stack([inputs[s.readers[role].weight] for s in sites]).to(device) for role in roles}
+    roles = blocks[0].readers
+    return {role: torch.stack([inputs[s.readers[role].weight] for s in blocks]).to(device) for role in roles}
 
 
 def fold_inputs(inputs: ByName, stream: Stream, tensors: Mapping[str, Tensor]) -> ByName:

@@ -214,23 +214,23 @@ def _circuits(
         truncation: What cutting them lost is added to this, a layer at a time.
     """
     view = models[0].view
-    sites = [site.named(lambda name: view.canonical.get(name, name)) for site in models[0].specification.sites]
+    blocks = [block.named(lambda name: view.canonical.get(name, name)) for block in models[0].specification.attention]
     # Blocks may read one table: it comes with the first of them, and is written with it.
     tables: tuple[dict[str, Tensor], ...] = tuple({} for _ in models)
-    for batch in batches(sites):
-        needed = {name for index in batch for name in sites[index].shapes()}
+    for batch in batches(blocks):
+        needed = {name for index in batch for name in blocks[index].shapes()}
         held = tuple({name: known[name] for name in needed & known.keys()} for known in tables)
         while not needed <= held[0].keys():
             for tensors, piece in zip(held, next(pieces), strict=True):
                 tensors.update(piece)
-        blocks = [stack([sites[index].read(tensors, device) for index in batch]) for tensors in held]
-        found = circuit_mean(sites[batch[0]].group, blocks, weights, _LIMIT)
+        stacks = [stack([blocks[index].read(tensors, device) for index in batch]) for tensors in held]
+        found = circuit_mean(blocks[batch[0]].group, stacks, weights, _LIMIT)
         for position, index in enumerate(batch):
             lost = float(found.query_key[position]), float(found.value_output[position])
-            truncation.append(Truncation(sites[index].layer, *lost))
-            written = sites[index].write(held[0], found.weights[position])
+            truncation.append(Truncation(blocks[index].layer, *lost))
+            written = blocks[index].write(held[0], found.weights[position])
             yield from ({name: tensor} for name, tensor in written.items() if name not in tables[0])
-            table = sites[index].table
+            table = blocks[index].table
             if table is not None:
                 for known, tensors in zip(tables, held, strict=True):
                     known[table.weight] = tensors[table.weight]

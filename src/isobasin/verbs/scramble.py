@@ -11,7 +11,7 @@ import torch
 
 from isobasin.alignment import ATTENTION, FEEDFORWARD, STREAM, Alignment, AnyMove, StreamMove, named, unmatched
 from isobasin.alignment.stream import gains_of
-from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
+from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
 from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_model
@@ -53,16 +53,16 @@ def _drawn(model: Model, seed: int, condition: float, scope: Scope) -> Alignment
     # A router's shift is a vector of the stream, and wouldn't turn with it.
     units = partial(_random_units, shifted=scope is not Scope.model)
     moves: list[AnyMove] = []
-    for block, site in named(ATTENTION, model.specification.sites):
-        scale = float(site.read(model.stored(site)).value.square().mean().sqrt())
-        element = attention.sample(site.group, generator, condition=condition, shift=scale)
-        moves.append(unmatched(block, site.group, element))
+    for name, block in named(ATTENTION, model.specification.attention):
+        scale = float(block.read(model.stored(block)).value.square().mean().sqrt())
+        element = attention.sample(block.group, generator, condition=condition, shift=scale)
+        moves.append(unmatched(name, block.group, element))
     for first, *others in model.specification.ties:
         for index in others:
             element = attention.with_heads(moves[index].element, moves[first].element)
             moves[index] = replace(moves[index], element=element)
-    for block, site in named(FEEDFORWARD, model.feedforwards() if scope.feedforward else ()):
-        moves.append(unmatched(block, site.group, units(model, site, generator, condition)))
+    for name, block in named(FEEDFORWARD, model.feedforwards() if scope.feedforward else ()):
+        moves.append(unmatched(name, block.group, units(model, block, generator, condition)))
     if scope is Scope.model:
         moves.insert(0, _random_stream(model, generator, condition))
     provenance = {"operation": "scramble", "model": model.name, "seed": str(seed), "condition": str(condition)}
@@ -70,13 +70,13 @@ def _drawn(model: Model, seed: int, condition: float, scope: Scope) -> Alignment
 
 
 def _random_units(
-    model: Model, site: FeedForward, generator: torch.Generator, condition: float, *, shifted: bool
+    model: Model, block: FeedForward, generator: torch.Generator, condition: float, *, shifted: bool
 ) -> FeedForwardElement:
     """A random move of a feed-forward block; a router's shift is as large as its rows."""
     scale = 0.0
-    if isinstance(site, ExpertsSite) and shifted:
-        scale = float(model.double([site.router.weight])[site.router.weight].square().mean().sqrt())
-    return sample(site.group, generator, condition=condition, shift=scale)
+    if isinstance(block, ExpertsBlock) and shifted:
+        scale = float(model.double([block.router.weight])[block.router.weight].square().mean().sqrt())
+    return sample(block.group, generator, condition=condition, shift=scale)
 
 
 def _random_stream(model: Model, generator: torch.Generator, condition: float) -> StreamMove:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from isobasin.architectures.blocks import Site
+from isobasin.architectures.blocks import Block
 from isobasin.model import TensorBlocks
 
 
@@ -34,15 +34,15 @@ class Shares:
         """The shares of a reference's tensors, of which those of some names are compared."""
         weights = {name: _ratio(1.0, _norm(reference, [name])) for name in names}
         factors: list[float] = []
-        for site in reference.sites():
-            read = _norm(reference, {projection.weight for projection in site.readers.values()})
-            factors.append(_ratio(read, _norm(reference, {projection.weight for projection in site.writers})))
-            weights |= dict.fromkeys(weights.keys() & site.shapes().keys(), _ratio(1.0, read))
+        for block in reference.blocks():
+            read = _norm(reference, {projection.weight for projection in block.readers.values()})
+            factors.append(_ratio(read, _norm(reference, {projection.weight for projection in block.writers})))
+            weights |= dict.fromkeys(weights.keys() & block.shapes().keys(), _ratio(1.0, read))
         return cls(tuple(factors), weights)
 
     def factors(self, blocks: TensorBlocks) -> dict[str, float]:
         """What the writers of either model are multiplied by, by name."""
-        return {n: f for site, f in zip(blocks.sites(), self.written, strict=True) for n in _writing(site)}
+        return {n: f for block, f in zip(blocks.blocks(), self.written, strict=True) for n in _writing(block)}
 
     def evened(self, blocks: TensorBlocks) -> TensorBlocks:
         """Either model with its writers multiplied."""
@@ -50,9 +50,9 @@ class Shares:
         return replace(blocks, tensors={name: t * factors.get(name, 1.0) for name, t in blocks.tensors.items()})
 
 
-def _writing(site: Site) -> set[str]:
+def _writing(block: Block) -> set[str]:
     """The weights and biases of what a block writes."""
-    return {name for p in site.writers for name in (p.weight, p.bias) if name is not None}
+    return {name for p in block.writers for name in (p.weight, p.bias) if name is not None}
 
 
 def _norm(blocks: TensorBlocks, names: Iterable[str]) -> float:

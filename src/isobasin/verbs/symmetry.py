@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from isobasin.architectures.blocks import Site
+from isobasin.architectures.blocks import Block
 from isobasin.model import Source, open_model
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
@@ -101,9 +101,11 @@ def symmetry(model: Source, *, allow_pickle: bool = False) -> Symmetry:
         allow_pickle: Load pickled weights, with `weights_only`.
     """
     with open_model(model, allow_pickle=allow_pickle) as opened:
-        layers = tuple(LayerSymmetry(site.layer, site.group, _size(site)) for site in opened.specification.sites)
+        layers = tuple(
+            LayerSymmetry(block.layer, block.group, _size(block)) for block in opened.specification.attention
+        )
         feedforward = tuple(
-            FeedForwardSymmetry(site.layer, site.group, _size(site)) for site in known_feedforwards(opened)
+            FeedForwardSymmetry(block.layer, block.group, _size(block)) for block in known_feedforwards(opened)
         )
         tied = sum(
             layers[index].group.heads * layers[index].group.table_shifts
@@ -113,6 +115,6 @@ def symmetry(model: Source, *, allow_pickle: bool = False) -> Symmetry:
         return Symmetry(layers, opened.parameters(), feedforward, tied)
 
 
-def _size(site: Site) -> int:
+def _size(block: Block) -> int:
     """Number of weights and biases of a block."""
-    return sum(prod(shape) for shape in site.shapes().values())
+    return sum(prod(shape) for shape in block.shapes().values())

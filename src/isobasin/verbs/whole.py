@@ -172,10 +172,10 @@ def _check(pair: Pair, end: Descent, found: Alignment) -> Verification:
     again = dict(pair.shares.evened(replace(pair.folded[1], tensors=folded)).tensors)
     turned = pair.turned(end.matrix)
     checks = [compare_tensors({y: end.moved[y] for _, y in pair.names}, again)]
-    for site in turned.specification.sites:
-        checks.append(compare_blocks(site.group, site.read(turned.tensors), site.read(again)))
-    for site in turned.specification.feedforwards:
-        checks.append(compare_feedforward(site, site.read(turned.tensors), site.read(again)))
+    for block in turned.specification.attention:
+        checks.append(compare_blocks(block.group, block.read(turned.tensors), block.read(again)))
+    for block in turned.specification.feedforwards:
+        checks.append(compare_feedforward(block, block.read(turned.tensors), block.read(again)))
     worst = max(checks, key=lambda check: check.max_rel)
     if not worst.equal:
         raise VerificationError(f"the moved model differs by {worst.max_rel:.2g} relative: lower --max-condition")

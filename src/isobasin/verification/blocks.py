@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isobasin.architectures.activations import activation_functions
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Blocks, Model
@@ -58,27 +58,27 @@ def _attended(group: AttentionGroup, weights: AttentionWeights, seed: int) -> Te
 
 
 def compare_feedforward(
-    site: FeedForward, a: FeedForwardWeights, b: FeedForwardWeights, *, tolerance: float = 1e-6, seed: int = 0
+    block: FeedForward, a: FeedForwardWeights, b: FeedForwardWeights, *, tolerance: float = 1e-6, seed: int = 0
 ) -> Verification:
     """Compare the functions of two feed-forward blocks in float64 on random hidden states, experts as `feed_forward`.
 
     Args:
-        site: What is known of both.
+        block: What is known of both.
         a: The original, without leading dimensions.
         b: The other one.
         tolerance: Relative difference that counts as equal.
         seed: Of the hidden states.
     """
-    found = Distance.between(*(_labelled(_fed(site, weights, seed)) for weights in (a, b)))
+    found = Distance.between(*(_labelled(_fed(block, weights, seed)) for weights in (a, b)))
     return Verification(
         found.max_abs, found.max_rel, tolerance, "feed-forward blocks one by one on random hidden states"
     )
 
 
-def _fed(site: FeedForward, weights: FeedForwardWeights, seed: int) -> Tensor:
+def _fed(block: FeedForward, weights: FeedForwardWeights, seed: int) -> Tensor:
     """What a feed-forward block makes of random hidden states."""
-    activation, multiplied = activation_functions(site.activation)
-    scores = None if site.group.shift else torch.sigmoid
+    activation, multiplied = activation_functions(block.activation)
+    scores = None if block.group.shift else torch.sigmoid
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(2 * _TOKENS, weights.up.shape[-1], generator=generator, dtype=torch.float64)
     return feed_forward(weights, activation, hidden.to(weights.up.device), multiplied, scores)
@@ -94,7 +94,10 @@ def compare_by_layer(a: Model, b: Model, tolerance: float | None, seed: int, dev
     found = _compare_rest(a, b, [one for one, _ in pairs], [other for _, other in pairs])
     rounding = Distance()
     blocks: list[tuple[Any, Any, _Block]] = [
-        *((one, other, _attention) for one, other in zip(a.specification.sites, b.specification.sites, strict=True)),
+        *(
+            (one, other, _attention)
+            for one, other in zip(a.specification.attention, b.specification.attention, strict=True)
+        ),
         *((one, other, _feedforward) for one, other in pairs),
     ]
     for one, other, run in blocks:
@@ -102,12 +105,12 @@ def compare_by_layer(a: Model, b: Model, tolerance: float | None, seed: int, dev
             found = found.worse(Distance(*(float("inf"),) * 3))
             continue
         stored = a.stored(one), b.stored(other)
-        outputs = [_labelled(run(site, stored[index], seed, device)) for index, site in enumerate((one, other))]
+        outputs = [_labelled(run(block, stored[index], seed, device)) for index, block in enumerate((one, other))]
         found = found.worse(Distance.between(*outputs))
-        for index, site in ((0, one), (1, other)):
+        for index, block in ((0, one), (1, other)):
             rounded = _rounded(stored[index], stored[1 - index], seed)
             if rounded is not None:
-                changed = _labelled(run(site, rounded, seed, device))
+                changed = _labelled(run(block, rounded, seed, device))
                 rounding = rounding.worse(Distance.between(outputs[index], changed))
     floor = FLOORS[torch.float32]
     return Verification(
@@ -124,12 +127,12 @@ def compare_by_layer(a: Model, b: Model, tolerance: float | None, seed: int, dev
 _Block = Callable[[Any, dict[str, Tensor], int, str], Tensor]
 
 
-def _attention(site: AttentionSite, tensors: dict[str, Tensor], seed: int, device: str) -> Tensor:
-    return _attended(site.group, site.read(tensors, device), seed)
+def _attention(block: AttentionBlock, tensors: dict[str, Tensor], seed: int, device: str) -> Tensor:
+    return _attended(block.group, block.read(tensors, device), seed)
 
 
-def _feedforward(site: FeedForward, tensors: dict[str, Tensor], seed: int, device: str) -> Tensor:
-    return _fed(site, site.read(tensors, device), seed)
+def _feedforward(block: FeedForward, tensors: dict[str, Tensor], seed: int, device: str) -> Tensor:
+    return _fed(block, block.read(tensors, device), seed)
 
 
 def _rounded(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], seed: int) -> dict[str, Tensor] | None:
@@ -155,7 +158,9 @@ def known_feedforwards(model: Blocks) -> Sequence[FeedForward]:
 
 def rest_of(model: Model, feedforwards: Sequence[FeedForward] = ()) -> dict[str, tuple[int, ...]]:
     """Canonical name and shape of every tensor outside the attention blocks and these feed-forward blocks."""
-    known = {model.view.canonical[n] for site in (*model.specification.sites, *feedforwards) for n in site.shapes()}
+    known = {
+        model.view.canonical[n] for block in (*model.specification.attention, *feedforwards) for n in block.shapes()
+    }
     return {name: shape for name, shape in model.canonical.shapes.items() if name not in known}
 
 

@@ -130,11 +130,11 @@ def random_move(
     """
     of_heads = torch.Generator().manual_seed(heads)
     order = torch.randperm if group.permuted else lambda n, generator: torch.arange(n)
-    outer = order(group.groups, generator=of_heads)
-    inner = [order(group.queries, generator=of_heads) for _ in range(group.groups)]
+    outer = order(group.kv_heads, generator=of_heads)
+    inner = [order(group.queries_per_kv, generator=of_heads) for _ in range(group.kv_heads)]
     query_key = {None: random_map, QueryKeyNorm.centred: random_sign}.get(group.norm, random_signs)
-    us = torch.stack([query_key(group.query_key, generator) for _ in range(group.groups)])
-    vs = torch.stack([random_map(group.value_output, generator) for _ in range(group.groups)])
+    us = torch.stack([query_key(group.query_key, generator) for _ in range(group.kv_heads)])
+    vs = torch.stack([random_map(group.value_output, generator) for _ in range(group.kv_heads)])
     left = {"query": us.mT, "value": vs.mT}
     right = {"key": us.inverse(), "output": vs.inverse()}
     per_query = {"query", "output"}
@@ -152,7 +152,7 @@ def random_move(
             moved[f"{role}_bias"] = torch.einsum("g...n,gnk->g...k", bias, u)
     for role in ("query_gain", "table", "sink", "rotary_query"):
         own = getattr(weights, role)
-        if own is not None and own.shape[:2] == (group.groups, group.queries):
+        if own is not None and own.shape[:2] == (group.kv_heads, group.queries_per_kv):
             moved[role] = torch.stack([x[order] for x, order in zip(own[outer], inner, strict=True)])
     if weights.table is not None:
         shifts = torch.randn(*weights.table.shape[:2], max(group.table) + 1, generator=of_heads, dtype=torch.float64)

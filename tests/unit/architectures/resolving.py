@@ -21,8 +21,8 @@ def config(model_type: str, **changes: Any) -> dict[str, Any]:
 def shapes(folder_config: dict[str, Any], prefix: str = "") -> dict[str, tuple[int, ...]]:
     """The attention tensors that a configuration asks for."""
     entry = family(folder_config["model_type"])
-    sites = entry.blocks(build(entry.model_type, folder_config))
-    return {prefix + name: shape for site in sites for name, shape in site.shapes().items()}
+    blocks = entry.blocks(build(entry.model_type, folder_config))
+    return {prefix + name: shape for block in blocks for name, shape in block.shapes().items()}
 
 
 def resolve(folder_config: dict[str, Any], tensors: dict[str, tuple[int, ...]] | None = None) -> Specification:

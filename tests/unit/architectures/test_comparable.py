@@ -48,7 +48,7 @@ def test_different_types_are_incomparable_even_with_equal_groups():
 
 
 def test_group_alone_can_differ():
-    site = resolve(config("bert")).sites[0]
-    other = replace(site, group=replace(site.group, key_shift=False))
+    block = resolve(config("bert")).attention[0]
+    other = replace(block, group=replace(block.group, key_shift=False))
     with pytest.raises(ArchitectureError, match=r"layer 0: reference has group .*; they must be equal"):
-        check_comparable(Specification("x", (site,)), Specification("x", (other,)))
+        check_comparable(Specification("x", (block,)), Specification("x", (other,)))

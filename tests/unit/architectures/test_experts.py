@@ -12,12 +12,12 @@ from torch import Tensor
 
 from isobasin.architectures.activations import activation_functions
 from isobasin.architectures.blocks import labels
+from isobasin.architectures.building import experts_blocks
 from isobasin.architectures.configuration import build
 from isobasin.architectures.examples import tiny, variant
-from isobasin.architectures.feedforwards import ExpertsSite
+from isobasin.architectures.feedforwards import ExpertsBlock
 from isobasin.architectures.layouts import correction, router, separate_experts
 from isobasin.architectures.registry import family
-from isobasin.architectures.sites import experts_sites
 from isobasin.architectures.tiny import TinyModel
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching.feedforward import match_feedforward
@@ -39,23 +39,25 @@ MODELS = [
 CHOSEN = 2
 
 
-def choice(site: ExpertsSite, weights: FeedForwardWeights, scores: Tensor) -> Tensor:
+def choice(block: ExpertsBlock, weights: FeedForwardWeights, scores: Tensor) -> Tensor:
     """A token's experts: those of the highest scores in one group, that of the highest score or pair of scores."""
     decides = scores if weights.correction is None else scores + weights.correction
-    by_group = decides.unflatten(-1, (site.group.expert_groups, -1))
+    by_group = decides.unflatten(-1, (block.group.expert_groups, -1))
     best = by_group.topk(1 if weights.correction is None else 2).values.sum(-1).argmax()
     others = torch.arange(len(by_group)) != best
     return by_group.masked_fill(others[:, None], -torch.inf).flatten().topk(CHOSEN).indices
 
 
-def routed(site: ExpertsSite, weights: FeedForwardWeights, hidden: Tensor, normed: bool, factor: float = 1.0) -> Tensor:
+def routed(
+    block: ExpertsBlock, weights: FeedForwardWeights, hidden: Tensor, normed: bool, factor: float = 1.0
+) -> Tensor:
     """The experts that are chosen, token by token; scores are sigmoids where they are corrected."""
     assert weights.router is not None
-    activation, multiplied = activation_functions(site.activation)
+    activation, multiplied = activation_functions(block.activation)
     logits = hidden @ weights.router.mT + (0 if weights.router_bias is None else weights.router_bias)
     out = torch.zeros_like(hidden)
     for token, scores in enumerate(logits.softmax(-1) if weights.correction is None else logits.sigmoid()):
-        chosen = choice(site, weights, scores)
+        chosen = choice(block, weights, scores)
         shares = scores[chosen] / scores[chosen].sum() if normed else scores[chosen]
         for share, index in zip(shares, chosen.tolist(), strict=True):
             out[token] += factor * share * feed_forward(weights.expert(index), activation, hidden[token], multiplied)
@@ -72,65 +74,65 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[TinyModel, A
 def test_the_blocks_are_those_that_transformers_computes(opened):
     model, module, found = opened
     factor = getattr(module.config, "routed_scaling_factor", 1.0)
-    sites = [site for site in found.feedforwards() if isinstance(site, ExpertsSite)]
-    assert sites
-    for site in sites:
-        block = module.model.layers[site.layer].mlp
-        hidden = torch.randn(9, site.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        router = block.router if model.model_type == "gpt_oss" else block.gate
+    blocks = [block for block in found.feedforwards() if isinstance(block, ExpertsBlock)]
+    assert blocks
+    for block in blocks:
+        mlp = module.model.layers[block.layer].mlp
+        hidden = torch.randn(9, block.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        router = mlp.router if model.model_type == "gpt_oss" else mlp.gate
         _, shares, chosen = router(hidden)
         with torch.no_grad():
-            expected = block.experts(hidden, chosen, shares)
-        weights = site.read(found.stored(site))
+            expected = mlp.experts(hidden, chosen, shares)
+        weights = block.read(found.stored(block))
         normed = model.config.get("norm_topk_prob", FAMILIES[model.model_type])
         # transformers' softmax is float32.
-        torch.testing.assert_close(routed(site, weights, hidden, normed, factor), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(routed(block, weights, hidden, normed, factor), expected, rtol=1e-5, atol=1e-6)
 
-        element = feedforward.sample(site.group, torch.Generator().manual_seed(2), shift=0.3)
-        moved = feedforward.act(site.group, element, weights)
-        before, after = (routed(site, w, hidden, normed) for w in (weights, moved))
+        element = feedforward.sample(block.group, torch.Generator().manual_seed(2), shift=0.3)
+        moved = feedforward.act(block.group, element, weights)
+        before, after = (routed(block, w, hidden, normed) for w in (weights, moved))
         torch.testing.assert_close(before, after, rtol=1e-10, atol=1e-12)
 
 
 def test_the_other_blocks_are_those_that_transformers_computes(opened):
     """Those of layers without experts, and those that all tokens share."""
     _, module, found = opened
-    for site in found.feedforwards():
-        if not isinstance(site, ExpertsSite):
-            hidden = torch.randn(9, site.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for block in found.feedforwards():
+        if not isinstance(block, ExpertsBlock):
+            hidden = torch.randn(9, block.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             with torch.no_grad():
-                expected = module.get_submodule(site.name)(hidden)
-            ours = feed_forward(site.read(found.stored(site)), activation_functions(site.activation)[0], hidden)
+                expected = module.get_submodule(block.name)(hidden)
+            ours = feed_forward(block.read(found.stored(block)), activation_functions(block.activation)[0], hidden)
             torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_permuted_experts_compute_the_same_numbers(opened):
     """Without scales and shift the same tokens go to the same experts; the sum of a softmax has another order."""
     *_, found = opened
-    site = next(site for site in found.feedforwards() if isinstance(site, ExpertsSite))
-    weights = site.read(found.stored(site))
-    start = feedforward.identity(site.group)
-    moved = feedforward.act(site.group, start.having({"experts": start.experts.flip(0)}), weights)
-    hidden = torch.randn(20, site.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    before, after = (routed(site, w, hidden, normed=True) for w in (weights, moved))
+    block = next(block for block in found.feedforwards() if isinstance(block, ExpertsBlock))
+    weights = block.read(found.stored(block))
+    start = feedforward.identity(block.group)
+    moved = feedforward.act(block.group, start.having({"experts": start.experts.flip(0)}), weights)
+    hidden = torch.randn(20, block.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    before, after = (routed(block, w, hidden, normed=True) for w in (weights, moved))
     torch.testing.assert_close(before, after, rtol=1e-14, atol=1e-14)
 
 
 def test_what_is_read_can_be_written(opened):
     *_, found = opened
-    for site in found.feedforwards():
-        stored = found.stored(site)
-        again = site.write({name: torch.zeros_like(x) for name, x in stored.items()}, site.read(stored))
-        assert again.keys() == stored.keys() == site.shapes().keys()
+    for block in found.feedforwards():
+        stored = found.stored(block)
+        again = block.write({name: torch.zeros_like(x) for name, x in stored.items()}, block.read(stored))
+        assert again.keys() == stored.keys() == block.shapes().keys()
         assert all(
-            torch.equal(again[name], x) and again[name].shape == site.shapes()[name] for name, x in stored.items()
+            torch.equal(again[name], x) and again[name].shape == block.shapes()[name] for name, x in stored.items()
         )
 
 
 def test_groups():
     def groups(model_type: str, **config: Any) -> list[FeedForwardGroup]:
         model = tiny(model_type, config=config)
-        return [site.group for site in family(model_type).feedforwards(build(model_type, model.config))]
+        return [block.group for block in family(model_type).feedforwards(build(model_type, model.config))]
 
     dense, shared = (FeedForwardGroup(n, Scale.signed, Scale.none) for n in (48, 20))
     experts = FeedForwardGroup(16, Scale.signed, Scale.none, experts=5, shift=32)
@@ -157,22 +159,22 @@ def test_routers_of_sigmoids_with_groups_and_a_correction():
     """What such a family states, in tensors."""
     experts = separate_experts(6, 3, 4, "{expert}.up", "{expert}.down", "{expert}.gate")
     rows, added = router(6, 4, "{layer}.router"), correction(4, "{layer}.correction")
-    site = experts_sites(2, "mlp", rows, experts, "silu", softmax=False, correction=added, groups=2)[1]
-    assert site.group == FeedForwardGroup(3, Scale.signed, Scale.none, experts=4, expert_groups=2)
-    assert site.shapes()["1.correction"] == (4,)
-    assert site.deciding == {"1.correction"}
+    block = experts_blocks(2, "mlp", rows, experts, "silu", softmax=False, correction=added, groups=2)[1]
+    assert block.group == FeedForwardGroup(3, Scale.signed, Scale.none, experts=4, expert_groups=2)
+    assert block.shapes()["1.correction"] == (4,)
+    assert block.deciding == {"1.correction"}
     generator = torch.Generator().manual_seed(0)
-    stored = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in site.shapes().items()}
-    element = feedforward.sample(site.group, generator)
-    moved = site.write(stored, feedforward.act(site.group, element, site.read(stored)))
+    stored = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in block.shapes().items()}
+    element = feedforward.sample(block.group, generator)
+    moved = block.write(stored, feedforward.act(block.group, element, block.read(stored)))
     assert torch.equal(moved["1.correction"], stored["1.correction"][element.experts])
     hidden = torch.randn(5, 6, generator=generator, dtype=torch.float64)
     outputs = [
-        feed_forward(site.read(x), torch.nn.functional.silu, hidden, scores=torch.sigmoid) for x in (stored, moved)
+        feed_forward(block.read(x), torch.nn.functional.silu, hidden, scores=torch.sigmoid) for x in (stored, moved)
     ]
     torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
-    found = match_feedforward(site.group, site.read(stored), site.read(moved))
-    back = site.write(moved, found.moved)
+    found = match_feedforward(block.group, block.read(stored), block.read(moved))
+    back = block.write(moved, found.moved)
     assert all(torch.allclose(back[name], x, rtol=0, atol=1e-10) for name, x in stored.items())
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tiny_models import CASES, Case, Run, case, observed, save
 from torch import Tensor
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.description import Description
 from isobasin.architectures.resolve import specification
 from isobasin.architectures.schema import Specification
@@ -48,7 +48,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case, bool], Sa
             model = case.model(base=base)
             config, shapes, tensors = save(model, folder)
             resolved = specification(Description(config, shapes), source="tiny")
-            turning = [site.layer for site in resolved.sites[:2] if site.group.rotary.planes]
+            turning = [block.layer for block in resolved.attention[:2] if block.group.rotary.planes]
             tables = {layer: case.scored.tables(model, layer) for layer in turning}
             runs = observed(case, model)
             made[str(case), base] = Saved(case, model, folder, tensors, resolved, runs, tables)
@@ -59,18 +59,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case, bool], Sa
 
 def error(
     saved: Saved,
-    site: AttentionSite,
+    block: AttentionBlock,
     change: Callable[[AttentionWeights], AttentionWeights] = lambda weights: weights,
 ) -> float:
     """Largest difference between transformers' attention and ours, over the whole output of a layer."""
-    weights = change(site.read(saved.tensors))
-    run, scored = saved.observed[site.layer], saved.case.scored
-    causal = saved.case.causal if scored.causal_in is None else site.stack in scored.causal_in
-    scored = scored.beside.get(site.stack, scored)
+    weights = change(block.read(saved.tensors))
+    run, scored = saved.observed[block.layer], saved.case.scored
+    causal = saved.case.causal if scored.causal_in is None else block.stack in scored.causal_in
+    scored = scored.beside.get(block.stack, scored)
     facts: dict[str, Any] = {"causal": causal, "memory": run.memory, **scored.scores(saved.case.config)}
     if scored.bias is not None:
         facts["bias"] = scored.bias(weights, causal)
-    ours = attention(weights, site.group, run.hidden, saved.tables.get(site.layer), **facts)
+    ours = attention(weights, block.group, run.hidden, saved.tables.get(block.layer), **facts)
     assert ours.shape == run.output.shape
     assert run.output.abs().max() > 0.1
     return (ours - run.output).abs().max().item()
@@ -85,20 +85,20 @@ def error(
 def test_canonical_weights_compute_what_the_model_computes(case, base, saved):
     tiny = saved(case, base)
     assert tiny.specification.model_type == case.model_type
-    assert [site.layer for site in tiny.specification.sites] == list(range(len(tiny.observed)))
+    assert [block.layer for block in tiny.specification.attention] == list(range(len(tiny.observed)))
     assert len(tiny.observed) >= 2
-    for site in tiny.specification.sites:
-        assert error(tiny, site) < case.tolerance
+    for block in tiny.specification.attention:
+        assert error(tiny, block) < case.tolerance
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if str(case) in GROUPS], ids=str)
 def test_group(case, saved):
     """Others are held by docs/families.md, and by their certificates."""
     groups = GROUPS[str(case)]
-    sites = saved(case).specification.sites
-    for site, expected in zip(sites, groups if isinstance(groups, tuple) else (groups,) * len(sites), strict=True):
-        assert site.group == expected
-        assert site.width == (64 if site.stack == "stage 1" else 32)
+    blocks = saved(case).specification.attention
+    for block, expected in zip(blocks, groups if isinstance(groups, tuple) else (groups,) * len(blocks), strict=True):
+        assert block.group == expected
+        assert block.width == (64 if block.stack == "stage 1" else 32)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -108,11 +108,11 @@ def test_written_move_leaves_the_model_unchanged(case, saved, tmp_path):
     generator = torch.Generator().manual_seed(2)
     new = dict(tiny.tensors)
     tied = {index: indices[0] for indices in tiny.specification.ties for index in indices}
-    for index, site in enumerate(tiny.specification.sites):
+    for index, block in enumerate(tiny.specification.attention):
         heads = 2 + tied.get(index, index)
-        moved = site.write(tiny.tensors, random_move(site.read(tiny.tensors), site.group, generator, heads))
-        assert set(moved) == set(site.shapes())
-        weights = [projection.weight for projection in site.projections.values()]
+        moved = block.write(tiny.tensors, random_move(block.read(tiny.tensors), block.group, generator, heads))
+        assert set(moved) == set(block.shapes())
+        weights = [projection.weight for projection in block.projections.values()]
         assert all((moved[name] - tiny.tensors[name]).abs().max() > 0.01 for name in weights)
         new.update(moved)
     tiny.model.config.save_pretrained(tmp_path)
@@ -135,16 +135,16 @@ def test_means_that_layer_norm_takes_away_are_not_read(case, saved):
     """Not seen by transformers, not read, and left where they are by a move that permutes heads."""
     tiny = saved(case)
     generator = torch.Generator().manual_seed(5)
-    for site in tiny.specification.sites:
-        raw = site._read(tiny.tensors, "cpu")
-        weights = site.read(tiny.tensors)
+    for block in tiny.specification.attention:
+        raw = block._read(tiny.tensors, "cpu")
+        weights = block.read(tiny.tensors)
         read = queries_and_keys(weights)
         assert all(x.mean(-1).abs().max() < 1e-15 for x in read.values())
         for name, x in queries_and_keys(raw).items():
             assert (x - read[name]).abs().max() > 0.01
             assert (x - read[name]).std(-1).max() < 1e-15
-        moved = site.write(tiny.tensors, random_move(weights, site.group, generator))
-        for name, x in queries_and_keys(site._read(moved, "cpu")).items():
+        moved = block.write(tiny.tensors, random_move(weights, block.group, generator))
+        for name, x in queries_and_keys(block._read(moved, "cpu")).items():
             torch.testing.assert_close(x.mean(-1), queries_and_keys(raw)[name].mean(-1), rtol=0, atol=1e-15)
 
 
@@ -152,21 +152,21 @@ def test_means_that_layer_norm_takes_away_are_not_read(case, saved):
 def test_write_inverts_read(case, saved):
     tiny = saved(case)
     generator = torch.Generator().manual_seed(3)
-    for site in tiny.specification.sites:
-        weights = site.read(tiny.tensors)
-        written = site.write(tiny.tensors, weights)
-        assert set(written) == set(site.shapes())
+    for block in tiny.specification.attention:
+        weights = block.read(tiny.tensors)
+        written = block.write(tiny.tensors, weights)
+        assert set(written) == set(block.shapes())
         for name, tensor in written.items():
             # Gains that are stored without a 1, what latents' gains are folded into, and queries and keys without
             # their mean go through one rounding.
-            rounding = 1e-15 * bool(site.gain_offset or site.group.latent or site.group.means)
+            rounding = 1e-15 * bool(block.gain_offset or block.group.latent or block.group.means)
             torch.testing.assert_close(tensor, tiny.tensors[name], rtol=0, atol=rounding)
             assert tensor.is_contiguous()
         other = weights.map(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype))
-        if site.group.means:
+        if block.group.means:
             other = replace(other, **{role: x - x.mean(-1, True) for role, x in queries_and_keys(other).items()})
         original = {name: tensor.clone() for name, tensor in tiny.tensors.items()}
-        again = site.read(site.write(tiny.tensors, other))
+        again = block.read(block.write(tiny.tensors, other))
         assert other.tensors().keys() == again.tensors().keys()
         for name, t in other.tensors().items():
             torch.testing.assert_close(again.tensors()[name], t, rtol=0, atol=rounding)
@@ -175,56 +175,56 @@ def test_write_inverts_read(case, saved):
 
 def test_write_keeps_the_stored_type(saved):
     tiny = saved(case("gpt2"))
-    site = tiny.specification.sites[0]
+    block = tiny.specification.attention[0]
     half = {name: tensor.to(torch.bfloat16) for name, tensor in tiny.tensors.items()}
-    weights = site.read(half)
+    weights = block.read(half)
     assert weights.query.dtype == torch.float64
-    written = site.write(half, weights)
+    written = block.write(half, weights)
     assert all(t.dtype == torch.bfloat16 and torch.equal(t, half[name]) for name, t in written.items())
 
 
 def test_write_refuses_to_drop_or_invent_a_bias(saved):
-    site, tensors = saved(case("bert")).specification.sites[0], saved(case("bert")).tensors
+    block, tensors = saved(case("bert")).specification.attention[0], saved(case("bert")).tensors
     with pytest.raises(ValueError, match="key bias"):
-        site.write(tensors, replace(site.read(tensors), key_bias=None))
-    site, tensors = saved(case("qwen2")).specification.sites[0], saved(case("qwen2")).tensors
+        block.write(tensors, replace(block.read(tensors), key_bias=None))
+    block, tensors = saved(case("qwen2")).specification.attention[0], saved(case("qwen2")).tensors
     with pytest.raises(ValueError, match="output bias"):
-        site.write(tensors, replace(site.read(tensors), output_bias=torch.zeros(32)))
+        block.write(tensors, replace(block.read(tensors), output_bias=torch.zeros(32)))
 
 
 # The comparison above must be able to fail: each of these mistakes makes a visible difference.
 
 
-def swapped_planes(site: AttentionSite) -> AttentionSite:
+def swapped_planes(block: AttentionBlock) -> AttentionBlock:
     """The same number of rotated features in the other order."""
-    group, planes = site.group, site.group.rotary.planes
+    group, planes = block.group, block.group.rotary.planes
     half = len(planes)
     interleaved = tuple((2 * j, 2 * j + 1) for j in range(half))
     other = interleaved if planes != interleaved else tuple((j, j + half) for j in range(half))
     pair = BilinearGroup(8, other)
     if group.latent is not None:
-        return replace(site, group=replace(group, latent=replace(group.latent, rotary=pair)))
-    return replace(site, group=replace(group, query_key=pair))
+        return replace(block, group=replace(group, latent=replace(group.latent, rotary=pair)))
+    return replace(block, group=replace(group, query_key=pair))
 
 
-def swapped_parts(site: AttentionSite) -> AttentionSite:
-    return replace(site, query=site.value, value=site.query)
+def swapped_parts(block: AttentionBlock) -> AttentionBlock:
+    return replace(block, query=block.value, value=block.query)
 
 
-def swapped_slots(site: AttentionSite) -> AttentionSite:
+def swapped_slots(block: AttentionBlock) -> AttentionBlock:
     """Keys and values, which are of one shape where there are fewer of them than queries too."""
-    return replace(site, key=site.value, value=site.key)
+    return replace(block, key=block.value, value=block.key)
 
 
-def pattern(old: str, new: str) -> Callable[[AttentionSite], AttentionSite]:
-    def change(site: AttentionSite) -> AttentionSite:
+def pattern(old: str, new: str) -> Callable[[AttentionBlock], AttentionBlock]:
+    def change(block: AttentionBlock) -> AttentionBlock:
         projections = {
             role: replace(p, layout=replace(p.layout, pattern=new))
-            for role, p in site.projections.items()
+            for role, p in block.projections.items()
             if p.layout.pattern == old
         }
         assert projections
-        return replace(site, **projections)
+        return replace(block, **projections)
 
     return change
 
@@ -262,32 +262,32 @@ MISTAKES = [
 @pytest.mark.parametrize(("model_type", "mistake"), MISTAKES)
 def test_comparison_notices_a_wrong_layout(model_type, mistake, saved):
     tiny = saved(case(model_type))
-    for site in tiny.specification.sites:
-        assert error(tiny, mistake(site)) > 0.01
+    for block in tiny.specification.attention:
+        assert error(tiny, mistake(block)) > 0.01
 
 
 @pytest.mark.parametrize("bias", ["query_bias", "value_bias", "output_bias"])
 @pytest.mark.parametrize("model_type", ["vit", "bert", "gpt2", "opt", "distilbert", "gpt_neox", "roformer"])
 def test_comparison_notices_a_dropped_bias(model_type, bias, saved):
     tiny = saved(case(model_type))
-    site = tiny.specification.sites[0]
-    assert error(tiny, site, lambda weights: replace(weights, **{bias: None})) > 0.01
+    block = tiny.specification.attention[0]
+    assert error(tiny, block, lambda weights: replace(weights, **{bias: None})) > 0.01
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "roformer", "gpt_neox"])
 def test_key_bias_matters_where_it_rotates(model_type, saved):
     tiny = saved(case(model_type))
-    site = tiny.specification.sites[0]
-    assert error(tiny, site, lambda weights: replace(weights, key_bias=None)) > 0.01
+    block = tiny.specification.attention[0]
+    assert error(tiny, block, lambda weights: replace(weights, key_bias=None)) > 0.01
 
 
 def test_value_bias_is_not_free_where_values_rotate(saved):
     tiny = saved(next(c for c in CASES if str(c) == "roformer-rotary-value"))
-    site = tiny.specification.sites[0]
+    block = tiny.specification.attention[0]
 
     def trade(weights: AttentionWeights) -> AttentionWeights:
         shift = torch.ones_like(weights.value_bias)
         traded = torch.einsum("gm,gsdm->d", shift, weights.output)
         return replace(weights, value_bias=weights.value_bias + shift, output_bias=weights.output_bias - traded)
 
-    assert error(tiny, site, trade) > 0.01
+    assert error(tiny, block, trade) > 0.01

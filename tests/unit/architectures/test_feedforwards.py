@@ -14,16 +14,16 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from isobasin.architectures.activations import feedforward_group
+from isobasin.architectures.building import feedforward_blocks
 from isobasin.architectures.configuration import build
 from isobasin.architectures.description import Description
 from isobasin.architectures.examples import USUAL
-from isobasin.architectures.feedforwards import FeedForward, FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForward, FeedForwardBlock
 from isobasin.architectures.layouts import linears, transposed_linears
 from isobasin.architectures.projection import Layout, Projection
 from isobasin.architectures.registry import family
 from isobasin.architectures.resolve import check_comparable, check_feedforwards, specification
 from isobasin.architectures.schema import Specification
-from isobasin.architectures.sites import feedforward_sites
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import open_model
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale, feed_forward
@@ -33,7 +33,7 @@ PLAIN, GATED = FeedForwardGroup(48), FeedForwardGroup(48, Scale.signed, Scale.no
 
 def has_experts(case: Case) -> bool:
     """Those are in test_experts."""
-    return any(site.group.experts for site in feedforwards(case))
+    return any(block.group.experts for block in feedforwards(case))
 
 
 def feedforwards(case: Case) -> Sequence[FeedForward]:
@@ -108,7 +108,7 @@ class Saved:
     specification: Specification
     observed: list[tuple[Tensor, Tensor]]
 
-    def feedforwards(self) -> tuple[FeedForwardSite, ...]:
+    def feedforwards(self) -> tuple[FeedForwardBlock, ...]:
         return check_feedforwards(self.specification, Description(self.config, self.shapes), source="tiny")
 
 
@@ -131,7 +131,7 @@ def observed(case: Case, model: Any) -> list[tuple[Tensor, Tensor]]:
     """Input and output of every feed-forward block in a run of the model."""
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
-    names = [((site.gate or site.up).weight, site.down.weight) for site in feedforwards(case)]
+    names = [((block.gate or block.up).weight, block.down.weight) for block in feedforwards(case)]
     for index, (first, last) in enumerate(modules(model, names)):
         first.register_forward_pre_hook(kept(inputs, index))
         last.register_forward_hook(kept(outputs, index))
@@ -142,10 +142,10 @@ def observed(case: Case, model: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def error(
-    saved: Saved, site: FeedForwardSite, change: Callable[[FeedForwardWeights], FeedForwardWeights] = lambda w: w
+    saved: Saved, block: FeedForwardBlock, change: Callable[[FeedForwardWeights], FeedForwardWeights] = lambda w: w
 ) -> float:
-    hidden, expected = saved.observed[site.layer]
-    ours = feed_forward(change(site.read(saved.tensors)), ACT2FN[site.activation], hidden)
+    hidden, expected = saved.observed[block.layer]
+    ours = feed_forward(change(block.read(saved.tensors)), ACT2FN[block.activation], hidden)
     assert expected.abs().max() > 0.1
     return (ours - expected).abs().max().item()
 
@@ -154,39 +154,39 @@ def error(
 @every_case
 def test_canonical_weights_compute_what_the_model_computes(case, base, saved):
     tiny = saved(case, base)
-    sites = tiny.feedforwards()
-    assert [site.layer for site in sites] == list(range(len(tiny.observed)))
-    for site in sites:
+    blocks = tiny.feedforwards()
+    assert [block.layer for block in blocks] == list(range(len(tiny.observed)))
+    for block in blocks:
         # BLOOM's GELU has rounded constants.
-        assert error(tiny, site) < (1e-8 if case.model_type == "bloom" else 1e-10)
-        groups = GROUPS.get(str(case), site.group)
-        assert site.group == (groups[site.layer] if isinstance(groups, tuple) else groups)
-        assert site.width == (64 if site.stack == "stage 1" else 32)
+        assert error(tiny, block) < (1e-8 if case.model_type == "bloom" else 1e-10)
+        groups = GROUPS.get(str(case), block.group)
+        assert block.group == (groups[block.layer] if isinstance(groups, tuple) else groups)
+        assert block.width == (64 if block.stack == "stage 1" else 32)
 
 
 @every_case
 def test_write_inverts_read(case, saved):
     tiny = saved(case)
     generator = torch.Generator().manual_seed(3)
-    for site in tiny.feedforwards():
-        weights = site.read(tiny.tensors)
-        written = site.write(tiny.tensors, weights)
-        assert set(written) == set(site.shapes())
+    for block in tiny.feedforwards():
+        weights = block.read(tiny.tensors)
+        written = block.write(tiny.tensors, weights)
+        assert set(written) == set(block.shapes())
         assert all(torch.equal(t, tiny.tensors[name]) and t.is_contiguous() for name, t in written.items())
         other = weights.map(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype))
-        again = site.read(site.write(tiny.tensors, other))
+        again = block.read(block.write(tiny.tensors, other))
         assert other.tensors().keys() == again.tensors().keys()
         assert all(torch.equal(t, again.tensors()[name]) for name, t in other.tensors().items())
 
 
 def test_write_keeps_the_stored_type_and_refuses_to_drop_a_bias(saved):
     tiny = saved(case("gpt2"))
-    site = tiny.feedforwards()[0]
+    block = tiny.feedforwards()[0]
     half = {name: tensor.to(torch.bfloat16) for name, tensor in tiny.tensors.items()}
-    written = site.write(half, site.read(half))
+    written = block.write(half, block.read(half))
     assert all(t.dtype == torch.bfloat16 and torch.equal(t, half[name]) for name, t in written.items())
     with pytest.raises(ValueError, match="up bias"):
-        site.write(half, replace(site.read(half), up_bias=None))
+        block.write(half, replace(block.read(half), up_bias=None))
 
 
 MISTAKES: dict[str, tuple[str, Callable[[FeedForwardWeights], FeedForwardWeights]]] = {
@@ -234,13 +234,13 @@ def test_a_fused_gate_and_up_is_read_and_written():
         Projection("gate_up.weight", None, Layout("(part feature) width", sizes, ("part", i, 1))) for i in range(2)
     )
     down = linears(2, 3, "up", "down", bias=False).down
-    site = FeedForwardSite(0, "mlp", up, gate, down, feedforward_group(3, "silu", gated=True), "silu")
+    block = FeedForwardBlock(0, "mlp", up, gate, down, feedforward_group(3, "silu", gated=True), "silu")
     stored = {"gate_up.weight": torch.arange(12.0).reshape(6, 2), "down.weight": torch.arange(6.0).reshape(2, 3)}
-    weights = site.read(stored)
+    weights = block.read(stored)
     assert torch.equal(weights.gate, stored["gate_up.weight"][:3].double())
     assert torch.equal(weights.up, stored["gate_up.weight"][3:].double())
     assert torch.equal(weights.down, stored["down.weight"].T.double())
-    written = site.write(stored, replace(weights, up=weights.up.flip(0), gate=weights.gate + 1))
+    written = block.write(stored, replace(weights, up=weights.up.flip(0), gate=weights.gate + 1))
     assert torch.equal(written["gate_up.weight"][:3], stored["gate_up.weight"][:3] + 1)
     assert torch.equal(written["gate_up.weight"][3:], stored["gate_up.weight"][3:].flip(0))
 
@@ -252,12 +252,12 @@ def test_a_block_without_units_is_refused(builder):
 
 
 def test_names_count_the_layers():
-    sites = feedforward_sites(2, "h.{layer}.mlp", linears(4, 3, "h.{layer}.a", "h.{layer}.b", bias=True), "relu")
-    assert [list(site.shapes()) for site in sites] == [
+    blocks = feedforward_blocks(2, "h.{layer}.mlp", linears(4, 3, "h.{layer}.a", "h.{layer}.b", bias=True), "relu")
+    assert [list(block.shapes()) for block in blocks] == [
         [f"h.{i}.a.weight", f"h.{i}.a.bias", f"h.{i}.b.weight", f"h.{i}.b.bias"] for i in range(2)
     ]
-    assert sites[1].name == "h.1.mlp"
-    assert sites[1].shapes() == {
+    assert blocks[1].name == "h.1.mlp"
+    assert blocks[1].shapes() == {
         "h.1.a.weight": (3, 4),
         "h.1.a.bias": (3,),
         "h.1.b.weight": (4, 3),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from isobasin.architectures.building import attention_blocks, attention_group
 from isobasin.architectures.layouts import (
     Sizes,
     bucket_constants,
@@ -16,10 +17,9 @@ from isobasin.architectures.layouts import (
     separate,
 )
 from isobasin.architectures.projection import Layout
-from isobasin.architectures.sites import attention_group, attention_sites
 from isobasin.errors import ArchitectureError
 
-SIZES = Sizes(width=5, heads=4, groups=2, features=3)
+SIZES = Sizes(width=5, heads=4, kv_heads=2, features=3)
 
 
 def numbers(*shape: int) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_separate():
 
 @pytest.mark.parametrize("part", range(3))
 def test_fused_blocks(part):
-    sizes = Sizes(width=5, heads=2, groups=2, features=3)
+    sizes = Sizes(width=5, heads=2, kv_heads=2, features=3)
     projections = fused_blocks(sizes, "c", "o", bias=True)
     projection, weight, bias = list(projections)[part], numbers(5, 18), numbers(18)
     for head in range(2):
@@ -72,7 +72,7 @@ def test_fused_blocks(part):
 
 @pytest.mark.parametrize("part", range(3))
 def test_fused_heads(part):
-    sizes = Sizes(width=5, heads=2, groups=2, features=3)
+    sizes = Sizes(width=5, heads=2, kv_heads=2, features=3)
     projections = fused_heads(sizes, "c", "o", bias=True)
     projection, weight, bias = list(projections)[part], numbers(18, 5), numbers(18)
     for head in range(2):
@@ -128,11 +128,11 @@ def test_write_inverts_read_and_leaves_the_rest(pattern, shape):
     ],
 )
 def test_which_biases_are_free(bias, output_bias, rotated, rotary_value, key_shift, value_shift):
-    sizes = Sizes(width=8, heads=4, groups=2, features=4)
+    sizes = Sizes(width=8, heads=4, kv_heads=2, features=4)
     projections = separate(sizes, "q", "k", "v", "o", bias=bias, output_bias=output_bias)
     group = attention_group(sizes, projections, half_planes(rotated), rotary_value=rotary_value)
     assert (group.key_shift, group.value_shift) == (key_shift, value_shift)
-    assert (group.groups, group.queries) == (2, 2)
+    assert (group.kv_heads, group.queries_per_kv) == (2, 2)
     assert group.query_key.planes == half_planes(rotated)
     assert group.value_output.planes == (half_planes(rotated) if rotary_value else ())
 
@@ -146,10 +146,10 @@ def test_more_rotated_features_than_a_head_has_are_refused():
 def test_names_of_every_layer():
     module = "h.{layer}.attn"
     projections = separate(SIZES, *(f"{module}.{name}" for name in "qkvo"), bias=True, output_bias=True)
-    sites = attention_sites(11, module, projections, attention_group(SIZES, projections))
-    assert [site.layer for site in sites] == list(range(11))
-    assert sites[10].name == "h.10.attn"
-    assert sites[10].shapes() == {
+    blocks = attention_blocks(11, module, projections, attention_group(SIZES, projections))
+    assert [block.layer for block in blocks] == list(range(11))
+    assert blocks[10].name == "h.10.attn"
+    assert blocks[10].shapes() == {
         "h.10.attn.q.weight": (12, 5),
         "h.10.attn.q.bias": (12,),
         "h.10.attn.k.weight": (6, 5),

@@ -16,8 +16,8 @@ def test_prefix_is_found(prefix):
     bert = config("bert")
     other = {"cls.bias": (50,), f"{prefix}encoder.layer.0.attention.output.LayerNorm.weight": (32,)}
     found = resolve(bert, shapes(bert, prefix) | other)
-    assert found.sites[1].query.weight == f"{prefix}encoder.layer.1.attention.self.query.weight"
-    assert found.sites[1].name == f"{prefix}encoder.layer.1.attention"
+    assert found.attention[1].query.weight == f"{prefix}encoder.layer.1.attention.self.query.weight"
+    assert found.attention[1].name == f"{prefix}encoder.layer.1.attention"
 
 
 def test_two_prefixes_at_once_are_refused():
@@ -147,7 +147,7 @@ def test_buffers_of_old_checkpoints_are_ignored(model_type, names):
     buffers = {f"{layers}.{layer}.{name}": (1, 1, 16, 16) for layer in range(2) for name in names}
     needed = shapes(folder_config)
     found = resolve(folder_config, needed | buffers)
-    assert {name for site in found.sites for name in site.shapes()} == set(needed)
+    assert {name for block in found.attention for name in block.shapes()} == set(needed)
 
 
 def test_more_layers_than_the_configuration_says():
@@ -155,7 +155,7 @@ def test_more_layers_than_the_configuration_says():
     message = refused(TensorError, one, shapes(two, "transformer."))
     assert "'transformer.h.1.attn.c_attn.weight' belongs to layer 1" in message
     assert "n_layer=1" in message
-    assert len(resolve(config("gpt2", n_layer=12), None).sites) == 12
+    assert len(resolve(config("gpt2", n_layer=12), None).attention) == 12
 
 
 def test_a_layer_that_transformers_never_loads_stays():
@@ -165,7 +165,7 @@ def test_a_layer_that_transformers_never_loads_stays():
     further = {name.replace(".layers.0.", ".layers.61."): shape for name, shape in own.items() if ".layers.0." in name}
     assert further
     found = resolve(model, own | further)
-    assert not further.keys() & {name for site in found.sites for name in site.shapes()}
+    assert not further.keys() & {name for block in found.attention for name in block.shapes()}
     other = {name.replace(".61.", ".62."): shape for name, shape in further.items()}
     assert "belongs to layer 62" in refused(TensorError, model, own | other)
 
@@ -179,7 +179,7 @@ def test_fewer_layers_than_the_configuration_says():
 def test_names_that_only_look_like_attention_are_left_alone():
     opt = config("opt")
     others = {"decoder.layers.0.self_attn_layer_norm.weight": (32,), "xdecoder.layers.0.self_attn.z": (1,)}
-    assert len(resolve(opt, shapes(opt) | others).sites) == 2
+    assert len(resolve(opt, shapes(opt) | others).attention) == 2
 
 
 @pytest.mark.parametrize(
@@ -293,12 +293,12 @@ def test_defaults_of_old_configurations():
     """Keys that old files lack or name differently mean what transformers takes them to mean."""
     llama = config("llama", num_key_value_heads=None)
     del llama["num_key_value_heads"]
-    assert resolve(llama).sites[0].group.groups == 4
+    assert resolve(llama).attention[0].group.kv_heads == 4
     neox = config("gpt_neox", rotary_pct=0.25, rotary_emb_base=10000)
     del neox["rope_parameters"]
-    assert resolve(neox).sites[0].group.query_key.planes == ((0, 1),)
+    assert resolve(neox).attention[0].group.query_key.planes == ((0, 1),)
     scaled = config("llama", rope_theta=1e4, rope_scaling={"type": "linear", "factor": 2.0})
-    assert len(resolve(scaled).sites[0].group.query_key.planes) == 4
+    assert len(resolve(scaled).attention[0].group.query_key.planes) == 4
 
 
 def test_layers_of_several_types_rotate_alike():

@@ -15,10 +15,10 @@ from isobasin.loading import load
 def test_stacks_are_told_apart():
     """Layers are counted through all stacks, and a tensor outside one of them is named with all their depths."""
     bart, deeper = config("bart"), config("bart", decoder_layers=3)
-    sites = resolve(bart, shapes(bart, "model.")).sites
-    assert [site.layer for site in sites] == list(range(6))
-    assert [site.stack for site in sites] == ["encoder"] * 2 + ["decoder"] * 2 + ["cross-attention"] * 2
-    assert sites[5].name == "model.decoder.layers.1.encoder_attn"
+    blocks = resolve(bart, shapes(bart, "model.")).attention
+    assert [block.layer for block in blocks] == list(range(6))
+    assert [block.stack for block in blocks] == ["encoder"] * 2 + ["decoder"] * 2 + ["cross-attention"] * 2
+    assert blocks[5].name == "model.decoder.layers.1.encoder_attn"
     message = refused(TensorError, bart, shapes(deeper))
     assert "'decoder.layers.2.self_attn.q_proj.weight' belongs to layer 2" in message
     assert message.endswith("config.json has encoder_layers=2, decoder_layers=2")
@@ -57,7 +57,7 @@ def test_the_pooling_head_of_siglip_is_left_alone(name):
     siglip = config("siglip")
     head = {f"vision_model.head.attention.{name}": (96, 32), "vision_model.head.mlp.fc1.weight": (48, 32)}
     found = resolve(siglip, shapes(siglip) | head)
-    assert not head.keys() & {n for site in (*found.sites, *found.feedforwards) for n in site.shapes()}
+    assert not head.keys() & {n for block in (*found.attention, *found.feedforwards) for n in block.shapes()}
 
 
 # What a fresh save writes first, then the hub's names, those that transformers 4 wrote of base models, those in memory.
@@ -83,8 +83,11 @@ def test_every_naming_of_gemma3s_towers_is_read_as_transformers_reads_it(tmp_pat
         found = load(folder, torch.float64).state_dict()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
         ours = resolve(whole, {name: tuple(tensor.shape) for name, tensor in named.items()})
-        assert {site.name.split("layers.")[0] for site in ours.sites} == {beginnings[0], f"{beginnings[1]}encoder."}
-        for one, other in zip(ours.sites, resolve(whole).sites, strict=True):
+        assert {block.name.split("layers.")[0] for block in ours.attention} == {
+            beginnings[0],
+            f"{beginnings[1]}encoder.",
+        }
+        for one, other in zip(ours.attention, resolve(whole).attention, strict=True):
             for name, usual in zip(one.shapes(), other.shapes(), strict=True):
                 assert torch.equal(named[name], stored[usual])
 

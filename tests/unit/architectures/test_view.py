@@ -76,13 +76,15 @@ def test_every_form_of_every_family_is_the_same_view(model_type: str):
     usual = canonical(config, saved)
     assert len(usual) > 10
     bare = {
-        name for site in specification(Description(config, shapes(saved)), source="x").sites for name in site.shapes()
+        name
+        for block in specification(Description(config, shapes(saved)), source="x").attention
+        for name in block.shapes()
     }
     assert bare <= set(saved)
     for form, tensors in forms(model_type, saved, memory):
         assert canonical(config, tensors) == usual, form
         found = specification(Description(config, shapes(tensors)), source="x")
-        assert {name for site in found.sites for name in site.shapes()} <= set(tensors), form
+        assert {name for block in found.attention for name in block.shapes()} <= set(tensors), form
 
 
 def test_what_transformers_ties_is_there_once():

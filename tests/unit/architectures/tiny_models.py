@@ -13,7 +13,7 @@ from reference_attention import Tables
 from safetensors import safe_open
 from torch import Tensor
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import build
 from isobasin.architectures.description import Description
 from isobasin.architectures.examples import EXAMPLES, tiny
@@ -198,9 +198,9 @@ class Case(TinyModel):
     def tolerance(self) -> float:
         """That of one attention module."""
         rough = self.single in (Single.scores, Single.softmax, Single.latents)
-        return 1e-5 if rough or any(site.group.norm for site in self.sites()) else 1e-9
+        return 1e-5 if rough or any(block.group.norm for block in self.blocks()) else 1e-9
 
-    def sites(self) -> list[AttentionSite]:
+    def blocks(self) -> list[AttentionBlock]:
         """The attention blocks, by canonical names."""
         return family(self.model_type).blocks(build(self.model_type, self.config))
 
@@ -274,9 +274,9 @@ def observed(case: Case, model: Any) -> list[Run]:
     asked: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     names: list[tuple[str, ...]] = []
-    for site in case.sites():
-        readers = [reader.weight for reader in site.readers.values()]
-        names.append((readers[0], readers[-1], site.output.weight))
+    for block in case.blocks():
+        readers = [reader.weight for reader in block.readers.values()]
+        names.append((readers[0], readers[-1], block.output.weight))
     for index, (first, last, output) in enumerate(modules(model, names)):
         first.register_forward_pre_hook(kept(asking, index))
         last.register_forward_pre_hook(kept(asked, index))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import isobasin
-from isobasin.architectures import sites
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures import blocks
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import build
 from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.architectures.families import bert, gpt_neox, llama, t5
@@ -165,7 +165,7 @@ def test_a_group_of_the_right_dimension_that_is_another(planted: Planted):
     ("name", "scale", "missing", "wrong"), [("opt", Scale.none, 12, 0), ("distilbert", Scale.positive, 0, 12)]
 )
 def test_wrong_scales_of_units(name: str, scale: Scale, missing: int, wrong: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sites, "feedforward_group", lambda units, *_, **__: FeedForwardGroup(units, scale, None, 1))
+    monkeypatch.setattr(blocks, "feedforward_group", lambda units, *_, **__: FeedForwardGroup(units, scale, None, 1))
     found = certify(name)
     assert all(block.exact for block in found.blocks[:2])
     assert all((block.missing, block.wrong) == (missing, wrong) for block in found.blocks[2:])
@@ -192,11 +192,11 @@ def test_large_models_are_certified_by_a_small_one_with_the_same_switches():
     found = certify(model)
     assert found.made
     assert found.exact
-    assert found.blocks[0].group == small_site(tiny("llama", config=model.config.to_diff_dict())).group
+    assert found.blocks[0].group == small_block(tiny("llama", config=model.config.to_diff_dict())).group
     assert str(found.blocks[0].group) == "(QK (C*)^2 × VO GL(4) × R^4 (value bias))^2 ⋊ S_2"
 
 
-def small_site(model: TinyModel) -> AttentionSite:
+def small_block(model: TinyModel) -> AttentionBlock:
     """The first attention block of the smallest model of the same kind."""
     small = smallest(model)
     return family(small.model_type).blocks(build(small.model_type, small.config))[0]
@@ -215,7 +215,7 @@ def small_site(model: TinyModel) -> AttentionSite:
     ids=["grouped", "one-group", "multi-head", "rotary", "quarter-rotary", "biases"],
 )
 def test_small_models_are_of_the_same_kind(model: TinyModel, group: str):
-    assert str(small_site(model).group) == group
+    assert str(small_block(model).group) == group
 
 
 @pytest.mark.parametrize("model", EXAMPLES, ids=str)
@@ -224,14 +224,14 @@ def test_small_models_have_groups_of_the_same_kinds(model: TinyModel):
 
     def formulas(of: TinyModel) -> set[str]:
         entry, config = family(of.model_type), build(of.model_type, of.config)
-        attention = {attention_formula(site.group) for site in entry.blocks(config)}
-        return attention | {feedforward_formula(site) for site in entry.feedforwards(config)}
+        attention = {attention_formula(block.group) for block in entry.blocks(config)}
+        return attention | {feedforward_formula(block) for block in entry.feedforwards(config)}
 
     small = smallest(model)
     assert formulas(small) == formulas(model)
     config = build(small.model_type, small.config)
-    for site in (*family(small.model_type).blocks(config), *family(small.model_type).feedforwards(config)):
-        assert sum(map(prod, site.shapes().values())) <= 1200
+    for block in (*family(small.model_type).blocks(config), *family(small.model_type).feedforwards(config)):
+        assert sum(map(prod, block.shapes().values())) <= 1200
 
 
 @pytest.mark.parametrize(
@@ -252,9 +252,9 @@ def test_checkpoints_of_usual_sizes_become_small(model_type: str):
 
 @pytest.mark.parametrize(("name", "more"), [("llama-head-dim", True), ("qwen2-head-dim", False), ("llama", None)])
 def test_heads_stay_wider_or_narrower_than_their_share(name: str, more: bool | None):
-    site = small_site(variant(name))
-    shared = site.group.heads * site.group.query_key.features
-    assert shared == site.width if more is None else (shared > site.width) == more
+    block = small_block(variant(name))
+    shared = block.group.heads * block.group.query_key.features
+    assert shared == block.width if more is None else (shared > block.width) == more
 
 
 def test_values_that_are_others_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch):

@@ -26,12 +26,12 @@ def test_class_sizes_and_loss(kind, tmp_path):
     assert torch.isfinite(loss)
     model.save_pretrained(tmp_path)
     with open_model(tmp_path) as opened:
-        sites = opened.specification.sites
-    assert len(sites) == 3
+        blocks = opened.specification.attention
+    assert len(blocks) == 3
     rotary = kind[1] == "rotary"
-    for site in sites:
-        assert (site.width, site.group.heads, site.group.query_key.features) == (32, 4, 8)
-        assert len(site.group.query_key.planes) == (4 if rotary else 0)  # all features rotate, or none
+    for block in blocks:
+        assert (block.width, block.group.heads, block.group.query_key.features) == (32, 4, 8)
+        assert len(block.group.query_key.planes) == (4 if rotary else 0)  # all features rotate, or none
     assert model.config.num_labels == FACTS[task].get("num_labels", model.config.num_labels)
     inner = model.config.n_inner if kind == ("gpt2", "absolute", task) else model.config.intermediate_size
     assert inner == 48

@@ -144,7 +144,7 @@ def facts_of(model, without) -> dict[str, object]:
 def heads_of(model, folder) -> list[int]:
     model.save_pretrained(folder)
     with open_model(folder) as opened:
-        return [site.group.heads for site in opened.specification.sites]
+        return [block.group.heads for block in opened.specification.attention]
 
 
 @every_kind

@@ -184,8 +184,8 @@ def test_heads_that_do_not_fit_are_refused(changes, message, tmp_path):
 def test_heads_per_layer_are_in_the_specification(tmp_path):
     own("gpt2").build().save_pretrained(tmp_path)
     with open_model(tmp_path) as model:
-        assert [site.group.heads for site in model.specification.sites] == HEADS
-        assert [site.group.query_key.features for site in model.specification.sites] == [24, 12, 6]
+        assert [block.group.heads for block in model.specification.attention] == HEADS
+        assert [block.group.query_key.features for block in model.specification.attention] == [24, 12, 6]
 
 
 def test_the_rest_of_the_library_does_not_import_model_classes():

@@ -48,8 +48,8 @@ def test_moments_are_those_of_the_inputs(name, kind, padded, tmp_path):
     tiny_model = {"gpt2": MODELS[0], "llama": MODELS[1], "bert": tiny("bert", "masked", head="BertForMaskedLM")}[name]
     folder, data = tiny_model.save(tmp_path / "model"), tokens(kind, padded=padded)
     with open_model(folder) as opened:
-        site = opened.specification.sites[0]
-        names = {reader.weight for reader in site.readers.values()}
+        block = opened.specification.attention[0]
+        names = {reader.weight for reader in block.readers.values()}
         found = DataCalibration(data).moments(opened, names)
     batch = data.fetch(range(len(data)))
     x = first_inputs(load_model(folder, kind), batch["input_ids"], kind).double()

@@ -6,13 +6,13 @@ is listed once, as its tensors are stored once.
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks, stacked
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import separate
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites, stacked
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
@@ -26,25 +26,25 @@ def _groups(config: Config) -> dict[str, str]:
     return {group: f"{name}.albert_layers.{{layer}}" for group, name in names.items()}
 
 
-def _attention(config: Config, layer: str) -> list[AttentionSite]:
+def _attention(config: Config, layer: str) -> list[AttentionBlock]:
     shape = sizes(config)
     query, key, value, output = (f"{layer}.attention.{name}" for name in ("query", "key", "value", "dense"))
     projections = separate(shape, query, key, value, output, bias=True, output_bias=True)
     group = attention_group(shape, projections)
-    return attention_sites(config.inner_group_num, f"{layer}.attention", projections, group)
+    return attention_blocks(config.inner_group_num, f"{layer}.attention", projections, group)
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of an ALBERT."""
     return stacked({group: _attention(config, layer) for group, layer in _groups(config).items()})
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of an ALBERT."""
 
-    def stack(layer: str) -> list[FeedForwardSite]:
+    def stack(layer: str) -> list[FeedForwardBlock]:
         sizes = config.hidden_size, config.intermediate_size
-        return linear_sites(config.inner_group_num, layer, *sizes, config.hidden_act, "ffn", "ffn_output", bias=True)
+        return linear_blocks(config.inner_group_num, layer, *sizes, config.hidden_act, "ffn", "ffn_output", bias=True)
 
     return stacked({group: stack(layer) for group, layer in _groups(config).items()})
 

@@ -4,12 +4,12 @@ Cross-attention reads its keys and values elsewhere than its queries. The group 
 sum of values ask where they come from.
 """
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks, stacked
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import separate
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites, stacked
 from isobasin.errors import ArchitectureError
 
 
@@ -20,20 +20,20 @@ def attention_stack(
     depth: str = "num_hidden_layers",
     *,
     key_bias: bool = True,
-) -> list[AttentionSite]:
+) -> list[AttentionBlock]:
     """The blocks called `name` in all layers of one stack; `heads` and `depth` are the entries that count them."""
     shape = sizes(config, heads)
     query, key, value, output = (f"{name}.{part}_proj" for part in ("q", "k", "v", "out"))
     projections = separate(shape, query, key, value, output, bias=True, output_bias=True, key_bias=key_bias)
-    return attention_sites(layers(config, depth), name, projections, attention_group(shape, projections))
+    return attention_blocks(layers(config, depth), name, projections, attention_group(shape, projections))
 
 
-def blocks(config: Config, *, key_bias: bool = True) -> list[AttentionSite]:
+def blocks(config: Config, *, key_bias: bool = True) -> list[AttentionBlock]:
     """The attention blocks of an encoder and a decoder of BART's kind."""
     if not config.is_encoder_decoder:
         raise ArchitectureError(f"is_encoder_decoder is false: a {config.model_type} decoder alone is not supported")
 
-    def stack(side: str, module: str) -> list[AttentionSite]:
+    def stack(side: str, module: str) -> list[AttentionBlock]:
         name, heads, depth = f"{side}.layers.{{layer}}.{module}", f"{side}_attention_heads", f"{side}_layers"
         return attention_stack(config, name, heads, depth, key_bias=key_bias)
 
@@ -46,13 +46,13 @@ def blocks(config: Config, *, key_bias: bool = True) -> list[AttentionSite]:
     )
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of an encoder and a decoder of BART's kind."""
 
-    def stack(side: str) -> list[FeedForwardSite]:
+    def stack(side: str) -> list[FeedForwardBlock]:
         layer, units = f"{side}.layers.{{layer}}", getattr(config, f"{side}_ffn_dim")
         depth, activation = layers(config, f"{side}_layers"), config.activation_function
-        return linear_sites(depth, layer, config.hidden_size, units, activation, "fc1", "fc2", bias=True)
+        return linear_blocks(depth, layer, config.hidden_size, units, activation, "fc1", "fc2", bias=True)
 
     return stacked({side: stack(side) for side in ("encoder", "decoder")})
 

@@ -7,7 +7,7 @@ of patches, which leave their constant as it is. What a block returns is scaled 
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, both_sides, distances
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
@@ -17,7 +17,7 @@ from isobasin.errors import ArchitectureError
 _TABLE = "relative_position_bias.relative_position_bias_table"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a BEiT."""
     own, shared = config.use_relative_position_bias, config.use_shared_relative_position_bias
     if own and shared:

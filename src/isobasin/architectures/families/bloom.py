@@ -1,30 +1,30 @@
 """BLOOM: queries, keys and values fused head by head, and ALiBi, whose slope ties every head to its place."""
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, refuse, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_heads
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import StreamFacts
 
 _ATTENTION = "h.{layer}.self_attention"
 _FEEDFORWARD = "h.{layer}.mlp"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a BLOOM."""
     shape = sizes(config)
     projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=True)
     group = attention_group(shape, projections, permuted=False)
-    return attention_sites(layers(config), _ATTENTION, projections, group)
+    return attention_blocks(layers(config), _ATTENTION, projections, group)
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a BLOOM."""
     width, names = config.hidden_size, ("dense_h_to_4h", "dense_4h_to_h")
-    return linear_sites(layers(config), _FEEDFORWARD, width, 4 * width, "gelu_new", *names, bias=True)
+    return linear_blocks(layers(config), _FEEDFORWARD, width, 4 * width, "gelu_new", *names, bias=True)
 
 
 def stream(config: Config) -> StreamFacts:

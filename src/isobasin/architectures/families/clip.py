@@ -1,35 +1,35 @@
 """CLIP: a text and a vision tower, each with a configuration of its own; separate projections, all with a bias."""
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import linear_blocks, stacked
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import bart
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
-from isobasin.architectures.sites import linear_sites, stacked
+from isobasin.architectures.feedforwards import FeedForwardBlock
 
 TEXT, VISION = "text_model.", "vision_model."
 _LAYER = "encoder.layers.{layer}"
 
 
-def tower_blocks(config: Config, tower: str = "") -> list[AttentionSite]:
+def tower_blocks(config: Config, tower: str = "") -> list[AttentionBlock]:
     """The attention blocks of one tower, with `tower` before their names."""
     return bart.attention_stack(config, f"{tower}{_LAYER}.self_attn")
 
 
-def tower_feedforwards(config: Config, tower: str = "") -> list[FeedForwardSite]:
+def tower_feedforwards(config: Config, tower: str = "") -> list[FeedForwardBlock]:
     """The feed-forward blocks of one tower, likewise."""
     name = f"{tower}{_LAYER}.mlp"
     sizes = config.hidden_size, config.intermediate_size
-    return linear_sites(layers(config), name, *sizes, config.hidden_act, "fc1", "fc2", bias=True)
+    return linear_blocks(layers(config), name, *sizes, config.hidden_act, "fc1", "fc2", bias=True)
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of both towers."""
     text, vision = tower_blocks(config.text_config, TEXT), tower_blocks(config.vision_config, VISION)
     return stacked({"text tower": text, "vision tower": vision})
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of both towers."""
     text, vision = tower_feedforwards(config.text_config, TEXT), tower_feedforwards(config.vision_config, VISION)
     return stacked({"text tower": text, "vision tower": vision})

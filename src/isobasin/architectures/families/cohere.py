@@ -6,7 +6,7 @@ LayerNorm serves both blocks of a layer.
 
 from functools import partial
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
 from isobasin.architectures.layouts import head_gains
@@ -18,7 +18,7 @@ def _gains(letter: str, heads: int, features: int) -> Projection:
     return head_gains(f"{llama.ATTENTION}.{letter}_norm.weight", features, heads)
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a Cohere model."""
     norm = QueryKeyNorm.centred if config.use_qk_norm else None
     return llama.blocks(config, interleaved=True, norm=norm, own_gains=_gains)

@@ -5,12 +5,12 @@ In the others any invertible map of queries and keys is allowed, and a key bias 
 
 from functools import partial
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a Cohere 2."""
     windows = config.sliding_window is not None
     rotates = [windows and kind == "sliding_attention" for kind in config.layer_types]

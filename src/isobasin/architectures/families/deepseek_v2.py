@@ -10,7 +10,8 @@ read `norm_topk_prob`, which would change no symmetry. `mlp_bias` is about all f
 
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, experts_blocks, latent_group, linear_blocks, mixed
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.families import llama
 from isobasin.architectures.feedforwards import FeedForward
@@ -25,7 +26,6 @@ from isobasin.architectures.layouts import (
     sliced,
 )
 from isobasin.architectures.projection import Projection
-from isobasin.architectures.sites import attention_sites, experts_sites, latent_group, linear_sites, mixed
 from isobasin.errors import ArchitectureError
 
 _SHARED = f"{llama.FEEDFORWARD}.shared_experts"
@@ -37,7 +37,7 @@ def _module(name: str) -> str:
     return f"{llama.ATTENTION}.{name}"
 
 
-def latent_blocks(config: Config, planes: tuple[Plane, ...]) -> list[AttentionSite]:
+def latent_blocks(config: Config, planes: tuple[Plane, ...]) -> list[AttentionBlock]:
     """The attention blocks of a DeepSeek whose rotary features turn in these planes."""
     _check_sizes(config)
     shape, bias = sizes(config, features=config.v_head_dim), config.attention_bias
@@ -60,7 +60,7 @@ def latent_blocks(config: Config, planes: tuple[Plane, ...]) -> list[AttentionSi
     output = into_stream(_module("o_proj"), shape, bias=bias)
     projections = Projections(queries.pop("query"), **heads, output=output)
     group = latent_group(shape, plain, planes, query=queried or 0, key_value=rank)
-    return attention_sites(layers(config), llama.ATTENTION, projections, group, **queries, **downs, **others)
+    return attention_blocks(layers(config), llama.ATTENTION, projections, group, **queries, **downs, **others)
 
 
 def _check_sizes(config: Config) -> None:
@@ -111,7 +111,7 @@ def expert_groups(config: Config, *, limited: bool = True, scored: int = 1) -> i
 
 
 def mixed_feedforwards(config: Config, *, bias: bool, **routing: Any) -> list[FeedForward]:
-    """The feed-forward blocks of a DeepSeek, `bias` being about all but experts; `routing` as in `experts_sites`."""
+    """The feed-forward blocks of a DeepSeek, `bias` being about all but experts; `routing` as in `experts_blocks`."""
     dense = llama.feedforwards(config, bias=bias)
     if not (chosen := routed(config)):
         return [*dense]
@@ -119,13 +119,13 @@ def mixed_feedforwards(config: Config, *, bias: bool, **routing: Any) -> list[Fe
     names = "up_proj", "down_proj", "gate_proj"
     found = separate_experts(width, units, count, *(f"{llama.FEEDFORWARD}.experts.{{expert}}.{name}" for name in names))
     rows, activation = router(width, count, ROUTER), config.hidden_act
-    experts = experts_sites(layers(config), llama.FEEDFORWARD, rows, found, activation, **routing)
+    experts = experts_blocks(layers(config), llama.FEEDFORWARD, rows, found, activation, **routing)
     together = units * config.n_shared_experts
-    shared = linear_sites(layers(config), _SHARED, width, together, activation, *names, bias=bias)
+    shared = linear_blocks(layers(config), _SHARED, width, together, activation, *names, bias=bias)
     return mixed(chosen, dense, experts, shared)
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a DeepSeek-V2."""
     return latent_blocks(config, interleaved_planes(rotated(config, config.qk_rope_head_dim)))
 

@@ -5,14 +5,14 @@ group's score is the sum of its best two. The correction's values decide by thei
 be added to all of them is left out of the group. Layers that predict further tokens are never loaded, and stay.
 """
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, rotated
 from isobasin.architectures.families import deepseek_v2, llama
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import correction, half_planes, interleaved_planes
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a DeepSeek-V3."""
     planes = interleaved_planes if config.rope_interleave else half_planes
     return deepseek_v2.latent_blocks(config, planes(rotated(config, config.qk_rope_head_dim)))

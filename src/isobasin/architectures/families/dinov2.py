@@ -6,19 +6,19 @@ along with the rest.
 
 from dataclasses import replace
 
+from isobasin.architectures.building import feedforward_blocks, linear_blocks
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import vit
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_gate
-from isobasin.architectures.sites import feedforward_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "encoder.layer.{layer}"
 _FEEDFORWARD = f"{_LAYER}.mlp"
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a DINOv2."""
     width = config.hidden_size
     units = int(width * config.mlp_ratio)
@@ -26,8 +26,8 @@ def feedforwards(config: Config) -> list[FeedForwardSite]:
         # Two thirds of the units, rounded up to a multiple of 8; `hidden_act` is not asked.
         units = (int(units * 2 / 3) + 7) // 8 * 8
         gated = fused_gate(width, units, f"{_FEEDFORWARD}.weights_in", f"{_FEEDFORWARD}.weights_out", bias=True)
-        return feedforward_sites(layers(config), _FEEDFORWARD, gated, "silu")
-    return linear_sites(layers(config), _FEEDFORWARD, width, units, config.hidden_act, "fc1", "fc2", bias=True)
+        return feedforward_blocks(layers(config), _FEEDFORWARD, gated, "silu")
+    return linear_blocks(layers(config), _FEEDFORWARD, width, units, config.hidden_act, "fc1", "fc2", bias=True)
 
 
 def stream(config: Config) -> StreamFacts:

@@ -7,12 +7,12 @@ a switch for its bias. transformers has no head for it, so that its residual str
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import Projections, half_planes, separate
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.errors import ArchitectureError
 
 # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
@@ -21,7 +21,7 @@ _ATTENTION = f"{_LAYER}.attention"
 _FEEDFORWARD = f"{_LAYER}.mlp"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a DINOv3."""
     shape = sizes(config)
     if shape.features % 4:
@@ -32,14 +32,14 @@ def blocks(config: Config) -> list[AttentionSite]:
     present = zip(everything, biases, strict=True)
     projections = Projections(*(p if has else replace(p, bias=None) for p, has in present))
     group = attention_group(shape, projections, half_planes(shape.features))
-    return attention_sites(layers(config), _ATTENTION, projections, group)
+    return attention_blocks(layers(config), _ATTENTION, projections, group)
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a DINOv3; `use_gated_mlp` adds a gate."""
     sizes = config.hidden_size, config.intermediate_size
     names = "up_proj", "down_proj", "gate_proj" if config.use_gated_mlp else None
-    return linear_sites(layers(config), _FEEDFORWARD, *sizes, config.hidden_act, *names, bias=config.mlp_bias)
+    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, config.hidden_act, *names, bias=config.mlp_bias)
 
 
 FAMILY = Family("dinov3_vit", ("model.",), blocks, feedforwards=feedforwards)

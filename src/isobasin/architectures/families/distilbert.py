@@ -1,12 +1,12 @@
 """DistilBERT: separate projections, all with a bias."""
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import separate
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "transformer.layer.{layer}"
@@ -14,18 +14,18 @@ _ATTENTION = f"{_LAYER}.attention"
 _FEEDFORWARD = f"{_LAYER}.ffn"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a DistilBERT."""
     shape = sizes(config)
     names = (f"{_ATTENTION}.{part}_lin" for part in ("q", "k", "v", "out"))
     projections = separate(shape, *names, bias=True, output_bias=True)
-    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
+    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a DistilBERT."""
     sizes = config.hidden_size, config.hidden_dim
-    return linear_sites(layers(config), _FEEDFORWARD, *sizes, config.activation, "lin1", "lin2", bias=True)
+    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, config.activation, "lin1", "lin2", bias=True)
 
 
 def stream(config: Config) -> StreamFacts:

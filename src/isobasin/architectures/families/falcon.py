@@ -5,13 +5,13 @@ features of a head rotate, in half order, or with `alibi` none: a slope then tie
 about all projections.
 """
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_heads, half_planes
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import StreamFacts
 
 _LAYER = "h.{layer}"
@@ -19,20 +19,20 @@ _ATTENTION = f"{_LAYER}.self_attention"
 _FEEDFORWARD = f"{_LAYER}.mlp"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a Falcon."""
     groups = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else None
-    shape = sizes(config, groups=groups)
+    shape = sizes(config, kv_heads=groups)
     projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=config.bias)
     planes = () if config.alibi else half_planes(rotated(config, shape.features))
     group = attention_group(shape, projections, planes, permuted=not config.alibi)
-    return attention_sites(layers(config), _ATTENTION, projections, group)
+    return attention_blocks(layers(config), _ATTENTION, projections, group)
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a Falcon."""
     sizes, names = (config.hidden_size, config.ffn_hidden_size), ("dense_h_to_4h", "dense_4h_to_h")
-    return linear_sites(layers(config), _FEEDFORWARD, *sizes, config.activation, *names, bias=config.bias)
+    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, config.activation, *names, bias=config.bias)
 
 
 def stream(config: Config) -> StreamFacts:

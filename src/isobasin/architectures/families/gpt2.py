@@ -7,23 +7,23 @@
 from dataclasses import replace
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, feedforward_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_blocks, transposed_linears
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 
 _ATTENTION = "h.{layer}.attn"
 _FEEDFORWARD = "h.{layer}.mlp"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a GPT-2."""
     shape = sizes(config)
     projections = fused_blocks(shape, f"{_ATTENTION}.c_attn", f"{_ATTENTION}.c_proj", bias=True)
-    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
+    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
 def feedforward_sizes(config: Config, units: int | None) -> tuple[int, int]:
@@ -31,11 +31,11 @@ def feedforward_sizes(config: Config, units: int | None) -> tuple[int, int]:
     return config.hidden_size, 4 * config.hidden_size if units is None else units
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a GPT-2."""
     sizes = feedforward_sizes(config, config.n_inner)
     projections = transposed_linears(*sizes, f"{_FEEDFORWARD}.c_fc", f"{_FEEDFORWARD}.c_proj", bias=True)
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.activation_function)
+    return feedforward_blocks(layers(config), _FEEDFORWARD, projections, config.activation_function)
 
 
 def stream(config: Config, **others: Any) -> StreamFacts:

@@ -4,30 +4,30 @@ With `multi_query` all query heads share one key/value head, whose rows follow t
 keys and values lie together. `scale_attn_weights` changes a constant factor of the scores, not the group.
 """
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_heads, fused_rows
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 
 _ATTENTION = "h.{layer}.attn"
 _FEEDFORWARD = "h.{layer}.mlp"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a GPT-BigCode."""
-    shape = sizes(config, groups=1 if config.multi_query else None)
+    shape = sizes(config, kv_heads=1 if config.multi_query else None)
     fused = fused_rows if config.multi_query else fused_heads
     projections = fused(shape, f"{_ATTENTION}.c_attn", f"{_ATTENTION}.c_proj", bias=True)
-    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
+    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a GPT-BigCode."""
     sizes, activation = gpt2.feedforward_sizes(config, config.n_inner), config.activation_function
-    return linear_sites(layers(config), _FEEDFORWARD, *sizes, activation, "c_fc", "c_proj", bias=True)
+    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, activation, "c_fc", "c_proj", bias=True)
 
 
 FAMILY = Family("gpt_bigcode", ("transformer.",), blocks, feedforwards, gpt2.stream, ("attn.bias",))

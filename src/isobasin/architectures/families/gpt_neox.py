@@ -6,31 +6,31 @@ attention; `use_parallel_residual` is outside the blocks.
 
 from functools import partial
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_heads, half_planes
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout
 
 _ATTENTION = "layers.{layer}.attention"
 _FEEDFORWARD = "layers.{layer}.mlp"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a GPT-NeoX."""
     shape = sizes(config)
     projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=config.attention_bias)
     planes = half_planes(rotated(config, shape.features, partial=True))
-    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
+    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a GPT-NeoX."""
     sizes, names = (config.hidden_size, config.intermediate_size), ("dense_h_to_4h", "dense_4h_to_h")
-    return linear_sites(layers(config), _FEEDFORWARD, *sizes, config.hidden_act, *names, bias=True)
+    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, config.hidden_act, *names, bias=True)
 
 
 # Both blocks may read the same sum, each through its own normalisation.

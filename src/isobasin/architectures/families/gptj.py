@@ -5,13 +5,13 @@ Rotary positions turn the first `rotary_dim` features of a head, in interleaved 
 
 from functools import partial
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import interleaved_planes, separate
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout
 from isobasin.errors import ArchitectureError
 
@@ -19,7 +19,7 @@ _ATTENTION = "h.{layer}.attn"
 _FEEDFORWARD = "h.{layer}.mlp"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a GPT-J."""
     if not config.rotary_dim:
         # The table would have the model's width, not a head's: transformers fails on it.
@@ -28,13 +28,13 @@ def blocks(config: Config) -> list[AttentionSite]:
     names = (f"{_ATTENTION}.{part}_proj" for part in ("q", "k", "v", "out"))
     projections = separate(shape, *names, bias=False, output_bias=False)
     group = attention_group(shape, projections, interleaved_planes(config.rotary_dim))
-    return attention_sites(layers(config), _ATTENTION, projections, group)
+    return attention_blocks(layers(config), _ATTENTION, projections, group)
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a GPT-J."""
     sizes, activation = gpt2.feedforward_sizes(config, config.n_inner), config.activation_function
-    return linear_sites(layers(config), _FEEDFORWARD, *sizes, activation, "fc_in", "fc_out", bias=True)
+    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, activation, "fc_in", "fc_out", bias=True)
 
 
 # One normalisation serves both blocks of a layer.

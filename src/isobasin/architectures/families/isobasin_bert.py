@@ -3,24 +3,24 @@
 from collections.abc import Callable
 from copy import copy
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 
 
-def regrouped(config: Config, usual: Callable[[Config], list[AttentionSite]]) -> list[AttentionSite]:
+def regrouped(config: Config, usual: Callable[[Config], list[AttentionBlock]]) -> list[AttentionBlock]:
     """The attention blocks of a family, each as if all layers had its heads."""
-    sites: list[AttentionSite] = []
+    blocks: list[AttentionBlock] = []
     for layer in range(layers(config)):
         alike = copy(config)
         if config.heads_per_layer is not None:
             alike.num_attention_heads = config.heads_per_layer[layer]
-        sites.append(usual(alike)[layer])
-    return sites
+        blocks.append(usual(alike)[layer])
+    return blocks
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of such a BERT."""
     return regrouped(config, bert.blocks)
 

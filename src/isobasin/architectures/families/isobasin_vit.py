@@ -5,26 +5,26 @@ All features of a head rotate, in half order, by the place of the token in the s
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_group
 from isobasin.architectures.configuration import Config, sizes
 from isobasin.architectures.families import vit
 from isobasin.architectures.families.isobasin_bert import regrouped
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import Projections, half_planes
-from isobasin.architectures.sites import attention_group
 
 
-def _usual(config: Config) -> list[AttentionSite]:
+def _usual(config: Config) -> list[AttentionBlock]:
     """The attention blocks if all layers had the same heads."""
-    sites = vit.blocks(config)
+    blocks = vit.blocks(config)
     if not config.rotary:
-        return sites
+        return blocks
     shape = sizes(config)
     planes = half_planes(shape.features)
-    return [replace(site, group=attention_group(shape, Projections(**site.projections), planes)) for site in sites]
+    return [replace(block, group=attention_group(shape, Projections(**block.projections), planes)) for block in blocks]
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of such a ViT."""
     return regrouped(config, _usual)
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, rotated, sizes, switched
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import Sizes, gains, half_planes, interleaved_planes, separate, sinks
 from isobasin.architectures.projection import Gains
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.symmetries.groups import QueryKeyNorm
 
@@ -25,7 +25,7 @@ FEEDFORWARD = "layers.{layer}.mlp"
 
 def decoder_sizes(config: Config) -> Sizes:
     """The sizes of the attention blocks of a decoder of Llama's kind."""
-    return sizes(config, groups=config.num_key_value_heads, features=getattr(config, "head_dim", None))
+    return sizes(config, kv_heads=config.num_key_value_heads, features=getattr(config, "head_dim", None))
 
 
 def blocks(
@@ -42,7 +42,7 @@ def blocks(
     own_gains: Callable[[str, int, int], Gains] | None = None,
     gain_offset: float = 0.0,
     sink: bool = False,
-) -> list[AttentionSite]:
+) -> list[AttentionBlock]:
     """The attention blocks of a decoder of Llama's kind.
 
     Args:
@@ -72,13 +72,13 @@ def blocks(
         own = own_gains or (_gains if norm is QueryKeyNorm.full else _shared_gains)
         others |= {
             "query_gain": own("q", shape.heads, shape.features),
-            "key_gain": own("k", shape.groups, shape.features),
+            "key_gain": own("k", shape.kv_heads, shape.features),
         }
-    found = attention_sites(layers(config), ATTENTION, projections, group, gain_offset=gain_offset, **others)
+    found = attention_blocks(layers(config), ATTENTION, projections, group, gain_offset=gain_offset, **others)
     if rotates is None:
         return found
     plain = attention_group(shape, projections, norm=norm, sink=sink)
-    return [site if turned else replace(site, group=plain) for site, turned in zip(found, rotates, strict=True)]
+    return [block if turned else replace(block, group=plain) for block, turned in zip(found, rotates, strict=True)]
 
 
 def _gains(letter: str, heads: int, features: int) -> Gains:
@@ -97,7 +97,7 @@ def feedforwards(
     up: str = "up_proj",
     gate: str | None = "gate_proj",
     down: str = "down_proj",
-) -> list[FeedForwardSite]:
+) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a decoder of Llama's kind.
 
     Args:
@@ -109,7 +109,7 @@ def feedforwards(
         down: What the projection into the stream is called.
     """
     sizes, biased = (config.hidden_size, config.intermediate_size), switched(config, bias)
-    return linear_sites(layers(config), FEEDFORWARD, *sizes, getattr(config, activation), up, down, gate, bias=biased)
+    return linear_blocks(layers(config), FEEDFORWARD, *sizes, getattr(config, activation), up, down, gate, bias=biased)
 
 
 def stream(config: Config, *, parallel: bool = False, **others: Any) -> StreamFacts:

@@ -4,31 +4,31 @@ Local and global layers rotate at their own frequencies and differ in the mask. 
 of the attention, `mlp_bias` about both of the feed-forward block.
 """
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, feedforward_blocks
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_gate, fused_rows, half_planes
-from isobasin.architectures.sites import attention_group, attention_sites, feedforward_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 
 _ATTENTION = "layers.{layer}.attn"
 _FEEDFORWARD = "layers.{layer}.mlp"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a ModernBERT."""
     shape = sizes(config)
     projections = fused_rows(shape, f"{_ATTENTION}.Wqkv", f"{_ATTENTION}.Wo", bias=config.attention_bias)
     planes = half_planes(rotated(config, shape.features, by_layer_type=True))
-    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
+    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a ModernBERT."""
     up, down = f"{_FEEDFORWARD}.Wi", f"{_FEEDFORWARD}.Wo"
     projections = fused_gate(config.hidden_size, config.intermediate_size, up, down, bias=config.mlp_bias)
-    return feedforward_sites(layers(config), _FEEDFORWARD, projections, config.hidden_activation)
+    return feedforward_blocks(layers(config), _FEEDFORWARD, projections, config.hidden_activation)
 
 
 def stream(config: Config) -> StreamFacts:

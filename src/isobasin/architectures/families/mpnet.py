@@ -5,12 +5,12 @@ Its buckets are those of an encoder of T5, always 32 of them for distances up to
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import bert, roberta
 from isobasin.architectures.family import Family
 from isobasin.architectures.layouts import bucket_constants, position_table, separate
-from isobasin.architectures.sites import attention_group, attention_sites
 from isobasin.architectures.stream import StreamFacts
 from isobasin.errors import ArchitectureError
 
@@ -18,7 +18,7 @@ _ATTENTION = "encoder.layer.{layer}.attention.attn"
 _BUCKETS, _FARTHEST = 32, 128
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of an MPNet."""
     if config.relative_attention_num_buckets != _BUCKETS:
         # transformers makes a table of that size, but looks up entries as if there were 32.
@@ -29,7 +29,7 @@ def blocks(config: Config) -> list[AttentionSite]:
     projections = separate(shape, *(f"{_ATTENTION}.{part}" for part in "qkvo"), bias=True, output_bias=True)
     group = attention_group(shape, projections, table=bucket_constants(_BUCKETS, _FARTHEST, bidirectional=True))
     table = position_table("encoder.relative_attention_bias.weight", _BUCKETS, shape.heads)
-    return attention_sites(layers(config), _ATTENTION, projections, group, table=table)
+    return attention_blocks(layers(config), _ATTENTION, projections, group, table=table)
 
 
 def stream(config: Config) -> StreamFacts:

@@ -5,33 +5,33 @@ transformers has no other positions for it, whatever `attn_config` says of ALiBi
 
 from functools import partial
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_rows
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.errors import ArchitectureError
 
 _ATTENTION = "blocks.{layer}.attn"
 _FEEDFORWARD = "blocks.{layer}.ffn"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of an MPT."""
     if config.attn_config.clip_qkv:
         raise ArchitectureError("attn_config has clip_qkv: clipped projections are not supported")
     shape = sizes(config)
     projections = fused_rows(shape, f"{_ATTENTION}.Wqkv", f"{_ATTENTION}.out_proj", bias=False)
     group = attention_group(shape, projections, permuted=False)
-    return attention_sites(layers(config), _ATTENTION, projections, group)
+    return attention_blocks(layers(config), _ATTENTION, projections, group)
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of an MPT."""
     width = config.hidden_size
-    return linear_sites(layers(config), _FEEDFORWARD, width, 4 * width, "gelu", "up_proj", "down_proj", bias=False)
+    return linear_blocks(layers(config), _FEEDFORWARD, width, 4 * width, "gelu", "up_proj", "down_proj", bias=False)
 
 
 stream = partial(

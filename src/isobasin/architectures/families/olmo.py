@@ -5,12 +5,12 @@ No gain holds the coordinates of its residual stream, not even where the head is
 
 from functools import partial
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, refuse
 from isobasin.architectures.families import llama
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of an OLMo."""
     refuse(config, "clip_qkv", "clipped queries, keys and values are not supported")
     return llama.blocks(config)

@@ -1,11 +1,11 @@
 """OPT: separate projections; `enable_bias` is about all of them."""
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import separate
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
@@ -13,18 +13,18 @@ _LAYER = "decoder.layers.{layer}"
 _ATTENTION = f"{_LAYER}.self_attn"
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of an OPT."""
     shape = sizes(config)
     names = (f"{_ATTENTION}.{part}_proj" for part in ("q", "k", "v", "out"))
     projections = separate(shape, *names, bias=config.enable_bias, output_bias=config.enable_bias)
-    return attention_sites(layers(config), _ATTENTION, projections, attention_group(shape, projections))
+    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections))
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of an OPT."""
     sizes, activation = (config.hidden_size, config.ffn_dim), config.activation_function
-    return linear_sites(layers(config), _LAYER, *sizes, activation, "fc1", "fc2", bias=config.enable_bias)
+    return linear_blocks(layers(config), _LAYER, *sizes, activation, "fc1", "fc2", bias=config.enable_bias)
 
 
 def stream(config: Config) -> StreamFacts:

@@ -5,12 +5,12 @@ Feed-forward blocks have no gate, and one LayerNorm serves both blocks of a laye
 
 from functools import partial
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, refuse
 from isobasin.architectures.families import llama
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a Phi."""
     refuse(config, "qk_layernorm", "normalised queries and keys are not supported")
     return llama.blocks(config, bias=True, partial=True, output="dense")

@@ -7,11 +7,11 @@ gate of its own.
 
 from functools import partial
 
+from isobasin.architectures.building import experts_blocks, linear_blocks, mixed
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
-from isobasin.architectures.feedforwards import ExpertsSite, FeedForward
+from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward
 from isobasin.architectures.layouts import router, separate_experts
-from isobasin.architectures.sites import experts_sites, linear_sites, mixed
 
 _SHARED = f"{llama.FEEDFORWARD}.shared_expert"
 
@@ -22,12 +22,12 @@ def routed(config: Config) -> set[int]:
     return {i for i in range(layers(config)) if (i + 1) % every == 0} - set(config.mlp_only_layers)
 
 
-def experts(config: Config) -> list[ExpertsSite]:
+def experts(config: Config) -> list[ExpertsBlock]:
     """A block of experts for every layer."""
     width, count = config.hidden_size, config.num_experts
     up, gate, down = (f"{llama.FEEDFORWARD}.experts.{{expert}}.{name}_proj" for name in ("up", "gate", "down"))
     found = separate_experts(width, config.moe_intermediate_size, count, up, down, gate)
-    return experts_sites(
+    return experts_blocks(
         layers(config), llama.FEEDFORWARD, router(width, count, f"{llama.FEEDFORWARD}.gate"), found, config.hidden_act
     )
 
@@ -38,7 +38,7 @@ def feedforwards(config: Config) -> list[FeedForward]:
     if not (chosen := routed(config)):
         return [*dense]
     sizes, names = (config.hidden_size, config.shared_expert_intermediate_size), ("up_proj", "down_proj", "gate_proj")
-    shared = linear_sites(layers(config), _SHARED, *sizes, config.hidden_act, *names, bias=False)
+    shared = linear_blocks(layers(config), _SHARED, *sizes, config.hidden_act, *names, bias=False)
     return mixed(chosen, dense, experts(config), shared)
 
 

@@ -1,9 +1,9 @@
 """Qwen3-MoE: the attention of Qwen3, and experts as in Qwen2-MoE with none that is shared."""
 
+from isobasin.architectures.building import mixed
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama, qwen2_moe, qwen3
 from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.sites import mixed
 
 
 def feedforwards(config: Config) -> list[FeedForward]:

@@ -5,7 +5,7 @@
 
 from dataclasses import replace
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, sizes
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
@@ -13,7 +13,7 @@ from isobasin.architectures.layouts import interleaved_planes
 from isobasin.architectures.stream import Readout, StreamFacts
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a RoFormer."""
     return bert.blocks(config, interleaved_planes(sizes(config).features), rotary_value=config.rotary_value)
 

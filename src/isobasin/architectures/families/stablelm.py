@@ -4,7 +4,7 @@
 a LayerNorm without bias by themselves. One normalisation serves both blocks of a layer where they are parallel.
 """
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
 from isobasin.architectures.layouts import gains
@@ -18,7 +18,7 @@ def _gains(letter: str, heads: int, features: int) -> Gains:
     return tuple(gains(name, features) for name in names)
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a StableLM."""
     norm = QueryKeyNorm.centred if config.qk_layernorm else None
     return llama.blocks(config, bias="use_qkv_bias", output_bias=False, partial=True, norm=norm, own_gains=_gains)

@@ -6,23 +6,23 @@ cancels constants all the same.
 
 from collections.abc import Callable
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import AnyBlock, attention_blocks, attention_group, linear_blocks, stacked
 from isobasin.architectures.configuration import Config, both_sides, distances, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import position_table, separate
-from isobasin.architectures.sites import AnySite, attention_group, attention_sites, linear_sites, stacked
 from isobasin.errors import ArchitectureError
 
 
-def _staged(config: Config, stage: Callable[[Config, str, int], list[AnySite]]) -> list[AnySite]:
+def _staged(config: Config, stage: Callable[[Config, str, int], list[AnyBlock]]) -> list[AnyBlock]:
     """The blocks of every stage; `stage` is told the name of its layers and its number."""
     if not len(config.depths) == len(config.num_heads) > 0 or min(config.depths) < 1:
         raise ArchitectureError(f"depths {config.depths} and num_heads {config.num_heads}: each stage needs both")
     _check_window(config)
     # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
     found = {i: stage(config, f"encoder.layers.{i}.blocks.{{layer}}", i) for i in range(len(config.depths))}
-    return stacked({f"stage {i}": sites for i, sites in found.items()})
+    return stacked({f"stage {i}": blocks for i, blocks in found.items()})
 
 
 def _check_window(config: Config) -> None:
@@ -39,7 +39,7 @@ def _width(config: Config, stage: int) -> int:
     return config.embed_dim * 2**stage
 
 
-def _attention(config: Config, layer: str, stage: int) -> list[AttentionSite]:
+def _attention(config: Config, layer: str, stage: int) -> list[AttentionBlock]:
     shape = sizes(config, stage=(_width(config, stage), config.num_heads[stage]))
     inner, output = f"{layer}.attention.self", f"{layer}.attention.output.dense"
     query, key, value = (f"{inner}.{part}" for part in ("query", "key", "value"))
@@ -47,21 +47,21 @@ def _attention(config: Config, layer: str, stage: int) -> list[AttentionSite]:
     constants = (0,) * distances(config.window_size, config.window_size)
     table = position_table(f"{inner}.relative_position_bias_table", len(constants), shape.heads)
     group = attention_group(shape, projections, table=constants)
-    return attention_sites(config.depths[stage], f"{layer}.attention", projections, group, table=table)
+    return attention_blocks(config.depths[stage], f"{layer}.attention", projections, group, table=table)
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a Swin."""
     return _staged(config, _attention)
 
 
-def _feedforward(config: Config, layer: str, stage: int) -> list[FeedForwardSite]:
+def _feedforward(config: Config, layer: str, stage: int) -> list[FeedForwardBlock]:
     width, names = _width(config, stage), ("intermediate.dense", "output.dense")
     units = int(config.mlp_ratio * width)
-    return linear_sites(config.depths[stage], layer, width, units, config.hidden_act, *names, bias=True)
+    return linear_blocks(config.depths[stage], layer, width, units, config.hidden_act, *names, bias=True)
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a Swin."""
     return _staged(config, _feedforward)
 

@@ -1,11 +1,11 @@
 """ViT: separate projections; `qkv_bias` is about queries, keys and values, the output always has a bias."""
 
-from isobasin.architectures.blocks import AttentionSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardSite
+from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import position_table, separate
-from isobasin.architectures.sites import attention_group, attention_sites, linear_sites
 from isobasin.architectures.stream import Readout, StreamFacts
 
 # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
@@ -15,7 +15,7 @@ ATTENTION = f"{_LAYER}.attention"
 
 def encoder_blocks(
     config: Config, *, bias: bool, key_bias: bool = True, table: str | None = None, constants: tuple[int, ...] = ()
-) -> list[AttentionSite]:
+) -> list[AttentionBlock]:
     """The attention blocks of an encoder of ViT's kind.
 
     Args:
@@ -32,18 +32,18 @@ def encoder_blocks(
     projections = separate(shape, query, key, value, output, bias=bias, output_bias=True, key_bias=key_bias)
     group = attention_group(shape, projections, table=constants)
     position = None if table is None else position_table(table, len(constants), shape.heads)
-    return attention_sites(layers(config), ATTENTION, projections, group, table=position)
+    return attention_blocks(layers(config), ATTENTION, projections, group, table=position)
 
 
-def blocks(config: Config) -> list[AttentionSite]:
+def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a ViT."""
     return encoder_blocks(config, bias=config.qkv_bias)
 
 
-def feedforwards(config: Config) -> list[FeedForwardSite]:
+def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a ViT."""
     width, units, names = config.hidden_size, config.intermediate_size, ("intermediate.dense", "output.dense")
-    return linear_sites(layers(config), _LAYER, width, units, config.hidden_act, *names, bias=True)
+    return linear_blocks(layers(config), _LAYER, width, units, config.hidden_act, *names, bias=True)
 
 
 def stream(config: Config) -> StreamFacts:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from isobasin.architectures.activations import feedforward_group
-from isobasin.architectures.blocks import AttentionSite
-from isobasin.architectures.feedforwards import ExpertsSite, FeedForward, FeedForwardSite
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward, FeedForwardBlock
 from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes, linears
 from isobasin.architectures.projection import Projection
 from isobasin.errors import ArchitectureError
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 
-AnySite = TypeVar("AnySite", AttentionSite, FeedForwardSite, ExpertsSite)
+AnyBlock = TypeVar("AnyBlock", AttentionBlock, FeedForwardBlock, ExpertsBlock)
 
 
 def attention_group(
@@ -60,8 +60,8 @@ def attention_group(
         raise ArchitectureError("LayerNorm of queries and keys is supported where some of 3 features or more rotate")
     query_key = BilinearGroup(sizes.features, planes, alike)
     return AttentionGroup(
-        groups=sizes.groups,
-        queries=sizes.queries,
+        kv_heads=sizes.kv_heads,
+        queries_per_kv=sizes.queries_per_kv,
         query_key=query_key,
         value_output=query_key if rotary_value else BilinearGroup(sizes.features),
         key_shift=(
@@ -93,9 +93,9 @@ def latent_group(sizes: Sizes, plain: int, planes: tuple[Plane, ...], *, query: 
     return AttentionGroup(sizes.heads, 1, *pairs, latent=shared)
 
 
-def attention_sites(
+def attention_blocks(
     layers: int, name: str, projections: Projections, group: AttentionGroup, **others: Any
-) -> list[AttentionSite]:
+) -> list[AttentionBlock]:
     """Equal blocks in all layers; `{layer}` in the names becomes the layer's index.
 
     Args:
@@ -103,21 +103,21 @@ def attention_sites(
         name: The module.
         projections: Of each.
         group: Of each.
-        others: Gains, tables and sinks, as `AttentionSite` names them.
+        others: Gains, tables and sinks, as `AttentionBlock` names them.
     """
-    return _repeated(layers, AttentionSite(0, name, *projections, group=group, **others))
+    return _repeated(layers, AttentionBlock(0, name, *projections, group=group, **others))
 
 
-def feedforward_sites(
+def feedforward_blocks(
     layers: int, name: str, projections: FeedForwardProjections, activation: str
-) -> list[FeedForwardSite]:
+) -> list[FeedForwardBlock]:
     """Equal feed-forward blocks in all layers; `{layer}` in the names becomes the layer's index."""
     up, gate, down = projections.up, projections.gate, projections.down
     group = feedforward_group(dict(up.layout.sizes)["feature"], activation, gated=gate is not None)
-    return _repeated(layers, FeedForwardSite(0, name, up, gate, down, group, activation))
+    return _repeated(layers, FeedForwardBlock(0, name, up, gate, down, group, activation))
 
 
-def linear_sites(
+def linear_blocks(
     layers: int,
     name: str,
     width: int,
@@ -128,14 +128,14 @@ def linear_sites(
     gate: str | None = None,
     *,
     bias: bool,
-) -> list[FeedForwardSite]:
-    """`feedforward_sites` of `nn.Linear` modules inside the module; `bias` is about all of them."""
+) -> list[FeedForwardBlock]:
+    """`feedforward_blocks` of `nn.Linear` modules inside the module; `bias` is about all of them."""
     up, down = f"{name}.{up}", f"{name}.{down}"
     projections = linears(width, units, up, down, None if gate is None else f"{name}.{gate}", bias=bias)
-    return feedforward_sites(layers, name, projections, activation)
+    return feedforward_blocks(layers, name, projections, activation)
 
 
-def experts_sites(
+def experts_blocks(
     layers: int,
     name: str,
     router: Projection,
@@ -145,7 +145,7 @@ def experts_sites(
     softmax: bool = True,
     correction: Projection | None = None,
     groups: int = 1,
-) -> list[ExpertsSite]:
+) -> list[ExpertsBlock]:
     """Equal blocks of experts in all layers; `{layer}` in the names becomes the layer's index.
 
     Args:
@@ -168,7 +168,7 @@ def experts_sites(
         shift=sizes["width"] + (router.bias is not None) if softmax else 0,
     )
     up, down = (tuple(getattr(expert, role) for expert in experts) for role in ("up", "down"))
-    return _repeated(layers, ExpertsSite(0, name, router, up, tuple(gates), down, group, activation, correction))
+    return _repeated(layers, ExpertsBlock(0, name, router, up, tuple(gates), down, group, activation, correction))
 
 
 def mixed(routed: Container[int], dense: Sequence[FeedForward], *others: Sequence[FeedForward]) -> list[FeedForward]:
@@ -179,19 +179,19 @@ def mixed(routed: Container[int], dense: Sequence[FeedForward], *others: Sequenc
         dense: The feed-forward block that each layer has otherwise.
         others: Of every layer the experts, and those that all tokens share, if there are any.
     """
-    chosen = [site for site in dense if site.layer not in routed]
-    chosen += [site for sites in others for site in sites if site.layer in routed]
-    return sorted(chosen, key=lambda site: site.layer)
+    chosen = [block for block in dense if block.layer not in routed]
+    chosen += [block for blocks in others for block in blocks if block.layer in routed]
+    return sorted(chosen, key=lambda block: block.layer)
 
 
-def stacked(stacks: Mapping[str, Sequence[AnySite]]) -> list[AnySite]:
+def stacked(stacks: Mapping[str, Sequence[AnyBlock]]) -> list[AnyBlock]:
     """The blocks of a model with several stacks of layers, by the name of the stack, counted through all of them."""
-    named = [replace(site, stack=name) for name, sites in stacks.items() for site in sites]
-    return [replace(site, layer=index) for index, site in enumerate(named)]
+    named = [replace(block, stack=name) for name, blocks in stacks.items() for block in blocks]
+    return [replace(block, layer=index) for index, block in enumerate(named)]
 
 
-def _repeated(layers: int, template: AnySite) -> list[AnySite]:
-    def at(layer: int) -> AnySite:
+def _repeated(layers: int, template: AnyBlock) -> list[AnyBlock]:
+    def at(layer: int) -> AnyBlock:
         return replace(template.named(lambda name: name.format(layer=layer)), layer=layer)
 
     return [at(layer) for layer in range(layers)]
