@@ -106,6 +106,13 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path):
     assert path.read_bytes() != before
 
 
+def test_a_file_of_a_newer_format_is_not_called_damaged(tmp_path: Path):
+    path = tmp_path / "newer.safetensors"
+    save_file({}, path, {"format": "3", "isobasin": "{}"})
+    with pytest.raises(AlignmentError, match=r"newer\.safetensors: it has format 3, .* up to 2: update it$"):
+        Alignment.load(path)
+
+
 # What the header may be changed to: where, and to what.
 _ATTENTION, _UNITS = ("moves", 0), ("moves", 2)
 _GROUP = (*_ATTENTION, "group")

@@ -53,6 +53,8 @@ def read(path: Path) -> Contents:
         return _contents(SafetensorsShard.open(watched))
     except Exception as error:  # whatever its numbers lead to
         reason = first_line(error).removeprefix(f"{file}: ")
+        if isinstance(error, AlignmentError):
+            raise AlignmentError(f"{file}: {reason}") from error
         raise AlignmentError(f"{file}: not an alignment, or damaged ({reason}): write it again") from error
 
 

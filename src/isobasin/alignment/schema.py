@@ -78,7 +78,7 @@ class Header(_Model):
             ValueError: It is no header.
         """
         written, found = metadata.get("format", "1"), metadata.get("isobasin", "")
-        if written not in ("1", FORMAT):
+        if found and written not in ("1", FORMAT):
             raise AlignmentError(f"it has format {written}, this version of isobasin knows up to {FORMAT}: update it")
         header = _Header1.model_validate_json(found).now() if written == "1" else cls.model_validate_json(found)
         if len({entry.block for entry in header.moves}) < len(header.moves):
