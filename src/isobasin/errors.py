@@ -91,6 +91,15 @@ def described(error: BaseException) -> str:
 
 
 @contextmanager
+def about(source: str) -> Generator[None]:
+    """Say in every refusal which checkpoint it is about."""
+    try:
+        yield
+    except (ArchitectureError, TensorError) as error:
+        raise type(error)(f"{source}: {error}") from error
+
+
+@contextmanager
 def refusing(
     kind: type[IsobasinError], said: Callable[[str], str], reason: Callable[[BaseException], str] = described
 ) -> Generator[None]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from isobasin.architectures.examples import tiny
+from isobasin.matching.whole.pair import Pair
 from isobasin.model import open_model
 from isobasin.symmetries import stream
-from isobasin.verbs.folding import Pair
 
 MODELS = [tiny("gpt2", "untied", config={"tie_word_embeddings": False}), tiny("llama")]
 

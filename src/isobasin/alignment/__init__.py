@@ -10,7 +10,7 @@ import html
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -252,7 +252,8 @@ class Alignment:
             yield {name: tensor for name, tensor in new.items() if name not in done}
             done |= new.keys()
         if turned is not None:
-            yield from turned.rest(done)
+            for name in sorted(turned.plan.names() - done):
+                yield turned.read([name])
 
     def turned(self, model: Blocks, device: str = "cpu") -> Turned | None:
         """The model after the move of the residual stream alone; None if that stays as it is.
@@ -269,7 +270,7 @@ class Alignment:
                 f"the alignment moves a residual stream by {move.group} and {move.group.norms} normalisations, "
                 f"{model.name} has {plan.group} and {plan.group.norms}"
             )
-        return Turned(model, plan, move.element, device)
+        return Turned(model, plan, replace(move, element=move.element.to(device)), device)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write one safetensors file, all of it or nothing."""

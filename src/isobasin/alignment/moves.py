@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from isobasin.architectures.blocks import Block, labels
-from isobasin.symmetries import attention, feedforward, stream
+from isobasin.symmetries import attention, feedforward, stream, turning
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
@@ -98,7 +98,6 @@ class Move(Generic[Group, Element]):
 
     def act(self, weights: Any) -> Any:
         """A block's weights after the move, on the device that they are on."""
-        assert self._kind.act is not None
         device = next(iter(weights.tensors().values())).device
         return self._kind.act(self.group, self.element.to(device), weights)
 
@@ -127,7 +126,7 @@ class Kind:
     Attributes:
         group: The class of its groups.
         laws: Their laws.
-        act: Their action on a block's weights; None of the stream, which is all of a model (`Alignment.turned`).
+        act: Their action on a block's weights; on what of a model's tensors a stream runs through.
         element: An element from its tensors by name.
         figures: Which statistics its matches have.
         facts: What is said of a move beside these.
@@ -137,7 +136,7 @@ class Kind:
 
     group: type[Any]
     laws: Laws
-    act: Callable[[Any, Any, Any], Any] | None
+    act: Callable[[Any, Any, Any], Any]
     element: Callable[[dict[str, Tensor]], Any]
     figures: tuple[str, ...]
     facts: Callable[[Move[Any, Any]], dict[str, Any]]
@@ -192,7 +191,7 @@ KINDS = {
     STREAM: Kind(
         StreamGroup,
         stream,
-        None,
+        lambda group, element, weights: turning.act(group, element, weights),
         lambda parts: StreamElement(**parts),
         (*_DISTANCES, "start", "sweeps", "small_gains", "unlike"),
         _basis,
@@ -225,4 +224,4 @@ def block_names(kind: str, layers: Iterable[int]) -> list[str]:
 
 def named(kind: str, blocks: Sequence[Found]) -> list[tuple[str, Found]]:
     """Blocks of a kind with what moves call them."""
-    return list(zip(block_names(kind, (block.layer for block in blocks)), blocks, strict=True))
+    return list(zip(block_names(kind, [block.layer for block in blocks]), blocks, strict=True))

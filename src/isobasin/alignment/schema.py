@@ -147,7 +147,7 @@ class _Header1(_Model):
             facts = self.residual.model_dump(exclude={"statistics"})
             moves.append(Entry(block=STREAM, group=facts, statistics=self.residual.statistics))
         for kind, blocks in ((ATTENTION, self.layers), (FEEDFORWARD, self.feedforward)):
-            names = block_names(kind, (block.layer for block in blocks))
+            names = block_names(kind, [block.layer for block in blocks])
             for name, block in zip(names, blocks, strict=True):
                 group = {_FACTS_1.get(fact, fact): value for fact, value in block.group.items()}
                 moves.append(Entry(block=name, group=group, statistics=block.statistics))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 from isobasin.architectures.blocks import AttentionBlock, Block
 from isobasin.architectures.configuration import Config, counted, described
@@ -15,7 +14,7 @@ from isobasin.architectures.registry import Family, kind
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.stream import find
 from isobasin.architectures.view import View
-from isobasin.errors import ArchitectureError, TensorError
+from isobasin.errors import ArchitectureError, TensorError, about
 from isobasin.symmetries.along import Stream
 
 
@@ -31,7 +30,7 @@ def specification(description: Description, *, source: str, view: View | None = 
         ArchitectureError: If the configuration is not supported.
         TensorError: If an attention tensor is missing, misshapen or unexplained.
     """
-    with _named(source):
+    with about(source):
         bare, config = description.specification, description.config
         view = view or View.of(description)
         found = bare.named(view.stored)
@@ -58,7 +57,7 @@ def check_feedforwards(
         ArchitectureError: None are known.
         TensorError: A tensor is missing, misshapen or unexplained.
     """
-    with _named(source):
+    with about(source):
         if not found.feedforwards:
             raise ArchitectureError(f"no feed-forward blocks are known for model type {found.model_type!r}")
         bare, config = description.specification, description.config
@@ -82,7 +81,7 @@ def check_stream(description: Description, *, source: str, view: View, keep_gain
         ArchitectureError: Nothing is known of it, or it is an output of the model.
         TensorError: A tensor has no known part in it.
     """
-    with _named(source):
+    with about(source):
         bare, stream = description.specification, description.family.stream
         if stream is None:
             raise ArchitectureError(f"nothing is known of the residual stream of model type {bare.model_type!r}")
@@ -98,15 +97,6 @@ def check_stream(description: Description, *, source: str, view: View, keep_gain
             keep_gains=keep_gains,
             stored=view.stored,
         )
-
-
-@contextmanager
-def _named(source: str) -> Generator[None]:
-    """Say in every refusal which checkpoint it is about."""
-    try:
-        yield
-    except (ArchitectureError, TensorError) as error:
-        raise type(error)(f"{source}: {error}") from error
 
 
 def check_comparable(reference: Specification, model: Specification, *, feedforward: bool = False) -> None:

@@ -185,7 +185,7 @@ def find(
             "model with its head, or use --scope block"
         )
     reading = _reading(checkpoint)
-    bare = [Along(reader.weight, reader.axis, Role.covector, reader.table) for reader in reading.get(None, ())]
+    bare = [reader.along for reader in reading.get(None, ())]
     norms = [*_norms(checkpoint, reading), *_scales(checkpoint)]
     everything_kept = stream.post or keep_gains
     kept = [norm for norm in norms if everything_kept or _reads_embedding(norm, checkpoint)]
@@ -200,7 +200,7 @@ def find(
     )
     _check_explained(found, checkpoint)
     _check_sizes(found, checkpoint)
-    return found.named(stored)
+    return found.named({name: stored(name) for name in found.names()})
 
 
 def _reads_embedding(norm: Norm, checkpoint: _Checkpoint) -> bool:
@@ -252,9 +252,7 @@ def _kept(norm: Norm) -> Iterator[Along]:
     yield Along(norm.gain, 0, Role.gain)
     if norm.bias is not None:
         yield Along(norm.bias, 0)
-    for reader in norm.readers:
-        yield Along(reader.weight, reader.axis, Role.covector, reader.table)
-    yield from norm.writers
+    yield from norm.scaled
 
 
 def _written(block: Block, shapes: Shapes) -> Iterator[Along]:
@@ -305,7 +303,8 @@ def _check_explained(found: Stream, checkpoint: _Checkpoint) -> None:
 def _check_sizes(found: Stream, checkpoint: _Checkpoint) -> None:
     """Check that every axis along the stream is as wide as it, or holds as many vectors of it as the readout reads."""
     copies = {(f"{module}.weight", 1): readout.copies for readout, module in checkpoint.readouts}
-    for name, axis in found.axes():
+    axes = [(item.tensor, item.axis) for item in found.axes()]
+    for name, axis in (*axes, *((name, 0) for name in found.normalising())):
         if name not in checkpoint.shapes:
             raise TensorError(f"no tensor {checkpoint.stored(name)!r}, which the residual stream runs through")
         shape, expected = checkpoint.shapes[name], found.group.width * copies.get((name, axis), 1)

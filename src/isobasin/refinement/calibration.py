@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from isobasin.alignment import Alignment
 from isobasin.errors import ArchitectureError
-from isobasin.matching.stream import StreamPairs, fit
+from isobasin.matching.whole.basis import StreamPairs, fit
 from isobasin.model import Model
 from isobasin.refinement.line import End, ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-import torch
 from torch import Tensor
 
-from isobasin.symmetries.stream import Basis, StreamGroup
+from isobasin.symmetries.stream import StreamGroup
 
 
 class Role(StrEnum):
@@ -23,12 +22,6 @@ class Role(StrEnum):
     vector = "vector"
     covector = "covector"
     gain = "gain"
-
-
-def role_maps(group: StreamGroup, matrix: Tensor) -> dict[Role, Tensor]:
-    """What an axis of each role is multiplied by where the stream moves by `matrix`, as `move_axis` does it."""
-    inverse = torch.linalg.inv(matrix).mT if group.basis is Basis.linear else matrix
-    return {Role.vector: matrix, Role.covector: inverse, Role.gain: matrix.abs()}
 
 
 @dataclass(frozen=True)
@@ -64,10 +57,15 @@ class Reader:
     bias: str | None
     table: bool = False
 
+    @property
+    def along(self) -> Along:
+        """The axis that it reads along, once the normalisation is folded."""
+        return Along(self.weight, self.axis, Role.covector, self.table)
+
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation `y = x̂ g + n` that is folded into its readers, or a factor g that is into what writes it.
+    """A normalisation `y = x̂ g + n` that is folded into its readers, or a factor g that what it multiplies takes in.
 
     Attributes:
         gain: The tensor that g is stored in.
@@ -92,6 +90,11 @@ class Norm:
         """Whether n can pass into the readers' biases; where one has none, n moves along the stream as `n / g`."""
         return self.bias is not None and all(reader.bias is not None for reader in self.readers)
 
+    @property
+    def scaled(self) -> tuple[Along, ...]:
+        """The axes that hold g once it is folded."""
+        return (*(reader.along for reader in self.readers), *self.writers)
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -112,21 +115,21 @@ class Stream:
     def __post_init__(self) -> None:
         object.__setattr__(self, "group", replace(self.group, norms=len(self.norms)))
 
-    def named(self, change: Callable[[str], str]) -> Stream:
-        """The same stream with all names changed."""
+    def named(self, names: Mapping[str, str]) -> Stream:
+        """The same stream by other names of its tensors."""
 
         def along(items: tuple[Along, ...]) -> tuple[Along, ...]:
-            return tuple(replace(item, tensor=change(item.tensor)) for item in items)
+            return tuple(replace(item, tensor=names[item.tensor]) for item in items)
 
         def optional(name: str | None) -> str | None:
-            return None if name is None else change(name)
+            return None if name is None else names[name]
 
         norms = tuple(
             replace(
                 norm,
-                gain=change(norm.gain),
+                gain=names[norm.gain],
                 bias=optional(norm.bias),
-                readers=tuple(replace(r, weight=change(r.weight), bias=optional(r.bias)) for r in norm.readers),
+                readers=tuple(replace(r, weight=names[r.weight], bias=optional(r.bias)) for r in norm.readers),
                 writers=along(norm.writers),
             )
             for norm in self.norms
@@ -146,14 +149,26 @@ class Stream:
                 found += [reader.weight, reader.bias]
         return list(dict.fromkeys(name for name in found if name is not None))
 
-    def axes(self) -> Iterator[tuple[str, int]]:
-        """Every axis that runs along it, with its tensor."""
-        for item in (*self.along, *(writer for norm in self.norms for writer in norm.writers)):
-            yield item.tensor, item.axis
+    def axes(self) -> list[Along]:
+        """Every axis that runs along it once its normalisations are folded."""
+        found = list(self.along)
         for norm in self.norms:
-            yield from ((name, 0) for name in (norm.gain, norm.bias) if name is not None)
-            yield from ((reader.weight, reader.axis) for reader in norm.readers)
+            found += norm.scaled
+            if norm.bias is not None and not norm.absorbed:
+                found.append(Along(norm.bias, 0))
+        return found
+
+    def needed(self, names: Iterable[str]) -> list[str]:
+        """These tensors, and all that is folded into them or passes through them to a bias."""
+        found = dict.fromkeys(names)
+        for norm in self.norms:
+            for reader in norm.readers if norm.absorbed else ():
+                if reader.bias in found:
+                    found |= dict.fromkeys(name for name in (reader.weight, norm.bias) if name is not None)
+            if any(name in found for name in (norm.bias, *(item.tensor for item in norm.scaled))):
+                found[norm.gain] = None
+        return list(found)
 
     def names(self) -> set[str]:
-        """The same without order."""
+        """The tensors that it runs through, without order."""
         return set(self.ordered())

@@ -10,9 +10,9 @@ from typing import Any
 from isobasin.architectures.resolve import check_comparable
 from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
+from isobasin.matching.whole.pair import check_alike
 from isobasin.model import Canonical, Model, Source, open_canonical
 from isobasin.verbs.conflicts import Conflict, Option, conflicts
-from isobasin.verbs.folding import check_alike
 
 
 @dataclass(frozen=True)

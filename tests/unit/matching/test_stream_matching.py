@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 import pytest
 import torch
 
-from isobasin.matching.stream import StreamPairs, fit
+from isobasin.matching.whole.basis import StreamPairs, fit
 from isobasin.symmetries import stream
 from isobasin.symmetries.stream import Basis, StreamElement, StreamGroup
 

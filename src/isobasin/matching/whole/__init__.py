@@ -1,0 +1,1 @@
+"""Whole models: the residual stream and all blocks together."""

@@ -1,0 +1,69 @@
+"""The action of the residual stream's group, on whole models and on some of their tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from isobasin.alignment import STREAM, Alignment, unmatched
+from isobasin.alignment.stream import Turned, gains_of
+from isobasin.architectures.examples import tiny
+from isobasin.errors import TensorError
+from isobasin.model import TensorBlocks, open_model
+from isobasin.symmetries import stream, turning
+
+# With and without biases of normalisations, which pass into readers, or have some that can't take them (the last);
+# with factors of what blocks return.
+MIXED = tiny("stablelm", "mixed", config={"use_qkv_bias": True, "use_parallel_residual": True})
+MODELS = [tiny("gpt2", "untied", config={"tie_word_embeddings": False}), tiny("llama"), tiny("dinov2"), MIXED]
+
+
+@pytest.fixture(params=MODELS, ids=lambda model: model.model_type)
+def turned(request, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    with open_model(request.param.save(tmp_path / "model")) as model:
+        plan = model.stream()
+        assert any(norm.bias is not None for norm in plan.norms) == (request.param.model_type != "llama")
+        element = stream.sample(plan.group, *gains_of(model, plan), generator)
+        found = Alignment(request.param.model_type, (unmatched(STREAM, plan.group, element),), {}).turned(model)
+        assert found is not None
+        yield found
+
+
+def test_a_tensor_alone_moves_as_it_does_among_all(turned: Turned):
+    names = turned.plan.ordered()
+    together = turned.read(names)
+    assert list(together) == names
+    for name in names:
+        assert list(turned.read([name])) == [name]
+        torch.testing.assert_close(turned.read([name])[name], together[name], rtol=0, atol=0)
+
+
+def test_a_moved_model_folded_is_the_folded_one_turned(turned: Turned):
+    names = turned.plan.ordered()
+    moved = turning.fold(turned.plan, turned.read(names))
+    folded = turning.fold(turned.plan, turned.model.double(names))
+    expected = turning.turn(turned.plan, turned.move.element.matrix, folded)
+    assert moved.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(moved[name], tensor, rtol=1e-9, atol=1e-9)
+    assert any(not torch.equal(folded[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_bias_can_not_move_along_the_stream_by_a_gain_of_zero(tmp_path):
+    with open_model(MODELS[0].save(tmp_path / "model")) as model:
+        plan = model.stream()
+        norm = next(norm for norm in plan.norms if norm.bias is not None and not norm.absorbed)
+        assert norm.bias is not None
+        tensors = model.double(plan.ordered())
+        tensors[norm.gain][3], tensors[norm.bias][3] = 0, 1
+        blocks = TensorBlocks("mine", tensors, replace(model.specification, feedforwards=(), stream=plan))
+        element = stream.identity(plan.group, *gains_of(blocks, plan))
+        found = Alignment("gpt2", (unmatched(STREAM, plan.group, element),), {}).turned(blocks)
+        assert found is not None
+        with pytest.raises(TensorError, match=f"^mine: '{norm.gain}' is 0 at 3 and '{norm.bias}' is not"):
+            found.read([norm.bias])
+        tensors[norm.bias][3] = 0
+        assert found.read([norm.bias])[norm.bias][3] == 0
