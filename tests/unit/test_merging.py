@@ -18,7 +18,7 @@ from isobasin.errors import ArchitectureError, IsobasinError, OutputError, Tenso
 from isobasin.model import open_model
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.verbs.align import match_models
-from isobasin.verbs.centring import bring_together, centred, moved_tensors
+from isobasin.verbs.centring import bring_together, moved_tensors, towards_centre
 from isobasin.verbs.interpolate import means
 from isobasin.verbs.settings import Matching, Running
 
@@ -145,7 +145,7 @@ def test_the_first_models_gauge_and_the_centres_have_one_mean(tmp_path: Path):
         models = [stack.enter_context(open_model(folder)) for folder in folders]
         together = bring_together(models, matching, Running())
         onto = (match_models(models[0], other, matching, Running()) for other in models[1:])
-        elements, distances = centred(models, (None, *onto), matching, Running())
+        elements, distances = towards_centre(models, (None, *onto), matching, Running())
         for name, moves in (("first", (None, *together.alignments)), ("centre", elements)):
             points = models[0].canonical.written(means(moved_tensors(models, moves), equal))
             write_checkpoint(models[0].checkpoint, tmp_path / name, points)

@@ -126,7 +126,7 @@ class Kind:
     Attributes:
         group: The class of its groups.
         laws: Their laws.
-        act: Their action on a block's weights; on what of a model's tensors a stream runs through.
+        act: Their action on a block's weights, or on tensors along the stream.
         element: An element from its tensors by name.
         figures: Which statistics its matches have.
         facts: What is said of a move beside these.

@@ -164,7 +164,7 @@ def find(
     """The residual stream of a checkpoint, by the names that it is stored under.
 
     A normalisation is folded unless it is after a block or the sum; unless an embedding reads it, which can't take a
-    gain in and still write what it wrote; and unless `keep_gains`. So are factors of what blocks return.
+    gain in and still write what it wrote; and unless `keep_gains`. Writers take in factors of what blocks return.
 
     Args:
         stream: The family's facts.

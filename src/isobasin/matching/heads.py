@@ -59,7 +59,7 @@ def own_scores(group: AttentionGroup, weights: AttentionWeights) -> dict[str, Te
     found: dict[str, Tensor] = {}
     for factor in group.factors:
         if isinstance(factor, Tables) and weights.table is not None:
-            found["table"] = factor.centred(weights.table)
+            found["table"] = factor.unshifted(weights.table)
     if weights.sink is not None:
         found["sink"] = weights.sink.unsqueeze(-1)
     return found

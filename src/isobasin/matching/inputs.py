@@ -46,17 +46,17 @@ def weighted(weights: AnyWeights, moments: Moments) -> AnyWeights:
         matrix, bias = parts[name].mT if units else parts[name], parts.get(f"{name}_bias")
         heads = (1,) * (matrix.ndim - moment.ndim)
         moment = moment.reshape(*moment.shape[:-2], *heads, *moment.shape[-2:])
-        root = _root(moment, centred=bias is not None) @ matrix
+        root = _root(moment, covariance=bias is not None) @ matrix
         found[name] = root.mT if units else root
         if bias is not None:
             found[f"{name}_bias"] = bias + (moment[..., -1:, :-1] @ matrix).squeeze(-2)
     return replace(weights, **found)
 
 
-def _root(moment: Tensor, *, centred: bool) -> Tensor:
+def _root(moment: Tensor, *, covariance: bool) -> Tensor:
     """`L^T` of `L L^T = E[x^T x]`, or of the covariance of x."""
     square, mean = moment[..., :-1, :-1], moment[..., -1, :-1]
-    if centred:
+    if covariance:
         square = square - mean.unsqueeze(-1) * mean.unsqueeze(-2)
     floor = _FLOOR * square.diagonal(dim1=-2, dim2=-1).mean(-1)
     identity = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)

@@ -92,7 +92,7 @@ class Norm:
 
     @property
     def scaled(self) -> tuple[Along, ...]:
-        """The axes that hold g once it is folded."""
+        """The axes of what takes g in."""
         return (*(reader.along for reader in self.readers), *self.writers)
 
 
@@ -103,7 +103,7 @@ class Stream:
     Attributes:
         group: Which maps it has; how many normalisations are folded follows from `norms`.
         along: Everything that runs along it but for folded normalisations and their readers.
-        norms: The folded normalisations.
+        norms: The folded normalisations, and the factors that writers take in.
         centred: Whether normalisations subtract the mean.
     """
 

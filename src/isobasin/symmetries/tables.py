@@ -33,7 +33,7 @@ class Tables(Shift):
         member = torch.nn.functional.one_hot(torch.tensor(self.numbers, device=weight.device)).to(weight)
         return weight @ (member / member.sum(0))
 
-    def centred(self, table: Tensor) -> Tensor:
+    def unshifted(self, table: Tensor) -> Tensor:
         """A table less those means: what no shift changes."""
         return table - self.direction(self.measured(table))
 

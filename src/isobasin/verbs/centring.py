@@ -53,12 +53,12 @@ def bring_together(models: Sequence[Model], matching: Matching, running: Running
     onto = tuple(match_models(first, other, matching, running) for other in others)
     if len(onto) == 1:
         return Together(onto)
-    best, distances = centred(models, (None, *onto), matching, running)
+    best, distances = towards_centre(models, (None, *onto), matching, running)
     back = best[0].inverse()
     return Together(tuple(back.compose(alignment) for alignment in best[1:]), distances)
 
 
-def centred(
+def towards_centre(
     models: Sequence[Model], start: Sequence[Alignment | None], matching: Matching, running: Running
 ) -> tuple[Sequence[Alignment], tuple[float, ...]]:
     """The best round's elements towards the centre, and the total distance of every round."""

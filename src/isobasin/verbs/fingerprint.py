@@ -91,7 +91,7 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
                     written = torch.linalg.svdvals(weights.tensors()[factor.writers[0]])
                     tensors[f"attention.{block.layer}.{factor.name}"] = written.cpu().contiguous()
         blocks = known_feedforwards(opened)
-        for label, block in zip(labels(block.layer for block in blocks), blocks, strict=True):
+        for label, block in zip(labels([block.layer for block in blocks]), blocks, strict=True):
             sizes = unit_sizes(block.group, block.read(opened.stored(block), device))
             tensors[f"feedforward.{label}.units"] = sizes.flip(0).cpu().contiguous()
         return Fingerprint(opened.specification.model_type, tensors)

@@ -216,9 +216,8 @@ def check_alike(a: Stream, b: Stream) -> None:
 
 def _check_memory(a: Blocks, b: Blocks, streams: tuple[Stream, Stream]) -> None:
     """Refuse models that don't fit in memory in float64, before the system ends the program."""
-    needed = 0
-    for blocks, stream in zip((a, b), streams, strict=True):
-        needed += 8 * _COPIES // 2 * sum(blocks.size(name) for name in _names(blocks, stream))
+    values = sum(blocks.size(x) for blocks, stream in zip((a, b), streams, strict=True) for x in _names(blocks, stream))
+    needed = 8 * _COPIES // 2 * values
     free = psutil.virtual_memory().available
     if needed > free:
         raise IsobasinError(
