@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import given, strategies as st
 
 from isobasin.symmetries import attention, permutation
 from isobasin.symmetries.bilinear import Roles
-from isobasin.symmetries.groups import pair_factors
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, pair_factors
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
 from isobasin.testing.strategies import Block, blocks, conditions, element, make_block, make_group, seeds
@@ -70,6 +72,20 @@ def test_composition_is_associative_and_has_a_unit(block: Block, x: int, y: int,
     ):
         for name, part in one.tensors().items():
             torch.testing.assert_close(part, other.tensors()[name], rtol=1e-9, atol=1e-9)
+
+
+def test_a_seed_draws_planes_before_what_does_not_rotate():
+    """So it always was, and a seed means one model."""
+    partly = BilinearGroup(6, ((0, 3),))
+    found = attention.sample(AttentionGroup(2, 1, partly, partly), torch.Generator().manual_seed(3), condition=10.0)
+    generator = torch.Generator().manual_seed(3)
+    for count in ((2,), (2, 1)):
+        torch.rand(*count, generator=generator, dtype=torch.float64)
+    for pair in ("query_key", "value_output"):
+        size, angle = torch.rand(2, 2, 1, generator=generator, dtype=torch.float64)
+        planes = torch.polar(((2 * size - 1) * 0.5 * math.log(10)).exp(), 2 * math.pi * angle)
+        torch.testing.assert_close(found.parts[f"{pair}.planes"], planes, rtol=1e-14, atol=0)
+        torch.randn(2, 2, 4, 4, generator=generator, dtype=torch.float64)
 
 
 @given(blocks(), seeds())

@@ -224,11 +224,17 @@ class AttentionGroup(Product):
 
     @property
     def drawn(self) -> Sequence[Factor]:
-        """What heads share comes last; the maps that a norm doesn't leave are drawn first and then forgotten."""
-        pair, shared = self.pairs[QUERY_KEY], () if self.latent is None else self.latent.factors
-        own = [factor for factor in self.factors[1:] if factor not in (*pair, *shared)]
+        """Planes come before what doesn't rotate, and what heads share comes last; the maps that a norm doesn't leave are
+        drawn first and then forgotten.
+        """
+        pair, value = (
+            sorted(self.pairs[name], key=lambda factor: isinstance(factor, Linear))
+            for name in (QUERY_KEY, VALUE_OUTPUT)
+        )
+        shared = () if self.latent is None else self.latent.factors
+        own = [factor for factor in self.factors[1:] if factor not in (*pair, *value, *shared)]
         pair, rotary = ([x for x in pair if bool(x.heads) is alone] for alone in (True, False))
-        return (self.factors[0], *pair, *own, *rotary, *shared)
+        return (self.factors[0], *pair, *value, *own, *rotary, *shared)
 
     @property
     def unread(self) -> tuple[Factor, ...]:
