@@ -224,8 +224,9 @@ class AttentionGroup(Product):
 
     @property
     def drawn(self) -> Sequence[Factor]:
-        """Planes come before what doesn't rotate, and what heads share comes last; the maps that a norm doesn't leave are
-        drawn first and then forgotten.
+        """Planes come before what doesn't rotate, and what heads share comes last.
+
+        The maps that a norm doesn't leave are drawn first and then forgotten.
         """
         pair, value = (
             sorted(self.pairs[name], key=lambda factor: isinstance(factor, Linear))
