@@ -15,7 +15,7 @@ of `planes` and `linear` have without a norm.
 LayerNorm lets only one sign pass, of all features of a head. A quarter turn is one of the gains, `a_p <- i a_p`,
 `b_p <- i b_p`, while the plane's two features change places in Q and K; two of them are a trade of -1. The complex
 numbers are then ±1 and ±i with the head's sign. A head's query, or its key, changes its sign with all of its gains.
-Nor does it see what is added to all features of a head's queries, or of its keys (`Means`).
+Nor does it see what is added to all features of a head's queries, or of its keys (`isobasin.symmetries.means`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from torch import Tensor
 from isobasin.symmetries.bilinear import BilinearGroup, column_squares, join, linear_part, plane_part
 from isobasin.symmetries.factor import Factor, Parts, eye, same
 from isobasin.symmetries.loose import Loose
+from isobasin.symmetries.means import READERS
 
 MATRIX, PLANES, TRADES = "query_key.matrix", "query_key.planes", "trades"
 SIGNS = {"query": "query_signs", "key": "key_signs"}
-_READERS = ("query", "key", "query_bias", "key_bias")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Normed(Factor):
     def act(self, element: Parts, weights: Parts) -> Parts:
         """Turns, permutations and signs of Q and K, what gains become by these, trades, and column signs at last."""
         moved, held = dict(weights), self._held(element)
-        for name in _READERS:
+        for name in READERS:
             if name in weights:
                 x = weights[name]
                 rows = x.reshape(*element[PLANES].shape[:-1], -1, x.shape[-1])
@@ -358,92 +358,6 @@ class Centred(Normed):
 
     def __str__(self) -> str:
         return f"(R*)^{self.trades} (gains)"
-
-
-@dataclass(frozen=True)
-class Means(Factor):
-    """Multiples of the vector of ones, which LayerNorm of a head's features doesn't see, one for each of their inputs.
-
-    Attributes:
-        kv_heads: Number of key/value heads.
-        queries_per_kv: Query heads of each.
-        inputs: The numbers that a head's queries, and its keys, read, their bias among them.
-    """
-
-    kv_heads: int
-    queries_per_kv: int
-    inputs: int
-
-    @property
-    def axes(self) -> Mapping[str, tuple[str, ...]]:
-        """What is added to queries and to keys."""
-        return {"query_means": ("head", "query"), "key_means": ("head",)}
-
-    @property
-    def coordinates(self) -> dict[str, tuple[int, ...]]:
-        """The multiples themselves."""
-        shape = self.kv_heads, self.queries_per_kv, self.inputs
-        return {"query_means": shape, "key_means": shape[::2]}
-
-    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
-        """Nothing added."""
-        shapes = self.coordinates.items()
-        return {name: torch.zeros(*batch, *shape, dtype=torch.float64, device=device) for name, shape in shapes}
-
-    def sample(
-        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
-    ) -> Parts:
-        """Normal."""
-        shapes = self.coordinates.items()
-        return {n: shift * torch.randn(*batch, *s, generator=generator, dtype=torch.float64) for n, s in shapes}
-
-    def compose(self, second: Parts, first: Parts) -> Parts:
-        """The sum."""
-        return {name: first[name] + second[name] for name in self.axes}
-
-    def inverse(self, element: Parts) -> Parts:
-        """The negative."""
-        return {name: -element[name] for name in self.axes}
-
-    def contains(self, element: Parts) -> bool:
-        """Any."""
-        return True
-
-    def chart(self, coordinates: Parts) -> Parts:
-        """The multiples themselves."""
-        return {name: coordinates[name] for name in self.axes if name in coordinates}
-
-    def act(self, element: Parts, weights: Parts) -> Parts:
-        """The same number added to all features of a row."""
-        moved = dict(weights)
-        for role in ("query", "key"):
-            mean, width = element[f"{role}_means"], weights[role].shape[-2]
-            moved[role] = weights[role] + mean[..., :width, None]
-            if f"{role}_bias" in weights:
-                moved[f"{role}_bias"] = weights[f"{role}_bias"] + mean[..., width:]
-        return moved
-
-    def canonical(self, weights: Parts, loose: Loose) -> Parts:
-        """What leaves no means."""
-        found = {
-            f"{role}_means": torch.cat(
-                [
-                    -weights[name].mean(-1, keepdim=name.endswith("_bias"))
-                    for name in (role, f"{role}_bias")
-                    if name in weights
-                ],
-                -1,
-            )
-            for role in ("query", "key")
-        }
-        return found
-
-    def read(self, weights: Parts) -> Parts:
-        """The weights without means, so that no distance, cost or comparison depends on them."""
-        return {name: x - x.mean(-1, keepdim=True) if name in _READERS else x for name, x in weights.items()}
-
-    def __str__(self) -> str:
-        return f"R^{(self.queries_per_kv + 1) * self.inputs} (means)"
 
 
 def turned(planes: Tensor) -> Tensor:
