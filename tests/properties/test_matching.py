@@ -16,6 +16,8 @@ from isobasin.matching.attention import distance, match
 from isobasin.matching.heads import assign, head_costs
 from isobasin.matching.sides import all_sides
 from isobasin.symmetries import attention
+from isobasin.symmetries.groups import QUERY_KEY
+from isobasin.symmetries.normed import Centred
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
 from isobasin.testing.strategies import (
@@ -173,6 +175,14 @@ def test_grouped_assignment_undoes_a_permutation(seed: int, g: int, s: int):
     assert all(torch.equal(t, getattr(back, name)) for name, t in weights.tensors().items())
 
 
+def _sum(products: list[Tensor]) -> Tensor:
+    """The sum of matrices that may lack the last rows and columns, those of biases."""
+    total = torch.zeros([max(sizes) for sizes in zip(*(x.shape for x in products), strict=True)], dtype=torch.float64)
+    for x in products:
+        total[: x.shape[0], : x.shape[1]] += x.real
+    return total
+
+
 def formed_cost(group: attention.AttentionGroup, a: AttentionWeights, b: AttentionWeights, i: int, j: int) -> float:
     """Squared distance of two query heads' circuits, with every circuit written out."""
     total = 0.0
@@ -180,9 +190,15 @@ def formed_cost(group: attention.AttentionGroup, a: AttentionWeights, b: Attenti
     for weights, head in ((a, i), (b, j)):
         g, s = divmod(head, group.queries_per_kv)
         circuits_of: list[Tensor] = []
-        for sides in (x for circuit in all_sides(group, weights).values() for x in circuit):
-            left, right = (x[g, min(s, x.shape[1] - 1)] for x in sides.blocks())
-            circuits_of += list(left @ right.mH)
+        for pair, circuit in all_sides(group, weights).items():
+            products = [
+                product
+                for sides in circuit
+                for left, right in [[x[g, min(s, x.shape[1] - 1)] for x in sides.blocks()]]
+                for product in left @ right.mH
+            ]
+            # Where the two features of a plane may change places, all of Q K^T is compared at once.
+            circuits_of += [_sum(products)] if pair == QUERY_KEY and isinstance(group.normed, Centred) else products
         formed.append(circuits_of)
     total += sum(float((x - y).abs().square().sum()) for x, y in zip(*formed, strict=True))
     for x, y in ((a.table, b.table), (a.sink, b.sink)):

@@ -13,7 +13,7 @@ import torch
 
 import isobasin
 from isobasin import model as opening
-from isobasin.alignment import Move
+from isobasin.alignment import STREAM, AnyMove, Move
 from isobasin.architectures import description
 from isobasin.architectures.description import Description
 from isobasin.architectures.examples import tiny
@@ -73,7 +73,14 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(Description, "specification", stated)
     for name in ("specification", "check_feedforwards", "check_stream"):
         monkeypatch.setattr(opening, name, counted(name, getattr(opening, name)))
-    monkeypatch.setattr(Move, "act", counted("acted", Move.act))
+    act = Move.act
+
+    def counted_act(move: AnyMove, weights: Any) -> Any:
+        # The stream's acts on a tensor, or a block's tensors, at a time.
+        found["acted"] += move.block != STREAM
+        return act(move, weights)
+
+    monkeypatch.setattr(Move, "act", counted_act)
     monkeypatch.setattr(conflicts, "conflicts", counted("compared", conflicts.conflicts))
     monkeypatch.setattr(classes, "pretrained", counted("loaded", classes.pretrained))
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import isobasin
-from isobasin.architectures import blocks
+from isobasin.architectures import building
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import build
 from isobasin.architectures.examples import EXAMPLES, tiny, variant
@@ -165,7 +165,7 @@ def test_a_group_of_the_right_dimension_that_is_another(planted: Planted):
     ("name", "scale", "missing", "wrong"), [("opt", Scale.none, 12, 0), ("distilbert", Scale.positive, 0, 12)]
 )
 def test_wrong_scales_of_units(name: str, scale: Scale, missing: int, wrong: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(blocks, "feedforward_group", lambda units, *_, **__: FeedForwardGroup(units, scale, None, 1))
+    monkeypatch.setattr(building, "feedforward_group", lambda units, *_, **__: FeedForwardGroup(units, scale, None, 1))
     found = certify(name)
     assert all(block.exact for block in found.blocks[:2])
     assert all((block.missing, block.wrong) == (missing, wrong) for block in found.blocks[2:])
