@@ -228,3 +228,20 @@ class Bilinear(Factor):
         """Balanced: both sides of one size."""
         left, right = (side.flatten(-3, -2) for side in self.sides(weights))
         return {self.part: self.balanced(left, right, loose)}
+
+
+@dataclass(frozen=True)
+class Matrices(Bilinear):
+    """Maps that are invertible matrices, real or complex: GL of some dimension, once or several times."""
+
+    def compose(self, second: Parts, first: Parts) -> Parts:
+        """`U = U_2 U_1`."""
+        return {self.part: second[self.part] @ first[self.part]}
+
+    def inverse(self, element: Parts) -> Parts:
+        """`U^{-1}`."""
+        return {self.part: torch.linalg.inv(element[self.part])}
+
+    def contains(self, element: Parts) -> bool:
+        """Whether every U has an inverse."""
+        return bool((torch.linalg.svdvals(element[self.part])[..., -1] > 0).all())

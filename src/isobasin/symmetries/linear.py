@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.bilinear import Bilinear, linear_part
+from isobasin.symmetries.bilinear import Matrices, linear_part
 from isobasin.symmetries.factor import Parts, eye, haar
 from isobasin.symmetries.loose import Loose
 
 
 @dataclass(frozen=True)
-class Linear(Bilinear):
+class Linear(Matrices):
     """GL(n), n features that don't rotate: `L <- L U^T, R <- R U^{-1}`, U of shape `(*batch, heads, n, n)`."""
 
     @property
@@ -43,18 +43,6 @@ class Linear(Bilinear):
         half, batch = 0.5 * math.log(condition), (*batch, *self.heads)
         scales = torch.linspace(-half, half, self.size, dtype=torch.float64).exp()
         return {self.part: haar(self.size, batch, generator) * scales @ haar(self.size, batch, generator)}
-
-    def compose(self, second: Parts, first: Parts) -> Parts:
-        """`U = U_2 U_1`."""
-        return {self.part: second[self.part] @ first[self.part]}
-
-    def inverse(self, element: Parts) -> Parts:
-        """`U^{-1}`."""
-        return {self.part: torch.linalg.inv(element[self.part])}
-
-    def contains(self, element: Parts) -> bool:
-        """Whether every U has an inverse."""
-        return bool((torch.linalg.svdvals(element[self.part])[..., -1] > 0).all())
 
     @property
     def coordinates(self) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isobasin.symmetries.bilinear import Matrices
 from isobasin.symmetries.factor import Parts, eye, haar
 from isobasin.symmetries.linear import balance
 from isobasin.symmetries.loose import Loose
@@ -20,7 +21,7 @@ from isobasin.symmetries.planes import Rotating
 
 
 @dataclass(frozen=True)
-class SharedPlanes(Rotating):
+class SharedPlanes(Matrices, Rotating):
     """GL(m, C)^b of b sets of m planes: `L <- L U^T, R <- R conj(U)^{-1}`, U of shape `(*batch, heads, b, m, m)`.
 
     Attributes:
@@ -61,18 +62,6 @@ class SharedPlanes(Rotating):
         scales = torch.linspace(-half, half, self.size, dtype=torch.float64).exp()
         p, w = (haar(self.size, shape, generator, torch.complex128) for _ in range(2))
         return {self.part: p * scales @ w}
-
-    def compose(self, second: Parts, first: Parts) -> Parts:
-        """`U = U_2 U_1`."""
-        return {self.part: second[self.part] @ first[self.part]}
-
-    def inverse(self, element: Parts) -> Parts:
-        """`U^{-1}`."""
-        return {self.part: torch.linalg.inv(element[self.part])}
-
-    def contains(self, element: Parts) -> bool:
-        """Whether every U has an inverse."""
-        return bool((torch.linalg.svdvals(element[self.part])[..., -1] > 0).all())
 
     @property
     def coordinates(self) -> dict[str, tuple[int, ...]]:
