@@ -19,7 +19,7 @@ from isobasin.architectures.blocks import AttentionBlock, Block
 from isobasin.architectures.configuration import Config, known
 from isobasin.architectures.description import Description
 from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.resolve import check_feedforwards, check_stream, specification
+from isobasin.architectures.resolve import check_comparable, check_feedforwards, check_stream, specification
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.view import View
 from isobasin.checkpoints import Checkpoint, calling, check_finite, resolve, temporary_folder
@@ -310,6 +310,21 @@ def open_model(source: Source, *, allow_pickle: bool = False) -> Generator[Model
     """
     with open_canonical(source, allow_pickle=allow_pickle) as canonical:
         yield Model.of(canonical)
+
+
+@contextmanager
+def open_pair(
+    a: Source, b: Source, *, feedforward: bool = False, allow_pickle: bool = False
+) -> Generator[tuple[Model, Model]]:
+    """Open two models whose attention blocks, and with `feedforward` all blocks, are of the same kinds.
+
+    Raises:
+        CheckpointError: One can't be found or read.
+        ArchitectureError: The architecture of one is not supported, or they are no pair.
+    """
+    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
+        check_comparable(one.specification, other.specification, feedforward=feedforward)
+        yield one, other
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ import torch
 from torch import nn
 
 from isobasin.alignment import Alignment
-from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import LARGEST_BATCH, check_number
 from isobasin.checkpoints import calling, temporary_folder
 from isobasin.choices import WAYS, HeadCost, Method, Scope, Way
 from isobasin.errors import IsobasinError
 from isobasin.lines.path import MOST_POINTS, POINTS, LinearPath, points
-from isobasin.model import Model, open_model
+from isobasin.model import Model, open_pair
 from isobasin.records.curves import NAIVE, height
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
@@ -147,9 +146,7 @@ class OpenPair:
         Raises:
             ArchitectureError: They are no pair.
         """
-        with ExitStack() as stack:
-            one, other = (stack.enter_context(open_model(folder)) for folder in (a, b))
-            check_comparable(one.specification, other.specification)
+        with open_pair(a, b) as (one, other):
             yield cls(one, other, losses)
 
     def match(self, matching: Matching, calibration: Calibration | None = None) -> Alignment:

@@ -6,16 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from isobasin.alignment import Alignment
-from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_output
 from isobasin.choices import Scope
-from isobasin.model import Model, Source, open_model
+from isobasin.model import Model, Source, open_pair
 from isobasin.records.provenance import model_sha256
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.descent import Refined, descend
@@ -97,9 +95,7 @@ def refine(
     how, running = how or Refining(), running or Running()
     matching = matching or Matching(scope=Scope.model)
     out = Path(output)
-    with ExitStack() as stack:
-        a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
-        check_comparable(a.specification, b.specification, feedforward=matching.feedforward)
+    with open_pair(reference, model, feedforward=matching.feedforward, allow_pickle=allow_pickle) as (a, b):
         refuse_conflicts(a.canonical, b.canonical, Taking(config=take_config), (Option.config,))
         check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
         unfinished = Unfinished(out)

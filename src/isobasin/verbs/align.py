@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment
-from isobasin.architectures.resolve import check_comparable
 from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
 from isobasin.choices import HeadCost, Method, Objective, Scope
-from isobasin.model import Blocks, Digest, Source, TensorBlocks, open_model
+from isobasin.model import Blocks, Digest, Source, TensorBlocks, open_pair
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.blocks import BlockMatching
 from isobasin.verbs.inputs import fold_inputs, inputs_of
@@ -86,9 +84,7 @@ def align(
         Method(method), HeadCost(head_cost), max_condition, Scope(scope), keep_gains, Objective(objective)
     )
     running = Running(device, dtype, verify, force, progress)
-    with ExitStack() as stack:
-        a, b = (stack.enter_context(open_model(s, allow_pickle=allow_pickle)) for s in (reference, model))
-        check_comparable(a.specification, b.specification, feedforward=matching.feedforward)
+    with open_pair(reference, model, feedforward=matching.feedforward, allow_pickle=allow_pickle) as (a, b):
         if output is None:
             return match_models(a, b, matching, running, calibration)
         check_output(output, [a.checkpoint.folder, b.checkpoint.folder], force)

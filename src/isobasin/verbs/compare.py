@@ -15,7 +15,7 @@ from isobasin.architectures.resolve import check_comparable
 from isobasin.choices import HeadCost, Method, Scope
 from isobasin.matching.feedforward import branches
 from isobasin.matching.heads import head_costs
-from isobasin.model import Model, Source, open_model
+from isobasin.model import Model, Source, open_pair
 from isobasin.symmetries import attention, feedforward
 from isobasin.verbs.align import match_models
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
@@ -109,7 +109,7 @@ def compare(
         progress: Called as the work goes on.
     """
     check_device(device)
-    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
+    with open_pair(a, b, allow_pickle=allow_pickle) as (one, other):
         known = bool(known_feedforwards(one) and known_feedforwards(other))
         check_comparable(one.specification, other.specification, feedforward=known)
         scope = Scope.block if known else Scope.attention

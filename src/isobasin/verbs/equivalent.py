@@ -13,13 +13,12 @@ from torch import Tensor
 from isobasin.alignment import AttentionMove
 from isobasin.alignment.stream import Turned
 from isobasin.architectures.meaning import differences
-from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_finite
 from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
-from isobasin.model import Blocks, Model, Source, open_model
+from isobasin.model import Blocks, Model, Source, open_pair
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.stream import Basis
@@ -142,8 +141,7 @@ def equivalent(
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
     """
-    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
-        check_comparable(one.specification, other.specification)
+    with open_pair(a, b, allow_pickle=allow_pickle) as (one, other):
         return equivalent_models(one, other, Running(device=device, verify=False, progress=progress))
 
 

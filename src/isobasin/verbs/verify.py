@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import check_number, check_seed
-from isobasin.model import Source, open_model
+from isobasin.model import Source, open_pair
 from isobasin.verbs.settings import check_device
 from isobasin.verification import Verification, verify_models
 
@@ -32,6 +31,5 @@ def verify(
     check_seed(seed)
     if tolerance is not None:
         check_number("tolerance", tolerance, 0)
-    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
-        check_comparable(one.specification, other.specification)
+    with open_pair(a, b, allow_pickle=allow_pickle) as (one, other):
         return verify_models(one, other, tolerance=tolerance, seed=seed, device=device)
