@@ -7,11 +7,15 @@ line prints it on stderr and exits with 2; from Python each error can be caught 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 BARRIER_EXTRA = 'pip install "isobasin[barrier]"'
 """What brings the libraries for data, images, figures and the report page."""
+
+# Letters of a wrong value that are repeated.
+_SHOWN = 80
 
 
 class IsobasinError(Exception):
@@ -79,9 +83,27 @@ def warn(message: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
+    """The first line of an error's message, or its class if it has none; of pydantic's errors the first problem."""
+    problems: Any = getattr(error, "errors", None)
+    if type(error).__name__ == "ValidationError" and callable(problems):
+        return problem_in_words(problems()[0])
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def problem_in_words(problem: Mapping[str, Any]) -> str:
+    """One of the problems that a `pydantic.ValidationError` lists: where it is, what is wrong, and what was given."""
+    where, given = ".".join(map(str, problem["loc"])), repr(problem["input"])
+    if problem["type"] == "missing":
+        return f"{where} is missing"
+    if problem["type"] == "value_error":
+        found = str(problem["ctx"]["error"])
+    else:
+        found = problem["msg"][:1].lower() + problem["msg"][1:]
+        # Text that is no JSON is the whole of it, and what has entries is long.
+        short = problem["type"] != "json_invalid" and given[:1] not in "{[" and len(given) <= _SHOWN
+        found += f", not {given}" if short else ""
+    return f"{where}: {found}" if where else found
 
 
 def described(error: BaseException) -> str:

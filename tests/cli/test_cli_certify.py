@@ -70,3 +70,10 @@ def test_bad_input_is_one_line(cli: Cli, models: dict[str, Path], tmp_path: Path
         assert result.stdout == ""
         assert said in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_a_family_that_is_mistyped_is_told_from_a_model(cli: Cli):
+    result = cli("certify", "lama")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: lama: no family: did you mean llama")
+    assert len(result.stderr.splitlines()) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -238,7 +239,7 @@ def test_a_damaged_file_is_refused_in_one_line(kind, tmp_path):
     with pytest.raises(AlignmentError) as caught:
         Alignment.load(path)
     assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert not re.search(r"\n|validation error|pydantic", str(caught.value))
 
 
 def test_the_bytes_of_a_file_depend_on_nothing_else(tmp_path):

@@ -74,11 +74,13 @@ class Header(_Model):
         """The header of a file of this format, or of an older one.
 
         Raises:
-            AlignmentError: The file is of a newer one.
-            ValueError: It is no header.
+            AlignmentError: The file is of a newer one, or has no header of an alignment.
+            ValueError: The header is damaged.
         """
-        written, found = metadata.get("format", "1"), metadata.get("isobasin", "")
-        if found and written not in ("1", FORMAT):
+        written, found = metadata.get("format", "1"), metadata.get("isobasin")
+        if found is None:
+            raise AlignmentError("not an alignment, but other tensors: give the file that `isobasin align` wrote")
+        if written not in ("1", FORMAT):
             raise AlignmentError(f"it has format {written}, this version of isobasin knows up to {FORMAT}: update it")
         header = _Header1.model_validate_json(found).now() if written == "1" else cls.model_validate_json(found)
         if len({entry.block for entry in header.moves}) < len(header.moves):

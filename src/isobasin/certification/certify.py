@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from isobasin.certification.jacobians import Measured, measured_alone, measured_
 from isobasin.certification.loaded import Loaded, loaded_blocks
 from isobasin.certification.smallest import smallest
 from isobasin.certification.tangents import stored_tangents
+from isobasin.errors import CheckpointError
 from isobasin.model import Model, Source, open_model
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
@@ -84,22 +87,9 @@ class BlockCertificate:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "layer": self.layer,
-            "block": self.kind,
-            "group": str(self.group),
-            "parameters": self.parameters,
-            "stated": self.stated,
-            "measured": self.measured,
-            "gap": self.gap,
-            "missing": self.missing,
-            "wrong": self.wrong,
-            "hidden": self.hidden,
-            "hidden_gap": self.hidden_gap,
-            "hidden_expected": self.expected,
-            "verdict": self.verdict,
-            "exact": self.exact,
-        }
+        same = ("layer", "parameters", "stated", "measured", "gap", "missing", "wrong", "hidden", "hidden_gap")
+        plain = {name: getattr(self, name) for name in (*same, "verdict", "exact")}
+        return {**plain, "block": self.kind, "group": str(self.group), "hidden_expected": self.expected}
 
 
 @dataclass(frozen=True)
@@ -153,7 +143,7 @@ def certify(
     check_seed(seed)
     if isinstance(source, str) and source in map(str, EXAMPLES) and not Path(source).is_dir():
         return _of_small(variant(source), source, seed, progress)
-    with open_model(source, allow_pickle=allow_pickle) as opened:
+    with _said_of_families(source), open_model(source, allow_pickle=allow_pickle) as opened:
         sizes = [sum(map(prod, block.shapes().values())) for block in _blocks(opened)]
         if max(sizes) <= _LARGEST:
             return Certificate(opened.name, False, _certified(opened, seed, progress))
@@ -161,6 +151,18 @@ def certify(
         usual = tiny(opened.specification.model_type)
         head = (config.get("architectures") or [usual.base])[0]
         return _of_small(replace(usual, config=dict(config), head=head), opened.name, seed, progress)
+
+
+@contextmanager
+def _said_of_families(source: Source) -> Generator[None]:
+    """Where there is no such model, say also which families or variants have nearly its name."""
+    try:
+        yield
+    except CheckpointError as error:
+        near = get_close_matches(str(source), map(str, EXAMPLES)) if not Path(str(source)).exists() else []
+        if not near:
+            raise
+        raise CheckpointError(f"{source}: no family: did you mean {' or '.join(near)}? As a model: {error}") from error
 
 
 def variants(model_type: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from isobasin.errors import ConfigurationError, DataError, first_line
+from isobasin.errors import ConfigurationError, DataError, first_line, problem_in_words
 from isobasin.experiments.settings import ExperimentSettings
 from isobasin.tasks.reading import regular_file
 from isobasin.text import near
@@ -132,17 +132,10 @@ def _checked(content: Any, name: str) -> ExperimentSettings:
 
 def _said(error: Any) -> str:
     """One of pydantic's errors in words."""
-    where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
+        where = ".".join(map(str, error["loc"]))
         return f"unknown entry {where}: {near(str(error['loc'][-1]), _fields(error['loc'][:-1]))}"
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    if error["type"] == "value_error":
-        message = str(error["ctx"]["error"])
-        return f"{where}: {message}" if where else message
-    given = error["input"]
-    shown = "" if isinstance(given, (dict, list)) else f", not {given!r}"
-    return f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]}{shown}"
+    return problem_in_words(error)
 
 
 def _fields(place: tuple[int | str, ...]) -> list[str]:

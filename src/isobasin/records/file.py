@@ -12,7 +12,7 @@ from typing import BinaryIO
 from pydantic import TypeAdapter, ValidationError
 
 from isobasin.checkpoints.output import disk_errors
-from isobasin.errors import RecordError
+from isobasin.errors import RecordError, first_line
 from isobasin.records import sealing
 from isobasin.records.schema import (
     SCHEMA_VERSION,
@@ -220,9 +220,6 @@ def _record(line: bytes, where: str) -> Record:
     try:
         return _RECORD.validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["loc"][-1:] == (sealing.NAME,):
+        if error.errors()[0]["loc"][-1:] == (sealing.NAME,):
             raise _unusable(f"{where} {_EDITED}") from error
-        field_name = ".".join(map(str, first["loc"]))
-        found = f"{field_name}: {first['msg']}" if field_name else first["msg"]
-        raise _unusable(f"{where} isn't a record ({found})") from error
+        raise _unusable(f"{where} isn't a record ({first_line(error)})") from error
