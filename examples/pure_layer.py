@@ -9,7 +9,7 @@ import torch
 
 import isobasin
 from isobasin import AttentionGroup, AttentionWeights, BilinearGroup
-from isobasin.symmetries import attention
+from isobasin.symmetries.function import attend
 
 generator = torch.Generator().manual_seed(0)
 
@@ -30,8 +30,8 @@ reference = AttentionWeights(query=normal(2, 3, 48, 8), key=normal(2, 48, 8), va
 print(f"group: {group}, dimension {group.dimension}")
 
 # A disguised copy: heads permuted, every head turned by maps of condition number 1000.
-disguise = attention.sample(group, generator, condition=1e3)
-copy = attention.act(group, disguise, reference)
+disguise = group.sample(generator, condition=1e3)
+copy = group.act(disguise, reference)
 
 found = isobasin.match(group, reference, copy)
 print("head permutation undone:", found.element.head_permutation().tolist())
@@ -40,5 +40,5 @@ for name, tensor in found.moved.tensors().items():
 
 # The function, written plainly, is the same for both.
 hidden, angles = normal(1, 10, 48), torch.arange(10.0, dtype=torch.float64)[:, None] * torch.logspace(0, -3, 4).double()
-gap = attention.attend(reference, group, hidden, angles) - attention.attend(copy, group, hidden, angles)
+gap = attend(reference, group, hidden, angles) - attend(copy, group, hidden, angles)
 print(f"largest difference of the two functions: {gap.abs().max():.1e}")

@@ -10,7 +10,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import than all of this
-    from isobasin.alignment.moves import Kind as Kind, Laws as Laws, Move as Move, Statistics as Statistics
+    from isobasin.alignment.moves import Kind as Kind, Move as Move, Statistics as Statistics
     from isobasin.alignment.stream import Turned as Turned
     from isobasin.architectures.blocks import AttentionBlock as AttentionBlock, Block as Block
     from isobasin.architectures.feedforwards import ExpertsBlock as ExpertsBlock, FeedForwardBlock as FeedForwardBlock
@@ -93,7 +93,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
 __version__ = "0.1.0"
 
 _HOMES = {
-    "alignment.moves": "Kind Laws Move Statistics",
+    "alignment.moves": "Kind Move Statistics",
     "alignment.stream": "Turned",
     "architectures.blocks": "AttentionBlock Block",
     "architectures.feedforwards": "ExpertsBlock FeedForwardBlock",

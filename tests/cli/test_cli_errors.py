@@ -226,15 +226,15 @@ def test_no_space_in_the_middle(refused: Callable[..., None], models: dict[str, 
 def test_a_move_that_changes_the_function_is_not_written(
     refused: Callable[..., None], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    from isobasin.symmetries import attention
+    from isobasin.symmetries.groups import AttentionGroup
 
-    act = attention.act
+    act = AttentionGroup.act
 
     def wrong(group: Any, element: Any, weights: Any) -> Any:
         moved = act(group, element, weights)
         return moved.map(lambda tensor: 1.01 * tensor)
 
-    monkeypatch.setattr(attention, "act", wrong)
+    monkeypatch.setattr(AttentionGroup, "act", wrong)
     refused(models["b"], "outputs differ by", "was not written")
 
 

@@ -18,8 +18,8 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import family
 from isobasin.architectures.tiny import TinyModel
 from isobasin.model import open_model
-from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
+from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
@@ -78,7 +78,7 @@ def assert_blocks_preserved(a: Blocks, b: Blocks, tolerance: float = 1e-9) -> No
         for length, offset, causal in ((1, 0, False), (6, 0, True), (9, 5, False), (9, 1000, True)):
             hidden = torch.randn(2, length, one.width, generator=generator, dtype=torch.float64)
             angles = (torch.arange(length, dtype=torch.float64) + offset).unsqueeze(-1) * frequencies
-            outputs = [attention.attend(w, group, hidden, angles, causal) for w in (one, other)]
+            outputs = [attend(w, group, hidden, angles, causal) for w in (one, other)]
             found = relative_difference(*outputs)
             assert found <= tolerance, f"attend at length {length}, offset {offset} differs by {found:.3g}"
 

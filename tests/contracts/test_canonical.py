@@ -13,9 +13,9 @@ from contracts.checks import tensors
 from isobasin.architectures.examples import variant
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
-from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale
+from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import assert_function_preserved
@@ -89,8 +89,8 @@ def canonical(group: AttentionGroup, weights: AttentionWeights) -> tuple[Attenti
     """The element, the moved weights, and what is not unique in them."""
     loose = Loose(torch.finfo(torch.float64).eps)
     element = canonical_attention(group, weights, head_sizes(group, weights), loose)
-    assert attention.contains(group, element)
-    return element, attention.act(group, element, weights), loose.names
+    assert group.contains(element)
+    return element, group.act(element, weights), loose.names
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -98,8 +98,8 @@ def canonical(group: AttentionGroup, weights: AttentionWeights) -> tuple[Attenti
 def test_blocks_of_one_orbit_have_one_canonical_member(name, seed):
     group = GROUPS[name]
     weights = random_weights(group, 12, _BIASES, seed)
-    random = attention.sample(group, torch.Generator().manual_seed(seed + 10), condition=100.0)
-    found = [canonical(group, w) for w in (weights, attention.act(group, random, weights))]
+    random = group.sample(torch.Generator().manual_seed(seed + 10), condition=100.0)
+    found = [canonical(group, w) for w in (weights, group.act(random, weights))]
     deficient = ["rank"] if name == "wider than the model" else []
     assert [names[:1] for _, _, names in found] == [deficient, deficient]
     unique = {"query_gain", "key_gain", "table", "sink"} if deficient else found[0][1].tensors().keys()
@@ -108,7 +108,7 @@ def test_blocks_of_one_orbit_have_one_canonical_member(name, seed):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-8)
     hidden = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     angles = torch.arange(5.0, dtype=torch.float64).unsqueeze(-1) * torch.tensor([1.0, 0.1])
-    before, after = (attention.attend(w, group, hidden, angles) for w in (weights, found[1][1]))
+    before, after = (attend(w, group, hidden, angles) for w in (weights, found[1][1]))
     torch.testing.assert_close(before, after, rtol=1e-8, atol=1e-8 * float(before.abs().max()))
 
 
@@ -144,7 +144,7 @@ def test_degenerate_heads_are_moved_and_named(case):
     assert names[:1] == [{"two heads alike": "head order", "orthogonal": "singular values"}.get(case, "rank")]
     assert float(torch.linalg.cond(element.parts["value_output.matrix"]).max()) < 1e3
     hidden = torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(attention.attend(weights, group, hidden), attention.attend(moved, group, hidden))
+    torch.testing.assert_close(attend(weights, group, hidden), attend(moved, group, hidden))
 
 
 FEEDFORWARD = {
@@ -170,12 +170,12 @@ def test_units_of_one_orbit_have_one_canonical_member(name, dead):
         parts["down"][2] = 0
     weights = FeedForwardWeights(**parts)
     moved: list[FeedForwardWeights] = []
-    for element in (feedforward.identity(group), feedforward.sample(group, generator, condition=100.0)):
-        start, loose = feedforward.act(group, element, weights), Loose(1e-15)
+    for element in (group.identity(), group.sample(generator, condition=100.0)):
+        start, loose = group.act(element, weights), Loose(1e-15)
         found = canonical_feedforward(group, start, loose)
-        assert feedforward.contains(group, found)
+        assert group.contains(found)
         assert loose.names == (["scales"] if dead and name not in ("plain", "tanh") else [])
-        moved.append(feedforward.act(group, found, start))
+        moved.append(group.act(found, start))
     for part, x in moved[0].tensors().items():
         torch.testing.assert_close(x[:-1], getattr(moved[1], part)[:-1])
 

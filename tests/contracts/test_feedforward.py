@@ -29,7 +29,6 @@ from isobasin.architectures.configuration import build
 from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.architectures.registry import Family, family
 from isobasin.architectures.tiny import TinyModel
-from isobasin.symmetries.feedforward import compose, identity
 from isobasin.testing.assertions import assert_function_preserved
 
 
@@ -97,7 +96,7 @@ def test_align_brings_units_and_heads_back(model, dtype, saved, scrambled, tmp_p
     assert [layer.statistics.status for layer in found.feedforward] == ["exact"] * len(feedforward_blocks(original))
     random = Alignment.load(moved)
     for one, other in zip(random.feedforward, found.feedforward, strict=True):
-        both, nothing = compose(one.group, other.element, one.element), identity(one.group)
+        both, nothing = one.group.compose(other.element, one.element), one.group.identity()
         assert torch.equal(both.permutation, nothing.permutation)
         assert torch.equal(both.experts, nothing.experts)
     layers = dict.fromkeys(layer.layer for layer in found.feedforward)

@@ -20,7 +20,7 @@ from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.tiny import TinyModel
 from isobasin.errors import VerificationError
 from isobasin.matching import feedforward as matching
-from isobasin.symmetries import feedforward, permutation
+from isobasin.symmetries import permutation
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights
 from isobasin.testing.assertions import assert_function_preserved
 
@@ -43,8 +43,8 @@ def changed(change: Change) -> Plant:
     """`act` with its result changed: `change(group, element, before, after)`."""
 
     def plant(patch: Patch) -> None:
-        act = feedforward.act
-        patch.setattr(feedforward, "act", lambda g, e, w: change(g, e, w, act(g, e, w)))
+        act = FeedForwardGroup.act
+        patch.setattr(FeedForwardGroup, "act", lambda g, e, w: change(g, e, w, act(g, e, w)))
 
     return plant
 

@@ -64,12 +64,12 @@ def changed_act(change: Callable[[AttentionGroup, AttentionWeights, AttentionWei
     """`act` with its result changed: `change(group, before, after)`."""
 
     def plant(patch: Patch) -> None:
-        act = attention.act
+        act = AttentionGroup.act
 
         def planted(group, element, weights):
             return change(group, attention.permute(weights, element.outer, element.inner), act(group, element, weights))
 
-        patch.setattr(attention, "act", planted)
+        patch.setattr(AttentionGroup, "act", planted)
 
     return plant
 
@@ -144,12 +144,12 @@ def swapped_parts(patch: Patch) -> None:
 
 def moved_neighbour(patch: Patch) -> None:
     """Elements applied to the wrong layer's tensors."""
-    act = attention.act
+    act = AttentionGroup.act
 
     def planted(group, element, weights):
         return act(group, element, weights.map(lambda t: t.flip(-2) if t.ndim > 1 else t))
 
-    patch.setattr(attention, "act", planted)
+    patch.setattr(AttentionGroup, "act", planted)
 
 
 def gains_folded_only(patch: Patch) -> None:

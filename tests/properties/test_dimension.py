@@ -13,7 +13,7 @@ from torch.func import jacfwd
 from isobasin.certification.nullity import Spectrum, spectrum
 from isobasin.certification.tangents import tangents
 from isobasin.matching.attention import match
-from isobasin.symmetries import attention
+from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
@@ -90,7 +90,7 @@ def unseen(group: AttentionGroup, weights: AttentionWeights, seed: int = 0) -> S
     hidden = torch.randn(rows, tokens, width, generator=generator, dtype=torch.float64)
     turning = max((group.query_key, group.value_output), key=lambda pair: len(pair.planes)).frequencies
     angles = torch.arange(tokens, dtype=torch.float64).unsqueeze(-1) * 0.37 ** torch.tensor(turning).double()
-    jacobian = jacfwd(lambda w: attention.attend(build(w), group, hidden, angles).flatten())(flat)
+    jacobian = jacfwd(lambda w: attend(build(w), group, hidden, angles).flatten())(flat)
     assert jacobian.shape[0] >= 2 * jacobian.shape[1]
     return spectrum(jacobian)
 
@@ -128,9 +128,9 @@ def attention_blocks(draw: st.DrawFn) -> Block:
 @given(block=attention_blocks(), seed=seeds())
 def test_any_setting_has_the_stated_group_and_no_more(block: Block, seed: int):
     """A random element changes nothing, is found again, and there are no other directions."""
-    moved = attention.act(block.group, element(block.group, seed), block.weights)
+    moved = block.group.act(element(block.group, seed), block.weights)
     assert relative_difference(block.output(), block.output(moved)) < 1e-9
-    back = attention.act(block.group, match(block.group, block.weights, moved).element, moved)
+    back = block.group.act(match(block.group, block.weights, moved).element, moved)
     for name, part in block.weights.tensors().items():
         assert relative_difference(part, back.tensors()[name]) < 1e-6, name
     found = unseen(block.group, block.weights, seed)

@@ -11,7 +11,6 @@ from hypothesis import given, strategies as st
 
 from isobasin.matching import feedforward as matching
 from isobasin.matching.feedforward import distance, match_feedforward
-from isobasin.symmetries import feedforward
 from isobasin.symmetries.feedforward import (
     FeedForwardElement,
     FeedForwardGroup,
@@ -47,7 +46,7 @@ def block(group: FeedForwardGroup, seed: int) -> FeedForwardWeights:
 
 
 def sample(group: FeedForwardGroup, seed: int) -> FeedForwardElement:
-    return feedforward.sample(group, torch.Generator().manual_seed(seed))
+    return group.sample(torch.Generator().manual_seed(seed))
 
 
 def assert_near(a: FeedForwardWeights, b: FeedForwardWeights) -> None:
@@ -58,15 +57,15 @@ def assert_near(a: FeedForwardWeights, b: FeedForwardWeights) -> None:
 @given(groups, seeds())
 def test_group_laws(group, seed):
     weights, one, two = block(group, seed), sample(group, seed + 1), sample(group, seed + 2)
-    assert feedforward.contains(group, one)
-    moved = feedforward.act(group, one, weights)
-    both = feedforward.compose(group, two, one)
-    assert_near(feedforward.act(group, two, moved), feedforward.act(group, both, weights))
-    assert_near(feedforward.act(group, feedforward.inverse(group, one), moved), weights)
-    assert_near(feedforward.act(group, feedforward.identity(group), weights), weights)
+    assert group.contains(one)
+    moved = group.act(one, weights)
+    both = group.compose(two, one)
+    assert_near(group.act(two, moved), group.act(both, weights))
+    assert_near(group.act(group.inverse(one), moved), weights)
+    assert_near(group.act(group.identity(), weights), weights)
     three = sample(group, seed + 3)
-    left = feedforward.compose(group, three, both)
-    right = feedforward.compose(group, feedforward.compose(group, three, two), one)
+    left = group.compose(three, both)
+    right = group.compose(group.compose(three, two), one)
     for name, part in left.tensors().items():
         torch.testing.assert_close(part, right.tensors()[name])
 
@@ -74,7 +73,7 @@ def test_group_laws(group, seed):
 @given(groups, seeds())
 def test_elements_preserve_the_function(group, seed):
     weights = block(group, seed)
-    moved = feedforward.act(group, sample(group, seed + 1), weights)
+    moved = group.act(sample(group, seed + 1), weights)
     hidden = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     activation = torch.relu if group.gate is Scale.positive else torch.nn.functional.silu
     scores = None if group.shift else torch.sigmoid
@@ -85,8 +84,8 @@ def test_elements_preserve_the_function(group, seed):
 
 def test_a_shift_is_seen_by_sigmoids():
     weights = block(SWIGLU, 0)
-    element = feedforward.identity(SWIGLU).having({"shift": torch.full((WIDTH + 1,), 0.1, dtype=torch.float64)})
-    moved = feedforward.act(SWIGLU, element, weights)
+    element = SWIGLU.identity().having({"shift": torch.full((WIDTH + 1,), 0.1, dtype=torch.float64)})
+    moved = SWIGLU.act(element, weights)
     hidden = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     silu = torch.nn.functional.silu
     one, other = (feed_forward(w, silu, hidden, None, torch.sigmoid) for w in (weights, moved))
@@ -95,10 +94,10 @@ def test_a_shift_is_seen_by_sigmoids():
 
 def test_experts_stay_in_their_groups():
     group = GROUPS[1]
-    start = feedforward.identity(group)
+    start = group.identity()
     for order, allowed in (([2, 3, 1, 0], True), ([0, 2, 1, 3], False), ([0, 0, 2, 3], False)):
-        assert feedforward.contains(group, start.having({"experts": torch.tensor(order)})) == allowed
-    assert feedforward.contains(SWIGLU, start.having({"experts": torch.tensor([0, 2, 1, 3])})) is True
+        assert group.contains(start.having({"experts": torch.tensor(order)})) == allowed
+    assert SWIGLU.contains(start.having({"experts": torch.tensor([0, 2, 1, 3])})) is True
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -108,8 +107,8 @@ def test_planted_elements_are_recovered(nested, group, seed):
     with pytest.MonkeyPatch.context() as patch:
         if not nested:
             patch.setattr(matching, "_NESTED", 0)
-        found = match_feedforward(group, weights, feedforward.act(group, planted, weights))
-    assert feedforward.contains(group, found.element)
+        found = match_feedforward(group, weights, group.act(planted, weights))
+    assert group.contains(found.element)
     assert_near(found.moved, weights)
     assert torch.equal(found.element.experts, planted.experts.argsort())
 
@@ -121,14 +120,14 @@ def test_the_order_of_experts_is_the_best_one(group, seed):
     found = distance(one, match_feedforward(group, one, other).moved)
     best = float("inf")
     for order in itertools.permutations(range(4)):
-        element = feedforward.identity(group).having({"experts": torch.tensor(order)})
-        if not feedforward.contains(group, element):
+        element = group.identity().having({"experts": torch.tensor(order)})
+        if not group.contains(element):
             continue
-        moved = feedforward.act(group, element, other)
+        moved = group.act(element, other)
         if group.shift:
             rows = [matching.router_rows(w).mean(0) for w in (one, moved)]
-            shifted = feedforward.identity(group).having({"shift": rows[0] - rows[1]})
-            moved = feedforward.act(group, shifted, moved)
+            shifted = group.identity().having({"shift": rows[0] - rows[1]})
+            moved = group.act(shifted, moved)
         units = [match_feedforward(group.expert, one.expert(i), moved.expert(i)).moved for i in range(4)]
         stacked = {name: torch.stack([getattr(unit, name) for unit in units]) for name in units[0].tensors()}
         best = min(best, distance(one, replace(moved, **stacked)))

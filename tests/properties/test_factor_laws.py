@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from torch.func import jacrev
 from isobasin import symmetries
 from isobasin.architectures.layouts import alike_planes, half_planes
 from isobasin.certification.nullity import spectrum
-from isobasin.symmetries import attention
 from isobasin.symmetries.factor import Factor, Parts
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale, feed_forward
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
@@ -34,7 +34,7 @@ PLANES = ((0, 3), (1, 4))
 class Case:
     """A block of some group: weights by name, and what it computes of them."""
 
-    group: Product
+    group: Product[Any, Any]
     weights: Parts
     output: Callable[[Parts], Tensor]
 
@@ -111,6 +111,12 @@ def drawn(factor: Factor, seed: int, batch: tuple[int, ...] = ()) -> Parts:
 
 def moved(factor: Factor, weights: Parts, *elements: Parts) -> Parts:
     for element in elements:
+        weights = factor.act(element, weights)
+    return weights
+
+
+def moved_by_all(group: Product[Any, Any], element: Parts, weights: Parts) -> Parts:
+    for factor in group.factors:
         weights = factor.act(element, weights)
     return weights
 
@@ -258,21 +264,17 @@ def test_products_are_groups_that_the_function_does_not_see(name: str):
     """All factors at once; and reading takes back what storing did."""
     case = cases()[name]
     group = case.group
-    g, h, k = (group.parts_of_sample(torch.Generator().manual_seed(seed), (), 10.0, 1.0) for seed in (4, 5, 8))
-    assert_same(group.composed(g, group.composed(h, k)), group.composed(group.composed(g, h), k), 1e-9)
-    assert_same(group.composed(group.inverted(g), g), group.parts_of_identity(), 1e-9)
-    at_once, in_turn = group.moved(group.composed(g, h), case.weights), group.moved(g, group.moved(h, case.weights))
+    g, h, k = (group.sample(torch.Generator().manual_seed(seed)) for seed in (4, 5, 8))
+    left, right = group.compose(g, group.compose(h, k)), group.compose(group.compose(g, h), k)
+    assert_same(left.tensors(), right.tensors(), 1e-9)
+    assert_same(group.compose(group.inverse(g), g).tensors(), group.identity().tensors(), 1e-9)
+    weights = (AttentionWeights if isinstance(group, AttentionGroup) else FeedForwardWeights).of(case.weights)
+    at_once, in_turn = (
+        x.tensors() for x in (group.act(group.compose(g, h), weights), group.act(g, group.act(h, weights)))
+    )
     assert_same(at_once, in_turn, 1e-9)
-    assert group.holds(group.composed(g, group.inverted(h)))
+    assert_same(group.act(g, weights).tensors(), moved_by_all(group, g.tensors(), case.weights), 0)
+    assert group.contains(group.compose(g, group.inverse(h)))
     assert relative_difference(case.output(case.weights), case.output(at_once)) < 1e-9
     read = group.read(group.stored(case.weights))
     assert_same(group.read(group.stored(read)), read)
-
-
-def test_attention_is_the_product():
-    """What the rest of the package calls is what is tested here."""
-    case = cases()["partly rotary"]
-    assert isinstance(case.group, AttentionGroup)
-    element = attention.sample(case.group, torch.Generator().manual_seed(1))
-    after = attention.act(case.group, element, AttentionWeights(**case.weights))
-    assert_same(after.tensors(), case.group.moved(element.tensors(), case.weights), 0)

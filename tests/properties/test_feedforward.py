@@ -64,7 +64,7 @@ def blocks(draw: Any) -> Block:
 
 
 def element(group: FeedForwardGroup, seed: int, condition: float = 10.0) -> FeedForwardElement:
-    return feedforward.sample(group, torch.Generator().manual_seed(seed), condition=condition)
+    return group.sample(torch.Generator().manual_seed(seed), condition=condition)
 
 
 def assert_close(a: FeedForwardWeights, b: FeedForwardWeights, tolerance: float = 1e-12) -> None:
@@ -77,48 +77,48 @@ def assert_close(a: FeedForwardWeights, b: FeedForwardWeights, tolerance: float 
 def test_the_function_is_preserved(block: Block, seed: int, condition: float):
     original = block.weights.map(torch.clone)
     g = element(block.group, seed, condition)
-    assert feedforward.contains(block.group, g)
-    moved = feedforward.act(block.group, g, block.weights)
+    assert block.group.contains(g)
+    moved = block.group.act(g, block.weights)
     assert relative_difference(block.output(), block.output(moved)) <= 1e-11
     assert all(torch.equal(t, getattr(original, name)) for name, t in block.weights.tensors().items())
 
 
 @given(blocks())
 def test_the_identity_changes_nothing(block: Block):
-    moved = feedforward.act(block.group, feedforward.identity(block.group), block.weights)
+    moved = block.group.act(block.group.identity(), block.weights)
     assert all(torch.equal(t, getattr(moved, name)) for name, t in block.weights.tensors().items())
 
 
 @given(blocks(), seeds())
 def test_the_inverse_undoes(block: Block, seed: int):
     g = element(block.group, seed)
-    moved = feedforward.act(block.group, g, block.weights)
-    assert_close(block.weights, feedforward.act(block.group, feedforward.inverse(block.group, g), moved))
-    unit = feedforward.compose(block.group, feedforward.inverse(block.group, g), g)
-    for name, part in feedforward.identity(block.group).tensors().items():
+    moved = block.group.act(g, block.weights)
+    assert_close(block.weights, block.group.act(block.group.inverse(g), moved))
+    unit = block.group.compose(block.group.inverse(g), g)
+    for name, part in block.group.identity().tensors().items():
         torch.testing.assert_close(unit.tensors()[name], part, rtol=1e-14, atol=0)
 
 
 @given(blocks(), seeds(), seeds(), seeds())
 def test_composition_acts_as_composition_and_is_associative(block: Block, x: int, y: int, z: int):
     a, b, c = (element(block.group, seed) for seed in (x, y, z))
-    in_turn = feedforward.act(block.group, b, feedforward.act(block.group, a, block.weights))
-    assert_close(in_turn, feedforward.act(block.group, feedforward.compose(block.group, b, a), block.weights))
-    left = feedforward.compose(block.group, c, feedforward.compose(block.group, b, a))
-    right = feedforward.compose(block.group, feedforward.compose(block.group, c, b), a)
+    in_turn = block.group.act(b, block.group.act(a, block.weights))
+    assert_close(in_turn, block.group.act(block.group.compose(b, a), block.weights))
+    left = block.group.compose(c, block.group.compose(b, a))
+    right = block.group.compose(block.group.compose(c, b), a)
     assert torch.equal(left.permutation, right.permutation)
     for name, part in left.tensors().items():
         torch.testing.assert_close(part, right.tensors()[name], rtol=1e-14, atol=0)
-    assert feedforward.contains(block.group, left)
+    assert block.group.contains(left)
 
 
 @given(blocks(), seeds())
 def test_batches_act_one_by_one(block: Block, seed: int):
-    many = feedforward.sample(block.group, torch.Generator().manual_seed(seed), (3,))
+    many = block.group.sample(torch.Generator().manual_seed(seed), (3,))
     stacked = block.weights.map(lambda t: torch.stack([t, 2 * t, 3 * t]))
-    moved = feedforward.act(block.group, many, stacked)
+    moved = block.group.act(many, stacked)
     for i in range(3):
-        expected = feedforward.act(block.group, many[i], stacked.map(lambda t, i=i: t[i]))
+        expected = block.group.act(many[i], stacked.map(lambda t, i=i: t[i]))
         assert_close(expected, moved.map(lambda t, i=i: t[i]))
 
 
@@ -132,8 +132,8 @@ def test_by_hand():
         down_bias=torch.tensor([7.0, 8.0]).double(),
     )
     scales = torch.tensor([1.0, 3.0]).double()
-    g = feedforward.identity(group).having({"permutation": torch.tensor([1, 0]), "up": scales})
-    moved = feedforward.act(group, g, weights).tensors()
+    g = group.identity().having({"permutation": torch.tensor([1, 0]), "up": scales})
+    moved = group.act(g, weights).tensors()
     expected = {
         "up": [[3.0, 4.0], [3.0, 6.0]],
         "down": [[1.0, 1.0], [1.0, 2.0]],
@@ -148,9 +148,9 @@ def test_by_hand():
 def test_scales_outside_the_group_are_told():
     relu, gelu = FeedForwardGroup(2, Scale.positive), FeedForwardGroup(2)
     for group, scale, allowed in ((relu, 2.0, True), (relu, -2.0, False), (gelu, 2.0, False), (gelu, 1.0, True)):
-        g = feedforward.identity(group)
+        g = group.identity()
         g.parts["up"][1] = scale
-        assert feedforward.contains(group, g) == allowed
+        assert group.contains(g) == allowed
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_scales_that_the_group_lacks_change_the_function(activation: str, gated:
     """The counterpart: the groups are not larger. In gated blocks the branch that the activation reads is scaled."""
     block = make_block(activation, 4, 5, 1, gated=gated)
     scaled = torch.full((4,), scale, dtype=torch.float64)
-    g = feedforward.identity(block.group).having({"gate" if gated else "up": scaled})
-    assert not feedforward.contains(block.group, g)
-    assert relative_difference(block.output(), block.output(feedforward.act(block.group, g, block.weights))) > 1e-2
+    g = block.group.identity().having({"gate" if gated else "up": scaled})
+    assert not block.group.contains(g)
+    assert relative_difference(block.output(), block.output(block.group.act(g, block.weights))) > 1e-2
 
 
 # name: activation, gated, bias, dimension for 4 units by hand

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from isobasin.matching import feedforward as matching
 from isobasin.matching.feedforward import distance, match_feedforward, unit_sizes
-from isobasin.symmetries import feedforward
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.testing.strategies import conditions, seeds
 
@@ -46,8 +45,8 @@ def lowest(group: FeedForwardGroup, a: FeedForwardWeights, b: FeedForwardWeights
 
     def at(s: Tensor, r: float) -> Tensor:
         scales = s.unsqueeze(-1), torch.full_like(s, r).unsqueeze(-1)
-        g = feedforward.identity(single, (len(s),)).having(dict(zip(("up", "gate"), scales, strict=True)))
-        moved = feedforward.act(single, g, two.map(lambda t: t.expand(len(s), *t.shape[1:]))).tensors()
+        g = single.identity((len(s),)).having(dict(zip(("up", "gate"), scales, strict=True)))
+        moved = single.act(g, two.map(lambda t: t.expand(len(s), *t.shape[1:]))).tensors()
         return torch.stack([(t - moved[n]).square().flatten(1).sum(-1) for n, t in one.tensors().items()]).sum(0)
 
     best = math.inf
@@ -75,7 +74,7 @@ def test_no_permutation_with_any_scales_is_nearer(activation: str, gated: bool, 
     least = min(sum(costs[i][j] for i, j in enumerate(p)) for p in itertools.permutations(range(units)))
     rest = (reference.down_bias - b.weights.down_bias).square().sum().item() if bias else 0.0
     found = match_feedforward(group, reference, b.weights)
-    assert feedforward.contains(group, found.element)
+    assert group.contains(found.element)
     assert squared(reference, found.moved) == pytest.approx(least + rest, rel=1e-9)
 
 
@@ -84,9 +83,9 @@ def test_planted_elements_are_recovered(kind: tuple[str, bool], seed: int, other
     """Permutation and scales, of both signs, up to ratios of 1e6: scales from 1e-3 to 1e3."""
     block = make_block(kind[0], 6, 5, seed, gated=kind[1], bias=bias)
     planted = element(block.group, other, condition)
-    moved = feedforward.act(block.group, planted, block.weights)
+    moved = block.group.act(planted, block.weights)
     found = match_feedforward(block.group, block.weights, moved)
-    undone = feedforward.compose(block.group, found.element, planted)
+    undone = block.group.compose(found.element, planted)
     assert torch.equal(undone.permutation, torch.arange(6))
     for scales in (undone.parts["up"], undone.parts["gate"]):
         torch.testing.assert_close(scales, torch.ones(6).double(), rtol=1e-10, atol=0)
@@ -113,8 +112,8 @@ def test_two_scales_end_at_least_where_no_step_is_better(gated: bool):
     reached = squared(a.weights, found.moved)
     for up, gate in itertools.product((0.9, 0.999, 1.0, 1.001, 1.1), repeat=2):
         scales = torch.full((5,), up).double(), torch.full((5,), gate if gated else 1.0).double()
-        g = feedforward.identity(a.group).having(dict(zip(("up", "gate"), scales, strict=True)))
-        assert squared(a.weights, feedforward.act(a.group, g, found.moved)) >= reached * (1 - 1e-12)
+        g = a.group.identity().having(dict(zip(("up", "gate"), scales, strict=True)))
+        assert squared(a.weights, a.group.act(g, found.moved)) >= reached * (1 - 1e-12)
 
 
 @pytest.mark.parametrize("m", [1, 2])
@@ -154,7 +153,7 @@ def test_units_of_zeros_keep_their_scale(name: str):
 @given(st.sampled_from(KINDS), seeds(), seeds())
 def test_sizes_of_units_are_invariant(kind: tuple[str, bool], seed: int, other: int):
     block = make_block(kind[0], 5, 3, seed, gated=kind[1])
-    moved = feedforward.act(block.group, element(block.group, other, 1e3), block.weights)
+    moved = block.group.act(element(block.group, other, 1e3), block.weights)
     before, after = unit_sizes(block.group, block.weights), unit_sizes(block.group, moved)
     torch.testing.assert_close(before, after, rtol=1e-12, atol=0)
     unrelated = make_block(kind[0], 5, 3, seed + 1, gated=kind[1])

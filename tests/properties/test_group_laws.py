@@ -24,7 +24,7 @@ def assert_close(a: AttentionWeights, b: AttentionWeights, tolerance: float) -> 
 @given(blocks(), seeds(), conditions(), st.booleans())
 def test_the_function_is_preserved(block: Block, seed: int, condition: float, causal: bool):
     original = block.weights.map(torch.clone)
-    moved = attention.act(block.group, element(block.group, seed, condition), block.weights)
+    moved = block.group.act(element(block.group, seed, condition), block.weights)
     before, after = block.output(causal=causal), block.output(moved, causal=causal)
     assert relative_difference(before, after) <= 1e-12 * max(condition, 10)
     assert all(torch.equal(t, getattr(original, name)) for name, t in block.weights.tensors().items())
@@ -32,18 +32,18 @@ def test_the_function_is_preserved(block: Block, seed: int, condition: float, ca
 
 @given(blocks())
 def test_the_identity_changes_nothing(block: Block):
-    moved = attention.act(block.group, attention.identity(block.group), block.weights)
+    moved = block.group.act(block.group.identity(), block.weights)
     assert all(torch.equal(t, getattr(moved, name)) for name, t in block.weights.tensors().items())
 
 
 @given(blocks(), seeds(), conditions(100))
 def test_the_inverse_undoes(block: Block, seed: int, condition: float):
     group, g = block.group, element(block.group, seed, condition)
-    back = attention.act(group, attention.inverse(group, g), attention.act(group, g, block.weights))
+    back = group.act(group.inverse(g), group.act(g, block.weights))
     assert_close(block.weights, back, 1e-10)
     assert_close(
         block.weights,
-        attention.act(group, attention.compose(group, g, attention.inverse(group, g)), block.weights),
+        group.act(group.compose(g, group.inverse(g)), block.weights),
         1e-10,
     )
 
@@ -52,8 +52,8 @@ def test_the_inverse_undoes(block: Block, seed: int, condition: float):
 def test_composition_acts_as_composition(block: Block, first_seed: int, second_seed: int):
     group = block.group
     first, second = element(group, first_seed), element(group, second_seed)
-    in_turn = attention.act(group, second, attention.act(group, first, block.weights))
-    at_once = attention.act(group, attention.compose(group, second, first), block.weights)
+    in_turn = group.act(second, group.act(first, block.weights))
+    at_once = group.act(group.compose(second, first), block.weights)
     assert_close(in_turn, at_once, 1e-10)
 
 
@@ -61,14 +61,14 @@ def test_composition_acts_as_composition(block: Block, first_seed: int, second_s
 def test_composition_is_associative_and_has_a_unit(block: Block, x: int, y: int, z: int):
     group = block.group
     a, b, c = (element(group, seed) for seed in (x, y, z))
-    left = attention.compose(group, attention.compose(group, a, b), c)
-    right = attention.compose(group, a, attention.compose(group, b, c))
-    unit = attention.identity(group)
+    left = group.compose(group.compose(a, b), c)
+    right = group.compose(a, group.compose(b, c))
+    unit = group.identity()
     for one, other in (
         (left, right),
-        (attention.compose(group, a, unit), a),
-        (attention.compose(group, unit, a), a),
-        (attention.compose(group, attention.inverse(group, a), a), unit),
+        (group.compose(a, unit), a),
+        (group.compose(unit, a), a),
+        (group.compose(group.inverse(a), a), unit),
     ):
         for name, part in one.tensors().items():
             torch.testing.assert_close(part, other.tensors()[name], rtol=1e-9, atol=1e-9)
@@ -77,7 +77,7 @@ def test_composition_is_associative_and_has_a_unit(block: Block, x: int, y: int,
 def test_a_seed_draws_planes_before_what_does_not_rotate():
     """So it always was, and a seed means one model."""
     partly = BilinearGroup(6, ((0, 3),))
-    found = attention.sample(AttentionGroup(2, 1, partly, partly), torch.Generator().manual_seed(3), condition=10.0)
+    found = AttentionGroup(2, 1, partly, partly).sample(torch.Generator().manual_seed(3), condition=10.0)
     generator = torch.Generator().manual_seed(3)
     for count in ((2,), (2, 1)):
         torch.rand(*count, generator=generator, dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_sampled_shifts_are_zero_where_the_group_has_none(block: Block, seed: in
 def test_moving_keeps_heads_whole(block: Block, seed: int):
     """Every query head of the moved block is one head of the original: its own attention output is unchanged."""
     group, g = block.group, element(block.group, seed)
-    moved = attention.act(group, g, block.weights)
+    moved = group.act(g, block.weights)
     original = [_scores(block.weights, group, i) for i in range(group.heads)]
     for new, old in enumerate(g.head_permutation().tolist()):
         assert relative_difference(original[old], _scores(moved, group, new)) < 1e-9
@@ -118,12 +118,12 @@ def _scores(weights: AttentionWeights, group: attention.AttentionGroup, head: in
 def test_batches_act_one_by_one(block: Block, seed: int):
     group = block.group
     generator = torch.Generator().manual_seed(seed)
-    many = attention.sample(group, generator, (3,))
+    many = group.sample(generator, (3,))
     weights = [make_block(group, block.hidden.shape[-1], _biases(block), seed + i).weights for i in range(3)]
     stacked = AttentionWeights(**{n: torch.stack([getattr(w, n) for w in weights]) for n in weights[0].tensors()})
-    moved = attention.act(group, many, stacked)
+    moved = group.act(many, stacked)
     for i in range(3):
-        assert_close(attention.act(group, many[i], weights[i]), moved[i], 1e-12)
+        assert_close(group.act(many[i], weights[i]), moved[i], 1e-12)
 
 
 def _biases(block: Block) -> dict[str, bool]:

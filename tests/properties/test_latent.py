@@ -20,7 +20,7 @@ from isobasin.matching.attention import align_heads, distance, match
 from isobasin.matching.averaging import circuit_mean
 from isobasin.matching.circuits import bias_error, circuit_error
 from isobasin.matching.heads import assign, head_costs
-from isobasin.symmetries import attention
+from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
@@ -49,32 +49,32 @@ def assert_close(a: AttentionWeights, b: AttentionWeights, tolerance: float) -> 
 
 @given(latent_blocks(), seeds(), conditions(), st.booleans())
 def test_the_function_is_preserved(block: Block, seed: int, condition: float, causal: bool):
-    moved = attention.act(block.group, element(block.group, seed, condition), block.weights)
+    moved = block.group.act(element(block.group, seed, condition), block.weights)
     before, after = block.output(causal=causal), block.output(moved, causal=causal)
     assert relative_difference(before, after) <= 1e-12 * max(condition, 10)
-    still = attention.act(block.group, attention.identity(block.group), block.weights)
+    still = block.group.act(block.group.identity(), block.weights)
     assert all(torch.equal(t, getattr(still, name)) for name, t in block.weights.tensors().items())
 
 
 @given(latent_blocks(), seeds(), seeds())
 def test_composition_and_inverse(block: Block, x: int, y: int):
     group, first, second = block.group, element(block.group, x), element(block.group, y)
-    assert all(attention.contains(group, g) for g in (first, attention.inverse(group, first)))
-    moved = attention.act(group, first, block.weights)
-    at_once = attention.act(group, attention.compose(group, second, first), block.weights)
-    assert_close(attention.act(group, second, moved), at_once, 1e-10)
-    assert_close(block.weights, attention.act(group, attention.inverse(group, first), moved), 1e-10)
+    assert all(group.contains(g) for g in (first, group.inverse(first)))
+    moved = group.act(first, block.weights)
+    at_once = group.act(group.compose(second, first), block.weights)
+    assert_close(group.act(second, moved), at_once, 1e-10)
+    assert_close(block.weights, group.act(group.inverse(first), moved), 1e-10)
 
 
 @given(latent_blocks(), seeds())
 def test_batches_act_one_by_one(block: Block, seed: int):
     group, generator = block.group, torch.Generator().manual_seed(seed)
-    many = attention.sample(group, generator, (2,))
+    many = group.sample(generator, (2,))
     has = {"output": block.weights.output_bias is not None}
     weights = random_weights(group, block.hidden.shape[-1], has, seed, (2,))
-    moved = attention.act(group, many, weights)
+    moved = group.act(many, weights)
     for i in range(2):
-        assert_close(attention.act(group, many[i], weights[i]), moved[i], 1e-12)
+        assert_close(group.act(many[i], weights[i]), moved[i], 1e-12)
 
 
 @given(latent_blocks())
@@ -104,7 +104,7 @@ def test_dimension(query: int, biased: bool):
     def outputs(flat: torch.Tensor) -> torch.Tensor:
         pieces = zip(parts.items(), flat.split(sizes), strict=True)
         own = AttentionWeights(**{name: piece.reshape(t.shape) for (name, t), piece in pieces})
-        return attention.attend(own, group, hidden, angles).flatten()
+        return attend(own, group, hidden, angles).flatten()
 
     found = spectrum(jacfwd(outputs)(torch.cat([t.flatten() for t in parts.values()])))
     assert found.nullity == group.dimension
@@ -116,11 +116,11 @@ def test_dimension(query: int, biased: bool):
 def test_a_planted_element_is_found(block: Block, seed: int, condition: float):
     group = block.group
     planted = element(group, seed, condition)
-    moved = attention.act(group, planted, block.weights)
+    moved = group.act(planted, block.weights)
     found = match(group, block.weights, moved)
-    assert attention.contains(group, found.element)
+    assert group.contains(found.element)
     assert_close(block.weights, found.moved, 1e-7)
-    assert_close(found.moved, attention.act(group, found.element, moved), 1e-9)
+    assert_close(found.moved, group.act(found.element, moved), 1e-9)
     assert float(circuit_error(group, block.weights, found.moved)) < 1e-7
     assert float(bias_error(group, block.weights, found.moved)) < 1e-7
 
@@ -131,7 +131,7 @@ def test_heads_are_told_apart_by_every_cost(cost: HeadCost, query: int):
     group = make(query, heads=5)
     weights = random_weights(group, 8, {"output": True}, seed=1)
     planted = element(group, 2)
-    outer, inner = assign(head_costs(group, weights, attention.act(group, planted, weights), cost))
+    outer, inner = assign(head_costs(group, weights, group.act(planted, weights), cost))
     assert torch.equal(planted.outer[outer], torch.arange(5))
     assert not inner.any()
 
@@ -141,18 +141,18 @@ def test_sweeps_only_come_nearer(method: Method):
     """Between unrelated blocks the readers have a part in a latent's rotation, and all end nearer than they began."""
     group = make(6)
     a, b = (random_weights(group, 8, {"output": True}, seed, (2,)) for seed in (1, 2))
-    start = attention.identity(group, (2,))
-    first = attention.act(group, start.having(latents.fit(group, a, b)), b)
+    start = group.identity((2,))
+    first = group.act(start.having(latents.fit(group, a, b)), b)
     found = align_heads(group, a, b, start.outer, start.inner, method=method)
     assert bool((distance(a, found.moved) < 0.99 * distance(a, first)).all())
-    assert_close(found.moved, attention.act(group, found.element, b), 1e-9)
+    assert_close(found.moved, group.act(found.element, b), 1e-9)
 
 
 def test_heads_alone_leave_latents_as_they_are():
     group = make(6)
     a, b = (random_weights(group, 8, {}, seed) for seed in (1, 2))
     found = match(group, a, b, method=Method.heads)
-    fixed = attention.identity(group).tensors()
+    fixed = group.identity().tensors()
     kept = {name: part for name, part in found.element.tensors().items() if name not in ("outer", "inner")}
     assert all(torch.equal(part, fixed[name]) for name, part in kept.items())
 
@@ -160,14 +160,12 @@ def test_heads_alone_leave_latents_as_they_are():
 def test_what_a_norm_sees_is_no_element():
     """The counterpart: a scale or a shear of a latent, and another rotary map of one head, change the function."""
     block = make_block(make(6), 7, {}, 3)
-    start = attention.identity(block.group)
+    start = block.group.identity()
     parts = start.tensors()
     for name in ("latent.query", "latent.key_value"):
         wrong = start.having({name: 1.5 * parts[name]})
-        assert not attention.contains(block.group, wrong)
-        assert (
-            relative_difference(block.output(), block.output(attention.act(block.group, wrong, block.weights))) > 1e-3
-        )
+        assert not block.group.contains(wrong)
+        assert relative_difference(block.output(), block.output(block.group.act(wrong, block.weights))) > 1e-3
     turned = block.weights.rotary_query
     assert turned is not None
     one_head = torch.cat([2 * turned[:1], turned[1:]])
@@ -191,7 +189,7 @@ def test_weighing_by_inputs_finds_a_planted_element_too(query: int):
     inputs = torch.randn(40, 9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     inputs[:, -1] = 1
     readers = ("query_down", "key_value_down", "rotary_key") if query else ("query", "rotary_query", "key_value_down")
-    moved = attention.act(group, element(group, 2), weights)
+    moved = group.act(element(group, 2), weights)
     found = match(group, weights, moved, moments=dict.fromkeys(readers, inputs.mT @ inputs / len(inputs)))
     assert_close(weights, found.moved, 1e-8)
 

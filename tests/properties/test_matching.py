@@ -230,9 +230,9 @@ def _biases(block: Block) -> dict[str, bool]:
 def test_costs_do_not_change_under_the_continuous_group(block: Block, seed: int, other_seed: int, condition: float):
     group = block.group
     other = random_weights(group, block.hidden.shape[-1], _biases(block), other_seed)
-    g, unit = element(group, seed, condition), attention.identity(group)
+    g, unit = element(group, seed, condition), group.identity()
     still = g.having({"outer": unit.outer, "inner": unit.inner})
-    moved = attention.act(group, still, other)
+    moved = group.act(still, other)
     kinds = [HeadCost.rotary] if group.query_key.planes else [HeadCost.rotary, HeadCost.frobenius, HeadCost.centred]
     for kind in kinds:
         before, after = head_costs(group, block.weights, other, kind), head_costs(group, block.weights, moved, kind)
@@ -244,7 +244,7 @@ def test_costs_do_not_change_under_the_continuous_group(block: Block, seed: int,
 @given(blocks(), seeds(), conditions(100))
 def test_circuit_error_is_blind_to_the_group_and_sees_the_rest(block: Block, seed: int, condition: float):
     group = block.group
-    moved = attention.act(group, element(group, seed, condition), block.weights)
+    moved = group.act(element(group, seed, condition), block.weights)
     outer, inner = assign(head_costs(group, block.weights, moved))
     ordered = attention.permute(moved, outer, inner)
     if group.norm is not None:  # scores are no function of circuits there, so signs and trades have to be undone too
@@ -264,7 +264,7 @@ def test_rounding_is_predicted(dtype, condition, kind):
     planes = () if kind == "vanilla" else tuple((j, j + 4) for j in range(4))
     group = make_group(4, 1 if kind == "vanilla" else 2, 8, {}, planes)
     weights = random_weights(group, 32, {}, 1)
-    moved = attention.act(group, element(group, 2, condition), weights)
+    moved = group.act(element(group, 2, condition), weights)
     stored = moved.map(lambda t: t.to(dtype).double())
     measured = float(circuits.circuit_error(group, moved, stored))
     predicted = float(circuits.rounding(group, moved, dtype))
@@ -364,7 +364,7 @@ def test_matching_two_unrelated_blocks(block: Block, seed: int, cost: HeadCost):
 @given(blocks(), seeds(), conditions())
 def test_matching_recovers_any_element(block: Block, seed: int, condition: float):
     group = block.group
-    moved = attention.act(group, element(group, seed, condition), block.weights)
+    moved = group.act(element(group, seed, condition), block.weights)
     found = match(group, block.weights, moved)
     for name, tensor in block.weights.tensors().items():
         assert relative_difference(tensor, getattr(found.moved, name)) < 1e-7, name
@@ -379,7 +379,7 @@ def test_biases_meet_where_rows_have_unlike_sizes(size: float):
     other.output[..., 1] *= size
     other.output[..., 2] = other.output[..., 3]
     found = match(group, reference, other, method=Method.orthogonal)
-    still = attention.act(group, found.element.having({"value_shift": torch.zeros(2, 4).double()}), other)
+    still = group.act(found.element.having({"value_shift": torch.zeros(2, 4).double()}), other)
 
     def gap(weights: AttentionWeights) -> Tensor:
         value, output = weights.value_bias, weights.output_bias

@@ -10,7 +10,6 @@ import torch
 from test_dimension import ALL, HALF, NONE, PAIRS, SOME, unseen
 
 from isobasin.matching import circuits
-from isobasin.symmetries import attention
 from isobasin.symmetries.groups import QueryKeyNorm
 from isobasin.symmetries.normed import PLANES, turned
 from isobasin.symmetries.weights import AttentionWeights
@@ -72,18 +71,18 @@ def test_layer_norm_lets_no_sign_of_a_plane_pass():
     """Two turns of one plane are a trade of -1, and the sign of a head is that of all features."""
     group = make_group(2, 1, 5, NONE, HALF, norm=CENTRED)
     block = make_block(group, 12, NONE, seed=3)
-    start = attention.identity(group)
+    start = group.identity()
     planes = start.parts[PLANES].clone()
     planes[1, 0] = 1j
     turn = start.having({PLANES: planes})
-    twice = attention.compose(group, turn, turn)
-    assert attention.contains(group, twice)
+    twice = group.compose(turn, turn)
+    assert group.contains(twice)
     assert torch.equal(twice.parts[PLANES], start.parts[PLANES])
     assert twice.parts["trades"].tolist() == [[1, 1, 1], [-1, 1, 1]]
     flipped = start.having({PLANES: twice.parts[PLANES] * torch.tensor([1, -1])})
-    assert not attention.contains(group, flipped)
+    assert not group.contains(flipped)
     for move in (turn, twice):
-        moved = attention.act(group, move, block.weights)
+        moved = group.act(move, block.weights)
         assert float((block.output() - block.output(moved)).abs().max()) < 1e-12
 
 
@@ -93,34 +92,34 @@ def test_what_heads_with_common_gains_share_is_shared(norm):
     group = make_group(3, 1, 4, NONE, HALF, norm=norm)
     block = make_block(group, 12, NONE, seed=3)
     whole = element(group, 5)
-    assert attention.contains(group, whole)
+    assert group.contains(whole)
     planes = whole.parts[PLANES].clone()
     planes[1, 0] *= 1j
     alone = whole.having({PLANES: planes})
-    assert attention.contains(group, alone) == (norm is FULL)
-    moved = attention.act(group, alone, block.weights)
+    assert group.contains(alone) == (norm is FULL)
+    moved = group.act(alone, block.weights)
     assert (float((block.output() - block.output(moved)).abs().max()) < 1e-12) == (norm is FULL)
 
 
 def test_elements_outside_the_group_are_known():
     normed = make_group(2, 1, 4, NONE, HALF, norm=HEAD)
-    start = attention.identity(normed)
-    assert attention.contains(normed, start)
+    start = normed.identity()
+    assert normed.contains(start)
     for name, factor in ((PLANES, 2), ("trades", 0), ("key_signs", 2)):
-        assert not attention.contains(normed, start.having({name: factor * start.parts[name]}))
+        assert not normed.contains(start.having({name: factor * start.parts[name]}))
     fixed = make_group(2, 1, 4, NONE, permuted=False)
-    start = attention.identity(fixed)
-    assert attention.contains(fixed, start)
-    assert not attention.contains(fixed, start.having({"outer": start.outer.flip(-1)}))
+    start = fixed.identity()
+    assert fixed.contains(start)
+    assert not fixed.contains(start.having({"outer": start.outer.flip(-1)}))
 
 
 def test_gains_follow_a_quarter_turn():
     """By hand: the plane (a, b) becomes (-b, a), so its two gains change places."""
     group = make_group(1, 1, 2, NONE, ((0, 1),), norm=HEAD)
     weights = random_weights(group, 3, NONE, seed=1)
-    start = attention.identity(group)
+    start = group.identity()
     turn = start.having({PLANES: 1j * start.parts[PLANES], "trades": 2 * start.parts["trades"]})
-    moved = attention.act(group, turn, weights)
+    moved = group.act(turn, weights)
     assert torch.equal(moved.query[..., 0], -weights.query[..., 1])
     assert torch.equal(moved.query[..., 1], weights.query[..., 0])
     assert weights.query_gain is not None

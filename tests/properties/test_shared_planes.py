@@ -23,7 +23,6 @@ from isobasin.matching.attention import distance, match
 from isobasin.matching.circuits import circuit_error
 from isobasin.matching.heads import assign, head_costs
 from isobasin.models import attention as own_attention
-from isobasin.symmetries import attention
 from isobasin.testing.assertions import relative_difference
 from isobasin.testing.strategies import element, make_block, random_weights
 
@@ -66,13 +65,13 @@ def test_a_planted_element_changes_nothing_and_is_found(name: str, queries: int,
     group, biases = group_of(name, 3, queries), PAIRS[name][3]
     block = make_block(group, 30, biases, seed=1)
     planted = element(group, 5, condition)
-    moved = attention.act(group, planted, block.weights)
+    moved = group.act(planted, block.weights)
     assert relative_difference(block.output(), block.output(moved)) < 1e-11 * max(condition, 10)
     for cost in HeadCost:
         outer, _ = assign(head_costs(group, block.weights, moved, cost))
         assert torch.equal(planted.outer[outer], torch.arange(3))
     found = match(group, block.weights, moved)
-    assert attention.contains(group, found.element)
+    assert group.contains(found.element)
     assert bool(found.converged)
     assert float(distance(block.weights, found.moved)) < 1e-8
     assert float(circuit_error(group, block.weights, found.moved)) < 1e-8
@@ -112,7 +111,7 @@ def test_a_map_that_does_not_commute_with_the_turns_is_seen():
     """The counterpart: GL(2m, R) on the same features changes the function."""
     block = make_block(group_of("all alike"), 8, NONE, seed=3)
     larger = replace(block.group, query_key=BilinearGroup(4))
-    moved = attention.act(larger, element(larger, 1), block.weights)
+    moved = larger.act(element(larger, 1), block.weights)
     assert relative_difference(block.output(), block.output(moved)) > 1e-2
 
 
@@ -131,7 +130,7 @@ def test_tensors_of_a_home_made_model_are_aligned(method: Method):
     generator = torch.Generator().manual_seed(0)
     shapes = {"W_Q": (3, 12, 8), "W_K": (3, 12, 8), "W_V": (3, 12, 8), "W_O": (3, 8, 12)}
     a = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
-    b = block.write(a, attention.act(group, element(group, 4), block.read(a)))
+    b = block.write(a, group.act(element(group, 4), block.read(a)))
     found = isobasin.align_tensors(a, b, specification, method=method)
     assert found.verified is not None
     assert found.verified.equal

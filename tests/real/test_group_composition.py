@@ -14,6 +14,7 @@ from isobasin.matching.attention import distance, match
 from isobasin.symmetries import attention
 from isobasin.symmetries.along import Along, Role, Stream
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
+from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.stream import Basis, StreamGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -59,7 +60,7 @@ def test_seeds_come_nearer_and_compute_the_same(pair, states):
     before, after = float(distance(reference, model)), float(distance(reference, found.moved))
     assert after < 0.95 * before
     inputs = hidden(states[pair[1]])
-    outputs = [attention.attend(w, GROUP, inputs, causal=True) for w in (model, found.moved)]
+    outputs = [attend(w, GROUP, inputs, causal=True) for w in (model, found.moved)]
     assert relative_difference(*outputs) < 1e-9
     permuted = attention.permute(model, found.element.outer, found.element.inner)
     assert after < float(distance(reference, permuted))
@@ -71,8 +72,8 @@ def test_seeds_come_nearer_and_compute_the_same(pair, states):
 @pytest.mark.parametrize("condition", [10.0, 1e3])
 def test_a_scrambled_seed_comes_back(seed, condition, states):
     original = block(states[seed])
-    element = attention.sample(GROUP, torch.Generator().manual_seed(seed), condition=condition)
-    moved = attention.act(GROUP, element, original)
+    element = GROUP.sample(torch.Generator().manual_seed(seed), condition=condition)
+    moved = GROUP.act(element, original)
     found = isobasin.match(GROUP, original, moved)
     assert torch.equal(element.head_permutation()[found.element.head_permutation()], torch.arange(4))
     size = float(distance(original, original.map(torch.zeros_like)))
@@ -110,7 +111,7 @@ def logits(state: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor
     """The whole model, written plainly."""
     w = {name: t.double() for name, t in state.items()}
     h = w["embed.W_E"][tokens] + w["pos_embed.W_pos"]
-    h = h + attention.attend(block(w), GROUP, h, causal=True)
+    h = h + attend(block(w), GROUP, h, causal=True)
     h = h + (h @ w["blocks.0.mlp.W_in"] + w["blocks.0.mlp.b_in"]).relu() @ w["blocks.0.mlp.W_out"]
     return (h + w["blocks.0.mlp.b_out"])[:, -1] @ w["unembed.W_U"] + w["unembed.b_U"]
 

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from isobasin.alignment import Alignment, Move, Statistics
 from isobasin.checkpoints import write_tensors
 from isobasin.errors import AlignmentError, OutputError
-from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.testing.strategies import make_group
 
@@ -32,9 +31,7 @@ GROUPS = [
 def alignment(seed: int = 0, groups=GROUPS) -> Alignment:
     generator = torch.Generator().manual_seed(seed)
     statistics = Statistics(3.0, 1.0, 10.0, 5, "converged")
-    moves = tuple(
-        Move(f"attention.{i}", group, attention.sample(group, generator), statistics) for i, group in enumerate(groups)
-    )
+    moves = tuple(Move(f"attention.{i}", group, group.sample(generator), statistics) for i, group in enumerate(groups))
     return Alignment("made-up", moves, {"operation": "test", "model": "ü"})
 
 
@@ -44,10 +41,7 @@ UNITS = [FeedForwardGroup(5, Scale.signed, Scale.positive, 2), FeedForwardGroup(
 def with_feedforward(seed: int = 0, units=UNITS) -> Alignment:
     generator = torch.Generator().manual_seed(seed)
     statistics = Statistics(4.0, 2.0, status="optimal")
-    moved = tuple(
-        Move(f"feedforward.{i}", group, feedforward.sample(group, generator), statistics)
-        for i, group in enumerate(units)
-    )
+    moved = tuple(Move(f"feedforward.{i}", group, group.sample(generator), statistics) for i, group in enumerate(units))
     return replace(alignment(seed), moves=(*alignment(seed).moves, *moved))
 
 

@@ -10,7 +10,6 @@ import torch
 from isobasin.architectures.examples import tiny
 from isobasin.matching.whole.pair import Pair
 from isobasin.model import open_model
-from isobasin.symmetries import stream
 
 MODELS = [tiny("gpt2", "untied", config={"tie_word_embeddings": False}), tiny("llama")]
 
@@ -57,7 +56,7 @@ def test_the_stream_is_fitted_to_shares(pair):
     generator = torch.Generator().manual_seed(0)
     none = torch.ones(0, pair.group.width, dtype=torch.float64)
     for size in (1e-3, 1e-2):
-        other = stream.sample(pair.group, none, none, generator).matrix
+        other = pair.group.sample(none, none, generator).matrix
         # A little of the way to another map, along the group.
         skew = other - other.mT
         near = best @ torch.matrix_exp(size * skew)

@@ -12,7 +12,7 @@ from isobasin.alignment.stream import Turned, gains_of
 from isobasin.architectures.examples import tiny
 from isobasin.errors import TensorError
 from isobasin.model import TensorBlocks, open_model
-from isobasin.symmetries import stream, turning
+from isobasin.symmetries import turning
 
 # With and without biases of normalisations, which pass into readers, or have some that can't take them (the last);
 # with factors of what blocks return.
@@ -26,7 +26,7 @@ def turned(request, tmp_path):
     with open_model(request.param.save(tmp_path / "model")) as model:
         plan = model.stream()
         assert any(norm.bias is not None for norm in plan.norms) == (request.param.model_type != "llama")
-        element = stream.sample(plan.group, *gains_of(model, plan), generator)
+        element = plan.group.sample(*gains_of(model, plan), generator)
         found = Alignment(request.param.model_type, (unmatched(STREAM, plan.group, element),), {}).turned(model)
         assert found is not None
         yield found
@@ -60,7 +60,7 @@ def test_a_bias_can_not_move_along_the_stream_by_a_gain_of_zero(tmp_path):
         tensors = model.double(plan.ordered())
         tensors[norm.gain][3], tensors[norm.bias][3] = 0, 1
         blocks = TensorBlocks("mine", tensors, replace(model.specification, feedforwards=(), stream=plan))
-        element = stream.identity(plan.group, *gains_of(blocks, plan))
+        element = plan.group.identity(*gains_of(blocks, plan))
         found = Alignment("gpt2", (unmatched(STREAM, plan.group, element),), {}).turned(blocks)
         assert found is not None
         with pytest.raises(TensorError, match=f"^mine: '{norm.gain}' is 0 at 3 and '{norm.bias}' is not"):

@@ -12,7 +12,6 @@ from isobasin.architectures.examples import tiny
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.matching import circuits
 from isobasin.model import open_model
-from isobasin.symmetries import attention
 from isobasin.testing.assertions import assert_function_preserved
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -33,7 +32,7 @@ def test_the_effect_of_rounding_is_predicted(model_type, dtype, tmp_path):
     found = isobasin.align(original, other, tmp_path / "out", dtype=dtype)
     assert found.verified.equal
     for layer, (group, before), (_, written) in zip(found.layers, read(other), read(tmp_path / "out"), strict=True):
-        moved = attention.act(group, layer.element, before)
+        moved = group.act(layer.element, before)
         measured = float(circuits.circuit_error(group, moved, written))
         assert measured / 3 < layer.statistics.rounding < measured * 3
         assert layer.statistics.rounding > 1e-4

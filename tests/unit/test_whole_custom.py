@@ -15,9 +15,8 @@ from isobasin.model import TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.tensors import TensorCalibration
-from isobasin.symmetries import stream
-from isobasin.symmetries.attention import attend
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
+from isobasin.symmetries.function import attend
 
 D, HEADS, WIDTH, UNITS, TOKENS = 12, 2, 6, 16, 20
 ATTENTION = isobasin.AttentionGroup(HEADS, 1, isobasin.BilinearGroup(WIDTH), isobasin.BilinearGroup(WIDTH))
@@ -59,7 +58,7 @@ def planted(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A copy that every factor of the group has moved."""
     none = torch.ones(0, D, dtype=torch.float64)
     plain = isobasin.align_tensors(model(1), original, described(), scope="block", verify=False)
-    element = stream.sample(TURNS, none, none, torch.Generator().manual_seed(2), condition=3.0)
+    element = TURNS.sample(none, none, torch.Generator().manual_seed(2), condition=3.0)
     moves = (Move(STREAM, TURNS, element), *plain.moves)
     return replace(plain, moves=moves).moved_tensors(original, described())
 

@@ -77,9 +77,9 @@ def _load(entry: Entry, file: SafetensorsShard, old: bool) -> AnyMove:
     group, statistics = entry.read()
     kind, (name, *place) = kind_of(entry.block), entry.block.split(".")
     prefix = ".".join((NAMES_1[name] if old else name, *place))
-    element = kind.element(_parts(prefix, kind.laws.identity(group, device="meta").tensors(), file))
+    element = kind.element(_parts(prefix, group.identity(device="meta").tensors(), file))
     # Maps without an inverse are none of the group either.
-    if not kind.laws.contains(group, element) or (kind.condition and not kind.condition(group, element) < _SINGULAR):
+    if not group.contains(element) or (kind.condition and not kind.condition(group, element) < _SINGULAR):
         raise ValueError(f"{entry.block}: the element is none of {group}")
     return Move(entry.block, group, element, statistics)
 

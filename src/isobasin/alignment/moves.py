@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from isobasin.architectures.blocks import Block, labels
-from isobasin.symmetries import attention, feedforward, stream, turning
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
@@ -80,17 +79,22 @@ class Move(Generic[Group, Element]):
         return kind_of(self.block)
 
     @property
+    def _laws(self) -> Any:
+        """The group, of whatever kind: its own element is one of it."""
+        return self.group
+
+    @property
     def layer(self) -> int:
         """Index of the block's layer."""
         return int(self.block.split(".")[1])
 
     def inverse(self) -> Move[Group, Element]:
         """The move that takes this one back."""
-        return self.having(self._kind.laws.inverse(self.group, self.element))
+        return self.having(self._laws.inverse(self.element))
 
     def compose(self, first: Move[Any, Any]) -> Move[Group, Element]:
         """The move that acts as `first` and then as this one."""
-        return self.having(self._kind.laws.compose(self.group, self.element, first.element))
+        return self.having(self._laws.compose(self.element, first.element))
 
     def having(self, element: Any) -> Move[Group, Element]:
         """The block's move by another element, with no statistics of a match but its condition."""
@@ -99,7 +103,7 @@ class Move(Generic[Group, Element]):
     def act(self, weights: Any) -> Any:
         """A block's weights after the move, on the device that they are on."""
         device = next(iter(weights.tensors().values())).device
-        return self._kind.act(self.group, self.element.to(device), weights)
+        return self._laws.act(self.element.to(device), weights)
 
     def figures(self) -> dict[str, Any]:
         """Those statistics that blocks of its kind have, for JSON: null for what is not a finite number."""
@@ -110,23 +114,12 @@ class Move(Generic[Group, Element]):
         return {**self._kind.facts(self), **self.figures()}
 
 
-class Laws(Protocol):
-    """What the module of a group in `isobasin.symmetries` has."""
-
-    identity: Callable[..., Any]
-    compose: Callable[[Any, Any, Any], Any]
-    inverse: Callable[[Any, Any], Any]
-    contains: Callable[[Any, Any], bool]
-
-
 @dataclass(frozen=True)
 class Kind:
     """All that differs between blocks of different kinds.
 
     Attributes:
         group: The class of its groups.
-        laws: Their laws.
-        act: Their action on a block's weights, or on tensors along the stream.
         element: An element from its tensors by name.
         figures: Which statistics its matches have.
         facts: What is said of a move beside these.
@@ -135,8 +128,6 @@ class Kind:
     """
 
     group: type[Any]
-    laws: Laws
-    act: Callable[[Any, Any, Any], Any]
     element: Callable[[dict[str, Tensor]], Any]
     figures: tuple[str, ...]
     facts: Callable[[Move[Any, Any]], dict[str, Any]]
@@ -169,12 +160,9 @@ def _basis(move: Move[StreamGroup, StreamElement]) -> dict[str, Any]:
 
 
 _DISTANCES = ("distance_before", "distance_after")
-# Actions are looked up when they are called, so that tests can plant mistakes in them.
 KINDS = {
     ATTENTION: Kind(
         AttentionGroup,
-        attention,
-        lambda group, element, weights: attention.act(group, element, weights),
         AttentionElement,
         (*_DISTANCES, "condition", "iterations", "status", "rounding"),
         _heads,
@@ -182,16 +170,12 @@ KINDS = {
     ),
     FEEDFORWARD: Kind(
         FeedForwardGroup,
-        feedforward,
-        lambda group, element, weights: feedforward.act(group, element, weights),
         FeedForwardElement,
         (*_DISTANCES, "status"),
         _units,
     ),
     STREAM: Kind(
         StreamGroup,
-        stream,
-        lambda group, element, weights: turning.act(group, element, weights),
         lambda parts: StreamElement(**parts),
         (*_DISTANCES, "start", "sweeps", "small_gains", "unlike"),
         _basis,

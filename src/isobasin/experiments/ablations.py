@@ -205,7 +205,7 @@ def _change(model: Model, alignment: Alignment, offset: int) -> float:
     for index, (block, layer) in enumerate(zip(model.specification.attention, alignment.layers, strict=True)):
         weights = read_blocks(model, [index])[0]
         before = attention.permute(weights, layer.element.outer, layer.element.inner)
-        after = attention.act(layer.group, layer.element, weights)
+        after = layer.group.act(layer.element, weights)
         planes = block.group.query_key.planes
         sides = [(_rotated(w.query, planes, base, offset), w.key.unsqueeze(-3)) for w in (before, after)]
         squares[0] += _form_square([sides[1][0], -sides[0][0]], [sides[1][1], sides[0][1]])

@@ -16,7 +16,6 @@ from isobasin.choices import HeadCost, Method
 from isobasin.matching import heads, latents, paper, rotary, shared_planes, subspace
 from isobasin.matching.fits import Solvers, fit
 from isobasin.matching.inputs import Moments, weighted
-from isobasin.symmetries import attention
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -85,7 +84,7 @@ def match(
     a, b = (reference, model) if moments is None else (weighted(w, moments) for w in (reference, model))
     outer, inner = head_permutation(group, a, b, head_cost) if order is None else order
     found = align_heads(group, a, b, outer, inner, method=method, max_condition=max_condition)
-    return found if moments is None else replace(found, moved=attention.act(group, found.element, model))
+    return found if moments is None else replace(found, moved=group.act(found.element, model))
 
 
 def head_permutation(
@@ -93,7 +92,7 @@ def head_permutation(
 ) -> tuple[Tensor, Tensor]:
     """Stage 1 (`heads.assign`); the identity where the group permutes no heads."""
     if not group.permuted:
-        fixed = attention.identity(group, tuple(reference.key.shape[:-3]), reference.key.device)
+        fixed = group.identity(tuple(reference.key.shape[:-3]), reference.key.device)
         return fixed.outer, fixed.inner
     return heads.assign(heads.head_costs(group, reference, model, head_cost))
 
@@ -116,23 +115,23 @@ def align_heads(
     if not latents.of(group) or not _SOLVERS[method].discrete:
         return _align_heads(group, reference, model, outer, inner, method, max_condition)
     batch = tuple(outer.shape[:-1])
-    turn = attention.identity(group, batch, outer.device).having(latents.fit(group, reference, model))
+    turn = group.identity(batch, outer.device).having(latents.fit(group, reference, model))
     least = _ROUNDING * distance(reference, reference.map(torch.zeros_like)).square()
     before, best = torch.full_like(least, math.inf), None
     for _ in range(_SWEEPS):
-        turned = attention.act(group, turn, model)
+        turned = group.act(turn, model)
         found = _align_heads(group, reference, turned, outer, inner, method, max_condition)
-        found = replace(found, element=attention.compose(group, found.element, turn))
+        found = replace(found, element=group.compose(found.element, turn))
         after = distance(reference, found.moved).square()
         nearer = after < (1 - _FALL) * before
         best = found if best is None else _nearest(nearer, found, best)
         if not (nearer & (after > least)).any():
             break
         before = torch.where(nearer, after, before)
-        own = attention.identity(group, batch, outer.device)
+        own = group.identity(batch, outer.device)
         more = own.having(latents.fit(group, reference, best.moved, readers=True))
         kept = own.having(latents.kept(group, best.element))
-        turn = attention.compose(group, more, kept)
+        turn = group.compose(more, kept)
     assert best is not None
     return best
 
@@ -166,7 +165,7 @@ def _align_heads(
 ) -> Match:
     """Stage 2 of all heads, with latents, if there are any, as they are: one factor after another."""
     heads, *factors = group.factors
-    element = attention.identity(group, tuple(outer.shape[:-1]), outer.device)
+    element = group.identity(tuple(outer.shape[:-1]), outer.device)
     element = element.having({"outer": outer, "inner": inner})
     theirs, moved = reference.tensors(), heads.act(element.tensors(), model.tensors())
     count = torch.zeros(outer.shape[:-1], dtype=torch.int64, device=outer.device)

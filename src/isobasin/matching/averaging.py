@@ -15,7 +15,6 @@ from isobasin.matching.attention import align_heads
 from isobasin.matching.circuits import effective_bias
 from isobasin.matching.latents import of
 from isobasin.matching.sides import Sides, pair_sides
-from isobasin.symmetries import attention
 from isobasin.symmetries.groups import QUERY_KEY, VALUE_OUTPUT, AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -89,7 +88,7 @@ def circuit_mean(
         added = weighted_mean([effective_bias(group, b) for b in blocks], weights)
         mean = replace(mean, output_bias=mean.output_bias + added - effective_bias(group, mean))
     batch = tuple(mean.key.shape[:-3])
-    start = attention.identity(group, batch, mean.key.device)
+    start = group.identity(batch, mean.key.device)
     found = align_heads(group, blocks[0], mean, start.outer, start.inner, max_condition=max_condition)
     return CircuitMean(found.moved, qk_lost, vo_lost)
 

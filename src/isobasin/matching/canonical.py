@@ -18,7 +18,7 @@ from torch import Tensor
 from isobasin.matching.feedforward import branches
 from isobasin.matching.heads import circuit_squares
 from isobasin.matching.sides import all_sides
-from isobasin.symmetries import attention, permutation
+from isobasin.symmetries import permutation
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.groups import AttentionGroup
@@ -45,7 +45,7 @@ def canonical_attention(
         loose: Takes the names of choices that rounding decides.
     """
     heads, *factors = group.factors
-    element = attention.identity(group, device=weights.key.device)
+    element = group.identity(device=weights.key.device)
     if group.permuted:
         outer = loose.order("head order", sizes.sum(-1))
         element = element.having({"outer": outer, "inner": permutation.take(loose.order("head order", sizes), outer)})
@@ -95,7 +95,7 @@ def canonical_feedforward(group: FeedForwardGroup, weights: FeedForwardWeights, 
         found = {name: permutation.take(part, experts) for name, part in found.items()} | {"experts": experts}
     # The mean of a router's rows is the same in any order.
     shift = group.factors[1].canonical(weights.tensors(), loose)
-    return FeedForwardElement({**group.parts_of_identity((), order.device), **found, **shift})
+    return group.identity((), order.device).having({**found, **shift})
 
 
 def _expert_order(group: FeedForwardGroup, sizes: Tensor, loose: Loose) -> Tensor:

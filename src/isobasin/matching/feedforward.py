@@ -26,7 +26,6 @@ from torch import Tensor
 from isobasin.bounds import VANISHING
 from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
-from isobasin.symmetries import feedforward
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.permutation import nested
 
@@ -77,7 +76,7 @@ def match_feedforward(
     """
     if group.experts is not None:
         element = _match_experts(group, reference, model)
-        return FeedForwardMatch(element, feedforward.act(group, element, model))
+        return FeedForwardMatch(element, group.act(element, model))
     a, b = (branches(w if moments is None else weighted(w, moments)) for w in (reference, model))
     # The distance needs no more than inner products; the norms of the reference's rows are a constant.
     order = torch.from_numpy(linear_sum_assignment(_costs(group, a, b))[1]).to(model.up.device)
@@ -87,8 +86,8 @@ def match_feedforward(
         {name: (branch * rows[name]).sum(-1) for name, branch in a.items()},
     )
     up, gate = _scales(group, pairs, _SWEEPS)
-    element = feedforward.identity(group, (), order.device).having({"permutation": order, "up": up, "gate": gate})
-    return FeedForwardMatch(element, feedforward.act(group, element, model))
+    element = group.identity((), order.device).having({"permutation": order, "up": up, "gate": gate})
+    return FeedForwardMatch(element, group.act(element, model))
 
 
 def distance(a: FeedForwardWeights, b: FeedForwardWeights) -> float:
@@ -132,7 +131,7 @@ def _match_experts(
     units = {name: torch.stack([x.parts[name] for x in elements]) for name in ("permutation", "up", "gate")}
     # Of a group without shift the narrowed vector is empty.
     shift = (router_rows(reference).mean(0) - router_rows(model).mean(0))[: group.shift]
-    return feedforward.identity(group, (), costs.device).having({**units, "experts": experts, "shift": shift})
+    return group.identity((), costs.device).having({**units, "experts": experts, "shift": shift})
 
 
 def router_rows(weights: FeedForwardWeights) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch import Tensor
 from isobasin.alignment import ATTENTION, FEEDFORWARD, STREAM, Alignment, AnyMove, Move, StreamMove, kind_of, named
 from isobasin.alignment.stream import gains_of
 from isobasin.model import Blocks
-from isobasin.symmetries import stream
 from isobasin.symmetries.along import Stream
 from isobasin.symmetries.factor import Parts
 from isobasin.symmetries.product import Product
@@ -71,15 +71,15 @@ class Chart:
             yield "stream.gains", (len(norms), group.width)
             yield "stream.biases", (sum(norm.absorbed for norm in norms), group.width)
 
-    def _groups(self) -> Iterator[tuple[str, Product]]:
+    def _groups(self) -> Iterator[tuple[str, Product[Any, Any]]]:
         for name, block in (*self._attentions, *self._feedforwards):
             yield name, block.group
 
-    def _parts(self, name: str, group: Product) -> Parts:
+    def _parts(self, name: str, group: Product[Any, Any]) -> Parts:
         """The parts of a block's element at the coordinates."""
         start = f"{name}."
         own = {part.removeprefix(start): x for part, x in self.coordinates.items() if part.startswith(start)}
-        return {**group.parts_of_identity((), self._device), **group.charted(own)}
+        return {**group.identity((), self._device).tensors(), **group.charted(own)}
 
     def alignment(self) -> Alignment:
         """The group element at the coordinates, differentiable by them."""
@@ -98,7 +98,7 @@ class Chart:
 
     def _turn(self, plan: Stream, old_gains: Tensor, old_biases: Tensor) -> StreamMove:
         group = plan.group
-        start = stream.identity(group, old_gains, old_biases)
+        start = group.identity(old_gains, old_biases)
         gains, biases = self.coordinates.get("stream.gains"), self.coordinates.get("stream.biases")
         if gains is not None:
             start = replace(start, gains=start.gains * gains.exp())

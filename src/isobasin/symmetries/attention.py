@@ -1,4 +1,4 @@
-"""The symmetry group of an attention block: elements, group laws and action; its function is `attend`.
+"""Elements of the symmetry group of an attention block; its function is `attend`.
 
 An element permutes heads and then moves each key/value head inside its own continuous group:
 
@@ -10,7 +10,7 @@ with biases of Q, K, V as one more row, the free shift `b_K += κ_j` where softm
 π permutes key/value heads and ρ_j the query heads inside one: S_s wreath S_g. Tables of position biases and scores of
 no token go with their query heads, tables up to constants that softmax cancels. Where queries and keys are normalised,
 U is what `normed` says, and what heads share in latent attention moves as `groups.LatentGroup` says. Each of these is a
-factor of the group (`AttentionGroup.factors`), from which all here follows.
+factor of the group (`AttentionGroup.factors`), from which all follows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.function import attend as attend
-from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.permutation import Heads, nested
 from isobasin.symmetries.product import Element
 from isobasin.symmetries.weights import AttentionWeights
@@ -49,61 +47,6 @@ class AttentionElement(Element):
     def head_permutation(self) -> Tensor:
         """Which query head each new query head was, `(..., g*s)`."""
         return nested(self.outer, self.inner)
-
-
-def identity(
-    group: AttentionGroup, batch: tuple[int, ...] = (), device: torch.device | str = "cpu"
-) -> AttentionElement:
-    """The identity element."""
-    return AttentionElement(group.parts_of_identity(batch, device))
-
-
-def sample(
-    group: AttentionGroup,
-    generator: torch.Generator,
-    batch: tuple[int, ...] = (),
-    condition: float = 10.0,
-    shift: float = 1.0,
-) -> AttentionElement:
-    """Random elements.
-
-    Args:
-        group: The group.
-        generator: CPU generator; the only source of randomness.
-        batch: Leading dimensions.
-        condition: Condition number of every U and W.
-        shift: Standard deviation of the bias shifts, where they are free.
-    """
-    return AttentionElement(group.parts_of_sample(generator, batch, condition, shift))
-
-
-def compose(group: AttentionGroup, second: AttentionElement, first: AttentionElement) -> AttentionElement:
-    """The element that acts as `first` and then `second`."""
-    return AttentionElement(group.composed(second.tensors(), first.tensors()))
-
-
-def inverse(group: AttentionGroup, element: AttentionElement) -> AttentionElement:
-    """The inverse element."""
-    return AttentionElement(group.inverted(element.tensors()))
-
-
-def contains(group: AttentionGroup, element: AttentionElement) -> bool:
-    """Whether an element of the right shapes is one of this group."""
-    return group.holds(element.tensors())
-
-
-def act(group: AttentionGroup, element: AttentionElement, weights: AttentionWeights) -> AttentionWeights:
-    """The moved weights; the block's function is the same.
-
-    Args:
-        group: The block's group.
-        element: Of batch shape `(...)`.
-        weights: Float64, of the same leading dimensions.
-
-    Returns:
-        New weights; the input is not changed.
-    """
-    return AttentionWeights(**group.moved(element.tensors(), weights.tensors()))
 
 
 def with_heads(element: AttentionElement, other: AttentionElement) -> AttentionElement:

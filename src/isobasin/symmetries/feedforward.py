@@ -1,4 +1,4 @@
-"""The symmetry group of a feed-forward block: elements, group laws, action, and the block's function.
+"""The symmetry group of a feed-forward block, its elements, and the block's function.
 
 With units (hidden features) i, rows of `up`, `gate` and `down` of width d, and an activation φ, the block computes
 
@@ -23,7 +23,7 @@ makes, before or after the choice, don't see what is added to all of them: all r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,12 +33,73 @@ from isobasin.symmetries.permutation import Experts, Units
 from isobasin.symmetries.product import Element, Product
 from isobasin.symmetries.scale import Scale as Scale, Scaling
 from isobasin.symmetries.shift import RouterShift
+from isobasin.symmetries.weights import Weights
 
 _ROUTING = ("router", "router_bias", "correction")
 
 
 @dataclass(frozen=True)
-class FeedForwardGroup(Product):
+class FeedForwardWeights(Weights):
+    """The weights of one feed-forward block, or of a stack of equal blocks (leading dimensions `...`).
+
+    With f units and model width d:
+
+    Attributes:
+        up: `(..., f, d)`.
+        down: `(..., f, d)`; a unit's output is its activation times its row.
+        gate: `(..., f, d)`, or None.
+        up_bias: `(..., f)`, or None.
+        gate_bias: `(..., f)`, or None.
+        down_bias: `(..., d)`, or None.
+        router: Of e experts, `(..., e, d)`; all of the above then have the axis e before their last or last two. None
+            for a block that is no choice of experts.
+        router_bias: `(..., e)`, or None.
+        correction: What is added to the experts' scores where they are chosen, and not where they weigh, `(..., e)`; or
+            None.
+    """
+
+    up: Tensor
+    down: Tensor
+    gate: Tensor | None = None
+    up_bias: Tensor | None = None
+    gate_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    router: Tensor | None = None
+    router_bias: Tensor | None = None
+    correction: Tensor | None = None
+
+    def expert(self, index: int) -> FeedForwardWeights:
+        """One expert by itself, of a single block."""
+        parts = {name: t[index] for name, t in self.tensors().items() if name not in _ROUTING}
+        return FeedForwardWeights(**parts)
+
+
+class FeedForwardElement(Element):
+    """An element of `FeedForwardGroup`, or a batch of them (leading dimensions `...`).
+
+    Its parts are `permutation`, π, which unit each new one was, `(..., f)` int64, of e experts `(..., e, f)`; `up` and
+    `gate`, s and r, of the same shapes, float64, ones where the group has no such scales; `experts`, which expert each
+    new one was, `(..., e)` int64, empty for a block without; and `shift`, what is added to every row of the router.
+    """
+
+    @property
+    def permutation(self) -> Tensor:
+        """π."""
+        return self.parts["permutation"]
+
+    @property
+    def experts(self) -> Tensor:
+        """Which expert each new one was."""
+        return self.parts["experts"]
+
+    @property
+    def shift(self) -> Tensor:
+        """What is added to the router's rows."""
+        return self.parts["shift"]
+
+
+@dataclass(frozen=True)
+class FeedForwardGroup(Product[FeedForwardElement, FeedForwardWeights]):
     """The symmetry group of one feed-forward block: scales of every unit, and all permutations of units.
 
     Attributes:
@@ -59,6 +120,8 @@ class FeedForwardGroup(Product):
     experts: int | None = None
     expert_groups: int = 1
     shift: int = 0
+
+    element = FeedForwardElement
 
     def __post_init__(self) -> None:
         if self.experts is None and (self.shift or self.expert_groups != 1):
@@ -116,129 +179,6 @@ class FeedForwardGroup(Product):
             return unit
         order, shift = self.factors[:2]
         return f"({unit})^{self.experts} ⋊ {order}" + (f" × {shift}" if self.shift else "")
-
-
-@dataclass(frozen=True)
-class FeedForwardWeights:
-    """The weights of one feed-forward block, or of a stack of equal blocks (leading dimensions `...`).
-
-    With f units and model width d:
-
-    Attributes:
-        up: `(..., f, d)`.
-        down: `(..., f, d)`; a unit's output is its activation times its row.
-        gate: `(..., f, d)`, or None.
-        up_bias: `(..., f)`, or None.
-        gate_bias: `(..., f)`, or None.
-        down_bias: `(..., d)`, or None.
-        router: Of e experts, `(..., e, d)`; all of the above then have the axis e before their last or last two. None
-            for a block that is no choice of experts.
-        router_bias: `(..., e)`, or None.
-        correction: What is added to the experts' scores where they are chosen, and not where they weigh, `(..., e)`; or
-            None.
-    """
-
-    up: Tensor
-    down: Tensor
-    gate: Tensor | None = None
-    up_bias: Tensor | None = None
-    gate_bias: Tensor | None = None
-    down_bias: Tensor | None = None
-    router: Tensor | None = None
-    router_bias: Tensor | None = None
-    correction: Tensor | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there, by field name."""
-        return {f.name: t for f in fields(self) if (t := getattr(self, f.name)) is not None}
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> FeedForwardWeights:
-        """The same weights with `function` applied to every tensor."""
-        return replace(self, **{name: function(t) for name, t in self.tensors().items()})
-
-    def expert(self, index: int) -> FeedForwardWeights:
-        """One expert by itself, of a single block."""
-        parts = {name: t[index] for name, t in self.tensors().items() if name not in _ROUTING}
-        return FeedForwardWeights(**parts)
-
-
-class FeedForwardElement(Element):
-    """An element of `FeedForwardGroup`, or a batch of them (leading dimensions `...`).
-
-    Its parts are `permutation`, π, which unit each new one was, `(..., f)` int64, of e experts `(..., e, f)`; `up` and
-    `gate`, s and r, of the same shapes, float64, ones where the group has no such scales; `experts`, which expert each
-    new one was, `(..., e)` int64, empty for a block without; and `shift`, what is added to every row of the router.
-    """
-
-    @property
-    def permutation(self) -> Tensor:
-        """π."""
-        return self.parts["permutation"]
-
-    @property
-    def experts(self) -> Tensor:
-        """Which expert each new one was."""
-        return self.parts["experts"]
-
-    @property
-    def shift(self) -> Tensor:
-        """What is added to the router's rows."""
-        return self.parts["shift"]
-
-
-def identity(
-    group: FeedForwardGroup, batch: tuple[int, ...] = (), device: torch.device | str = "cpu"
-) -> FeedForwardElement:
-    """The identity element."""
-    return FeedForwardElement(group.parts_of_identity(batch, device))
-
-
-def contains(group: FeedForwardGroup, element: FeedForwardElement) -> bool:
-    """Whether all are permutations, every scale is one that the group has, and experts stay in their groups."""
-    return group.holds(element.tensors())
-
-
-def sample(
-    group: FeedForwardGroup,
-    generator: torch.Generator,
-    batch: tuple[int, ...] = (),
-    condition: float = 10.0,
-    shift: float = 1.0,
-) -> FeedForwardElement:
-    """Random elements.
-
-    Args:
-        group: The group.
-        generator: CPU generator; the only source of randomness.
-        batch: Leading dimensions.
-        condition: Largest ratio of two scales: `ln |s|` is uniform on ±½ ln(condition), signs are fair coins.
-        shift: Standard deviation of the router's shift, where it is free.
-    """
-    return FeedForwardElement(group.parts_of_sample(generator, batch, condition, shift))
-
-
-def compose(group: FeedForwardGroup, second: FeedForwardElement, first: FeedForwardElement) -> FeedForwardElement:
-    """The element that acts as `first` and then `second`."""
-    return FeedForwardElement(group.composed(second.tensors(), first.tensors()))
-
-
-def inverse(group: FeedForwardGroup, element: FeedForwardElement) -> FeedForwardElement:
-    """The inverse element."""
-    return FeedForwardElement(group.inverted(element.tensors()))
-
-
-def act(group: FeedForwardGroup, element: FeedForwardElement, weights: FeedForwardWeights) -> FeedForwardWeights:
-    """The moved weights; the block's function is the same.
-
-    Args:
-        group: The block's group.
-        element: Of batch shape `(...)`.
-        weights: Float64, of the same leading dimensions.
-
-    Returns:
-        New weights; the input is not changed.
-    """
-    return FeedForwardWeights(**group.moved(element.tensors(), weights.tensors()))
 
 
 def feed_forward(

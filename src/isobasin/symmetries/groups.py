@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
+from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.bilinear import Bilinear, BilinearGroup as BilinearGroup, Roles
 from isobasin.symmetries.factor import Factor, Parts
 from isobasin.symmetries.linear import Linear
@@ -29,6 +30,7 @@ from isobasin.symmetries.scale import GainScaling, Scale
 from isobasin.symmetries.shared_planes import SharedPlanes
 from isobasin.symmetries.shift import KeyShift, Shift, ValueShift
 from isobasin.symmetries.tables import Tables
+from isobasin.symmetries.weights import AttentionWeights
 
 # The pairs of a block, and what reads each latent.
 QUERY_KEY, VALUE_OUTPUT, ROTARY = "query_key", "value_output", "latent.rotary"
@@ -121,7 +123,7 @@ class LatentGroup:
 
 
 @dataclass(frozen=True)
-class AttentionGroup(Product):
+class AttentionGroup(Product[AttentionElement, AttentionWeights]):
     """The symmetry group of one attention block.
 
     With normalised queries and keys, `q = norm(x Q) ∘ a`, `k = norm(x K) ∘ b`, no continuous map of a head's Q and K
@@ -166,6 +168,8 @@ class AttentionGroup(Product):
     sink: bool = False
     latent: LatentGroup | None = None
     means: int = 0
+
+    element = AttentionElement
 
     def __post_init__(self) -> None:
         if self.norm is not None and self.query_key.alike:

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from isobasin.symmetries.factor import Factor, Parts
 from isobasin.symmetries.loose import Loose
+from isobasin.symmetries.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,21 @@ class Element:
             self.parts[name].copy_(part)
 
 
-class Product(ABC):
+AnyElement = TypeVar("AnyElement", bound=Element)
+AnyWeights = TypeVar("AnyWeights", bound=Weights)
+
+
+class Product(ABC, Generic[AnyElement, AnyWeights]):
     """A group that is a semi-direct product of factors: `g = g_n ... g_1`, the first acting first.
 
-    Each factor carries those that act after it (`Factor.carried`), so that everything follows from theirs.
+    Each factor carries those that act after it (`Factor.carried`), so that everything follows from theirs. Operations
+    are those of `Factor`, of elements and weights that may have leading dimensions `...`.
+
+    Attributes:
+        element: The class of its elements.
     """
+
+    element: type[AnyElement]
 
     @abstractmethod
     def build(self) -> tuple[Factor, ...]:
@@ -77,34 +88,34 @@ class Product(ABC):
         """Dimension of the continuous part; the discrete one adds nothing."""
         return sum(factor.dimension for factor in (*self.factors, *self.unread))
 
-    def parts_of_identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
-        """The identity element's parts."""
-        return {name: part for factor in self.factors for name, part in factor.identity(batch, device).items()}
+    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> AnyElement:
+        """The identity element."""
+        return self.element({n: part for factor in self.factors for n, part in factor.identity(batch, device).items()})
 
-    def parts_of_sample(
-        self, generator: torch.Generator, batch: tuple[int, ...], condition: float, shift: float
-    ) -> Parts:
-        """The parts of random elements; arguments as `Factor.sample`."""
+    def sample(
+        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
+    ) -> AnyElement:
+        """Random elements; arguments as `Factor.sample`."""
         drawn: Parts = {}
         for factor in self.drawn:
             drawn |= factor.sample(generator, batch, condition, shift)
-        return drawn
+        return self.element(drawn)
 
-    def composed(self, second: Parts, first: Parts) -> Parts:
-        """The parts of the element that acts as `first` and then `second`."""
-        found: Parts = {}
+    def compose(self, second: AnyElement, first: AnyElement) -> AnyElement:
+        """The element that acts as `first` and then `second`."""
+        found, then, parts = Parts(), second.tensors(), first.tensors()
         for index, factor in enumerate(self.factors):
-            found |= factor.compose(second, first)
-            first = self._carried(index, first, second)
-        return found
+            found |= factor.compose(then, parts)
+            parts = self._carried(index, parts, then)
+        return self.element(found)
 
-    def inverted(self, element: Parts) -> Parts:
-        """The parts of the inverse element."""
-        found: Parts = {}
+    def inverse(self, element: AnyElement) -> AnyElement:
+        """The inverse element."""
+        found, parts = Parts(), element.tensors()
         for index, factor in enumerate(self.factors):
-            found |= factor.inverse(element)
-            element = self._carried(index, element, found)
-        return found
+            found |= factor.inverse(parts)
+            parts = self._carried(index, parts, found)
+        return self.element(found)
 
     def _carried(self, index: int, parts: Parts, element: Parts) -> Parts:
         """Parts of all factors after one of them, after that one's element."""
@@ -113,15 +124,17 @@ class Product(ABC):
             moved |= later.carried(parts, by, element)
         return moved
 
-    def moved(self, element: Parts, weights: Parts) -> Parts:
-        """The weights after all factors."""
+    def act(self, element: AnyElement, weights: AnyWeights) -> AnyWeights:
+        """New weights, float64, after all factors; the block's function is the same."""
+        parts, moved = element.tensors(), weights.tensors()
         for factor in self.factors:
-            weights = factor.act(element, weights)
-        return weights
+            moved = factor.act(parts, moved)
+        return weights.of(moved)
 
-    def holds(self, element: Parts) -> bool:
-        """Whether parts of the right shapes are an element."""
-        return all(factor.contains(element) for factor in self.factors)
+    def contains(self, element: AnyElement) -> bool:
+        """Whether an element of the right shapes is one of this group."""
+        parts = element.tensors()
+        return all(factor.contains(parts) for factor in self.factors)
 
     def charted(self, coordinates: Parts) -> Parts:
         """The parts that coordinates of the factors move."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,45 +41,6 @@ class Basis(StrEnum):
     def discrete(self) -> bool:
         """Whether elements only permute coordinates, and perhaps change their signs."""
         return self in (Basis.permutation, Basis.signed)
-
-
-@dataclass(frozen=True)
-class StreamGroup:
-    """The symmetry group of one model's residual stream: maps of its basis, gains and biases of normalisations.
-
-    Attributes:
-        width: d.
-        basis: Which maps it has.
-        norms: How many normalisations are folded, whose gains and biases are free.
-        keep_gains: Whether it is the subgroup in which none is folded, though some could be.
-    """
-
-    width: int
-    basis: Basis
-    norms: int = 0
-    keep_gains: bool = False
-
-    @property
-    def dimension(self) -> int:
-        """Dimension of the continuous part, gains and biases of normalisations not counted."""
-        d = self.width
-        continuous = {
-            Basis.centred: (d - 1) * (d - 2) // 2,
-            Basis.orthogonal: d * (d - 1) // 2,
-            Basis.linear: d * d,
-        }
-        return continuous.get(self.basis, 0)
-
-    def __str__(self) -> str:
-        d = self.width
-        names = {
-            Basis.permutation: f"S_{d}",
-            Basis.signed: f"{{±1}}^{d} ⋊ S_{d}",
-            Basis.centred: f"O({d - 1})",
-            Basis.orthogonal: f"O({d})",
-            Basis.linear: f"GL({d})",
-        }
-        return names[self.basis]
 
 
 # Gains smaller than this share of their root mean square are replaced by it where readers are divided by them.
@@ -118,84 +80,122 @@ class StreamElement:
         return StreamElement(**{name: part.to(device) for name, part in self.tensors().items()})
 
 
-def identity(
-    group: StreamGroup, gains: Tensor | None = None, biases: Tensor | None = None, device: torch.device | str = "cpu"
-) -> StreamElement:
-    """The element that moves nothing in a model with these gains and biases, `(norms, d)` each; ones and zeros."""
-    if gains is None:
-        gains = torch.ones(group.norms, group.width, dtype=torch.float64, device=device)
-    if biases is None:
-        biases = torch.zeros_like(gains)
-    matrix = torch.eye(group.width, dtype=torch.float64, device=gains.device)
-    return StreamElement(matrix, gains, biases, gains.clone(), biases.clone())
+@dataclass(frozen=True)
+class StreamGroup:
+    """The symmetry group of one model's residual stream: maps of its basis, gains and biases of normalisations.
 
-
-def contains(group: StreamGroup, element: StreamElement, tolerance: float = 1e-9) -> bool:
-    """Whether the map is one that the group has, up to rounding, and no gain is 0."""
-    t, d = element.matrix, group.width
-    if t.shape != (d, d) or not all(bool(x.isfinite().all()) for x in element.tensors().values()):
-        return False
-    if bool((element.gains == 0).any()):
-        return False
-    if group.basis is Basis.linear:
-        return bool(torch.linalg.svdvals(t)[-1] > 0)
-    if float((t @ t.mT - torch.eye(d, dtype=t.dtype, device=t.device)).abs().max()) > tolerance:
-        return False
-    if group.basis is Basis.centred:
-        return float((t.sum(0) - 1).abs().max()) <= tolerance * math.sqrt(d)
-    if group.basis.discrete:
-        allowed = (t == 0) | (t == 1) | ((t == -1) if group.basis is Basis.signed else torch.zeros_like(t).bool())
-        return bool(allowed.all())
-    return True
-
-
-def sample(
-    group: StreamGroup, gains: Tensor, biases: Tensor, generator: torch.Generator, condition: float = 10.0
-) -> StreamElement:
-    """A random element for a model with these gains and biases.
-
-    Args:
-        group: The group.
-        gains: `(norms, d)` float64; each is multiplied by a positive number, `ln` of it uniform on
-            ±½ ln(condition).
-        biases: `(norms, d)`; each gets a normal one added, of the size of the gains.
-        generator: CPU generator; the only source of randomness.
-        condition: Largest ratio of two gains' factors, and the condition number of a map in GL(d).
+    Attributes:
+        width: d.
+        basis: Which maps it has.
+        norms: How many normalisations are folded, whose gains and biases are free.
+        keep_gains: Whether it is the subgroup in which none is folded, though some could be.
     """
-    spread = (torch.rand(gains.shape, generator=generator, dtype=torch.float64) - 0.5) * math.log(condition)
-    shift = torch.randn(biases.shape, generator=generator, dtype=torch.float64).to(biases.device)
-    size = gains.square().mean().sqrt() if gains.numel() else gains.sum()
-    matrix = _sample_matrix(group, generator, condition).to(gains.device)
-    # A family of normalisations without biases has zeros here, and keeps them.
-    has_bias = (biases != 0).any(-1, keepdim=True)
-    moved = gains * spread.to(gains.device).exp()
-    return StreamElement(matrix, moved, biases + shift * size * has_bias, gains.clone(), biases.clone())
 
+    width: int
+    basis: Basis
+    norms: int = 0
+    keep_gains: bool = False
 
-def _sample_matrix(group: StreamGroup, generator: torch.Generator, condition: float) -> Tensor:
-    d = group.width
-    if group.basis.discrete:
-        order = torch.rand(d, generator=generator, dtype=torch.float64).argsort()
-        signs = torch.randint(0, 2, (d,), generator=generator).double() * 2 - 1
-        matrix = torch.eye(d, dtype=torch.float64)[order]
-        return matrix * signs if group.basis is Basis.signed else matrix
-    if group.basis is Basis.centred:
-        return lift(haar(d - 1, (), generator), complement(d))
-    if group.basis is Basis.orthogonal:
-        return haar(d, (), generator)
-    exponents = torch.linspace(-0.5, 0.5, d, dtype=torch.float64) * math.log(condition)
-    return haar(d, (), generator) @ (exponents.exp().unsqueeze(-1) * haar(d, (), generator))
+    @property
+    def dimension(self) -> int:
+        """Dimension of the continuous part, gains and biases of normalisations not counted."""
+        d = self.width
+        continuous = {
+            Basis.centred: (d - 1) * (d - 2) // 2,
+            Basis.orthogonal: d * (d - 1) // 2,
+            Basis.linear: d * d,
+        }
+        return continuous.get(self.basis, 0)
 
+    def identity(
+        self, gains: Tensor | None = None, biases: Tensor | None = None, device: torch.device | str = "cpu"
+    ) -> StreamElement:
+        """The element that moves nothing in a model with these gains and biases, `(norms, d)` each; ones and zeros."""
+        if gains is None:
+            gains = torch.ones(self.norms, self.width, dtype=torch.float64, device=device)
+        if biases is None:
+            biases = torch.zeros_like(gains)
+        matrix = torch.eye(self.width, dtype=torch.float64, device=gains.device)
+        return StreamElement(matrix, gains, biases, gains.clone(), biases.clone())
 
-def compose(group: StreamGroup, second: StreamElement, first: StreamElement) -> StreamElement:
-    """The element that acts as `first` and then `second`."""
-    return replace(second, matrix=first.matrix @ second.matrix, old_gains=first.old_gains, old_biases=first.old_biases)
+    def contains(self, element: StreamElement, tolerance: float = 1e-9) -> bool:
+        """Whether the map is one that the group has, up to rounding, and no gain is 0."""
+        t, d = element.matrix, self.width
+        if t.shape != (d, d) or not all(bool(x.isfinite().all()) for x in element.tensors().values()):
+            return False
+        if bool((element.gains == 0).any()):
+            return False
+        if self.basis is Basis.linear:
+            return bool(torch.linalg.svdvals(t)[-1] > 0)
+        if float((t @ t.mT - torch.eye(d, dtype=t.dtype, device=t.device)).abs().max()) > tolerance:
+            return False
+        if self.basis is Basis.centred:
+            return float((t.sum(0) - 1).abs().max()) <= tolerance * math.sqrt(d)
+        if self.basis.discrete:
+            allowed = (t == 0) | (t == 1) | ((t == -1) if self.basis is Basis.signed else torch.zeros_like(t).bool())
+            return bool(allowed.all())
+        return True
 
+    def sample(
+        self, gains: Tensor, biases: Tensor, generator: torch.Generator, condition: float = 10.0
+    ) -> StreamElement:
+        """A random element for a model with these gains and biases.
 
-def inverse(group: StreamGroup, element: StreamElement) -> StreamElement:
-    """The element that takes the move back."""
-    matrix = torch.linalg.inv(element.matrix) if group.basis is Basis.linear else element.matrix.mT.contiguous()
-    return StreamElement(matrix, element.old_gains, element.old_biases, element.gains, element.biases)
+        Args:
+            gains: `(norms, d)` float64; each is multiplied by a positive number, `ln` of it uniform on
+                ±½ ln(condition).
+            biases: `(norms, d)`; each gets a normal one added, of the size of the gains.
+            generator: CPU generator; the only source of randomness.
+            condition: Largest ratio of two gains' factors, and the condition number of a map in GL(d).
+        """
+        spread = (torch.rand(gains.shape, generator=generator, dtype=torch.float64) - 0.5) * math.log(condition)
+        shift = torch.randn(biases.shape, generator=generator, dtype=torch.float64).to(biases.device)
+        size = gains.square().mean().sqrt() if gains.numel() else gains.sum()
+        matrix = self._sample_matrix(generator, condition).to(gains.device)
+        # A family of normalisations without biases has zeros here, and keeps them.
+        has_bias = (biases != 0).any(-1, keepdim=True)
+        moved = gains * spread.to(gains.device).exp()
+        return StreamElement(matrix, moved, biases + shift * size * has_bias, gains.clone(), biases.clone())
+
+    def compose(self, second: StreamElement, first: StreamElement) -> StreamElement:
+        """The element that acts as `first` and then `second`."""
+        return replace(
+            second, matrix=first.matrix @ second.matrix, old_gains=first.old_gains, old_biases=first.old_biases
+        )
+
+    def inverse(self, element: StreamElement) -> StreamElement:
+        """The element that takes the move back."""
+        matrix = torch.linalg.inv(element.matrix) if self.basis is Basis.linear else element.matrix.mT.contiguous()
+        return StreamElement(matrix, element.old_gains, element.old_biases, element.gains, element.biases)
+
+    def _sample_matrix(self, generator: torch.Generator, condition: float) -> Tensor:
+        d = self.width
+        if self.basis.discrete:
+            order = torch.rand(d, generator=generator, dtype=torch.float64).argsort()
+            signs = torch.randint(0, 2, (d,), generator=generator).double() * 2 - 1
+            matrix = torch.eye(d, dtype=torch.float64)[order]
+            return matrix * signs if self.basis is Basis.signed else matrix
+        if self.basis is Basis.centred:
+            return lift(haar(d - 1, (), generator), complement(d))
+        if self.basis is Basis.orthogonal:
+            return haar(d, (), generator)
+        exponents = torch.linspace(-0.5, 0.5, d, dtype=torch.float64) * math.log(condition)
+        return haar(d, (), generator) @ (exponents.exp().unsqueeze(-1) * haar(d, (), generator))
+
+    def act(self, element: StreamElement, weights: Any) -> Any:
+        """The tensors along the stream (`turning.StreamWeights`) after the move."""
+        return weights.moved(element)
+
+    def __str__(self) -> str:
+        d = self.width
+        names = {
+            Basis.permutation: f"S_{d}",
+            Basis.signed: f"{{±1}}^{d} ⋊ S_{d}",
+            Basis.centred: f"O({d - 1})",
+            Basis.orthogonal: f"O({d})",
+            Basis.linear: f"GL({d})",
+        }
+        return names[self.basis]
 
 
 def complement(width: int, device: torch.device | str = "cpu") -> Tensor:

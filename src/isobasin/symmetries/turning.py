@@ -41,15 +41,14 @@ class StreamWeights:
         """The tensors by name."""
         return self.values
 
+    def moved(self, element: StreamElement) -> StreamWeights:
+        """The tensors after a move of the stream, in the gains and biases that the element has.
 
-def act(group: StreamGroup, element: StreamElement, weights: StreamWeights) -> StreamWeights:
-    """The tensors after a move of the stream, in the gains and biases that the element has.
-
-    Raises:
-        TensorError: A gain is 0 where a bias has to move along the stream.
-    """
-    turned = turn(weights.stream, element.matrix, fold(weights.stream, weights.values))
-    return replace(weights, values=_unfold(weights.stream, element, turned))
+        Raises:
+            TensorError: A gain is 0 where a bias has to move along the stream.
+        """
+        turned = turn(self.stream, element.matrix, fold(self.stream, self.values))
+        return replace(self, values=_unfold(self.stream, element, turned))
 
 
 def fold(stream: Stream, tensors: Mapping[str, Tensor]) -> Tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +20,29 @@ AXES = {
 
 
 @dataclass(frozen=True)
-class AttentionWeights:
+class Weights:
+    """The weights of one block, or of a stack of equal blocks (leading dimensions `...`): its fields, or None."""
+
+    @classmethod
+    def of(cls, tensors: dict[str, Any]) -> Self:
+        """The weights of these fields."""
+        return cls(**tensors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by field name."""
+        return {f.name: t for f in fields(self) if (t := getattr(self, f.name)) is not None}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same weights with `function` applied to every tensor."""
+        return replace(self, **{name: function(t) for name, t in self.tensors().items()})
+
+    def __getitem__(self, index: int) -> Self:
+        """One block of a stack."""
+        return self.map(lambda t: t[index])
+
+
+@dataclass(frozen=True)
+class AttentionWeights(Weights):
     """Projections of one attention block, or of a stack of equal blocks (leading dimensions `...`).
 
     With g key/value heads, s query heads for each, model width d, query/key features n, value features m:
@@ -79,18 +102,6 @@ class AttentionWeights:
     def width(self) -> int:
         """Width of the stream that the block reads and writes."""
         return self.output.shape[-2]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there, by field name."""
-        return {f.name: t for f in fields(self) if (t := getattr(self, f.name)) is not None}
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> AttentionWeights:
-        """The same weights with `function` applied to every tensor."""
-        return replace(self, **{name: function(t) for name, t in self.tensors().items()})
-
-    def __getitem__(self, index: int) -> AttentionWeights:
-        """One block of a stack."""
-        return self.map(lambda t: t[index])
 
 
 def stack(blocks: list[AttentionWeights]) -> AttentionWeights:

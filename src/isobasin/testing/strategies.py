@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isobasin.symmetries import attention
 from isobasin.symmetries.attention import AttentionElement
+from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -39,9 +39,7 @@ class Block:
 
     def output(self, weights: AttentionWeights | None = None, *, causal: bool = False) -> torch.Tensor:
         """The block's function at its input, of its own weights or of others."""
-        return attention.attend(
-            self.weights if weights is None else weights, self.group, self.hidden, self.angles, causal
-        )
+        return attend(self.weights if weights is None else weights, self.group, self.hidden, self.angles, causal)
 
 
 def random_weights(
@@ -201,7 +199,7 @@ def blocks(max_heads: int = 3, max_queries: int = 3, max_features: int = 5) -> S
 
 def element(group: AttentionGroup, seed: int, condition: float = 10.0) -> AttentionElement:
     """A random element from a seed."""
-    return attention.sample(group, torch.Generator().manual_seed(seed), condition=condition)
+    return group.sample(torch.Generator().manual_seed(seed), condition=condition)
 
 
 def conditions(limit: float = 1e3) -> SearchStrategy[float]:

@@ -31,7 +31,6 @@ from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import assign, head_costs
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.model import Blocks, Digest, batches, read_blocks
-from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardWeights
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -88,7 +87,7 @@ class BlockMatching:
         """Match the attention blocks, those that are alike together."""
         blocks = self.b.specification.attention
         # What is kept is allocated before the large temporaries, which could not be returned to the system around it.
-        elements = [attention.identity(block.group) for block in blocks]
+        elements = [block.group.identity() for block in blocks]
         names = [name for name, _ in named(ATTENTION, blocks)]
         heads = self._tied_heads()
         for batch in batches(blocks):

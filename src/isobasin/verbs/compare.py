@@ -16,7 +16,7 @@ from isobasin.choices import HeadCost, Method, Scope
 from isobasin.matching.feedforward import branches
 from isobasin.matching.heads import head_costs
 from isobasin.model import Model, Source, open_pair
-from isobasin.symmetries import attention, feedforward
+from isobasin.symmetries import attention
 from isobasin.verbs.align import match_models
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
 from isobasin.verbs.settings import Matching, Progress, Running, check_device, silent
@@ -150,7 +150,7 @@ def _scores(found: Alignment, a: Model, b: Model, device: str) -> list[BlockScor
     blocks = zip(found.feedforward, a.feedforwards(), b.feedforwards(), strict=True) if found.feedforward else ()
     for layer, ours, theirs in blocks:
         reference, model = (block.read(m.stored(block), device) for block, m in ((ours, a), (theirs, b)))
-        moved = branches(feedforward.act(layer.group, layer.element.to(device), model))
+        moved = branches(layer.group.act(layer.element.to(device), model))
         cosines = [torch.cosine_similarity(x, moved[name], -1) for name, x in branches(reference).items()]
         score = float(torch.stack(cosines).prod(0).mean())
         scores.append(_scored("feed-forward", layer, score, _size(reference.tensors())))

@@ -19,7 +19,6 @@ from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
 from isobasin.model import Blocks, Model, Source, open_pair
-from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.stream import Basis
 from isobasin.text import finite
@@ -226,7 +225,7 @@ def _evidence(a: Model, b: Blocks, index: int, layer: AttentionMove) -> LayerEvi
     group = layer.group
     block, other = a.specification.attention[index], b.specification.attention[index]
     reference, model = block.read(a.stored(block)), other.read(b.stored(other))
-    moved = attention.act(group, layer.element, model)
+    moved = group.act(layer.element, model)
     blurs = [float(circuits.rounding(group, w, m.dtype())) for w, m in ((reference, a), (model, b))]
     floor = max(_FLOORS.get(m.dtype(), 0.0) for m in (a, b))
     tolerance = min(max(5 * math.hypot(*blurs), floor), _CEILING)

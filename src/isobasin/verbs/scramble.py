@@ -15,8 +15,8 @@ from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
 from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_model
-from isobasin.symmetries import attention, stream
-from isobasin.symmetries.feedforward import FeedForwardElement, sample
+from isobasin.symmetries import attention
+from isobasin.symmetries.feedforward import FeedForwardElement
 from isobasin.verbs.apply import Moved, moved
 from isobasin.verbs.settings import Progress, Running, silent
 
@@ -55,7 +55,7 @@ def _drawn(model: Model, seed: int, condition: float, scope: Scope) -> Alignment
     moves: list[AnyMove] = []
     for name, block in named(ATTENTION, model.specification.attention):
         scale = float(block.read(model.stored(block)).value.square().mean().sqrt())
-        element = attention.sample(block.group, generator, condition=condition, shift=scale)
+        element = block.group.sample(generator, condition=condition, shift=scale)
         moves.append(unmatched(name, block.group, element))
     for first, *others in model.specification.ties:
         for index in others:
@@ -76,13 +76,13 @@ def _random_units(
     scale = 0.0
     if isinstance(block, ExpertsBlock) and shifted:
         scale = float(model.double([block.router.weight])[block.router.weight].square().mean().sqrt())
-    return sample(block.group, generator, condition=condition, shift=scale)
+    return block.group.sample(generator, condition=condition, shift=scale)
 
 
 def _random_stream(model: Model, generator: torch.Generator, condition: float) -> StreamMove:
     """A random move of the residual stream."""
     own = model.stream()
-    element = stream.sample(own.group, *gains_of(model, own), generator, condition)
+    element = own.group.sample(*gains_of(model, own), generator, condition)
     return unmatched(STREAM, own.group, element)
 
 

@@ -13,8 +13,8 @@ from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Blocks, Model
-from isobasin.symmetries.attention import attend
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
+from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verification.distance import FLOORS, Distance, Label, Verification

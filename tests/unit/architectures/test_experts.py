@@ -22,7 +22,6 @@ from isobasin.architectures.tiny import TinyModel
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching.feedforward import match_feedforward
 from isobasin.model import open_model
-from isobasin.symmetries import feedforward
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale, feed_forward
 
 # Whether the weights of chosen experts sum to one.
@@ -88,8 +87,8 @@ def test_the_blocks_are_those_that_transformers_computes(opened):
         # transformers' softmax is float32.
         torch.testing.assert_close(routed(block, weights, hidden, normed, factor), expected, rtol=1e-5, atol=1e-6)
 
-        element = feedforward.sample(block.group, torch.Generator().manual_seed(2), shift=0.3)
-        moved = feedforward.act(block.group, element, weights)
+        element = block.group.sample(torch.Generator().manual_seed(2), shift=0.3)
+        moved = block.group.act(element, weights)
         before, after = (routed(block, w, hidden, normed) for w in (weights, moved))
         torch.testing.assert_close(before, after, rtol=1e-10, atol=1e-12)
 
@@ -111,8 +110,8 @@ def test_permuted_experts_compute_the_same_numbers(opened):
     *_, found = opened
     block = next(block for block in found.feedforwards() if isinstance(block, ExpertsBlock))
     weights = block.read(found.stored(block))
-    start = feedforward.identity(block.group)
-    moved = feedforward.act(block.group, start.having({"experts": start.experts.flip(0)}), weights)
+    start = block.group.identity()
+    moved = block.group.act(start.having({"experts": start.experts.flip(0)}), weights)
     hidden = torch.randn(20, block.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     before, after = (routed(block, w, hidden, normed=True) for w in (weights, moved))
     torch.testing.assert_close(before, after, rtol=1e-14, atol=1e-14)
@@ -165,8 +164,8 @@ def test_routers_of_sigmoids_with_groups_and_a_correction():
     assert block.deciding == {"1.correction"}
     generator = torch.Generator().manual_seed(0)
     stored = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in block.shapes().items()}
-    element = feedforward.sample(block.group, generator)
-    moved = block.write(stored, feedforward.act(block.group, element, block.read(stored)))
+    element = block.group.sample(generator)
+    moved = block.write(stored, block.group.act(element, block.read(stored)))
     assert torch.equal(moved["1.correction"], stored["1.correction"][element.experts])
     hidden = torch.randn(5, 6, generator=generator, dtype=torch.float64)
     outputs = [

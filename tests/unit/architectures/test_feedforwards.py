@@ -219,9 +219,8 @@ def test_the_table_of_activations_is_true(name, gated):
     up, down, gate = torch.randn(3, 6, 5, generator=generator, dtype=torch.float64)
     weights = FeedForwardWeights(up, down, gate if gated else None, up_bias=up[:, 0].clone())
     group = feedforward_group(6, name, gated=gated)
-    from isobasin.symmetries import feedforward
 
-    moved = feedforward.act(group, feedforward.sample(group, generator, condition=100.0), weights)
+    moved = group.act(group.sample(generator, condition=100.0), weights)
     hidden = torch.randn(9, 5, generator=generator, dtype=torch.float64)
     before, after = (feed_forward(w, ACT2FN[name], hidden) for w in (weights, moved))
     torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)

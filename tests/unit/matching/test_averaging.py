@@ -37,9 +37,9 @@ def other(block: Block) -> attention.AttentionWeights:
 
 def moved(block: Block, weights: attention.AttentionWeights, seed: int = 1) -> attention.AttentionWeights:
     """The same heads in the same order, in a random gauge."""
-    element = attention.sample(block.group, torch.Generator().manual_seed(seed))
-    still = attention.identity(block.group)
-    return attention.act(block.group, element.having({"outer": still.outer, "inner": still.inner}), weights)
+    element = block.group.sample(torch.Generator().manual_seed(seed))
+    still = block.group.identity()
+    return block.group.act(element.having({"outer": still.outer, "inner": still.inner}), weights)
 
 
 def test_a_mean_is_exact_at_its_ends_and_between_equals():

@@ -11,7 +11,6 @@ from torch import Tensor
 from isobasin.matching import inputs
 from isobasin.matching.attention import match
 from isobasin.matching.feedforward import match_feedforward
-from isobasin.symmetries import attention, feedforward
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -97,8 +96,8 @@ def test_weighted_distances_are_errors_of_outputs(make, biased, monkeypatch):
 @pytest.mark.parametrize("rotary", [True, False])
 def test_a_planted_element_is_found(rotary, biased):
     group, a = _group(rotary=rotary, biased=biased), _attention(0, biased=biased)
-    element = attention.sample(group, torch.Generator().manual_seed(1), condition=10.0, shift=1.0)
-    b = attention.act(group, element, a)
+    element = group.sample(torch.Generator().manual_seed(1), condition=10.0, shift=1.0)
+    b = group.act(element, a)
     found = match(group, a, b, moments=_moments("attention", _inputs()))
     for name, tensor in a.tensors().items():
         # A free key bias is set by the keys' means, which rounding of the maps shifts a little more.
@@ -108,7 +107,7 @@ def test_a_planted_element_is_found(rotary, biased):
 def test_a_planted_order_of_units_is_found():
     group = FeedForwardGroup(_UNITS, Scale.signed, Scale.none)
     a = _feedforward(0)
-    b = feedforward.act(group, feedforward.sample(group, torch.Generator().manual_seed(1), condition=10.0), a)
+    b = group.act(group.sample(torch.Generator().manual_seed(1), condition=10.0), a)
     found = match_feedforward(group, a, b, _moments("feedforward", _inputs()))
     for name, tensor in a.tensors().items():
         torch.testing.assert_close(getattr(found.moved, name), tensor, rtol=1e-8, atol=1e-8)

@@ -61,7 +61,7 @@ def test_heads_alone_permutes_and_moves_nothing_else():
     for name, tensor in a.tensors().items():
         torch.testing.assert_close(getattr(found.moved, name), tensor, rtol=0, atol=0)
     far = match(group, a, _weights(7), method=Method.heads).element
-    still = attention.identity(group)
+    still = group.identity()
     for name in ("query_key.planes", "value_output.matrix", "value_shift"):
         torch.testing.assert_close(far.parts[name], still.parts[name], rtol=0, atol=0)
 
@@ -83,13 +83,13 @@ def test_the_orthogonal_start_is_orthogonal_and_every_further_method_comes_neare
 
 def test_the_orthogonal_start_undoes_a_rotation():
     group, a = _group(_PLANES), _weights(0)
-    turned = attention.identity(group)
+    turned = group.identity()
     turns = torch.polar(
         torch.ones(3, 2, dtype=torch.float64), torch.linspace(0.3, 2.8, 6, dtype=torch.float64).view(3, 2)
     )
     turned.parts["query_key.planes"].copy_(turns)
     rotations = torch.linalg.qr(torch.randn(3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))).Q
     turned.parts["value_output.matrix"].copy_(rotations)
-    found = match(group, a, attention.act(group, turned, a), method=Method.orthogonal)
+    found = match(group, a, group.act(turned, a), method=Method.orthogonal)
     for name, tensor in a.tensors().items():
         torch.testing.assert_close(getattr(found.moved, name), tensor, rtol=1e-12, atol=1e-12)

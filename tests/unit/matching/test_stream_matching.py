@@ -22,7 +22,7 @@ def norms(count: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def element(basis: Basis, seed: int = 0) -> StreamElement:
-    return stream.sample(StreamGroup(D, basis), *norms(), torch.Generator().manual_seed(seed), condition=5.0)
+    return StreamGroup(D, basis).sample(*norms(), torch.Generator().manual_seed(seed), condition=5.0)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,10 +33,10 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_elements_are_a_group(basis):
     group = StreamGroup(D, basis)
     one, other = element(basis, 1), element(basis, 2)
-    both = stream.compose(group, other, one)
-    assert stream.contains(group, both)
+    both = group.compose(other, one)
+    assert group.contains(both)
     assert torch.allclose(both.matrix, one.matrix @ other.matrix, atol=1e-12)
-    back = stream.compose(group, stream.inverse(group, one), one)
+    back = group.compose(group.inverse(one), one)
     assert torch.allclose(back.matrix, torch.eye(D, dtype=torch.float64), atol=1e-12)
     assert torch.equal(back.gains, one.old_gains)
     assert torch.equal(back.biases, one.old_biases)
@@ -45,13 +45,13 @@ def test_elements_are_a_group(basis):
 def test_every_group_is_told_from_the_next_larger_one():
     order = [Basis.permutation, Basis.signed, Basis.orthogonal, Basis.linear]
     for smaller, larger in pairwise(order):
-        assert stream.contains(StreamGroup(D, larger), element(smaller, 3))
-        assert not stream.contains(StreamGroup(D, smaller), element(larger, 3))
-    assert stream.contains(StreamGroup(D, Basis.centred), element(Basis.permutation))
-    assert not stream.contains(StreamGroup(D, Basis.centred), element(Basis.orthogonal))
+        assert StreamGroup(D, larger).contains(element(smaller, 3))
+        assert not StreamGroup(D, smaller).contains(element(larger, 3))
+    assert StreamGroup(D, Basis.centred).contains(element(Basis.permutation))
+    assert not StreamGroup(D, Basis.centred).contains(element(Basis.orthogonal))
     zero = element(Basis.orthogonal)
     zero.gains[0, 0] = 0
-    assert not stream.contains(StreamGroup(D, Basis.orthogonal), zero)
+    assert not StreamGroup(D, Basis.orthogonal).contains(zero)
 
 
 def test_dimensions():

@@ -19,7 +19,7 @@ from isobasin.errors import ArchitectureError, VerificationError
 from isobasin.loading import load
 from isobasin.model import open_model
 from isobasin.models.attention import regroup, rotate
-from isobasin.symmetries.attention import attend
+from isobasin.symmetries.function import attend
 from isobasin.testing.assertions import assert_function_preserved, outputs
 
 every = pytest.mark.parametrize("case", OWN, ids=str)
