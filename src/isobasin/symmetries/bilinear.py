@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.factor import Factor, Parts
+from isobasin.symmetries.factor import Factor, Parts, conditioned, eye
 from isobasin.symmetries.loose import Loose
 from isobasin.symmetries.weights import AXES
 
@@ -232,7 +232,52 @@ class Bilinear(Factor):
 
 @dataclass(frozen=True)
 class Matrices(Bilinear):
-    """Maps that are invertible matrices, real or complex: GL of some dimension, once or several times."""
+    """Maps that are invertible matrices, real or complex: `L <- L U^T, R <- R conj(U)^{-1}`, U `(*batch, heads, n, n)`.
+
+    A head may have several, one for each set of n columns: U is `(*batch, heads, sets, n, n)` then.
+
+    Attributes:
+        size: n.
+        dtype: Of the maps.
+    """
+
+    size: int
+
+    dtype = torch.float64
+
+    @property
+    def several(self) -> tuple[int, ...]:
+        """How many sets of columns a head has, if that counts them."""
+        return ()
+
+    @property
+    def width(self) -> int:
+        """A map's columns: one product."""
+        return self.size
+
+    @property
+    def own_axes(self) -> int:
+        """A matrix, or one for each set."""
+        return 2 + len(self.several)
+
+    def sets(self, columns: Tensor) -> Tensor:
+        """Columns `(..., rows, ·)` set by set, `(..., sets, rows, n)`."""
+        return columns
+
+    def unset(self, sets: Tensor) -> Tensor:
+        """The inverse of `sets`."""
+        return sets
+
+    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
+        """U = 1."""
+        return {self.part: eye(self.size, (*batch, *self.heads, *self.several), device).to(self.dtype)}
+
+    def sample(
+        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
+    ) -> Parts:
+        """As `conditioned` has it."""
+        batch = *batch, *self.heads, *self.several
+        return {self.part: conditioned(self.size, batch, generator, condition, self.dtype)}
 
     def compose(self, second: Parts, first: Parts) -> Parts:
         """`U = U_2 U_1`."""
@@ -245,3 +290,66 @@ class Matrices(Bilinear):
     def contains(self, element: Parts) -> bool:
         """Whether every U has an inverse."""
         return bool((torch.linalg.svdvals(element[self.part])[..., -1] > 0).all())
+
+    @property
+    def coordinates(self) -> dict[str, tuple[int, ...]]:
+        """X of `U = exp(X)`, real and imaginary parts."""
+        parts = (2,) if self.dtype.is_complex else ()
+        return {self.part: (*self.heads, *self.several, self.size, self.size, *parts)}
+
+    def exponential(self, coordinates: Tensor) -> Tensor:
+        """`exp(X)`."""
+        return torch.matrix_exp(torch.view_as_complex(coordinates) if self.dtype.is_complex else coordinates)
+
+    def sizes(self, element: Parts) -> dict[str, Tensor]:
+        """Singular values of every U."""
+        return {self.name: torch.linalg.svdvals(element[self.part]).flatten(-1 - len(self.several))}
+
+    def left(self, element: Tensor, columns: Tensor) -> Tensor:
+        """`L U^T`."""
+        return self.unset(self.sets(columns) @ element.mT)
+
+    def right(self, element: Tensor, columns: Tensor) -> Tensor:
+        """`R conj(U)^{-1}`."""
+        return self.unset(torch.linalg.solve(element.conj(), self.sets(columns), left=False))
+
+    def balanced(self, left: Tensor, right: Tensor, loose: Loose) -> Tensor:
+        """As `balance` has it."""
+        return balance(self.sets(left), self.sets(right), loose)
+
+
+def balance(left: Tensor, right: Tensor, loose: Loose) -> Tensor:
+    """U, `(..., n, n)` real or complex, of the balanced gauge: `L = S Σ^{1/2}`, `R = T Σ^{1/2}` of `L R^H = S Σ T^H`.
+
+    With triangular factors `R_L R_R^H = S Σ T^H` of both sides, `U^T = R_R^H T Σ^{-1/2}`, columns with the signs, or
+    phases, that `Loose.phase` takes.
+    """
+    r_left, r_right = (torch.linalg.qr(square(x), mode="r").R for x in (left, right))
+    s, sigma, th = torch.linalg.svd(r_left @ r_right.mH)
+    level = sigma.shape[-1] * torch.finfo(sigma.dtype).eps * r_left.norm(dim=(-2, -1)) * r_right.norm(dim=(-2, -1))
+    dead = sigma <= level.unsqueeze(-1)
+    loose.check("rank", dead | (sigma <= loose.eps * sigma[..., :1]))
+    loose.check("singular values", -sigma.diff(dim=-1) <= loose.eps * sigma[..., :1])
+    root = torch.where(dead, 0.0, sigma.rsqrt()).unsqueeze(-2)
+    to_left, to_right = r_right.mH @ th.mH * root, r_left.mH @ s * root
+    for head in dead.any(-1).nonzero().tolist():
+        rank = int((~dead[tuple(head)]).sum())
+        to_left[tuple(head)] = _completed(to_left[tuple(head)][:, :rank], to_right[tuple(head)][:, :rank])
+    columns = left @ to_left, torch.linalg.solve(to_left.mH, right, left=False)
+    return (to_left * loose.phase(*columns).unsqueeze(-2)).mT
+
+
+def square(x: Tensor) -> Tensor:
+    """At least as many rows as columns: zero ones added."""
+    return torch.nn.functional.pad(x, (0, 0, 0, max(0, x.shape[-1] - x.shape[-2])))
+
+
+def _completed(left: Tensor, right: Tensor) -> Tensor:
+    """An invertible `[E, C]`, the first columns of whose inverse transpose are F, from `E^H F = 1`, both `(n, r)`.
+
+    C spans what F doesn't see, in the basis that is best conditioned.
+    """
+    rank = left.shape[-1]
+    outside = [torch.linalg.svd(x, full_matrices=True).U[:, rank:] for x in (left, right)]
+    _, size, vh = torch.linalg.svd(outside[0].mH @ outside[1])
+    return torch.cat([left, outside[1] @ vh.mH * size.rsqrt()], -1)

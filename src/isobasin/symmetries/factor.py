@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -86,12 +86,16 @@ class Factor(ABC):
 
     def chart(self, coordinates: Parts) -> Parts:
         """The parts that some of the coordinates move, differentiable by them: the identity's where all are 0."""
-        return {}
+        return {name: self.exponential(coordinates[name]) for name in self.coordinates if name in coordinates}
+
+    def exponential(self, coordinates: Tensor) -> Tensor:
+        """A part at its coordinates: they themselves where elements are added."""
+        return coordinates
 
     @property
     def dimension(self) -> int:
         """Real dimension of the continuous part."""
-        return sum(map(prod, self.coordinates.values()))
+        return sum(map(math.prod, self.coordinates.values()))
 
     @property
     def idle(self) -> bool:
@@ -132,6 +136,19 @@ def haar(n: int, batch: tuple[int, ...], generator: torch.Generator, dtype: torc
     """Orthogonal matrices, or unitary ones where they are complex, uniformly random, `(*batch, n, n)`."""
     q, r = torch.linalg.qr(torch.randn(*batch, n, n, generator=generator, dtype=dtype))
     return q * r.diagonal(dim1=-2, dim2=-1).sgn().unsqueeze(-2)
+
+
+def conditioned(
+    n: int,
+    batch: tuple[int, ...],
+    generator: torch.Generator,
+    condition: float,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Invertible `U = P diag(σ) W`, `(*batch, n, n)`: P and W as `haar`, ln σ evenly spread over ±½ ln(condition)."""
+    half = 0.5 * math.log(condition)
+    scales = torch.linspace(-half, half, n, dtype=torch.float64).exp()
+    return haar(n, batch, generator, dtype) * scales @ haar(n, batch, generator, dtype)
 
 
 def eye(n: int, batch: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:

@@ -49,7 +49,9 @@ def pair_factors(
         heads: How many maps, see `Bilinear`.
         planes: The name of the part of planes in elements, if it is another than usual.
     """
-    found: list[Bilinear] = [Linear(f"{name}.matrix", name, pair, roles, heads)] if pair.linear else []
+    found: list[Bilinear] = (
+        [Linear(f"{name}.matrix", name, pair, roles, heads, len(pair.linear))] if pair.linear else []
+    )
     # Softmax cancels no bias that rotates.
     roles, planes = replace(roles, free=None), planes or f"{name}.planes"
     if pair.alone:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from isobasin.symmetries.factor import Factor, Parts
+from isobasin.symmetries.factor import Parts
 from isobasin.symmetries.loose import Loose
+from isobasin.symmetries.shift import Added
 
 # What reads the input of a block, with its bias.
 READERS = ("query", "key", "query_bias", "key_bias")
 
 
 @dataclass(frozen=True)
-class Means(Factor):
+class Means(Added):
     """Multiples of the vector of ones, which LayerNorm of a head's features doesn't see, one for each of their inputs.
 
     Attributes:
@@ -34,38 +35,10 @@ class Means(Factor):
         return {"query_means": ("head", "query"), "key_means": ("head",)}
 
     @property
-    def coordinates(self) -> dict[str, tuple[int, ...]]:
-        """The multiples themselves."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """One for each number that is read."""
         shape = self.kv_heads, self.queries_per_kv, self.inputs
         return {"query_means": shape, "key_means": shape[::2]}
-
-    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
-        """Nothing added."""
-        shapes = self.coordinates.items()
-        return {name: torch.zeros(*batch, *shape, dtype=torch.float64, device=device) for name, shape in shapes}
-
-    def sample(
-        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
-    ) -> Parts:
-        """Normal."""
-        shapes = self.coordinates.items()
-        return {n: shift * torch.randn(*batch, *s, generator=generator, dtype=torch.float64) for n, s in shapes}
-
-    def compose(self, second: Parts, first: Parts) -> Parts:
-        """The sum."""
-        return {name: first[name] + second[name] for name in self.axes}
-
-    def inverse(self, element: Parts) -> Parts:
-        """The negative."""
-        return {name: -element[name] for name in self.axes}
-
-    def contains(self, element: Parts) -> bool:
-        """Any."""
-        return True
-
-    def chart(self, coordinates: Parts) -> Parts:
-        """The multiples themselves."""
-        return {name: coordinates[name] for name in self.axes if name in coordinates}
 
     def act(self, element: Parts, weights: Parts) -> Parts:
         """The same number added to all features of a row."""
@@ -79,7 +52,7 @@ class Means(Factor):
 
     def canonical(self, weights: Parts, loose: Loose) -> Parts:
         """What leaves no means."""
-        found = {
+        return {
             f"{role}_means": torch.cat(
                 [
                     -weights[name].mean(-1, keepdim=name.endswith("_bias"))
@@ -90,7 +63,6 @@ class Means(Factor):
             )
             for role in ("query", "key")
         }
-        return found
 
     def read(self, weights: Parts) -> Parts:
         """The weights without means, so that no distance, cost or comparison depends on them."""

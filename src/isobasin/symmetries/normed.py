@@ -215,9 +215,9 @@ class Normed(Factor):
         """Logarithms of trades."""
         return {TRADES: (self.holders, self.trades)}
 
-    def chart(self, coordinates: Parts) -> Parts:
+    def exponential(self, coordinates: Tensor) -> Tensor:
         """`exp(l)`."""
-        return {TRADES: coordinates[TRADES].exp()} if TRADES in coordinates else {}
+        return coordinates.exp()
 
     def sizes(self, element: Parts) -> dict[str, Tensor]:
         """Signed permutations and turns: all 1, or what makes a file's parts none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,9 +27,12 @@ def take(x: Tensor, permutation: Tensor) -> Tensor:
         permutation: `(*batch, k)`, int64.
 
     Returns:
-        A new tensor of x's shape. Whole slices are copied: there is no index per element.
+        A new tensor of x's shape; x itself where nothing is permuted. Whole slices are copied: there is no index per
+        element.
     """
     heads = permutation.shape[-1]
+    if not heads:
+        return x
     flat = x.flatten(0, permutation.ndim - 1)
     offsets = torch.arange(0, len(flat), heads, device=permutation.device).unsqueeze(-1)
     index = (permutation.reshape(-1, heads) + offsets).flatten()
@@ -126,7 +130,26 @@ class Heads(Factor):
 
 
 @dataclass(frozen=True)
-class Units(Factor):
+class Order(Factor):
+    """Permutations that are one part, of this name: which unit, or expert, each new one was."""
+
+    part: ClassVar[str]
+
+    def compose(self, second: Parts, first: Parts) -> Parts:
+        """`p[q]`."""
+        return {self.part: take(first[self.part], second[self.part])}
+
+    def inverse(self, element: Parts) -> Parts:
+        """The way back."""
+        return {self.part: element[self.part].argsort(-1)}
+
+    def contains(self, element: Parts) -> bool:
+        """Whether each is a permutation."""
+        return is_permutation(element[self.part])
+
+
+@dataclass(frozen=True)
+class Units(Order):
     """All permutations of hidden units, S_f; of experts, of each of them.
 
     Attributes:
@@ -137,32 +160,22 @@ class Units(Factor):
     units: int
     experts: tuple[int, ...] = ()
 
+    part = "permutation"
+
     @property
     def axes(self) -> Axes:
-        """Which unit each new one was, `(..., f)`; of e experts `(..., e, f)`."""
-        return {"permutation": ("expert",) if self.experts else ()}
+        """`(..., f)`; of e experts `(..., e, f)`."""
+        return {self.part: ("expert",) if self.experts else ()}
 
     def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
         """All in order."""
-        return {"permutation": identity((*batch, *self.experts), self.units, device)}
+        return {self.part: identity((*batch, *self.experts), self.units, device)}
 
     def sample(
         self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
     ) -> Parts:
         """Uniformly random."""
-        return {"permutation": sample((*batch, *self.experts), self.units, generator)}
-
-    def compose(self, second: Parts, first: Parts) -> Parts:
-        """`p[q]`."""
-        return {"permutation": take(first["permutation"], second["permutation"])}
-
-    def inverse(self, element: Parts) -> Parts:
-        """The way back."""
-        return {"permutation": element["permutation"].argsort(-1)}
-
-    def contains(self, element: Parts) -> bool:
-        """Whether each is a permutation."""
-        return is_permutation(element["permutation"])
+        return {self.part: sample((*batch, *self.experts), self.units, generator)}
 
     def act(self, element: Parts, weights: Parts) -> Parts:
         """Whole units moved, nothing else."""
@@ -170,7 +183,7 @@ class Units(Factor):
 
     def reordered(self, element: Parts, parts: Parts, axes: Axes) -> Parts:
         """What belongs to units, in their new order."""
-        order = element["permutation"]
+        order = element[self.part]
         return {name: take(x, order) if "unit" in axes.get(name, ()) else x for name, x in parts.items()}
 
     def __str__(self) -> str:
@@ -178,7 +191,7 @@ class Units(Factor):
 
 
 @dataclass(frozen=True)
-class Experts(Factor):
+class Experts(Order):
     """Permutations of experts that keep together those of a group: S_(e/k) wreath S_k.
 
     Attributes:
@@ -189,14 +202,16 @@ class Experts(Factor):
     experts: int
     groups: int = 1
 
+    part = "experts"
+
     @property
     def axes(self) -> Axes:
-        """Which expert each new one was, `(..., e)`."""
-        return {"experts": ()}
+        """`(..., e)`."""
+        return {self.part: ()}
 
     def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
         """All in order."""
-        return {"experts": identity(batch, self.experts, device)}
+        return {self.part: identity(batch, self.experts, device)}
 
     def sample(
         self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
@@ -204,32 +219,22 @@ class Experts(Factor):
         """Uniformly random."""
         count, size = self.groups, self.experts // self.groups
         outer = sample(batch, count, generator) if self.experts else identity(batch, count)
-        return {"experts": nested(outer, sample((*batch, count), size, generator))}
-
-    def compose(self, second: Parts, first: Parts) -> Parts:
-        """`p[q]`."""
-        return {"experts": take(first["experts"], second["experts"]) if self.experts else first["experts"]}
-
-    def inverse(self, element: Parts) -> Parts:
-        """The way back."""
-        return {"experts": element["experts"].argsort(-1)}
+        return {self.part: nested(outer, sample((*batch, count), size, generator))}
 
     def contains(self, element: Parts) -> bool:
         """Whether each is a permutation, and where neighbours of a group come from is one group."""
         size = self.experts // self.groups
-        origins = element["experts"].unflatten(-1, (self.groups, size)) // max(size, 1)
-        return bool((origins == origins[..., :1]).all()) and is_permutation(element["experts"])
+        origins = element[self.part].unflatten(-1, (self.groups, size)) // max(size, 1)
+        return bool((origins == origins[..., :1]).all()) and super().contains(element)
 
     def act(self, element: Parts, weights: Parts) -> Parts:
         """Whole experts moved, with their rows of the router."""
-        return {name: take(x, element["experts"]) for name, x in weights.items()} if self.experts else weights
+        return {name: take(x, element[self.part]) for name, x in weights.items()}
 
     def reordered(self, element: Parts, parts: Parts, axes: Axes) -> Parts:
         """What belongs to experts, in their new order."""
-        if not self.experts:
-            return parts
-        order = element["experts"]
-        return {name: take(x, order) if axes.get(name, ())[:1] == ("expert",) else x for name, x in parts.items()}
+        own = {name: x for name, x in parts.items() if axes.get(name, ())[:1] == ("expert",)}
+        return {**parts, **self.act(element, own)}
 
     def __str__(self) -> str:
         size = self.experts // self.groups

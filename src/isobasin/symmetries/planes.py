@@ -96,10 +96,9 @@ class Planes(Rotating):
         """R and φ of `u = exp(r + iφ)`."""
         return {self.part: (*self.heads, self.size, 2)}
 
-    def chart(self, coordinates: Parts) -> Parts:
+    def exponential(self, coordinates: Tensor) -> Tensor:
         """`exp(r + iφ)`."""
-        found = coordinates.get(self.part)
-        return {} if found is None else {self.part: torch.exp(torch.view_as_complex(found))}
+        return torch.exp(torch.view_as_complex(coordinates))
 
     def sizes(self, element: Parts) -> dict[str, Tensor]:
         """Sizes of every u."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isobasin.symmetries.bilinear import square
 from isobasin.symmetries.factor import Factor, Parts, eye, haar
-from isobasin.symmetries.linear import square
 from isobasin.symmetries.loose import Loose
 
 
@@ -81,9 +81,9 @@ class Rotation(Factor):
         """What is below the diagonal of S in `P = exp(S - S^T)`."""
         return {self.part: (self.size * (self.size - 1) // 2,)}
 
-    def chart(self, coordinates: Parts) -> Parts:
+    def exponential(self, coordinates: Tensor) -> Tensor:
         """`exp(S - S^T)`."""
-        return {self.part: rotated(coordinates[self.part])} if self.part in coordinates else {}
+        return rotated(coordinates)
 
     def canonical(self, weights: Parts, loose: Loose) -> Parts:
         """The basis in which what writes the latent has orthogonal columns, the longest first."""

@@ -115,9 +115,9 @@ class Scaling(Factor):
         """L of `s = exp(l)`."""
         return {self.part: self.shape} if self.kind.dimension else {}
 
-    def chart(self, coordinates: Parts) -> Parts:
+    def exponential(self, coordinates: Tensor) -> Tensor:
         """`exp(l)`."""
-        return {self.part: coordinates[self.part].exp()} if self.part in coordinates else {}
+        return coordinates.exp()
 
     def __str__(self) -> str:
         return str(self.kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,48 @@ from isobasin.symmetries.weights import AXES
 
 
 @dataclass(frozen=True)
-class Shift(Factor):
+class Added(Factor):
+    """Vectors that are added to weights, of the shapes of its coordinates; nothing where that isn't free."""
+
+    free = True
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of its parts by name."""
+
+    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
+        """Zero."""
+        shapes = self.shapes.items()
+        return {name: torch.zeros(*batch, *shape, dtype=torch.float64, device=device) for name, shape in shapes}
+
+    def sample(
+        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
+    ) -> Parts:
+        """Normal; zero where it isn't free."""
+        shapes, size = self.shapes.items(), shift * self.free
+        return {n: size * torch.randn(*batch, *s, generator=generator, dtype=torch.float64) for n, s in shapes}
+
+    def compose(self, second: Parts, first: Parts) -> Parts:
+        """The sum."""
+        return {name: first[name] + second[name] for name in self.axes}
+
+    def inverse(self, element: Parts) -> Parts:
+        """The negative."""
+        return {name: -element[name] for name in self.axes}
+
+    def contains(self, element: Parts) -> bool:
+        """Any, or zero where it isn't free."""
+        return self.free or not any(bool(element[name].any()) for name in self.axes)
+
+    @property
+    def coordinates(self) -> dict[str, tuple[int, ...]]:
+        """The vectors themselves."""
+        return self.shapes if self.free else {}
+
+
+@dataclass(frozen=True)
+class Shift(Added):
     """R^n added to a weight: to the bias of keys on what doesn't rotate, to that of values, to all rows of a router.
 
     A shift is a direction of the weight that it is added to, so that whatever acts on that weight acts on the shift.
@@ -36,37 +78,10 @@ class Shift(Factor):
         """The one part, with the axes of the weight."""
         return {self.part: AXES.get(self.weight, ())}
 
-    def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
-        """Zero."""
-        return {self.part: torch.zeros(*batch, *self.shape, dtype=torch.float64, device=device)}
-
-    def sample(
-        self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
-    ) -> Parts:
-        """Normal; zero where it isn't free."""
-        drawn = torch.randn(*batch, *self.shape, generator=generator, dtype=torch.float64)
-        return {self.part: drawn * (shift * self.free)}
-
-    def compose(self, second: Parts, first: Parts) -> Parts:
-        """The sum."""
-        return {self.part: first[self.part] + second[self.part]}
-
-    def inverse(self, element: Parts) -> Parts:
-        """The negative."""
-        return {self.part: -element[self.part]}
-
-    def contains(self, element: Parts) -> bool:
-        """Any, or zero where it isn't free."""
-        return self.free or not bool(element[self.part].any())
-
     @property
-    def coordinates(self) -> dict[str, tuple[int, ...]]:
-        """The shift itself."""
-        return {self.part: self.shape} if self.free else {}
-
-    def chart(self, coordinates: Parts) -> Parts:
-        """The shift itself."""
-        return {self.part: coordinates[self.part]} if self.part in coordinates else {}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the one part."""
+        return {self.part: self.shape}
 
     @property
     def idle(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.factor import haar
+from isobasin.symmetries.factor import conditioned, haar
 
 
 class Basis(StrEnum):
@@ -179,8 +179,7 @@ class StreamGroup:
             return lift(haar(d - 1, (), generator), complement(d))
         if self.basis is Basis.orthogonal:
             return haar(d, (), generator)
-        exponents = torch.linspace(-0.5, 0.5, d, dtype=torch.float64) * math.log(condition)
-        return haar(d, (), generator) @ (exponents.exp().unsqueeze(-1) * haar(d, (), generator))
+        return conditioned(d, (), generator, condition)
 
     def act(self, element: StreamElement, weights: Any) -> Any:
         """The tensors along the stream (`turning.StreamWeights`) after the move."""
