@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isobasin.architectures.configuration import build
 from isobasin.architectures.examples import tiny
 from isobasin.architectures.feedforwards import FeedForward
+from isobasin.architectures.layouts import half_planes
 from isobasin.architectures.registry import Family, families
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
+from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup
 from isobasin.symmetries.stream import StreamGroup
 
 COLUMNS = ("model type", "attention", "feed-forward", "residual stream", "not moved")
@@ -25,6 +26,17 @@ LETTERS = (
     "rotary key, latents of c_q and c features."
 )
 _UNKNOWN = "not known"
+# Sizes that letters stand for: no two of them, nor sums and halves that formulas have, are equal.
+_HEADS, _QUERIES, _ROTATED, _FEATURES, _VALUES, _QUERY_LATENT, _LATENT, _WIDTH = (
+    7,
+    50,
+    400,
+    1000,
+    1100,
+    3001,
+    3002,
+    9000,
+)
 _PAGE = f"""# Families
 
 Made by `make pages` from what the families state. {LETTERS}
@@ -98,50 +110,40 @@ def _stated(entry: Family) -> FamilySymmetry:
 
 def attention_formula(group: AttentionGroup) -> str:
     """The group as it prints, with letters for its sizes."""
-    if group.latent is not None:
-        return _latent_formula(group.latent)
-    pair = group.query_key
-    trades = "d_h" if not pair.planes else "(d_h/2)" if not pair.linear else "(d_h − r/2)"
-    shifts = [f"R^{'(d_h − r)' if pair.planes else 'd_h'} (key bias)"] if group.key_shift else []
-    shifts += ["R^d_h (value bias)"] if group.value_shift else []
-    shifts += [f"R^{group.queries_per_kv * group.table_shifts} (position biases)"] if group.table_shifts else []
-    # A key's and its queries', or one key's and one query's.
-    columns = "2" if group.queries_per_kv == 1 or not (group.normed and group.normed.own) else "(h/g + 1)"
-    gains = f"(R_{{>0}})^{trades} × {{±1}}^({columns}d_h) (gains)"
-    query_key = f"{{±1}}^{trades}" if group.norm else _bilinear_formula(pair)
-    if group.norm is QueryKeyNorm.centred:
-        # With biases d + 1 for d: no usual form has them.
-        query_key, gains = f"{{±1}}^{columns}", f"(R*)^{trades} (gains)"
-        shifts.append(f"R^({columns}d) (means)")
-    shifts += [gains] if (group.normed and group.normed.own) else []
-    factors = " × ".join([f"QK {query_key}", f"VO {_bilinear_formula(group.value_output)}", *shifts])
-    power, discrete = ("h", "S_h") if group.queries_per_kv == 1 else ("g", "S_(h/g) wr S_g")
-    found = f"({factors})^{power}" + (f" ⋊ {discrete}" if group.permuted else "")
-    return f"{found} × {gains}" if group.norm is QueryKeyNorm.head else found
+    latent, queries = group.latent, _QUERIES if group.queries_per_kv > 1 else 1
+    like = replace(
+        group,
+        kv_heads=_HEADS,
+        queries_per_kv=queries,
+        query_key=_like(group.query_key, _FEATURES),
+        value_output=_like(group.value_output, _FEATURES if latent is None else _VALUES),
+        latent=latent and LatentGroup(latent.query and _QUERY_LATENT, _LATENT, _like(latent.rotary, _ROTATED)),
+        means=group.means and _WIDTH,
+    )
+    letters = {
+        **{_HEADS: "h" if queries == 1 else "g", _QUERIES: "(h/g)", _QUERIES + 1: "(h/g + 1)"},
+        **{_FEATURES: "d_h" if latent is None else "d_n", _VALUES: "d_v", _QUERY_LATENT: "c_q", _LATENT: "c"},
+        **{_ROTATED // 2: "(r/2)", _FEATURES // 2: "(d_h/2)"},
+        **{_FEATURES - _ROTATED: "(d_h − r)", _FEATURES - _ROTATED // 2: "(d_h − r/2)"},
+        **{2 * _FEATURES: "(2d_h)", (_QUERIES + 1) * _FEATURES: "((h/g + 1)d_h)"},
+        **{2 * _WIDTH: "(2d)", (_QUERIES + 1) * _WIDTH: "((h/g + 1)d)"},
+    }
+    return _lettered(like, letters)
 
 
-def _latent_formula(group: LatentGroup) -> str:
-    """The group of latent attention with letters for its sizes."""
-    letters = {"query": "c_q", "key_value": "c"}
-    latents = (f"O({letters[n]}) × (R*)^{letters[n]} ({n.replace('_', '-')} latent)" for n in group.widths)
-    return " × ".join(["(QK GL(d_n) × VO GL(d_v))^h ⋊ S_h", "(C*)^(r/2) (rotary key)", *latents])
-
-
-def _bilinear_formula(pair: BilinearGroup) -> str:
-    if not pair.planes:
-        return "GL(d_h)"
-    return "(C*)^(d_h/2)" if not pair.linear else "GL(d_h − r) × (C*)^(r/2)"
+def _like(pair: BilinearGroup, features: int) -> BilinearGroup:
+    """A pair of so many features, all of which rotate, or none, or some, as in another."""
+    some = features if 2 * len(pair.planes) == pair.features else _ROTATED
+    return BilinearGroup(features, half_planes(some if pair.planes else 0))
 
 
 def feedforward_formula(block: FeedForward) -> str:
     """The group as it prints, with letters for its units, its experts and the stream's width."""
-    group = block.group
-    unit = _lettered(str(group.expert), {group.units: "f"})
-    if group.experts is None:
-        return unit
-    order = "S_e" if group.expert_groups == 1 else "(S_(e/k) wr S_k)"
-    router = f" × R^{'d' if group.shift == block.width else '(d + 1)'} (router)" if group.shift else ""
-    return f"({unit})^e ⋊ {order}{router}"
+    group, groups = block.group, _HEADS if block.group.expert_groups > 1 else 1
+    more = {"experts": _HEADS * _QUERIES, "expert_groups": groups, "shift": group.shift and group.shift + _WIDTH}
+    like = replace(group, units=_FEATURES, **({} if group.experts is None else more))
+    letters = {_FEATURES: "f", _HEADS * _QUERIES: "e", _QUERIES: "(e/k)", _HEADS: "k"}
+    return _lettered(like, letters | {_WIDTH + block.width: "d", _WIDTH + block.width + 1: "(d + 1)"})
 
 
 def _stream_formula(entry: Family, config: Any, width: int) -> str:
@@ -150,13 +152,14 @@ def _stream_formula(entry: Family, config: Any, width: int) -> str:
         return _UNKNOWN
     stream = entry.stream(config)
     letters = {width: "d", width - 1: "d − 1"}
-    free, tied = (_lettered(str(StreamGroup(width, stream.basis(kept=kept))), letters) for kept in (False, True))
+    free, tied = (_lettered(StreamGroup(width, stream.basis(kept=kept)), letters) for kept in (False, True))
     return f"{free}; tied: {tied}" if stream.tied else free
 
 
-def _lettered(formula: str, letters: dict[int, str]) -> str:
-    """A formula with letters for these numbers."""
-    return re.sub(r"\d+", lambda found: letters.get(int(found[0]), found[0]), formula)
+def _lettered(group: object, letters: dict[int, str]) -> str:
+    """A group as it prints, with letters for these numbers."""
+    formula = re.sub(r"\d+", lambda found: letters.get(int(found[0]), found[0]), str(group))
+    return re.sub(r"\(\(([^()]*)\)\)", r"(\1)", formula)
 
 
 def page(found: Iterable[FamilySymmetry]) -> str:
