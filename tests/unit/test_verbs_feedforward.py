@@ -13,7 +13,7 @@ import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.errors import AlignmentError, ArchitectureError, TensorError, VerificationError
 from isobasin.model import open_model
-from isobasin.verbs import scramble as scrambling
+from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.verification import models
 
 
@@ -97,7 +97,7 @@ def test_another_activation_is_another_function_even_block_by_block(tmp_path, mo
 def test_a_wrong_block_is_refused_block_by_block_too(tmp_path, monkeypatch):
     original = tiny("llama").save(tmp_path / "original")
     monkeypatch.setattr(models, "_run_dtype", lambda a, b: None)
-    monkeypatch.setattr(scrambling, "sample", lambda group, *a, **k: _rescaled(group))
+    monkeypatch.setattr(FeedForwardGroup, "sample", lambda group, *a, **k: _rescaled(group))
     with pytest.raises(VerificationError):
         isobasin.scramble(original, tmp_path / "out", scope="block")
     assert not (tmp_path / "out").exists()
@@ -105,7 +105,6 @@ def test_a_wrong_block_is_refused_block_by_block_too(tmp_path, monkeypatch):
 
 def _rescaled(group: Any) -> Any:
     """A scale of the gate, which SiLU doesn't let pass."""
-
     element = group.identity()
     element.parts["gate"].fill_(1.1)
     return element
