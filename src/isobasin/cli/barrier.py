@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,18 +109,18 @@ def barrier(
             temperature=not no_temperature,
             take_config=take_config,
         )
-        accelerator = _accelerator(device)
-        found = measure(
-            models,
-            examples_for(models[0], options, task, tokenizer, allow_pickle),
-            output,
-            how,
-            settings=recorded(options, tokenizer),
-            allow_pickle=allow_pickle,
-            force=force,
-            accelerator=accelerator,
-            progress=progress,
-        )
+        with _processes(device) as accelerator:
+            found = measure(
+                models,
+                examples_for(models[0], options, task, tokenizer, allow_pickle),
+                output,
+                how,
+                settings=recorded(options, tokenizer),
+                allow_pickle=allow_pickle,
+                force=force,
+                accelerator=accelerator,
+                progress=progress,
+            )
         if accelerator is not None and not accelerator.is_main_process:
             return
         written = write_report(output)
@@ -131,14 +133,21 @@ def barrier(
     show_path("Report:", output / "report.html")
 
 
-def _accelerator(device: Device) -> Any:
-    """Several processes, if `accelerate launch` (or torchrun) started us as one of them."""
+@contextmanager
+def _processes(device: Device) -> Iterator[Any]:
+    """Several processes, if `accelerate launch` (or torchrun) started us as one of them; else None."""
     processes = os.environ.get("WORLD_SIZE", "")
     if not processes.isdecimal() or int(processes) < 2:
-        return None
+        yield None
+        return
     from accelerate import Accelerator
 
-    return Accelerator(cpu=device is Device.cpu)
+    accelerator = Accelerator(cpu=device is Device.cpu)
+    try:
+        yield accelerator
+    finally:
+        # Threads of a process group that nobody ended may abort Python as it exits, with all the work done.
+        accelerator.end_training()
 
 
 def _plain(found: Measured) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def main(folder: Path) -> None:
             found.pop("seconds")
             name = f"{kind}-{size}-{accelerator.num_processes}-{accelerator.process_index}.json"
             (folder / name).write_text(json.dumps(found))
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
