@@ -81,6 +81,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.verbs.scramble import random_alignment as random_alignment, scramble as scramble
     from isobasin.verbs.settings import Calibration as Calibration, Matching as Matching, Running as Running
     from isobasin.verbs.symmetry import (
+        BlockSymmetry as BlockSymmetry,
         FeedForwardSymmetry as FeedForwardSymmetry,
         LayerSymmetry as LayerSymmetry,
         Symmetry as Symmetry,
@@ -134,7 +135,7 @@ _HOMES = {
     "verbs.merge": "Merged Truncation merge",
     "verbs.scramble": "random_alignment scramble",
     "verbs.settings": "Calibration Matching Running",
-    "verbs.symmetry": "FeedForwardSymmetry LayerSymmetry Symmetry symmetry",
+    "verbs.symmetry": "BlockSymmetry FeedForwardSymmetry LayerSymmetry Symmetry symmetry",
     "verbs.verify": "verify",
     "verification": "Verification",
     "verification.distance": "Distance",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -14,7 +14,7 @@ from isobasin.cli.tables import change, heads, layers, number, small, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from isobasin.alignment import Alignment, StreamMove
+    from isobasin.alignment import Alignment, AttentionMove, FeedForwardMove, StreamMove
     from isobasin.verification import Verification
 
 # Float32 rounds a thousand times finer than this: only 16-bit types, or extreme maps, reach it.
@@ -22,87 +22,67 @@ _WORTH_SAYING = 1e-5
 # From here on the gauge is worth a word: random maps of condition 10 stay below.
 _AMPLIFIED = 3.0
 _STATUSES = {"max-iterations": "max steps"}
+_DISTANCES = ("before", "after", "change")
 
 
 def alignment_report(alignment: Alignment, max_condition: float | None) -> Iterator[RenderableType]:
-    """The table and the warnings below it.
+    """The tables and the warnings below them.
 
     Args:
         alignment: What `align` found.
         max_condition: The cap that the user chose, or None.
     """
-    title = "Attention weights: distance to the reference"
-    found = table(
-        "layer",
-        "heads",
-        "before",
-        "after",
-        "change",
-        "condition",
-        "steps",
-        "status",
-        left=("heads", "status"),
-        title=title,
-    )
-    for layer in alignment.layers:
-        stats = layer.statistics
-        found.add_row(
-            str(layer.layer),
-            heads([int(i) for i in layer.element.head_permutation()]),
-            number(stats.distance_before),
-            number(stats.distance_after),
-            change(stats.distance_before, stats.distance_after),
-            number(stats.condition),
-            str(stats.iterations),
-            _STATUSES.get(stats.status, stats.status),
-        )
-    total = alignment.distance()
-    found.add_section()
-    before, after = total["before"], total["after"]
-    found.add_row("all", "", number(before), number(after), change(before, after), style="bold")
-    yield found
+    columns = ("layer", "heads", *_DISTANCES, "condition", "steps", "status")
+    yield _table("Attention", columns, ("heads", "status"), map(_heads, alignment.layers), alignment.distance())
     if alignment.feedforward:
-        yield _feedforward(alignment)
+        columns = ("layer", "units", "moved", *_DISTANCES, "status")
+        total = alignment.feedforward_distance()
+        yield _table("Feed-forward", columns, ("status",), map(_units, alignment.feedforward), total)
     if alignment.stream is not None:
         yield from _stream(alignment.stream)
     yield from _capped(alignment, max_condition)
     yield from _rounding(alignment)
 
 
-def _feedforward(alignment: Alignment) -> Table:
+def _table(
+    what: str, columns: Sequence[str], left: Sequence[str], rows: Iterable[Sequence[str]], total: dict[str, float]
+) -> Table:
+    """A row for every block, and below them how far all of them are from the reference together."""
+    found = table(*columns, left=left, title=f"{what} weights: distance to the reference")
+    for row in rows:
+        found.add_row(*row)
+    found.add_section()
+    between = [""] * (columns.index(_DISTANCES[0]) - 1)
+    found.add_row("all", *between, *_figures(total["before"], total["after"]), style="bold")
+    return found
+
+
+def _figures(before: float, after: float) -> tuple[str, str, str]:
+    return number(before), number(after), change(before, after)
+
+
+def _heads(move: AttentionMove) -> Sequence[str]:
+    stats = move.statistics
+    figures = _figures(stats.distance_before, stats.distance_after)
+    order = heads([int(i) for i in move.element.head_permutation()])
+    status = _STATUSES.get(stats.status, stats.status)
+    return str(move.layer), order, *figures, number(stats.condition), str(stats.iterations), status
+
+
+def _units(move: FeedForwardMove) -> Sequence[str]:
     from isobasin.alignment import displaced
 
-    found = table(
-        "layer",
-        "units",
-        "moved",
-        "before",
-        "after",
-        "change",
-        "status",
-        left=("status",),
-        title="Feed-forward weights: distance to the reference",
-    )
-    for layer in alignment.feedforward:
-        stats = layer.statistics
-        before, after = stats.distance_before, stats.distance_after
-        figures = number(before), number(after), change(before, after)
-        experts = f"{layer.group.experts} × " if layer.group.experts else ""
-        units = f"{experts}{layer.group.units:,}"
-        found.add_row(str(layer.layer), units, f"{displaced(layer.element.permutation):,}", *figures, stats.status)
-    total = alignment.feedforward_distance()
-    before, after = total["before"], total["after"]
-    found.add_section()
-    found.add_row("all", "", "", number(before), number(after), change(before, after), style="bold")
-    return found
+    group, stats = move.group, move.statistics
+    units = f"{group.experts} × {group.units:,}" if group.experts else f"{group.units:,}"
+    figures = _figures(stats.distance_before, stats.distance_after)
+    return str(move.layer), units, f"{displaced(move.element.permutation):,}", *figures, stats.status
 
 
 def _stream(move: StreamMove) -> Iterator[RenderableType]:
     """One line about the residual stream, and what couldn't be matched or taken over."""
     stats = move.statistics
     if math.isfinite(stats.distance_before):
-        before, after = number(stats.distance_before), number(stats.distance_after)
-        share = change(stats.distance_before, stats.distance_after)
+        before, after, share = _figures(stats.distance_before, stats.distance_after)
         yield (
             f"Residual stream by {move.group}: whole models, normalisations folded, {before} -> {after} ({share}); "
             f"start {stats.start}, {stats.sweeps} {'sweep' if stats.sweeps == 1 else 'sweeps'}."

@@ -11,30 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isobasin.choices import WAYS, Device, HeadCost, Scope, Way
+from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
-from isobasin.cli.data_options import (
-    ColumnsOption,
-    DataOption,
-    LengthOption,
-    MaxExamplesOption,
-    NameOption,
-    SplitOption,
-    TaskOption,
-    TokenizerOption,
-    examples_for,
-    parsed_columns,
-    recorded,
-)
-from isobasin.cli.options import (
-    AllowPickleOption,
-    DeviceOption,
-    HeadCostOption,
-    JsonOption,
-    ScopeOption,
-    SeedOption,
-    TakeConfigOption,
-    choose,
-)
+from isobasin.cli.examples import examples_for, recorded
 
 if TYPE_CHECKING:
     from isobasin.records.file import Measured
@@ -45,77 +24,52 @@ EXAMPLE = "isobasin barrier runs/seed0 runs/seed1 --data fancyzhx/ag_news -o bar
 
 
 def barrier(
-    models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODELS", help="Local folders or hub ids of two or more checkpoints: A B C ..."),
-    ],
-    data: DataOption,
+    models: options.Models,
+    data: options.Data,
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="OUT", help="Folder for records, tables, figures and report.html."),
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for records, tables, figures and report.html.")
     ],
-    split: SplitOption = None,
-    name: NameOption = None,
-    columns: ColumnsOption = None,
-    max_examples: MaxExamplesOption = None,
-    length: LengthOption = None,
-    task: TaskOption = None,
-    tokenizer: TokenizerOption = None,
-    method: Annotated[
-        list[Way],
-        choose("--method", Way, "Repeat it for more."),
-    ] = _WAYS,
-    head_cost: HeadCostOption = HeadCost.rotary,
-    scope: ScopeOption = Scope.attention,
+    split: options.Split = None,
+    name: options.Name = None,
+    columns: options.Columns = None,
+    max_examples: options.MaxExamples = None,
+    length: options.Length = None,
+    task: options.Task = None,
+    tokenizer: options.Tokenizer = None,
+    method: Annotated[list[Way], options.choose("--method", Way, "Repeat it for more.")] = _WAYS,
+    head_cost: options.HeadCost = HeadCost.rotary,
+    scope: options.Scope = Scope.attention,
     points: Annotated[int, typer.Option("--points", metavar="N", help="Points of each line, with its ends.")] = 25,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Examples of a forward pass.")] = 32,
     no_temperature: Annotated[
         bool, typer.Option("--no-temperature", help="Leave out the losses with a calibrated softmax temperature.")
     ] = False,
-    take_config: TakeConfigOption = False,
-    seed: SeedOption = 0,
-    device: DeviceOption = Device.cpu,
+    take_config: options.TakeConfig = False,
+    seed: options.Seed = 0,
+    device: options.Device = Device.cpu,
     force: Annotated[bool, typer.Option("--force", help="Drop another run's records in OUT.")] = False,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure the loss barriers between checkpoints, naive and aligned, on real data.
 
     An interrupted run goes on where it stopped when the same command is given again. Several devices share the work
     under `accelerate launch -m isobasin barrier ...`.
     """
+    arguments = options.given(locals())
     with working("reading") as progress:
         from isobasin.lines.ends import Measuring
         from isobasin.lines.measure import measure
         from isobasin.reports.write import write_report
-        from isobasin.tasks.data import DataOptions
 
-        options = DataOptions(
-            source=data,
-            name=name,
-            split=split,
-            columns=parsed_columns(columns),
-            max_examples=max_examples,
-            length=length,
-            seed=seed,
-        )
-        how = Measuring(
-            methods=tuple(dict.fromkeys(method)),
-            points=points,
-            batch_size=batch_size,
-            device=device,
-            head_cost=head_cost,
-            scope=scope,
-            temperature=not no_temperature,
-            take_config=take_config,
-        )
+        ways, temperature = tuple(dict.fromkeys(method)), not no_temperature
         with _processes(device) as accelerator:
             found = measure(
                 models,
-                examples_for(models[0], options, task, tokenizer, allow_pickle),
+                examples_for(models[0], arguments, allow_pickle),
                 output,
-                how,
-                settings=recorded(options, tokenizer),
+                options.record(Measuring, arguments, methods=ways, temperature=temperature),
+                settings=recorded(arguments),
                 allow_pickle=allow_pickle,
                 force=force,
                 accelerator=accelerator,

@@ -5,19 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from isobasin.choices import Device, Dtype, Scope
+from isobasin.cli import options
 from isobasin.cli.console import show, working
 from isobasin.cli.delivery import show_moved
-from isobasin.cli.options import (
-    AllowPickleOption,
-    DeviceOption,
-    DtypeOption,
-    ForceOption,
-    JsonOption,
-    ModelArgument,
-    NoVerifyOption,
-    OutputOption,
-    ScopeOption,
-)
 
 if TYPE_CHECKING:
     from isobasin.alignment import Alignment
@@ -26,31 +16,22 @@ EXAMPLE = "isobasin canonicalize scrambled -o canonical --scope block"
 
 
 def canonicalize(
-    model: ModelArgument,
-    output: OutputOption,
-    scope: ScopeOption = Scope.attention,
-    device: DeviceOption = Device.cpu,
-    dtype: DtypeOption = Dtype.keep,
-    force: ForceOption = False,
-    no_verify: NoVerifyOption = False,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    model: options.Model,
+    output: options.Output,
+    scope: options.Scope = Scope.attention,
+    device: options.Device = Device.cpu,
+    dtype: options.Dtype = Dtype.keep,
+    force: options.Force = False,
+    no_verify: options.NoVerify = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write the same function in the one gauge that all its scrambled copies share, up to rounding."""
+    arguments = options.given(locals())
     with working("reading") as progress:
         from isobasin.verbs.canonicalize import canonicalize
 
-        moved = canonicalize(
-            model,
-            output,
-            scope=scope,
-            device=device,
-            dtype=dtype.resolve(),
-            verify=not no_verify,
-            force=force,
-            allow_pickle=allow_pickle,
-            progress=progress,
-        )
+        moved = canonicalize(**arguments, progress=progress)
     if not as_json and moved.alignment is not None:
         _show_not_unique(moved.alignment)
     show_moved(moved, output, as_json)

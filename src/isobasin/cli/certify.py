@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from isobasin.cli import options
 from isobasin.cli.certify_report import certify_report
 from isobasin.cli.console import answer, working
-from isobasin.cli.options import AllowPickleOption, JsonOption, SeedOption
 
 EXAMPLE = "isobasin certify llama"
 
@@ -24,9 +24,9 @@ def certify(
     all_variants: Annotated[
         bool, typer.Option("--all-variants", help="Every variant of FAMILY that changes the group or the attention.")
     ] = False,
-    seed: SeedOption = 0,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure whether the stated symmetry groups are exactly right: exit code 0 if all are, 1 if not."""
     with working("measuring") as progress:

@@ -36,18 +36,9 @@ def certify_report(found: Certificate) -> Iterator[RenderableType]:
 
 
 def _counts(found: Certificate) -> Table:
-    counts = table(
-        "block",
-        "values",
-        "stated",
-        "measured",
-        "gap",
-        "hidden",
-        "derived",
-        "verdict",
-        left=("block", "verdict"),
-        title=f"Directions that the function doesn't see, {found.name}",
-    )
+    columns = ("block", "values", "stated", "measured", "gap", "hidden", "derived", "verdict")
+    title = f"Directions that the function doesn't see, {found.name}"
+    counts = table(*columns, left=("block", "verdict"), title=title)
     for block in found.blocks:
         counts.add_row(
             f"{block.kind} {block.layer}",

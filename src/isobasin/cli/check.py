@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import RenderableType
 from rich.text import Text
 
+from isobasin.cli import options
 from isobasin.cli.console import answer, working
-from isobasin.cli.options import AllowPickleOption, JsonOption
 from isobasin.cli.tables import table
 
 if TYPE_CHECKING:
@@ -23,14 +22,7 @@ _SHOWN = 6
 EXAMPLE = "isobasin check runs/seed0 runs/seed1"
 
 
-def check(
-    models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODELS", help="Local folders or hub ids of two or more checkpoints: A B C ..."),
-    ],
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
-) -> None:
+def check(models: options.Models, allow_pickle: options.AllowPickle = False, as_json: options.Json = False) -> None:
     """List what stands between models before they are merged, with what resolves it; exit code 1 if anything does.
 
     Configurations, labels, tokenizers and tensors are compared with A's, and what each scope would match is said.

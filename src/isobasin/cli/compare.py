@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from isobasin.choices import Device
+from isobasin.cli import options
 from isobasin.cli.console import answer, working
-from isobasin.cli.options import AllowPickleOption, DeviceOption, FirstArgument, JsonOption, SecondArgument
 from isobasin.cli.tables import number, table
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ EXAMPLE = "isobasin compare runs/seed0 finetuned"
 
 
 def compare(
-    a: FirstArgument,
-    b: SecondArgument,
-    device: DeviceOption = Device.cpu,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    a: options.First,
+    b: options.Second,
+    device: options.Device = Device.cpu,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Say if B comes from A: the same function, fine-tuned from it, an obfuscated copy, or unrelated."""
     with working("reading") as progress:

@@ -13,7 +13,16 @@ from typing import Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Span, Text
@@ -168,24 +177,26 @@ def quiet() -> Generator[None]:
             _print_line("warning:", "bold yellow", message)
 
 
-@contextmanager
-def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
-    """One line for each kind of work, removed in the end."""
-    screen = console(stderr=True)
-    bars = Progress(
+def bars_on(screen: Console, bar: BarColumn, *more: ProgressColumn) -> Progress:
+    """Bars with a word on what is done and one on how far it is (`count`); none where there is no terminal."""
+    return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        bar,
         TextColumn("{task.fields[count]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        *more,
         console=screen,
         transient=True,
         disable=not screen.is_terminal,
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    with bars:
+
+
+@contextmanager
+def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
+    """One line for each kind of work, removed in the end."""
+    with bars_on(console(stderr=True), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bars:
         first = bars.add_task(what, total=None, count="")
         tasks: dict[str, TaskID] = {}
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from isobasin.cli import options
 from isobasin.cli.console import console, quiet, show, show_json, show_path
-from isobasin.cli.options import JsonOption
 from isobasin.cli.tables import table
 
 EXAMPLE = "isobasin demo -o demo-output"
@@ -29,7 +29,7 @@ def demo(
     force: Annotated[
         bool, typer.Option("--force", help="Write into a folder that isn't the demo's, beside what it holds.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train small models on digits, align them, and show what happens to the loss between them."""
     with quiet():

@@ -42,27 +42,14 @@ def _shaped(found: Equivalence, name: str) -> str:
 
 
 def _evidence(found: Equivalence) -> Table:
-    evidence = table(
-        "layer",
-        "equal",
-        "heads",
-        "circuits",
-        "biases",
-        "allowed",
-        "distance",
-        "condition",
-        left=("equal", "heads"),
-        title="Relative differences after the best move",
-    )
+    columns = ("layer", "equal", "heads", "circuits", "biases", "allowed", "distance", "condition")
+    evidence = table(*columns, left=("equal", "heads"), title="Relative differences after the best move")
     for layer in found.layers:
         evidence.add_row(
             str(layer.layer),
             Text("yes", "green") if layer.equivalent else Text("no", "red"),
             heads(layer.head_permutation),
-            small(layer.circuit_error),
-            small(layer.bias_error),
-            small(layer.tolerance),
-            small(layer.distance),
+            *map(small, (layer.circuit_error, layer.bias_error, layer.tolerance, layer.distance)),
             number(layer.condition),
         )
     return evidence

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from isobasin.choices import Device
+from isobasin.cli import options
 from isobasin.cli.console import answer, working
 from isobasin.cli.equivalence_report import equivalence_report
-from isobasin.cli.options import AllowPickleOption, DeviceOption, FirstArgument, JsonOption, SecondArgument
 
 EXAMPLE = "isobasin equivalent runs/seed0 scrambled"
 
 
 def equivalent(
-    a: FirstArgument,
-    b: SecondArgument,
-    device: DeviceOption = Device.cpu,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    a: options.First,
+    b: options.Second,
+    device: options.Device = Device.cpu,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Ask if a move that changes no function carries B to A: exit code 0 for yes, 1 for no."""
     with working("reading") as progress:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isobasin.choices import Device, Runner
+from isobasin.cli import options
 from isobasin.cli.console import complain, console, quiet, show, show_json, show_path
-from isobasin.cli.options import DeviceOption, JsonOption, choose
 from isobasin.cli.tables import table
 from isobasin.signals import Terminated
 
@@ -53,7 +53,7 @@ def run(
             "--output", "-o", metavar="OUT", help="Folder for the results; an earlier run in it is continued."
         ),
     ] = None,
-    engine: Annotated[Runner, choose("--engine", Runner)] = Runner.local,
+    engine: Annotated[Runner, options.choose("--engine", Runner)] = Runner.local,
     ray_address: Annotated[
         str | None,
         typer.Option("--ray-address", metavar="ADDRESS", help="Of the Ray cluster; by default one is started here."),
@@ -63,7 +63,7 @@ def run(
         typer.Option("--workers", metavar="N", min=1, help="Cells at once: that many processes, or tasks of Ray."),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of each cell.")] = None,
-    device: DeviceOption = Device.cpu,
+    device: options.Device = Device.cpu,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Make all of it tiny and the data up, to see in seconds that it runs.")
     ] = False,
@@ -74,7 +74,7 @@ def run(
     keep_models: Annotated[
         bool, typer.Option("--keep-models/--no-keep-models", help="Whether models stay that nothing needs any more.")
     ] = True,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run an experiment, cell by cell; what is done already stays."""
     began = time.monotonic()
@@ -146,7 +146,7 @@ def list_(
     output: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="Folder of an experiment: the state of its cells.")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the packaged configurations, or the state of an experiment's cells."""
     with quiet():
@@ -189,7 +189,7 @@ def _state(output: Path) -> dict[str, Any]:
 
 
 @experiment.command(epilog="Example: isobasin experiment report digits-smoke")
-def report(output: FolderArgument, as_json: JsonOption = False) -> None:
+def report(output: FolderArgument, as_json: options.Json = False) -> None:
     """Write tables and figures of what is done so far into the experiment's folder."""
     with quiet():
         from isobasin.reports.experiment import write_experiment_report

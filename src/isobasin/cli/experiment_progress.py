@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID
 
+from isobasin.cli.console import bars_on
 from isobasin.signals import stop_if_asked
 
 if TYPE_CHECKING:
@@ -51,11 +52,11 @@ class _Watcher:
         self._forecast = Forecast(cells)
         self._total, self._ended, self._at_once = len(cells), 0, 1
         self._running: dict[str, TaskID] = {}
-        self._whole = bars.add_task("cells", total=len(cells) or None, note="")
+        self._whole = bars.add_task("cells", total=len(cells) or None, count="")
 
     def started(self, cell: Cell) -> None:
         stop_if_asked()
-        self._running[cell.key] = self._bars.add_task(f"  {cell.label}", total=None, note="")
+        self._running[cell.key] = self._bars.add_task(f"  {cell.label}", total=None, count="")
         # Just after one has ended the next one isn't running yet: the most there were tell how many there can be.
         self._at_once = max(self._at_once, len(self._running))
         self._tell()
@@ -64,7 +65,7 @@ class _Watcher:
         stop_if_asked()
         if cell.key in self._running:
             note = f"{what} {done}/{total}"
-            self._bars.update(self._running[cell.key], completed=done, total=total, note=note)
+            self._bars.update(self._running[cell.key], completed=done, total=total, count=note)
 
     def done(self, cell: Cell, seconds: float) -> None:
         self._forecast.done(cell.kind, seconds)
@@ -85,7 +86,7 @@ class _Watcher:
 
     def _tell(self) -> None:
         note = f"{self._ended}/{self._total}, {len(self._running)} running{self._left()}"
-        self._bars.update(self._whole, completed=self._ended, note=note)
+        self._bars.update(self._whole, completed=self._ended, count=note)
 
     def _left(self) -> str:
         seconds = self._forecast.seconds(min(self._at_once, self._total - self._ended))
@@ -104,18 +105,7 @@ def watching(cells: Sequence[Cell], screen: Console) -> Generator[_Watcher]:
         cells: What is left to do.
         screen: Where.
     """
-    bars = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=screen,
-        transient=True,
-        disable=not screen.is_terminal,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    with bars:
+    with bars_on(screen, BarColumn(bar_width=24)) as bars:
         yield _Watcher(cells, screen, bars)
 
 

@@ -10,8 +10,8 @@ import typer
 from rich.console import RenderableType
 
 from isobasin.choices import Device
+from isobasin.cli import options
 from isobasin.cli.console import answer, show_path, working
-from isobasin.cli.options import AllowPickleOption, DeviceOption, ForceOption, JsonOption, ModelArgument
 from isobasin.cli.tables import number, table
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ EXAMPLE = "isobasin fingerprint runs/seed0 -o seed0.json"
 
 
 def fingerprint(
-    model: ModelArgument,
+    model: options.Model,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="File to write: .json, or .safetensors for long ones."),
     ] = None,
-    device: DeviceOption = Device.cpu,
-    force: ForceOption = False,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    device: options.Device = Device.cpu,
+    force: options.Force = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show the numbers of every block that no move inside its group changes: equal for all scrambled copies."""
     with working("reading"):

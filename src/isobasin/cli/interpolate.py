@@ -6,53 +6,32 @@ from typing import Annotated
 
 import typer
 
+from isobasin.cli import options
 from isobasin.cli.console import show_json, show_path, working
-from isobasin.cli.options import (
-    AllowPickleOption,
-    ByNameOption,
-    CommonRowsOption,
-    FirstArgument,
-    ForceOption,
-    JsonOption,
-    OutputOption,
-    SecondArgument,
-    TakeConfigOption,
-)
 
 EXAMPLE = "isobasin interpolate runs/seed0 runs/seed1-aligned -t 0.5 -o midpoint"
 
 
 def interpolate(
-    a: FirstArgument,
-    b: SecondArgument,
-    output: OutputOption,
+    a: options.First,
+    b: options.Second,
+    output: options.Output,
     t: Annotated[
-        float,
-        typer.Option("-t", "--at", metavar="T", help="Place on the line: 0 is A, 1 is B; beyond, it goes on."),
+        float, typer.Option("-t", "--at", metavar="T", help="Place on the line: 0 is A, 1 is B; beyond, it goes on.")
     ] = 0.5,
-    take_config: TakeConfigOption = False,
-    by_name: ByNameOption = False,
-    common_rows: CommonRowsOption = False,
-    force: ForceOption = False,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    take_config: options.TakeConfig = False,
+    by_name: options.ByName = False,
+    common_rows: options.CommonRows = False,
+    force: options.Force = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write the point (1 - t) A + t B of the straight line between two checkpoints."""
+    arguments = options.given(locals())
     with working("reading") as progress:
         from isobasin.verbs.interpolate import interpolate
 
-        interpolate(
-            a,
-            b,
-            t,
-            output,
-            take_config=take_config,
-            by_name=by_name,
-            common_rows=common_rows,
-            force=force,
-            allow_pickle=allow_pickle,
-            progress=progress,
-        )
+        interpolate(**arguments, progress=progress)
     if as_json:
         show_json({"output": str(output), "verified": None, "t": t})
         return

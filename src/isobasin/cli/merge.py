@@ -10,21 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from isobasin.choices import Device, HeadCost, Method, Readout, Scope, Space
+from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
-from isobasin.cli.options import (
-    AllowPickleOption,
-    ByNameOption,
-    CommonRowsOption,
-    DeviceOption,
-    ForceOption,
-    HeadCostOption,
-    JsonOption,
-    MethodOption,
-    OutputOption,
-    ScopeOption,
-    TakeConfigOption,
-    choose,
-)
 from isobasin.cli.tables import change, number, table
 
 if TYPE_CHECKING:
@@ -36,11 +23,8 @@ EXAMPLE = "isobasin merge runs/seed0 runs/seed1 -t 0.5 -o merged"
 
 
 def merge(
-    models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODELS", help="Local folders or hub ids of two or more checkpoints: A B C ..."),
-    ],
-    output: OutputOption,
+    models: options.Models,
+    output: options.Output,
     t: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,50 +35,31 @@ def merge(
             "repeated, of which the ratios count. By default all weigh the same.",
         ),
     ] = None,
-    space: Annotated[
-        Space,
-        choose("--space", Space),
-    ] = Space.weights,
-    method: MethodOption = Method.gauss_newton,
-    head_cost: HeadCostOption = HeadCost.rotary,
-    scope: ScopeOption = Scope.attention,
-    take_config: TakeConfigOption = False,
-    by_name: ByNameOption = False,
-    common_rows: CommonRowsOption = False,
+    space: Annotated[Space, options.choose("--space", Space)] = Space.weights,
+    method: options.Method = Method.gauss_newton,
+    head_cost: options.HeadCost = HeadCost.rotary,
+    scope: options.Scope = Scope.attention,
+    take_config: options.TakeConfig = False,
+    by_name: options.ByName = False,
+    common_rows: options.CommonRows = False,
     head: Annotated[
-        Readout | None,
-        choose("--head", Readout, "Without it models with other heads are refused."),
+        Readout | None, options.choose("--head", Readout, "Without it models with other heads are refused.")
     ] = None,
-    device: DeviceOption = Device.cpu,
-    force: ForceOption = False,
+    device: options.Device = Device.cpu,
+    force: options.Force = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Don't verify the moves, and don't run the result.")
     ] = False,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Align models to A without changing what they compute, and write their mean in A's form."""
+    arguments = options.given(locals())
     with working("reading") as progress:
         from isobasin.verbs.merge import merge
 
-        found = merge(
-            models,
-            output,
-            t=_numbers(t),
-            space=space,
-            method=method,
-            head_cost=head_cost,
-            scope=scope,
-            take_config=take_config,
-            by_name=by_name,
-            common_rows=common_rows,
-            head=head,
-            device=device,
-            verify=not no_verify,
-            force=force,
-            allow_pickle=allow_pickle,
-            progress=progress,
-        )
+        arguments["t"] = _numbers(t)
+        found = merge(**arguments, progress=progress)
     if as_json:
         show_json({"output": str(output), "space": space, **found.to_json()})
         return

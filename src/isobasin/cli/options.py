@@ -1,63 +1,122 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and what verbs are called with."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
-from isobasin.choices import Choice, Device, Dtype, HeadCost, Method, Objective, Scope
+from isobasin import choices
+
+DATA = ("data", "split", "name", "columns", "max_examples", "length", "task", "tokenizer")
+"""The options that say which data are read, and how."""
+
+Record = TypeVar("Record")
 
 
-def choose(flag: str, choices: type[Choice], more: str = "") -> Any:
+def choose(flag: str, kind: type[choices.Choice], more: str = "") -> Any:
     """An option that takes one of several names; its help says what each of them means."""
     return typer.Option(
-        flag, metavar=flag.removeprefix("--").upper(), help="\n\n".join([f"{choices.what()} {more}", *choices.listed()])
+        flag, metavar=flag.removeprefix("--").upper(), help="\n\n".join([f"{kind.what()} {more}", *kind.listed()])
     )
 
 
-ModelArgument = Annotated[
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a command, its `locals()`, as the library takes them: it calls them the same."""
+    found = {name: value for name, value in arguments.items() if name not in ("as_json", "no_verify")}
+    found |= {"verify": not arguments["no_verify"]} if "no_verify" in arguments else {}
+    found |= {"dtype": arguments["dtype"].resolve()} if "dtype" in arguments else {}
+    return found
+
+
+def record(kind: Callable[..., Record], arguments: Mapping[str, Any], **more: Any) -> Record:
+    """What a verb takes as one: a dataclass, whose fields are called as the options that they are."""
+    own = {field.name for field in fields(cast(Any, kind))}
+    return kind(**{name: value for name, value in arguments.items() if name in own} | more)
+
+
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODELS", help="Local folders or hub ids of two or more checkpoints: A B C ...")
+]
+Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Local folder or hub id of a checkpoint; it isn't changed.")
 ]
-FirstArgument = Annotated[str, typer.Argument(metavar="A", help="Local folder or hub id of the first checkpoint.")]
-SecondArgument = Annotated[str, typer.Argument(metavar="B", help="Local folder or hub id of the second checkpoint.")]
-OutputOption = Annotated[
+First = Annotated[str, typer.Argument(metavar="A", help="Local folder or hub id of the first checkpoint.")]
+Second = Annotated[str, typer.Argument(metavar="B", help="Local folder or hub id of the second checkpoint.")]
+Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write; it appears complete or not at all.")
 ]
-MethodOption = Annotated[Method, choose("--method", Method)]
-DeviceOption = Annotated[Device, choose("--device", Device)]
-DtypeOption = Annotated[Dtype, choose("--dtype", Dtype)]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
-NoVerifyOption = Annotated[
+Method = Annotated[choices.Method, choose("--method", choices.Method)]
+Device = Annotated[choices.Device, choose("--device", choices.Device)]
+Dtype = Annotated[choices.Dtype, choose("--dtype", choices.Dtype)]
+Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
+NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Don't compare the outputs of the models before and after.")
 ]
-AllowPickleOption = Annotated[
+AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickled weights too, with weights_only loading alone.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for machines.")]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random numbers.")]
-HeadCostOption = Annotated[HeadCost, choose("--head-cost", HeadCost)]
-ScopeOption = Annotated[Scope, choose("--scope", Scope)]
-KeepGainsOption = Annotated[
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for machines.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random numbers.")]
+HeadCost = Annotated[choices.HeadCost, choose("--head-cost", choices.HeadCost)]
+Scope = Annotated[choices.Scope, choose("--scope", choices.Scope)]
+KeepGains = Annotated[
     bool,
     typer.Option(
         "--keep-gains",
         help="With --scope model: gains of normalisations stay with their coordinates, which leaves permutations.",
     ),
 ]
-ObjectiveOption = Annotated[Objective, choose("--objective", Objective, "Data are those of --data.")]
-TakeConfigOption = Annotated[
+Objective = Annotated[choices.Objective, choose("--objective", choices.Objective, "Data are those of --data.")]
+TakeConfig = Annotated[
     bool,
     typer.Option(
         "--take-config", help="Take A's configuration, labels and tokenizer where the others' mean something else."
     ),
 ]
-ByNameOption = Annotated[
-    bool,
-    typer.Option("--by-name", help="Reorder the others' rows of tokens and labels where their names say how."),
+ByName = Annotated[
+    bool, typer.Option("--by-name", help="Reorder the others' rows of tokens and labels where their names say how.")
 ]
-CommonRowsOption = Annotated[
+CommonRows = Annotated[
     bool,
     typer.Option("--common-rows", help="Average the leading rows that tables have in common; A's further rows stay."),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="DATA", help="Hub id of a data set, or local: parquet, csv, jsonl, text, npz, or a folder."
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Data as in `barrier`: --scope model chooses the residual stream's map by them, --objective activations "
+        "weighs by them.",
+    ),
+]
+Split = Annotated[
+    str | None, typer.Option("--split", metavar="SPLIT", help='Part of the data, as in "test" or "train[:10%]".')
+]
+Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Configuration of the hub's data set.")]
+Columns = Annotated[
+    str | None,
+    typer.Option("--columns", metavar="ROLE=COLUMN,...", help="Which column is image, text, text_pair or label."),
+]
+MaxExamples = Annotated[
+    int | None, typer.Option("--max-examples", metavar="N", help="At most so many examples, chosen at random.")
+]
+Length = Annotated[
+    int | None, typer.Option("--length", metavar="N", help="Tokens of an example; by default what the model takes.")
+]
+Task = Annotated[
+    choices.TaskKind | None, choose("--task", choices.TaskKind, "By default what their configuration says.")
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="TOKENIZER", help="Folder, hub id, or JSON of characters, if not A's own."),
 ]

@@ -7,34 +7,9 @@ from typing import Annotated
 import typer
 
 from isobasin.choices import Device, Objective, Scope, Targets
+from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
-from isobasin.cli.data_options import (
-    ColumnsOption,
-    DataOption,
-    LengthOption,
-    MaxExamplesOption,
-    NameOption,
-    SplitOption,
-    TaskOption,
-    TokenizerOption,
-    examples_for,
-    parsed_columns,
-)
-from isobasin.cli.options import (
-    AllowPickleOption,
-    DeviceOption,
-    ForceOption,
-    JsonOption,
-    KeepGainsOption,
-    ModelArgument,
-    NoVerifyOption,
-    ObjectiveOption,
-    OutputOption,
-    ScopeOption,
-    SeedOption,
-    TakeConfigOption,
-    choose,
-)
+from isobasin.cli.examples import examples_for
 from isobasin.refinement.recipe import Refining
 
 EXAMPLE = 'isobasin refine runs/seed0 runs/seed1 --data wikitext --split "train[:5%]" -o runs/seed1-refined'
@@ -44,19 +19,19 @@ def refine(
     reference: Annotated[
         str, typer.Argument(metavar="REFERENCE", help="Local folder or hub id of one checkpoint; it is not changed.")
     ],
-    model: ModelArgument,
-    data: DataOption,
-    output: OutputOption,
-    split: SplitOption = None,
-    name: NameOption = None,
-    columns: ColumnsOption = None,
-    max_examples: MaxExamplesOption = 4096,
-    length: LengthOption = None,
-    task: TaskOption = None,
-    tokenizer: TokenizerOption = None,
-    scope: ScopeOption = Scope.model,
-    keep_gains: KeepGainsOption = False,
-    objective: ObjectiveOption = Objective.weights,
+    model: options.Model,
+    data: options.Data,
+    output: options.Output,
+    split: options.Split = None,
+    name: options.Name = None,
+    columns: options.Columns = None,
+    max_examples: options.MaxExamples = 4096,
+    length: options.Length = None,
+    task: options.Task = None,
+    tokenizer: options.Tokenizer = None,
+    scope: options.Scope = Scope.model,
+    keep_gains: options.KeepGains = False,
+    objective: options.Objective = Objective.weights,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of Adam, at most.")] = Refining.steps,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="Examples of a step.")
@@ -69,7 +44,7 @@ def refine(
     patience: Annotated[
         int, typer.Option("--patience", metavar="N", min=1, help="Looks at held-out data without gain, then it ends.")
     ] = Refining.patience,
-    targets: Annotated[Targets, choose("--targets", Targets)] = Targets.ends,
+    targets: Annotated[Targets, options.choose("--targets", Targets)] = Targets.ends,
     noise: Annotated[
         float,
         typer.Option("--noise", metavar="X", min=0, help="Noise on images, in standard deviations; with targets ends."),
@@ -77,43 +52,32 @@ def refine(
     mixed_precision: Annotated[
         bool, typer.Option("--mixed-precision", help="Forward passes in bfloat16; the moves stay in float64.")
     ] = False,
-    take_config: TakeConfigOption = False,
-    seed: SeedOption = 0,
-    device: DeviceOption = Device.cpu,
-    force: ForceOption = False,
-    no_verify: NoVerifyOption = False,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    take_config: options.TakeConfig = False,
+    seed: options.Seed = 0,
+    device: options.Device = Device.cpu,
+    force: options.Force = False,
+    no_verify: options.NoVerify = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Learn an alignment: from the matched one, train what the group leaves free so that the line between is low.
 
     Neither model's function changes. An interrupted run goes on where it stopped when the same command is given again.
     Measure the result on other data: `isobasin barrier OUT/reference OUT --method none`.
     """
+    arguments = options.given(locals())
     with working("reading") as progress:
         from isobasin.refinement.refine import REFERENCE, refine
-        from isobasin.tasks.data import DataOptions
         from isobasin.verbs.settings import Matching, Running
 
-        options = DataOptions(data, name, split, parsed_columns(columns), max_examples, length, seed)
         found = refine(
             reference,
             model,
-            examples_for(reference, options, task, tokenizer, allow_pickle),
+            examples_for(reference, arguments, allow_pickle),
             output,
-            how=Refining(
-                steps,
-                batch_size,
-                rate,
-                both=both,
-                seed=seed,
-                patience=patience,
-                mixed_precision=mixed_precision,
-                targets=targets,
-                noise=noise,
-            ),
-            matching=Matching(scope=scope, keep_gains=keep_gains, objective=objective),
-            running=Running(device, verify=not no_verify, force=force, progress=progress),
+            how=options.record(Refining, arguments),
+            matching=options.record(Matching, arguments),
+            running=options.record(Running, arguments, progress=progress),
             take_config=take_config,
             allow_pickle=allow_pickle,
         )

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from isobasin.cli import options
 from isobasin.cli.console import answer, working
-from isobasin.cli.options import AllowPickleOption, JsonOption
 from isobasin.cli.symmetry_report import families_report, symmetry_report
 
 EXAMPLE = "isobasin symmetry openai-community/gpt2"
@@ -20,8 +20,8 @@ def symmetry(
     every_family: Annotated[
         bool, typer.Option("--families", help="The groups of every supported model type, instead of MODEL's.")
     ] = False,
-    allow_pickle: AllowPickleOption = False,
-    as_json: JsonOption = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show the symmetry group of every layer and what share of the parameters is redundant."""
     if every_family == (model is not None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import RenderableType
 
@@ -12,39 +12,34 @@ from isobasin.cli.tables import layers, ranges, table
 
 if TYPE_CHECKING:
     from isobasin.verbs.families import FamilySymmetry
-    from isobasin.verbs.symmetry import Symmetry
+    from isobasin.verbs.symmetry import BlockSymmetry, Symmetry
+
+Layer = TypeVar("Layer", bound="BlockSymmetry[Any]")
 
 
 def symmetry_report(found: Symmetry) -> Iterator[RenderableType]:
     """The table, with equal neighbours in one row, and the group of each row."""
-    runs = [list(run) for _, run in groupby(found.layers, key=lambda layer: (layer.group, layer.parameters))]
-    sizes = table(
-        "layers",
-        "heads",
-        "dimension",
-        "parameters",
-        "redundant",
-        left=("layers",),
-        title="Symmetry, attention per layer",
-    )
+    runs, others = _runs(found.layers), _runs(found.feedforward)
+    columns = ("layers", "heads", "dimension", "parameters", "redundant")
+    sizes = table(*columns, left=("layers",), title="Symmetry, attention per layer")
     for run in runs:
-        group, parameters = run[0].group, run[0].parameters
-        row = _figures(group.dimension, parameters)
+        group, row = run[0].group, _figures(run[0].group.dimension, run[0].parameters)
         sizes.add_row(ranges([layer.layer for layer in run]), str(group.heads), *row)
-    others = [list(run) for _, run in groupby(found.feedforward, key=lambda layer: (layer.group, layer.parameters))]
     sizes.add_section()
-    attention = sum(layer.parameters for layer in found.layers)
-    sizes.add_row("all attention", "", *_figures(found.dimension, attention))
+    sizes.add_row("all attention", "", *_figures(found.dimension, sum(layer.parameters for layer in found.layers)))
     if others:
         units = sum(layer.parameters for layer in found.feedforward)
         sizes.add_row("all feed-forward", "", *_figures(found.feedforward_dimension, units))
     total = found.dimension + found.feedforward_dimension
     sizes.add_row("whole model", "", *_figures(total, found.parameters), style="bold")
     yield sizes
-    for run in runs:
-        yield f"{layers([layer.layer for layer in run]).capitalize()}: {run[0].group}"
-    for run in others:
-        yield f"{layers([layer.layer for layer in run]).capitalize()}, feed-forward: {run[0].group}"
+    for run, kind in (*((run, "") for run in runs), *((run, ", feed-forward") for run in others)):
+        yield f"{layers([layer.layer for layer in run]).capitalize()}{kind}: {run[0].group}"
+
+
+def _runs(layers: Iterable[Layer]) -> list[list[Layer]]:
+    """Neighbours that are equal together."""
+    return [list(run) for _, run in groupby(layers, key=lambda layer: (layer.group, layer.parameters))]
 
 
 def families_report(found: Iterable[FamilySymmetry]) -> Iterator[RenderableType]:

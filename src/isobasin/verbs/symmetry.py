@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from isobasin.architectures.blocks import Block
 from isobasin.model import Source, open_model
@@ -12,10 +12,12 @@ from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.verification import known_feedforwards
 
+Group = TypeVar("Group", AttentionGroup, FeedForwardGroup)
+
 
 @dataclass(frozen=True)
-class LayerSymmetry:
-    """The group of one attention block.
+class BlockSymmetry(Generic[Group]):
+    """The group of one block.
 
     Attributes:
         layer: Index of the layer.
@@ -24,23 +26,20 @@ class LayerSymmetry:
     """
 
     layer: int
-    group: AttentionGroup
+    group: Group
     parameters: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**vars(self), "group": str(self.group), "dimension": self.group.dimension}
 
-@dataclass(frozen=True)
-class FeedForwardSymmetry:
-    """The group of one feed-forward block.
 
-    Attributes:
-        layer: Index of the layer.
-        group: The group.
-        parameters: Number of weights and biases that it acts on.
-    """
+class LayerSymmetry(BlockSymmetry[AttentionGroup]):
+    """The group of one attention block."""
 
-    layer: int
-    group: FeedForwardGroup
-    parameters: int
+
+class FeedForwardSymmetry(BlockSymmetry[FeedForwardGroup]):
+    """The group of one feed-forward block."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +71,14 @@ class Symmetry:
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON; "dimension" is that of attention."""
         return {
-            "layers": [_plain(layer) for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers],
             "dimension": self.dimension,
             "parameters": self.parameters,
             "feedforward": {
-                "layers": [_plain(layer) for layer in self.feedforward],
+                "layers": [layer.to_json() for layer in self.feedforward],
                 "dimension": self.feedforward_dimension,
             },
         }
-
-
-def _plain(layer: LayerSymmetry | FeedForwardSymmetry) -> dict[str, Any]:
-    return {
-        "layer": layer.layer,
-        "group": str(layer.group),
-        "dimension": layer.group.dimension,
-        "parameters": layer.parameters,
-    }
 
 
 def symmetry(model: Source, *, allow_pickle: bool = False) -> Symmetry:

@@ -1,0 +1,52 @@
+"""Every option of a command reaches the library by its name: one that no verb and no record takes would do nothing."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from isobasin.cli import options
+from isobasin.lines.ends import Measuring
+from isobasin.lines.measure import measure
+from isobasin.refinement.recipe import Refining
+from isobasin.tasks.options import DataOptions
+from isobasin.verbs.settings import Matching, Running
+
+VERBS = ("align", "apply", "scramble", "canonicalize", "interpolate", "merge", "verify", "equivalent", "compare")
+# Asked of by other names.
+OTHERS = {"as_json", "no_verify"}
+RECORDS: dict[str, tuple[Any, ...]] = {
+    "barrier": (measure, Measuring, DataOptions),
+    "refine": (import_module("isobasin.refinement.refine").refine, Refining, Matching, Running, DataOptions),
+}
+
+
+def taken(kinds: tuple[Any, ...]) -> set[str]:
+    """The names that functions and records take."""
+    return {name for kind in kinds for name in inspect.signature(kind).parameters}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_takes_what_its_command_has(name: str):
+    command = getattr(import_module(f"isobasin.cli.{name}"), name)
+    verb = getattr(import_module(f"isobasin.verbs.{name}"), name)
+    left = taken((command,)) - taken((verb,)) - OTHERS
+    assert left == (set(options.DATA) if name == "align" else set())
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_take_what_the_other_commands_have(name: str):
+    command = getattr(import_module(f"isobasin.cli.{name}"), name)
+    left = taken((command,)) - taken(RECORDS[name]) - OTHERS - set(options.DATA)
+    assert left == ({"method", "no_temperature"} if name == "barrier" else set())
+
+
+def test_a_record_is_made_of_its_own_options():
+    arguments = {"steps": 7, "both": False, "device": "cpu", "force": True, "verify": False, "more": 1}
+    assert options.record(Refining, arguments, noise=0.0) == Refining(steps=7, both=False, noise=0.0)
+    assert options.record(Running, arguments) == Running(force=True, verify=False)
+    assert {"steps", "both"} <= {field.name for field in fields(Refining)}
