@@ -7,9 +7,9 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 # Controls, formats (such as marks that turn the direction of writing), halves of characters, ends of lines.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -65,6 +65,27 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON: results and dictionaries by their entries, and what has none as it prints."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Plain):
+        return value.to_json()
+    return value if value is None or isinstance(value, (int, float)) else str(value)
+
+
+class Plain:
+    """A result that has a plain form: its fields, and those of its properties that `_also` names."""
+
+    _also: ClassVar[tuple[str, ...]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return plain({**vars(self), **{name: getattr(self, name) for name in self._also}})
 
 
 def near(name: str, choices: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.symmetries import attention
-from isobasin.text import finite
+from isobasin.text import Plain, finite, plain
 from isobasin.verification import Verification
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Alignment(Plain):
     """One group element per block, with where it came from.
 
     Attributes:
@@ -289,14 +289,13 @@ class Alignment:
         """Plain values for JSON."""
         found: dict[str, Any] = {
             "distance": finite(self.distance()),
-            "layers": [move.to_json() for move in self.layers],
+            "layers": self.layers,
         }
         if self.feedforward:
-            layers = [move.to_json() for move in self.feedforward]
-            found["feedforward"] = {"distance": finite(self.feedforward_distance()), "layers": layers}
+            found["feedforward"] = {"distance": finite(self.feedforward_distance()), "layers": self.feedforward}
         if self.stream is not None:
-            found["residual"] = self.stream.to_json()
-        return found
+            found["residual"] = self.stream
+        return plain(found)
 
     def __repr__(self) -> str:
         gap = _gap("distance", self.distance())

@@ -14,7 +14,7 @@ from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.stream import StreamElement, StreamGroup
-from isobasin.text import finite
+from isobasin.text import Plain, finite
 
 ATTENTION, FEEDFORWARD, STREAM = "attention", "feedforward", "stream"
 
@@ -57,7 +57,7 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Move(Generic[Group, Element]):
+class Move(Plain, Generic[Group, Element]):
     """The group element of one block, float64 and without leading dimensions.
 
     Attributes:
@@ -168,12 +168,7 @@ KINDS = {
         _heads,
         condition_of,
     ),
-    FEEDFORWARD: Kind(
-        FeedForwardGroup,
-        FeedForwardElement,
-        (*_DISTANCES, "status"),
-        _units,
-    ),
+    FEEDFORWARD: Kind(FeedForwardGroup, FeedForwardElement, (*_DISTANCES, "status"), _units),
     STREAM: Kind(
         StreamGroup,
         lambda parts: StreamElement(**parts),

@@ -25,6 +25,7 @@ from isobasin.errors import CheckpointError
 from isobasin.model import Model, Source, open_model
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
+from isobasin.text import Plain
 
 # A block of more values than this is certified on a small model of its kind instead.
 _LARGEST = 1500
@@ -34,7 +35,7 @@ _SMALL = 0.25
 
 
 @dataclass(frozen=True)
-class BlockCertificate:
+class BlockCertificate(Plain):
     """What was measured of one block.
 
     Attributes:
@@ -60,6 +61,7 @@ class BlockCertificate:
     hidden: int
     hidden_gap: float
     expected: int | None
+    _also = ("stated", "missing", "verdict", "exact")
 
     @property
     def stated(self) -> int:
@@ -87,13 +89,12 @@ class BlockCertificate:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        same = ("layer", "parameters", "stated", "measured", "gap", "missing", "wrong", "hidden", "hidden_gap")
-        plain = {name: getattr(self, name) for name in (*same, "verdict", "exact")}
-        return {**plain, "block": self.kind, "group": str(self.group), "hidden_expected": self.expected}
+        found = super().to_json()
+        return found | {"block": found.pop("kind"), "hidden_expected": found.pop("expected")}
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Plain):
     """What was measured of a model.
 
     Attributes:
@@ -105,16 +106,12 @@ class Certificate:
     name: str
     made: bool
     blocks: tuple[BlockCertificate, ...]
+    _also = ("exact",)
 
     @property
     def exact(self) -> bool:
         """Whether every block's group is exact."""
         return all(block.exact for block in self.blocks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        blocks = [block.to_json() for block in self.blocks]
-        return {"name": self.name, "made": self.made, "exact": self.exact, "blocks": blocks}
 
 
 def certify(

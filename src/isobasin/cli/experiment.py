@@ -118,18 +118,7 @@ def _engine(
 def _show_summary(found: Experiment, summary: Summary, seconds: float, as_json: bool) -> None:
     """What became of the run, on stdout; failures on stderr."""
     if as_json:
-        show_json(
-            {
-                "output": str(found.folder),
-                "smoke": found.smoke,
-                "cells": summary.cells,
-                "kept": summary.kept,
-                "done": summary.done,
-                "failed": summary.failed,
-                "blocked": summary.blocked,
-                "seconds": seconds,
-            }
-        )
+        show_json({"output": str(found.folder), "smoke": found.smoke, **vars(summary), "seconds": seconds})
     else:
         lost = f", {len(summary.failed)} failed, {summary.blocked} not begun" if summary.failed else ""
         show(f"{summary.cells} cells: {summary.done} done now, {summary.kept} before or not needed{lost}.")

@@ -43,10 +43,7 @@ _ATTENTION = {
     "paper": Way(Matching(Method.paper)),
     "attention": Way(Matching()),
 }
-_ALIKE = {
-    **_ATTENTION,
-    "activations": Way(Matching(objective=Objective.activations), data=True),
-}
+_ALIKE = {**_ATTENTION, "activations": Way(Matching(objective=Objective.activations), data=True)}
 _APART = {
     **_ATTENTION,
     "permutations": Way(Matching(Method.heads, scope=Scope.model, keep_gains=True)),
@@ -64,11 +61,7 @@ def ways(scope: Scope) -> dict[str, Way]:
 
 
 def alignments(
-    pair: OpenPair,
-    train: Examples,
-    refining: Refining | None = None,
-    merging: bool = True,
-    progress: Progress = silent,
+    pair: OpenPair, train: Examples, refining: Refining | None = None, merging: bool = True, progress: Progress = silent
 ) -> dict[str, Any]:
     """Barriers of one pair aligned in every way, on data that no alignment has seen.
 

@@ -16,6 +16,7 @@ from isobasin.experiments.settings import (
     TokenizerSettings,
     TrainingSettings,
 )
+from isobasin.tasks.columns import ROLES
 
 if TYPE_CHECKING:
     import datasets
@@ -27,12 +28,6 @@ _LAYERS, _WIDTH, _HEADS, _OTHER_HEADS, _FEEDFORWARD = 2, 16, 2, 4, 16
 _SIDE, _PATCH, _LENGTH = 8, 4, 12
 _EXAMPLES = {"train": 24, "test": 12}
 _WORDS = ("red", "blue", "old", "new", "boat", "river", "town", "rain", "and", "then")
-_COLUMNS = {
-    "image-classification": ("image", "label"),
-    "text-classification": ("text", "label"),
-    "causal-lm": ("text",),
-    "masked-lm": ("text",),
-}
 
 
 def shrunk(settings: ExperimentSettings) -> ExperimentSettings:
@@ -144,7 +139,7 @@ def generated(data: DataSettings, part: str) -> datasets.Dataset:
         made["image"] = [_image(label, draw) for label in labels]
     else:
         made["text"] = [_text(label, draw) for label in labels]
-    roles = _COLUMNS[data.task] + (("text_pair",) if "text_pair" in data.columns else ())
+    roles = ROLES[data.task] + (("text_pair",) if "text_pair" in data.columns else ())
     made["text_pair"] = [_text(label, draw) for label in labels]
     return datasets.Dataset.from_dict({data.columns.get(role, role): made[role] for role in roles})
 

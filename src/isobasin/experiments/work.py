@@ -143,8 +143,7 @@ def _trained(job: Job, model: Any, found: Examples) -> dict[str, Any]:
             progress=lambda done, total: job.progress("training", done, total),
         )
     )
-    # Of this attempt alone; the record has the seconds of the cell.
-    del log["seconds"]
+    del log["seconds"]  # of this attempt alone; the record has those of the cell
     shutil.rmtree(states, ignore_errors=True)
     model.save_pretrained(job.folder / MODEL)
     tests = job.examples("test", job.folder / MODEL, _labels(model.config, job.kind))
@@ -190,18 +189,6 @@ def _facts(found: Examples) -> dict[str, Any]:
     return {"source": facts.source, "examples": facts.examples, "sha256": facts.sha256, "notes": list(facts.notes)}
 
 
-_CURVE = {
-    "barrier",
-    "worst_t",
-    "barrier_error",
-    "relative",
-    "share_of_ends",
-    "calibrated_barrier",
-    "calibrated_worst_t",
-}
-"""What a record says of a line besides its losses."""
-
-
 def _pair(job: Job) -> dict[str, Any]:
     from isobasin.lines.measure import measure
 
@@ -219,7 +206,7 @@ def _lines(measured: Measured) -> dict[str, Any]:
     for (pair, method), curve in finished_curves(measured).items():
         points = measured.points[pair, method]
         lines[method] = {
-            **curve.model_dump(include=_CURVE),
+            **curve.model_dump(exclude={"kind", "pair", "method", "overhead"}),
             "losses": [point.loss for point in points],
             "metrics": {name: [point.metrics[name] for point in points] for name in points[0].metrics},
         }
@@ -263,28 +250,15 @@ def _on_pair(job: Job, ablated: Callable[[OpenPair], dict[str, Any]], **how: Any
         return {"test_data": _facts(tests), **ablated(pair)}
 
 
-def _stage_1(job: Job) -> dict[str, Any]:
-    from isobasin.experiments.ablations import stage_1
+def _ablation(name: str, *entries: str) -> Callable[[Job], dict[str, Any]]:
+    """What does the ablation of this name, which is called with these entries of the cell's specification."""
 
-    return _on_pair(job, lambda pair: stage_1(pair, job.spec["permutations"], job.spec["seed"]))
+    def work(job: Job) -> dict[str, Any]:
+        from isobasin.experiments import ablations
 
+        return _on_pair(job, lambda pair: getattr(ablations, name)(pair, *map(job.spec.__getitem__, entries)))
 
-def _stage_2(job: Job) -> dict[str, Any]:
-    from isobasin.experiments.ablations import stage_2
-
-    return _on_pair(job, stage_2)
-
-
-def _head_costs(job: Job) -> dict[str, Any]:
-    from isobasin.experiments.ablations import head_costs
-
-    return _on_pair(job, head_costs)
-
-
-def _symmetry_breaking(job: Job) -> dict[str, Any]:
-    from isobasin.experiments.ablations import symmetry_breaking
-
-    return _on_pair(job, lambda pair: symmetry_breaking(pair, tuple(job.spec["offsets"])))
+    return work
 
 
 def _alignments(job: Job) -> dict[str, Any]:
@@ -307,10 +281,10 @@ WORK: dict[str, Callable[[Job], dict[str, Any]]] = {
     "finetune": _finetune,
     "pair": _pair,
     "reinitialise": _reinitialise,
-    "stage-1": _stage_1,
-    "stage-2": _stage_2,
-    "head-costs": _head_costs,
-    "symmetry-breaking": _symmetry_breaking,
+    "stage-1": _ablation("stage_1", "permutations", "seed"),
+    "stage-2": _ablation("stage_2"),
+    "head-costs": _ablation("head_costs"),
+    "symmetry-breaking": _ablation("symmetry_breaking", "offsets"),
     "alignments": _alignments,
 }
 """What is done, by kind."""

@@ -25,14 +25,7 @@ from isobasin.model import Blocks, Canonical, Model, Source, open_canonical, rea
 from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
-from isobasin.records.schema import (
-    AlignmentRecord,
-    DataRecord,
-    LayerRecord,
-    ModelRecord,
-    PointRecord,
-    RunRecord,
-)
+from isobasin.records.schema import AlignmentRecord, DataRecord, LayerRecord, ModelRecord, PointRecord, RunRecord
 from isobasin.tasks.data import Examples
 from isobasin.tasks.losses import Evaluation
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
@@ -137,17 +130,9 @@ def _run_record(
         progress("hashing", len(hashes), len(checkpoints))
         hashes.append(model_sha256(checkpoint))
     progress("hashing", len(hashes), len(checkpoints))
-    facts = examples.facts
     return RunRecord(
         models=tuple(ModelRecord(name=n, sha256=h) for n, h in zip(names, hashes, strict=True)),
-        data=DataRecord(
-            source=facts.source,
-            split=facts.split,
-            task=str(facts.task),
-            examples=facts.examples,
-            sha256=facts.sha256,
-            notes=tuple(facts.notes),
-        ),
+        data=DataRecord.model_validate(examples.facts, from_attributes=True),
         t=points(how.points),
         methods=how.methods,
         group_weights=(),

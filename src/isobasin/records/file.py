@@ -14,14 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from isobasin.checkpoints.output import disk_errors
 from isobasin.errors import RecordError, first_line
 from isobasin.records import sealing
-from isobasin.records.schema import (
-    SCHEMA_VERSION,
-    AlignmentRecord,
-    CurveRecord,
-    PointRecord,
-    Record,
-    RunRecord,
-)
+from isobasin.records.schema import SCHEMA_VERSION, AlignmentRecord, CurveRecord, PointRecord, Record, RunRecord
 
 NAME = "records.jsonl"
 """The file's name in a folder of results."""

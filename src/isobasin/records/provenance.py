@@ -12,17 +12,7 @@ import torch
 
 from isobasin.checkpoints import Checkpoint
 
-_LIBRARIES = (
-    "isobasin",
-    "torch",
-    "transformers",
-    "datasets",
-    "tokenizers",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "scipy",
-)
+_LIBRARIES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "safetensors", "numpy", "scipy")
 # Entries of config.json that change when the same model is saved again.
 _BOOKKEEPING = ("_name_or_path", "torch_dtype", "transformers_version")
 
@@ -31,7 +21,7 @@ _BOOKKEEPING = ("_name_or_path", "torch_dtype", "transformers_version")
 def versions() -> dict[str, str]:
     """Of Python and of every library that a result depends on."""
     found = {"python": platform.python_version()}
-    for library in _LIBRARIES:
+    for library in ("isobasin", *_LIBRARIES):
         try:
             found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from isobasin.experiments.plan import SettingPlan
 from isobasin.records.curves import chosen_rank
 from isobasin.reports.experiment_tables import Result, Results, measured
-from isobasin.reports.figures import Panel, Row, draw, folded, plain, saved_figure
+from isobasin.reports.figures import ALONG, FORMATS, Panel, Row, draw, folded, plain, saved_figure
 from isobasin.reports.frames import spread
 from isobasin.reports.style import Style, brief, styles
 from isobasin.text import printable
 
 _COLUMNS = 4
-_SUFFIXES = ("png", "svg")
-_ALONG = r"$t$: weights $(1-t)\,\theta_A + t\,\theta_B$"
 _CHOSEN, _OTHER = "chosen", "other permutations"
 _LOOKS = {
     _OTHER: Style("another head permutation", "other", "#8A8F98", "#A8ADB4", (), ""),
@@ -48,7 +47,7 @@ def curves(plan: SettingPlan, results: Results, folder: Path, names: Sequence[st
             rows += _wrapped(f"{printable(group.title)}\nloss", panels)
     if not rows:
         return []
-    rows[-1] = Row(rows[-1].label, [_with_axis(panel) for panel in rows[-1].panels])
+    rows[-1] = Row(rows[-1].label, [replace(panel, below=ALONG) for panel in rows[-1].panels])
     paths = [folder / name for name in names] or _paths(folder, "curves", plan.setting.title)
     draw(rows, styles(methods), printable(plan.setting.title), paths)
     return paths
@@ -61,7 +60,7 @@ def permutations(plan: SettingPlan, results: Results, folder: Path) -> list[Path
         done = ((seeds, results(cell)) for seeds, cell in group.ablations.get("stage-1", {}).items())
         panels = [_permuted(seeds, result) for seeds, result in done if result is not None]
         if panels:
-            rows += _wrapped(f"{printable(group.title)}\nloss", [_with_axis(panel) for panel in panels])
+            rows += _wrapped(f"{printable(group.title)}\nloss", [replace(panel, below=ALONG) for panel in panels])
     if not rows:
         return []
     paths = _paths(folder, "permutations", plan.setting.title)
@@ -141,10 +140,6 @@ def _note(result: Result) -> str:
     return folded({"barrier": barriers})
 
 
-def _with_axis(panel: Panel) -> Panel:
-    return Panel(panel.lines, panel.faint, panel.title, panel.note, _ALONG)
-
-
 def _paths(folder: Path, kind: str, title: str) -> list[Path]:
     name = "-".join(filter(None, (kind, re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"))))
-    return [folder / f"{name}.{suffix}" for suffix in _SUFFIXES]
+    return [folder / f"{name}.{suffix}" for suffix in FORMATS]

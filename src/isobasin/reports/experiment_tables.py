@@ -169,17 +169,10 @@ def _ablated(
 def stage_1(plans: Sequence[SettingPlan], results: Results) -> Table:
     """The rank of the chosen head permutation."""
     rows = [
-        (
-            title,
-            scope,
-            f"{a} and {b}",
-            chosen_rank(result["permutations"]),
-            result["of"],
-            result["l_hat"],
-            result["naive"]["barrier"],
-        )
+        (title, scope, f"{a} and {b}", rank, result["of"], result["l_hat"], result["naive"]["barrier"])
         for title, scope, pairs in _ablated(plans, results, "stage-1")
         for (a, b), result in pairs.items()
+        for rank in [chosen_rank(result["permutations"])]
     ]
     columns = ("setting", "scope", "seeds", "rank", "of", "L̂", "naive barrier")
     note = (

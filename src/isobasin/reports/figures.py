@@ -23,6 +23,12 @@ _NBSP = "\u00a0"
 # Letters of a model's name in a title.
 _NAME = 22
 
+ALONG = r"$t$: weights $(1-t)\,\theta_A + t\,\theta_B$"
+"""Below the horizontal axis."""
+
+FORMATS = ("png", "svg")
+"""The endings of every figure's files."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -180,7 +186,7 @@ def barrier_rows(shown: View) -> list[Row]:
                     _lines(pair, quantity),
                     title=_title(pair) if quantity == "loss" else "",
                     note=_note(pair) if quantity == "loss" else "",
-                    below=r"$t$: weights $(1-t)\,\theta_A + t\,\theta_B$" if last else "",
+                    below=ALONG if last else "",
                 )
                 for pair in pairs
             ]
@@ -202,8 +208,7 @@ def calibrated_rows(shown: View) -> list[Row]:
             )
             for pair in pairs
         ]
-        below = r"$t$: weights $(1-t)\,\theta_A + t\,\theta_B$"
-        temperatures = [Panel(_lines(pair, "temperature"), below=below) for pair in pairs]
+        temperatures = [Panel(_lines(pair, "temperature"), below=ALONG) for pair in pairs]
         rows += [Row("calibrated loss (thin: as it is)", losses), Row("temperature", temperatures)]
     return rows
 

@@ -14,14 +14,8 @@ from isobasin.reports.view import ShownLine, ShownPair, View
 
 _LINE = ("a", "b", "method")
 _CURVE = (
-    "barrier",
-    "barrier_error",
-    "relative",
-    "worst_t",
-    "share_of_ends",
-    "calibrated_barrier",
-    "calibrated_worst_t",
-    "overhead",
+    *("barrier", "barrier_error", "relative", "worst_t", "share_of_ends"),
+    *("calibrated_barrier", "calibrated_worst_t", "overhead"),
 )
 _POINT = ("calibrated_loss", "temperature", "seconds", "interpolation_seconds")
 

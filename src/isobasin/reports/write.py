@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from isobasin.records.file import RecordFile
-from isobasin.reports.figures import barrier_rows, calibrated_rows, draw
+from isobasin.reports.figures import FORMATS, barrier_rows, calibrated_rows, draw
 from isobasin.reports.page import write_page
 from isobasin.reports.tables import write_curves, write_points
 from isobasin.reports.view import View, view
@@ -33,10 +33,10 @@ def write_report(folder: str | os.PathLike[str]) -> list[Path]:
     points, curves, page = (out / name for name in ("points.csv", "curves.csv", "report.html"))
     write_points(shown, points)
     write_curves(shown, curves)
-    figures = [out / f"barriers.{suffix}" for suffix in ("png", "svg")]
+    figures = [out / f"barriers.{suffix}" for suffix in FORMATS]
     draw(barrier_rows(shown), shown.styles, _title(shown, "The loss along the line between two models"), figures)
     if shown.calibrated:
-        calibrated = [out / f"calibrated.{suffix}" for suffix in ("png", "svg")]
+        calibrated = [out / f"calibrated.{suffix}" for suffix in FORMATS]
         title = _title(shown, "The loss along the line, with the softmax temperature calibrated at every point")
         draw(calibrated_rows(shown), shown.styles, title, calibrated)
         figures += calibrated

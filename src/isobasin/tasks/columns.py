@@ -11,12 +11,14 @@ from isobasin.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_ROLES = {
+ROLES = {
     TaskKind.image_classification: ("image", "label"),
     TaskKind.text_classification: ("text", "label"),
     TaskKind.causal_lm: ("text",),
     TaskKind.masked_lm: ("text",),
 }
+"""The columns that every task needs."""
+
 _USUAL = {
     "image": ("image", "img", "pixel_values", "images"),
     "text": ("text", "sentence", "content", "description", "review", "sentence1", "premise"),
@@ -37,7 +39,7 @@ def with_roles(dataset: Dataset, kind: TaskKind, columns: Mapping[str, str], sou
     Raises:
         DataError: A role has no column, or a named column doesn't exist.
     """
-    allowed = (*_ROLES[kind], *(["text_pair"] if kind == TaskKind.text_classification else []))
+    allowed = (*ROLES[kind], *(["text_pair"] if kind == TaskKind.text_classification else []))
     for role, column in columns.items():
         if role not in allowed:
             raise DataError(f"--columns: {kind} has no role {role!r}: it has {', '.join(allowed)}")
@@ -48,15 +50,15 @@ def with_roles(dataset: Dataset, kind: TaskKind, columns: Mapping[str, str], sou
     chosen = dict(columns)
     notes: list[str] = []
     lower = {name.lower(): name for name in reversed(dataset.column_names)}
-    for role in _ROLES[kind]:
+    for role in ROLES[kind]:
         found = next((lower[name] for name in _USUAL[role] if name in lower), None)
         if role not in chosen and found is not None:
             chosen[role] = found
     if "text_pair" in allowed and "text" not in columns and _PAIRS.get(chosen.get("text", "").lower()) in lower:
         chosen.setdefault("text_pair", lower[_PAIRS[chosen["text"].lower()]])
-    if any(role not in chosen for role in _ROLES[kind]):
+    if any(role not in chosen for role in ROLES[kind]):
         chosen |= _by_type(dataset, kind, chosen, notes)
-    missing = [role for role in _ROLES[kind] if role not in chosen]
+    missing = [role for role in ROLES[kind] if role not in chosen]
     if missing:
         advice = ",".join(f"{role}=…" for role in missing)
         raise DataError(f"{source}: which column is the {missing[0]}? It has {_shown(dataset)}: say --columns {advice}")
@@ -71,7 +73,7 @@ def _by_type(dataset: Dataset, kind: TaskKind, chosen: Mapping[str, str], notes:
     found: dict[str, str] = {}
     for role, wanted in (("text", ("string", "large_string")), ("label", ("int64", "int32", "uint8"))):
         fitting = [name for name in left if types[name] in wanted]
-        if role in _ROLES[kind] and role not in chosen and len(fitting) == 1 and len(left) <= 2:
+        if role in ROLES[kind] and role not in chosen and len(fitting) == 1 and len(left) <= 2:
             found[role] = fitting[0]
             notes.append(f"column {fitting[0]!r} is taken as the {role}")
     return found

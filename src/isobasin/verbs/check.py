@@ -12,11 +12,12 @@ from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
 from isobasin.matching.whole.pair import check_alike
 from isobasin.model import Canonical, Model, Source, open_canonical
+from isobasin.text import Plain
 from isobasin.verbs.conflicts import Conflict, Option, conflicts
 
 
 @dataclass(frozen=True)
-class Matchable:
+class Matchable(Plain):
     """What would be matched in a scope.
 
     Attributes:
@@ -31,11 +32,11 @@ class Matchable:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"scope": self.scope.value, "blocks": self.blocks, "reason": self.reason or None}
+        return {**super().to_json(), "reason": self.reason or None}
 
 
 @dataclass(frozen=True)
-class PairCheck:
+class PairCheck(Plain):
     """What is between the first model and another.
 
     Attributes:
@@ -51,6 +52,7 @@ class PairCheck:
     conflicts: tuple[Conflict, ...]
     matchable: tuple[Matchable, ...]
     notes: tuple[str, ...]
+    _also = ("clear",)
 
     @property
     def clear(self) -> bool:
@@ -59,14 +61,13 @@ class PairCheck:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        found = [{**one.to_json(), "advice": one.advice(tuple(Option))} for one in self.conflicts]
-        scopes = [one.to_json() for one in self.matchable]
-        what = {"a": self.a, "b": self.b, "clear": self.clear}
-        return {**what, "conflicts": found, "scopes": scopes, "notes": list(self.notes)}
+        found = super().to_json()
+        advised = [{**one.to_json(), "advice": one.advice(tuple(Option))} for one in self.conflicts]
+        return found | {"conflicts": advised, "scopes": found.pop("matchable")}
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Plain):
     """What is between the first of some models and each of the others.
 
     Attributes:
@@ -74,15 +75,12 @@ class Check:
     """
 
     pairs: tuple[PairCheck, ...]
+    _also = ("clear",)
 
     @property
     def clear(self) -> bool:
         """Whether nothing is in the way of a merge."""
         return all(pair.clear for pair in self.pairs)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"clear": self.clear, "pairs": [pair.to_json() for pair in self.pairs]}
 
 
 def check(models: Sequence[Source], *, allow_pickle: bool = False) -> Check:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from isobasin.matching.feedforward import branches
 from isobasin.matching.heads import head_costs
 from isobasin.model import Model, Source, open_pair
 from isobasin.symmetries import attention
+from isobasin.text import Plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
 from isobasin.verbs.settings import Matching, Progress, Running, check_device, silent
@@ -47,7 +47,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class BlockScore:
+class BlockScore(Plain):
     """What one block says.
 
     Attributes:
@@ -63,6 +63,7 @@ class BlockScore:
     score: float
     before: float
     after: float
+    _also = ("moved",)
 
     @property
     def moved(self) -> bool:
@@ -71,7 +72,7 @@ class BlockScore:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Plain):
     """Whether one model comes from another.
 
     Attributes:
@@ -81,16 +82,12 @@ class Comparison:
 
     verdict: Verdict
     blocks: tuple[BlockScore, ...]
+    _also = ("score",)
 
     @property
     def score(self) -> float:
         """The mean of all blocks' scores."""
         return _score(self.blocks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        blocks = [{**vars(block), "moved": block.moved} for block in self.blocks]
-        return {"verdict": str(self.verdict), "score": self.score, "blocks": blocks}
 
 
 def compare(

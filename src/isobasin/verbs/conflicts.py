@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from isobasin.architectures.entries import shown
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.registry import kind
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Canonical
+from isobasin.text import Plain
 from isobasin.verbs.rows import Tables, labels_of, tables_of
 
 
@@ -58,7 +58,7 @@ class Taking:
 
 
 @dataclass(frozen=True)
-class Conflict:
+class Conflict(Plain):
     """One thing in which equal places mean something else.
 
     Attributes:
@@ -79,11 +79,6 @@ class Conflict:
             return "load it with transformers, call dequantize() on the model, and save it"
         found = [f"{option} {_DOES[option]}" for option in self.options if option in offered]
         return ", or ".join(found) if found else "give two that agree"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        options = [str(option) for option in self.options]
-        return {"what": self.what, "entry": self.entry, "message": self.message, "options": options}
 
 
 def refuse_conflicts(a: Canonical, b: Canonical, taking: Taking, offered: Sequence[Option]) -> None:
@@ -111,12 +106,7 @@ def conflicts(a: Canonical, b: Canonical) -> list[Conflict]:
     if kind(str(types[0])) != kind(str(types[1])):
         return [Conflict("architecture", "model_type", f"A is a {types[0]} model, B a {types[1]} model")]
     tables = tables_of(a), tables_of(b)
-    return [
-        *_configurations(a, b),
-        *_tokenizers(a, b),
-        *_labels(a, b, tables),
-        *_tensors(a, b, tables),
-    ]
+    return [*_configurations(a, b), *_tokenizers(a, b), *_labels(a, b, tables), *_tensors(a, b, tables)]
 
 
 def _quantised(name: str, end: Canonical) -> Iterator[Conflict]:

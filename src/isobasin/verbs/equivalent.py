@@ -21,7 +21,7 @@ from isobasin.matching.circuits import Degeneracy
 from isobasin.model import Blocks, Model, Source, open_pair
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.stream import Basis
-from isobasin.text import finite
+from isobasin.text import Plain, finite, plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards, rest_of
@@ -39,7 +39,7 @@ _FAR = 1e-2
 
 
 @dataclass(frozen=True)
-class LayerEvidence:
+class LayerEvidence(Plain):
     """What one block says.
 
     Attributes:
@@ -67,17 +67,13 @@ class LayerEvidence:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        plain = finite({k: v for k, v in vars(self).items() if k != "degeneracy"})
-        return {
-            **plain,
-            "head_permutation": list(self.head_permutation),
-            "rank_deficient": [list(item) for item in self.degeneracy.rank_deficient],
-            "duplicate_heads": [list(pair) for pair in self.degeneracy.duplicates],
-        }
+        found, failing = {k: v for k, v in vars(self).items() if k != "degeneracy"}, self.degeneracy
+        also = {"rank_deficient": failing.rank_deficient, "duplicate_heads": failing.duplicates}
+        return finite(plain(found | also))
 
 
 @dataclass(frozen=True)
-class Equivalence:
+class Equivalence(Plain):
     """Whether a group element carries `b` to `a`, with the evidence.
 
     Attributes:
@@ -97,6 +93,7 @@ class Equivalence:
     feedforward: tuple[int, ...] = ()
     stream: str | None = None
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=lambda: {})
+    _also = ("equivalent", "conclusive")
 
     @property
     def equivalent(self) -> bool:
@@ -110,16 +107,8 @@ class Equivalence:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "equivalent": self.equivalent,
-            "conclusive": self.conclusive,
-            "other_tensors": list(self.other_tensors),
-            "shapes": {name: [list(shape) for shape in pair] for name, pair in self.shapes.items()},
-            "configuration": list(self.configuration),
-            "moved_feedforward": list(self.feedforward),
-            "moved_stream": self.stream,
-            "layers": [layer.to_json() for layer in self.layers],
-        }
+        found = super().to_json()
+        return found | {"moved_feedforward": found.pop("feedforward"), "moved_stream": found.pop("stream")}
 
 
 def equivalent(

@@ -17,6 +17,7 @@ from isobasin.architectures.layouts import half_planes
 from isobasin.architectures.registry import Family, families
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup
 from isobasin.symmetries.stream import StreamGroup
+from isobasin.text import Plain
 
 COLUMNS = ("model type", "attention", "feed-forward", "residual stream", "not moved")
 LETTERS = (
@@ -53,7 +54,7 @@ their tensors are one block. An expert that all tokens share is a block of its o
 
 
 @dataclass(frozen=True)
-class FamilySymmetry:
+class FamilySymmetry(Plain):
     """The groups of a model type's usual form.
 
     Attributes:
@@ -77,13 +78,8 @@ class FamilySymmetry:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "model_type": self.model_type,
-            "attention": list(self.attention),
-            "feedforward": list(self.feedforward),
-            "residual": None if self.stream == _UNKNOWN else self.stream,
-            "not_moved": list(self.not_moved),
-        }
+        found = super().to_json()
+        return found | {"residual": None if found.pop("stream") == _UNKNOWN else self.stream}
 
 
 def all_families() -> tuple[FamilySymmetry, ...]:

@@ -22,6 +22,7 @@ from isobasin.errors import IsobasinError
 from isobasin.matching.averaging import circuit_mean
 from isobasin.model import Canonical, Model, Source, batches, open_model, opened
 from isobasin.symmetries.weights import stack
+from isobasin.text import Plain, plain
 from isobasin.verbs.apply import counted, deliver
 from isobasin.verbs.centring import Together, bring_together, moved_tensors
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
@@ -39,7 +40,7 @@ _LIMIT = MAX_CONDITION[torch.float64]
 
 
 @dataclass(frozen=True)
-class Truncation:
+class Truncation(Plain):
     """What cutting the mean circuits of one layer to the width of its heads lost.
 
     Attributes:
@@ -51,10 +52,6 @@ class Truncation:
     layer: int
     query_key: float
     value_output: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"layer": self.layer, "query_key": self.query_key, "value_output": self.value_output}
 
 
 @dataclass(frozen=True)
@@ -81,13 +78,7 @@ class Merged:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "weights": list(self.weights),
-            "alignments": [alignment.to_json() for alignment in self.alignments],
-            "distances": list(self.distances),
-            "truncation": [layer.to_json() for layer in self.truncation],
-            "checked": self.checked,
-        }
+        return plain({name: value for name, value in vars(self).items() if name not in ("path", "model")})
 
 
 def merge(

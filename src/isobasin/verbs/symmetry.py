@@ -10,13 +10,14 @@ from isobasin.architectures.blocks import Block
 from isobasin.model import Source, open_model
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
+from isobasin.text import Plain, plain
 from isobasin.verification import known_feedforwards
 
 Group = TypeVar("Group", AttentionGroup, FeedForwardGroup)
 
 
 @dataclass(frozen=True)
-class BlockSymmetry(Generic[Group]):
+class BlockSymmetry(Plain, Generic[Group]):
     """The group of one block.
 
     Attributes:
@@ -31,7 +32,7 @@ class BlockSymmetry(Generic[Group]):
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**vars(self), "group": str(self.group), "dimension": self.group.dimension}
+        return {**super().to_json(), "dimension": self.group.dimension}
 
 
 class LayerSymmetry(BlockSymmetry[AttentionGroup]):
@@ -43,7 +44,7 @@ class FeedForwardSymmetry(BlockSymmetry[FeedForwardGroup]):
 
 
 @dataclass(frozen=True)
-class Symmetry:
+class Symmetry(Plain):
     """The symmetry of a model's blocks.
 
     Attributes:
@@ -70,15 +71,10 @@ class Symmetry:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON; "dimension" is that of attention."""
-        return {
-            "layers": [layer.to_json() for layer in self.layers],
-            "dimension": self.dimension,
-            "parameters": self.parameters,
-            "feedforward": {
-                "layers": [layer.to_json() for layer in self.feedforward],
-                "dimension": self.feedforward_dimension,
-            },
-        }
+        units = {"layers": self.feedforward, "dimension": self.feedforward_dimension}
+        return plain(
+            {"layers": self.layers, "dimension": self.dimension, "parameters": self.parameters, "feedforward": units}
+        )
 
 
 def symmetry(model: Source, *, allow_pickle: bool = False) -> Symmetry:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from isobasin.text import Plain
 
 # How many times what one rounding changes counts as rounding, in the root mean square and as distributions; single
 # values scatter more. Calibrated on trained checkpoints: docs/verification.md.
@@ -26,7 +27,7 @@ Label = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Distance:
+class Distance(Plain):
     """How far two models' outputs are from each other.
 
     Attributes:
@@ -114,10 +115,6 @@ class Distance:
             and (found.shift or 0.0) <= max(FACTOR * (self.shift or 0.0), floor)
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dict(vars(self))
-
 
 def _ratio(gap: float, size: float) -> float:
     """A difference relative to a size; none is none of any size."""
@@ -131,7 +128,7 @@ def _divergence(x: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Plain):
     """How far two models' outputs differ, and how far rounding alone explains.
 
     Attributes:
@@ -160,6 +157,7 @@ class Verification:
     explained: bool = True
     unread: tuple[str, ...] = ()
     unequal: tuple[str, ...] = ()
+    _also = ("equal",)
 
     @property
     def equal(self) -> bool:
@@ -184,14 +182,3 @@ class Verification:
         if self.rounding is not None:
             figures.append(f"one rounding changes them by {self.rounding.max_rel:.2g} and {self.rounding.rms:.2g}")
         return ", ".join(figures)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            **vars(self),
-            "equal": self.equal,
-            "unread": list(self.unread),
-            "unequal": list(self.unequal),
-            "rounding": None if self.rounding is None else self.rounding.to_json(),
-            "plain": None if self.plain is None else self.plain.to_json(),
-        }
