@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from isobasin.architectures.families import gpt_neox
+from isobasin.architectures import building
 
 Cli = Callable[..., Result]
 KEYS = {
@@ -45,12 +45,12 @@ def test_in_words_it_fits_a_screen(cli: Cli, columns: int, models: dict[str, Pat
 
 
 def test_a_wrong_group_ends_with_code_1(cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    right = gpt_neox.attention_group
+    right = building.attention_group
 
     def without_key_shift(*args: Any) -> Any:
         return replace(right(*args), key_shift=False)
 
-    monkeypatch.setattr(gpt_neox, "attention_group", without_key_shift)
+    monkeypatch.setattr(building, "attention_group", without_key_shift)
     result = cli("certify", "gpt_neox")
     assert result.exit_code == 1
     assert result.stderr == ""

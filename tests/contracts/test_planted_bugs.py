@@ -12,7 +12,6 @@ from torch import Tensor
 
 import isobasin
 from contracts.checks import assert_blocks_preserved, blocks, recover
-from isobasin.alignment import moves as moving
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.examples import variant
 from isobasin.architectures.families import (
@@ -339,7 +338,6 @@ def test_a_dropped_free_key_bias_is_seen_by_recovery_only(saved, tmp_path, monke
 
 def test_modules_that_are_patched_here_are_those_in_use():
     """The plants above would do nothing if a name moved."""
-    assert moving.attention is attention
     assert matching.heads is heads
     assert not hasattr(bert, "half_planes")
     assert all(hasattr(module, "half_planes") for module in (llama, gpt_neox, modernbert, dinov3_vit))

@@ -11,9 +11,9 @@ from test_dimension import ALL, NONE, unseen
 
 import isobasin
 from isobasin import AttentionBlock, AttentionGroup, BilinearGroup, Layout, Projection, Specification
+from isobasin.architectures import building
 from isobasin.architectures.building import attention_group
 from isobasin.architectures.examples import variant
-from isobasin.architectures.families import isobasin_vit
 from isobasin.architectures.layouts import alike_planes, half_planes
 from isobasin.certification.nullity import spectrum
 from isobasin.certification.tangents import tangents
@@ -154,11 +154,11 @@ def twice(monkeypatch):
         a, b = x[..., :half], x[..., half:]
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
-    def grouped(sizes, projections, planes):
-        return attention_group(sizes, projections, planes, alike=alike_planes(len(planes), 2))
+    def grouped(sizes, projections, planes, **facts):
+        return attention_group(sizes, projections, planes, alike=alike_planes(len(planes), 2), **facts)
 
     monkeypatch.setattr(own_attention, "rotate", rotate)
-    monkeypatch.setattr(isobasin_vit, "attention_group", grouped)
+    monkeypatch.setattr(building, "attention_group", grouped)
 
 
 def test_every_verb_takes_a_model_with_them(twice, tmp_path):
@@ -178,6 +178,6 @@ def test_every_verb_takes_a_model_with_them(twice, tmp_path):
 def test_the_certificate_is_exact_and_would_tell(twice, monkeypatch):
     """Neither too small nor too large, of the code that transformers runs; with planes apart it is too small."""
     assert all(block.exact for block in isobasin.certify(NAME).blocks)
-    monkeypatch.setattr(isobasin_vit, "attention_group", attention_group)
+    monkeypatch.setattr(building, "attention_group", attention_group)
     apart = [block for block in isobasin.certify(NAME).blocks if block.kind == "attention"]
     assert all("too small" in block.verdict for block in apart)

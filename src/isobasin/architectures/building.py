@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from isobasin.architectures.activations import feedforward_group
 from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.configuration import Config, layers, sizes, switched
 from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward, FeedForwardBlock
-from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes, linears
+from isobasin.architectures.layouts import FeedForwardProjections, Plane, Projections, Sizes, linears, separate
 from isobasin.architectures.projection import Projection
 from isobasin.errors import ArchitectureError
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
@@ -94,18 +95,62 @@ def latent_group(sizes: Sizes, plain: int, planes: tuple[Plane, ...], *, query: 
 
 
 def attention_blocks(
-    layers: int, name: str, projections: Projections, group: AttentionGroup, **others: Any
+    layers: int,
+    name: str,
+    sizes: Sizes,
+    projections: Projections,
+    planes: tuple[Plane, ...] = (),
+    *,
+    others: Mapping[str, Any] | None = None,
+    **facts: Any,
 ) -> list[AttentionBlock]:
     """Equal blocks in all layers; `{layer}` in the names becomes the layer's index.
 
     Args:
         layers: How many.
         name: The module.
+        sizes: Of each.
         projections: Of each.
-        group: Of each.
+        planes: As in `attention_group`.
         others: Gains, tables and sinks, as `AttentionBlock` names them.
+        facts: What else `attention_group` is told.
     """
-    return _repeated(layers, AttentionBlock(0, name, *projections, group=group, **others))
+    group = attention_group(sizes, projections, planes, **facts)
+    return repeated(layers, AttentionBlock(0, name, *projections, group=group, **(others or {})))
+
+
+def separate_attention(
+    config: Config,
+    name: str,
+    parts: Iterable[str],
+    planes: tuple[Plane, ...] = (),
+    *,
+    bias: bool | str = True,
+    output_bias: bool | str | None = None,
+    key_bias: bool = True,
+    shape: Sizes | None = None,
+    depth: int | None = None,
+    **facts: Any,
+) -> list[AttentionBlock]:
+    """`attention_blocks` of four `nn.Linear` modules inside the module.
+
+    Args:
+        config: The configuration.
+        name: The module.
+        parts: What those of queries, keys, values and output are called.
+        planes: As in `attention_group`.
+        bias: Whether queries, values and, unless `key_bias` is False, keys have biases, or which entry says so.
+        output_bias: Likewise for the output; by default it has one where they have.
+        key_bias: Whether keys have biases where queries have.
+        shape: Sizes of the blocks, if not as `sizes` has them.
+        depth: How many layers, if not as `layers` has it.
+        facts: As in `attention_blocks`.
+    """
+    shape, biased = shape or sizes(config), switched(config, bias)
+    written = biased if output_bias is None else switched(config, output_bias)
+    names = (f"{name}.{part}" for part in parts)
+    projections = separate(shape, *names, bias=biased, output_bias=written, key_bias=key_bias)
+    return attention_blocks(layers(config) if depth is None else depth, name, shape, projections, planes, **facts)
 
 
 def feedforward_blocks(
@@ -114,7 +159,7 @@ def feedforward_blocks(
     """Equal feed-forward blocks in all layers; `{layer}` in the names becomes the layer's index."""
     up, gate, down = projections.up, projections.gate, projections.down
     group = feedforward_group(dict(up.layout.sizes)["feature"], activation, gated=gate is not None)
-    return _repeated(layers, FeedForwardBlock(0, name, up, gate, down, group, activation))
+    return repeated(layers, FeedForwardBlock(0, name, up, gate, down, group, activation))
 
 
 def linear_blocks(
@@ -133,6 +178,30 @@ def linear_blocks(
     up, down = f"{name}.{up}", f"{name}.{down}"
     projections = linears(width, units, up, down, None if gate is None else f"{name}.{gate}", bias=bias)
     return feedforward_blocks(layers, name, projections, activation)
+
+
+def linear_feedforwards(
+    config: Config,
+    name: str,
+    parts: Sequence[str],
+    entries: tuple[str, str] = ("intermediate_size", "hidden_act"),
+    *,
+    bias: bool | str = True,
+    depth: int | None = None,
+) -> list[FeedForwardBlock]:
+    """`linear_blocks` of what a configuration says.
+
+    Args:
+        config: The configuration.
+        name: The module.
+        parts: What up, down and, in a gated block, gate are called.
+        entries: Which entries give the number of units, four times the width where it is None, and the activation.
+        bias: Whether all projections have biases, or which entry says so.
+        depth: How many layers, if not as `layers` has it.
+    """
+    width, (units, activation) = config.hidden_size, (getattr(config, entry) for entry in entries)
+    units, depth = 4 * width if units is None else units, layers(config) if depth is None else depth
+    return linear_blocks(depth, name, width, units, activation, *parts, bias=switched(config, bias))
 
 
 def experts_blocks(
@@ -168,7 +237,7 @@ def experts_blocks(
         shift=sizes["width"] + (router.bias is not None) if softmax else 0,
     )
     up, down = (tuple(getattr(expert, role) for expert in experts) for role in ("up", "down"))
-    return _repeated(layers, ExpertsBlock(0, name, router, up, tuple(gates), down, group, activation, correction))
+    return repeated(layers, ExpertsBlock(0, name, router, up, tuple(gates), down, group, activation, correction))
 
 
 def mixed(routed: Container[int], dense: Sequence[FeedForward], *others: Sequence[FeedForward]) -> list[FeedForward]:
@@ -190,7 +259,9 @@ def stacked(stacks: Mapping[str, Sequence[AnyBlock]]) -> list[AnyBlock]:
     return [replace(block, layer=index) for index, block in enumerate(named)]
 
 
-def _repeated(layers: int, template: AnyBlock) -> list[AnyBlock]:
+def repeated(layers: int, template: AnyBlock) -> list[AnyBlock]:
+    """Equal blocks in all layers; `{layer}` in the names becomes the layer's index."""
+
     def at(layer: int) -> AnyBlock:
         return replace(template.named(lambda name: name.format(layer=layer)), layer=layer)
 

@@ -146,7 +146,7 @@ def test_more_rotated_features_than_a_head_has_are_refused():
 def test_names_of_every_layer():
     module = "h.{layer}.attn"
     projections = separate(SIZES, *(f"{module}.{name}" for name in "qkvo"), bias=True, output_bias=True)
-    blocks = attention_blocks(11, module, projections, attention_group(SIZES, projections))
+    blocks = attention_blocks(11, module, SIZES, projections)
     assert [block.layer for block in blocks] == list(range(11))
     assert blocks[10].name == "h.10.attn"
     assert blocks[10].shapes() == {

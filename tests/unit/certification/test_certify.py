@@ -14,7 +14,6 @@ from isobasin.architectures import building
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import build
 from isobasin.architectures.examples import EXAMPLES, tiny, variant
-from isobasin.architectures.families import bert, gpt_neox, llama, t5
 from isobasin.architectures.layouts import interleaved_planes
 from isobasin.architectures.registry import family
 from isobasin.architectures.tiny import TinyModel
@@ -100,9 +99,9 @@ def test_families_of_every_kind_are_exact(name: str):
 def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
     """The certificate of a model whose attention's group is stated otherwise."""
 
-    def with_group(name: str, module: Any, change: Callable[[Any], Any]) -> Certificate:
-        right = module.attention_group
-        monkeypatch.setattr(module, "attention_group", lambda *args, **options: change(right(*args, **options)))
+    def with_group(name: str, change: Callable[[Any], Any]) -> Certificate:
+        right = building.attention_group
+        monkeypatch.setattr(building, "attention_group", lambda *args, **options: change(right(*args, **options)))
         return certify(name)
 
     return with_group
@@ -113,7 +112,7 @@ def features(group: AttentionGroup) -> int:
 
 
 def test_a_group_that_is_too_small(planted: Planted):
-    found = planted("bert", bert, lambda group: replace(group, key_shift=False))
+    found = planted("bert", lambda group: replace(group, key_shift=False))
     assert not found.exact
     for block in found.blocks[:2]:
         assert (block.stated, block.measured, block.missing, block.wrong) == (72, 80, 8, 0)
@@ -122,26 +121,26 @@ def test_a_group_that_is_too_small(planted: Planted):
 
 
 def test_an_entry_of_a_table_that_nothing_reads(planted: Planted):
-    found = planted("t5-encoder", t5, lambda group: replace(group, table=tuple(0 for _ in group.table)))
+    found = planted("t5-encoder", lambda group: replace(group, table=tuple(0 for _ in group.table)))
     for block in found.blocks[:2]:
         assert (block.stated, block.measured, block.missing, block.wrong) == (66, 68, 2, 0)
 
 
 def test_gains_of_which_too_few_trade(planted: Planted):
-    found = planted("olmo2", llama, lambda group: replace(group, norm=QueryKeyNorm.head))
+    found = planted("olmo2", lambda group: replace(group, norm=QueryKeyNorm.head))
     for block in found.blocks[:2]:
         assert (block.stated, block.measured, block.missing, block.wrong) == (34, 36, 2, 0)
 
 
 def test_means_that_are_not_stated(planted: Planted):
-    found = planted("cohere-qk-norm", llama, lambda group: replace(group, means=0))
+    found = planted("cohere-qk-norm", lambda group: replace(group, means=0))
     for block in found.blocks[:2]:
         assert (block.stated, block.measured, block.missing, block.wrong) == (36, 132, 96, 0)
 
 
 def test_a_group_that_is_too_large(planted: Planted):
     """All of GL(4) on queries and keys of which two features rotate, and their key bias."""
-    found = planted("gpt_neox", gpt_neox, lambda group: replace(group, query_key=BilinearGroup(features(group))))
+    found = planted("gpt_neox", lambda group: replace(group, query_key=BilinearGroup(features(group))))
     for block in found.blocks[:2]:
         assert (block.stated, block.measured, block.missing, block.wrong) == (80, 56, 0, 24)
         assert block.verdict == "too large: 24 stated ones change the function"
@@ -153,7 +152,7 @@ def test_a_group_of_the_right_dimension_that_is_another(planted: Planted):
     def interleaved(group: AttentionGroup) -> AttentionGroup:
         return replace(group, query_key=BilinearGroup(features(group), interleaved_planes(features(group))))
 
-    found = planted("gpt_neox-whole", gpt_neox, interleaved)
+    found = planted("gpt_neox-whole", interleaved)
     for block in found.blocks[:2]:
         assert block.stated == block.measured
         assert block.missing == block.wrong > 0

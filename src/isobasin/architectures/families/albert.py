@@ -7,12 +7,11 @@ is listed once, as its tensors are stored once.
 from dataclasses import replace
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks, stacked
-from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.building import linear_feedforwards, separate_attention, stacked
+from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardBlock
-from isobasin.architectures.layouts import separate
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
@@ -26,25 +25,21 @@ def _groups(config: Config) -> dict[str, str]:
     return {group: f"{name}.albert_layers.{{layer}}" for group, name in names.items()}
 
 
-def _attention(config: Config, layer: str) -> list[AttentionBlock]:
-    shape = sizes(config)
-    query, key, value, output = (f"{layer}.attention.{name}" for name in ("query", "key", "value", "dense"))
-    projections = separate(shape, query, key, value, output, bias=True, output_bias=True)
-    group = attention_group(shape, projections)
-    return attention_blocks(config.inner_group_num, f"{layer}.attention", projections, group)
-
-
 def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of an ALBERT."""
-    return stacked({group: _attention(config, layer) for group, layer in _groups(config).items()})
+
+    def stack(layer: str) -> list[AttentionBlock]:
+        parts = "query", "key", "value", "dense"
+        return separate_attention(config, f"{layer}.attention", parts, depth=config.inner_group_num)
+
+    return stacked({group: stack(layer) for group, layer in _groups(config).items()})
 
 
 def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of an ALBERT."""
 
     def stack(layer: str) -> list[FeedForwardBlock]:
-        sizes = config.hidden_size, config.intermediate_size
-        return linear_blocks(config.inner_group_num, layer, *sizes, config.hidden_act, "ffn", "ffn_output", bias=True)
+        return linear_feedforwards(config, layer, ("ffn", "ffn_output"), depth=config.inner_group_num)
 
     return stacked({group: stack(layer) for group, layer in _groups(config).items()})
 

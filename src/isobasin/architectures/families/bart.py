@@ -5,27 +5,13 @@ sum of values ask where they come from.
 """
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks, stacked
+from isobasin.architectures.building import linear_feedforwards, separate_attention, stacked
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardBlock
-from isobasin.architectures.layouts import separate
 from isobasin.errors import ArchitectureError
 
-
-def attention_stack(
-    config: Config,
-    name: str,
-    heads: str = "num_attention_heads",
-    depth: str = "num_hidden_layers",
-    *,
-    key_bias: bool = True,
-) -> list[AttentionBlock]:
-    """The blocks called `name` in all layers of one stack; `heads` and `depth` are the entries that count them."""
-    shape = sizes(config, heads)
-    query, key, value, output = (f"{name}.{part}_proj" for part in ("q", "k", "v", "out"))
-    projections = separate(shape, query, key, value, output, bias=True, output_bias=True, key_bias=key_bias)
-    return attention_blocks(layers(config, depth), name, projections, attention_group(shape, projections))
+PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def blocks(config: Config, *, key_bias: bool = True) -> list[AttentionBlock]:
@@ -34,8 +20,9 @@ def blocks(config: Config, *, key_bias: bool = True) -> list[AttentionBlock]:
         raise ArchitectureError(f"is_encoder_decoder is false: a {config.model_type} decoder alone is not supported")
 
     def stack(side: str, module: str) -> list[AttentionBlock]:
-        name, heads, depth = f"{side}.layers.{{layer}}.{module}", f"{side}_attention_heads", f"{side}_layers"
-        return attention_stack(config, name, heads, depth, key_bias=key_bias)
+        name, shape = f"{side}.layers.{{layer}}.{module}", sizes(config, f"{side}_attention_heads")
+        depth = layers(config, f"{side}_layers")
+        return separate_attention(config, name, PARTS, key_bias=key_bias, shape=shape, depth=depth)
 
     return stacked(
         {
@@ -50,9 +37,9 @@ def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of an encoder and a decoder of BART's kind."""
 
     def stack(side: str) -> list[FeedForwardBlock]:
-        layer, units = f"{side}.layers.{{layer}}", getattr(config, f"{side}_ffn_dim")
-        depth, activation = layers(config, f"{side}_layers"), config.activation_function
-        return linear_blocks(depth, layer, config.hidden_size, units, activation, "fc1", "fc2", bias=True)
+        entries = f"{side}_ffn_dim", "activation_function"
+        depth = layers(config, f"{side}_layers")
+        return linear_feedforwards(config, f"{side}.layers.{{layer}}", ("fc1", "fc2"), entries, depth=depth)
 
     return stacked({side: stack(side) for side in ("encoder", "decoder")})
 

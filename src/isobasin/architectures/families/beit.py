@@ -48,5 +48,5 @@ def stream(config: Config) -> StreamFacts:
 
 
 FAMILY = Family(
-    "beit", ("beit.",), blocks, vit.feedforwards, stream, ("relative_position_bias.relative_position_index",)
+    "beit", ("beit.",), blocks, vit.FAMILY.feedforwards, stream, ("relative_position_bias.relative_position_index",)
 )

@@ -1,32 +1,19 @@
 """BERT: separate projections, all with a bias. `is_decoder` only changes the mask."""
 
 from dataclasses import replace
+from functools import partial
 
-from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
-from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.building import linear_feedforwards, separate_attention
+from isobasin.architectures.configuration import Config
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardBlock
-from isobasin.architectures.layouts import Plane, separate
 from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "encoder.layer.{layer}"
 _ATTENTION = f"{_LAYER}.attention"
 
 
-def blocks(config: Config, planes: tuple[Plane, ...] = (), *, rotary_value: bool = False) -> list[AttentionBlock]:
-    """The attention blocks of an encoder of BERT's kind, with or without rotary positions."""
-    shape = sizes(config)
-    names = (f"{_ATTENTION}.{name}" for name in ("self.query", "self.key", "self.value", "output.dense"))
-    projections = separate(shape, *names, bias=True, output_bias=True)
-    group = attention_group(shape, projections, planes, rotary_value=rotary_value)
-    return attention_blocks(layers(config), _ATTENTION, projections, group)
-
-
-def feedforwards(config: Config) -> list[FeedForwardBlock]:
-    """The feed-forward blocks of an encoder of BERT's kind."""
-    width, units, names = config.hidden_size, config.intermediate_size, ("intermediate.dense", "output.dense")
-    return linear_blocks(layers(config), _LAYER, width, units, config.hidden_act, *names, bias=True)
+blocks = partial(separate_attention, name=_ATTENTION, parts=("self.query", "self.key", "self.value", "output.dense"))
+feedforwards = partial(linear_feedforwards, name=_LAYER, parts=("intermediate.dense", "output.dense"))
 
 
 def classifier(config: Config, behind: str) -> Readout:

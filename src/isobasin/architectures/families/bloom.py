@@ -1,7 +1,7 @@
 """BLOOM: queries, keys and values fused head by head, and ALiBi, whose slope ties every head to its place."""
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
+from isobasin.architectures.building import attention_blocks, linear_blocks
 from isobasin.architectures.configuration import Config, layers, refuse, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
@@ -17,8 +17,7 @@ def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a BLOOM."""
     shape = sizes(config)
     projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=True)
-    group = attention_group(shape, projections, permuted=False)
-    return attention_blocks(layers(config), _ATTENTION, projections, group)
+    return attention_blocks(layers(config), _ATTENTION, shape, projections, permuted=False)
 
 
 def feedforwards(config: Config) -> list[FeedForwardBlock]:

@@ -1,8 +1,8 @@
 """CLIP: a text and a vision tower, each with a configuration of its own; separate projections, all with a bias."""
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import linear_blocks, stacked
-from isobasin.architectures.configuration import Config, layers
+from isobasin.architectures.building import linear_feedforwards, separate_attention, stacked
+from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import bart
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardBlock
@@ -13,14 +13,12 @@ _LAYER = "encoder.layers.{layer}"
 
 def tower_blocks(config: Config, tower: str = "") -> list[AttentionBlock]:
     """The attention blocks of one tower, with `tower` before their names."""
-    return bart.attention_stack(config, f"{tower}{_LAYER}.self_attn")
+    return separate_attention(config, f"{tower}{_LAYER}.self_attn", bart.PARTS)
 
 
 def tower_feedforwards(config: Config, tower: str = "") -> list[FeedForwardBlock]:
     """The feed-forward blocks of one tower, likewise."""
-    name = f"{tower}{_LAYER}.mlp"
-    sizes = config.hidden_size, config.intermediate_size
-    return linear_blocks(layers(config), name, *sizes, config.hidden_act, "fc1", "fc2", bias=True)
+    return linear_feedforwards(config, f"{tower}{_LAYER}.mlp", ("fc1", "fc2"))
 
 
 def blocks(config: Config) -> list[AttentionBlock]:

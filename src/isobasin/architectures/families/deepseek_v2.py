@@ -11,7 +11,7 @@ read `norm_topk_prob`, which would change no symmetry. `mlp_bias` is about all f
 from typing import Any
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, experts_blocks, latent_group, linear_blocks, mixed
+from isobasin.architectures.building import experts_blocks, latent_group, linear_blocks, mixed, repeated
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.families import llama
 from isobasin.architectures.feedforwards import FeedForward
@@ -60,7 +60,8 @@ def latent_blocks(config: Config, planes: tuple[Plane, ...]) -> list[AttentionBl
     output = into_stream(_module("o_proj"), shape, bias=bias)
     projections = Projections(queries.pop("query"), **heads, output=output)
     group = latent_group(shape, plain, planes, query=queried or 0, key_value=rank)
-    return attention_blocks(layers(config), llama.ATTENTION, projections, group, **queries, **downs, **others)
+    found = AttentionBlock(0, llama.ATTENTION, *projections, group=group, **queries, **downs, **others)
+    return repeated(layers(config), found)
 
 
 def _check_sizes(config: Config) -> None:

@@ -1,6 +1,7 @@
 """DeiT: the blocks of ViT."""
 
-from isobasin.architectures.families import vit
-from isobasin.architectures.family import Family
+from dataclasses import replace
 
-FAMILY = Family("deit", ("deit.",), vit.blocks, feedforwards=vit.feedforwards, stream=vit.stream)
+from isobasin.architectures.families import vit
+
+FAMILY = replace(vit.FAMILY, model_type="deit", prefixes=("deit.",))

@@ -46,4 +46,4 @@ def stream(config: Config) -> StreamFacts:
     )
 
 
-FAMILY = Family("dinov2", ("dinov2.",), vit.blocks, feedforwards=feedforwards, stream=stream)
+FAMILY = Family("dinov2", ("dinov2.",), vit.encoder_blocks, feedforwards=feedforwards, stream=stream)

@@ -8,7 +8,7 @@ a switch for its bias. transformers has no head for it, so that its residual str
 from dataclasses import replace
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
+from isobasin.architectures.building import attention_blocks, linear_feedforwards
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardBlock
@@ -31,15 +31,13 @@ def blocks(config: Config) -> list[AttentionBlock]:
     biases = (config.query_bias, config.key_bias, config.value_bias, config.proj_bias)
     present = zip(everything, biases, strict=True)
     projections = Projections(*(p if has else replace(p, bias=None) for p, has in present))
-    group = attention_group(shape, projections, half_planes(shape.features))
-    return attention_blocks(layers(config), _ATTENTION, projections, group)
+    return attention_blocks(layers(config), _ATTENTION, shape, projections, half_planes(shape.features))
 
 
 def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a DINOv3; `use_gated_mlp` adds a gate."""
-    sizes = config.hidden_size, config.intermediate_size
-    names = "up_proj", "down_proj", "gate_proj" if config.use_gated_mlp else None
-    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, config.hidden_act, *names, bias=config.mlp_bias)
+    names = "up_proj", "down_proj", "gate_proj"
+    return linear_feedforwards(config, _FEEDFORWARD, names if config.use_gated_mlp else names[:2], bias="mlp_bias")
 
 
 FAMILY = Family("dinov3_vit", ("model.",), blocks, feedforwards=feedforwards)

@@ -1,31 +1,19 @@
 """DistilBERT: separate projections, all with a bias."""
 
-from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
-from isobasin.architectures.configuration import Config, layers, sizes
+from functools import partial
+
+from isobasin.architectures.building import linear_feedforwards, separate_attention
+from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardBlock
-from isobasin.architectures.layouts import separate
 from isobasin.architectures.stream import Readout, StreamFacts
 
 _LAYER = "transformer.layer.{layer}"
-_ATTENTION = f"{_LAYER}.attention"
-_FEEDFORWARD = f"{_LAYER}.ffn"
 
-
-def blocks(config: Config) -> list[AttentionBlock]:
-    """The attention blocks of a DistilBERT."""
-    shape = sizes(config)
-    names = (f"{_ATTENTION}.{part}_lin" for part in ("q", "k", "v", "out"))
-    projections = separate(shape, *names, bias=True, output_bias=True)
-    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections))
-
-
-def feedforwards(config: Config) -> list[FeedForwardBlock]:
-    """The feed-forward blocks of a DistilBERT."""
-    sizes = config.hidden_size, config.hidden_dim
-    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, config.activation, "lin1", "lin2", bias=True)
+blocks = partial(separate_attention, name=f"{_LAYER}.attention", parts=("q_lin", "k_lin", "v_lin", "out_lin"))
+feedforwards = partial(
+    linear_feedforwards, name=f"{_LAYER}.ffn", parts=("lin1", "lin2"), entries=("hidden_dim", "activation")
+)
 
 
 def stream(config: Config) -> StreamFacts:

@@ -5,18 +5,18 @@ features of a head rotate, in half order, or with `alibi` none: a slope then tie
 about all projections.
 """
 
+from functools import partial
+
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
+from isobasin.architectures.building import attention_blocks, linear_feedforwards
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
-from isobasin.architectures.families import gpt2
+from isobasin.architectures.families import gpt2, gpt_neox
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_heads, half_planes
 from isobasin.architectures.stream import StreamFacts
 
 _LAYER = "h.{layer}"
 _ATTENTION = f"{_LAYER}.self_attention"
-_FEEDFORWARD = f"{_LAYER}.mlp"
 
 
 def blocks(config: Config) -> list[AttentionBlock]:
@@ -25,14 +25,16 @@ def blocks(config: Config) -> list[AttentionBlock]:
     shape = sizes(config, kv_heads=groups)
     projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=config.bias)
     planes = () if config.alibi else half_planes(rotated(config, shape.features))
-    group = attention_group(shape, projections, planes, permuted=not config.alibi)
-    return attention_blocks(layers(config), _ATTENTION, projections, group)
+    return attention_blocks(layers(config), _ATTENTION, shape, projections, planes, permuted=not config.alibi)
 
 
-def feedforwards(config: Config) -> list[FeedForwardBlock]:
-    """The feed-forward blocks of a Falcon."""
-    sizes, names = (config.hidden_size, config.ffn_hidden_size), ("dense_h_to_4h", "dense_4h_to_h")
-    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, config.activation, *names, bias=config.bias)
+feedforwards = partial(
+    linear_feedforwards,
+    name=f"{_LAYER}.mlp",
+    parts=gpt_neox.PARTS,
+    entries=("ffn_hidden_size", "activation"),
+    bias="bias",
+)
 
 
 def stream(config: Config) -> StreamFacts:

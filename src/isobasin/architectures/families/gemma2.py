@@ -15,6 +15,6 @@ stream = partial(
     feedforward_norm="layers.{layer}.pre_feedforward_layernorm",
     after=("layers.{layer}.post_attention_layernorm", "layers.{layer}.post_feedforward_layernorm"),
 )
-feedforwards = partial(llama.feedforwards, activation="hidden_activation")
+feedforwards = partial(llama.feedforwards, entries=("intermediate_size", "hidden_activation"))
 
 FAMILY = llama.like(model_type="gemma2", feedforwards=feedforwards, stream=stream)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, feedforward_blocks
+from isobasin.architectures.building import attention_blocks, feedforward_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardBlock
@@ -23,17 +23,12 @@ def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a GPT-2."""
     shape = sizes(config)
     projections = fused_blocks(shape, f"{_ATTENTION}.c_attn", f"{_ATTENTION}.c_proj", bias=True)
-    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections))
-
-
-def feedforward_sizes(config: Config, units: int | None) -> tuple[int, int]:
-    """The width of the stream and the units that an entry gives, or four times as many."""
-    return config.hidden_size, 4 * config.hidden_size if units is None else units
+    return attention_blocks(layers(config), _ATTENTION, shape, projections)
 
 
 def feedforwards(config: Config) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a GPT-2."""
-    sizes = feedforward_sizes(config, config.n_inner)
+    sizes = config.hidden_size, 4 * config.hidden_size if config.n_inner is None else config.n_inner
     projections = transposed_linears(*sizes, f"{_FEEDFORWARD}.c_fc", f"{_FEEDFORWARD}.c_proj", bias=True)
     return feedforward_blocks(layers(config), _FEEDFORWARD, projections, config.activation_function)
 

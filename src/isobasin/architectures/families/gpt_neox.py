@@ -7,16 +7,15 @@ attention; `use_parallel_residual` is outside the blocks.
 from functools import partial
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
+from isobasin.architectures.building import attention_blocks, linear_feedforwards
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.layouts import fused_heads, half_planes
 from isobasin.architectures.stream import Readout
 
 _ATTENTION = "layers.{layer}.attention"
-_FEEDFORWARD = "layers.{layer}.mlp"
+PARTS = ("dense_h_to_4h", "dense_4h_to_h")
 
 
 def blocks(config: Config) -> list[AttentionBlock]:
@@ -24,13 +23,10 @@ def blocks(config: Config) -> list[AttentionBlock]:
     shape = sizes(config)
     projections = fused_heads(shape, f"{_ATTENTION}.query_key_value", f"{_ATTENTION}.dense", bias=config.attention_bias)
     planes = half_planes(rotated(config, shape.features, partial=True))
-    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
+    return attention_blocks(layers(config), _ATTENTION, shape, projections, planes)
 
 
-def feedforwards(config: Config) -> list[FeedForwardBlock]:
-    """The feed-forward blocks of a GPT-NeoX."""
-    sizes, names = (config.hidden_size, config.intermediate_size), ("dense_h_to_4h", "dense_4h_to_h")
-    return linear_blocks(layers(config), _FEEDFORWARD, *sizes, config.hidden_act, *names, bias=True)
+feedforwards = partial(linear_feedforwards, name="layers.{layer}.mlp", parts=PARTS)
 
 
 # Both blocks may read the same sum, each through its own normalisation.

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import bert
-from isobasin.architectures.family import Family
 
 
 def regrouped(config: Config, usual: Callable[[Config], list[AttentionBlock]]) -> list[AttentionBlock]:
@@ -25,4 +25,4 @@ def blocks(config: Config) -> list[AttentionBlock]:
     return regrouped(config, bert.blocks)
 
 
-FAMILY = Family("isobasin_bert", bert.FAMILY.prefixes, blocks, feedforwards=bert.feedforwards, stream=bert.stream)
+FAMILY = replace(bert.FAMILY, model_type="isobasin_bert", blocks=blocks)

@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
-from isobasin.architectures.configuration import Config, layers, rotated, sizes, switched
+from isobasin.architectures.building import linear_feedforwards, separate_attention
+from isobasin.architectures.configuration import Config, rotated, sizes
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardBlock
-from isobasin.architectures.layouts import Sizes, gains, half_planes, interleaved_planes, separate, sinks
+from isobasin.architectures.layouts import Plane, Sizes, gains, half_planes, interleaved_planes, sinks
 from isobasin.architectures.projection import Gains
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.symmetries.groups import QueryKeyNorm
@@ -60,25 +59,26 @@ def blocks(
         gain_offset: What is added to those gains.
         sink: Whether heads have scores of no token.
     """
-    shape, biased = decoder_sizes(config), switched(config, bias)
-    written = biased if output_bias is None else switched(config, output_bias)
-    names = (f"{ATTENTION}.{name}" for name in ("q_proj", "k_proj", "v_proj", output))
-    projections = separate(shape, *names, bias=biased, output_bias=written)
+    shape = decoder_sizes(config)
     order = interleaved_planes if interleaved else half_planes
     planes = order(rotated(config, shape.features, partial=partial, by_layer_type=by_layer_type))
-    group = attention_group(shape, projections, planes, norm=norm, sink=sink)
-    others: dict[str, Gains] = {"sink": sinks(f"{ATTENTION}.sinks", shape.heads)} if sink else {}
+    others: dict[str, Any] = {"gain_offset": gain_offset}
+    others |= {"sink": sinks(f"{ATTENTION}.sinks", shape.heads)} if sink else {}
     if norm is not None:
         own = own_gains or (_gains if norm is QueryKeyNorm.full else _shared_gains)
         others |= {
             "query_gain": own("q", shape.heads, shape.features),
             "key_gain": own("k", shape.kv_heads, shape.features),
         }
-    found = attention_blocks(layers(config), ATTENTION, projections, group, gain_offset=gain_offset, **others)
+
+    def turned(planes: tuple[Plane, ...]) -> list[AttentionBlock]:
+        facts: dict[str, Any] = {"shape": shape, "norm": norm, "sink": sink, "others": others}
+        parts = "q_proj", "k_proj", "v_proj", output
+        return separate_attention(config, ATTENTION, parts, planes, bias=bias, output_bias=output_bias, **facts)
+
     if rotates is None:
-        return found
-    plain = attention_group(shape, projections, norm=norm, sink=sink)
-    return [block if turned else replace(block, group=plain) for block, turned in zip(found, rotates, strict=True)]
+        return turned(planes)
+    return [one if turns else other for one, other, turns in zip(turned(planes), turned(()), rotates, strict=True)]
 
 
 def _gains(letter: str, heads: int, features: int) -> Gains:
@@ -89,27 +89,10 @@ def _shared_gains(letter: str, heads: int, features: int) -> Gains:
     return _gains(letter, 1, features)
 
 
-def feedforwards(
-    config: Config,
-    *,
-    bias: bool | str = "mlp_bias",
-    activation: str = "hidden_act",
-    up: str = "up_proj",
-    gate: str | None = "gate_proj",
-    down: str = "down_proj",
-) -> list[FeedForwardBlock]:
-    """The feed-forward blocks of a decoder of Llama's kind.
-
-    Args:
-        config: The configuration.
-        bias: Whether all projections have biases, or which entry says so.
-        activation: Which entry names the activation.
-        up: What the projection is called that the activation reads, or in a gated block multiplies.
-        gate: What the projection is called that it reads in a gated block; None without.
-        down: What the projection into the stream is called.
-    """
-    sizes, biased = (config.hidden_size, config.intermediate_size), switched(config, bias)
-    return linear_blocks(layers(config), FEEDFORWARD, *sizes, getattr(config, activation), up, down, gate, bias=biased)
+feedforwards = functools.partial(
+    linear_feedforwards, name=FEEDFORWARD, parts=("up_proj", "down_proj", "gate_proj"), bias="mlp_bias"
+)
+"""The feed-forward blocks of a decoder of Llama's kind."""
 
 
 def stream(config: Config, *, parallel: bool = False, **others: Any) -> StreamFacts:

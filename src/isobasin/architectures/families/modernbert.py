@@ -5,7 +5,7 @@ of the attention, `mlp_bias` about both of the feed-forward block.
 """
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, feedforward_blocks
+from isobasin.architectures.building import attention_blocks, feedforward_blocks
 from isobasin.architectures.configuration import Config, layers, rotated, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardBlock
@@ -21,7 +21,7 @@ def blocks(config: Config) -> list[AttentionBlock]:
     shape = sizes(config)
     projections = fused_rows(shape, f"{_ATTENTION}.Wqkv", f"{_ATTENTION}.Wo", bias=config.attention_bias)
     planes = half_planes(rotated(config, shape.features, by_layer_type=True))
-    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections, planes))
+    return attention_blocks(layers(config), _ATTENTION, shape, projections, planes)
 
 
 def feedforwards(config: Config) -> list[FeedForwardBlock]:

@@ -6,15 +6,14 @@ Its buckets are those of an encoder of T5, always 32 of them for distances up to
 from dataclasses import replace
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group
-from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.building import separate_attention
+from isobasin.architectures.configuration import Config, sizes
 from isobasin.architectures.families import bert, roberta
 from isobasin.architectures.family import Family
-from isobasin.architectures.layouts import bucket_constants, position_table, separate
+from isobasin.architectures.layouts import bucket_constants, position_table
 from isobasin.architectures.stream import StreamFacts
 from isobasin.errors import ArchitectureError
 
-_ATTENTION = "encoder.layer.{layer}.attention.attn"
 _BUCKETS, _FARTHEST = 32, 128
 
 
@@ -25,11 +24,10 @@ def blocks(config: Config) -> list[AttentionBlock]:
         raise ArchitectureError(
             f"relative_attention_num_buckets is {config.relative_attention_num_buckets}: only {_BUCKETS} are supported"
         )
-    shape = sizes(config)
-    projections = separate(shape, *(f"{_ATTENTION}.{part}" for part in "qkvo"), bias=True, output_bias=True)
-    group = attention_group(shape, projections, table=bucket_constants(_BUCKETS, _FARTHEST, bidirectional=True))
-    table = position_table("encoder.relative_attention_bias.weight", _BUCKETS, shape.heads)
-    return attention_blocks(layers(config), _ATTENTION, projections, group, table=table)
+    table = position_table("encoder.relative_attention_bias.weight", _BUCKETS, sizes(config).heads)
+    constants = bucket_constants(_BUCKETS, _FARTHEST, bidirectional=True)
+    name = "encoder.layer.{layer}.attention.attn"
+    return separate_attention(config, name, "qkvo", table=constants, others={"table": table})
 
 
 def stream(config: Config) -> StreamFacts:

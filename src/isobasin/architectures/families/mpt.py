@@ -6,7 +6,7 @@ transformers has no other positions for it, whatever `attn_config` says of ALiBi
 from functools import partial
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
+from isobasin.architectures.building import attention_blocks, linear_blocks
 from isobasin.architectures.configuration import Config, layers, sizes
 from isobasin.architectures.families import gpt2
 from isobasin.architectures.family import Family
@@ -24,8 +24,7 @@ def blocks(config: Config) -> list[AttentionBlock]:
         raise ArchitectureError("attn_config has clip_qkv: clipped projections are not supported")
     shape = sizes(config)
     projections = fused_rows(shape, f"{_ATTENTION}.Wqkv", f"{_ATTENTION}.out_proj", bias=False)
-    group = attention_group(shape, projections, permuted=False)
-    return attention_blocks(layers(config), _ATTENTION, projections, group)
+    return attention_blocks(layers(config), _ATTENTION, shape, projections, permuted=False)
 
 
 def feedforwards(config: Config) -> list[FeedForwardBlock]:

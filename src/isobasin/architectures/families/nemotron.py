@@ -10,6 +10,6 @@ from isobasin.architectures.families import llama
 FAMILY = llama.like(
     model_type="nemotron",
     blocks=partial(llama.blocks, partial=True),
-    feedforwards=partial(llama.feedforwards, gate=None),
+    feedforwards=partial(llama.feedforwards, parts=("up_proj", "down_proj")),
     stream=partial(llama.stream, gain_offset=1.0, mean=True),
 )

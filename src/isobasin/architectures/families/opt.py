@@ -1,30 +1,25 @@
 """OPT: separate projections; `enable_bias` is about all of them."""
 
-from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
-from isobasin.architectures.configuration import Config, layers, sizes
+from functools import partial
+
+from isobasin.architectures.building import linear_feedforwards, separate_attention
+from isobasin.architectures.configuration import Config
+from isobasin.architectures.families import bart
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardBlock
-from isobasin.architectures.layouts import separate
 from isobasin.architectures.stream import Readout, StreamFacts
 from isobasin.errors import ArchitectureError
 
 _LAYER = "decoder.layers.{layer}"
-_ATTENTION = f"{_LAYER}.self_attn"
 
 
-def blocks(config: Config) -> list[AttentionBlock]:
-    """The attention blocks of an OPT."""
-    shape = sizes(config)
-    names = (f"{_ATTENTION}.{part}_proj" for part in ("q", "k", "v", "out"))
-    projections = separate(shape, *names, bias=config.enable_bias, output_bias=config.enable_bias)
-    return attention_blocks(layers(config), _ATTENTION, projections, attention_group(shape, projections))
-
-
-def feedforwards(config: Config) -> list[FeedForwardBlock]:
-    """The feed-forward blocks of an OPT."""
-    sizes, activation = (config.hidden_size, config.ffn_dim), config.activation_function
-    return linear_blocks(layers(config), _LAYER, *sizes, activation, "fc1", "fc2", bias=config.enable_bias)
+blocks = partial(separate_attention, name=f"{_LAYER}.self_attn", parts=bart.PARTS, bias="enable_bias")
+feedforwards = partial(
+    linear_feedforwards,
+    name=_LAYER,
+    parts=("fc1", "fc2"),
+    entries=("ffn_dim", "activation_function"),
+    bias="enable_bias",
+)
 
 
 def stream(config: Config) -> StreamFacts:

@@ -19,6 +19,6 @@ def blocks(config: Config) -> list[AttentionBlock]:
 FAMILY = llama.like(
     model_type="phi",
     blocks=blocks,
-    feedforwards=partial(llama.feedforwards, bias=True, up="fc1", gate=None, down="fc2"),
+    feedforwards=partial(llama.feedforwards, bias=True, parts=("fc1", "fc2")),
     stream=partial(llama.stream, parallel=True, final_norm="final_layernorm", mean=True),
 )

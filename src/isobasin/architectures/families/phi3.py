@@ -4,7 +4,7 @@ All features of a head rotate or the first of them, in half order. Sliding windo
 """
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, feedforward_blocks
+from isobasin.architectures.building import attention_blocks, feedforward_blocks
 from isobasin.architectures.configuration import Config, layers, rotated
 from isobasin.architectures.families import llama
 from isobasin.architectures.feedforwards import FeedForwardBlock
@@ -16,7 +16,7 @@ def blocks(config: Config) -> list[AttentionBlock]:
     shape = llama.decoder_sizes(config)
     projections = fused_rows(shape, f"{llama.ATTENTION}.qkv_proj", f"{llama.ATTENTION}.o_proj", bias=False)
     planes = half_planes(rotated(config, shape.features, partial=True))
-    return attention_blocks(layers(config), llama.ATTENTION, projections, attention_group(shape, projections, planes))
+    return attention_blocks(layers(config), llama.ATTENTION, shape, projections, planes)
 
 
 def feedforwards(config: Config) -> list[FeedForwardBlock]:

@@ -7,7 +7,7 @@ gate of its own.
 
 from functools import partial
 
-from isobasin.architectures.building import experts_blocks, linear_blocks, mixed
+from isobasin.architectures.building import experts_blocks, linear_feedforwards, mixed
 from isobasin.architectures.configuration import Config, layers
 from isobasin.architectures.families import llama
 from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward
@@ -37,8 +37,8 @@ def feedforwards(config: Config) -> list[FeedForward]:
     dense = llama.feedforwards(config)
     if not (chosen := routed(config)):
         return [*dense]
-    sizes, names = (config.hidden_size, config.shared_expert_intermediate_size), ("up_proj", "down_proj", "gate_proj")
-    shared = linear_blocks(layers(config), _SHARED, *sizes, config.hidden_act, *names, bias=False)
+    parts, entries = ("up_proj", "down_proj", "gate_proj"), ("shared_expert_intermediate_size", "hidden_act")
+    shared = linear_feedforwards(config, _SHARED, parts, entries, bias=False)
     return mixed(chosen, dense, experts(config), shared)
 
 

@@ -15,7 +15,8 @@ from isobasin.architectures.stream import Readout, StreamFacts
 
 def blocks(config: Config) -> list[AttentionBlock]:
     """The attention blocks of a RoFormer."""
-    return bert.blocks(config, interleaved_planes(sizes(config).features), rotary_value=config.rotary_value)
+    planes = interleaved_planes(sizes(config).features)
+    return bert.blocks(config, planes=planes, rotary_value=config.rotary_value)
 
 
 def stream(config: Config) -> StreamFacts:

@@ -10,6 +10,6 @@ from isobasin.architectures.families import llama
 FAMILY = llama.like(
     model_type="starcoder2",
     blocks=partial(llama.blocks, bias="use_bias"),
-    feedforwards=partial(llama.feedforwards, bias="use_bias", up="c_fc", gate=None, down="c_proj"),
+    feedforwards=partial(llama.feedforwards, bias="use_bias", parts=("c_fc", "c_proj")),
     stream=partial(llama.stream, mean=True),
 )

@@ -5,13 +5,15 @@ cancels constants all the same.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import AnyBlock, attention_blocks, attention_group, linear_blocks, stacked
+from isobasin.architectures.building import AnyBlock, linear_blocks, stacked
 from isobasin.architectures.configuration import Config, both_sides, distances, sizes
+from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardBlock
-from isobasin.architectures.layouts import position_table, separate
+from isobasin.architectures.layouts import position_table
 from isobasin.errors import ArchitectureError
 
 
@@ -41,13 +43,10 @@ def _width(config: Config, stage: int) -> int:
 
 def _attention(config: Config, layer: str, stage: int) -> list[AttentionBlock]:
     shape = sizes(config, stage=(_width(config, stage), config.num_heads[stage]))
-    inner, output = f"{layer}.attention.self", f"{layer}.attention.output.dense"
-    query, key, value = (f"{inner}.{part}" for part in ("query", "key", "value"))
-    projections = separate(shape, query, key, value, output, bias=config.qkv_bias, output_bias=True)
     constants = (0,) * distances(config.window_size, config.window_size)
-    table = position_table(f"{inner}.relative_position_bias_table", len(constants), shape.heads)
-    group = attention_group(shape, projections, table=constants)
-    return attention_blocks(config.depths[stage], f"{layer}.attention", projections, group, table=table)
+    table = position_table(f"{layer}.attention.self.relative_position_bias_table", len(constants), shape.heads)
+    own: dict[str, Any] = {"depth": config.depths[stage], "table": constants, "others": {"table": table}}
+    return bert.blocks(config, name=f"{layer}.attention", bias="qkv_bias", output_bias=True, shape=shape, **own)
 
 
 def blocks(config: Config) -> list[AttentionBlock]:

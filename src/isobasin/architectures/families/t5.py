@@ -4,12 +4,14 @@ Each of the two has one table of relative position biases, kept in its first lay
 layers. Cross-attention has none, and scores are not divided by anything.
 """
 
+from typing import Any
+
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks, stacked
+from isobasin.architectures.building import linear_feedforwards, separate_attention, stacked
 from isobasin.architectures.configuration import Config, layers, refuse, sizes
 from isobasin.architectures.family import Family
 from isobasin.architectures.feedforwards import FeedForwardBlock
-from isobasin.architectures.layouts import bucket_constants, position_table, separate
+from isobasin.architectures.layouts import bucket_constants, position_table
 
 _DEPTHS = {"encoder": "num_hidden_layers", "decoder": "num_decoder_layers"}
 
@@ -18,15 +20,13 @@ def _attention(config: Config, side: str, place: str) -> list[AttentionBlock]:
     """The blocks at one place in all layers of a side."""
     name = f"{side}.block.{{layer}}.layer.{place}"
     shape = sizes(config, features=config.d_kv)
-    projections = separate(shape, *(f"{name}.{part}" for part in "qkvo"), bias=False, output_bias=False)
-    depth = layers(config, _DEPTHS[side])
+    own: dict[str, Any] = {"bias": False, "shape": shape, "depth": layers(config, _DEPTHS[side])}
     if not place.endswith("SelfAttention"):
-        return attention_blocks(depth, name, projections, attention_group(shape, projections))
+        return separate_attention(config, name, "qkvo", **own)
     buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
     constants = bucket_constants(buckets, farthest, bidirectional=side == "encoder")
     table = position_table(f"{side}.block.0.layer.{place}.relative_attention_bias.weight", buckets, shape.heads)
-    group = attention_group(shape, projections, table=constants)
-    return attention_blocks(depth, name, projections, group, table=table)
+    return separate_attention(config, name, "qkvo", table=constants, others={"table": table}, **own)
 
 
 def blocks(config: Config) -> list[AttentionBlock]:
@@ -45,9 +45,9 @@ def blocks(config: Config) -> list[AttentionBlock]:
 def _feedforward(config: Config, side: str, place: int) -> list[FeedForwardBlock]:
     """The feed-forward blocks of a side; with a gate they have two modules that read."""
     name = f"{side}.block.{{layer}}.layer.{place}.DenseReluDense"
-    up, gate = ("wi_1", "wi_0") if config.is_gated_act else ("wi", None)
-    depth, sizes = layers(config, _DEPTHS[side]), (config.hidden_size, config.d_ff)
-    return linear_blocks(depth, name, *sizes, config.dense_act_fn, up, "wo", gate, bias=False)
+    parts = ("wi_1", "wo", "wi_0") if config.is_gated_act else ("wi", "wo")
+    depth = layers(config, _DEPTHS[side])
+    return linear_feedforwards(config, name, parts, ("d_ff", "dense_act_fn"), bias=False, depth=depth)
 
 
 def feedforwards(config: Config) -> list[FeedForwardBlock]:

@@ -1,11 +1,13 @@
 """ViT: separate projections; `qkv_bias` is about queries, keys and values, the output always has a bias."""
 
+from typing import Any
+
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import attention_blocks, attention_group, linear_blocks
-from isobasin.architectures.configuration import Config, layers, sizes
+from isobasin.architectures.building import separate_attention
+from isobasin.architectures.configuration import Config, sizes
+from isobasin.architectures.families import bert
 from isobasin.architectures.family import Family
-from isobasin.architectures.feedforwards import FeedForwardBlock
-from isobasin.architectures.layouts import position_table, separate
+from isobasin.architectures.layouts import Plane, position_table
 from isobasin.architectures.stream import Readout, StreamFacts
 
 # The names in checkpoints. transformers 5 has others in memory and converts on loading and saving.
@@ -14,36 +16,30 @@ ATTENTION = f"{_LAYER}.attention"
 
 
 def encoder_blocks(
-    config: Config, *, bias: bool, key_bias: bool = True, table: str | None = None, constants: tuple[int, ...] = ()
+    config: Config,
+    *,
+    planes: tuple[Plane, ...] = (),
+    bias: bool | str = "qkv_bias",
+    key_bias: bool = True,
+    table: str | None = None,
+    constants: tuple[int, ...] = (),
 ) -> list[AttentionBlock]:
     """The attention blocks of an encoder of ViT's kind.
 
     Args:
         config: The configuration.
-        bias: Whether queries, values and, unless `key_bias` is False, keys have biases.
+        planes: Features that rotate together.
+        bias: Whether queries, values and, unless `key_bias` is False, keys have biases, or which entry says so.
         key_bias: See there.
         table: Name of the table of position biases; None without.
         constants: Its constants (`AttentionGroup.table`).
     """
     # Not declared in the configuration class, but its model looks for it.
     shape = sizes(config, features=getattr(config, "head_dim", None))
-    query, key, value = (f"{ATTENTION}.attention.{part}" for part in ("query", "key", "value"))
-    output = f"{ATTENTION}.output.dense"
-    projections = separate(shape, query, key, value, output, bias=bias, output_bias=True, key_bias=key_bias)
-    group = attention_group(shape, projections, table=constants)
-    position = None if table is None else position_table(table, len(constants), shape.heads)
-    return attention_blocks(layers(config), ATTENTION, projections, group, table=position)
-
-
-def blocks(config: Config) -> list[AttentionBlock]:
-    """The attention blocks of a ViT."""
-    return encoder_blocks(config, bias=config.qkv_bias)
-
-
-def feedforwards(config: Config) -> list[FeedForwardBlock]:
-    """The feed-forward blocks of a ViT."""
-    width, units, names = config.hidden_size, config.intermediate_size, ("intermediate.dense", "output.dense")
-    return linear_blocks(layers(config), _LAYER, width, units, config.hidden_act, *names, bias=True)
+    parts = "attention.query", "attention.key", "attention.value", "output.dense"
+    others = {} if table is None else {"table": position_table(table, len(constants), shape.heads)}
+    facts: dict[str, Any] = {"shape": shape, "table": constants, "others": others, "key_bias": key_bias}
+    return separate_attention(config, ATTENTION, parts, planes, bias=bias, output_bias=True, **facts)
 
 
 def stream(config: Config) -> StreamFacts:
@@ -69,4 +65,4 @@ def stream(config: Config) -> StreamFacts:
     )
 
 
-FAMILY = Family("vit", ("vit.",), blocks, feedforwards=feedforwards, stream=stream)
+FAMILY = Family("vit", ("vit.",), encoder_blocks, bert.feedforwards, stream)
