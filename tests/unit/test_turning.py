@@ -45,7 +45,7 @@ def test_a_moved_model_folded_is_the_folded_one_turned(turned: Turned):
     names = turned.plan.ordered()
     moved = turning.fold(turned.plan, turned.read(names))
     folded = turning.fold(turned.plan, turned.model.double(names))
-    expected = turning.turn(turned.plan, turned.move.element.matrix, folded)
+    expected = turning.turn(turned.plan, turning.maps(turned.plan.group, turned.move.element.matrix), folded)
     assert moved.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(moved[name], tensor, rtol=1e-9, atol=1e-9)

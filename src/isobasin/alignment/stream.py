@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.schema import Specification
 from isobasin.errors import about
 from isobasin.model import Blocks
-from isobasin.symmetries.along import Stream
-from isobasin.symmetries.turning import StreamWeights
+from isobasin.symmetries import turning
+from isobasin.symmetries.along import Role, Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +60,27 @@ class Turned(Blocks):
         """The residual stream of the model."""
         return self.model.stream(keep_gains=keep_gains)
 
+    @cached_property
+    def _maps(self) -> dict[Role, Tensor]:
+        """What axes of each role are multiplied by."""
+        return turning.maps(self.plan.group, self.move.element.matrix)
+
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The moved tensors of these names."""
+        """The moved tensors of these names; not more than one is held as it was, with what it passes through."""
         wanted = list(names)
-        weights = StreamWeights(self.plan, self.model.double(self.plan.needed(wanted), self.device))
+        needed = {name: self.plan.needed([name]) for name in wanted}
+        found: dict[str, Tensor] = {}
+        # What a tensor passes through is moved with it, so that it comes first.
+        for name in sorted(wanted, key=lambda name: -len(needed[name])):
+            if name not in found:
+                moved = self._moved(needed[name])
+                found |= {other: moved[other] for other in needed[name] if other in needed}
+        return {name: found[name] for name in wanted}
+
+    def _moved(self, names: Iterable[str]) -> dict[str, Tensor]:
+        tensors = self.model.double(names, self.device)
         with about(self.name):
-            moved = self.move.act(weights).values
-        return {name: moved[name] for name in wanted}
+            return turning.act(self.plan, self.move.element, self._maps, tensors)
 
 
 def gains_of(model: Blocks, stream: Stream, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from isobasin.architectures.configuration import Config, counted, described
 from isobasin.architectures.description import Description
 from isobasin.architectures.entries import Shapes
 from isobasin.architectures.feedforwards import FeedForward
+from isobasin.architectures.plan import find
 from isobasin.architectures.registry import Family, kind
 from isobasin.architectures.schema import Specification
-from isobasin.architectures.stream import find
 from isobasin.architectures.view import View
 from isobasin.errors import ArchitectureError, TensorError, about
 from isobasin.symmetries.along import Stream
@@ -86,17 +86,10 @@ def check_stream(description: Description, *, source: str, view: View, keep_gain
         if stream is None:
             raise ArchitectureError(f"nothing is known of the residual stream of model type {bare.model_type!r}")
         _check_read(view)
-        return find(
-            stream(description.config),
-            [
-                (block, *(other for other in bare.feedforwards if other.layer == block.layer))
-                for block in bare.attention
-            ],
-            {name: tuple(description.shapes[stored]) for name, stored in view.tensors.items()},
-            view.ties,
-            keep_gains=keep_gains,
-            stored=view.stored,
-        )
+        layers = [
+            (block, *(other for other in bare.feedforwards if other.layer == block.layer)) for block in bare.attention
+        ]
+        return find(stream(description.config), layers, description.shapes, view, keep_gains=keep_gains)
 
 
 def check_comparable(reference: Specification, model: Specification, *, feedforward: bool = False) -> None:

@@ -95,6 +95,14 @@ class Norm:
         """The axes of what takes g in."""
         return (*(reader.along for reader in self.readers), *self.writers)
 
+    @property
+    def tensors(self) -> list[str]:
+        """Every tensor that has a part in it."""
+        found = [self.gain, self.bias, *(item.tensor for item in self.writers)]
+        for reader in self.readers:
+            found += [reader.weight, reader.bias]
+        return [name for name in found if name is not None]
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -142,12 +150,7 @@ class Stream:
 
     def ordered(self) -> list[str]:
         """The tensors that it runs through, or that hold the biases of what reads it, each once."""
-        found: list[str | None] = [item.tensor for item in self.along]
-        for norm in self.norms:
-            found += [norm.gain, norm.bias, *(item.tensor for item in norm.writers)]
-            for reader in norm.readers:
-                found += [reader.weight, reader.bias]
-        return list(dict.fromkeys(name for name in found if name is not None))
+        return list(dict.fromkeys([*(item.tensor for item in self.along), *(n for x in self.norms for n in x.tensors)]))
 
     def axes(self) -> list[Along]:
         """Every axis that runs along it once its normalisations are folded."""
@@ -168,6 +171,13 @@ class Stream:
             if any(name in found for name in (norm.bias, *(item.tensor for item in norm.scaled))):
                 found[norm.gain] = None
         return list(found)
+
+    def part(self, names: Iterable[str]) -> tuple[list[int], Stream]:
+        """The normalisations in which some tensors have a part, by number, and the stream as far as it runs there."""
+        there = set(names)
+        places = [place for place, norm in enumerate(self.norms) if not there.isdisjoint(norm.tensors)]
+        along = tuple(item for item in self.along if item.tensor in there)
+        return places, replace(self, along=along, norms=tuple(self.norms[place] for place in places))
 
     def names(self) -> set[str]:
         """The tensors that it runs through, without order."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -180,10 +179,6 @@ class StreamGroup:
         if self.basis is Basis.orthogonal:
             return haar(d, (), generator)
         return conditioned(d, (), generator, condition)
-
-    def act(self, element: StreamElement, weights: Any) -> Any:
-        """The tensors along the stream (`turning.StreamWeights`) after the move."""
-        return weights.moved(element)
 
     def __str__(self) -> str:
         d = self.width

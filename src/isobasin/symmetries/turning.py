@@ -13,7 +13,6 @@ all biases stay.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,30 +24,29 @@ from isobasin.symmetries.stream import Basis, StreamElement, StreamGroup, contra
 Tensors = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class StreamWeights:
-    """Tensors that a residual stream runs through.
+def maps(group: StreamGroup, matrix: Tensor) -> dict[Role, Tensor]:
+    """What axes of each role are multiplied by where the stream moves by `matrix`, as `move_axis` does it."""
+    back = torch.linalg.inv(matrix).mT if group.basis is Basis.linear else matrix
+    return {Role.vector: matrix, Role.covector: back, Role.gain: matrix.abs()}
 
-    Attributes:
-        stream: Where it does.
-        values: Some of them in float64 by name, with all that these need (`Stream.needed`).
+
+def act(
+    stream: Stream, element: StreamElement, by_role: Mapping[Role, Tensor], tensors: Mapping[str, Tensor]
+) -> Tensors:
+    """Tensors after a move of the stream, in the gains and biases that the element has.
+
+    Args:
+        stream: Where it runs.
+        element: The move.
+        by_role: The `maps` of its matrix.
+        tensors: Some in float64 by name, with all that these need (`Stream.needed`).
+
+    Raises:
+        TensorError: A gain is 0 where a bias has to move along the stream.
     """
-
-    stream: Stream
-    values: Mapping[str, Tensor]
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The tensors by name."""
-        return self.values
-
-    def moved(self, element: StreamElement) -> StreamWeights:
-        """The tensors after a move of the stream, in the gains and biases that the element has.
-
-        Raises:
-            TensorError: A gain is 0 where a bias has to move along the stream.
-        """
-        turned = turn(self.stream, element.matrix, fold(self.stream, self.values))
-        return replace(self, values=_unfold(self.stream, element, turned))
+    places, own = stream.part(tensors)
+    gains, biases = element.gains[places], element.biases[places]
+    return _unfold(own, gains, biases, turn(own, by_role, fold(own, tensors)))
 
 
 def fold(stream: Stream, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -76,27 +74,19 @@ def fold(stream: Stream, tensors: Mapping[str, Tensor]) -> Tensors:
     return new
 
 
-def turn(stream: Stream, matrix: Tensor, tensors: Mapping[str, Tensor]) -> Tensors:
-    """Folded tensors in another basis of the stream."""
-    axes = [item for item in stream.axes() if item.tensor in tensors]
-    maps = {role: _map(stream.group, matrix, role) for role in {item.role for item in axes}}
+def turn(stream: Stream, by_role: Mapping[Role, Tensor], tensors: Mapping[str, Tensor]) -> Tensors:
+    """Folded tensors in another basis of the stream, by its `maps`."""
     new = dict(tensors)
-    for item in axes:
-        new[item.tensor] = move_axis(maps[item.role], new[item.tensor], item.axis)
+    for item in stream.axes():
+        if item.tensor in new:
+            new[item.tensor] = move_axis(by_role[item.role], new[item.tensor], item.axis)
     return new
 
 
-def _map(group: StreamGroup, matrix: Tensor, role: Role) -> Tensor:
-    """What an axis of a role is multiplied by where the stream moves by `matrix`, as `move_axis` does it."""
-    if role is Role.gain:
-        return matrix.abs()
-    return torch.linalg.inv(matrix).mT if role is Role.covector and group.basis is Basis.linear else matrix
-
-
-def _unfold(stream: Stream, element: StreamElement, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The element's gains and biases taken out of folded tensors, and given to the normalisations."""
+def _unfold(stream: Stream, all_gains: Tensor, all_biases: Tensor, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Other gains and biases, `(norms, d)`, taken out of folded tensors, and given to the normalisations."""
     new = dict(tensors)
-    for norm, gains, bias in zip(stream.norms, element.gains, element.biases, strict=True):
+    for norm, gains, bias in zip(stream.norms, all_gains, all_biases, strict=True):
         for item in norm.scaled:
             if item.tensor in new:
                 new[item.tensor] = scale_axis(1 / gains, new[item.tensor], item.axis)

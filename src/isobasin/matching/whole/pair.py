@@ -22,7 +22,7 @@ from isobasin.matching.whole.shares import Shares
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.symmetries.along import Along, Role, Stream
 from isobasin.symmetries.stream import Basis, StreamGroup, centred, copies
-from isobasin.symmetries.turning import Tensors, fold, turn
+from isobasin.symmetries.turning import Tensors, fold, maps, turn
 
 # Float64 copies of both models that are held at once, about.
 _COPIES = 5
@@ -131,7 +131,7 @@ class Pair:
     def turned(self, matrix: Tensor) -> TensorBlocks:
         """The folded model in another basis."""
         model = self.folded[1]
-        return replace(model, tensors=turn(self.streams[1], matrix, model.tensors))
+        return replace(model, tensors=turn(self.streams[1], maps(self.group, matrix), model.tensors))
 
     def squares(self, moved: Mapping[str, Tensor]) -> float:
         """The squared distance of the reference and a moved model, every tensor by its share."""
