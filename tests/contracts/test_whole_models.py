@@ -262,7 +262,7 @@ def test_shifts_of_routers_do_not_turn(saved, tmp_path):
     turning = isobasin.random_alignment(original, seed=2, scope="model")
     turning.apply(tmp_path / "shifted", tmp_path / "turned", verify=False)
     with pytest.raises(AlignmentError, match="which is turned after that"):
-        shifting.compose()
+        turning.compose(shifting)
     assert isobasin.equivalent(original, tmp_path / "turned").equivalent
     found = isobasin.align(original, tmp_path / "turned", tmp_path / "out", scope="model")
     assert found.verified.equal
