@@ -1,44 +1,287 @@
-"""The same alignment on a GPU as on the CPU."""
+"""Every verb and every option that takes a device: the same on a GPU as on the CPU.
+
+Where there is no GPU, on one that is pretended: its results are the CPU's, and it refuses what a real one would.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.func import functional_call
 
 import isobasin
+from isobasin.alignment import FILE_NAME
 from isobasin.architectures.examples import tiny, variant
-from isobasin.choices import TaskKind
+from isobasin.choices import Method, Objective, Scope, Space, Targets, TaskKind, Way
+from isobasin.experiments.settings import TrainingSettings
+from isobasin.experiments.training import train
+from isobasin.lines.ends import Measuring
+from isobasin.lines.measure import measure
+from isobasin.model import open_model
+from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.refinement.tensors import TensorCalibration
 from isobasin.tasks.examples import TensorExamples
+from isobasin.tasks.kind import load_model
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.verbs.settings import Running
+from isobasin.testing.pretended import pretended_cuda
+from isobasin.verbs.settings import Matching, Running
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none"),
-]
+pytestmark = pytest.mark.gpu
+T = TypeVar("T")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "roformer-rotary-value", "qwen2", "vit"])
-@pytest.mark.parametrize("method", ["gauss-newton", "paper"])
+def long(value: object) -> object:
+    """A parameter that `make test` leaves out: one other of its kind is there."""
+    return pytest.param(value, marks=pytest.mark.long)
+
+
+REAL = torch.cuda.is_available()
+TIED = tiny("gpt2", "tied-on-cuda")
+UNTIED = tiny("llama", "untied-on-cuda", config={"tie_word_embeddings": False})
+MASKED = tiny("bert", "on-cuda")
+IMAGES = tiny("vit", "on-cuda")
+SCOPES = [Scope.model, *map(long, (Scope.attention, Scope.block))]
+SHORT = Refining(steps=4, batch_size=8, every=2, warmup=1)
+
+
+@pytest.fixture
+def cuda() -> Iterator[None]:
+    """A GPU, or what stands for one."""
+    with nullcontext() if REAL else pretended_cuda():
+        yield
+
+
+def on_both(act: Callable[[str], T]) -> dict[str, T]:
+    """What is done on the CPU and on the GPU."""
+    found = {"cpu": act("cpu")}
+    with nullcontext() if REAL else pretended_cuda():
+        return found | {"cuda": act("cuda")}
+
+
+def examples(kind: TaskKind = TaskKind.causal_lm) -> TensorExamples:
+    facts = DataFacts("made up", None, str(kind), 32, "none")
+    if kind is TaskKind.image_classification:
+        pixels = torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        return TensorExamples(kind, facts, {"pixel_values": pixels, "labels": torch.arange(32) % 2})
+    tokens = 3 + (torch.arange(32)[:, None] + torch.arange(12)) % 47
+    return TensorExamples(
+        kind, facts, {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
+    )
+
+
+KINDS = {
+    str(TIED): TaskKind.causal_lm,
+    str(UNTIED): TaskKind.causal_lm,
+    str(MASKED): TaskKind.masked_lm,
+    str(IMAGES): TaskKind.image_classification,
+}
+
+
+@pytest.fixture(scope="module", params=[TIED, *map(long, (UNTIED, MASKED, IMAGES))], ids=str)
+def pair(request, tmp_path_factory) -> tuple[Path, Path, TensorExamples]:
+    folder = tmp_path_factory.mktemp("pair")
+    a, b = (request.param.save(folder / str(seed), seed=seed, dtype=torch.float32) for seed in (0, 1))
+    return a, b, examples(KINDS[str(request.param)])
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """Of all safetensors files under a folder."""
+    files = sorted(folder.rglob("*.safetensors"))
+    assert files
+    return {f"{file.relative_to(folder)} {name}": x for file in files for name, x in load_file(file).items()}
+
+
+def shape(found: object) -> object:
+    """What is said but for numbers, whose last digits differ."""
+    if isinstance(found, dict):
+        return {name: shape(x) for name, x in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [shape(x) for x in found]
+    return float if isinstance(found, float) else found
+
+
+def same(cpu: Path, cuda: Path) -> None:
+    """What was written on the one device is what was written on the other."""
+    ours, theirs = tensors(cpu), tensors(cuda)
+    assert ours.keys() == theirs.keys()
+    for name, x in ours.items():
+        torch.testing.assert_close(
+            theirs[name], x, rtol=1e-2, atol=5e-3 * (float(x.double().abs().max()) if x.numel() else 0)
+        )
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("data", [Objective.weights, *map(long, (None, Objective.activations))])
+def test_align(pair, scope, data, tmp_path):
+    a, b, found = pair
+
+    def act(device: str) -> None:
+        isobasin.align(
+            *(a, b, tmp_path / device),
+            method=Method.balanced,
+            scope=scope,
+            objective=data or Objective.weights,
+            calibration=None if data is None else DataCalibration(found, device),
+            device=device,
+        )
+
+    on_both(act)
+    same(tmp_path / "cpu", tmp_path / "cuda")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("keep_gains", [False, True])
+def test_methods(pair, method, keep_gains, tmp_path):
+    a, b, _ = pair
+
+    def act(device: str) -> None:
+        found = isobasin.align(a, b, scope="model", method=method, keep_gains=keep_gains, device=device)
+        (tmp_path / device).mkdir()
+        found.save(tmp_path / device / FILE_NAME)
+
+    on_both(act)
+    same(tmp_path / "cpu", tmp_path / "cuda")
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_what_moves_one_model(pair, scope, tmp_path):
+    a, b, _ = pair
+
+    def act(device: str) -> None:
+        scrambled = tmp_path / device / "scrambled"
+        isobasin.scramble(a, scrambled, seed=2, condition=2.0, scope=scope, device=device)
+        isobasin.apply(isobasin.Alignment.load(scrambled), b, tmp_path / device / "applied", device=device)
+        if scope is not Scope.model:
+            isobasin.canonicalize(a, tmp_path / device / "canonical", scope=scope, device=device)
+        assert isobasin.verify(a, scrambled, device=device).equal
+
+    on_both(act)
+    same(tmp_path / "cpu", tmp_path / "cuda")
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("space", [Space.circuit, long(Space.weights)])
+def test_merge(pair, scope, space, tmp_path):
+    a, b, _ = pair
+    on_both(lambda device: isobasin.merge([a, b], tmp_path / device, scope=scope, space=space, device=device))
+    same(tmp_path / "cpu", tmp_path / "cuda")
+
+
+@pytest.mark.long
+def test_what_is_said_of_models(pair, tmp_path):
+    a, b, _ = pair
+    other = tmp_path / "other"
+    isobasin.scramble(a, other, seed=1, scope="block")
+    for asked in (isobasin.compare, isobasin.equivalent, isobasin.verify):
+        for one in (other, b):
+            found = on_both(lambda device, asked=asked, one=one: asked(a, one, device=device).to_json())
+            assert shape(found["cuda"]) == shape(found["cpu"])
+    prints = on_both(lambda device: isobasin.fingerprint(a, device=device).tensors)
+    for name, x in prints["cpu"].items():
+        torch.testing.assert_close(prints["cuda"][name], x)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("targets", [Targets.ends, long(Targets.labels)])
+def test_refine(pair, scope, targets, tmp_path):
+    a, b, found = pair
+    how, start = replace(SHORT, targets=targets), isobasin.align(a, b, scope=scope, method="heads", verify=False)
+    on_both(lambda device: refine(a, b, found, tmp_path / device, how=how, start=start, running=Running(device=device)))
+    same(tmp_path / "cpu", tmp_path / "cuda")
+
+
+@pytest.mark.long
+def test_refine_from_data(pair, tmp_path):
+    a, b, found = pair
+    matching = Matching(Method.balanced, scope=Scope.model, keep_gains=True, objective=Objective.activations)
+    on_both(
+        lambda device: refine(
+            a, b, found, tmp_path / device, how=SHORT, matching=matching, running=Running(device=device)
+        )
+    )
+    same(tmp_path / "cpu", tmp_path / "cuda")
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_barrier(pair, scope, tmp_path):
+    a, b, found = pair
+
+    def act(device: str) -> Tensor:
+        how = Measuring((Way.none, Way("gauss-newton")), 3, device=device, scope=scope)
+        measured = measure([a, b], found, tmp_path / device, how)
+        return torch.tensor([[point.loss for point in line] for line in measured.points.values()])
+
+    losses = on_both(act)
+    torch.testing.assert_close(losses["cuda"], losses["cpu"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.long
+def test_refine_tensors_and_its_calibration(tmp_path):
+    a, b = (UNTIED.save(tmp_path / str(seed), seed=seed, dtype=torch.float32) for seed in (0, 1))
+    kind, tokens = TaskKind.causal_lm, examples().tensors["input_ids"]
+    with open_model(a) as opened:
+        described = replace(opened.specification, feedforwards=opened.feedforwards(), stream=opened.stream())
+    stored = [load_file(folder / "model.safetensors") for folder in (a, b)]
+
+    def act(device: str) -> dict[str, Tensor]:
+        module = load_model(a, kind, device)
+
+        def loss(weights, rows):
+            x = tokens[rows.cpu()].to(device)
+            weights = {name: w.to(module.dtype) for name, w in weights.items()}
+            return functional_call(module, weights, kwargs={"input_ids": x, "labels": x}).loss
+
+        running = Running(device=device)
+        calibration = TensorCalibration(loss, 16, device=device)
+        start = isobasin.align_tensors(*stored, described, scope="model", calibration=calibration, device=device)
+        found = isobasin.refine_tensors(*stored, described, loss, 16, how=SHORT, running=running, start=start)
+        return found.alignment.moved_tensors(stored[1], described)
+
+    moved = on_both(act)
+    for name, x in moved["cpu"].items():
+        torch.testing.assert_close(moved["cuda"][name], x, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not REAL, reason="accelerate asks CUDA itself")
+def test_training(pair, tmp_path):
+    a, _, found = pair
+    model = load_model(a, found.kind)
+    train(model, found, TrainingSettings(steps=2, batch=4, warmup=0), seed=0, folder=tmp_path, device="cuda")
+    assert model.device.type == "cpu"
+
+
+_NAMES = ["llama", *map(long, ("gpt2", "gpt_neox", "roformer-rotary-value", "qwen2", "vit"))]
+
+
+@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("method", ["gauss-newton", long("paper")])
 def test_cuda_finds_what_the_cpu_finds(name, method, tmp_path):
     model = variant(name)
     reference, other = (model.save(tmp_path / str(seed), seed=seed) for seed in (0, 1))
-    found = {
-        device: isobasin.align(reference, other, tmp_path / device, device=device, method=method)
-        for device in ("cpu", "cuda")
-    }
+    found = on_both(lambda device: isobasin.align(reference, other, tmp_path / device, device=device, method=method))
     for one, two in zip(found["cpu"].layers, found["cuda"].layers, strict=True):
         assert torch.equal(one.element.head_permutation(), two.element.head_permutation())
         assert two.statistics.distance_after == pytest.approx(one.statistics.distance_after, rel=1e-8)
-        assert two.element.parts["query_key.matrix"].device.type == "cpu"
+        assert {part.device.type for part in two.element.parts.values()} == {"cpu"}
     for device in ("cpu", "cuda"):
         assert_function_preserved(other, tmp_path / device, max(model.allowed(100.0), 1e-8))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.usefixtures("cuda")
 def test_cuda_recovers_a_scramble(name, tmp_path):
     model = variant(name)
     original = model.save(tmp_path / "original")
@@ -50,7 +293,9 @@ def test_cuda_recovers_a_scramble(name, tmp_path):
     assert isobasin.verify(original, tmp_path / "out", device="cuda").equal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.usefixtures("cuda")
 def test_cuda_refines_and_goes_on_after_an_interrupt(mixed, tmp_path):
     model = tiny("llama", "refined-on-cuda", config={"tie_word_embeddings": False})
     reference = model.save(tmp_path / "reference", dtype=torch.float32)
@@ -58,10 +303,10 @@ def test_cuda_refines_and_goes_on_after_an_interrupt(mixed, tmp_path):
     tokens = 3 + (torch.arange(64)[:, None] + torch.arange(12)) % 47
     facts = DataFacts("made up", None, "causal-lm", 64, "none")
     examples = TensorExamples(TaskKind.causal_lm, facts, {"input_ids": tokens, "labels": tokens})
-    how = Refining(steps=30, batch_size=8, every=10, warmup=3, mixed_precision=mixed)
+    how = Refining(steps=8, batch_size=8, every=3, warmup=3, mixed_precision=mixed)
 
     def interrupt(what: str, done: int, total: int) -> None:
-        if what == "refining" and done == 15:
+        if what == "refining" and done == 5:
             raise KeyboardInterrupt
 
     def refined(progress):
@@ -72,7 +317,7 @@ def test_cuda_refines_and_goes_on_after_an_interrupt(mixed, tmp_path):
         refined(interrupt)
     steps: list[int] = []
     found = refined(lambda what, done, total: steps.append(done) if what == "refining" else None)
-    assert steps[0] == 11
-    assert found.refined.steps == 30
+    assert steps[0] == 4
+    assert found.refined.steps == 8
     assert all(verified.equal for verified in found.verified)
     assert isobasin.verify(reference, tmp_path / "out" / REFERENCE).equal

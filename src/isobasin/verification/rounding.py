@@ -37,7 +37,7 @@ def differing(value: Tensor, other: Tensor | None) -> Tensor | None:
         return None
     if other is None or other.shape != value.shape:
         return torch.ones_like(value, dtype=torch.bool)
-    differs = value != other.to(value.dtype)
+    differs = value != other.to(value)
     return differs if bool(differs.any()) else None
 
 

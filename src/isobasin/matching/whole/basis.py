@@ -34,18 +34,24 @@ class StreamPairs:
     covectors: Sequence[Pair]
     gains: Sequence[Pair] = ()
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are, whichever there are."""
+        found = (x.device for pairs in (self.vectors, self.covectors, self.gains) for x, _ in pairs)
+        return next(found, torch.device("cpu"))
+
 
 def fit(group: StreamGroup, pairs: StreamPairs) -> Tensor:
     """The best map T of the group, `(d, d)`."""
     if group.basis is Basis.linear:
         return _linear(group, pairs)
-    cross = _cross(group, [*pairs.vectors, *pairs.covectors])
+    cross = _cross(group, [*pairs.vectors, *pairs.covectors], pairs.device)
     if group.basis is Basis.orthogonal:
         return subspace.polar(cross)
     if group.basis is Basis.centred:
         basis = complement(group.width, cross.device)
         return lift(subspace.polar(basis.mT @ cross @ basis), basis)
-    gains = _cross(group, pairs.gains)
+    gains = _cross(group, pairs.gains, pairs.device)
     signs = torch.ones_like(cross)
     if group.basis is Basis.signed:
         signs[cross < 0] = -1
@@ -55,9 +61,9 @@ def fit(group: StreamGroup, pairs: StreamPairs) -> Tensor:
     return matrix
 
 
-def _cross(group: StreamGroup, pairs: Sequence[Pair]) -> Tensor:
+def _cross(group: StreamGroup, pairs: Sequence[Pair], device: torch.device) -> Tensor:
     """C = Σ B A^T, `(d, d)`."""
-    total = torch.zeros(group.width, group.width, dtype=torch.float64, device=pairs[0][0].device if pairs else "cpu")
+    total = torch.zeros(group.width, group.width, dtype=torch.float64, device=device)
     for a, b in pairs:
         total.addmm_(b, a.mT)
     return total
@@ -66,9 +72,10 @@ def _cross(group: StreamGroup, pairs: Sequence[Pair]) -> Tensor:
 def _linear(group: StreamGroup, pairs: StreamPairs) -> Tensor:
     """T on GL(d): with `L <- L U^T` and `R <- R U^{-1}`, vectors are L, covectors R, and T is U^T."""
 
-    def side(pairs: Sequence[Pair], which: int) -> Tensor:
-        stacked = [pair[which].mT for pair in pairs]
-        return torch.cat(stacked) if stacked else torch.zeros(1, group.width, dtype=torch.float64)
+    def side(along: Sequence[Pair], which: int) -> Tensor:
+        stacked = [pair[which].mT for pair in along]
+        nothing = torch.zeros(1, group.width, dtype=torch.float64, device=pairs.device)
+        return torch.cat(stacked) if stacked else nothing
 
     core = subspace.reduce(
         side(pairs.vectors, 0), side(pairs.vectors, 1), side(pairs.covectors, 0), side(pairs.covectors, 1)
