@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from isobasin.cli.data_options import examples_for
 
 from isobasin.checkpoints.output import replace_text
 from isobasin.choices import Scope
-from isobasin.cli.data_options import examples_for
 from isobasin.experiments.alignments import alignments
 from isobasin.lines.ends import Losses, Measuring, OpenPair
 from isobasin.refinement.recipe import Refining
