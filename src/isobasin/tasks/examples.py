@@ -6,13 +6,18 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from isobasin.choices import TaskKind
-from isobasin.tasks.options import DataFacts
+from isobasin.tasks.options import DataFacts, DataOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from isobasin.tasks.processors import Processor
 
 Indices = Sequence[int] | Tensor
 
@@ -76,6 +81,11 @@ class TensorExamples(Examples):
     facts: DataFacts
     tensors: Mapping[str, Tensor]
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], facts: DataFacts) -> TensorExamples:
+        """Examples of these tensors; how many they are, and their digest, are added to what is known of them."""
+        return cls(TaskKind(facts.task), refacts(facts, len(tensors["labels"]), digest(tensors)), tensors)
+
     def __len__(self) -> int:
         return len(self.tensors["labels"])
 
@@ -92,8 +102,7 @@ class TensorExamples(Examples):
     def subset(self, indices: Indices) -> TensorExamples:
         """Some of the examples; their facts are made anew."""
         rows = as_index(indices)
-        tensors = {name: values[rows] for name, values in self.tensors.items()}
-        return replace(self, tensors=tensors, facts=refacts(self.facts, len(rows), digest(tensors)))
+        return self.of({name: values[rows] for name, values in self.tensors.items()}, self.facts)
 
 
 def as_index(indices: Indices) -> Tensor:
@@ -101,8 +110,17 @@ def as_index(indices: Indices) -> Tensor:
     return torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64)
 
 
+def facts_of(
+    dataset: Dataset, processor: Processor, options: DataOptions, kind: TaskKind, notes: Sequence[str], **more: Any
+) -> DataFacts:
+    """What is known of examples before they are made; notes of how their rows were read come first."""
+    split = options.split or (str(dataset.split) if dataset.split else None)
+    said = (note for note in (dataset.info.description or "").splitlines() if note)
+    return DataFacts(options.source, split, str(kind), 0, "", (*said, *processor.notes, *notes), **more)
+
+
 def refacts(facts: DataFacts, count: int, sha256: str) -> DataFacts:
-    """The facts of some of the examples."""
+    """The facts of so many examples."""
     return replace(facts, examples=count, sha256=sha256)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from isobasin.choices import TaskKind
 from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError
 from isobasin.tasks import examples
-from isobasin.tasks.examples import Examples, Indices, as_index, chosen, digest, refacts
-from isobasin.tasks.labels import read_labels
+from isobasin.tasks.examples import Examples, Indices, as_index, digest, facts_of, refacts
+from isobasin.tasks.labels import chosen_rows
 from isobasin.tasks.options import DataFacts, DataOptions
 from isobasin.tasks.reading import reading, regular_file
 
@@ -169,33 +169,20 @@ def prepare_images(dataset: Dataset, processor: Processor, options: DataOptions,
     """Processed images with labels, in memory if they fit."""
     if processor.images is None:
         raise DataError("images need an image processor: give a checkpoint whose configuration has an image_size")
-    labels = read_labels(dataset, config, options.source)
-    rows = chosen(len(dataset), options.max_examples, options.seed)
-    ids = labels.ids if rows is None else labels.ids[rows]
-    dataset = dataset if rows is None else dataset.select(rows.tolist())
+    dataset, labels = chosen_rows(dataset, config, options)
+    kind, ids = TaskKind.image_classification, labels.ids
+    classes = {"num_labels": labels.count, "label_names": labels.names}
+    facts = facts_of(dataset, processor, options, kind, labels.notes, **classes)
     reader = Reader(processor.images, processor.channels, options.source)
-    said = [note for note in (dataset.info.description or "").splitlines() if note]
-    split = options.split or (str(dataset.split) if dataset.split else None)
-    facts = DataFacts(
-        source=options.source,
-        split=split,
-        task=str(TaskKind.image_classification),
-        examples=len(ids),
-        sha256="",
-        notes=(*said, *processor.notes, *labels.notes),
-        num_labels=labels.count,
-        label_names=labels.names,
-    )
     first = next(reader.groups(dataset, range(min(4, len(dataset)))))
     scaling = reader.scaling(first)
     shape = reader.finished(first).shape[1:]
     _check_shape(shape, config)
     if len(ids) * prod(shape) * (1 if scaling else 4) > examples.IN_MEMORY:
-        facts = replace(facts, sha256=_stored_digest(dataset, ids, reader))
-        return LazyImages(TaskKind.image_classification, facts, dataset, ids, reader)
+        facts = refacts(facts, len(ids), _stored_digest(dataset, ids, reader))
+        return LazyImages(kind, facts, dataset, ids, reader)
     pixels = _read_all(dataset, reader, shape, scaling)
-    facts = replace(facts, sha256=_digest(pixels, ids, scaling))
-    return ImageExamples(TaskKind.image_classification, facts, pixels, ids, scaling)
+    return ImageExamples(kind, refacts(facts, len(ids), _digest(pixels, ids, scaling)), pixels, ids, scaling)
 
 
 def _read_all(dataset: Dataset, reader: Reader, shape: Sequence[int], scaling: Scaling | None) -> Tensor:

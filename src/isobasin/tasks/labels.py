@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from isobasin.errors import DataError
+from isobasin.tasks.examples import chosen
+from isobasin.tasks.options import DataOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +61,13 @@ def read_labels(dataset: Dataset, config: Any, source: str) -> Labels:
     if all(isinstance(value, str) for value in values):
         return _named(values, None, config, source)
     return _numbered(values, count, source)
+
+
+def chosen_rows(dataset: Dataset, config: Any, options: DataOptions) -> tuple[Dataset, Labels]:
+    """As many rows as are wanted, and their labels; raises as `read_labels`."""
+    labels = read_labels(dataset, config, options.source)
+    rows = chosen(len(dataset), options.max_examples, options.seed)
+    return (dataset, labels) if rows is None else (dataset.select(rows.tolist()), replace(labels, ids=labels.ids[rows]))
 
 
 def _numbered(values: list[Any], count: int | None, source: str) -> Labels:

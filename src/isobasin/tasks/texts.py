@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import replace
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from isobasin.architectures.meaning import counts_padding
 from isobasin.choices import TaskKind
 from isobasin.errors import DataError
-from isobasin.tasks.examples import IGNORED, TensorExamples, chosen, digest
-from isobasin.tasks.labels import read_labels
-from isobasin.tasks.options import DataFacts, DataOptions
+from isobasin.tasks.examples import IGNORED, TensorExamples, chosen, facts_of
+from isobasin.tasks.labels import chosen_rows
+from isobasin.tasks.options import DataOptions
 from isobasin.tasks.reading import reading
 
 if TYPE_CHECKING:
@@ -40,10 +38,7 @@ def prepare_classification(dataset: Dataset, processor: Processor, options: Data
     tokenizer = _tokenizer(processor)
     if config is not None and getattr(config, "pad_token_id", 0) is None:
         raise DataError("the model's configuration has no pad_token_id, which batches of texts need: set it there")
-    labels = read_labels(dataset, config, options.source)
-    rows = chosen(len(dataset), options.max_examples, options.seed)
-    ids = labels.ids if rows is None else labels.ids[rows]
-    dataset = dataset if rows is None else dataset.select(rows.tolist())
+    dataset, labels = chosen_rows(dataset, config, options)
     length = _longest(tokenizer, options, config)
     encoded: dict[str, list[list[int]]] = {}
     for start in range(0, len(dataset), _ROWS):
@@ -57,12 +52,11 @@ def prepare_classification(dataset: Dataset, processor: Processor, options: Data
         raise DataError(f"{options.source}: {many}: remove them")
     tensors = _padded(encoded, tokenizer, config)
     _check_vocabulary(tensors["input_ids"], config)
-    tensors["labels"] = ids.to(torch.int32)
+    tensors["labels"] = labels.ids.to(torch.int32)
     cut = int((tensors["attention_mask"].sum(1) >= length).sum())
     notes = (*labels.notes, *([f"{cut} texts fill all of {length} tokens, and may be cut"] if cut else []))
-    facts = _facts(dataset, processor, options, TaskKind.text_classification, tensors, notes)
-    facts = replace(facts, num_labels=labels.count, label_names=labels.names)
-    return TensorExamples(TaskKind.text_classification, facts, tensors)
+    kind, classes = TaskKind.text_classification, {"num_labels": labels.count, "label_names": labels.names}
+    return TensorExamples.of(tensors, facts_of(dataset, processor, options, kind, notes, **classes))
 
 
 def prepare_blocks(
@@ -98,22 +92,8 @@ def prepare_blocks(
     _check_vocabulary(tensors["input_ids"], config)
     joint = "lines of the text are joined" if lines else "documents are joined"
     notes = (f"{joint} and cut into blocks of {inner} tokens",) if len(dataset) > 1 else ()
-    facts = _facts(dataset, processor, options, kind, tensors, notes)
-    return TensorExamples(kind, replace(facts, characters=characters / len(tokens)), tensors)
-
-
-def _facts(
-    dataset: Dataset,
-    processor: Processor,
-    options: DataOptions,
-    kind: TaskKind,
-    tensors: dict[str, Tensor],
-    notes: Iterable[str],
-) -> DataFacts:
-    split = options.split or (str(dataset.split) if dataset.split else None)
-    said = [note for note in (dataset.info.description or "").splitlines() if note]
-    every = (*said, *processor.notes, *notes)
-    return DataFacts(options.source, split, str(kind), len(tensors["labels"]), digest(tensors), every)
+    density = characters / len(tokens)
+    return TensorExamples.of(tensors, facts_of(dataset, processor, options, kind, notes, characters=density))
 
 
 def _tokenizer(processor: Processor) -> Any:
