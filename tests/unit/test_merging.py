@@ -143,13 +143,13 @@ def test_the_first_models_gauge_and_the_centres_have_one_mean(tmp_path: Path):
     with ExitStack() as stack:
         folders = [tiny("gpt2").save(tmp_path / name, seed) for seed, name in enumerate("abc")]
         models = [stack.enter_context(open_model(folder)) for folder in folders]
-        together = bring_together(models, matching, Running())
+        alignments, rounds = bring_together(models, matching, Running())
         onto = (match_models(models[0], other, matching, Running()) for other in models[1:])
         elements, distances = towards_centre(models, (None, *onto), matching, Running())
-        for name, moves in (("first", (None, *together.alignments)), ("centre", elements)):
+        for name, moves in (("first", (None, *alignments)), ("centre", elements)):
             points = models[0].canonical.written(means(moved_tensors(models, moves), equal))
             write_checkpoint(models[0].checkpoint, tmp_path / name, points)
-    assert distances == together.distances
+    assert distances == rounds
     assert apart(tmp_path / "first", tmp_path / "centre") > 0.01
     assert_function_preserved(tmp_path / "first", tmp_path / "centre", 1e-11)
 

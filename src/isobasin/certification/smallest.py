@@ -10,7 +10,7 @@ from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config, build, key
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import Sizes
-from isobasin.architectures.registry import families, family
+from isobasin.architectures.registry import family, lookup
 from isobasin.architectures.tiny import TinyModel
 
 _UNITS = 12
@@ -65,7 +65,7 @@ def _shrunk(config: Config) -> dict[str, Any]:
     """The entries of such a configuration; those of a model with several towers have one for each."""
     entries = {name: x for name, x in config.to_diff_dict().items() if name not in _DERIVED}
     nested = {name: getattr(config, name) for name in config.sub_configs}
-    towers = {name: _shrunk(tower) for name, tower in nested.items() if tower.model_type in _model_types()}
+    towers = {name: _shrunk(tower) for name, tower in nested.items() if lookup(tower.model_type)}
     if towers:
         return entries | {name: x for name, x in _SIZES.items() if name in entries} | towers
     entry = family(config.model_type)
@@ -90,7 +90,9 @@ def _shrunk(config: Config) -> dict[str, Any]:
     known = {key(config, name): x for name, x in small.items() if key(config, name) in entries}
     # Families have more names for these two than could be listed.
     by_value = {block.width: sizes.width} | ({feedforwards[0].group.units: small["d_ff"]} if feedforwards else {})
-    alike = {n: by_value[x] for n, x in entries.items() if n.endswith(_SIZE_ENDINGS) and _whole(x) and x in by_value}
+    alike = {
+        n: by_value[x] for n, x in entries.items() if n.endswith(_SIZE_ENDINGS) and type(x) is int and x in by_value
+    }
     epsilons = dict.fromkeys((name for name in entries if "_eps" in name), _EPSILON)
     return {**_shorter(entries, config), **epsilons, **alike, **known, "num_labels": _LABELS}
 
@@ -107,10 +109,6 @@ def _units(feedforwards: Sequence[FeedForward]) -> dict[str, int]:
     units = dict.fromkeys(_UNIT_SIZES, _EXPERT_UNITS if found else _UNITS)
     counts = {"num_experts": experts, "num_local_experts": experts, "n_group": groups, "first_k_dense_replace": dense}
     return units | counts
-
-
-def _model_types() -> set[str]:
-    return {entry.model_type for entry in families()}
 
 
 def _sizes(block: AttentionBlock) -> Sizes:
@@ -135,7 +133,3 @@ def _shorter(entries: dict[str, Any], config: Config) -> dict[str, Any]:
     """The entries with lists of something per layer cut to the first and the last one."""
     layers = config.num_hidden_layers
     return {n: [x[0], x[-1]] if isinstance(x, list) and len(x) == layers else x for n, x in entries.items()}
-
-
-def _whole(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)

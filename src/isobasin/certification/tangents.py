@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.func import jacrev
@@ -31,7 +33,7 @@ def stored_tangents(block: AttentionBlock | FeedForward, tensors: Parts) -> Tens
     return torch.stack(each, 1) if each else torch.zeros(len(stored(weights)), 0).double()
 
 
-def tangents(group: Product, weights: Parts) -> Parts:
+def tangents(group: Product[Any, Any], weights: Parts) -> Parts:
     """The derivative of every weight as it is stored, by every coordinate of the group, coordinates last."""
     found = [part for factor in (*group.factors, *group.unread) for part in _of_factor(group, factor, weights)]
     return {
@@ -40,7 +42,7 @@ def tangents(group: Product, weights: Parts) -> Parts:
     }
 
 
-def _of_factor(group: Product, factor: Factor, weights: Parts) -> list[Parts]:
+def _of_factor(group: Product[Any, Any], factor: Factor, weights: Parts) -> list[Parts]:
     """The same by one factor's coordinates: at the identity each factor moves by itself."""
     identity = factor.identity()
 

@@ -14,20 +14,8 @@ from isobasin.checkpoints.files import WatchedFile, entries, leads_outside, read
 
 _MODULES = "modules.json"
 _WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".onnx",
-    ".onnx_data",
-    ".ckpt",
-    ".distcp",
-    ".npz",
-    ".tflite",
-    ".nemo",
+    *(".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ckpt", ".distcp"),
+    *(".npz", ".tflite", ".nemo"),
 )
 ALIGNMENT = "alignment.safetensors"
 """What `align` writes beside a moved model: how it was made, which is not true of copies of it."""

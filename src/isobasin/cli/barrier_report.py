@@ -32,7 +32,8 @@ def _models(found: Measured) -> RenderableType:
     """What each model does on its own: at one end of a line on which it isn't moved."""
     from isobasin.reports.style import metric_name, number
 
-    rows = table("model", "loss", *(metric_name(name) for name in _metrics(found)), "name", left=("name",))
+    metrics = next(iter(found.points.values()))[0].metrics
+    rows = table("model", "loss", *map(metric_name, metrics), "name", left=("name",))
     # Names that don't fit are folded: they are what tells the models apart.
     rows.columns[-1].no_wrap, rows.columns[-1].overflow = False, "fold"
     for index, model in enumerate(found.run.models):
@@ -43,10 +44,6 @@ def _models(found: Measured) -> RenderableType:
         )
         rows.add_row(str(index + 1), number(end.loss), *(number(v) for v in end.metrics.values()), model.name)
     return rows
-
-
-def _metrics(found: Measured) -> list[str]:
-    return list(next(iter(found.points.values()))[0].metrics)
 
 
 def _figures(curve: CurveRecord) -> list[str]:

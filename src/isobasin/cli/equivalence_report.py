@@ -78,13 +78,10 @@ def _verdict(found: Equivalence) -> Text:
     if unequal:
         reasons.append(f"attention in {layers(unequal)}")
     if found.other_tensors:
-        reasons.append(_count(found.other_tensors, "other tensor"))
+        count = len(found.other_tensors)
+        reasons.append(f"{count} other tensor{'s' * (count != 1)}")
     if found.configuration:
         reasons.append("config.json")
     # Whatever the heads are like, tensors that no move in scope touches can't be carried anywhere.
     proof = "" if found.conclusive else " The theorem's conditions fail, so attention that differs is no proof."
     return Text.assemble(("Not equivalent", "bold red"), f": {'; '.join(reasons)}.{proof if unequal else ''}")
-
-
-def _count(names: tuple[str, ...], noun: str) -> str:
-    return f"{len(names)} {noun}{'s' * (len(names) != 1)}"

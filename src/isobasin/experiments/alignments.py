@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +24,22 @@ from isobasin.verbs.settings import Matching, Progress, Running, silent
 REFINED, CIRCUITS = "refined", "circuits"
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to align a pair.
+Way = tuple[Matching, bool]
+"""One way to align a pair: what is matched and how, and whether training data take part."""
 
-    Attributes:
-        matching: What is matched, and how.
-        data: Whether training data take part.
-    """
-
-    matching: Matching
-    data: bool = False
-
-
-_ATTENTION = {
-    "heads": Way(Matching(Method.heads)),
-    "orthogonal": Way(Matching(Method.orthogonal)),
-    "paper": Way(Matching(Method.paper)),
-    "attention": Way(Matching()),
+_ATTENTION: dict[str, Way] = {
+    "heads": (Matching(Method.heads), False),
+    "orthogonal": (Matching(Method.orthogonal), False),
+    "paper": (Matching(Method.paper), False),
+    "attention": (Matching(), False),
 }
-_ALIKE = {**_ATTENTION, "activations": Way(Matching(objective=Objective.activations), data=True)}
-_APART = {
+_ALIKE: dict[str, Way] = {**_ATTENTION, "activations": (Matching(objective=Objective.activations), True)}
+_APART: dict[str, Way] = {
     **_ATTENTION,
-    "permutations": Way(Matching(Method.heads, scope=Scope.model, keep_gains=True)),
-    "model": Way(Matching(scope=Scope.model)),
-    "model-data": Way(Matching(scope=Scope.model), data=True),
-    "model-activations": Way(Matching(scope=Scope.model, objective=Objective.activations), data=True),
+    "permutations": (Matching(Method.heads, scope=Scope.model, keep_gains=True), False),
+    "model": (Matching(scope=Scope.model), False),
+    "model-data": (Matching(scope=Scope.model), True),
+    "model-activations": (Matching(scope=Scope.model, objective=Objective.activations), True),
 }
 
 
@@ -57,7 +47,7 @@ def ways(scope: Scope) -> dict[str, Way]:
     """What is tried on models that differ in attention, in blocks, or altogether; by name."""
     if scope is Scope.model:
         return _APART
-    return {name: replace(way, matching=replace(way.matching, scope=scope)) for name, way in _ALIKE.items()}
+    return {name: (replace(matching, scope=scope), data) for name, (matching, data) in _ALIKE.items()}
 
 
 def alignments(
@@ -85,10 +75,10 @@ def alignments(
     seconds: dict[str, float] = {}
     scope = pair.losses.how.scope
     tried = ways(scope)
-    for done, (name, way) in enumerate(tried.items()):
+    for done, (name, (matching, data)) in enumerate(tried.items()):
         progress("aligning", done, len(tried))
         began = time.perf_counter()
-        matches[name] = pair.match(way.matching, calibration if way.data else None)
+        matches[name] = pair.match(matching, calibration if data else None)
         seconds[name] = time.perf_counter() - began
         found[name] = pair.curve(matches[name])
     # Chosen by training data alone: barriers on the tests must not choose.

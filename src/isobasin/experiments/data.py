@@ -120,13 +120,9 @@ def _rows(data_json: str, part: Part, root: str) -> Dataset:
 def _examples(data_json: str, part: Part, root: str, stored: _Stored, labels: tuple[str, ...] | None) -> Examples:
     data = DataSettings.model_validate_json(data_json)
     kind = TaskKind(data.task)
-    processor, config = load_processor(stored.folder, kind), _config(stored.folder, labels)
+    processor = load_processor(stored.folder, kind)
+    config = None if labels is None else load_config(stored.folder, id2label=dict(enumerate(labels)))
     return prepare(rows(data, part, root), kind, processor, _options(data, part, root), config=config)
-
-
-def _config(folder: str, labels: tuple[str, ...] | None) -> Any:
-    """The model's configuration with these classes."""
-    return None if labels is None else load_config(folder, id2label=dict(enumerate(labels)))
 
 
 def _options(data: DataSettings, part: Part, root: str) -> DataOptions:

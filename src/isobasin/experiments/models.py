@@ -10,23 +10,10 @@ import torch
 
 from isobasin.choices import Positions, Trained
 from isobasin.errors import ArchitectureError, refusing
-from isobasin.experiments.settings import MOST_PARAMETERS, ModelSettings
+from isobasin.experiments.settings import CLASSES, MOST_PARAMETERS, ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Names in transformers, or in isobasin.models.
-_CLASSES = {
-    ("vit", "absolute", "image-classification"): "ViTForImageClassification",
-    ("vit", "rotary", "image-classification"): "IsobasinViTForImageClassification",
-    ("bert", "absolute", "text-classification"): "BertForSequenceClassification",
-    ("bert", "absolute", "masked-lm"): "BertForMaskedLM",
-    ("bert", "rotary", "text-classification"): "RoFormerForSequenceClassification",
-    ("bert", "rotary", "masked-lm"): "RoFormerForMaskedLM",
-    ("gpt2", "absolute", "causal-lm"): "GPT2LMHeadModel",
-    ("gpt2", "rotary", "causal-lm"): "GPTNeoXForCausalLM",
-    ("llama", "rotary", "causal-lm"): "LlamaForCausalLM",
-}
 
 _SIZES = {
     "layers": "num_hidden_layers",
@@ -36,18 +23,9 @@ _SIZES = {
     "activation": "hidden_act",
     "length": "max_position_embeddings",
 }
-_GPT2_SIZES = {
-    "layers": "n_layer",
-    "width": "n_embd",
-    "heads": "n_head",
-    "feedforward": "n_inner",
-    "activation": "activation_function",
-    "length": "n_positions",
-}
+_GPT2_SIZES = _SIZES | {"feedforward": "n_inner", "activation": "activation_function"}
 _DROPOUTS = {
-    "vit": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    "roformer": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    **dict.fromkeys(("vit", "bert", "roformer"), ("hidden_dropout_prob", "attention_probs_dropout_prob")),
     "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     "gpt_neox": ("attention_dropout", "hidden_dropout", "classifier_dropout"),
     "llama": ("attention_dropout",),
@@ -132,10 +110,10 @@ def _model_class(settings: ModelSettings, task: str) -> Any:
     from isobasin import models
 
     family, positions = settings.family, settings.positions
-    name = _CLASSES.get((family, positions, task))
+    name = CLASSES.get((family, positions, task))
     if name is not None:
         return getattr(transformers, name, None) or getattr(models, name)
-    tasks = {t for f, p, t in _CLASSES if (f, p) == (family, positions)}
+    tasks = {t for f, p, t in CLASSES if (f, p) == (family, positions)}
     if not tasks:
         raise ArchitectureError(f"{family} has no {positions} positions: write `positions: rotary`")
     raise ArchitectureError(f"{family} is no model for {task}, only for {' and '.join(sorted(tasks))}")

@@ -292,10 +292,9 @@ class ExperimentSettings(Settings):
         for name in (setting.pretrain, setting.finetune, setting.from_scratch or setting.finetune):
             _named("training", name, self.training)
         for part in data:
-            if part.task not in TASKS[model.family]:
-                raise ValueError(
-                    f"family {model.family} has no task {part.task}: it has {', '.join(TASKS[model.family])}"
-                )
+            tasks = dict.fromkeys(task for family, _, task in CLASSES if family == str(model.family))
+            if part.task not in tasks:
+                raise ValueError(f"family {model.family} has no task {part.task}: it has {', '.join(tasks)}")
         if len({part.task for part in data}) > 1:
             raise ValueError("pretrain_data has another task than data")
         for count in setting.heads or self.heads:
@@ -308,13 +307,18 @@ class ExperimentSettings(Settings):
             raise ValueError("ablations.symmetry_breaking is for rotary positions only")
 
 
-TASKS = {
-    Trained.vit: (TaskKind.image_classification,),
-    Trained.bert: (TaskKind.text_classification, TaskKind.masked_lm),
-    Trained.gpt2: (TaskKind.causal_lm,),
-    Trained.llama: (TaskKind.causal_lm,),
+CLASSES = {
+    ("vit", "absolute", "image-classification"): "ViTForImageClassification",
+    ("vit", "rotary", "image-classification"): "IsobasinViTForImageClassification",
+    ("bert", "absolute", "text-classification"): "BertForSequenceClassification",
+    ("bert", "absolute", "masked-lm"): "BertForMaskedLM",
+    ("bert", "rotary", "text-classification"): "RoFormerForSequenceClassification",
+    ("bert", "rotary", "masked-lm"): "RoFormerForMaskedLM",
+    ("gpt2", "absolute", "causal-lm"): "GPT2LMHeadModel",
+    ("gpt2", "rotary", "causal-lm"): "GPTNeoXForCausalLM",
+    ("llama", "rotary", "causal-lm"): "LlamaForCausalLM",
 }
-"""What each family is trained for."""
+"""What is trained, by family, positions and task: names in transformers, or in isobasin.models."""
 
 
 def _named(kind: str, name: str, table: dict[str, Part]) -> Part:

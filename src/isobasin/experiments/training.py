@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,13 +44,11 @@ class TrainingLog:
     Attributes:
         losses: `(step, loss)`: means over the steps since the entry before.
         final_loss: The last of them.
-        seconds: Of this call; an interrupted training has more behind it.
         steps: Optimiser steps of the whole training.
     """
 
     losses: tuple[tuple[int, float], ...]
     final_loss: float
-    seconds: float
     steps: int
 
 
@@ -84,7 +81,7 @@ def train(
         TrainingError: There are no examples, or the schedule is unknown.
         DependencyError: accelerate is missing, or the device.
     """
-    start, home = time.monotonic(), model.device
+    home = model.device
     states = folder / "trainer"
     _check(examples, settings, device)
     with quiet_transformers(), _own_randomness(device), _kept_configuration(model):
@@ -96,7 +93,7 @@ def train(
     shutil.rmtree(states, ignore_errors=True)
     model.to(home).eval()  # pyright: ignore[reportArgumentType]
     losses = tuple((int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry)
-    return TrainingLog(losses, losses[-1][1], time.monotonic() - start, settings.steps)
+    return TrainingLog(losses, losses[-1][1], settings.steps)
 
 
 def _check(examples: Examples, settings: TrainingSettings, device: str) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,24 +132,13 @@ def _trained(job: Job, model: Any, found: Examples) -> dict[str, Any]:
     from isobasin.experiments.training import train
 
     settings = TrainingSettings.model_validate(job.spec["training"])
-    states = job.folder / _STATES
-    log = asdict(
-        train(
-            model,
-            found,
-            settings,
-            seed=job.spec["seed"],
-            folder=states,
-            device=job.options.device,
-            progress=lambda done, total: job.progress("training", done, total),
-        )
-    )
-    del log["seconds"]  # of this attempt alone; the record has those of the cell
+    states, seed, progress = job.folder / _STATES, job.spec["seed"], partial(job.progress, "training")
+    log = train(model, found, settings, seed=seed, folder=states, device=job.options.device, progress=progress)
     shutil.rmtree(states, ignore_errors=True)
     model.save_pretrained(job.folder / MODEL)
     tests = job.examples("test", job.folder / MODEL, _labels(model.config, job.kind))
     test = _evaluated(job, model, tests, settings.batch)
-    return {"train_data": _facts(found), "test_data": _facts(tests), "training": log, "test": test}
+    return {"train_data": _facts(found), "test_data": _facts(tests), "training": asdict(log), "test": test}
 
 
 def _evaluated(job: Job, model: Any, tests: Examples, batch: int) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def permutations(plan: SettingPlan, results: Results, folder: Path) -> list[Path
         return []
     paths = _paths(folder, "permutations", plan.setting.title)
     title = f"{printable(plan.setting.title)}: all head permutations (thin: those not chosen)"
-    draw(rows, _LOOKS | _others(rows), title, paths)
+    # Those that weren't chosen look all alike.
+    others = {name: _LOOKS[_OTHER] for row in rows for panel in row.panels for name in panel.faint or {}}
+    draw(rows, _LOOKS | others, title, paths)
     return paths
 
 
@@ -86,11 +88,6 @@ def _permuted(seeds: tuple[int, int], result: Result) -> Panel:
     l_hat = "" if result["l_hat"] is None else rf", $\hat L$ = {brief(result['l_hat'])}"
     note = f"rank {chosen_rank(result['permutations'])} of {result['of']}{l_hat}"
     return Panel(lines, faint=faint, title=f"seeds {seeds[0]} and {seeds[1]}", note=note)
-
-
-def _others(rows: Sequence[Row]) -> dict[str, Style]:
-    """How the permutations that weren't chosen look: all alike."""
-    return {name: _LOOKS[_OTHER] for row in rows for panel in row.panels for name in panel.faint or {}}
 
 
 def layers(plans: Sequence[SettingPlan], results: Results, folder: Path) -> list[Path]:

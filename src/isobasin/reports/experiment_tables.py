@@ -70,13 +70,13 @@ def ends(plans: Sequence[SettingPlan], results: Results) -> Table:
     """How well the models do, from the ends of the naive lines."""
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     for title, group in _groups(plans):
-        pretrained = results(_pretrain_of(group))
+        pretrained = results(next(iter(group.finetunes.values())).needs[0])
         before = None if pretrained is None else pretrained["test"]["loss"]
         for seeds, result in measured(group, results).items():
             line = result["lines"][NAIVE]
             for seed, at in zip(seeds, (0, -1), strict=True):
                 place = {"setting": title, "scope": group.title, "pretrained loss": before}
-                metrics = {_metric(name): _scaled(values[at], name) for name, values in line["metrics"].items()}
+                metrics = dict(_metric(name, values[at]) for name, values in line["metrics"].items())
                 rows[title, group.title, seed] = place | {"loss": line["losses"][at]} | metrics
     values = list(dict.fromkeys(name for row in rows.values() for name in list(row)[3:])) or ["loss"]
     frame = spread(list(rows.values()), _PLACE, values, **{"pretrained loss": "first"})
@@ -85,16 +85,9 @@ def ends(plans: Sequence[SettingPlan], results: Results) -> Table:
     return Table("ends", "The models", note, columns, frame.rename(columns={"pairs": "models"}))
 
 
-def _pretrain_of(group: Group) -> Cell:
-    return next(iter(group.finetunes.values())).needs[0]
-
-
-def _metric(name: str) -> str:
-    return f"{metric_name(name)}{', %' if name in PERCENT else ''}"
-
-
-def _scaled(value: float | None, name: str) -> float | None:
-    return _hundredfold(value) if name in PERCENT else value
+def _metric(name: str, value: float | None) -> tuple[str, float | None]:
+    """A metric as it is shown: its column and its value, in per cent if it is a share."""
+    return (f"{metric_name(name)}, %", _hundredfold(value)) if name in PERCENT else (metric_name(name), value)
 
 
 def barriers(plans: Sequence[SettingPlan], results: Results) -> Table:
@@ -147,12 +140,8 @@ def _answer(plan: SettingPlan, scope: Redrawn, results: Results) -> str:
     pairs = [result["lines"] for group in groups for result in measured(group, results).values()]
     if not pairs:
         return ""
-    matched, naive = ([lines[method(lines)]["share_of_ends"] for lines in pairs] for method in (_last, lambda _: NAIVE))
-    return f"{_connected(matched)} ({_connected(naive)})"
-
-
-def _last(lines: Result) -> str:
-    return list(styles(list(lines)))[-1]
+    matched = [lines[list(styles(list(lines)))[-1]]["share_of_ends"] for lines in pairs]
+    return f"{_connected(matched)} ({_connected(lines[NAIVE]['share_of_ends'] for lines in pairs)})"
 
 
 def _ablated(

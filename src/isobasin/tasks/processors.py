@@ -159,13 +159,8 @@ def _tokenizer(name: str, own: bool) -> Any:
 
 
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
 
 
@@ -215,9 +210,7 @@ def _characters(vocabulary: dict[str, int], special: dict[str, str]) -> Any:
     from tokenizers import decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    unknown = special.get("unk_token")
-    model = models.WordLevel(vocabulary, unk_token=unknown) if unknown else models.WordLevel(vocabulary, unk_token="")
-    made = tokenizers.Tokenizer(model)
+    made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=special.get("unk_token", "")))
     made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     made.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **special)

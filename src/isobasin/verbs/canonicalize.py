@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from isobasin.alignment import ATTENTION, FEEDFORWARD, Alignment, AnyMove, named, unmatched
-from isobasin.architectures.blocks import AttentionBlock, Block
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.choices import Scope
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
@@ -64,14 +64,17 @@ def _found(model: Model, scope: Scope, running: Running) -> Alignment:
     moves: list[AnyMove] = []
     for index, (name, block) in enumerate(named_blocks):
         running.progress("matching", index, len(named_blocks))
-        stored, loose = model.stored(block), Loose(_eps(dtypes, block))
+        # The coarsest rounding of the stored types of the block, which was read and so is of floating-point numbers.
+        stored, eps = model.stored(block), max(torch.finfo(dtypes[name]).eps for name in block.shapes())
+        loose = Loose(eps)
         if isinstance(block, AttentionBlock):
             weights = block.read(stored, running.device)
             sizes = common[index] if index in common else head_sizes(block.group, weights)
             element = canonical_attention(block.group, weights, sizes, loose)
         else:
             element = canonical_feedforward(block.group, block.read(stored, running.device), loose)
-        moves.append(unmatched(name, block.group, element.to("cpu"), _status(loose)))
+        status = f"not unique: {', '.join(loose.names)}" if loose.names else CANONICAL
+        moves.append(unmatched(name, block.group, element.to("cpu"), status))
     running.progress("matching", len(named_blocks), len(named_blocks))
     facts = {"operation": "canonicalize", "model": model.name, "scope": str(scope)}
     return Alignment(model.specification.model_type, tuple(moves), facts)
@@ -85,15 +88,6 @@ def _common_sizes(model: Blocks, device: str) -> dict[int, Tensor]:
         sizes = [head_sizes(block.group, block.read(model.stored(block), device)) for block in blocks]
         found |= dict.fromkeys(tied, torch.stack(sizes).sum(0))
     return found
-
-
-def _eps(dtypes: Mapping[str, torch.dtype], block: Block) -> float:
-    """The coarsest rounding of the stored types of a block, which was read and so is of floating-point numbers."""
-    return max(torch.finfo(dtypes[name]).eps for name in block.shapes())
-
-
-def _status(loose: Loose) -> str:
-    return f"not unique: {', '.join(loose.names)}" if loose.names else CANONICAL
 
 
 def canonicalize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,20 +21,9 @@ _SETTLED = 1e-3
 _ROUNDS = 20
 
 
-@dataclass(frozen=True)
-class Together:
-    """Some models moved near each other, the first of which stays.
-
-    Attributes:
-        alignments: What moves every model but the first.
-        distances: Of all models to their centre, root of the sum of squares, round by round; none for two models.
-    """
-
-    alignments: tuple[Alignment, ...]
-    distances: tuple[float, ...] = ()
-
-
-def bring_together(models: Sequence[Model], matching: Matching, running: Running) -> Together:
+def bring_together(
+    models: Sequence[Model], matching: Matching, running: Running
+) -> tuple[tuple[Alignment, ...], tuple[float, ...]]:
     """Align two models, or more of them consistently.
 
     Two: the second is aligned to the first. More: `{mean of the moved models → align every model to it}` is repeated
@@ -48,14 +36,18 @@ def bring_together(models: Sequence[Model], matching: Matching, running: Running
         models: Open models of one architecture with the same tensors.
         matching: How each is matched.
         running: Where, and who is told.
+
+    Returns:
+        What moves every model but the first, which stays; and the distance of all models to their centre, root of the
+        sum of squares, round by round, none for two models.
     """
     first, *others = models
     onto = tuple(match_models(first, other, matching, running) for other in others)
     if len(onto) == 1:
-        return Together(onto)
+        return onto, ()
     best, distances = towards_centre(models, (None, *onto), matching, running)
     back = best[0].inverse()
-    return Together(tuple(back.compose(alignment) for alignment in best[1:]), distances)
+    return tuple(back.compose(alignment) for alignment in best[1:]), distances
 
 
 def towards_centre(

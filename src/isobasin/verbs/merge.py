@@ -24,7 +24,7 @@ from isobasin.model import Canonical, Model, Source, batches, open_model, opened
 from isobasin.symmetries.weights import stack
 from isobasin.text import Plain, plain
 from isobasin.verbs.apply import counted, deliver
-from isobasin.verbs.centring import Together, bring_together, moved_tensors
+from isobasin.verbs.centring import bring_together, moved_tensors
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import Fit, fit, in_form, keeping
 from isobasin.verbs.interpolate import means, only
@@ -143,13 +143,13 @@ def merge(
         alone = only(weights, partial(_check_alike, opened, matching, taking))
         if output is not None:
             check_output(output, inputs, force)
-        together, truncation = Together(()), list[Truncation]()
+        alignments, distances, truncation = (), (), list[Truncation]()
         points: Iterator[dict[str, Tensor]] = iter(())
         if alone is None:
             fits = [fit(opened[0].canonical, other.canonical, taking) for other in opened[1:]]
             fitted = [_fitted(opening, opened[0], other, found) for other, found in zip(opened[1:], fits, strict=True)]
-            together = bring_together([opened[0], *fitted], matching, running)
-            pieces = moved_tensors([opened[0], *fitted], (None, *together.alignments))
+            alignments, distances = bring_together([opened[0], *fitted], matching, running)
+            pieces = moved_tensors([opened[0], *fitted], (None, *alignments))
             if space is Space.circuit:
                 points = _circuits([opened[0], *fitted], pieces, weights, running.device, truncation)
             else:
@@ -162,7 +162,7 @@ def merge(
             return write_checkpoint(kept, folder, points, force=force, inputs=inputs, check=check)
 
         path, made, checked = deliver(models[alone or 0], output, write)
-    return Merged(path, made, weights, together.alignments, together.distances, tuple(truncation), checked)
+    return Merged(path, made, weights, alignments, distances, tuple(truncation), checked)
 
 
 def _own(models: Sequence[Source]) -> Sequence[Source]:

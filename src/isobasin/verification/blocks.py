@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,36 +16,48 @@ from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
 from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
-from isobasin.verification.distance import FLOORS, Distance, Label, Verification
+from isobasin.verification.distance import APART, FLOORS, Distance, Label, Verification
 from isobasin.verification.rounding import differing, dither
 
 _TOKENS = 24
+# Relative difference of what a block computes in float64 that counts as equal.
+_TOLERANCE = 1e-6
+
+Outputs = dict[Label, Tensor]
+_ONE: Label = ("", "")
 
 
-def compare_tensors(a: dict[str, Tensor], b: dict[str, Tensor], *, tolerance: float = 1e-6) -> Verification:
+def compare_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> Verification:
     """Compare named tensors value by value."""
     pair = [{(name, ""): tensor for name, tensor in tensors.items()} for tensors in (a, b)]
-    found = Distance.between(*pair)
-    return Verification(found.max_abs, found.max_rel, tolerance, "blocks and all tensors along the residual stream")
+    return _judged(Distance.between(*pair), "blocks and all tensors along the residual stream")
 
 
-def compare_blocks(
-    group: AttentionGroup, a: AttentionWeights, b: AttentionWeights, *, tolerance: float = 1e-6, seed: int = 0
-) -> Verification:
+def compare_blocks(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Verification:
     """Compare the functions of two blocks in float64 on random hidden states, as plainly as `attend` writes them.
+
+    Rotary frequencies are random and distinct: the group must hold for any.
 
     Args:
         group: Group of both.
         a: The original, without leading dimensions.
         b: The other one.
-        tolerance: Relative difference that counts as equal.
-        seed: Of the hidden states and of the rotary frequencies, random and distinct: the group must hold for any.
     """
-    found = Distance.between(*(_labelled(_attended(group, weights, seed)) for weights in (a, b)))
-    return Verification(found.max_abs, found.max_rel, tolerance, "attention blocks one by one on random hidden states")
+    found = Distance.between(*(_attended(group, weights, 0) for weights in (a, b)))
+    return _judged(found, "attention blocks one by one on random hidden states")
 
 
-def _attended(group: AttentionGroup, weights: AttentionWeights, seed: int) -> Tensor:
+def compare_feedforward(block: FeedForward, a: FeedForwardWeights, b: FeedForwardWeights) -> Verification:
+    """The same for two feed-forward blocks, experts as `feed_forward`; `block` says what is known of both."""
+    found = Distance.between(*(_fed(block, weights, 0) for weights in (a, b)))
+    return _judged(found, "feed-forward blocks one by one on random hidden states")
+
+
+def _judged(found: Distance, how: str) -> Verification:
+    return Verification(found.max_abs, found.max_rel, _TOLERANCE, how)
+
+
+def _attended(group: AttentionGroup, weights: AttentionWeights, seed: int) -> Outputs:
     """What an attention block makes of random hidden states."""
     generator = torch.Generator().manual_seed(seed)
     tokens, device = _TOKENS, weights.key.device
@@ -54,34 +65,16 @@ def _attended(group: AttentionGroup, weights: AttentionWeights, seed: int) -> Te
     frequencies = torch.rand(len(group.rotary.planes), generator=generator, dtype=torch.float64)
     frequencies = frequencies[list(group.rotary.frequencies)]
     angles = (torch.arange(tokens, dtype=torch.float64).unsqueeze(-1) * frequencies).to(device)
-    return attend(weights, group, hidden, angles)
+    return {_ONE: attend(weights, group, hidden, angles)}
 
 
-def compare_feedforward(
-    block: FeedForward, a: FeedForwardWeights, b: FeedForwardWeights, *, tolerance: float = 1e-6, seed: int = 0
-) -> Verification:
-    """Compare the functions of two feed-forward blocks in float64 on random hidden states, experts as `feed_forward`.
-
-    Args:
-        block: What is known of both.
-        a: The original, without leading dimensions.
-        b: The other one.
-        tolerance: Relative difference that counts as equal.
-        seed: Of the hidden states.
-    """
-    found = Distance.between(*(_labelled(_fed(block, weights, seed)) for weights in (a, b)))
-    return Verification(
-        found.max_abs, found.max_rel, tolerance, "feed-forward blocks one by one on random hidden states"
-    )
-
-
-def _fed(block: FeedForward, weights: FeedForwardWeights, seed: int) -> Tensor:
+def _fed(block: FeedForward, weights: FeedForwardWeights, seed: int) -> Outputs:
     """What a feed-forward block makes of random hidden states."""
     activation, multiplied = activation_functions(block.activation)
     scores = None if block.group.shift else torch.sigmoid
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(2 * _TOKENS, weights.up.shape[-1], generator=generator, dtype=torch.float64)
-    return feed_forward(weights, activation, hidden.to(weights.up.device), multiplied, scores)
+    return {_ONE: feed_forward(weights, activation, hidden.to(weights.up.device), multiplied, scores)}
 
 
 def compare_by_layer(a: Model, b: Model, tolerance: float | None, seed: int, device: str) -> Verification:
@@ -93,24 +86,17 @@ def compare_by_layer(a: Model, b: Model, tolerance: float | None, seed: int, dev
     pairs = list(zip(known_feedforwards(a), known_feedforwards(b), strict=False))
     found = _compare_rest(a, b, [one for one, _ in pairs], [other for _, other in pairs])
     rounding = Distance()
-    blocks: list[tuple[Any, Any, _Block]] = [
-        *(
-            (one, other, _attention)
-            for one, other in zip(a.specification.attention, b.specification.attention, strict=True)
-        ),
-        *((one, other, _feedforward) for one, other in pairs),
-    ]
-    for one, other, run in blocks:
+    for one, other in (*zip(a.specification.attention, b.specification.attention, strict=True), *pairs):
         if getattr(one, "activation", None) != getattr(other, "activation", None):
-            found = found.worse(Distance(*(float("inf"),) * 3))
+            found = found.worse(APART)
             continue
         stored = a.stored(one), b.stored(other)
-        outputs = [_labelled(run(block, stored[index], seed, device)) for index, block in enumerate((one, other))]
+        outputs = [_run(block, stored[index], seed, device) for index, block in enumerate((one, other))]
         found = found.worse(Distance.between(*outputs))
         for index, block in ((0, one), (1, other)):
             rounded = _rounded(stored[index], stored[1 - index], seed)
             if rounded is not None:
-                changed = _labelled(run(block, rounded, seed, device))
+                changed = _run(block, rounded, seed, device)
                 rounding = rounding.worse(Distance.between(outputs[index], changed))
     floor = FLOORS[torch.float32]
     return Verification(
@@ -124,14 +110,10 @@ def compare_by_layer(a: Model, b: Model, tolerance: float | None, seed: int, dev
     )
 
 
-_Block = Callable[[Any, dict[str, Tensor], int, str], Tensor]
-
-
-def _attention(block: AttentionBlock, tensors: dict[str, Tensor], seed: int, device: str) -> Tensor:
-    return _attended(block.group, block.read(tensors, device), seed)
-
-
-def _feedforward(block: FeedForward, tensors: dict[str, Tensor], seed: int, device: str) -> Tensor:
+def _run(block: AttentionBlock | FeedForward, tensors: Mapping[str, Tensor], seed: int, device: str) -> Outputs:
+    """What a block makes of random hidden states."""
+    if isinstance(block, AttentionBlock):
+        return _attended(block.group, block.read(tensors, device), seed)
     return _fed(block, block.read(tensors, device), seed)
 
 
@@ -168,14 +150,9 @@ def _compare_rest(a: Model, b: Model, ours: Sequence[FeedForward], theirs: Seque
     """Differences of all tensors outside the blocks; infinite where one is only in one model."""
     names = rest_of(a, ours)
     if names != rest_of(b, theirs):
-        return Distance(*(float("inf"),) * 3)
+        return APART
     found = Distance()
     for name in names:
-        pair = (_labelled(model.canonical.read([name])[name].to(torch.float64)) for model in (a, b))
+        pair = ({_ONE: model.canonical.read([name])[name].to(torch.float64)} for model in (a, b))
         found = found.worse(Distance.between(*pair))
     return found
-
-
-def _labelled(output: Tensor) -> dict[Label, Tensor]:
-    """One output by itself."""
-    return {("", ""): output}

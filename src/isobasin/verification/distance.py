@@ -62,7 +62,7 @@ class Distance(Plain):
     def _of(cls, pairs: Sequence[tuple[Tensor, Tensor]], name: str) -> Distance:
         """The distance of one output on several inputs."""
         if any(x.shape != y.shape for x, y in pairs):
-            return cls(math.inf, math.inf, math.inf)
+            return APART
         largest = size = squares = total = 0.0
         divergences: list[Tensor] = []
         for x, y in (pair for pair in pairs if pair[0].numel()):
@@ -74,7 +74,7 @@ class Distance(Plain):
             if name.endswith("logits") and x.ndim > 1 and x.shape[-1] > 1:
                 divergences.append(_divergence(x, y).flatten())
         if not math.isfinite(largest):
-            return cls(math.inf, math.inf, math.inf)
+            return APART
         found = cls(largest, _ratio(largest, size), _ratio(math.sqrt(squares), math.sqrt(total)))
         if not divergences:
             return found
@@ -114,6 +114,10 @@ class Distance(Plain):
             and found.rms <= max(FACTOR * self.rms, floor)
             and (found.shift or 0.0) <= max(FACTOR * (self.shift or 0.0), floor)
         )
+
+
+APART = Distance(math.inf, math.inf, math.inf)
+"""Of outputs that can't be compared, or are no numbers."""
 
 
 def _ratio(gap: float, size: float) -> float:

@@ -92,13 +92,8 @@ def verify_models(
     )
 
 
-def check_runs(model: Model, *, seed: int = 0, device: str = "cpu") -> str | None:
+def check_runs(model: Model, device: str = "cpu") -> str | None:
     """Check that an open model loads and that its outputs on random inputs are finite.
-
-    Args:
-        model: The model.
-        seed: Of the inputs, and of weights that the checkpoint lacks.
-        device: Where it runs.
 
     Returns:
         What was run, in words; None if the model is too large to run.
@@ -110,7 +105,7 @@ def check_runs(model: Model, *, seed: int = 0, device: str = "cpu") -> str | Non
     if dtype is None:
         return None
     (plan,) = _plans(model)
-    run = _started(model, plan, _Running(dtype, seed, device))
+    run = _started(model, plan, _Running(dtype, 0, device))
     name = run.not_finite()
     if name is not None:
         raise VerificationError(f"{model.name}: {name} has values that are NaN or infinite: it was not written")
@@ -186,7 +181,8 @@ class _Run:
         if plan.missing:
             self._leave_out_random()
         if not self.outputs:
-            raise VerificationError(f"{model.name}: {self._kind} gives no output that can be compared{self._lacks()}")
+            why = "".join(f": all depend on {name!r}, which the file lacks" for name in plan.missing[:1])
+            raise VerificationError(f"{model.name}: {self._kind} gives no output that can be compared{why}")
         stored = {info.dtype for info in model.checkpoint.tensors.values()}
         self.values = compact(self._module.state_dict(), stored)
 
@@ -198,9 +194,6 @@ class _Run:
     @property
     def _kind(self) -> str:
         return self._plan.kind.__name__
-
-    def _lacks(self) -> str:
-        return "".join(f": all depend on {name!r}, which the file lacks" for name in self._plan.missing[:1])
 
     @torch.no_grad()
     def _outputs(self, inputs: dict[str, Inputs]) -> dict[Label, Tensor]:

@@ -88,10 +88,10 @@ def test_refining_and_merging_can_be_left_out(tmp_path):
 
 
 def test_blocks_are_matched_where_blocks_differ():
-    assert {way.matching.scope for way in ways(Scope.block).values()} == {Scope.block}
-    assert {name for name, way in ways(Scope.block).items() if way.matching.objective is Objective.activations} == {
-        "activations"
-    }
+    assert {matching.scope for matching, _ in ways(Scope.block).values()} == {Scope.block}
+    assert {
+        name for name, (matching, _) in ways(Scope.block).items() if matching.objective is Objective.activations
+    } == {"activations"}
 
 
 def test_the_report_knows_all_ways():
