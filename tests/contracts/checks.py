@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.activations import activation_functions
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import family
+from isobasin.architectures.schema import Specification
 from isobasin.architectures.tiny import TinyModel
 from isobasin.model import open_model
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
@@ -62,10 +64,22 @@ def models_at(models: Iterable[TinyModel], name: str, *values: object) -> pytest
     return pytest.mark.parametrize(("model", name), cases, ids=[f"{m}-{v}" for m, v in cases])
 
 
+def specification(folder: Path) -> Specification:
+    """What a checkpoint is; it is worked out once for as long as its files are these."""
+    files = ((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir())
+    return _specification(folder, frozenset(files))
+
+
+@lru_cache(maxsize=256)
+def _specification(folder: Path, files: frozenset[tuple[str, int, int]]) -> Specification:
+    with open_model(folder) as model:
+        return model.specification
+
+
 def blocks(folder: Path) -> Blocks:
     """Group and weights of every layer of a checkpoint."""
-    with open_model(folder) as model:
-        return [(block.group, block.read(model.stored(block))) for block in model.specification.attention]
+    stored = tensors(folder)
+    return [(block.group, block.read(stored)) for block in specification(folder).attention]
 
 
 def assert_blocks_preserved(a: Blocks, b: Blocks, tolerance: float = 1e-9) -> None:
@@ -148,8 +162,7 @@ def header(path: Path) -> dict[str, object]:
 
 def attention_names(folder: Path) -> set[str]:
     """Names of all attention tensors."""
-    with open_model(folder) as model:
-        return {name for block in model.specification.attention for name in block.shapes()}
+    return {name for block in specification(folder).attention for name in block.shapes()}
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -158,8 +171,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 def feedforward_blocks(folder: Path) -> tuple[FeedForward, ...]:
     """The feed-forward blocks of a checkpoint."""
-    with open_model(folder) as model:
-        return model.feedforwards()
+    return specification(folder).feedforwards
 
 
 def feedforwards(folder: Path) -> list[tuple[FeedForward, FeedForwardWeights]]:

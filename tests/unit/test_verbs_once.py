@@ -27,14 +27,14 @@ Verb = Callable[[Path, Path, Path], object]
 MOVE = "move.safetensors"
 # Verb, how many models it opens (those that it writes and looks at too), and how often it has transformers load one.
 VERBS: dict[str, tuple[Verb, int, int]] = {
-    "align": (lambda a, b, out: isobasin.align(a, b, out), 3, 4),
-    "align block": (lambda a, b, out: isobasin.align(a, b, out, scope="block"), 3, 4),
-    "align model": (lambda a, b, out: isobasin.align(a, b, out, scope="model"), 3, 4),
+    "align": (lambda a, b, out: isobasin.align(a, b, out), 3, 3),
+    "align block": (lambda a, b, out: isobasin.align(a, b, out, scope="block"), 3, 3),
+    "align model": (lambda a, b, out: isobasin.align(a, b, out, scope="model"), 3, 3),
     "align to nothing": (lambda a, b, out: isobasin.align(a, b, scope="model"), 2, 0),
-    "apply": (lambda a, b, out: isobasin.Alignment.load(b.parent / MOVE).apply(b, out), 2, 4),
-    "scramble": (lambda a, b, out: isobasin.scramble(b, out, scope="model"), 2, 4),
-    "canonicalize": (lambda a, b, out: isobasin.canonicalize(b, out, scope="block"), 2, 4),
-    "verify": (lambda a, b, out: isobasin.verify(a, b), 2, 5),
+    "apply": (lambda a, b, out: isobasin.Alignment.load(b.parent / MOVE).apply(b, out), 2, 3),
+    "scramble": (lambda a, b, out: isobasin.scramble(b, out, scope="model"), 2, 3),
+    "canonicalize": (lambda a, b, out: isobasin.canonicalize(b, out, scope="block"), 2, 3),
+    "verify": (lambda a, b, out: isobasin.verify(a, b), 2, 4),
     "equivalent": (lambda a, b, out: isobasin.equivalent(a, b), 2, 0),
     "compare": (lambda a, b, out: isobasin.compare(a, b), 2, 0),
     "fingerprint": (lambda a, b, out: isobasin.fingerprint(a), 1, 0),
@@ -81,6 +81,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(Move, "act", counted_act)
     monkeypatch.setattr(conflicts, "conflicts", counted("compared", conflicts.conflicts))
+    # What other tests found out about such a model counts here.
+    monkeypatch.setattr(classes, "_found", {})
     monkeypatch.setattr(classes, "pretrained", counted("loaded", classes.pretrained))
     return found
 

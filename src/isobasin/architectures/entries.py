@@ -8,9 +8,10 @@ Sizes are compared with the tensors that are there first: a number in a file is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from functools import cache
 from itertools import chain
 from math import prod
 from typing import Any
@@ -88,7 +89,8 @@ def _is_fact(configuration_class: Any, name: str) -> bool:
     return not name.startswith("_") and name not in _TOWERS and not hasattr(configuration_class, name)
 
 
-def _declared(configuration_class: Any) -> set[str]:
+@cache
+def _declared(configuration_class: Any) -> Set[str]:
     """The entries that a class has, under both of their names; what sets them may be a property."""
     own = {field.name for field in fields(configuration_class)} | configuration_class.attribute_map.keys()
     return own | {name for name in dir(configuration_class) if name in ("out_features", "out_indices")}

@@ -30,14 +30,22 @@ def quiet_transformers() -> Generator[None]:
     from transformers.utils import logging as transformers_logging
 
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
+    _set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        _set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _set_verbosity(level: int) -> None:
+    """Set it if it is another: Python forgets for all loggers what they say whenever one is set."""
+    from transformers.utils import logging as transformers_logging
+
+    if transformers_logging.get_verbosity() != level:
+        transformers_logging.set_verbosity(level)
 
 
 def configuration(folder: str | os.PathLike[str]) -> Any:

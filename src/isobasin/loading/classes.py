@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def plans(ends: Sequence[tuple[Checkpoint, Any]]) -> list[Plan]:
     named = dict.fromkeys(kind for _, config in ends for kind in _named(config))
     best: tuple[tuple[int, int], list[Plan]] | None = None
     failure: CheckpointError | None = None
-    for kind in dict.fromkeys((*named, *_known(ends[0][1]))):
+    for kind in chain(named, (kind for kind in _known(ends[0][1]) if kind not in named)):
         try:
             tried = [_planned(checkpoint, kind, config) for checkpoint, config in ends]
         except CheckpointError as error:
@@ -121,6 +122,10 @@ def _known(config: Any) -> Iterator[Any]:
         yield from found if isinstance(found, tuple) else (found,)
 
 
+# What was found for a class, a configuration and a header: two models that are compared mostly have the same ones.
+_found: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+
+
 def _planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
     """What a class would read of a checkpoint with this configuration; no values are read.
 
@@ -128,6 +133,15 @@ def _planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
         CheckpointError: The class can't be built, or a stored tensor has another shape than it wants.
         ArchitectureError: The model would hold many more values than are stored.
     """
+    header = tuple((name, info.dtype, info.shape) for name, info in checkpoint.tensors.items())
+    given = kind, config.to_json_string(use_diff=False), header
+    if given not in _found:
+        _found[given] = _tried(checkpoint, kind, config)
+    return Plan(checkpoint, kind, config, *_found[given])
+
+
+def _tried(checkpoint: Checkpoint, kind: Any, config: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names that are unread and missing in `_planned`; it raises what that does."""
     check_plan(checkpoint, kind, config)
     shapes = {name: _Shape(info) for name, info in checkpoint.tensors.items()}
     model, report = pretrained(
@@ -142,7 +156,7 @@ def _planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     lacking = learned & set(report["missing_keys"])
     missing = sorted(n for n in lacking if not n.endswith(".bias") or f"{n.removesuffix('bias')}weight" in lacking)
-    return Plan(checkpoint, kind, config, tuple(n for n, s in shapes.items() if not s.asked), tuple(missing))
+    return tuple(n for n, s in shapes.items() if not s.asked), tuple(missing)
 
 
 def check_plan(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
