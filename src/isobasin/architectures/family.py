@@ -11,18 +11,6 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.stream import StreamFacts
 
 
-def _none(config: Config) -> list[FeedForward]:
-    return []
-
-
-def _all(config: Config) -> list[range]:
-    return []
-
-
-def _as_classes_say(config: Config) -> dict[str, str]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Family:
     """The facts about one transformers model type.
@@ -53,12 +41,12 @@ class Family:
     model_type: str
     prefixes: tuple[str, ...]
     blocks: Callable[[Config], list[AttentionBlock]]
-    feedforwards: Callable[[Config], Sequence[FeedForward]] = _none
+    feedforwards: Callable[[Config], Sequence[FeedForward]] = lambda config: []
     stream: Callable[[Config], StreamFacts] | None = None
     buffers: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
-    unread: Callable[[Config], Sequence[range]] = _all
-    ties: Callable[[Config], Mapping[str, str]] = _as_classes_say
+    unread: Callable[[Config], Sequence[range]] = lambda config: []
+    ties: Callable[[Config], Mapping[str, str]] = lambda config: {}
     accepts: tuple[str, ...] = ()
     namings: tuple[tuple[str, ...], ...] = ()
     beyond: tuple[str, ...] = ()

@@ -21,6 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isobasin.matching.subspace import polar
+from isobasin.symmetries.bilinear import balance
+from isobasin.symmetries.loose import Loose
+
 _STEPS = 500
 _TOLERANCE = 1e-12
 # f below this share of ||A||² is rounding.
@@ -153,13 +157,8 @@ def _square(x: Tensor) -> Tensor:
     return torch.view_as_real(x.resolve_conj()).square().sum((-3, -2, -1))
 
 
-def _polar(x: Tensor) -> Tensor:
-    u, _, vh = torch.linalg.svd(x)
-    return u @ vh
-
-
 def _unitary(problem: Problem) -> Tensor:
-    return _polar(problem.b_left.mH @ problem.a_left + problem.b_right.mH @ problem.a_right)
+    return polar(problem.b_left.mH @ problem.a_left + problem.b_right.mH @ problem.a_right)
 
 
 def _least_squares(problem: Problem) -> Tensor:
@@ -171,15 +170,11 @@ def _balanced(problem: Problem) -> Tensor:
     (to_a, a), (to_b, b) = (
         _gauge(left, right) for left, right in ((problem.a_left, problem.a_right), (problem.b_left, problem.b_right))
     )
-    turn = _polar(b[0].mH @ a[0] + b[1].mH @ a[1])
+    turn = polar(b[0].mH @ a[0] + b[1].mH @ a[1])
     return torch.linalg.solve_ex(to_a, to_b @ turn, left=False).result
 
 
 def _gauge(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """T of `L T = S Σ^{1/2}`, `R T^{-H} = V Σ^{1/2}` with `L R^H = S Σ V^H`, and both sides after it."""
-    _, sizes, vh = torch.linalg.svd(left @ right.mH, full_matrices=False)
-    m = left.shape[-1]
-    tiny = torch.finfo(torch.float64).tiny ** 0.25
-    root = sizes[..., :m].clamp(min=tiny).rsqrt().unsqueeze(-2)
-    to = right.mH @ vh.mH[..., :m] * root
+    """T of the balanced gauge, `L T` and `R T^{-H}` (`balance`), and both sides after it."""
+    to = balance(left, right, Loose(0.0)).mT
     return to, (left @ to, torch.linalg.solve_ex(to.mH, right, left=False).result)

@@ -129,20 +129,12 @@ class Stream:
         def along(items: tuple[Along, ...]) -> tuple[Along, ...]:
             return tuple(replace(item, tensor=names[item.tensor]) for item in items)
 
-        def optional(name: str | None) -> str | None:
-            return None if name is None else names[name]
+        def normalising(x: Norm) -> Norm:
+            readers = (replace(r, weight=names[r.weight], bias=r.bias and names[r.bias]) for r in x.readers)
+            own = {"gain": names[x.gain], "bias": x.bias and names[x.bias]}
+            return replace(x, **own, readers=tuple(readers), writers=along(x.writers))
 
-        norms = tuple(
-            replace(
-                norm,
-                gain=names[norm.gain],
-                bias=optional(norm.bias),
-                readers=tuple(replace(r, weight=names[r.weight], bias=optional(r.bias)) for r in norm.readers),
-                writers=along(norm.writers),
-            )
-            for norm in self.norms
-        )
-        return replace(self, along=along(self.along), norms=norms)
+        return replace(self, along=along(self.along), norms=tuple(map(normalising, self.norms)))
 
     def normalising(self) -> list[str]:
         """The gains and biases of folded normalisations."""

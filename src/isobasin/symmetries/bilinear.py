@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -140,6 +141,8 @@ class Bilinear(Factor):
         pair: Its features.
         roles: Its weights.
         heads: How many maps: `(g,)`, or `()` for one that all heads share.
+        width: How many columns make one product `L R^H` that no map changes.
+        own_axes: How many axes one map has.
     """
 
     part: str
@@ -147,21 +150,14 @@ class Bilinear(Factor):
     pair: BilinearGroup
     roles: Roles
     heads: tuple[int, ...]
+    width: int
+
+    own_axes: ClassVar[int]
 
     @property
     def axes(self) -> Mapping[str, tuple[str, ...]]:
         """The one part."""
         return {self.part: ("head",) if self.heads else ()}
-
-    @property
-    @abstractmethod
-    def own_axes(self) -> int:
-        """How many axes one map has."""
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """How many columns make one product `L R^H` that no map changes."""
 
     @abstractmethod
     def columns(self, x: Tensor) -> Tensor:
@@ -237,28 +233,16 @@ class Matrices(Bilinear):
     A head may have several, one for each set of n columns: U is `(*batch, heads, sets, n, n)` then.
 
     Attributes:
-        size: n.
         dtype: Of the maps.
     """
 
-    size: int
-
     dtype = torch.float64
+    own_axes = 2
 
     @property
     def several(self) -> tuple[int, ...]:
         """How many sets of columns a head has, if that counts them."""
         return ()
-
-    @property
-    def width(self) -> int:
-        """A map's columns: one product."""
-        return self.size
-
-    @property
-    def own_axes(self) -> int:
-        """A matrix, or one for each set."""
-        return 2 + len(self.several)
 
     def sets(self, columns: Tensor) -> Tensor:
         """Columns `(..., rows, ·)` set by set, `(..., sets, rows, n)`."""
@@ -270,14 +254,14 @@ class Matrices(Bilinear):
 
     def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
         """U = 1."""
-        return {self.part: eye(self.size, (*batch, *self.heads, *self.several), device).to(self.dtype)}
+        return {self.part: eye(self.width, (*batch, *self.heads, *self.several), device).to(self.dtype)}
 
     def sample(
         self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
     ) -> Parts:
         """As `conditioned` has it."""
         batch = *batch, *self.heads, *self.several
-        return {self.part: conditioned(self.size, batch, generator, condition, self.dtype)}
+        return {self.part: conditioned(self.width, batch, generator, condition, self.dtype)}
 
     def compose(self, second: Parts, first: Parts) -> Parts:
         """`U = U_2 U_1`."""
@@ -295,7 +279,7 @@ class Matrices(Bilinear):
     def coordinates(self) -> dict[str, tuple[int, ...]]:
         """X of `U = exp(X)`, real and imaginary parts."""
         parts = (2,) if self.dtype.is_complex else ()
-        return {self.part: (*self.heads, *self.several, self.size, self.size, *parts)}
+        return {self.part: (*self.heads, *self.several, self.width, self.width, *parts)}
 
     def exponential(self, coordinates: Tensor) -> Tensor:
         """`exp(X)`."""

@@ -55,7 +55,7 @@ def pair_factors(
     # Softmax cancels no bias that rotates.
     roles, planes = replace(roles, free=None), planes or f"{name}.planes"
     if pair.alone:
-        found.append(Planes(planes, name, pair, roles, heads))
+        found.append(Planes(planes, name, pair, roles, heads, 1))
     for size in sorted(set(map(len, pair.alike))):
         found.append(SharedPlanes(f"{planes}_{size}", name, pair, roles, heads, size))
     return tuple(found)

@@ -26,4 +26,4 @@ class Linear(Matrices):
         return moved
 
     def __str__(self) -> str:
-        return f"GL({self.size})"
+        return f"GL({self.width})"

@@ -47,36 +47,23 @@ class Rotating(Bilinear):
 class Planes(Rotating):
     """(C*)^p, p planes of frequencies of their own: `l <- l u, r <- r / conj(u)`, u of shape `(*batch, heads, p)`."""
 
+    own_axes = 1
+
     @property
     def indices(self) -> tuple[int, ...]:
         """Those that turn like no other."""
         return self.pair.alone
 
-    @property
-    def size(self) -> int:
-        """P."""
-        return len(self.indices)
-
-    @property
-    def width(self) -> int:
-        """Every plane by itself."""
-        return 1
-
-    @property
-    def own_axes(self) -> int:
-        """A number for each plane."""
-        return 1
-
     def identity(self, batch: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Parts:
         """U = 1."""
-        return {self.part: torch.ones(*batch, *self.heads, self.size, dtype=torch.complex128, device=device)}
+        return {self.part: torch.ones(*batch, *self.heads, len(self.indices), dtype=torch.complex128, device=device)}
 
     def sample(
         self, generator: torch.Generator, batch: tuple[int, ...] = (), condition: float = 10.0, shift: float = 1.0
     ) -> Parts:
         """`u = exp(r + iφ)` with r uniform on ±½ ln(condition) and φ uniform."""
         half = 0.5 * math.log(condition)
-        uniform = torch.rand(2, *batch, *self.heads, self.size, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(2, *batch, *self.heads, len(self.indices), generator=generator, dtype=torch.float64)
         return {self.part: torch.polar(((2 * uniform[0] - 1) * half).exp(), 2 * math.pi * uniform[1])}
 
     def compose(self, second: Parts, first: Parts) -> Parts:
@@ -94,7 +81,7 @@ class Planes(Rotating):
     @property
     def coordinates(self) -> dict[str, tuple[int, ...]]:
         """R and φ of `u = exp(r + iφ)`."""
-        return {self.part: (*self.heads, self.size, 2)}
+        return {self.part: (*self.heads, len(self.indices), 2)}
 
     def exponential(self, coordinates: Tensor) -> Tensor:
         """`exp(r + iφ)`."""
@@ -121,4 +108,4 @@ class Planes(Rotating):
         return scale * loose.phase(left * scale.unsqueeze(-2), right / scale.unsqueeze(-2))
 
     def __str__(self) -> str:
-        return f"(C*)^{self.size}"
+        return f"(C*)^{len(self.indices)}"

@@ -21,20 +21,21 @@ class SharedPlanes(Matrices, Rotating):
     """GL(m, C)^b of b sets of m planes: `L <- L U^T, R <- R conj(U)^{-1}`, U of shape `(*batch, heads, b, m, m)`."""
 
     dtype = torch.complex128
+    own_axes = 3
 
     @property
     def indices(self) -> tuple[int, ...]:
         """Set by set."""
-        return tuple(i for block in self.pair.alike if len(block) == self.size for i in block)
+        return tuple(i for block in self.pair.alike if len(block) == self.width for i in block)
 
     @property
     def several(self) -> tuple[int, ...]:
         """B."""
-        return (len(self.indices) // self.size,)
+        return (len(self.indices) // self.width,)
 
     def sets(self, columns: Tensor) -> Tensor:
         """Columns set by set, `(..., rows, b m)` to `(..., b, rows, m)`."""
-        return columns.unflatten(-1, (*self.several, self.size)).movedim(-2, -3)
+        return columns.unflatten(-1, (*self.several, self.width)).movedim(-2, -3)
 
     def unset(self, sets: Tensor) -> Tensor:
         """The inverse of `sets`."""
@@ -42,4 +43,4 @@ class SharedPlanes(Matrices, Rotating):
 
     def __str__(self) -> str:
         (blocks,) = self.several
-        return f"GL({self.size}, C)" + (f"^{blocks}" if blocks > 1 else "")
+        return f"GL({self.width}, C)" + (f"^{blocks}" if blocks > 1 else "")
