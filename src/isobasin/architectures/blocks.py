@@ -96,23 +96,57 @@ class Block(ABC):
                 roles[role] = tuple(map(renamed, cast(tuple[Projection, ...], old)))
         return replace(self, name=change(self.name), **roles)
 
+    @property
+    def _several(self) -> set[str]:
+        """The roles of projections, or parameters, of which there are several, numbered behind a dot."""
+        return {name.partition(".")[0] for name in (*self.projections, *self.others) if "." in name}
+
+    def _parts(self, tensors: Mapping[str, Tensor], device: str | torch.device) -> dict[str, Tensor]:
+        """Weights, biases and other parameters by role in float64 as layouts read them, those of a role in one tensor.
+
+        The first axis counts heads, or experts, and is 1 of what has none.
+        """
+        double = {name: tensors[name].to(device, torch.float64) for name in self.shapes()}
+        found: dict[str, list[Tensor]] = {}
+
+        def add(role: str, name: str, projection: Projection, *, bias: bool) -> None:
+            whole = bias and projection in self.writers
+            read = double[name].reshape(-1, self.width) if whole else projection.layout.read(double[name], bias)
+            found.setdefault(role, []).append(read)
+
+        for name, projection in self.projections.items():
+            role = name.partition(".")[0]
+            add(role, projection.weight, projection, bias=False)
+            if projection.bias is not None:
+                add(f"{role}_bias", projection.bias, projection, bias=True)
+        for name, other in self.others.items():
+            add(name.partition(".")[0], other.weight, other, bias=True)
+        several = self._several
+        return {role: torch.cat(x) if role.removesuffix("_bias") in several else x[0] for role, x in found.items()}
+
     def _write(self, tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """New stored tensors of the block from weights and biases by role, in the axes that the layouts read."""
+        """New stored tensors of the block, the inverse of `_parts`, with the types and layouts of these."""
         new = {name: tensors[name] for name in self.shapes()}
-        for role, projection in self.projections.items():
-            bias = parts.get(f"{role}_bias")
-            if (projection.bias is None) != (bias is None):
+        done, several = Counter[str](), self._several
+
+        def put(role: str, name: str, projection: Projection, *, bias: bool) -> None:
+            stored, size = new[name], dict(projection.layout.sizes).get("expert", 1)
+            part = parts[role]
+            if role.removesuffix("_bias") in several:
+                part = part[done[role] : done[role] + size]
+            done[role] += size
+            whole = bias and projection in self.writers
+            new[name] = part.reshape(stored.shape).to(stored) if whole else projection.layout.write(stored, part, bias)
+
+        for name, projection in self.projections.items():
+            role = name.partition(".")[0]
+            if (projection.bias is None) != (f"{role}_bias" not in parts):
                 raise ValueError(f"{self.name}: the {role} bias must be given if, and only if, the block has one")
-            new[projection.weight] = projection.layout.write(new[projection.weight], parts[role])
-            if projection.bias is not None and bias is not None:
-                stored = new[projection.bias]
-                whole = projection in self.writers
-                written = (
-                    bias.reshape(stored.shape).to(stored) if whole else projection.layout.write(stored, bias, True)
-                )
-                new[projection.bias] = written
-        for role, other in self.others.items():
-            new[other.weight] = other.layout.write(new[other.weight], parts[role], bias=True)
+            put(role, projection.weight, projection, bias=False)
+            if projection.bias is not None:
+                put(f"{role}_bias", projection.bias, projection, bias=True)
+        for name, other in self.others.items():
+            put(name.partition(".")[0], other.weight, other, bias=True)
         return new
 
 
@@ -190,22 +224,13 @@ class AttentionBlock(Block):
     def _read(self, tensors: Mapping[str, Tensor], device: str | torch.device) -> AttentionWeights:
         g, s = self.group.kv_heads, self.group.queries_per_kv
         heads = {"query": (g, s), "rotary_query": (g, s), "key": (g,), "value": (g,), "output": (g, s)}
-        double = {name: tensors[name].to(device, torch.float64) for name in self.shapes()}
-        parts: dict[str, Tensor] = {}
-        for role, projection in self.projections.items():
-            weight = projection.layout.read(double[projection.weight])
-            parts[role] = weight.reshape(*heads.get(role, ()), *weight.shape[1:])
-            if projection.bias is not None:
-                bias = double[projection.bias]
-                if projection is not self.output:
-                    bias = projection.layout.read(bias, bias=True)
-                    bias = bias.reshape(*heads.get(role, ()), *bias.shape[1:])
-                parts[f"{role}_bias"] = bias
-        others: dict[str, Tensor] = {}
-        for name, other in self.others.items():
-            role, own = name.partition(".")[0], other.layout.read(double[other.weight], bias=True)
-            others[role] = torch.cat([others[role], own]) if role in others else own
-        return AttentionWeights(**parts, **{role: self._by_heads(role, x) for role, x in others.items()})
+        biases = {f"{role}_bias": axes for role, axes in heads.items() if role != "output"}
+        own = {role.partition(".")[0] for role in self.others}
+
+        def axes(role: str, x: Tensor) -> Tensor:
+            return self._by_heads(role, x) if role in own else x.reshape(*(heads | biases).get(role, ()), *x.shape[1:])
+
+        return AttentionWeights(**{role: axes(role, x) for role, x in self._parts(tensors, device).items()})
 
     def _checked(self, weights: AttentionWeights) -> AttentionWeights:
         """The same weights; gains of 0 in a latent are refused, as rows of its readers can't be divided by them."""
@@ -237,25 +262,20 @@ class AttentionBlock(Block):
     def _written(self, tensors: Mapping[str, Tensor], plain: AttentionWeights) -> dict[str, Tensor]:
         parts = plain.tensors()
         parts |= {role: parts[role] - self.gain_offset for role in ("query_gain", "key_gain") if role in parts}
-        return self._write(tensors, self._apart(parts))
+        return self._write(tensors, self._flat(parts))
 
     def centred(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The stored tensors without the means that LayerNorm takes away from queries and keys."""
         return self._written(tensors, self.read(tensors))
 
-    def _apart(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parts with gains that heads have by themselves under their own names."""
-        found = dict(parts)
-        for name in self.others:
-            role, _, head = name.partition(".")
-            if head:
-                found[name] = parts[role].flatten(0, -2)[int(head)]
-        return found
+    def _flat(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parts with gains that heads have by themselves one after another."""
+        return {role: x.flatten(0, -2) if role in self._several else x for role, x in parts.items()}
 
     def stored(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The stored tensors of weights by role to which nothing is added, and no gain folded in: a linear map."""
         zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in self.shapes().items()}
-        return self._write(zeros, self._apart(parts))
+        return self._write(zeros, self._flat(parts))
 
 
 def labels(layers: Iterable[int]) -> list[str]:

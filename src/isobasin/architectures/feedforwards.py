@@ -12,9 +12,30 @@ from isobasin.architectures.blocks import Block
 from isobasin.architectures.projection import Projection
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 
+# What experts have in common: everything of a block that is one.
+_ROUTING = ("router", "router_bias", "correction")
+
+
+class _Units(Block):
+    """A block of units, or of experts of some."""
+
+    def _shared(self, role: str) -> bool:
+        return role in _ROUTING or "router" not in self.projections
+
+    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> FeedForwardWeights:
+        """The block's weights in float64, without leading dimensions but for the experts'."""
+        parts = self._parts(tensors, device)
+        found = {role: x if x.ndim == 2 else x.mT for role, x in parts.items()}
+        return FeedForwardWeights(**{role: x[0] if self._shared(role) else x for role, x in found.items()})
+
+    def write(self, tensors: Mapping[str, Tensor], weights: FeedForwardWeights) -> dict[str, Tensor]:
+        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
+        parts = {role: x[None] if self._shared(role) else x for role, x in weights.tensors().items()}
+        return self._write(tensors, {role: x if x.ndim == 2 else x.mT for role, x in parts.items()})
+
 
 @dataclass(frozen=True)
-class FeedForwardBlock(Block):
+class FeedForwardBlock(_Units):
     """One feed-forward block of a checkpoint.
 
     Attributes:
@@ -44,25 +65,9 @@ class FeedForwardBlock(Block):
         """The down projection."""
         return (self.down,)
 
-    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> FeedForwardWeights:
-        """The block's weights in float64, without leading dimensions."""
-        parts: dict[str, Tensor] = {}
-        for role, projection in self.projections.items():
-            weight = tensors[projection.weight].to(device, torch.float64)
-            parts[role] = projection.layout.read(weight)[0].mT
-            if projection.bias is not None:
-                bias = tensors[projection.bias].to(device, torch.float64)
-                whole = projection is self.down
-                parts[f"{role}_bias"] = bias if whole else projection.layout.read(bias, bias=True)[0]
-        return FeedForwardWeights(**parts)
-
-    def write(self, tensors: Mapping[str, Tensor], weights: FeedForwardWeights) -> dict[str, Tensor]:
-        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
-        return self._write(tensors, {name: t.mT if t.ndim == 2 else t for name, t in weights.tensors().items()})
-
 
 @dataclass(frozen=True)
-class ExpertsBlock(Block):
+class ExpertsBlock(_Units):
     """One block of experts and their router; experts that all tokens share are a `FeedForwardBlock` of their own.
 
     The projections of a role are those of the experts in turn, each stored by itself, or one that holds all of them
@@ -119,42 +124,6 @@ class ExpertsBlock(Block):
         """The down projections."""
         return self.down
 
-    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> FeedForwardWeights:
-        """The block's weights in float64, without leading dimensions but for the experts'."""
-
-        def double(name: str) -> Tensor:
-            return tensors[name].to(device, torch.float64)
-
-        def bias(name: str, projection: Projection) -> Tensor:
-            whole = projection in self.writers
-            stored = double(name)
-            return stored.reshape(-1, self.width) if whole else projection.layout.read(stored, bias=True)
-
-        parts = {"router": self.router.layout.read(double(self.router.weight))[0].mT}
-        if self.router.bias is not None:
-            parts["router_bias"] = double(self.router.bias)
-        for role, projections in self._roles.items():
-            parts[role] = torch.cat([part.layout.read(double(part.weight)) for part in projections]).mT
-            if biases := [bias(part.bias, part) for part in projections if part.bias is not None]:
-                parts[f"{role}_bias"] = torch.cat(biases)
-        others = {role: other.layout.read(double(other.weight), bias=True)[0] for role, other in self.others.items()}
-        return FeedForwardWeights(**parts, **others)
-
-    def write(self, tensors: Mapping[str, Tensor], weights: FeedForwardWeights) -> dict[str, Tensor]:
-        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
-        found = weights.tensors()
-        parts = {name: t.mT if name == "router" else t for name, t in found.items() if name in _ROUTING}
-        for role, projections in self._roles.items():
-            sizes = [dict(part.layout.sizes).get("expert", 1) for part in projections]
-            for name in (role, f"{role}_bias"):
-                if name in found:
-                    ending = name.removeprefix(role)
-                    each = (found[name].mT if name == role else found[name]).split(sizes)
-                    parts |= {f"{role}.{i}{ending}": part for i, part in enumerate(each)}
-        return self._write(tensors, parts)
-
-
-_ROUTING = ("router", "router_bias", "correction")
 
 FeedForward = FeedForwardBlock | ExpertsBlock
 """A feed-forward block of either kind."""
