@@ -88,15 +88,7 @@ def _half(rotated: int) -> int:
 
 
 def separate(
-    sizes: Sizes,
-    query: str,
-    key: str,
-    value: str,
-    output: str,
-    *,
-    bias: bool,
-    output_bias: bool,
-    key_bias: bool = True,
+    sizes: Sizes, query: str, key: str, value: str, output: str, *, bias: bool, output_bias: bool, key_bias: bool = True
 ) -> Projections:
     """Four `nn.Linear` modules; `bias` is that of the queries, the values and, unless `key_bias` is False, the keys."""
     return Projections(

@@ -57,12 +57,7 @@ class _Checkpoint:
 
 
 def find(
-    stream: StreamFacts,
-    layers: Sequence[tuple[Block, ...]],
-    shapes: Shapes,
-    view: View,
-    *,
-    keep_gains: bool = False,
+    stream: StreamFacts, layers: Sequence[tuple[Block, ...]], shapes: Shapes, view: View, *, keep_gains: bool = False
 ) -> Stream:
     """The residual stream of a checkpoint, by the names that it is stored under.
 

@@ -47,10 +47,7 @@ class CircuitMean:
 
 
 def circuit_mean(
-    group: AttentionGroup,
-    blocks: Sequence[AttentionWeights],
-    weights: Sequence[float],
-    max_condition: float = math.inf,
+    group: AttentionGroup, blocks: Sequence[AttentionWeights], weights: Sequence[float], max_condition: float = math.inf
 ) -> CircuitMean:
     """Average what heads compute with, `M = Q K^T` and `N = V O^T`, instead of Q, K, V and O.
 

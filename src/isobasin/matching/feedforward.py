@@ -55,10 +55,7 @@ class FeedForwardMatch:
 
 
 def match_feedforward(
-    group: FeedForwardGroup,
-    reference: FeedForwardWeights,
-    model: FeedForwardWeights,
-    moments: Moments | None = None,
+    group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights, moments: Moments | None = None
 ) -> FeedForwardMatch:
     """Find the element of `group` that brings `model` nearest to `reference`, in all weights and biases.
 

@@ -20,7 +20,7 @@ from isobasin.matching import latents
 from isobasin.matching.sides import Sides, pair_sides
 from isobasin.symmetries.groups import QUERY_KEY, VALUE_OUTPUT, AttentionGroup
 from isobasin.symmetries.normed import Centred
-from isobasin.symmetries.tables import Tables
+from isobasin.symmetries.shift import Tables
 from isobasin.symmetries.weights import AttentionWeights
 
 

@@ -139,11 +139,7 @@ def haar(n: int, batch: tuple[int, ...], generator: torch.Generator, dtype: torc
 
 
 def conditioned(
-    n: int,
-    batch: tuple[int, ...],
-    generator: torch.Generator,
-    condition: float,
-    dtype: torch.dtype = torch.float64,
+    n: int, batch: tuple[int, ...], generator: torch.Generator, condition: float, dtype: torch.dtype = torch.float64
 ) -> Tensor:
     """Invertible `U = P diag(σ) W`, `(*batch, n, n)`: P and W as `haar`, ln σ evenly spread over ±½ ln(condition)."""
     half = 0.5 * math.log(condition)

@@ -14,11 +14,7 @@ _EPSILON = 1e-2
 
 
 def attend(
-    weights: AttentionWeights,
-    group: AttentionGroup,
-    hidden: Tensor,
-    angles: Tensor | None = None,
-    causal: bool = False,
+    weights: AttentionWeights, group: AttentionGroup, hidden: Tensor, angles: Tensor | None = None, causal: bool = False
 ) -> Tensor:
     """The block's function, written plainly: what every element of the group leaves unchanged.
 

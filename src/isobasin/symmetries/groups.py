@@ -28,8 +28,7 @@ from isobasin.symmetries.product import Product
 from isobasin.symmetries.rotation import Rotation
 from isobasin.symmetries.scale import GainScaling, Scale
 from isobasin.symmetries.shared_planes import SharedPlanes
-from isobasin.symmetries.shift import KeyShift, Shift, ValueShift
-from isobasin.symmetries.tables import Tables
+from isobasin.symmetries.shift import KeyShift, Shift, Tables, ValueShift
 from isobasin.symmetries.weights import AttentionWeights
 
 # The pairs of a block, and what reads each latent.

@@ -99,11 +99,7 @@ class StreamGroup:
     def dimension(self) -> int:
         """Dimension of the continuous part, gains and biases of normalisations not counted."""
         d = self.width
-        continuous = {
-            Basis.centred: (d - 1) * (d - 2) // 2,
-            Basis.orthogonal: d * (d - 1) // 2,
-            Basis.linear: d * d,
-        }
+        continuous = {Basis.centred: (d - 1) * (d - 2) // 2, Basis.orthogonal: d * (d - 1) // 2, Basis.linear: d * d}
         return continuous.get(self.basis, 0)
 
     def identity(

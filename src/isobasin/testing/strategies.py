@@ -5,14 +5,17 @@ Shapes, kinds and seeds are drawn; the numbers come from the seed, so that weigh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from isobasin.architectures.building import attention_group
+from isobasin.architectures.layouts import Projections, Sizes
+from isobasin.architectures.projection import Layout, Projection
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.function import attend
-from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, QueryKeyNorm
+from isobasin.symmetries.groups import AttentionGroup, QueryKeyNorm
 from isobasin.symmetries.weights import AttentionWeights
 
 if TYPE_CHECKING:
@@ -115,22 +118,11 @@ def make_group(
     # LayerNorm of other heads has more symmetries, and is refused.
     if norm is QueryKeyNorm.centred and (not planes or features < 3):
         norm = None
-    query_key = BilinearGroup(features, planes)
-    free_key = biases.get("key", False) and bool(query_key.linear) and norm is None and not sink
-    traded = biases.get("value", False) and biases.get("output", False) and not rotary_value and not sink
-    return AttentionGroup(
-        groups,
-        queries,
-        query_key,
-        BilinearGroup(features, planes if rotary_value else ()),
-        key_shift=free_key,
-        value_shift=traded,
-        norm=norm,
-        permuted=permuted,
-        table=table,
-        sink=sink,
-        means=means,
-    )
+    shape = Sizes(1, groups * queries, groups, features)
+    has = (role if biases.get(role) else None for role in ("query", "key", "value", "output"))
+    projections = Projections(*(Projection("", bias, Layout("", ())) for bias in has))
+    facts: dict[str, Any] = {"rotary_value": rotary_value, "permuted": permuted, "table": table, "sink": sink}
+    return replace(attention_group(shape, projections, planes, norm=norm, **facts), means=means)
 
 
 def score_facts() -> SearchStrategy[dict[str, Any]]:

@@ -40,11 +40,4 @@ stream = partial(
 )
 
 
-FAMILY = Family(
-    "gpt_neox",
-    ("gpt_neox.",),
-    blocks,
-    feedforwards,
-    stream,
-    ("attention.bias", "attention.masked_bias"),
-)
+FAMILY = Family("gpt_neox", ("gpt_neox.",), blocks, feedforwards, stream, ("attention.bias", "attention.masked_bias"))
