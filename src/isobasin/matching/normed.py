@@ -16,7 +16,7 @@ adds the size of one inner product.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import singledispatch
 
 import numpy as np
@@ -25,62 +25,52 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.bounds import VANISHING
-from isobasin.symmetries.bilinear import BilinearGroup, linear_part, plane_part
+from isobasin.symmetries.bilinear import linear_part, plane_part
 from isobasin.symmetries.factor import Parts
 from isobasin.symmetries.normed import MATRIX, PLANES, SIGNS, TRADES, Centred, Normed, signs_of, swapped
 
 _POLISH = 4
 
 
-@dataclass(frozen=True)
-class _Gains:
-    """Gains of queries and keys; leading dimensions `(..., holders)`.
-
-    Attributes:
-        query: Of every query head that a holder serves, `(..., holders, heads, features)`.
-        key: `(..., holders, 1, features)`.
-    """
-
-    query: Tensor
-    key: Tensor
-
-    @classmethod
-    def of(cls, weights: Parts) -> _Gains:
-        return cls(weights["query_gain"], weights["key_gain"].unsqueeze(-2))
-
-    def planes(self, pair: BilinearGroup) -> tuple[Tensor, Tensor]:
-        """Both gains of every plane beside all others that turn with it, `(..., holders, p, 2 * heads)`."""
-        found = (plane_part(pair, gains) for gains in (self.query, self.key))
-        query, key = (torch.view_as_real(x).movedim(-3, -2).flatten(-2) for x in found)
-        return query, key
-
-    def linear(self, pair: BilinearGroup) -> tuple[Tensor, Tensor]:
-        """The gains of every unrotated feature, `(..., holders, n, heads)`."""
-        query, key = (linear_part(pair, gains).mT for gains in (self.query, self.key))
-        return query, key
+_Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """Columns of queries and keys, `(..., g, rows, n)`, queries of one key below each other.
+class _Parts:
+    """Queries and keys of one model by what rotates and what doesn't, each as a pair of both.
 
     Attributes:
-        left: Of queries, those that don't rotate.
-        right: Of keys.
-        left_planes: The planes of queries, complex.
-        right_planes: Of keys.
+        linear: Columns that don't rotate, `(..., g, rows, n)`, queries of one key below each other.
+        planes: Those that do, complex.
+        gains: Those of every unrotated feature, `(..., holders, n, heads)`, of the query heads that a holder serves and
+            of one key.
+        plane_gains: Both gains of every plane beside all others that turn with it, `(..., holders, p, 2 * heads)`.
     """
 
-    left: Tensor
-    right: Tensor
-    left_planes: Tensor
-    right_planes: Tensor
+    linear: _Pair
+    planes: _Pair
+    gains: _Pair
+    plane_gains: _Pair
 
     @classmethod
-    def of(cls, factor: Normed, weights: Parts) -> _Columns:
-        query, key = factor.tall(weights)
-        linear = (linear_part(factor.pair, x) for x in (query, key))
-        return cls(*linear, *(plane_part(factor.pair, x) for x in (query, key)))
+    def of(cls, factor: Normed, weights: Parts) -> _Parts:
+        columns, gains = factor.tall(weights), (weights["query_gain"], weights["key_gain"].unsqueeze(-2))
+        linear, planes, own, turning = (
+            (part(factor.pair, both[0]), part(factor.pair, both[1]))
+            for both in (columns, gains)
+            for part in (linear_part, plane_part)
+        )
+        query, key = (torch.view_as_real(x).movedim(-3, -2).flatten(-2) for x in turning)
+        return cls(linear, planes, (own[0].mT, own[1].mT), (query, key))
+
+    def inner(self, other: _Parts) -> Tensor:
+        """γ of every unrotated feature with every one of the other model, `(..., g, n, n)`."""
+        return self.linear[0].mT @ other.linear[0] + self.linear[1].mT @ other.linear[1]
+
+    def inner_planes(self, planes: _Pair) -> Tensor:
+        """γ of every plane with the other model's, `(..., g, p)`."""
+        left, right = ((y.conj() * x).sum(-2) for x, y in zip(self.planes, planes, strict=True))
+        return left + right
 
 
 def align(factor: Normed, reference: Parts, model: Parts) -> Parts:
@@ -91,20 +81,17 @@ def align(factor: Normed, reference: Parts, model: Parts) -> Parts:
         reference: Whose queries, keys and gains are to be reached.
         model: Its heads in the reference's order.
     """
-    plain = [factor.unsigned(weights) for weights in (reference, model)]
-    a, b = (_Columns.of(factor, weights) for weights in plain)
-    theirs, ours = (_Gains.of(weights) for weights in plain)
+    a, b = (_Parts.of(factor, factor.unsigned(weights)) for weights in (reference, model))
     unsigned = factor.identity(tuple(reference["output"].shape[:-4]), reference["output"].device)
-    found = {**unsigned, **_turned_and_traded(factor, a, b, theirs, ours)}
+    found = {**unsigned, **_turned_and_traded(factor, a, b)}
     return {**found, **_signs(found, reference, factor.act(found, model))}
 
 
 @singledispatch
-def _turned_and_traded(factor: Normed, a: _Columns, b: _Columns, theirs: _Gains, ours: _Gains) -> Parts:
+def _turned_and_traded(factor: Normed, a: _Parts, b: _Parts) -> Parts:
     """Turns, permutations and signs of every key/value head, and the trades of every holder of gains."""
-    pair, holders = factor.pair, factor.holders
-    planes, plane_trades = _turns(_inner_planes(a, b), theirs.planes(pair), ours.planes(pair), holders)
-    matrix, linear_trades = _permutations(_inner(a, b), theirs.linear(pair), ours.linear(pair), holders)
+    planes, plane_trades = _turns(a.inner_planes(b.planes), a.plane_gains, b.plane_gains, factor.holders)
+    matrix, linear_trades = _permutations(a.inner(b), a.gains, b.gains, factor.holders)
     return {MATRIX: matrix, PLANES: planes, TRADES: torch.cat([plane_trades, linear_trades], -1)}
 
 
@@ -122,28 +109,16 @@ def _signs(element: Parts, reference: Parts, moved: Parts) -> Parts:
     return {name: nearest(role, element[name]) for role, name in SIGNS.items()}
 
 
-def _inner_planes(a: _Columns, b: _Columns) -> Tensor:
-    """γ of every plane, `(..., g, p)`."""
-    left = (b.left_planes.conj() * a.left_planes).sum(-2)
-    return left + (b.right_planes.conj() * a.right_planes).sum(-2)
-
-
-def _inner(a: _Columns, b: _Columns) -> Tensor:
-    """γ of every unrotated feature of the reference with every one of the model, `(..., g, n, n)`."""
-    return a.left.mT @ b.left + a.right.mT @ b.right
-
-
 @_turned_and_traded.register
-def _(factor: Centred, a: _Columns, b: _Columns, theirs: _Gains, ours: _Gains) -> Parts:
+def _(factor: Centred, a: _Parts, b: _Parts) -> Parts:
     """The same of heads with gains of their own and one sign each."""
-    pair = factor.pair
-    change = replace(b, left_planes=swapped(b.left_planes), right_planes=swapped(b.right_planes))
-    inner_planes = torch.stack([_inner_planes(a, x).real for x in (b, change)])
-    alternate = [_turned(x) for x in ours.planes(pair)]
-    tried = [_best_trade(*theirs.planes(pair), *x) for x in (ours.planes(pair), alternate)]
+    change = swapped(b.planes[0]), swapped(b.planes[1])
+    inner_planes = torch.stack([a.inner_planes(planes).real for planes in (b.planes, change)])
+    alternate = [_turned(x) for x in b.plane_gains]
+    tried = [_best_trade(*a.plane_gains, *x) for x in (b.plane_gains, alternate)]
     plane_trades, least = (torch.stack(x) for x in zip(*tried, strict=True))
-    inner = _inner(a, b)
-    linear_trades, linear_least = _every_trade(theirs.linear(pair), ours.linear(pair))
+    inner = a.inner(b)
+    linear_trades, linear_least = _every_trade(a.gains, b.gains)
     found: list[tuple[Tensor, ...]] = []
     for sign in (1.0, -1.0):
         costs = least - 2 * sign * inner_planes
@@ -151,7 +126,7 @@ def _(factor: Centred, a: _Columns, b: _Columns, theirs: _Gains, ours: _Gains) -
         linear_costs = linear_least - 2 * sign * inner
         moves = _assigned(linear_costs)
         total = costs.gather(0, turn).squeeze(0).sum(-1) + (linear_costs * moves).sum((-2, -1))
-        planes = torch.where(turn.squeeze(0) == 1, torch.tensor(1j).to(b.left_planes), 1.0) * sign
+        planes = torch.where(turn.squeeze(0) == 1, torch.tensor(1j).to(b.planes[0]), 1.0) * sign
         trades = torch.cat([plane_trades.gather(0, turn).squeeze(0), (linear_trades * moves).sum(-1)], -1)
         found.append((total, moves * sign, planes, trades))
     kept = found[0][0] <= found[1][0]
@@ -164,14 +139,12 @@ def _(factor: Centred, a: _Columns, b: _Columns, theirs: _Gains, ours: _Gains) -
 
 
 def _turned(planes: Tensor) -> Tensor:
-    """Gains of planes after a quarter turn, as `_Gains.planes` has them: a and b alternate and become -b and a."""
+    """Gains of planes after a quarter turn, as `_Parts.plane_gains` has them: a and b alternate and become -b and a."""
     real, imaginary = planes.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([-imaginary, real], -1).flatten(-2)
 
 
-def _turns(
-    gamma: Tensor, theirs: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor], holders: int
-) -> tuple[Tensor, Tensor]:
+def _turns(gamma: Tensor, theirs: _Pair, ours: _Pair, holders: int) -> _Pair:
     """The best u of every plane, `(..., g, p)`, and its holders' trades, `(..., holders, p)`."""
     # A quarter turn lets a plane's two gains change places: they alternate in the last dimension.
     swapped = [x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) for x in ours]
@@ -186,9 +159,7 @@ def _turns(
     return torch.where(turn, torch.complex(zero, sign), torch.complex(sign, zero)), trades
 
 
-def _permutations(
-    inner: Tensor, theirs: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor], holders: int
-) -> tuple[Tensor, Tensor]:
+def _permutations(inner: Tensor, theirs: _Pair, ours: _Pair, holders: int) -> _Pair:
     """The best signed permutation of unrotated features, `(..., g, n, n)`, and its trades, `(..., holders, n)`."""
     n = inner.shape[-1]
     if not n:
@@ -200,7 +171,7 @@ def _permutations(
     return moves.expand(inner.shape) * signs, (trades * moves).sum(-1)
 
 
-def _every_trade(theirs: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _every_trade(theirs: _Pair, ours: _Pair) -> _Pair:
     """`_best_trade` of every unrotated feature with every one, `(..., holders, n, n)`."""
     return _best_trade(*(x.unsqueeze(-2) for x in theirs), *(x.unsqueeze(-3) for x in ours))
 
@@ -215,7 +186,7 @@ def _assigned(costs: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(order, n).to(costs)
 
 
-def _best_trade(query_a: Tensor, key_a: Tensor, query_b: Tensor, key_b: Tensor) -> tuple[Tensor, Tensor]:
+def _best_trade(query_a: Tensor, key_a: Tensor, query_b: Tensor, key_b: Tensor) -> _Pair:
     """The global minimiser of (1) and its value less the constant `||a_A||² + ||b_A||²`.
 
     Its derivative's numerator is `η_a c⁴ - γ_a c³ + γ_b c - η_b`, with `η` the squared norms of B's gains and `γ` their
