@@ -25,7 +25,6 @@ def attention_group(
     *,
     alike: tuple[tuple[int, ...], ...] = (),
     rotary_value: bool = False,
-    capped: bool = False,
     norm: QueryKeyNorm | None = None,
     permuted: bool = True,
     table: tuple[int, ...] = (),
@@ -35,7 +34,7 @@ def attention_group(
 
     * A key bias adds `q_m · b_K` to all scores of a token, which softmax cancels, so it is free; but only on
       features that don't rotate: a rotated bias changes with the distance `m - n` like a key does. Nor is it free
-      where keys are normalised, scores capped, or where attention may go to a sink, whose score stays.
+      where keys are normalised, or where attention may go to a sink, whose score stays.
     * A value bias adds the constant `b_V O^T` to the output, since attention sums to one, so it trades with
       the output bias; but not when values rotate: then every position adds another vector; nor where a sink takes
       part of the attention.
@@ -46,7 +45,6 @@ def attention_group(
         planes: Pairs of features that rotate together, in queries and keys.
         alike: Planes that turn by the very same angle (`layouts.alike_planes`).
         rotary_value: Values rotate as well.
-        capped: Scores are capped before softmax.
         norm: How queries and keys are normalised.
         permuted: Heads may be permuted.
         table: The constants of position biases (`AttentionGroup.table`).
@@ -65,9 +63,7 @@ def attention_group(
         queries_per_kv=sizes.queries_per_kv,
         query_key=query_key,
         value_output=query_key if rotary_value else BilinearGroup(sizes.features),
-        key_shift=(
-            projections.key.bias is not None and bool(query_key.linear) and norm is None and not capped and not sink
-        ),
+        key_shift=(projections.key.bias is not None and bool(query_key.linear) and norm is None and not sink),
         value_shift=(
             projections.value.bias is not None and projections.output.bias is not None and not rotary_value and not sink
         ),

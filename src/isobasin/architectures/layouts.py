@@ -143,14 +143,9 @@ def into_stream(module: str, sizes: Sizes, *, bias: bool) -> Projection:
     return _projection(module, "width (head feature)", sizes, heads=sizes.heads, bias=bias)
 
 
-def gains(name: str, features: int, heads: int = 1) -> Projection:
+def gains(name: str, features: int, heads: int = 1, pattern: str = "(head feature)") -> Projection:
     """Gains of normalised queries or keys: one vector for all heads, or the heads' in turn."""
-    return Projection(name, None, Layout("(head feature)", (("head", heads), ("feature", features))))
-
-
-def head_gains(name: str, features: int, heads: int) -> Projection:
-    """Gains of normalised queries or keys, `(heads, features)`."""
-    return Projection(name, None, Layout("head feature", (("head", heads), ("feature", features))))
+    return Projection(name, None, Layout(pattern, (("head", heads), ("feature", features))))
 
 
 def position_table(name: str, entries: int, heads: int) -> Projection:

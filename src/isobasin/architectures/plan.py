@@ -114,7 +114,7 @@ def _reading(checkpoint: _Checkpoint) -> dict[str | None, list[Reader]]:
     for block in checkpoint.blocks:
         # After a sum the norm is read by the next block instead: that makes no difference, as it isn't folded.
         readers = reading.setdefault(stream.norm_of(block), [])
-        readers += _readers(block)
+        readers += [Reader(x.weight, x.layout.width_axis, x.bias) for x in block.readers.values()]
         for template in () if isinstance(block, AttentionBlock) else stream.feedforward_readers:
             weight = f"{template.format(layer=block.layer)}.weight"
             readers += [Reader(weight, 1, None)] if weight in shapes else []
@@ -138,11 +138,6 @@ def _scales(checkpoint: _Checkpoint) -> Iterator[Norm]:
         factor = of_block(checkpoint.stream.scales, block)
         if factor is not None:
             yield Norm(factor, None, writers=tuple(_written(block, checkpoint.shapes)))
-
-
-def _readers(block: Block) -> Iterator[Reader]:
-    for projection in block.readers.values():
-        yield Reader(projection.weight, projection.layout.width_axis, projection.bias)
 
 
 def _kept(norm: Norm) -> Iterator[Along]:

@@ -78,7 +78,8 @@ def reduce(a_left: Tensor, a_right: Tensor, b_left: Tensor, b_right: Tensor) -> 
 
 def align(problem: Problem) -> Solution:
     """Descent from three starts."""
-    starts = torch.stack([_least_squares(problem), _unitary(problem), _balanced(problem)])
+    least_squares = torch.linalg.pinv(problem.b_left) @ problem.a_left
+    starts = torch.stack([least_squares, _unitary(problem), _balanced(problem)])
     w = torch.where(problem.objective(starts).isfinite()[..., None, None], starts, starts[1])
     found = _descend(problem, w)
     best = problem.objective(found.matrix.mT).argmin(0, keepdim=True)
@@ -159,10 +160,6 @@ def _square(x: Tensor) -> Tensor:
 
 def _unitary(problem: Problem) -> Tensor:
     return polar(problem.b_left.mH @ problem.a_left + problem.b_right.mH @ problem.a_right)
-
-
-def _least_squares(problem: Problem) -> Tensor:
-    return torch.linalg.pinv(problem.b_left) @ problem.a_left
 
 
 def _balanced(problem: Problem) -> Tensor:

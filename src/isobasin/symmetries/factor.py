@@ -150,8 +150,3 @@ def conditioned(
 def eye(n: int, batch: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
     """Identity matrices, `(*batch, n, n)`."""
     return torch.eye(n, dtype=torch.float64, device=device).expand(*batch, n, n).clone()
-
-
-def same(x: Tensor, y: Tensor) -> bool:
-    """Whether all of two tensors that broadcast is equal."""
-    return bool((x == y).all())

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from isobasin.symmetries.bilinear import BilinearGroup, column_squares, join, linear_part, plane_part
-from isobasin.symmetries.factor import Factor, Parts, eye, same
+from isobasin.symmetries.factor import Factor, Parts, eye
 from isobasin.symmetries.loose import Loose
 from isobasin.symmetries.means import READERS
 
@@ -165,7 +165,7 @@ class Normed(Factor):
         exact = bool((units & (planes.real * planes.imag == 0)).all())
         exact &= bool(((moves == 0) | (moves == 1)).all() and (moves.sum(-1) == 1).all() and (moves.sum(-2) == 1).all())
         held = self._held(element)
-        shared = same(moves, held[MATRIX].abs()) and same(turned(planes), turned(held[PLANES]))
+        shared = bool((moves == held[MATRIX].abs()).all() and (turned(planes) == turned(held[PLANES])).all())
         signs = all(bool((element[name].abs() == 1).all()) for name in SIGNS.values())
         return exact and shared and signs and bool((element[TRADES] != 0).all())
 
@@ -326,7 +326,7 @@ class Centred(Normed):
     def contains(self, element: Parts) -> bool:
         """Whether all features of a head have one sign too."""
         sign = _head_sign(element).unsqueeze(-1)
-        alike = same(_plane_signs(element), sign) and same(element[MATRIX].sum(-1), sign)
+        alike = bool((_plane_signs(element) == sign).all() and (element[MATRIX].sum(-1) == sign).all())
         return alike and super().contains(element)
 
     def _moved(self, element: Parts, rows: Tensor) -> Tensor:

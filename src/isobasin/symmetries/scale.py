@@ -10,7 +10,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.factor import Factor, Parts, same
+from isobasin.symmetries.factor import Factor, Parts
 from isobasin.symmetries.loose import Loose
 from isobasin.symmetries.rotation import by_heads
 
@@ -101,7 +101,7 @@ class Scaling(Factor):
     def act(self, element: Parts, weights: Parts) -> Parts:
         """Rows and entries times s, or divided by s^m."""
         scale, moved = element[self.part], dict(weights)
-        if self.kind is Scale.none and same(scale, torch.ones_like(scale)):
+        if self.kind is Scale.none and bool((scale == 1).all()):
             return moved
         for names, by in ((self.multiplied, scale), (self.divided, scale**-self.power)):
             for name in names:

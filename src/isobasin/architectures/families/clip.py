@@ -1,7 +1,10 @@
 """CLIP: a text and a vision tower, each with a configuration of its own; separate projections, all with a bias."""
 
+from collections.abc import Callable
+from functools import partial
+
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.building import linear_feedforwards, separate_attention, stacked
+from isobasin.architectures.building import AnyBlock, linear_feedforwards, separate_attention, stacked
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import bart
 from isobasin.architectures.family import Family
@@ -21,16 +24,10 @@ def tower_feedforwards(config: Config, tower: str = "") -> list[FeedForwardBlock
     return linear_feedforwards(config, f"{tower}{_LAYER}.mlp", ("fc1", "fc2"))
 
 
-def blocks(config: Config) -> list[AttentionBlock]:
-    """The attention blocks of both towers."""
-    text, vision = tower_blocks(config.text_config, TEXT), tower_blocks(config.vision_config, VISION)
-    return stacked({"text tower": text, "vision tower": vision})
+def both(config: Config, tower: Callable[[Config, str], list[AnyBlock]]) -> list[AnyBlock]:
+    """The blocks of both towers."""
+    return stacked({"text tower": tower(config.text_config, TEXT), "vision tower": tower(config.vision_config, VISION)})
 
 
-def feedforwards(config: Config) -> list[FeedForwardBlock]:
-    """The feed-forward blocks of both towers."""
-    text, vision = tower_feedforwards(config.text_config, TEXT), tower_feedforwards(config.vision_config, VISION)
-    return stacked({"text tower": text, "vision tower": vision})
-
-
+blocks, feedforwards = partial(both, tower=tower_blocks), partial(both, tower=tower_feedforwards)
 FAMILY = Family("clip", (), blocks, feedforwards=feedforwards, accepts=("text_config", "vision_config"))

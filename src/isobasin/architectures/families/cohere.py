@@ -9,13 +9,13 @@ from functools import partial
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.configuration import Config
 from isobasin.architectures.families import llama
-from isobasin.architectures.layouts import head_gains
+from isobasin.architectures.layouts import gains
 from isobasin.architectures.projection import Projection
 from isobasin.symmetries.groups import QueryKeyNorm
 
 
 def _gains(letter: str, heads: int, features: int) -> Projection:
-    return head_gains(f"{llama.ATTENTION}.{letter}_norm.weight", features, heads)
+    return gains(f"{llama.ATTENTION}.{letter}_norm.weight", features, heads, "head feature")
 
 
 def blocks(config: Config) -> list[AttentionBlock]:

@@ -65,7 +65,11 @@ def blocks(
     others: dict[str, Any] = {"gain_offset": gain_offset}
     others |= {"sink": sinks(f"{ATTENTION}.sinks", shape.heads)} if sink else {}
     if norm is not None:
-        own = own_gains or (_gains if norm is QueryKeyNorm.full else _shared_gains)
+        own = own_gains or (
+            lambda letter, heads, n: gains(
+                f"{ATTENTION}.{letter}_norm.weight", n, heads if norm is QueryKeyNorm.full else 1
+            )
+        )
         others |= {
             "query_gain": own("q", shape.heads, shape.features),
             "key_gain": own("k", shape.kv_heads, shape.features),
@@ -79,14 +83,6 @@ def blocks(
     if rotates is None:
         return turned(planes)
     return [one if turns else other for one, other, turns in zip(turned(planes), turned(()), rotates, strict=True)]
-
-
-def _gains(letter: str, heads: int, features: int) -> Gains:
-    return gains(f"{ATTENTION}.{letter}_norm.weight", features, heads)
-
-
-def _shared_gains(letter: str, heads: int, features: int) -> Gains:
-    return _gains(letter, 1, features)
 
 
 feedforwards = functools.partial(
