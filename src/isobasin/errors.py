@@ -14,6 +14,9 @@ from typing import Any
 BARRIER_EXTRA = 'pip install "isobasin[barrier]"'
 """What brings the libraries for data, images, figures and the report page."""
 
+EXPERIMENT_EXTRA = 'pip install "isobasin[experiment]"'
+"""What brings those for training as well."""
+
 # Letters of a wrong value that are repeated.
 _SHOWN = 80
 
@@ -85,7 +88,7 @@ def warn(message: str) -> None:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class if it has none; of pydantic's errors the first problem."""
     problems: Any = getattr(error, "errors", None)
-    if type(error).__name__ == "ValidationError" and callable(problems):
+    if type(error).__name__ == "ValidationError" and problems is not None:
         return problem_in_words(problems()[0])
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
@@ -119,6 +122,15 @@ def about(source: str) -> Generator[None]:
         yield
     except (ArchitectureError, TensorError) as error:
         raise type(error)(f"{source}: {error}") from error
+
+
+@contextmanager
+def needing(what: str, extra: str = BARRIER_EXTRA) -> Generator[None]:
+    """Say of a package that isn't there what needs it, such as "figures need matplotlib", and what brings it."""
+    try:
+        yield
+    except ImportError as error:
+        raise DependencyError(f"{what}: {extra}") from error
 
 
 @contextmanager

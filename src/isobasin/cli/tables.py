@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from rich import box
 from rich.table import Table
@@ -58,16 +59,9 @@ def heads(permutation: Sequence[int], width: int = _HEADS_WIDTH) -> str:
 
 def ranges(numbers: Sequence[int]) -> str:
     """Numbers in order, runs of three or more as a range: `0–3, 5, 7`."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    parts: list[str] = []
-    for run in runs:
-        parts += [f"{run[0]}–{run[-1]}"] if len(run) > 2 else map(str, run)
-    return ", ".join(parts)
+    # In a run numbers rise as their places do.
+    runs = ([n for _, n in run] for _, run in groupby(enumerate(sorted(numbers)), key=lambda at: at[1] - at[0]))
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def layers(numbers: Sequence[int]) -> str:

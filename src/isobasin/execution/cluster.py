@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isobasin.errors import DependencyError, IsobasinError, first_line
+from isobasin.errors import IsobasinError, first_line, needing
 from isobasin.execution.local import check_parallel, set_threads
 from isobasin.execution.tasks import Failure, Function, Listener, Schedule, Success, Task, attempt
 
@@ -122,10 +122,8 @@ def _ray(ours: bool) -> Any:
             )
         os.environ.update(_PRIVATE)
         os.environ[_TOKEN] = os.environ.get(_TOKEN) or secrets.token_hex(32)
-    try:
+    with needing("the engine ray needs Ray", 'pip install "isobasin[ray]"'):
         import ray
-    except ImportError as error:
-        raise DependencyError('the engine ray needs Ray: pip install "isobasin[ray]"') from error
     return ray
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from isobasin.choices import Device
-from isobasin.errors import DependencyError, TrainingError
+from isobasin.errors import EXPERIMENT_EXTRA, DependencyError, TrainingError
 from isobasin.experiments.models import stream
 from isobasin.experiments.settings import TrainingSettings
 from isobasin.loading import like, quiet_transformers
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 Batch = dict[str, Tensor]
 
-_EXTRA = 'pip install "isobasin[experiment]"'
 _STATE = "trainer_state.json"
 # Losses in a log, about so many.
 _SAMPLES = 100
@@ -101,7 +100,7 @@ def _check(examples: Examples, settings: TrainingSettings, device: str) -> None:
     from transformers.utils.import_utils import is_accelerate_available
 
     if not is_accelerate_available():
-        raise DependencyError(f"training needs accelerate: {_EXTRA}")
+        raise DependencyError(f"training needs accelerate: {EXPERIMENT_EXTRA}")
     if device not in list(Device) or (Device(device) is Device.cuda and not torch.cuda.is_available()):
         raise DependencyError(f"there is no device {device!r} to train on: take cpu, or cuda where there is one")
     if not len(examples):

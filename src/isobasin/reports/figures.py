@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.checkpoints import write_file_atomically
-from isobasin.errors import BARRIER_EXTRA, DependencyError
+from isobasin.errors import BARRIER_EXTRA, needing
 from isobasin.reports.style import PERCENT, STEEP, Style, metric_name, number
 from isobasin.reports.view import ShownPair, View
 
@@ -75,10 +75,8 @@ def require_matplotlib(extra: str = BARRIER_EXTRA) -> Any:
     Raises:
         DependencyError: matplotlib is missing.
     """
-    try:
+    with needing("figures need matplotlib", extra):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError(f"figures need matplotlib: {extra}") from error
     return Figure
 
 

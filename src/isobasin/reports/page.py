@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from isobasin.checkpoints.output import replace_text
-from isobasin.errors import BARRIER_EXTRA, DependencyError
+from isobasin.errors import needing
 from isobasin.records.curves import NAIVE
 from isobasin.records.schema import LayerRecord
 from isobasin.reports.style import PERCENT, STEEP, alike, brief, labels, metric_name, number, percent
@@ -39,10 +39,8 @@ def render(shown: View) -> str:
     Raises:
         DependencyError: Jinja2 is missing.
     """
-    try:
+    with needing("the report page needs Jinja2"):
         from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise DependencyError(f"the report page needs Jinja2: {BARRIER_EXTRA}") from error
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from isobasin.errors import DataError, DependencyError
+from isobasin.errors import EXPERIMENT_EXTRA, DataError, needing
 from isobasin.tasks.reading import reading
 
 if TYPE_CHECKING:
@@ -120,11 +120,9 @@ def digits() -> Mapping[str, Callable[[], Dataset]]:
     Raises:
         DependencyError: scikit-learn is missing.
     """
-    try:
+    with needing("the data set digits needs scikit-learn", EXPERIMENT_EXTRA):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise DependencyError('the data set digits needs scikit-learn: pip install "isobasin[experiment]"') from error
     data: Any = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
     split: Any = train_test_split(np.arange(len(data.target)), test_size=0.3, random_state=0, stratify=data.target)

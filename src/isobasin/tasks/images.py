@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isobasin.choices import TaskKind
-from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError
+from isobasin.errors import DataError, needing
 from isobasin.tasks import examples
 from isobasin.tasks.examples import Examples, Indices, as_index, digest, facts_of, refacts
 from isobasin.tasks.labels import chosen_rows
@@ -234,10 +234,8 @@ def _check_shape(shape: Sequence[int], config: Any) -> None:
 
 def _decoded(value: Any) -> Any:
     """One cell as a PIL image: encoded bytes, the path of a file, or an array of bytes."""
-    try:
+    with needing("images need the package pillow"):
         from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError as error:
-        raise DependencyError(f"images need the package pillow: {BARRIER_EXTRA}") from error
     if isinstance(value, dict):
         value = value["path"] if value["bytes"] is None else value["bytes"]
     if isinstance(value, (bytes, str)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from isobasin.architectures.configuration import described_by
 from isobasin.checkpoints import Checkpoint
 from isobasin.choices import TaskKind, Vocabulary
-from isobasin.errors import ArchitectureError, CheckpointError, DataError, IsobasinError
+from isobasin.errors import CheckpointError, DataError, IsobasinError, about
 from isobasin.loading import auto, configuration, quiet_transformers
 from isobasin.tasks.options import LONGEST_SIDE
 from isobasin.tasks.reading import reading, regular_file
@@ -75,10 +75,8 @@ def config_of(name: str, checkpoint: Checkpoint) -> Any:
     Raises:
         ArchitectureError: transformers has no such model type, or refuses it; or a size is out of all proportion.
     """
-    try:
+    with about(name):
         return described_by(checkpoint.config, checkpoint.shapes)
-    except ArchitectureError as error:
-        raise ArchitectureError(f"{name}: {error}") from error
 
 
 def load_config(folder: str | os.PathLike[str], **entries: Any) -> Any:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobasin.checkpoints.files import real
-from isobasin.errors import BARRIER_EXTRA, DataError, DependencyError, first_line
+from isobasin.errors import DataError, first_line, needing
+from isobasin.tasks.arrays import digits, npz_splits
 from isobasin.tasks.reading import reading, regular_file
 
 if TYPE_CHECKING:
@@ -47,12 +48,13 @@ def read_source(source: str, name: str | None, split: str | None) -> tuple[Datas
         DataError: It can't be found or read.
         DependencyError: A package is missing.
     """
-    datasets = import_datasets()
+    with needing("reading data needs the package datasets"):
+        import datasets
     notes: list[str] = []
     path = Path(source).expanduser()
     with _quiet(datasets):
         if source == "digits":
-            splits = _digits()
+            splits = digits()
         elif path.is_dir():
             splits = _folder(path, name, split, notes)
         elif os.path.lexists(path):
@@ -60,19 +62,6 @@ def read_source(source: str, name: str | None, split: str | None) -> tuple[Datas
         else:
             splits = _hub(source, name, split)
         return _select(splits, split, source), notes
-
-
-def import_datasets() -> Any:
-    """The `datasets` package.
-
-    Raises:
-        DependencyError: It is missing.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise DependencyError(f"reading data needs the package datasets: {BARRIER_EXTRA}") from error
-    return datasets
 
 
 @contextmanager
@@ -177,7 +166,7 @@ def _file(path: Path, notes: list[str]) -> Mapping[str, Read]:
     if kind is None:
         raise DataError(f"{path}: unknown format: use one of {', '.join(_FORMATS)}, also with .xz or .gz")
     if kind == "npz":
-        return _arrays(path)
+        return npz_splits(path)
     return {_split_of(path) or "train": lambda: _load(kind, [path], notes)}
 
 
@@ -243,15 +232,3 @@ def _load(kind: str, files: list[Path], notes: list[str]) -> Dataset:
         split = _split_of(files[0]) or "train"
         paths = [os.fspath(file) for file in files]
         return datasets.load_dataset(kind, data_files={split: paths}, split=split, **arguments)
-
-
-def _digits() -> Mapping[str, Read]:
-    from isobasin.tasks.arrays import digits
-
-    return digits()
-
-
-def _arrays(path: Path) -> Mapping[str, Read]:
-    from isobasin.tasks.arrays import npz_splits
-
-    return npz_splits(path)
