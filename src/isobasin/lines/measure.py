@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from einops import rearrange
+
 from isobasin.alignment import Alignment, AttentionMove
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import Checkpoint, check_output
@@ -299,21 +301,8 @@ def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) 
     )
 
 
-def _layer_record(a: Blocks, b: Blocks, index: int, layer: AttentionMove, cost: HeadCost) -> LayerRecord:
-    costs = (
-        head_costs(layer.group, read_blocks(a, [index]), read_blocks(b, [index]), cost)[0]
-        .transpose(1, 2)
-        .flatten(2, 3)
-        .flatten(0, 1)
-    )
-    statistics = layer.statistics
-    return LayerRecord(
-        layer=layer.layer,
-        distance_before=statistics.distance_before,
-        distance_after=statistics.distance_after,
-        condition=statistics.condition,
-        iterations=statistics.iterations,
-        status=statistics.status,
-        head_permutation=tuple(layer.element.head_permutation().tolist()),
-        head_costs=tuple(tuple(row) for row in costs.tolist()),
-    )
+def _layer_record(a: Blocks, b: Blocks, index: int, move: AttentionMove, cost: HeadCost) -> LayerRecord:
+    costs = head_costs(move.group, read_blocks(a, [index]), read_blocks(b, [index]), cost)[0]
+    table: list[list[float]] = rearrange(costs, "g h s t -> (g s) (h t)").tolist()
+    facts = {name: value for name, value in move.to_json().items() if name in LayerRecord.model_fields}
+    return LayerRecord(**facts, head_costs=tuple(map(tuple, table)))
