@@ -64,7 +64,8 @@ class Block(ABC):
     @property
     def biases(self) -> tuple[str, ...]:
         """The roles that have a bias."""
-        return tuple(role for role, projection in self.projections.items() if projection.bias is not None)
+        has = (role.partition(".")[0] for role, projection in self.projections.items() if projection.bias is not None)
+        return tuple(dict.fromkeys(has))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every stored tensor of the block and the shape it must have."""

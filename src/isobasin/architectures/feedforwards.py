@@ -93,21 +93,11 @@ class ExpertsBlock(_Units):
     correction: Projection | None = None
 
     @property
-    def _roles(self) -> dict[str, tuple[Projection, ...]]:
-        roles = {"up": self.up, "gate": self.gate, "down": self.down}
-        return {role: projections for role, projections in roles.items() if projections}
-
-    @property
     def projections(self) -> dict[str, Projection]:
         """The projections by their role and, but for the router's, their place among those of that role."""
-        parts = {f"{role}.{i}": part for role, parts in self._roles.items() for i, part in enumerate(parts)}
+        roles = {"up": self.up, "gate": self.gate, "down": self.down}
+        parts = {f"{role}.{i}": part for role, parts in roles.items() for i, part in enumerate(parts)}
         return {"router": self.router, **parts}
-
-    @property
-    def biases(self) -> tuple[str, ...]:
-        """The roles that have a bias."""
-        roles = {"router": (self.router,), **self._roles}
-        return tuple(role for role, projections in roles.items() if projections[0].bias is not None)
 
     @property
     def others(self) -> dict[str, Projection]:

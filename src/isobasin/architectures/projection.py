@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -56,23 +58,12 @@ class Layout:
         axis, start, length = self.pick
         return tensor.narrow(-1 if axis == "feature" else self._outer.index(axis), start, length)
 
+    @cache  # noqa: B019 - layouts are few and small
     def shape(self, bias: bool = False) -> tuple[int, ...]:
         """The shape that the stored tensor must have."""
-        sizes = dict(self.sizes)
-        stored, _ = self._patterns(bias)
-        shape: list[int] = []
-        product: int | None = None
-        for token in stored.replace("(", " ( ").replace(")", " ) ").split():
-            if token == "(":
-                product = 1
-            elif token == ")":
-                shape.append(product or 1)
-                product = None
-            elif product is not None:
-                product *= sizes[token]
-            else:
-                shape.append(sizes[token])
-        return tuple(shape)
+        stored, canonical = self._patterns(bias)
+        whole = torch.empty([dict(self.sizes)[name] for name in canonical.split()], device="meta")
+        return tuple(rearrange(whole, f"{canonical} -> {stored}").shape)
 
     @property
     def width_axis(self) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from isobasin.architectures.building import attention_group
-from isobasin.architectures.layouts import Projections, Sizes
+from isobasin.architectures.layouts import Projections, Sizes, half_planes, interleaved_planes
 from isobasin.architectures.projection import Layout, Projection
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.function import attend
@@ -141,14 +141,8 @@ def plane_layouts(features: int) -> SearchStrategy[tuple[tuple[int, int], ...]]:
     """No planes, or some or all features in planes of half or interleaved order."""
     from hypothesis import strategies as st
 
-    def half(pairs: int) -> tuple[tuple[int, int], ...]:
-        return tuple((j, j + pairs) for j in range(pairs))
-
-    def interleaved(pairs: int) -> tuple[tuple[int, int], ...]:
-        return tuple((2 * j, 2 * j + 1) for j in range(pairs))
-
-    pairs = st.integers(0, features // 2)
-    return st.one_of(pairs.map(half), pairs.map(interleaved))
+    rotated = st.integers(0, features // 2).map(lambda pairs: 2 * pairs)
+    return st.one_of(rotated.map(half_planes), rotated.map(interleaved_planes))
 
 
 def seeds() -> SearchStrategy[int]:
