@@ -219,8 +219,16 @@ class AttentionBlock(Block):
         return (self.output,)
 
     def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> AttentionWeights:
-        """The block's weights in float64, without leading dimensions, nor the means that LayerNorm takes away."""
-        return AttentionWeights(**self.group.read(self._checked(self._read(tensors, device)).tensors()))
+        """The block's weights in float64, without leading dimensions, nor the means that LayerNorm takes away.
+
+        Raises:
+            TensorError: A gain of a latent is 0, by which rows of its readers can't be divided.
+        """
+        weights = self._read(tensors, device).tensors()
+        for role, gain in weights.items():
+            if role.endswith("down_gain") and bool((gain == 0).any()):
+                raise TensorError(f"{self.others[role].weight!r} has a gain of 0: its latent can't be moved")
+        return AttentionWeights(**self.group.read(weights))
 
     def _read(self, tensors: Mapping[str, Tensor], device: str | torch.device) -> AttentionWeights:
         g, s = self.group.kv_heads, self.group.queries_per_kv
@@ -232,13 +240,6 @@ class AttentionBlock(Block):
             return self._by_heads(role, x) if role in own else x.reshape(*(heads | biases).get(role, ()), *x.shape[1:])
 
         return AttentionWeights(**{role: axes(role, x) for role, x in self._parts(tensors, device).items()})
-
-    def _checked(self, weights: AttentionWeights) -> AttentionWeights:
-        """The same weights; gains of 0 in a latent are refused, as rows of its readers can't be divided by them."""
-        for role, gain in weights.tensors().items():
-            if role.endswith("down_gain") and bool((gain == 0).any()):
-                raise TensorError(f"{self.others[role].weight!r} has a gain of 0: its latent can't be moved")
-        return weights
 
     def _by_heads(self, role: str, x: Tensor) -> Tensor:
         """A parameter of every head, or of all together, `(heads, features)`, in the weights' axes."""

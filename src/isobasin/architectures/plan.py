@@ -50,11 +50,6 @@ class _Checkpoint:
         """A normalisation that is never folded, by itself."""
         return _kept(Norm(f"{module}.weight", self.bias(module)))
 
-    def has_output(self) -> bool:
-        """Whether anything stands between the stream and the model's outputs."""
-        outside = any(name.startswith(start) for name in self.shapes for start in self.stream.outside)
-        return outside or any(not readout.base for readout in self.readouts)
-
 
 def find(
     stream: StreamFacts, layers: Sequence[tuple[Block, ...]], shapes: Shapes, view: View, *, keep_gains: bool = False
@@ -77,7 +72,8 @@ def find(
         ArchitectureError: The stream is itself an output of the model.
     """
     checkpoint = _Checkpoint(stream, layers, {n: tuple(shapes[x]) for n, x in view.tensors.items()}, view)
-    if not checkpoint.has_output():
+    outside = any(name.startswith(stream.outside) for name in checkpoint.shapes)
+    if not outside and all(readout.base for readout in checkpoint.readouts):
         raise ArchitectureError(
             "the checkpoint has no head, so its hidden states are its output and their basis can't move: give the "
             "model with its head, or use --scope block"
@@ -86,7 +82,9 @@ def find(
     bare = [reader.along for reader in reading.get(None, ())]
     norms = [*_norms(checkpoint, reading), *_scales(checkpoint)]
     everything_kept = stream.post or keep_gains
-    kept = [norm for norm in norms if everything_kept or _reads_embedding(norm, checkpoint)]
+    # An embedding that reads the last normalisation can't take its gain in.
+    last = f"{stream.final_norm}.weight" if any(map(checkpoint.tied, checkpoint.readouts)) else None
+    kept = [norm for norm in norms if everything_kept or norm.gain == last]
     folded = tuple(norm for norm in norms if norm not in kept)
     along = (*_writers(checkpoint), *bare, *(item for norm in kept for item in _kept(norm)))
     inside = {item for norm in folded for item in norm.writers}
@@ -99,12 +97,6 @@ def find(
     _check_explained(found, checkpoint)
     _check_sizes(found, checkpoint)
     return found.named({name: view.stored(name) for name in found.names()})
-
-
-def _reads_embedding(norm: Norm, checkpoint: _Checkpoint) -> bool:
-    """Whether the last normalisation is read by a tied embedding."""
-    tied = any(map(checkpoint.tied, checkpoint.readouts))
-    return tied and norm.gain == f"{checkpoint.stream.final_norm}.weight"
 
 
 def _reading(checkpoint: _Checkpoint) -> dict[str | None, list[Reader]]:

@@ -12,7 +12,7 @@ on the columns that a factor has: `linear` on those that don't rotate, `planes` 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -186,12 +186,10 @@ class Bilinear(Factor):
         for names, side in ((self.roles.left, self.left), (self.roles.right, self.right)):
             for name in names:
                 if name in weights:
-                    moved[name] = self._moved(u, weights[name], lead, side)
+                    x = weights[name]
+                    rows = x.reshape(*x.shape[:lead], -1, x.shape[-1])
+                    moved[name] = self.with_columns(rows, side(u, self.columns(rows))).reshape(x.shape)
         return moved
-
-    def _moved(self, u: Tensor, x: Tensor, lead: int, side: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        rows = x.reshape(*x.shape[:lead], -1, x.shape[-1])
-        return self.with_columns(rows, side(u, self.columns(rows))).reshape(x.shape)
 
     def sides(self, weights: Parts) -> tuple[Tensor, Tensor]:
         """This factor's columns of L and R, `(..., heads, slots, rows, n)`, biases that take part as last rows.
