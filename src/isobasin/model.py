@@ -6,6 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -376,12 +377,14 @@ def _alike(one: AttentionBlock, other: AttentionBlock) -> bool:
 
 
 class Digest:
-    """SHA-256 of the tensors that are matched, fed as they are read."""
+    """SHA-256 of the tensors that are matched, fed as they are read and computed beside what is done with them."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._worker = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
 
-    def update(self, block: Block, tensors: dict[str, Tensor]) -> None:
+    def update(self, block: Block, tensors: Mapping[str, Tensor]) -> None:
         """Add one block, in a fixed order and under names without prefix."""
         for role, projection in (block.projections | block.others).items():
             for part in ("weight", "bias"):
@@ -390,24 +393,31 @@ class Digest:
                     self.add(f"{block.layer}.{role}.{part}", tensors[name])
 
     def add(self, label: str, tensor: Tensor) -> None:
-        """Add one tensor by a name that says what it is in any checkpoint."""
+        """Add one tensor, which must not change, by a name that says what it is in any checkpoint."""
+        # No more than one waits, so that none is kept in memory that is done with.
+        before, self._last = self._last, self._worker.submit(self._add, label, tensor)
+        if before is not None:
+            before.result()
+
+    def _add(self, label: str, tensor: Tensor) -> None:
         self._hash.update(label.encode())
         self._hash.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def hexdigest(self) -> str:
         """The digest so far."""
+        if self._last is not None:
+            self._last.result()
         return self._hash.hexdigest()
 
 
-def read_blocks(
-    model: Blocks, indices: Sequence[int], device: str = "cpu", digest: Digest | None = None
-) -> AttentionWeights:
+def read_blocks(model: Blocks, indices: Sequence[int], device: str = "cpu") -> AttentionWeights:
     """The weights of some alike blocks in float64, stacked along a leading dimension."""
-    blocks: list[AttentionWeights] = []
-    for index in indices:
-        block = model.specification.attention[index]
-        tensors = model.stored(block)
-        if digest is not None:
-            digest.update(block, tensors)
-        blocks.append(block.read(tensors, device))
-    return stack(blocks)
+    blocks = [model.specification.attention[index] for index in indices]
+    return stacked(blocks, map(model.stored, blocks), device)
+
+
+def stacked(
+    blocks: Iterable[AttentionBlock], stored: Iterable[Mapping[str, Tensor]], device: str = "cpu"
+) -> AttentionWeights:
+    """The same, of tensors that are at hand."""
+    return stack([block.read(tensors, device) for block, tensors in zip(blocks, stored, strict=True)])

@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
-from isobasin.architectures.projection import Gains, Projection
+from isobasin.architectures.projection import Gains, Layout, Projection
 from isobasin.errors import TensorError
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -126,18 +126,25 @@ class Block(ABC):
         return {role: torch.cat(x) if role.removesuffix("_bias") in several else x[0] for role, x in found.items()}
 
     def _write(self, tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """New stored tensors of the block, the inverse of `_parts`, with the types and layouts of these."""
-        new = {name: tensors[name] for name in self.shapes()}
+        """New stored tensors of the block, the inverse of `_parts`, in the weights' type and the layouts of these."""
+        new: dict[str, Tensor] = {}
         done, several = Counter[str](), self._several
 
         def put(role: str, name: str, projection: Projection, *, bias: bool) -> None:
-            stored, size = new[name], dict(projection.layout.sizes).get("expert", 1)
-            part = parts[role]
+            size = dict(projection.layout.sizes).get("expert", 1)
+            part, stored = parts[role], tensors[name]
             if role.removesuffix("_bias") in several:
                 part = part[done[role] : done[role] + size]
             done[role] += size
-            whole = bias and projection in self.writers
-            new[name] = part.reshape(stored.shape).to(stored) if whole else projection.layout.write(stored, part, bias)
+            if bias and projection in self.writers:
+                new[name] = part.reshape(stored.shape)
+                return
+            if name not in new:
+                # Of a tensor of several projections each replaces its own part.
+                like = {"dtype": part.dtype, "device": part.device}
+                copied = projection.layout.pick is not None
+                new[name] = stored.contiguous().to(**like, copy=True) if copied else torch.empty(stored.shape, **like)
+            projection.layout.put(new[name], part, bias)
 
         for name, projection in self.projections.items():
             role = name.partition(".")[0]
@@ -256,7 +263,7 @@ class AttentionBlock(Block):
         return x.squeeze(-1) if role == "sink" else x
 
     def write(self, tensors: Mapping[str, Tensor], weights: AttentionWeights) -> dict[str, Tensor]:
-        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
+        """New stored tensors of the block, with `tensors`' layout and `weights`' values and type."""
         # Heads that change places leave what reading took away, their means, where they are.
         stored = self._read(tensors, weights.query.device).tensors() if self.group.unread else None
         return self._written(tensors, AttentionWeights(**self.group.stored(weights.tensors(), stored)))

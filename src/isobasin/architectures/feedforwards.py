@@ -29,7 +29,7 @@ class _Units(Block):
         return FeedForwardWeights(**{role: x[0] if self._shared(role) else x for role, x in found.items()})
 
     def write(self, tensors: Mapping[str, Tensor], weights: FeedForwardWeights) -> dict[str, Tensor]:
-        """New stored tensors of the block, with `tensors`' types and layout and `weights`' values."""
+        """New stored tensors of the block, with `tensors`' layout and `weights`' values and type."""
         parts = {role: x[None] if self._shared(role) else x for role, x in weights.tensors().items()}
         return self._write(tensors, {role: x if x.ndim == 2 else x.mT for role, x in parts.items()})
 

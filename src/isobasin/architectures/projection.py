@@ -80,13 +80,12 @@ class Layout:
         picked = self._narrow(rearrange(stored, f"{source} -> {target}", **self._sizes(bias)))
         return picked.reshape(-1, *picked.shape[len(self._outer) :])
 
-    def write(self, stored: Tensor, heads: Tensor, bias: bool = False) -> Tensor:
-        """A copy of `stored` in which the picked heads are replaced, cast to its type once."""
+    def put(self, stored: Tensor, heads: Tensor, bias: bool = False) -> None:
+        """Replace the picked heads of a contiguous tensor, cast to its type once."""
         source, target = self._patterns(bias)
-        canonical = rearrange(stored, f"{source} -> {target}", **self._sizes(bias)).clone()
-        part = self._narrow(canonical)
+        # Axes of a contiguous tensor are split and reordered without a copy.
+        part = self._narrow(rearrange(stored, f"{source} -> {target}", **self._sizes(bias)))
         part.copy_(heads.reshape(part.shape))
-        return rearrange(canonical, f"{target} -> {source}", **self._sizes(bias)).contiguous()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
 from isobasin.choices import HeadCost, Method, Objective, Scope
-from isobasin.model import Blocks, Digest, Source, TensorBlocks, open_pair
-from isobasin.verbs.apply import write_moved
+from isobasin.model import Blocks, Digest, Model, Source, TensorBlocks, open_pair
+from isobasin.verbs.apply import Moving, acting, write_moving
 from isobasin.verbs.blocks import BlockMatching
 from isobasin.verbs.inputs import fold_inputs, inputs_of
 from isobasin.verbs.settings import Calibration, Matching, Progress, Running, silent
@@ -89,8 +89,20 @@ def align(
             return match_models(a, b, matching, running, calibration)
         check_output(output, [a.checkpoint.folder, b.checkpoint.folder], force)
         # The written model is verified as a whole: its blocks need no check of their own.
-        alignment = match_models(a, b, matching, replace(running, verify=False), calibration)
-        return write_moved(alignment, b, Path(output), running, [a.checkpoint.folder])
+        unchecked = replace(running, verify=False)
+        if matching.scope is Scope.model:
+            moving = acting(match_models(a, b, matching, unchecked, calibration), b, running)
+        else:
+            moving = _moving(a, b, matching, unchecked, calibration)
+        return write_moving(moving, b, Path(output), running, [a.checkpoint.folder])
+
+
+def _moving(a: Model, b: Model, matching: Matching, running: Running, calibration: Calibration | None) -> Moving:
+    """Match the blocks of two models, and hand out those of the second as they are moved: each is read once."""
+    digests = Digest(), Digest()
+    blocks = BlockMatching(a, b, matching, running, inputs_of(a, matching, calibration), digests)
+    found = yield from blocks.moving()
+    return replace(found, provenance=_facts(a, b, matching, [digest.hexdigest() for digest in digests]))
 
 
 def align_tensors(

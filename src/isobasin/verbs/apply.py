@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,39 +78,42 @@ def moved(
     with open_model(source, allow_pickle=allow_pickle) as model:
         if output is not None:
             check_output(output, [model.checkpoint.folder], running.force)
-        alignment, rounding = find(model), Rounding(running.dtype or model.dtype())
+        alignment = find(model)
 
         def write(folder: Path) -> Alignment:
-            return write_moved(alignment, model, folder, running, rounding=rounding)
+            moving = acting(alignment, model, running, stored=running.dtype or model.dtype())
+            return write_moving(moving, model, folder, running)
 
         path, made, found = deliver(source, output, write)
     return Moved(path, made, found.verified, found)
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """What storing moved attention blocks in a type costs, predicted while they are written.
+Moving = Generator[dict[str, Tensor], None, Alignment]
+"""The tensors of a moved model, some at a time, and at the end the move."""
 
-    Attributes:
-        dtype: The type.
-        found: The relative error of the circuits, by block.
+
+def acting(alignment: Alignment, model: Model, running: Running, *, stored: torch.dtype | None = None) -> Moving:
+    """The tensors of a model after a move that is known.
+
+    Args:
+        alignment: The move.
+        model: What is moved.
+        running: Where.
+        stored: The type whose rounding of attention is predicted on the way; None leaves what the alignment says.
     """
+    rounding: dict[str, float] = {}
 
-    dtype: torch.dtype
-    found: dict[str, float] = field(default_factory=lambda: {})
+    def see(move: AnyMove, weights: Any) -> None:
+        if stored is not None and isinstance(weights, AttentionWeights):
+            rounding[move.block] = float(circuits.rounding(move.group, weights, stored))
 
-    def see(self, move: AnyMove, weights: Any) -> None:
-        """Predict it for a block after a move."""
-        if isinstance(weights, AttentionWeights):
-            self.found[move.block] = float(circuits.rounding(move.group, weights, self.dtype))
-
-    def told(self, alignment: Alignment) -> Alignment:
-        """The alignment with what was found."""
-        return replace(alignment, moves=tuple(map(self._told, alignment.moves)))
-
-    def _told(self, move: AnyMove) -> AnyMove:
-        rounding = self.found.get(move.block, move.statistics.rounding)
-        return replace(move, statistics=replace(move.statistics, rounding=rounding))
+    yield from counted(alignment.moved(model, running.device, see), alignment.blocks, running.progress)
+    figures = [
+        replace(move.statistics, rounding=rounding.get(move.block, move.statistics.rounding))
+        for move in alignment.moves
+    ]
+    pairs = zip(alignment.moves, figures, strict=True)
+    return replace(alignment, moves=tuple(replace(move, statistics=each) for move, each in pairs))
 
 
 def write_moved(
@@ -120,18 +123,29 @@ def write_moved(
     running: Running,
     inputs: Iterable[Path] = (),
     *,
-    rounding: Rounding | None = None,
+    extra: Callable[[Path], None] | None = None,
+) -> Alignment:
+    """Write a model after a move that is known; arguments, result and errors as `write_moving`."""
+    return write_moving(acting(alignment, model, running), model, output, running, inputs, extra=extra)
+
+
+def write_moving(
+    moving: Moving,
+    model: Model,
+    output: Path,
+    running: Running,
+    inputs: Iterable[Path] = (),
+    *,
     extra: Callable[[Path], None] | None = None,
 ) -> Alignment:
     """Write the moved model and the alignment beside it; verify before it gets its name.
 
     Args:
-        alignment: The move.
+        moving: The tensors of the moved model, as they come.
         model: What is moved.
         output: The folder to write.
         running: Where, and whether it is verified.
         inputs: Files and folders that the output may not overlap with.
-        rounding: Predicts what storing the result costs; None leaves what the alignment says.
         extra: Adds more to the folder that it is given.
 
     Returns:
@@ -144,9 +158,13 @@ def write_moved(
     if FILE_NAME in model.checkpoint.files:
         problem = "a weight file has the name that the move is written to: rename it, also in the index"
         raise CheckpointError(f"{model.checkpoint.folder / FILE_NAME}: {problem}")
+    found: list[Alignment] = []
+
+    def pieces() -> Iterator[dict[str, Tensor]]:
+        found.append((yield from moving))
 
     def add(staging: Path) -> None:
-        (alignment if rounding is None else rounding.told(alignment)).save(staging / FILE_NAME, force=True)
+        found[0].save(staging / FILE_NAME, force=True)
         if extra is not None:
             extra(staging)
 
@@ -154,28 +172,27 @@ def write_moved(
         if not running.verify:
             return None
         running.progress("verifying", 0, 1)
-        found = verify_models(model, opened(str(output), staging), device=running.device)
+        verified = verify_models(model, opened(str(output), staging), device=running.device)
         running.progress("verifying", 1, 1)
-        if not found.equal:
-            drawn = alignment.provenance.get("operation") == "scramble"
+        if not verified.equal:
+            drawn = found[0].provenance.get("operation") == "scramble"
             raise VerificationError(
-                f"the moved model isn't the same function: {found.reason}; {output} was not written: lower "
+                f"the moved model isn't the same function: {verified.reason}; {output} was not written: lower "
                 f"{'--condition' if drawn else '--max-condition'}, or store more bits with --dtype float32"
             )
-        return found
+        return verified
 
-    blocks = alignment.moved(model, running.device, *([] if rounding is None else [rounding.see]))
     verified = write_checkpoint(
         model.checkpoint,
         output,
-        counted(model.view.written(blocks), alignment.blocks, running.progress),
+        model.view.written(pieces()),
         dtype=running.dtype,
         force=running.force,
         inputs=list(inputs),
         extra=add,
         check=check,
     )
-    return replace(alignment if rounding is None else rounding.told(alignment), verified=verified)
+    return replace(found[0], verified=verified)
 
 
 def counted(items: Iterable[dict[str, Tensor]], total: int, progress: Progress) -> Iterator[dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, starmap
@@ -16,13 +16,12 @@ from isobasin.alignment import (
     FEEDFORWARD,
     Alignment,
     AnyMove,
-    AttentionMove,
-    FeedForwardMove,
     Move,
     Statistics,
     condition_of,
     named,
 )
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
@@ -30,8 +29,7 @@ from isobasin.matching.attention import Match, distance, head_permutation, match
 from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import assign, head_costs
 from isobasin.matching.inputs import Moments, weighted
-from isobasin.model import Blocks, Digest, batches, read_blocks
-from isobasin.symmetries.feedforward import FeedForwardWeights
+from isobasin.model import Blocks, Digest, batches, read_blocks, stacked
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verbs.inputs import ByName, at
@@ -42,6 +40,21 @@ Pair = tuple[AttentionWeights, AttentionWeights]
 Digests = tuple[Digest | None, Digest | None]
 Heads = tuple[Tensor, Tensor]
 """The outer and the inner permutation of heads."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """One block whose move was found.
+
+    Attributes:
+        move: The move.
+        check: How its function compares before and after; None where nobody asked.
+        written: Its tensors after the move, float64.
+    """
+
+    move: AnyMove
+    check: Verification | None
+    written: Callable[[], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -70,20 +83,42 @@ class BlockMatching:
         Raises:
             VerificationError: A move changes what a block computes.
         """
+        return self._alignment([(matched.move, matched.check) for matched in self._matched()])
+
+    def moving(self) -> Generator[dict[str, Tensor], None, Alignment]:
+        """The tensors of every block after its move as soon as that is found, float64; at the end the alignment."""
+        found: list[tuple[AnyMove, Verification | None]] = []
+        done: set[str] = set()
+        for matched in self._matched():
+            found.append((matched.move, matched.check))
+            new = matched.written()
+            # Blocks that read one table move it alike: it is given once.
+            yield {name: tensor for name, tensor in new.items() if name not in done}
+            done |= new.keys()
+        return self._alignment(found)
+
+    def _alignment(self, found: Sequence[tuple[AnyMove, Verification | None]]) -> Alignment:
+        """The moves of all blocks together, and the worst check."""
+        elements = [move.element for move, _ in found]
+        for first, *others in self.b.specification.ties:
+            for other in others:
+                # They are the same but for rounding, and the table is written once.
+                elements[other].parts["table_shift"].copy_(elements[first].parts["table_shift"])
+        checks = [check for _, check in found if check is not None]
+        verified = max(checks, key=lambda check: check.max_rel, default=None)
+        return Alignment(self.b.specification.model_type, tuple(move for move, _ in found), {}, verified)
+
+    def _matched(self) -> Iterator[Matched]:
+        """Match all blocks, attention first."""
         ours, theirs = (m.feedforwards() if self.matching.feedforward else () for m in (self.a, self.b))
         pairs = list(zip(ours, named(FEEDFORWARD, theirs), strict=True))
         steps = len(self.b.specification.attention) + len(pairs)
         self.running.progress("matching", 0, steps)
-        moves: list[AnyMove] = []
-        checks: list[Verification] = []
-        for move, check in chain(self._attention(), starmap(self._feedforward, pairs)):
-            moves.append(move)
-            checks += [] if check is None else [check]
-            self.running.progress("matching", len(moves), steps)
-        verified = max(checks, key=lambda check: check.max_rel, default=None)
-        return Alignment(self.b.specification.model_type, tuple(moves), {}, verified)
+        for done, matched in enumerate(chain(self._attention(), starmap(self._feedforward, pairs)), start=1):
+            yield matched
+            self.running.progress("matching", done, steps)
 
-    def _attention(self) -> Iterator[tuple[AttentionMove, Verification | None]]:
+    def _attention(self) -> Iterator[Matched]:
         """Match the attention blocks, those that are alike together."""
         blocks = self.b.specification.attention
         # What is kept is allocated before the large temporaries, which could not be returned to the system around it.
@@ -92,7 +127,9 @@ class BlockMatching:
         heads = self._tied_heads()
         for batch in batches(blocks):
             group, moments = blocks[batch[0]].group, self._moments(batch)
-            reference, moving = self._read(batch, self.digests)
+            some = [[model.specification.attention[index] for index in batch] for model in (self.a, self.b)]
+            ours, theirs = ([self._stored(i, block) for block in each] for i, each in enumerate(some))
+            reference, moving = (stacked(*x, self.running.device) for x in zip(some, (ours, theirs), strict=True))
             found = match(
                 group,
                 reference,
@@ -108,11 +145,8 @@ class BlockMatching:
                 elements[index].copy_(found.element[position])
                 compare = partial(compare_blocks, group, moving[position], found.moved[position])
                 check = self._checked(blocks[index].name, compare)
-                yield Move(names[index], group, elements[index], statistics[position]), check
-        for first, *others in self.b.specification.ties:
-            for other in others:
-                # They are the same but for rounding, and the table is written once.
-                elements[other].parts["table_shift"].copy_(elements[first].parts["table_shift"])
+                move = Move(names[index], group, elements[index], statistics[position])
+                yield Matched(move, check, partial(blocks[index].write, theirs[position], found.moved[position]))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -123,10 +157,12 @@ class BlockMatching:
         """The coarsest rounding of the stored weights of attention, or of feed-forward blocks as well."""
         return max(torch.finfo(model.dtype(feedforward=wide)).eps for model in (self.a, self.b))
 
-    def _read(self, batch: Sequence[int], digests: Digests = (None, None)) -> Pair:
-        """The weights of some alike attention blocks of reference and model."""
-        device, (first, second) = self.running.device, digests
-        return read_blocks(self.a, batch, device, first), read_blocks(self.b, batch, device, second)
+    def _stored(self, which: int, block: AttentionBlock | FeedForward) -> dict[str, Tensor]:
+        """The tensors of a block of the reference (0) or the model (1) as they are stored."""
+        stored, digest = (self.a, self.b)[which].stored(block), self.digests[which]
+        if digest is not None:
+            digest.update(block, stored)
+        return stored
 
     def _moments(self, batch: Sequence[int]) -> Moments | None:
         """The moments of what some alike attention blocks read."""
@@ -144,7 +180,8 @@ class BlockMatching:
                 continue
             costs = torch.zeros((), dtype=torch.float64, device=self.running.device)
             for index in indices:
-                pair = _weighted(*self._read([index]), self._moments([index]))
+                pair = (read_blocks(model, [index], self.running.device) for model in (self.a, self.b))
+                pair = _weighted(*pair, self._moments([index]))
                 costs = costs + head_costs(blocks[index].group, *pair, self.matching.head_cost)
             outer, inner = assign(costs)
             found |= dict.fromkeys(indices, (outer[0], inner[0]))
@@ -184,12 +221,11 @@ class BlockMatching:
             rows.append(Statistics(before[i], after[i], bound, int(found.iterations[i]), status, rounding[i]))
         return rows
 
-    def _feedforward(
-        self, ours: FeedForward, theirs: tuple[str, FeedForward]
-    ) -> tuple[FeedForwardMove, Verification | None]:
+    def _feedforward(self, ours: FeedForward, theirs: tuple[str, FeedForward]) -> Matched:
         """Match one feed-forward block, of the model with what moves call it."""
         name, block = theirs
-        reference, model = (self._units(i, each) for i, each in enumerate((ours, block)))
+        stored = [self._stored(i, each) for i, each in enumerate((ours, block))]
+        reference, model = (b.read(s, self.running.device) for b, s in zip((ours, block), stored, strict=True))
         moments = at(self.inputs, [ours], self.running.device)
         own = None if moments is None else {role: moment[0] for role, moment in moments.items()}
         found = match_feedforward(block.group, reference, model, own)
@@ -198,14 +234,8 @@ class BlockMatching:
         status = "exact" if _is_rounding(after, size, self._eps(wide=True)) else "optimal"
         statistics = Statistics(feedforward.distance(reference, model), after, status=status)
         check = self._checked(block.name, partial(compare_feedforward, block, model, found.moved))
-        return Move(name, block.group, found.element.to("cpu"), statistics), check
-
-    def _units(self, which: int, block: FeedForward) -> FeedForwardWeights:
-        """The weights of a feed-forward block of the reference (0) or the model (1)."""
-        stored, digest = (self.a, self.b)[which].stored(block), self.digests[which]
-        if digest is not None:
-            digest.update(block, stored)
-        return block.read(stored, self.running.device)
+        move = Move(name, block.group, found.element.to("cpu"), statistics)
+        return Matched(move, check, partial(block.write, stored[1], found.moved))
 
     def _checked(self, name: str, compare: Callable[[], Verification]) -> Verification | None:
         """How one block's function compares before and after, if that is asked for."""
