@@ -7,6 +7,7 @@ least squares. Everything is batched over heads and over the leading dimensions 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -116,7 +117,7 @@ def align_heads(
         return _align_heads(group, reference, model, outer, inner, method, max_condition)
     batch = tuple(outer.shape[:-1])
     turn = group.identity(batch, outer.device).having(latents.fit(group, reference, model))
-    least = _ROUNDING * distance(reference, reference.map(torch.zeros_like)).square()
+    least = _ROUNDING * size(reference).square()
     before, best = torch.full_like(least, math.inf), None
     for _ in range(_SWEEPS):
         turned = group.act(turn, model)
@@ -181,6 +182,17 @@ def _align_heads(
 
 def distance(a: AttentionWeights, b: AttentionWeights) -> Tensor:
     """Frobenius distance of all weights and biases of each block, `(...)`."""
-    blocks = a.query.ndim - 4
-    squares = [(t - getattr(b, name)).square().flatten(blocks).sum(-1) for name, t in a.tensors().items()]
-    return torch.stack(squares).sum(0).sqrt()
+    others = b.tensors()
+    return _norm(a, [x - others[name] for name, x in a.tensors().items()])
+
+
+def size(weights: AttentionWeights) -> Tensor:
+    """Frobenius norm of all weights and biases of each block, `(...)`."""
+    return _norm(weights, list(weights.tensors().values()))
+
+
+def _norm(weights: AttentionWeights, tensors: Sequence[Tensor]) -> Tensor:
+    """Norm of tensors like the weights' of each block."""
+    blocks = weights.query.ndim - 4
+    norms = [torch.linalg.vector_norm(x, dim=tuple(range(blocks, x.ndim))) for x in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms), dim=0)

@@ -20,6 +20,10 @@ from isobasin.symmetries.shared_planes import SharedPlanes
 from isobasin.symmetries.shift import Shift, ValueShift
 
 
+# Of a solution by a float32 factor: each takes away six digits of what is left.
+_REFINEMENTS = 4
+
+
 @dataclass(frozen=True)
 class Solvers:
     """How stage 2 is solved.
@@ -125,11 +129,36 @@ def _(factor: ValueShift, reference: Parts, model: Parts, solvers: Solvers, max_
     output = model["output"].sum(-3).mT.flatten(-3, -2).mT
     gap = (reference["value_bias"] - model["value_bias"]).flatten(-2)
     rest = model["output_bias"] - reference["output_bias"]
-    # By a triangular factor of both parts: Gram matrices of rows of unlike sizes are singular up to rounding.
-    identity = torch.eye(output.shape[-1], dtype=output.dtype, device=output.device)
-    both = torch.cat([identity.expand(*output.shape[:-2], *identity.shape), output], -2)
-    shift = torch.linalg.lstsq(both, torch.cat([gap, rest], -1).unsqueeze(-1), driver="gels").solution.squeeze(-1)
+    shift = _damped_least_squares(output, gap, rest)
     return Fit({factor.part: shift.unflatten(-1, factor.shape)})
+
+
+def _damped_least_squares(matrix: Tensor, near: Tensor, target: Tensor) -> Tensor:
+    """X of `min ||x - near||² + ||matrix x - target||²`, `(..., n)`.
+
+    `(1 + M^T M) x = near + M^T target` by a float32 factor whose errors float64 residuals take away; where that doesn't
+    end, as with rows of unlike sizes, by a triangular factor of both parts.
+
+    Args:
+        matrix: M, `(..., d, n)` float64.
+        near: `(..., n)`.
+        target: `(..., d)`.
+    """
+    single = matrix.float()
+    normal = single.mT @ single
+    normal.diagonal(dim1=-2, dim2=-1).add_(1)
+    factor, failed = torch.linalg.cholesky_ex(normal)
+    right = (near + (target.unsqueeze(-2) @ matrix).squeeze(-2)).unsqueeze(-1)
+    x, residual = torch.zeros_like(right), right
+    for _ in range(_REFINEMENTS):
+        x = x + torch.cholesky_solve(residual.float(), factor).double()
+        residual = right - x - matrix.mT @ (matrix @ x)
+    if bool((failed == 0).all() & (residual.norm() <= 1e-14 * right.norm())):
+        return x.squeeze(-1)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    both = torch.cat([identity.expand(*matrix.shape[:-2], *identity.shape), matrix], -2)
+    sides = torch.cat([near, target], -1).unsqueeze(-1)
+    return torch.linalg.lstsq(both, sides, driver="gels").solution.squeeze(-1)
 
 
 _unmoved = fit.dispatch(Factor)

@@ -25,7 +25,7 @@ from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
-from isobasin.matching.attention import Match, distance, head_permutation, match
+from isobasin.matching.attention import Match, distance, head_permutation, match, size
 from isobasin.matching.feedforward import match_feedforward
 from isobasin.matching.heads import assign, head_costs
 from isobasin.matching.inputs import Moments, weighted
@@ -210,13 +210,13 @@ class BlockMatching:
     ) -> list[Statistics]:
         """What is reported of every block of a stack."""
         before, after = distance(a, b).tolist(), distance(a, found.moved).tolist()
-        size, eps = distance(a, a.map(torch.zeros_like)).tolist(), self._eps()
+        whole, eps = size(a).tolist(), self._eps()
         rounding = circuits.rounding(group, found.moved, self._dtype).tolist()
         rows: list[Statistics] = []
         for i in range(len(before)):
             bound = condition_of(group, found.element[i])
             status = "converged" if found.converged[i] else "max-iterations"
-            status = "exact" if _is_rounding(after[i], size[i], eps * bound) else status
+            status = "exact" if _is_rounding(after[i], whole[i], eps * bound) else status
             status = "capped" if found.capped[i] else status
             rows.append(Statistics(before[i], after[i], bound, int(found.iterations[i]), status, rounding[i]))
         return rows
@@ -229,9 +229,9 @@ class BlockMatching:
         moments = at(self.inputs, [ours], self.running.device)
         own = None if moments is None else {role: moment[0] for role, moment in moments.items()}
         found = match_feedforward(block.group, reference, model, own)
-        size = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
+        whole = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
         after = feedforward.distance(reference, found.moved)
-        status = "exact" if _is_rounding(after, size, self._eps(wide=True)) else "optimal"
+        status = "exact" if _is_rounding(after, whole, self._eps(wide=True)) else "optimal"
         statistics = Statistics(feedforward.distance(reference, model), after, status=status)
         check = self._checked(block.name, partial(compare_feedforward, block, model, found.moved))
         move = Move(name, block.group, found.element.to("cpu"), statistics)
