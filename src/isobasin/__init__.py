@@ -6,7 +6,12 @@ package costs nothing.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+
+# Blocks of weights are allocated again and again, and the system hands out small pages at half the speed of copying:
+# torch asks for large ones if this is set before its first tensor.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import than all of this

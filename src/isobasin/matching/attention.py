@@ -95,7 +95,7 @@ def head_permutation(
     if not group.permuted:
         fixed = group.identity(tuple(reference.key.shape[:-3]), reference.key.device)
         return fixed.outer, fixed.inner
-    return heads.assign(heads.head_costs(group, reference, model, head_cost))
+    return heads.head_permutation(group, reference, model, head_cost)
 
 
 def align_heads(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isobasin.choices import HeadCost
 from isobasin.matching.heads import circuit_squares, head_costs, own_scores
-from isobasin.matching.sides import all_sides
+from isobasin.matching.sides import all_sides, pair_sides
 from isobasin.symmetries.groups import QUERY_KEY, AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -31,12 +31,16 @@ def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtyp
     not at all.
     """
     rho = _ROUNDING * torch.finfo(dtype).eps
-    worst = torch.zeros((), dtype=torch.float64)
-    for circuit in all_sides(group, weights).values():
-        tall = [x.tall() for x in circuit]
+    worst = weights.key.new_zeros(weights.key.shape[:-3])
+    for pair, factors in group.pairs.items():
+        if all(factor.width == 1 for factor in factors):
+            # Each column is a circuit by itself.
+            worst = worst.clamp(min=rho * 2**0.5)
+            continue
+        tall = [x.tall() for x in pair_sides(group, weights, pair)]
         columns, norm = sum(x.column_squares().sum(-1) for x in tall), circuit_squares(tall)
         ratio = torch.where(norm > 0, columns / norm, 1).clamp(min=0).sqrt()
-        worst = worst.to(ratio.device).maximum(rho * 2**0.5 * ratio.amax((-2, -1)))
+        worst = worst.maximum(rho * 2**0.5 * ratio.amax((-2, -1)))
     return worst
 
 

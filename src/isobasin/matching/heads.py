@@ -8,7 +8,8 @@ the stacked projections.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from isobasin.choices import HeadCost
 from isobasin.matching import latents
 from isobasin.matching.sides import Sides, pair_sides
+from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import QUERY_KEY, VALUE_OUTPUT, AttentionGroup
 from isobasin.symmetries.normed import Centred
 from isobasin.symmetries.shift import Tables
@@ -46,12 +48,41 @@ def head_costs(
     Returns:
         `(..., g, g', s, s')`: reference's query head (g, s) against the model's (g', s').
     """
-    pairs = [_circuits(group, w, cost) for w in (reference, latents.carried(group, reference, model))]
     distances = {HeadCost.spectral: _spectral, HeadCost.cosine: _cosine}.get(cost, _distances)
-    found = sum((distances(a, b) for a, b in zip(*pairs, strict=True)), start=torch.zeros(()))
+    found = sum((distances(a, b) for a, b in _pairs(group, reference, model, cost)), start=torch.zeros(()))
+    return _with_scores(found, group, reference, model)
+
+
+def head_permutation(
+    group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights, cost: HeadCost = HeadCost.rotary
+) -> tuple[Tensor, Tensor]:
+    """`assign` of `head_costs`, from float32 products wherever their rounding can't have decided it."""
+    if cost not in (HeadCost.spectral, HeadCost.cosine):
+        found = [_quick_distances(a, b) for a, b in _pairs(group, reference, model, cost)]
+        costs = _with_scores(sum((x for x, _ in found), start=torch.zeros(())), group, reference, model)
+        blur = sum((x for _, x in found), start=torch.zeros(()))
+        outer, inner, margin = _assigned(costs)
+        # An exchange of two partners is a sum of four costs.
+        if bool((margin > 4 * blur.flatten(outer.ndim - 1).amax(-1)).all()):
+            return outer, inner
+    return assign(head_costs(group, reference, model, cost))
+
+
+def _pairs(
+    group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights, cost: HeadCost
+) -> Iterator[tuple[Circuit, Circuit]]:
+    """The circuits of both models, pair by pair."""
+    found = [_circuits(group, w, cost) for w in (reference, latents.carried(group, reference, model))]
+    return zip(*found, strict=True)
+
+
+def _with_scores(
+    costs: Tensor, group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights
+) -> Tensor:
+    """Costs, and what heads add to their scores by themselves."""
     for x, y in zip(*(own_scores(group, w).values() for w in (reference, model)), strict=True):
-        found = found + (x[..., :, None, :, None, :] - y[..., None, :, None, :, :]).square().sum(-1)
-    return found
+        costs = costs + (x[..., :, None, :, None, :] - y[..., None, :, None, :, :]).square().sum(-1)
+    return costs
 
 
 def own_scores(group: AttentionGroup, weights: AttentionWeights) -> dict[str, Tensor]:
@@ -131,9 +162,40 @@ def _cosine(a: Circuit, b: Circuit) -> Tensor:
 
 def _distances(a: Circuit, b: Circuit) -> Tensor:
     """`||A_i - B_j||²` of the circuits of all pairs of heads, `(..., g, g', s, s')`."""
-    squares_a, squares_b = circuit_squares(a), circuit_squares(b)
-    outer = squares_a[..., :, None, :, None] + squares_b[..., None, :, None, :]
-    return outer - 2 * _inner(a, b)
+    return _outer(a, b) - 2 * _inner(a, b)
+
+
+def _outer(a: Circuit, b: Circuit) -> Tensor:
+    """`||A_i||² + ||B_j||²` likewise."""
+    return circuit_squares(a)[..., :, None, :, None] + circuit_squares(b)[..., None, :, None, :]
+
+
+def _quick_distances(a: Circuit, b: Circuit) -> tuple[Tensor, Tensor]:
+    """`_distances` with inner products from float32, and a bound on what that makes them wrong by.
+
+    With `X = L^T L'`, `Y = R'^T R`, errors of X are at most `ε ||L|| ||L'||` in Frobenius norm, and those of the sum
+    `<X, Y>` at most `ε (||L|| ||L'|| ||Y|| + ||X|| ||R|| ||R'||)`: much where maps are ill-conditioned.
+    """
+    eps = 2 * torch.finfo(torch.float32).eps
+    total, blur = torch.zeros(()), torch.zeros(())
+    for x, y in zip(a, b, strict=True):
+        lefts, rights = zip(x.blocks(), y.blocks(), strict=True)
+        (left, wide), (right, high) = (_single_gram(*side) for side in (lefts, rights))
+        total = total + _contracted(left, right).double()
+        blur = blur + 2 * eps * (wide * _norms(right) + _norms(left) * high).sum(-5)
+    return _outer(a, b) - 2 * total, blur.double()
+
+
+def _single_gram(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`_gram` in float32, circuits first, and `||x_i|| ||y_j||`, `(..., circuits, g, g', s, s')`."""
+    x, y = (t.to(torch.complex64 if t.is_complex() else torch.float32).movedim(-3, -5) for t in (x, y))
+    one, other = (column_squares(t).sum(-1).sqrt() for t in (x, y))
+    return _gram(x, y), one[..., :, None, :, None] * other[..., None, :, None, :]
+
+
+def _norms(gram: Tensor) -> Tensor:
+    """The norm of each pair's part of what `_gram` gives, in the same axes."""
+    return torch.linalg.vector_norm(gram, dim=(-4, -1)).transpose(-3, -2)
 
 
 def circuit_squares(circuit: Circuit) -> Tensor:
@@ -154,9 +216,14 @@ def _inner(a: Circuit, b: Circuit) -> Tensor:
     for x, y in zip(a, b, strict=True):
         # Circuit by circuit: those are the first axis.
         left, right = (_gram(*(t.movedim(-3, -5) for t in pair)) for pair in zip(x.blocks(), y.blocks(), strict=True))
-        inner = torch.einsum("...bgsaGSc,...bgtaGTc->...gGstST", left, right.conj())
-        total = total + inner.real.flatten(-4, -3).flatten(-2, -1)
+        total = total + _contracted(left, right)
     return total
+
+
+def _contracted(left: Tensor, right: Tensor) -> Tensor:
+    """`Re Σ X ∘ conj(Y)` over the features of each pair of heads and over circuits, for what `_gram` gives."""
+    inner = torch.einsum("...bgsaGSc,...bgtaGTc->...gGstST", left, right.conj())
+    return inner.real.flatten(-4, -3).flatten(-2, -1)
 
 
 def assign(costs: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,16 +238,30 @@ def assign(costs: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `(outer, inner)` as `AttentionElement` has them, `(..., g)` and `(..., g, s)`, on costs' device.
     """
+    return _assigned(costs)[:2]
+
+
+def _assigned(costs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The permutations, and what the cheapest exchange of two partners would add to the cost, `(...)`."""
     *batch, g, _, s, _ = costs.shape
     tables = costs.reshape(-1, g, g, s, s).cpu().numpy()
     outer = np.empty((len(tables), g), dtype=np.int64)
     inner = np.empty((len(tables), g, s), dtype=np.int64)
+    margin = np.empty(len(tables))
     for b, table in enumerate(tables):
         slots = np.array([[linear_sum_assignment(table[i, j])[1] for j in range(g)] for i in range(g)])
         values = np.take_along_axis(table, slots[..., None], axis=-1).sum((-2, -1))
         outer[b] = linear_sum_assignment(values)[1]
         inner[b] = slots[np.arange(g), outer[b]]
-    return (
-        torch.from_numpy(outer).reshape(*batch, g).to(costs.device),
-        torch.from_numpy(inner).reshape(*batch, g, s).to(costs.device),
-    )
+        own = table[np.arange(g), outer[b]]
+        margin[b] = min(_margin(values, outer[b]), *map(_margin, own, inner[b]))
+    found = [torch.from_numpy(x).reshape(*batch, *x.shape[1:]).to(costs.device) for x in (outer, inner, margin)]
+    return found[0], found[1], found[2]
+
+
+def _margin(table: np.ndarray[Any, Any], order: np.ndarray[Any, Any]) -> float:
+    """What the cheapest exchange of two partners would add to an assignment's cost; infinite where there is one."""
+    swapped = table[:, order]
+    added = swapped + swapped.T - swapped.diagonal() - swapped.diagonal()[:, None]
+    np.fill_diagonal(added, np.inf)
+    return float(added.min())

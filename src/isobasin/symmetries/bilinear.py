@@ -111,9 +111,10 @@ def join(pair: BilinearGroup, linear: Tensor, planes: Tensor) -> Tensor:
 
 def column_squares(x: Tensor) -> Tensor:
     """Squared norm of every column, real or complex, `(..., columns)`."""
-    # The absolute value of a complex number costs a hypot, which is many times slower.
-    parts = torch.view_as_real(x.resolve_conj()).square().sum(-1) if x.is_complex() else x.square()
-    return parts.sum(-2)
+    # The absolute value of a complex number costs a hypot, which is many times slower; a norm is one pass over memory.
+    if x.is_complex():
+        return torch.linalg.vector_norm(torch.view_as_real(x.resolve_conj()), dim=-3).square().sum(-1)
+    return torch.linalg.vector_norm(x, dim=-2).square()
 
 
 @dataclass(frozen=True)

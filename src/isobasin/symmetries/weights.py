@@ -106,5 +106,7 @@ class AttentionWeights(Weights):
 
 def stack(blocks: list[AttentionWeights]) -> AttentionWeights:
     """Stack equal blocks along a new leading dimension."""
+    if len(blocks) == 1:
+        return blocks[0].map(lambda t: t.unsqueeze(0))
     names = blocks[0].tensors().keys()
     return AttentionWeights(**{name: torch.stack([getattr(b, name) for b in blocks]) for name in names})
