@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
-from isobasin.architectures.projection import Gains, Layout, Projection
+from isobasin.architectures.projection import Gains, Projection
 from isobasin.errors import TensorError
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights

@@ -19,7 +19,6 @@ from isobasin.symmetries.planes import Planes
 from isobasin.symmetries.shared_planes import SharedPlanes
 from isobasin.symmetries.shift import Shift, ValueShift
 
-
 # Of a solution by a float32 factor: each takes away six digits of what is left.
 _REFINEMENTS = 4
 

@@ -76,9 +76,7 @@ def _pairs(
     return zip(*found, strict=True)
 
 
-def _with_scores(
-    costs: Tensor, group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights
-) -> Tensor:
+def _with_scores(costs: Tensor, group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights) -> Tensor:
     """Costs, and what heads add to their scores by themselves."""
     for x, y in zip(*(own_scores(group, w).values() for w in (reference, model)), strict=True):
         costs = costs + (x[..., :, None, :, None, :] - y[..., None, :, None, :, :]).square().sum(-1)
@@ -255,7 +253,7 @@ def _assigned(costs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inner[b] = slots[np.arange(g), outer[b]]
         own = table[np.arange(g), outer[b]]
         margin[b] = min(_margin(values, outer[b]), *map(_margin, own, inner[b]))
-    found = [torch.from_numpy(x).reshape(*batch, *x.shape[1:]).to(costs.device) for x in (outer, inner, margin)]
+    found = [torch.from_numpy(x).reshape((*batch, *x.shape[1:])).to(costs.device) for x in (outer, inner, margin)]
     return found[0], found[1], found[2]
 
 
