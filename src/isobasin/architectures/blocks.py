@@ -141,9 +141,8 @@ class Block(ABC):
                 return
             if name not in new:
                 # Of a tensor of several projections each replaces its own part.
-                like = {"dtype": part.dtype, "device": part.device}
                 copied = projection.layout.pick is not None
-                new[name] = stored.contiguous().to(**like, copy=True) if copied else torch.empty(stored.shape, **like)
+                new[name] = stored.contiguous().to(part, copy=True) if copied else part.new_empty(stored.shape)
             projection.layout.put(new[name], part, bias)
 
         for name, projection in self.projections.items():

@@ -134,7 +134,8 @@ def align_heads(
         kept = own.having(latents.kept(group, best.element))
         turn = group.compose(more, kept)
     assert best is not None
-    return best
+    # To the last bit what the element makes of the model, not of what earlier ones made of that.
+    return replace(best, moved=group.act(best.element, model))
 
 
 def _nearest(nearer: Tensor, found: Match, best: Match) -> Match:

@@ -66,11 +66,13 @@ class Rotation(Factor):
     def act(self, element: Parts, weights: Parts) -> Parts:
         """What writes the latent, and what reads it."""
         p, moved = element[self.part], dict(weights)
-        for name in self.writers:
-            if name in weights:
-                x = weights[name]
-                rows = x.reshape(*p.shape[:-2], -1, self.size)
-                moved[name] = (rows @ p).reshape(x.shape)
+        names = [name for name in self.writers if name in weights]
+        rows = [weights[name].reshape(*p.shape[:-2], -1, self.size) for name in names]
+        if rows:
+            # A bias is one more row: by itself it is multiplied in another way alone than in a stack of blocks, and an
+            # element is to give the same bits in both.
+            parts = (torch.cat(rows, -2) @ p).split([x.shape[-2] for x in rows], -2)
+            moved |= {name: part.reshape(weights[name].shape) for name, part in zip(names, parts, strict=True)}
         for name in self.readers:
             if name in weights:
                 moved[name] = by_heads(p.mT, weights[name]) @ weights[name]

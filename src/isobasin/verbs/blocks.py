@@ -129,7 +129,9 @@ class BlockMatching:
             group, moments = blocks[batch[0]].group, self._moments(batch)
             some = [[model.specification.attention[index] for index in batch] for model in (self.a, self.b)]
             ours, theirs = ([self._stored(i, block) for block in each] for i, each in enumerate(some))
-            reference, moving = (stacked(*x, self.running.device) for x in zip(some, (ours, theirs), strict=True))
+            reference, moving = (
+                stacked(each, stored, self.running.device) for each, stored in zip(some, (ours, theirs), strict=True)
+            )
             found = match(
                 group,
                 reference,
@@ -180,8 +182,8 @@ class BlockMatching:
                 continue
             costs = torch.zeros((), dtype=torch.float64, device=self.running.device)
             for index in indices:
-                pair = (read_blocks(model, [index], self.running.device) for model in (self.a, self.b))
-                pair = _weighted(*pair, self._moments([index]))
+                a, b = (read_blocks(model, [index], self.running.device) for model in (self.a, self.b))
+                pair = _weighted(a, b, self._moments([index]))
                 costs = costs + head_costs(blocks[index].group, *pair, self.matching.head_cost)
             outer, inner = assign(costs)
             found |= dict.fromkeys(indices, (outer[0], inner[0]))
