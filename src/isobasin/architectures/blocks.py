@@ -102,17 +102,19 @@ class Block(ABC):
         """The roles of projections, or parameters, of which there are several, numbered behind a dot."""
         return {name.partition(".")[0] for name in (*self.projections, *self.others) if "." in name}
 
-    def _parts(self, tensors: Mapping[str, Tensor], device: str | torch.device) -> dict[str, Tensor]:
-        """Weights, biases and other parameters by role in float64 as layouts read them, those of a role in one tensor.
+    def _parts(
+        self, tensors: Mapping[str, Tensor], device: str | torch.device, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Weights, biases and other parameters by role as layouts read them, those of a role in one tensor.
 
         The first axis counts heads, or experts, and is 1 of what has none.
         """
-        double = {name: tensors[name].to(device, torch.float64) for name in self.shapes()}
+        given = {name: tensors[name].to(device, dtype) for name in self.shapes()}
         found: dict[str, list[Tensor]] = {}
 
         def add(role: str, name: str, projection: Projection, *, bias: bool) -> None:
             whole = bias and projection in self.writers
-            read = double[name].reshape(-1, self.width) if whole else projection.layout.read(double[name], bias)
+            read = given[name].reshape(-1, self.width) if whole else projection.layout.read(given[name], bias)
             found.setdefault(role, []).append(read)
 
         for name, projection in self.projections.items():
@@ -224,19 +226,21 @@ class AttentionBlock(Block):
         """The output projection."""
         return (self.output,)
 
-    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> AttentionWeights:
-        """The block's weights in float64, without leading dimensions, nor the means that LayerNorm takes away.
+    def read(
+        self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64
+    ) -> AttentionWeights:
+        """The block's weights, without leading dimensions, nor the means that LayerNorm takes away.
 
         Raises:
             TensorError: A gain of a latent is 0, by which rows of its readers can't be divided.
         """
-        weights = self._read(tensors, device).tensors()
+        weights = self._read(tensors, device, dtype).tensors()
         for role, gain in weights.items():
             if role.endswith("down_gain") and bool((gain == 0).any()):
                 raise TensorError(f"{self.others[role].weight!r} has a gain of 0: its latent can't be moved")
         return AttentionWeights(**self.group.read(weights))
 
-    def _read(self, tensors: Mapping[str, Tensor], device: str | torch.device) -> AttentionWeights:
+    def _read(self, tensors: Mapping[str, Tensor], device: str | torch.device, dtype: torch.dtype) -> AttentionWeights:
         g, s = self.group.kv_heads, self.group.queries_per_kv
         heads = {"query": (g, s), "rotary_query": (g, s), "key": (g,), "value": (g,), "output": (g, s)}
         biases = {f"{role}_bias": axes for role, axes in heads.items() if role != "output"}
@@ -245,7 +249,7 @@ class AttentionBlock(Block):
         def axes(role: str, x: Tensor) -> Tensor:
             return self._by_heads(role, x) if role in own else x.reshape(*(heads | biases).get(role, ()), *x.shape[1:])
 
-        return AttentionWeights(**{role: axes(role, x) for role, x in self._parts(tensors, device).items()})
+        return AttentionWeights(**{role: axes(role, x) for role, x in self._parts(tensors, device, dtype).items()})
 
     def _by_heads(self, role: str, x: Tensor) -> Tensor:
         """A parameter of every head, or of all together, `(heads, features)`, in the weights' axes."""
@@ -264,7 +268,7 @@ class AttentionBlock(Block):
     def write(self, tensors: Mapping[str, Tensor], weights: AttentionWeights) -> dict[str, Tensor]:
         """New stored tensors of the block, with `tensors`' layout and `weights`' values and type."""
         # Heads that change places leave what reading took away, their means, where they are.
-        stored = self._read(tensors, weights.query.device).tensors() if self.group.unread else None
+        stored = self._read(tensors, weights.query.device, weights.query.dtype).tensors() if self.group.unread else None
         return self._written(tensors, AttentionWeights(**self.group.stored(weights.tensors(), stored)))
 
     def _written(self, tensors: Mapping[str, Tensor], plain: AttentionWeights) -> dict[str, Tensor]:

@@ -22,9 +22,11 @@ class _Units(Block):
     def _shared(self, role: str) -> bool:
         return role in _ROUTING or "router" not in self.projections
 
-    def read(self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> FeedForwardWeights:
-        """The block's weights in float64, without leading dimensions but for the experts'."""
-        parts = self._parts(tensors, device)
+    def read(
+        self, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64
+    ) -> FeedForwardWeights:
+        """The block's weights, without leading dimensions but for the experts'."""
+        parts = self._parts(tensors, device, dtype)
         found = {role: x if x.ndim == 2 else x.mT for role, x in parts.items()}
         return FeedForwardWeights(**{role: x[0] if self._shared(role) else x for role, x in found.items()})
 

@@ -14,7 +14,7 @@ from isobasin.alignment import Alignment
 from isobasin.errors import ArchitectureError
 from isobasin.matching.whole.basis import StreamPairs, fit
 from isobasin.model import Model
-from isobasin.refinement.line import End, ModuleLine, batches_of
+from isobasin.refinement.line import End, ModuleLine, batches_of, type_of
 from isobasin.refinement.names import names_in_memory
 from isobasin.symmetries.along import Stream
 from isobasin.symmetries.stream import Basis
@@ -86,7 +86,8 @@ class DataCalibration:
             if line is None:
                 line = ModuleLine.between(a, b, alignment, self._examples.kind, device=self._device)
             else:
-                line = replace(line, ends=(line.ends[0], End.of(b, alignment, moved=True, device=self._device)))
+                end = End.of(b, alignment, moved=True, device=self._device, dtype=type_of(a, b))
+                line = replace(line, ends=(line.ends[0], end))
             found += line.means(line.loss, batches, (0.5,))
         return found
 

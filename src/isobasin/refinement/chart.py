@@ -8,27 +8,33 @@ same at all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isobasin.alignment import ATTENTION, FEEDFORWARD, STREAM, Alignment, AnyMove, Move, StreamMove, kind_of, named
+from isobasin.alignment import ATTENTION, FEEDFORWARD, STREAM, Alignment, AnyMove, Move, kind_of, named
 from isobasin.alignment.stream import gains_of
 from isobasin.model import Blocks
+from isobasin.refinement.stacks import Turn, pieces, stacked
+from isobasin.symmetries import turning
 from isobasin.symmetries.along import Stream
+from isobasin.symmetries.exponential import exponential
 from isobasin.symmetries.factor import Parts
 from isobasin.symmetries.product import Product
-from isobasin.symmetries.stream import Basis, StreamGroup, complement, lift
+from isobasin.symmetries.stream import Basis, StreamElement, StreamGroup, complement, lift
 
 
 class Chart:
     """Coordinates around a model.
 
+    Those of blocks that are alike are one tensor, `(layers, ...)`, under the name of the first: a step of descent has
+    few, large operations. They and the tensors that they move are in single precision, unless the model isn't: only
+    what is learned counts, and the element that is read from them in the end is exact.
+
     Attributes:
-        coordinates: By name, float64 leaves that need a gradient.
+        coordinates: By name, leaves that need a gradient.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class Chart:
         feedforward: bool,
         stream: Stream | None,
         device: str = "cpu",
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         """All coordinates at 0.
 
@@ -46,74 +53,78 @@ class Chart:
             feedforward: Move feed-forward blocks too.
             stream: Its residual stream; None to leave that as it is.
             device: Where to compute.
+            dtype: Of coordinates and moved tensors.
         """
-        self._model, self._stream, self._device = model, stream, device
-        self._attentions = named(ATTENTION, model.specification.attention)
-        self._feedforwards = named(FEEDFORWARD, model.feedforwards() if feedforward else ())
+        self._model_type, self._stream = model.specification.model_type, stream
+        blocks = [*named(ATTENTION, model.specification.attention)]
+        blocks += named(FEEDFORWARD, model.feedforwards() if feedforward else ())
+        self._groups: dict[str, Product[Any, Any]] = {move: block.group for move, block in blocks}
         self._norms = None if stream is None else gains_of(model, stream, device)
-        sizes = dict(self._sizes())
+        self._stacks = stacked(model, pieces(blocks, stream), dtype, device)
         self.coordinates = {
-            name: torch.zeros(size, dtype=torch.float64, device=device, requires_grad=True)
-            for name, size in sizes.items()
-            if 0 not in size
+            f"{stack.pieces[0].move}.{part}": x for stack in self._stacks for part, x in stack.coordinates.items()
         }
+        for name, size in {} if stream is None else _sizes(stream).items():
+            if 0 not in size:
+                self.coordinates[name] = torch.zeros(size, dtype=dtype, device=device, requires_grad=True)
+        self._dtype = dtype
 
-    def _sizes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        for name, group in self._groups():
-            # What changes nothing on the line either, as the free shift of a key bias, has no coordinate.
-            for factor in group.factors:
-                for part, shape in () if factor.idle else factor.coordinates.items():
-                    yield f"{name}.{part}", shape
+    def tensors(self) -> dict[str, Tensor]:
+        """All that moves by name, at the coordinates, differentiable by them."""
+        turn = None
         if self._stream is not None:
-            group, norms = self._stream.group, self._stream.norms
-            size = 0 if group.basis.discrete else group.width - (group.basis is Basis.centred)
-            yield "stream.matrix", (size, size)
-            yield "stream.gains", (len(norms), group.width)
-            yield "stream.biases", (sum(norm.absorbed for norm in norms), group.width)
+            element = self._turned(self._stream, self._dtype)
+            turn = Turn(turning.maps(self._stream.group, element.matrix), element.gains, element.biases)
+        return {name: x for stack in self._stacks for name, x in stack.moved(turn).items()}
 
-    def _groups(self) -> Iterator[tuple[str, Product[Any, Any]]]:
-        for name, block in (*self._attentions, *self._feedforwards):
-            yield name, block.group
-
-    def _parts(self, name: str, group: Product[Any, Any]) -> Parts:
-        """The parts of a block's element at the coordinates."""
-        start = f"{name}."
-        own = {part.removeprefix(start): x for part, x in self.coordinates.items() if part.startswith(start)}
-        return {**group.identity((), self._device).tensors(), **group.charted(own)}
-
-    def alignment(self) -> Alignment:
-        """The group element at the coordinates, differentiable by them."""
-        moves: list[AnyMove] = []
-        if self._stream is not None and self._norms is not None:
-            moves.append(self._turn(self._stream, *self._norms))
-        for name, group in self._groups():
-            moves.append(Move(name, group, kind_of(name).element(self._parts(name, group))))
-        return Alignment(self._model.specification.model_type, tuple(moves), {"operation": "refine"})
-
+    @torch.no_grad()
     def element(self) -> Alignment:
-        """The same without gradients, on the CPU, with the condition of every map."""
-        with torch.no_grad():
-            found = self.alignment()
-            return replace(found, moves=tuple(move.having(move.element.to("cpu")) for move in found.moves))
+        """The group element at the coordinates, exact and on the CPU, with the condition of every map."""
+        own: dict[str, Parts] = {}
+        for stack in self._stacks:
+            for layer, piece in enumerate(stack.pieces):
+                own[piece.move] = {part: x[layer].double() for part, x in stack.coordinates.items()}
+        moves: list[AnyMove] = []
+        if self._stream is not None:
+            moves.append(Move(STREAM, self._stream.group, self._turned(self._stream, torch.float64)))
+        for name, group in self._groups.items():
+            parts = {**group.identity().tensors(), **group.charted(own[name])}
+            moves.append(Move(name, group, kind_of(name).element(parts)))
+        exact = tuple(move.having(move.element.to("cpu")) for move in moves)
+        return Alignment(self._model_type, exact, {"operation": "refine"})
 
-    def _turn(self, plan: Stream, old_gains: Tensor, old_biases: Tensor) -> StreamMove:
-        group = plan.group
-        start = group.identity(old_gains, old_biases)
-        gains, biases = self.coordinates.get("stream.gains"), self.coordinates.get("stream.biases")
-        if gains is not None:
-            start = replace(start, gains=start.gains * gains.exp())
-        if biases is not None:
-            which = torch.tensor([norm.absorbed for norm in plan.norms], device=biases.device)
-            start = replace(start, biases=start.biases.index_add(0, which.nonzero().squeeze(-1), biases))
-        matrix = self.coordinates.get("stream.matrix")
-        if matrix is not None:
-            start = replace(start, matrix=_map(group, matrix))
-        return Move(STREAM, group, start)
+    def _turned(self, plan: Stream, dtype: torch.dtype) -> StreamElement:
+        """The stream's element in a type."""
+        assert self._norms is not None
+        gains, biases = (x.to(dtype) for x in self._norms)
+        start = plan.group.identity(gains, biases)
+        found = {name: self.coordinates[name].to(dtype) for name in _sizes(plan) if name in self.coordinates}
+        if "stream.gains" in found:
+            start = replace(start, gains=start.gains * found["stream.gains"].exp())
+        if "stream.biases" in found:
+            where = [place for place, norm in enumerate(plan.norms) if norm.absorbed]
+            rows = torch.zeros_like(start.biases)
+            rows[where] = found["stream.biases"]
+            start = replace(start, biases=start.biases + rows)
+        matrix = _map(plan.group, found["stream.matrix"]) if "stream.matrix" in found else start.matrix.to(dtype)
+        return replace(start, matrix=matrix)
+
+
+def _sizes(stream: Stream) -> dict[str, tuple[int, ...]]:
+    """Shapes of the coordinates of a stream's moves."""
+    group, norms = stream.group, stream.norms
+    size = 0 if group.basis.discrete else group.width - (group.basis is Basis.centred)
+    return {
+        "stream.matrix": (size, size),
+        "stream.gains": (len(norms), group.width),
+        "stream.biases": (sum(norm.absorbed for norm in norms), group.width),
+    }
 
 
 def _map(group: StreamGroup, coordinates: Tensor) -> Tensor:
     """The residual stream's map at some coordinates."""
     if group.basis is Basis.linear:
-        return torch.matrix_exp(coordinates)
-    rotation = torch.matrix_exp(coordinates - coordinates.mT)
-    return lift(rotation, complement(group.width, coordinates.device)) if group.basis is Basis.centred else rotation
+        return exponential(coordinates)
+    rotation = exponential(coordinates - coordinates.mT)
+    basis = complement(group.width, coordinates.device).to(coordinates.dtype)
+    return lift(rotation, basis) if group.basis is Basis.centred else rotation

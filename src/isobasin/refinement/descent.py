@@ -33,22 +33,29 @@ _DIVERGED = (TensorError, torch.linalg.LinAlgError)  # pyright: ignore[reportPri
 
 
 class Points:
-    """Draws points of the line, most where the loss stands highest above its ends."""
+    """Draws points of the line, most where the loss stands highest above its ends.
 
-    def __init__(self, ends: tuple[float, float]) -> None:
+    Everything is on the device of the losses, so that no step has to wait for one to be known.
+    """
+
+    def __init__(self, ends: tuple[float, float], device: str = "cpu") -> None:
         self._ends = ends
-        self.excess = torch.zeros(_BINS, dtype=torch.float64)
-        self.t = torch.linspace(_FIRST, _LAST, _BINS, dtype=torch.float64)
+        self.excess = torch.zeros(_BINS, dtype=torch.float64, device=device)
+        self.t = torch.linspace(_FIRST, _LAST, _BINS, dtype=torch.float64, device=device)
+        self._each = torch.arange(_BINS, device=device)
 
-    def draw(self, generator: torch.Generator) -> int:
+    def draw(self, generator: torch.Generator) -> Tensor:
         """The index of a point."""
         likely = torch.softmax(self.excess / _TEMPERATURE, 0) * (1 - _UNIFORM) + _UNIFORM / _BINS
-        return int(torch.multinomial(likely, 1, generator=generator))
+        # As torch.multinomial draws, but that its numbers are drawn on the CPU whatever the device is.
+        waiting = torch.empty(_BINS, dtype=torch.float64).exponential_(generator=generator)
+        return (likely / waiting.to(likely.device, non_blocking=True)).argmax()
 
-    def tell(self, index: int, loss: float) -> None:
+    def tell(self, index: Tensor | int, loss: Tensor | float) -> None:
         """The loss that was found there."""
-        above = rise(loss, float(self.t[index]), self._ends)
-        self.excess[index] = _DECAY * self.excess[index] + (1 - _DECAY) * above
+        first, last = self._ends
+        new = _DECAY * self.excess + (1 - _DECAY) * (loss - ((1 - self.t) * first + self.t * last))
+        self.excess = torch.where(self._each == index, new, self.excess)
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,8 @@ class Descent(Generic[Batch]):
         # At the ends nothing diverges from what they predict themselves.
         first, last = line.means(self.measure, self.looked_at, (0.0, 1.0)) if targets is Targets.labels else (0.0, 0.0)
         self.ends = first, last
-        self.points = Points(self.ends)
-        self.adam = torch.optim.Adam(self.coordinates, lr=how.rate, betas=_BETAS)
+        self.points = Points(self.ends, line.device)
+        self.adam = torch.optim.Adam(self.coordinates, lr=how.rate, betas=_BETAS, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda step: _rate(step, how))
         self.state = State()
 
@@ -139,7 +146,7 @@ class Descent(Generic[Batch]):
         vars(self.state).update(saved["state"])
         self._set(saved["coordinates"])
         self.schedule.last_epoch = saved["schedule"]
-        self.points.excess = saved["excess"]
+        self.points.excess = saved["excess"].to(self.points.t.device)
 
     def _fits(self, saved: Saved) -> bool:
         """Whether everything has the type and the shape that it has here."""
@@ -171,22 +178,22 @@ class Descent(Generic[Batch]):
         return True
 
     def step(self) -> bool:
-        """One step at one point of the line; False where the loss is no number any more."""
+        """One step at one point of the line; False where a map has no inverse any more.
+
+        No value is read: where the loss is no number, the next look says so.
+        """
         rows = torch.randint(len(self.train), (self.how.batch_size,), generator=self.generator)
         index = self.points.draw(self.generator)
         batch = self._noisy(self.train.fetch(rows))
         try:
-            loss = self.measure(float(self.points.t[index]), batch)
+            loss = self.measure(self.points.t.take(index), batch)
         except _DIVERGED:
-            return False
-        value = float(loss.detach())
-        if not math.isfinite(value):
             return False
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
         self.schedule.step()
-        self.points.tell(index, value)
+        self.points.tell(index, loss.detach())
         self.state.step += 1
         return True
 
@@ -241,9 +248,10 @@ def descend(
     while state.step < how.steps:
         if state.step % how.every == 0 and descent.look():
             save(descent.saved())
-        if state.history[-1][0] - state.best_step >= how.patience * how.every:
+        step, height = state.history[-1]
+        if step - state.best_step >= how.patience * how.every:
             break
-        if not descent.step():
+        if (step and math.isinf(height)) or not descent.step():
             break  # it diverged: what was best until here is kept
         progress("refining", state.step, how.steps)
     return descent.finish()

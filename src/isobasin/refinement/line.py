@@ -17,7 +17,6 @@ from torch.nn import functional
 from isobasin.alignment import Alignment
 from isobasin.choices import TaskKind
 from isobasin.errors import ArchitectureError, TensorError
-from isobasin.lines.path import blend
 from isobasin.model import Blocks, Model, TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.names import names_in_memory
@@ -27,7 +26,9 @@ from isobasin.tasks.losses import model_inputs, passing, targets
 
 Batch = TypeVar("Batch")
 Fetched = TypeVar("Fetched", covariant=True)
-Measure = Callable[[float, Batch], Tensor]
+At = float | Tensor
+"""A point of the line; a tensor where no number of it is on the CPU."""
+Measure = Callable[[At, Batch], Tensor]
 """Of a point of the line, on a batch."""
 
 
@@ -52,17 +53,26 @@ class End:
     """One end of the line.
 
     Attributes:
-        blocks: Its tensors in float64, where it begins.
+        start: Its tensors where it begins, real ones in the type of the line.
         types: Those that they are stored in.
         chart: Its coordinates; None if it stays.
     """
 
-    blocks: TensorBlocks
+    start: Mapping[str, Tensor]
     types: Mapping[str, torch.dtype]
     chart: Chart | None
 
     @classmethod
-    def of(cls, model: Blocks, start: Alignment, *, moved: bool, movable: bool = False, device: str = "cpu") -> End:
+    def of(
+        cls,
+        model: Blocks,
+        start: Alignment,
+        *,
+        moved: bool,
+        movable: bool = False,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> End:
         """A model as an end of the line.
 
         Args:
@@ -71,27 +81,27 @@ class End:
             moved: Whether this is the model that `start` moves.
             movable: Whether it gets coordinates.
             device: Where it is.
+            dtype: The type of the line.
         """
         types = model.dtypes()
         stored = model.read(types)
         tensors = {name: t.to(device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()}
         for changed in start.moved(model, device) if moved else ():
             tensors |= changed
-        keep = start.stream is not None and start.stream.group.keep_gains
-        stream = None if start.stream is None else model.stream(keep_gains=keep)
-        feedforwards = model.feedforwards() if start.feedforward else ()
-        described = replace(model.specification, feedforwards=feedforwards, stream=stream)
-        blocks = TensorBlocks(model.name, tensors, described)
-        chart = Chart(blocks, feedforward=bool(start.feedforward), stream=stream, device=device) if movable else None
-        return cls(blocks, types, chart)
+        chart = None
+        if movable:
+            keep = start.stream is not None and start.stream.group.keep_gains
+            stream = None if start.stream is None else model.stream(keep_gains=keep)
+            feedforwards = model.feedforwards() if start.feedforward else ()
+            described = replace(model.specification, feedforwards=feedforwards, stream=stream)
+            blocks = TensorBlocks(model.name, tensors, described)
+            chart = Chart(blocks, feedforward=bool(start.feedforward), stream=stream, device=device, dtype=dtype)
+        cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        return cls(cast, types, chart)
 
-    def tensors(self, device: str) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Its tensors at the coordinates."""
-        new = dict(self.blocks.tensors)
-        if self.chart is not None:
-            for moved in self.chart.alignment().moved(self.blocks, device):
-                new |= moved
-        return new
+        return {**self.start, **({} if self.chart is None else self.chart.tensors())}
 
 
 @dataclass
@@ -114,10 +124,10 @@ class MovingLine(ABC, Generic[Batch]):
     """Whether `divergence` is known."""
 
     @abstractmethod
-    def loss(self, t: float, batch: Batch) -> Tensor:
+    def loss(self, t: At, batch: Batch) -> Tensor:
         """The loss at `(1 - t) A + t B` on a batch."""
 
-    def divergence(self, t: float, batch: Batch) -> Tensor:
+    def divergence(self, t: At, batch: Batch) -> Tensor:
         """How far predictions there are from those of both ends, `KL((1 - t) p_A + t p_B || p_t)`, on a batch.
 
         Raises:
@@ -163,29 +173,24 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
     kind: TaskKind
     mixed_precision: bool = False
 
-    def at(self, t: float) -> dict[str, Tensor]:
+    def at(self, t: At) -> dict[str, Tensor]:
         """The module's parameters at a point."""
-        return self._between(t, *(end.tensors(self.device) for end in self.ends))
+        a, b = (end.tensors() for end in self.ends)
+        pairs = zip(self.names[0].items(), self.names[1], strict=True)
+        return {key: x for (one, keys), other in pairs for x in (between(a[one], b[other], t),) for key in keys}
 
-    def _between(self, t: float, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        dtype: torch.dtype = next(self.module.parameters()).dtype
-        found: dict[str, Tensor] = {}
-        for (ours, keys), theirs in zip(self.names[0].items(), self.names[1], strict=True):
-            point = blend(a[ours], b[theirs], t).to(dtype)
-            found |= dict.fromkeys(keys, point)
-        return found
-
-    def loss(self, t: float, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, t: At, batch: dict[str, Tensor]) -> Tensor:
         """The task's loss."""
         return functional.cross_entropy(self._logits(self.at(t), batch), self._labels(batch), ignore_index=IGNORED)
 
-    def divergence(self, t: float, batch: dict[str, Tensor]) -> Tensor:
+    def divergence(self, t: At, batch: dict[str, Tensor]) -> Tensor:
         """How far predictions there are from those of both ends: the mean over what is labelled."""
-        kept = self._labels(batch) != IGNORED
+        # Which rows those are is asked on the CPU, where labels are: a GPU would have to be waited for.
+        rows = (targets(self.kind, batch["labels"]).reshape(-1) != IGNORED).nonzero().squeeze(-1).to(self.device)
         with torch.no_grad():
-            a, b = (self._logits(end, batch)[kept].softmax(-1) for end in self._fixed)
-        found = self._logits(self.at(t), batch)[kept].log_softmax(-1)
-        return functional.kl_div(found, torch.lerp(a, b, t), reduction="batchmean")
+            a, b = (self._logits(end, batch)[rows].softmax(-1) for end in self._fixed)
+        found = self._logits(self.at(t), batch)[rows].log_softmax(-1)
+        return functional.kl_div(found, between(a, b, t), reduction="batchmean")
 
     def noisy(self, batch: dict[str, Tensor], noise: float, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch with noise on its real numbers; token numbers and labels stay."""
@@ -198,8 +203,11 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
     @cached_property
     def _fixed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The ends' parameters where they began: at all coordinates they predict the same, up to rounding."""
-        began = [end.blocks.tensors for end in self.ends]
-        return self._between(0.0, *began), self._between(1.0, *began)
+
+        def named(end: End, names: Mapping[str, list[str]]) -> dict[str, Tensor]:
+            return {key: end.start[name] for name, keys in names.items() for key in keys}
+
+        return named(self.ends[0], self.names[0]), named(self.ends[1], self.names[1])
 
     def _labels(self, batch: dict[str, Tensor]) -> Tensor:
         return targets(self.kind, batch["labels"]).to(self.device).reshape(-1)
@@ -253,10 +261,23 @@ def ends_of(
     a: Blocks, b: Blocks, start: Alignment, *, moves: tuple[bool, bool], device: str = "cpu"
 ) -> tuple[End, End]:
     """The ends of the line from a model to another after a move; `moves` says which get coordinates."""
+    dtype = type_of(a, b)
     return (
-        End.of(a, start, moved=False, movable=moves[0], device=device),
-        End.of(b, start, moved=True, movable=moves[1], device=device),
+        End.of(a, start, moved=False, movable=moves[0], device=device, dtype=dtype),
+        End.of(b, start, moved=True, movable=moves[1], device=device, dtype=dtype),
     )
+
+
+def type_of(*models: Blocks) -> torch.dtype:
+    """The type in which the line between models is computed: single precision, unless one is stored in double."""
+    return torch.float64 if any(torch.float64 in model.dtypes().values() for model in models) else torch.float32
+
+
+def between(a: Tensor, b: Tensor, t: At) -> Tensor:
+    """`(1 - t) a + t b` in their type; other than real tensors are a's."""
+    if not a.is_floating_point():
+        return a
+    return torch.lerp(a, b, t.to(a.dtype) if isinstance(t, Tensor) else t)
 
 
 def _names(a: Model, b: Model, kind: TaskKind) -> tuple[Mapping[str, list[str]], Mapping[str, list[str]]]:

@@ -13,10 +13,10 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.schema import Specification
 from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
-from isobasin.lines.path import blend, check_line
+from isobasin.lines.path import check_line
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.refinement.descent import descend
-from isobasin.refinement.line import MovingLine, batches_of, ends_of
+from isobasin.refinement.line import At, MovingLine, batches_of, between, ends_of
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import Refinement, learned
 from isobasin.tasks.examples import Indices, as_index
@@ -68,13 +68,12 @@ class TensorLine(MovingLine[Tensor]):
 
     function: Loss
 
-    def at(self, t: float) -> dict[str, Tensor]:
+    def at(self, t: At) -> dict[str, Tensor]:
         """The tensors at a point, in the reference's types."""
-        a, b = (end.tensors(self.device) for end in self.ends)
-        types = self.ends[0].types
-        return {n: blend(x, b[n], t).to(types[n]) if x.is_floating_point() else x for n, x in a.items()}
+        a, b = (end.tensors() for end in self.ends)
+        return {name: between(x, b[name], t).to(self.ends[0].types[name]) for name, x in a.items()}
 
-    def loss(self, t: float, batch: Tensor) -> Tensor:
+    def loss(self, t: At, batch: Tensor) -> Tensor:
         """The loss of the tensors there."""
         return self.function(self.at(t), batch)
 

@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from isobasin.symmetries.exponential import exponential
 from isobasin.symmetries.factor import Factor, Parts, conditioned, eye
 from isobasin.symmetries.loose import Loose
 from isobasin.symmetries.weights import AXES
@@ -282,7 +283,7 @@ class Matrices(Bilinear):
 
     def exponential(self, coordinates: Tensor) -> Tensor:
         """`exp(X)`."""
-        return torch.matrix_exp(torch.view_as_complex(coordinates) if self.dtype.is_complex else coordinates)
+        return exponential(torch.view_as_complex(coordinates) if self.dtype.is_complex else coordinates)
 
     def sizes(self, element: Parts) -> dict[str, Tensor]:
         """Singular values of every U."""

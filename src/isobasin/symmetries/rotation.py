@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isobasin.symmetries.bilinear import square
+from isobasin.symmetries.exponential import exponential
 from isobasin.symmetries.factor import Factor, Parts, eye, haar
 from isobasin.symmetries.loose import Loose
 
@@ -105,7 +106,7 @@ def rotated(coordinates: Tensor) -> Tensor:
     n = round((1 + math.sqrt(1 + 8 * len(coordinates))) / 2)
     rows, columns = torch.tril_indices(n, n, -1, device=coordinates.device)
     lower = coordinates.new_zeros(n, n).index_put((rows, columns), coordinates)
-    return torch.matrix_exp(lower - lower.mT)
+    return exponential(lower - lower.mT)
 
 
 def by_heads(x: Tensor, like: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def act(
     """
     places, own = stream.part(tensors)
     gains, biases = element.gains[places], element.biases[places]
-    return _unfold(own, gains, biases, turn(own, by_role, fold(own, tensors)))
+    return unfold(own, gains, biases, turn(own, by_role, fold(own, tensors)))
 
 
 def fold(stream: Stream, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -83,7 +83,7 @@ def turn(stream: Stream, by_role: Mapping[Role, Tensor], tensors: Mapping[str, T
     return new
 
 
-def _unfold(stream: Stream, all_gains: Tensor, all_biases: Tensor, tensors: Mapping[str, Tensor]) -> Tensors:
+def unfold(stream: Stream, all_gains: Tensor, all_biases: Tensor, tensors: Mapping[str, Tensor]) -> Tensors:
     """Other gains and biases, `(norms, d)`, taken out of folded tensors, and given to the normalisations."""
     new = dict(tensors)
     for norm, gains, bias in zip(stream.norms, all_gains, all_biases, strict=True):

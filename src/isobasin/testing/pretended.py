@@ -25,6 +25,7 @@ _COPIES = {_aten.copy_.default, _aten._to_copy.default, _aten._copy_from.default
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index.Tensor}
 # What Python asks of a tensor without dispatching an operation of torch.
 _PYTHON = (Tensor.tolist, Tensor.__deepcopy__, Tensor.__reduce_ex__, Tensor.numpy, Tensor.__array__, Tensor.data_ptr)
+_DEVICE_OF: Any = Tensor.device.__get__  # pyright: ignore
 
 
 class Remote(Tensor):
@@ -88,6 +89,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == _DEVICE_OF and _holds(args[0]):
+            return _DEVICE
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             func, args, kwargs = Tensor.to, (func(*args, **kwargs | {"device": None}), kwargs["device"]), {}
         if func in (Tensor.to, Tensor.type_as) and len(args) > 1 and isinstance(args[1], Tensor):
@@ -141,7 +144,10 @@ def _within(remote: bool) -> Generator[None]:
 
 
 def _holds(x: Any) -> bool:
-    """Whether there is a tensor on the device in some arguments."""
+    """Whether there is a tensor on the device in some arguments, or one of those that `vmap` makes of such tensors."""
+    functorch: Any = torch._C._functorch  # pyright: ignore
+    while isinstance(x, Tensor) and functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
     return isinstance(x, Remote) or (isinstance(x, (list, tuple)) and any(map(_holds, cast("Sequence[Any]", x))))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import isobasin
 from isobasin.architectures.examples import tiny
@@ -16,7 +18,7 @@ from isobasin.errors import ArchitectureError, DataError, IsobasinError
 from isobasin.model import TensorBlocks, open_model
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.chart import Chart
-from isobasin.refinement.descent import Points, descend, split
+from isobasin.refinement.descent import Descent, Points, descend, split
 from isobasin.refinement.line import ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory
 from isobasin.refinement.recipe import Refining
@@ -74,6 +76,33 @@ def test_every_point_of_the_chart_keeps_the_function(model, tmp_path):
     assert moved.verified.equal
     assert moved.verified.max_rel < 1e-5
     assert "attention.0.value_output.matrix" in chart.coordinates
+
+
+STACKED = ("gpt2", "llama", "bert", "opt", "qwen3", "dinov2", "gemma2", "gpt_neox", "mixtral", "deepseek_v3", "cohere")
+
+
+@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_layers_move_together_as_each_does_alone(name, dtype, tmp_path):
+    """What learning computes of stacked layers, quickly, is what the element does that is read from it in the end."""
+    with open_model(tiny(name).save(tmp_path / "model")) as opened:
+        stream = None if name == "opt" else opened.stream()
+        chart = Chart(opened, feedforward=True, stream=stream, dtype=dtype)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for coordinate in chart.coordinates.values():
+                coordinate.copy_(torch.randn(coordinate.shape, generator=generator) * 0.1)
+        moved = chart.tensors()
+        assert {x.dtype for x in moved.values()} == {dtype}
+        expected: dict[str, torch.Tensor] = {}
+        for tensors in chart.element().moved(opened):
+            expected |= {name: x.detach() for name, x in tensors.items()}
+        assert expected.keys() == moved.keys()
+        for tensor_name, x in expected.items():
+            tolerance = (1e-10 if dtype == torch.float64 else 1e-4) * max(1.0, float(x.abs().max()))
+            torch.testing.assert_close(moved[tensor_name].detach().double(), x, rtol=0, atol=tolerance)
+        slopes = torch.autograd.grad(sum(x.sum() for x in moved.values()), [*chart.coordinates.values()])
+        assert all(bool(slope.isfinite().all()) for slope in slopes)
 
 
 @pytest.mark.parametrize("model", LANGUAGE, ids=str)
@@ -260,6 +289,33 @@ def test_names_in_memory_are_found_by_loading(tmp_path):
         for name, keys in names.items():
             for key in keys:
                 assert torch.equal(state[key], opened.checkpoint.read([name])[name])
+
+
+class _Reads(TorchDispatchMode):
+    """Where values are read, for which a GPU would have to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            parts = (part for frame in reversed(traceback.extract_stack()) for part in Path(frame.filename).parts)
+            self.places.append(next(part for part in parts if part in ("isobasin", "transformers")))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_value(tmp_path):
+    """But for what the model's own code asks for."""
+    a, b = pair(LANGUAGE[1], tmp_path)
+    with open_model(a) as one, open_model(b) as other:
+        start = isobasin.random_alignment(b, condition=1.0, scope="model")
+        line = ModuleLine.between(one, other, start, TaskKind.causal_lm, moves=(True, True))
+    descent = Descent(line, sentences(), SHORT)
+    descent.step()
+    with _Reads() as reads:
+        descent.step()
+    assert "isobasin" not in reads.places
 
 
 def test_points_are_drawn_where_the_line_is_high():
