@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,7 +88,7 @@ def barrier(
 
 
 @contextmanager
-def _processes(device: Device) -> Iterator[Any]:
+def _processes(device: Device) -> Generator[Any]:
     """Several processes, if `accelerate launch` (or torchrun) started us as one of them; else None."""
     processes = os.environ.get("WORLD_SIZE", "")
     if not processes.isdecimal() or int(processes) < 2:
