@@ -108,11 +108,16 @@ def count_heads() -> None:
 def bench_rotary(rounds: int) -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def columns() -> Tensor:
-        spread = normal(generator, PLANES).exp()
-        return torch.complex(normal(generator, 16, PLANES), normal(generator, 16, PLANES)) * spread
+    # Heads of one slot, the first half of whose features are the real parts of their planes.
+    half = FEATURES // 2
+    heads = PLANES // half
 
-    problem = rotary.PlaneProblem.of(columns(), columns(), columns(), columns())
+    def columns() -> Tensor:
+        spread = normal(generator, heads, 1, 1, half).exp().repeat(1, 1, 1, 2)
+        return normal(generator, heads, 1, 16, FEATURES) * spread
+
+    places = slice(0, half), slice(half, FEATURES)
+    problem = rotary.PlaneProblem.of(columns(), columns(), columns(), columns(), places)
     ours, u = best_of(rounds, lambda: rotary.align_planes(problem))
     brent, v = best_of(1, lambda: paper.brent_planes(problem))
     gap = (problem.objective(u) - problem.objective(v)) / (problem.eta_left * problem.eta_right).sqrt()

@@ -92,8 +92,8 @@ def _(factor: Linear, reference: Parts, model: Parts, solvers: Solvers, max_cond
 
 @fit.register
 def _(factor: Planes, reference: Parts, model: Parts, solvers: Solvers, max_condition: float) -> Fit:
-    (a_left, a_right), (b_left, b_right) = _tall(factor, reference), _tall(factor, model)
-    problem = rotary.PlaneProblem.of(a_left, b_left, a_right, b_right)
+    (a_left, a_right), (b_left, b_right) = factor.features(reference), factor.features(model)
+    problem = rotary.PlaneProblem.of(a_left, b_left, a_right, b_right, factor.places)
     return Fit({factor.part: solvers.planes(problem)})
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from isobasin.choices import HeadCost
 from isobasin.matching import latents
 from isobasin.matching.sides import Sides, pair_sides
-from isobasin.symmetries.bilinear import column_squares
 from isobasin.symmetries.groups import QUERY_KEY, VALUE_OUTPUT, AttentionGroup
 from isobasin.symmetries.normed import Centred
 from isobasin.symmetries.shift import Tables
@@ -177,23 +176,27 @@ def _quick_distances(a: Circuit, b: Circuit) -> tuple[Tensor, Tensor]:
     eps = 2 * torch.finfo(torch.float32).eps
     total, blur = torch.zeros(()), torch.zeros(())
     for x, y in zip(a, b, strict=True):
-        lefts, rights = zip(x.blocks(), y.blocks(), strict=True)
-        (left, wide), (right, high) = (_single_gram(*side) for side in (lefts, rights))
+        left, right = (_gram(*map(_single, side)) for side in zip(x.blocks(), y.blocks(), strict=True))
+        wide, high = (_products(*sizes) for sizes in zip(x.sizes(), y.sizes(), strict=True))
         total = total + _contracted(left, right).double()
-        blur = blur + 2 * eps * (wide * _norms(right) + _norms(left) * high).sum(-5)
-    return _outer(a, b) - 2 * total, blur.double()
+        blur = blur + eps * (wide * _norms(right) + _norms(left) * high).sum(-5)
+    return _outer(a, b) - 2 * total, 2 * blur
 
 
-def _single_gram(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """`_gram` in float32, circuits first, and `||x_i|| ||y_j||`, `(..., circuits, g, g', s, s')`."""
-    x, y = (t.to(torch.complex64 if t.is_complex() else torch.float32).movedim(-3, -5) for t in (x, y))
-    one, other = (column_squares(t).sum(-1).sqrt() for t in (x, y))
-    return _gram(x, y), one[..., :, None, :, None] * other[..., None, :, None, :]
+def _single(x: Tensor) -> Tensor:
+    """In float32, circuits first."""
+    return x.to(torch.complex64 if x.is_complex() else torch.float32).movedim(-3, -5)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """`x_i y_j` of all pairs of heads, circuits first, `(..., circuits, g, g', s, s')`."""
+    x, y = (t.movedim(-1, -3) for t in (x, y))
+    return x[..., :, None, :, None] * y[..., None, :, None, :]
 
 
 def _norms(gram: Tensor) -> Tensor:
     """The norm of each pair's part of what `_gram` gives, in the same axes."""
-    return torch.linalg.vector_norm(gram, dim=(-4, -1)).transpose(-3, -2)
+    return torch.linalg.vector_norm(gram, dim=(-4, -1)).transpose(-3, -2).double()
 
 
 def circuit_squares(circuit: Circuit) -> Tensor:

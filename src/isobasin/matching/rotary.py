@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from isobasin.bounds import VANISHING
-from isobasin.symmetries.bilinear import column_squares
+from isobasin.symmetries.bilinear import Columns, column_squares
 
 _GRID = 32
 _NEWTON_STEPS = 60
@@ -37,13 +37,24 @@ class PlaneProblem:
     gamma_right: Tensor
 
     @classmethod
-    def of(cls, a_left: Tensor, b_left: Tensor, a_right: Tensor, b_right: Tensor) -> PlaneProblem:
-        """From complex columns of the reference (a) and the model (b), `(..., rows, p)`."""
+    def of(
+        cls, a_left: Tensor, b_left: Tensor, a_right: Tensor, b_right: Tensor, places: tuple[Columns, Columns]
+    ) -> PlaneProblem:
+        """From real columns of the reference (a) and the model (b), `(..., slots, rows, features)`.
+
+        One product of all features with all, which reads them once, has the inner products of planes in it.
+
+        Args:
+            a_left: L of the reference; all slots have one u.
+            b_left: L of the model.
+            a_right: R of the reference.
+            b_right: R of the model.
+            places: Which features are the real parts of the planes, and which the imaginary ones.
+        """
         return cls(
-            column_squares(b_left),
-            column_squares(b_right),
-            (b_left.conj() * a_left).sum(-2),
-            (b_right.conj() * a_right).sum(-2),
+            *(_eta(b, places) for b in (b_left, b_right)),
+            _gamma(a_left, b_left, places),
+            _gamma(a_right, b_right, places),
         )
 
     def objective(self, u: Tensor) -> Tensor:
@@ -51,6 +62,19 @@ class PlaneProblem:
         x = u.abs().square()
         cross = (u.conj() * self.gamma_left).real + (self.gamma_right / u).real
         return x * self.eta_left + self.eta_right / x - 2 * cross
+
+
+def _eta(x: Tensor, places: tuple[Columns, Columns]) -> Tensor:
+    """`||x_p||²` of planes, `(..., p)`."""
+    squares = column_squares(x).sum(-2)
+    return squares[..., places[0]] + squares[..., places[1]]
+
+
+def _gamma(a: Tensor, b: Tensor, places: tuple[Columns, Columns]) -> Tensor:
+    """`b_p^H a_p` of planes, `(..., p)`."""
+    cross = (b.mT @ a).sum(-3)
+    (rr, ri), (ir, ii) = ([cross[..., i, :][..., j].diagonal(dim1=-2, dim2=-1) for j in places] for i in places)
+    return torch.complex(rr + ii, ri - ir)
 
 
 def align_planes(problem: PlaneProblem) -> Tensor:

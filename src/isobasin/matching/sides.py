@@ -7,6 +7,7 @@ invariant and stays out (`bilinear.Roles`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,16 +43,29 @@ class Sides:
         left, right = (x.unflatten(-1, (-1, self.width)).movedim(-2, -3) for x in (self.left, self.right))
         return left, right
 
+    @cached_property
+    def grams(self) -> tuple[Tensor, Tensor]:
+        """`L^H L` and `R^H R` circuit by circuit, `(..., g, slots, circuits, width, width)`."""
+        if self.width == 1:
+            left, right = (column_squares(x)[..., None, None] for x in (self.left, self.right))
+        else:
+            left, right = (x.mH @ x for x in self.blocks())
+        return left, right
+
+    def sizes(self) -> tuple[Tensor, Tensor]:
+        """`||L||` and `||R||` of every circuit, `(..., g, slots, circuits)`."""
+        left, right = (x.diagonal(dim1=-2, dim2=-1).real.sum(-1).sqrt() for x in self.grams)
+        return left, right
+
     def column_squares(self) -> Tensor:
         """`||l_j||² ||r_j||²` of every column, `(..., g, slots, columns)`."""
-        return column_squares(self.left) * column_squares(self.right)
+        left, right = (x.diagonal(dim1=-2, dim2=-1).real.flatten(-2) for x in self.grams)
+        return left * right
 
     def squares(self) -> Tensor:
         """Squared norm of every head's circuits, `(..., g, slots)`; one side's single slot broadcasts."""
-        if self.width == 1:
-            return self.column_squares().sum(-1)
-        left, right = self.blocks()
-        return ((left.mH @ left) * (right.mH @ right).conj()).real.sum((-3, -2, -1))
+        left, right = self.grams
+        return (left * right.conj()).real.sum((-3, -2, -1))
 
     def minus(self, other: Sides) -> Sides:
         """Sides of the difference of two circuits, `ΔL R^H + L' ΔR^H`, in which nothing large cancels."""

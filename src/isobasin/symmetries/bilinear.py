@@ -198,7 +198,12 @@ class Bilinear(Factor):
 
         A side that query heads share has one slot, the other one for each query head.
         """
-        left, right = (self.columns(self._tall(weights, names)) for names in (self.roles.left, self.roles.right))
+        left, right = map(self.columns, self.features(weights))
+        return left, right
+
+    def features(self, weights: Parts) -> tuple[Tensor, Tensor]:
+        """All columns of L and R, real, in the same axes."""
+        left, right = (self._tall(weights, names) for names in (self.roles.left, self.roles.right))
         return left, right
 
     def _tall(self, weights: Parts, names: tuple[str, ...]) -> Tensor:
