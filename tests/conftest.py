@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,11 +16,44 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# A shell that starts tests in the background makes them, and all that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 settings.register_profile(
     "isobasin", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("isobasin")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Tests that need the same things run in one process (`--dist loadgroup`), which imports and makes them once."""
+    for item in items:
+        group = _model_type(item) or _file_with_fixtures(item)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _model_type(item: pytest.Function) -> str | None:
+    """The model type that a test is given: its module of transformers, its checkpoint and what that was turned into."""
+    from isobasin.architectures.examples import USUAL
+
+    callspec = getattr(item, "callspec", None)
+    given = () if callspec is None else callspec.params.values()
+    found = (getattr(value, "model_type", value) for value in given)
+    return next((name for name in found if isinstance(name, str) and name in USUAL), None)
+
+
+def _file_with_fixtures(item: pytest.Function) -> str | None:
+    """The file of a test for which something is made once."""
+    made = (found for fixtures in item._fixtureinfo.name2fixturedefs.values() for found in fixtures)
+    return item.path.stem if any(found.scope == "module" for found in made) else None
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is no garbage: it isn't looked at again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

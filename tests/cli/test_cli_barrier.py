@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_program import command, environment
+from tiny_program import Forked, at_call, environment
 from typer.testing import CliRunner, Result
 
 from isobasin.cli.program import app
+from isobasin.records import sealing
 
 Cli = Callable[..., Result]
 _LETTERS = "abcdefghijklmnopqr \n"
@@ -65,77 +68,69 @@ def test_all_pairs_are_measured_and_shown(
     assert ours["barrier"] == pytest.approx(0, abs=1e-4)
 
 
-def test_two_processes_measure_what_one_does(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):
-    arguments = [
-        models["a"],
-        models["b"],
-        *text,
-        "--points",
-        3,
-        "--batch-size",
-        9,
-        "--method",
-        "none",
-        "--method",
-        "heads",
-    ]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "isobasin", "barrier"]
-    line = [*launch, *map(str, arguments), "-o", str(tmp_path / "two")]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"))
+def forked(arguments: list[str]) -> str:
+    """What two processes print that torchrun could have started."""
+    import_module("accelerate")  # once for both
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    ranks = [Forked(*arguments, RANK=rank, LOCAL_RANK=rank, **both) for rank in "01"]
+    ended = [rank.end() for rank in ranks]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    return "".join(said for _, said, _ in ended)
+
+
+def launched(arguments: list[str]) -> str:
+    """What torchrun prints."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "isobasin"]
+    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Report:") == 1
-    one = cli("barrier", *arguments, "-o", tmp_path / "one")
+    return done.stdout
+
+
+@pytest.mark.parametrize("start", [forked, pytest.param(launched, marks=pytest.mark.long)])
+def test_two_processes_measure_what_one_does(
+    start: Callable[[list[str]], str], cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path
+):
+    sizes = ["--points", 3, "--batch-size", 9, "--method", "none", "--method", "heads"]
+    arguments = ["barrier", *map(str, [models["a"], models["b"], *text, *sizes, "-o"])]
+    one = cli(*arguments, tmp_path / "one")
     assert one.exit_code == 0, one.stderr
+    assert start([*arguments, str(tmp_path / "two")]).count("Report:") == 1
     assert records(tmp_path / "two") == records(tmp_path / "one")
 
 
 def test_an_interrupted_run_is_gone_on_with(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):
     out = tmp_path / "out"
-    arguments = ["barrier", models["a"], models["b"], *text, "--points", 60, "--method", "none", "-o", out]
-    program = subprocess.Popen(
-        command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and lines_so_far(out) < 7:
-        time.sleep(0.05)
-    program.send_signal(signal.SIGINT)
-    stdout, stderr = program.communicate(timeout=60)
-    assert program.returncode == 130, stderr
-    assert stdout == ""
-    assert stderr.splitlines()[-1] == "error: interrupted"
+    arguments = ["barrier", models["a"], models["b"], *text, "--points", 12, "--method", "none", "-o", out]
+    # While the sixth record is written.
+    program = Forked(*arguments, first=lambda: at_call(sealing, "_sum", signal.SIGINT, 6))
+    code, said, errors = program.end()
+    assert (code, said, errors.splitlines()[-1]) == (130, "", "error: interrupted")
     before = (out / "records.jsonl").read_bytes()
-    assert 5 < before.count(b"\n") < 60
+    assert before.count(b"\n") == 5
     done = cli(*arguments)
     assert done.exit_code == 0, done.stderr
     assert (out / "records.jsonl").read_bytes().startswith(before)
     points = [line["t"] for line in records(out) if line["kind"] == "point"]
-    assert len(points) == len(set(points)) == 60
+    assert len(points) == len(set(points)) == 12
 
 
 def test_a_second_process_is_refused(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):
     out = tmp_path / "out"
-    arguments = ["barrier", models["a"], models["b"], *text, "--points", 20, "--method", "none", "-o", out]
-    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    program = subprocess.Popen(command(*arguments), **quiet, env=environment())
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and lines_so_far(out) < 3:
-        time.sleep(0.02)
-    program.send_signal(signal.SIGSTOP)
+    arguments = ["barrier", models["a"], models["b"], *text, "--points", 6, "--method", "none", "-o", out]
+    program = Forked(*arguments, first=lambda: at_call(sealing, "_sum", signal.SIGSTOP, 3))
+    program.wait_until_stopped()
     second = cli(*arguments)
+    os.kill(program.pid, signal.SIGKILL)
+    assert program.end()[0] == -signal.SIGKILL
     assert (second.exit_code, second.stdout) == (2, "")
     problem = "another process is writing into it: wait for it, or name another folder"
     assert second.stderr == f"error: {out}: {problem}\n"
-    program.kill()
-    program.wait()
     done = cli(*arguments)
     assert done.exit_code == 0, done.stderr
     assert not (out / ".lock").exists()
-
-
-def lines_so_far(out: Path) -> int:
-    """How many records there are yet."""
-    path = out / "records.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 @pytest.mark.parametrize(

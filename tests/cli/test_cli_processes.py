@@ -8,13 +8,14 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_program import command, environment, run_process
+from tiny_program import Forked, at_call, command, environment, run_process
 from typer.testing import Result
+
+from isobasin.checkpoints import writer
 
 
 def test_help_imports_nothing_heavy():
@@ -26,23 +27,24 @@ def test_help_imports_nothing_heavy():
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'numpy', 'scipy', 'safetensors'}\n"
         "sys.exit(', '.join(sorted(heavy & sys.modules.keys())) or 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), timeout=600
+    )
     assert done.returncode == 0, done.stderr
     assert "Usage: isobasin align" in done.stdout
 
 
 def test_align_prints_json_alone(models: dict[str, Path], scrambled: Path, tmp_path: Path):
-    done = run_process("align", models["a"], scrambled, "-o", tmp_path / "out", "--json")
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert json.loads(done.stdout)["verified"]["equal"] is True
+    code, said, errors = Forked("align", models["a"], scrambled, "-o", tmp_path / "out", "--json").end()
+    assert (code, errors) == (0, "")
+    assert json.loads(said)["verified"]["equal"] is True
 
 
 def test_a_failure_is_one_line_on_stderr(models: dict[str, Path], tmp_path: Path):
-    done = run_process("align", models["a"], tmp_path / "none", "-o", tmp_path / "out", "--json")
-    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [])
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    code, said, errors = Forked("align", models["a"], tmp_path / "none", "-o", tmp_path / "out", "--json").end()
+    assert (code, said, list(tmp_path.iterdir())) == (2, "", [])
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
 
 
 def test_progress_goes_to_a_terminal_and_results_to_a_pipe(models: dict[str, Path], tmp_path: Path):
@@ -71,24 +73,12 @@ def _read(descriptor: int) -> bytes:
 
 
 def _interrupted(models: dict[str, Path], out: Path, number: int) -> tuple[int, str, str]:
-    """Send a signal to `align` while its output is half written; exit code, stdout and stderr."""
-    # A shell that starts tests in the background makes them ignore Ctrl-C.
-    with subprocess.Popen(
-        command("align", models["a"], models["b"], "-o", out),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not any(out.parent.glob(".isobasin-partial-*/content/*/model.safetensors")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
-    return process.returncode, output, errors
+    """A signal strikes `align` while its output is half written; exit code, stdout and stderr."""
+
+    def planted() -> None:
+        at_call(writer, "_write_config", number)
+
+    return Forked("align", models["a"], models["b"], "-o", out, first=planted).end()
 
 
 @pytest.mark.parametrize(
@@ -123,13 +113,13 @@ def test_streams_that_are_closed_or_full():
     """Whoever closes stdout wants no results, but the work; what can't be printed is an error of one line."""
     for closed, code in (("<&- >&-", 0), (">&- 2>&-", 0), ("> /dev/full", 2)):
         arguments = ["sh", "-c", f'exec "$@" {closed}', "sh", *command("--version")]
-        done = subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=60)
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=600)
         said = "error: No space left on device\n" if code else ""
         assert (done.returncode, done.stdout, done.stderr) == (code, "", said), closed
 
 
 def test_the_installed_program_is_the_module():
     program = Path(sys.executable).with_name("isobasin")
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, env=environment(), timeout=60)
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, env=environment(), timeout=600)
     assert done.stdout == run_process("--version").stdout
     assert done.stdout.startswith("isobasin ")

@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from isobasin.cli.main import run
 
 GPT2 = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 40}
 LLAMA = {
@@ -73,5 +77,69 @@ def environment(**more: str) -> dict[str, str]:
 
 def run_process(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment(**more), timeout=120, check=False
+        command(*arguments), capture_output=True, text=True, env=environment(**more), timeout=600, check=False
     )
+
+
+class Forked:
+    """The program in a copy of this process: all that a new one would spend seconds to import is there."""
+
+    def __init__(self, *arguments: object, first: Callable[[], object] = lambda: None, **more: str) -> None:
+        """Start it.
+
+        Args:
+            *arguments: Of the program.
+            first: Called in the copy before the program runs: plants what is to happen there, and when.
+            **more: Variables of its environment.
+        """
+        self._streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run([str(argument) for argument in arguments], first, environment(**more))
+
+    def _run(self, arguments: list[str], first: Callable[[], object], variables: dict[str, str]) -> NoReturn:
+        code: Any = 1
+        try:
+            for number, stream in enumerate(self._streams, 1):
+                os.dup2(stream.fileno(), number)
+            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+            sys.argv[:] = ["isobasin", *arguments]
+            os.environ.clear()
+            os.environ.update(variables)
+            first()
+            run()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait_until_stopped(self) -> None:
+        """Wait until SIGSTOP has struck it."""
+        assert os.WIFSTOPPED(os.waitpid(self.pid, os.WUNTRACED)[1]), self._said()
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for its end: exit code, negative for a signal, stdout and stderr."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return code, *self._said()
+
+    def _said(self) -> list[str]:
+        for stream in self._streams:
+            stream.seek(0)
+        return [stream.read() for stream in self._streams]
+
+
+def at_call(place: object, name: str, number: int, count: int = 1) -> None:
+    """Send this process a signal at the start of the `count`-th call of a function."""
+    function, calls = getattr(place, name), iter(range(1, sys.maxsize))
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == count:
+            os.kill(os.getpid(), number)
+        return function(*arguments, **options)
+
+    setattr(place, name, call)
