@@ -52,10 +52,10 @@ demo: $(READY)
 	$(BIN)/isobasin demo
 
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not long" $(TESTS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not long" $(TESTS)
 
 test-all: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --hypothesis-profile thorough $(TESTS)
 
 fuzz: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)

@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, settings
 # A shell that starts tests in the background makes them, and all that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
-settings.register_profile(
-    "isobasin", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("isobasin")
+for profile, count in (("quick", 25), ("thorough", 40)):
+    settings.register_profile(
+        profile, deadline=None, derandomize=True, max_examples=count, suppress_health_check=[HealthCheck.too_slow]
+    )
+settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups

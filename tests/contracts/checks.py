@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,9 +48,15 @@ def at_scope(models: Iterable[TinyModel], scope: str) -> list[TinyModel]:
     return chosen
 
 
-def thorough(models: Iterable[TinyModel]) -> pytest.MarkDecorator:
-    """Those of some models that no other family stands for."""
-    return pytest.mark.parametrize("model", [m for m in models if m.model_type in THOROUGH], ids=str)
+def thorough(models: Iterable[TinyModel], quick: Collection[str] | None = None) -> pytest.MarkDecorator:
+    """Those of some models that no other family stands for, in `make test` only the `quick` ones, where given."""
+    return mostly_long([m for m in models if m.model_type in THOROUGH], quick)
+
+
+def mostly_long(models: Iterable[TinyModel], quick: Collection[str] | None) -> pytest.MarkDecorator:
+    """Some models, in `make test` only the `quick` ones, where given."""
+    cases = [pytest.param(m, marks=[pytest.mark.long] * (quick is not None and str(m) not in quick)) for m in models]
+    return pytest.mark.parametrize("model", cases, ids=str)
 
 
 def kinds(models: Iterable[TinyModel]) -> pytest.MarkDecorator:

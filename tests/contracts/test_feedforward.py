@@ -59,9 +59,9 @@ MODELS = (
     *(model for model in EXAMPLES if not model.variant and states_feedforwards(model.model_type)),
     tiny("opt", "no-bias", config={"enable_bias": False}),
 )
-thorough_models = thorough([*MODELS, *VARIANTS])
 # And one for every activation's scales.
 SWEPT = (*KINDS, "opt", "gpt_oss", "bert-ff-tanh", "vit-ff-relu2", "llama-ff-reglu")
+some_thorough = thorough([*MODELS, *VARIANTS], SWEPT)
 # No variant above is tested at another scope.
 AT_BLOCKS = [*at_scope(MODELS, "block"), *VARIANTS]
 
@@ -86,11 +86,11 @@ def test_scrambled_units_and_heads_compute_the_same_in_float32(model, saved, scr
 
 @models_at(AT_BLOCKS, "dtype", torch.float32, torch.float64)
 def test_align_brings_units_and_heads_back(model, dtype, saved, scrambled, tmp_path):
-    """And the program's own verification accepts it."""
+    """And the program's own verification accepts it, which is asked of one model for every kind."""
     original, out = saved(model, dtype=dtype), tmp_path / "aligned"
     moved = scrambled(model, "block", {torch.float64: 1e3, torch.float32: 10.0}[dtype], dtype).path
-    found = isobasin.align(original, moved, out, scope="block")
-    assert found.verified.equal
+    found = isobasin.align(original, moved, out, scope="block", verify=str(model) in KINDS)
+    assert found.verified is None or found.verified.equal
     tolerance = 1e-8 if dtype == torch.float64 else 1e-4
     assert_tensors_equal(original, out, attention_names(original) | feedforward_names(original), tolerance)
     assert [layer.statistics.status for layer in found.feedforward] == ["exact"] * len(feedforward_blocks(original))
@@ -103,7 +103,7 @@ def test_align_brings_units_and_heads_back(model, dtype, saved, scrambled, tmp_p
     assert isobasin.equivalent(original, moved).feedforward == tuple(layers)
 
 
-@thorough_models
+@some_thorough
 def test_everything_else_stays_as_it_is(model, saved, tmp_path):
     original, scrambled = saved(model, dtype=torch.float32), tmp_path / "scrambled"
     moving = attention_names(original) | feedforward_names(original)
@@ -129,7 +129,7 @@ def test_units_without_scales_move_without_rounding(model, saved, tmp_path):
         assert torch.equal(before[name].flatten().sort().values, between[name].flatten().sort().values)
 
 
-@thorough_models
+@some_thorough
 def test_an_alignment_with_feedforward_can_be_kept(model, saved, tmp_path):
     """Saved, loaded and applied it writes the same bits; the inverse undoes it; composing is applying in turn."""
     original, scrambled, aligned = saved(model), tmp_path / "scrambled", tmp_path / "aligned"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import isobasin
-from contracts.checks import models_at, tensors, thorough
+from contracts.checks import KINDS, models_at, tensors, thorough
 from isobasin.alignment import Alignment
 from isobasin.architectures.examples import EXAMPLES, tiny
 from isobasin.architectures.registry import family
@@ -50,7 +50,10 @@ VARIANTS = (
 )
 MODELS = tuple(m for m in EXAMPLES if not m.variant and family(m.model_type).stream is not None)
 CONDITION = {torch.float64: 100.0, torch.float32: 4.0}
-thorough_models = thorough([*MODELS, *VARIANTS])
+# One for every kind of group, basis and place of a normalisation: the others' moves compose in the same parts.
+some_thorough = thorough(
+    [*MODELS, *VARIANTS], (*KINDS, "vit", "gpt2-untied", "llama-tied", "gpt_neox", "olmo2", "bloom", "qwen2_moe")
+)
 
 
 def stream_of(folder: Path, **options: bool):
@@ -78,12 +81,13 @@ def test_align_brings_a_whole_model_back(model, dtype, saved, scrambled, tmp_pat
     original, out = saved(model, dtype=dtype), tmp_path / "aligned"
     moved = scrambled(model, "model", CONDITION[dtype], dtype)
     assert moved.verified.equal
-    found = isobasin.align(original, moved.path, out, scope="model")
-    assert found.verified.equal
+    # What LayerNorm subtracts is no part of the stream, so that tensors along it may differ by it; nothing else may.
+    whole = stream_of(original).group.basis is not Basis.centred
+    found = isobasin.align(original, moved.path, out, scope="model", verify=not whole or str(model) in KINDS)
+    assert found.verified is None or found.verified.equal
     statistics = found.stream.statistics
     assert statistics.distance_after < (1e-7 if dtype == torch.float64 else 1e-4) * statistics.distance_before
-    # What LayerNorm subtracts is no part of the stream, so that tensors along it may differ by it; nothing else may.
-    if stream_of(original).group.basis is not Basis.centred:
+    if whole:
         assert gap(original, out) < (1e-6 if dtype == torch.float64 else 1e-3)
 
 
@@ -97,7 +101,7 @@ def test_a_scrambled_model_is_recognised(model, dtype, saved, scrambled):
     assert found.stream == str(stream_of(original).group)
 
 
-@thorough_models
+@some_thorough
 def test_moves_compose_and_are_taken_back(model, saved, tmp_path):
     original = saved(model)
     first = isobasin.random_alignment(original, seed=2, condition=4.0, scope="model")
@@ -110,7 +114,7 @@ def test_moves_compose_and_are_taken_back(model, saved, tmp_path):
     assert gap(original, tmp_path / "back") < 1e-9
 
 
-@thorough_models
+@some_thorough
 def test_the_file_says_the_same(model, saved, tmp_path):
     original = saved(model)
     found = isobasin.random_alignment(original, seed=4, scope="model")

@@ -58,7 +58,7 @@ def near(original: Path, folder: Path, seed: int) -> Path:
 @each_family
 def test_a_scrambled_copy_merges_to_the_model_at_every_t(family: str, space: str, tmp_path: Path):
     a = tiny(family).save(tmp_path / "a")
-    isobasin.scramble(a, tmp_path / "b", scope="block")
+    isobasin.scramble(a, tmp_path / "b", scope="block", verify=False)
     assert apart(a, tmp_path / "b") > 0.1
     for t in (0.3, 1.5):
         out = tmp_path / f"{t}"
@@ -77,16 +77,16 @@ def test_the_ends_compute_what_the_models_do(family: str, space: str, tmp_path: 
         out = tmp_path / f"{t}"
         isobasin.merge([a, b], out, t=t, space=space, scope="block")
         assert_function_preserved(end, out, FAMILIES[family])
-        assert isobasin.verify(end, out).equal
     assert apart(a, tmp_path / "0") < 1e-12
-    assert not isobasin.verify(a, tmp_path / "1").equal
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_function_preserved(a, tmp_path / "1", 0.1)
 
 
 @each_family
 def test_three_copies_scrambled_apart_merge_to_the_model(family: str, space: str, tmp_path: Path):
     a = tiny(family).save(tmp_path / "a")
     for seed in (1, 2):
-        isobasin.scramble(a, tmp_path / f"{seed}", seed=seed, scope="block")
+        isobasin.scramble(a, tmp_path / f"{seed}", seed=seed, scope="block", verify=False)
     out = tmp_path / "out"
     found = isobasin.merge([a, tmp_path / "1", tmp_path / "2"], out, space=space, scope="block")
     assert apart(a, out) < 1e-12
@@ -103,10 +103,10 @@ def test_whole_models_are_merged_in_the_first_ones_basis(family: str, space: str
     """Copies in other bases of the stream merge to the model; with all weight on one, to what that one computes."""
     a = tiny(family).save(tmp_path / "a")
     b, c = near(a, tmp_path / "b", 1), tmp_path / "c"
-    isobasin.scramble(near(a, tmp_path / "sibling", 2), c, scope="model")
+    isobasin.scramble(near(a, tmp_path / "sibling", 2), c, scope="model", verify=False)
     copies = [tmp_path / f"copy-{seed}" for seed in (1, 2)]
     for seed, copy in enumerate(copies):
-        isobasin.scramble(a, copy, seed=seed, scope="model")
+        isobasin.scramble(a, copy, seed=seed, scope="model", verify=False)
     found = isobasin.merge([a, *copies], tmp_path / "out", space=space, scope="model")
     assert apart(a, tmp_path / "out") < 1e-12
     assert found.distances[0] < 1e-11
@@ -129,7 +129,7 @@ def test_a_centre_is_the_same_from_every_gauge(tmp_path: Path):
     siblings = [near(origin, tmp_path / f"{seed}", seed) for seed in range(3)]
     scrambled = [tmp_path / f"scrambled-{seed}" for seed in range(3)]
     for seed, (sibling, folder) in enumerate(zip(siblings, scrambled, strict=True)):
-        isobasin.scramble(sibling, folder, seed=seed, scope="block", condition=3.0)
+        isobasin.scramble(sibling, folder, seed=seed, scope="block", condition=3.0, verify=False)
     plain = isobasin.merge(siblings, tmp_path / "plain", scope="block")
     hidden = isobasin.merge([siblings[0], *scrambled[1:]], tmp_path / "hidden", scope="block")
     assert_function_preserved(tmp_path / "plain", tmp_path / "hidden", 1e-4)

@@ -38,13 +38,14 @@ COUNTS = {
 }
 Planted = Callable[..., Certificate]
 
-# Biases that are free, partly rotated heads, grouped ones, normalised ones, experts, tables; planted groups are others.
-SIX = ("gpt2", "gpt_neox", "llama", "qwen3", "mixtral", "t5-encoder")
+# Biases that are free, partly rotated heads, grouped ones, normalised ones, tables; planted groups are others, and for
+# experts `test_experts_that_few_tokens_choose_are_seen` stands.
+FIVE = ("gpt2", "gpt_neox", "llama", "qwen3", "t5-encoder")
 
 
 def in_suite(names: Iterable[str]) -> pytest.MarkDecorator:
     """Those of some models that are certified in every run."""
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in SIX)) for n in names])
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in FIVE)) for n in names])
 
 
 @in_suite(COUNTS)
@@ -177,8 +178,9 @@ def test_experts_that_few_tokens_choose_are_seen():
 
 def test_small_models_are_certified_at_their_own_weights():
     model = smallest(tiny("bert")).build(3)
-    assert not certify(model).made
-    assert certify(model).exact
+    found = certify(model)
+    assert not found.made
+    assert found.exact
     # A value feature that is no more read by anything: its column and its bias are free.
     model.bert.encoder.layer[1].attention.output.dense.weight.data[:, 0] = 0
     found = isobasin.certify(model)

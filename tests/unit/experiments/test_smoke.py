@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Generator
 from importlib import import_module
 from pathlib import Path
 
@@ -20,14 +19,12 @@ from isobasin.experiments.work import RunOptions
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Generator[None]:
+def quick_collections() -> None:
     """Training collects garbage after every model: without what was imported, of which there is far more."""
     for name in ("models", "experiments.training", "experiments.ablations", "lines.measure"):
         import_module(f"isobasin.{name}")
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # One of every task, and one whose models are trained on other data first.

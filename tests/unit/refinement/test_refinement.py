@@ -49,7 +49,7 @@ def sentences(count: int = 64, length: int = 12, vocabulary: int = 50) -> Tensor
 def pair(model, folder: Path) -> tuple[Path, Path]:
     """A model, and a scrambled relative of it: the line between the two is bad, and need not be."""
     a, b = model.save(folder / "a", dtype=torch.float32), folder / "b"
-    isobasin.scramble(a, b, seed=1, condition=1.5, scope="model")
+    isobasin.scramble(a, b, seed=1, condition=1.5, scope="model", verify=False)
     return a, b
 
 
@@ -120,9 +120,10 @@ def test_the_gradient_is_that_of_the_loss(model, tmp_path):
     """Against finite differences along a random direction, through the moves, the line and the model."""
     a, b = pair(replace(model), tmp_path)
     for folder in (a, b):
-        isobasin.scramble(folder, folder.with_name(folder.name + "64"), condition=1.0, dtype=torch.float64)
+        wide = folder.with_name(folder.name + "64")
+        isobasin.scramble(folder, wide, condition=1.0, dtype=torch.float64, verify=False)
     with open_model(tmp_path / "a64") as one, open_model(tmp_path / "b64") as other:
-        start = isobasin.align(tmp_path / "a64", tmp_path / "b64", scope="model")
+        start = isobasin.align(tmp_path / "a64", tmp_path / "b64", scope="model", verify=False)
         line = ModuleLine.between(one, other, start, TaskKind.causal_lm, moves=(True, True))
         generator = torch.Generator().manual_seed(3)
         coordinates = line.coordinates()
@@ -252,15 +253,15 @@ def test_the_divergence_is_that_from_both_ends(tmp_path):
 
 def test_an_interrupted_refinement_ends_as_if_it_had_not_been(tmp_path):
     a, b = pair(LANGUAGE[0], tmp_path)
-    how = replace(SHORT, both=False)
+    how, quiet = replace(SHORT, steps=18, both=False), replace(QUIET, verify=False)
 
     def interrupt(what: str, done: int, total: int) -> None:
         if what == "refining" and done == 15:
             raise KeyboardInterrupt
 
-    whole = refine(a, b, sentences(), tmp_path / "whole", how=how, running=QUIET)
+    whole = refine(a, b, sentences(), tmp_path / "whole", how=how, running=quiet)
     with pytest.raises(KeyboardInterrupt):
-        refine(a, b, sentences(), tmp_path / "parts", how=how, running=replace(QUIET, progress=interrupt))
+        refine(a, b, sentences(), tmp_path / "parts", how=how, running=replace(quiet, progress=interrupt))
     assert not (tmp_path / "parts").exists()
     assert (tmp_path / ".parts.unfinished").is_file()
     seen: list[int] = []
@@ -270,7 +271,7 @@ def test_an_interrupted_refinement_ends_as_if_it_had_not_been(tmp_path):
         sentences(),
         tmp_path / "parts",
         how=how,
-        running=replace(QUIET, progress=lambda what, done, total: seen.append(done) if what == "refining" else None),
+        running=replace(quiet, progress=lambda what, done, total: seen.append(done) if what == "refining" else None),
     )
     assert seen[0] == 11
     assert again.refined == whole.refined
