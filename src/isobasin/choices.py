@@ -122,6 +122,7 @@ class Readout(Choice):
 class Device(Choice):
     """Where the work is done."""
 
+    auto = "auto", "the first CUDA device where there is one that works, or else the processor"
     cpu = "cpu", "the processor"
     cuda = "cuda", "the first CUDA device"
 

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from tiny_program import edit_tensors
 from typer.testing import Result
 
+from isobasin.alignment import Alignment
 from isobasin.architectures.registry import families
+from isobasin.verbs.settings import chosen_device
 
 Cli = Callable[..., Result]
 LAYER_KEYS = {
@@ -43,7 +45,7 @@ def test_align_brings_a_scrambled_model_back(cli: Cli, models: dict[str, Path], 
     result = cli("align", models["a"], scrambled, "-o", out, "--json")
     assert result.exit_code == 0
     found = parsed(result)
-    assert found.keys() == {"output", "verified", "distance", "layers"}
+    assert found.keys() == {"output", "verified", "distance", "layers", "provenance"}
     assert found["output"] == str(out)
     assert found["verified"]["max_rel"] < 1e-5
     assert found["distance"]["after"] < 1e-4 * found["distance"]["before"]
@@ -104,6 +106,15 @@ def test_scramble_depends_on_the_seed_alone(cli: Cli, models: dict[str, Path], s
     first = load_file(scrambled / "model.safetensors")["transformer.h.0.attn.c_attn.weight"]
     assert (weights[0] == first).all()
     assert not (weights[1] == first).all()
+
+
+def test_json_says_on_which_device(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    pair = models["a"], scrambled
+    aligned = parsed(cli("align", *pair, "-o", tmp_path / "out", "--json"))
+    found = [aligned["provenance"]["device"], aligned["verified"]["device"]]
+    found += [parsed(cli(verb, *pair, "--json"))["device"] for verb in ("verify", "equivalent", "compare")]
+    assert found == [chosen_device("auto")] * 5
+    assert Alignment.load(tmp_path / "out").provenance["device"] == found[0]
 
 
 def test_verify_answers_with_its_exit_code(cli: Cli, models: dict[str, Path], scrambled: Path):

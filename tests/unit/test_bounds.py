@@ -15,7 +15,8 @@ from isobasin.errors import DependencyError, IsobasinError
 from isobasin.execution.cluster import Cluster
 from isobasin.execution.local import Here, Processes
 from isobasin.refinement.recipe import Refining
-from isobasin.verbs.settings import Matching, Running, check_device
+from isobasin.testing.pretended import pretended_cuda
+from isobasin.verbs.settings import Matching, Running, chosen_device
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_every_number_is_checked_before_anything_is_read(said: str):
 @pytest.mark.parametrize("device", ["meta", "mps", "tpu", "", "cuda:-1", "cuda:99"])
 def test_devices_that_are_not_there(device: str):
     with pytest.raises(DependencyError, match=f"^device '{device}': "):
-        check_device(device)
+        chosen_device(device)
 
 
 def test_a_device_beyond_the_last_one_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -89,3 +90,24 @@ def test_a_device_beyond_the_last_one_is_refused(monkeypatch: pytest.MonkeyPatch
         Running("cuda:2")
     for device in ("cpu", "cuda", "cuda:1"):
         Running(device)
+
+
+def test_auto_is_a_cuda_device_that_works(monkeypatch: pytest.MonkeyPatch):
+    with pretended_cuda():
+        assert (chosen_device("auto"), Running("auto").device) == ("cuda", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (chosen_device("auto"), Running("auto").device) == ("cpu", "cpu")
+
+
+def test_auto_is_the_processor_where_the_cuda_device_fails(monkeypatch: pytest.MonkeyPatch):
+    def broken(*args: object, **options: object):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "to", broken)
+    assert chosen_device("auto") == "cpu"
+
+
+def test_what_mps_lacks_is_said():
+    with pytest.raises(DependencyError, match=r"no float64, which the work is done in; use --device cpu$"):
+        chosen_device("mps")

@@ -116,7 +116,7 @@ def test_the_help_lists_every_member():
     [
         (Method, "guass-newton", "method 'guass-newton': did you mean 'gauss-newton'?"),
         (Scope, "all", "scope 'all': there is 'attention', 'block', 'model'"),
-        (Device, 3, "device 3: there is 'cpu', 'cuda'"),
+        (Device, 3, "device 3: there is 'auto', 'cpu', 'cuda'"),
     ],
 )
 def test_a_wrong_name_is_one_line_that_says_what_there_is(choices: type[Choice], name: Any, hint: str):

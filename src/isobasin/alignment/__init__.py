@@ -290,6 +290,7 @@ class Alignment(Plain):
         found: dict[str, Any] = {
             "distance": finite(self.distance()),
             "layers": self.layers,
+            "provenance": self.provenance,
         }
         if self.feedforward:
             found["feedforward"] = {"distance": finite(self.feedforward_distance()), "layers": self.feedforward}

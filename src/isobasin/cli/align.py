@@ -33,7 +33,7 @@ def align(
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     dtype: options.Dtype = Dtype.keep,
     max_condition: Annotated[
         float | None,

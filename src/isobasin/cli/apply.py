@@ -22,7 +22,7 @@ def apply(
     ],
     model: options.Model,
     output: options.Output,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     dtype: options.Dtype = Dtype.keep,
     force: options.Force = False,
     no_verify: options.NoVerify = False,

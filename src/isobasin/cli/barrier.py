@@ -46,7 +46,7 @@ def barrier(
     ] = False,
     take_config: options.TakeConfig = False,
     seed: options.Seed = 0,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     force: Annotated[bool, typer.Option("--force", help="Drop another run's records in OUT.")] = False,
     allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,
@@ -96,7 +96,9 @@ def _processes(device: Device) -> Generator[Any]:
         return
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=device is Device.cpu)
+    from isobasin.verbs.settings import chosen_device
+
+    accelerator = Accelerator(cpu=chosen_device(device) == "cpu")
     try:
         yield accelerator
     finally:

@@ -19,7 +19,7 @@ def canonicalize(
     model: options.Model,
     output: options.Output,
     scope: options.Scope = Scope.attention,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     dtype: options.Dtype = Dtype.keep,
     force: options.Force = False,
     no_verify: options.NoVerify = False,

@@ -22,7 +22,7 @@ EXAMPLE = "isobasin compare runs/seed0 finetuned"
 def compare(
     a: options.First,
     b: options.Second,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,
 ) -> None:

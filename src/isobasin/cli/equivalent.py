@@ -13,7 +13,7 @@ EXAMPLE = "isobasin equivalent runs/seed0 scrambled"
 def equivalent(
     a: options.First,
     b: options.Second,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,
 ) -> None:

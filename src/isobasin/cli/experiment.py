@@ -63,7 +63,7 @@ def run(
         typer.Option("--workers", metavar="N", min=1, help="Cells at once: that many processes, or tasks of Ray."),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of each cell.")] = None,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Make all of it tiny and the data up, to see in seconds that it runs.")
     ] = False,
@@ -85,15 +85,15 @@ def run(
         from isobasin.experiments.data import data_root
         from isobasin.experiments.run import Experiment, run
         from isobasin.experiments.work import RunOptions
-        from isobasin.verbs.settings import check_device
+        from isobasin.verbs.settings import chosen_device
 
-        check_device(device)
-        runs = _engine(engine, ray_address, workers, threads, device, folder)
+        place = chosen_device(device)
+        runs = _engine(engine, ray_address, workers, threads, place, folder)
         found = Experiment.begin(read(configuration), folder, smoke=smoke, only=only or ())
         cells = found.cells(only or ())
         try:
             with watching(found.left(cells), console(stderr=True)) as watcher:
-                summary = run(found, cells, runs, RunOptions(device, data_root()), watcher, keep_models=keep_models)
+                summary = run(found, cells, runs, RunOptions(place, data_root()), watcher, keep_models=keep_models)
         except (KeyboardInterrupt, Terminated):
             console(stderr=True).print("What is done is kept: the same command goes on from here.", soft_wrap=True)
             raise
@@ -101,12 +101,12 @@ def run(
 
 
 def _engine(
-    name: Runner, address: str | None, workers: int | None, threads: int | None, device: Device, folder: Path
+    name: Runner, address: str | None, workers: int | None, threads: int | None, device: str, folder: Path
 ) -> Engine:
     if name is Runner.ray:
         from isobasin.execution.cluster import Cluster
 
-        gpus = 1 if device is Device.cuda else 0
+        gpus = 1 if device == "cuda" else 0
         return Cluster(folder.resolve(), address=address, threads=threads or 1, gpus=gpus, workers=workers)
     if address is not None:
         raise typer.BadParameter("--ray-address goes with --engine ray")

@@ -79,7 +79,8 @@ def _memory(error: BaseException) -> str:
     """How much more memory was asked for, if that is known."""
     asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
     amount = "" if asked is None else f": {asked[1]} more would be needed"
-    return f"out of memory{amount}; use a smaller model, or fewer and shorter examples at once"
+    what = "--device cpu or a smaller model" if "CUDA" in str(error) else "a smaller model"
+    return f"out of memory{amount}; use {what}, or fewer and shorter examples at once"
 
 
 def _described(error: OSError) -> str:

@@ -26,7 +26,7 @@ def fingerprint(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="File to write: .json, or .safetensors for long ones."),
     ] = None,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     force: options.Force = False,
     allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,

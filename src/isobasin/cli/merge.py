@@ -45,7 +45,7 @@ def merge(
     head: Annotated[
         Readout | None, options.choose("--head", Readout, "Without it models with other heads are refused.")
     ] = None,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     force: options.Force = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Don't verify the moves, and don't run the result.")

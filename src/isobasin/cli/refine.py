@@ -54,7 +54,7 @@ def refine(
     ] = False,
     take_config: options.TakeConfig = False,
     seed: options.Seed = 0,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     force: options.Force = False,
     no_verify: options.NoVerify = False,
     allow_pickle: options.AllowPickle = False,

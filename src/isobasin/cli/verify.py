@@ -26,7 +26,7 @@ def verify(
         ),
     ] = None,
     seed: options.Seed = 0,
-    device: options.Device = Device.cpu,
+    device: options.Device = Device.auto,
     allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,
 ) -> None:

@@ -22,6 +22,7 @@ from isobasin.errors import EXPERIMENT_EXTRA, DependencyError, TrainingError
 from isobasin.experiments.models import stream
 from isobasin.experiments.settings import TrainingSettings
 from isobasin.loading import like, quiet_transformers
+from isobasin.verbs.settings import chosen_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,6 +83,7 @@ def train(
     """
     home = model.device
     states = folder / "trainer"
+    device = chosen_device(device)
     _check(examples, settings, device)
     with quiet_transformers(), _own_randomness(device), _kept_configuration(model):
         trainer = _trainer(model, examples, settings, seed, states, device, progress)
@@ -101,8 +103,8 @@ def _check(examples: Examples, settings: TrainingSettings, device: str) -> None:
 
     if not is_accelerate_available():
         raise DependencyError(f"training needs accelerate: {EXPERIMENT_EXTRA}")
-    if device not in list(Device) or (Device(device) is Device.cuda and not torch.cuda.is_available()):
-        raise DependencyError(f"there is no device {device!r} to train on: take cpu, or cuda where there is one")
+    if device not in list(Device):
+        raise DependencyError(f"device {device!r}: training takes the first CUDA device; use --device cuda")
     if not len(examples):
         raise TrainingError("there are no examples to train on")
     schedules = [schedule.value for schedule in SchedulerType]

@@ -26,7 +26,7 @@ from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import Evaluation, evaluate
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import write_moved
-from isobasin.verbs.settings import Calibration, Matching, Progress, Running, check_device, silent
+from isobasin.verbs.settings import Calibration, Matching, Progress, Running, chosen_device, silent
 
 Folder = str | os.PathLike[str]
 
@@ -56,7 +56,7 @@ class Measuring:
     take_config: bool = False
 
     def __post_init__(self) -> None:
-        check_device(self.device)
+        object.__setattr__(self, "device", chosen_device(self.device))
         object.__setattr__(self, "methods", tuple(map(Way, self.methods)))
         if not self.methods:
             raise IsobasinError("methods: name at least one, such as none or gauss-newton")

@@ -21,6 +21,7 @@ from isobasin.symmetries.stream import Basis
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import model_inputs, passing
+from isobasin.verbs.settings import chosen_device
 
 _EXAMPLES = 128
 _BATCH = 32
@@ -39,7 +40,7 @@ class DataCalibration:
             examples: Training data, prepared for the reference.
             device: Where models run.
         """
-        self._examples, self._device = examples, device
+        self._examples, self._device = examples, chosen_device(device)
 
     @torch.no_grad()
     def moments(self, model: Model, names: Collection[str]) -> dict[str, Tensor]:

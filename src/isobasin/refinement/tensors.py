@@ -21,7 +21,7 @@ from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import Refinement, learned
 from isobasin.tasks.examples import Indices, as_index
 from isobasin.verbs.align import match_models
-from isobasin.verbs.settings import Matching, Running
+from isobasin.verbs.settings import Matching, Running, chosen_device
 from isobasin.verification import Verification
 
 Loss = Callable[[Mapping[str, Tensor], Tensor], Tensor]
@@ -92,7 +92,8 @@ class TensorCalibration:
             starts: Further maps of the stream to start from, `(d, d)` by name.
             device: Where to compute.
         """
-        self._loss, self._rows, self._starts, self._device = loss, Rows.shuffled(examples), dict(starts or {}), device
+        self._loss, self._rows, self._starts = loss, Rows.shuffled(examples), dict(starts or {})
+        self._device = chosen_device(device)
 
     def moments(self, model: Blocks, names: Collection[str]) -> dict[str, Tensor]:
         """Refused: a loss doesn't say what its weights multiply."""

@@ -102,7 +102,7 @@ def _moving(a: Model, b: Model, matching: Matching, running: Running, calibratio
     digests = Digest(), Digest()
     blocks = BlockMatching(a, b, matching, running, inputs_of(a, matching, calibration), digests)
     found = yield from blocks.moving()
-    return replace(found, provenance=_facts(a, b, matching, [digest.hexdigest() for digest in digests]))
+    return replace(found, provenance=_facts(a, b, matching, running, [digest.hexdigest() for digest in digests]))
 
 
 def align_tensors(
@@ -154,7 +154,7 @@ def match_models(
     if matching.scope is not Scope.model:
         digests = Digest(), Digest()
         found = BlockMatching(a, b, matching, running, inputs, digests).alignment()
-        return replace(found, provenance=_facts(a, b, matching, [digest.hexdigest() for digest in digests]))
+        return replace(found, provenance=_facts(a, b, matching, running, [digest.hexdigest() for digest in digests]))
     # Folded models are in float64, whatever the result is stored in.
     dtype = running.dtype or max(b.dtype(feedforward=True), a.dtype(feedforward=True), key=lambda k: torch.finfo(k).eps)
     inside = replace(matching, scope=Scope.block, keep_gains=False, max_condition=matching.limit(dtype))
@@ -169,11 +169,11 @@ def match_models(
         for how in dict.fromkeys((quick, inside))
     ]
     found = match_whole(a, b, solvers, matching, running, calibration)
-    facts = _facts(a, b, matching, [_contents(blocks, matching) for blocks in (a, b)])
+    facts = _facts(a, b, matching, running, [_contents(blocks, matching) for blocks in (a, b)])
     return replace(found, provenance={**facts, "scope": str(matching.scope)})
 
 
-def _facts(a: Blocks, b: Blocks, matching: Matching, digests: Sequence[str]) -> dict[str, str]:
+def _facts(a: Blocks, b: Blocks, matching: Matching, running: Running, digests: Sequence[str]) -> dict[str, str]:
     """What was matched, and how."""
     return {
         "operation": "align",
@@ -184,6 +184,7 @@ def _facts(a: Blocks, b: Blocks, matching: Matching, digests: Sequence[str]) -> 
         "method": str(matching.method),
         "head_cost": str(matching.head_cost),
         "objective": str(matching.objective),
+        "device": running.device,
     }
 
 

@@ -76,7 +76,7 @@ def _found(model: Model, scope: Scope, running: Running) -> Alignment:
         status = f"not unique: {', '.join(loose.names)}" if loose.names else CANONICAL
         moves.append(unmatched(name, block.group, element.to("cpu"), status))
     running.progress("matching", len(named_blocks), len(named_blocks))
-    facts = {"operation": "canonicalize", "model": model.name, "scope": str(scope)}
+    facts = {"operation": "canonicalize", "model": model.name, "scope": str(scope), "device": running.device}
     return Alignment(model.specification.model_type, tuple(moves), facts)
 
 

@@ -19,7 +19,7 @@ from isobasin.symmetries import attention
 from isobasin.text import Plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
-from isobasin.verbs.settings import Matching, Progress, Running, check_device, silent
+from isobasin.verbs.settings import Matching, Progress, Running, chosen_device, silent
 from isobasin.verification import known_feedforwards
 
 # Between the scores of unrelated and of related models: docs/provenance.md.
@@ -78,10 +78,12 @@ class Comparison(Plain):
     Attributes:
         verdict: What B is, given A.
         blocks: The attention and then the feed-forward blocks.
+        device: Where the work was done.
     """
 
     verdict: Verdict
     blocks: tuple[BlockScore, ...]
+    device: str
     _also = ("score",)
 
     @property
@@ -105,7 +107,7 @@ def compare(
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
     """
-    check_device(device)
+    device = chosen_device(device)
     with open_pair(a, b, allow_pickle=allow_pickle) as (one, other):
         known = bool(known_feedforwards(one) and known_feedforwards(other))
         check_comparable(one.specification, other.specification, feedforward=known)
@@ -117,7 +119,7 @@ def compare(
         # Equal functions are equal after matching, but for those in other bases of the residual stream.
         maybe = all(block.after < _EQUAL for block in blocks) or may_be_turned(one, other)
         same = maybe and equivalent_models(one, other, running).equivalent
-        return Comparison(Verdict.same if same else _verdict(blocks), blocks)
+        return Comparison(Verdict.same if same else _verdict(blocks), blocks, running.device)
 
 
 def _verdict(blocks: tuple[BlockScore, ...]) -> Verdict:

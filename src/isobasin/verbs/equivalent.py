@@ -85,6 +85,7 @@ class Equivalence(Plain):
         feedforward: Layers whose feed-forward blocks differ by a move of their units.
         stream: The group whose map carries b's residual stream to a's; None where it is the same without.
         shapes: Of those other tensors that have another shape in either model, both shapes, a's first.
+        device: Where the work was done.
     """
 
     layers: tuple[LayerEvidence, ...]
@@ -93,6 +94,7 @@ class Equivalence(Plain):
     feedforward: tuple[int, ...] = ()
     stream: str | None = None
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=lambda: {})
+    device: str = "cpu"
     _also = ("equivalent", "conclusive")
 
     @property
@@ -152,6 +154,7 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
         tuple(moved),
         None if turned is None else str(turned.plan.group),
         {stored: shapes for name, stored in unexplained.items() if (shapes := _unlike_shapes(a, b, name))},
+        running.device,
     )
 
 

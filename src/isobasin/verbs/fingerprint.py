@@ -19,7 +19,7 @@ from isobasin.matching.sides import Sides, all_sides
 from isobasin.model import Source, open_model
 from isobasin.symmetries.rotation import Rotation
 from isobasin.text import as_json
-from isobasin.verbs.settings import check_device
+from isobasin.verbs.settings import chosen_device
 from isobasin.verification import known_feedforwards
 
 
@@ -73,7 +73,7 @@ def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = Fals
         device: Where the work is done.
         allow_pickle: Load pickled weights, with `weights_only`.
     """
-    check_device(device)
+    device = chosen_device(device)
     tensors: dict[str, Tensor] = {}
     with open_model(model, allow_pickle=allow_pickle) as opened:
         for block in opened.specification.attention:

@@ -84,7 +84,7 @@ class Running:
     """Where work is done, what is written, and who is told.
 
     Attributes:
-        device: Where the work is done.
+        device: Where the work is done; "auto" becomes the device that it stands for.
         dtype: Type of the moved weights; None keeps each tensor's.
         verify: Compare the functions before and after.
         force: Replace an existing output folder.
@@ -98,19 +98,23 @@ class Running:
     progress: Progress = silent
 
     def __post_init__(self) -> None:
-        check_device(self.device)
+        object.__setattr__(self, "device", chosen_device(self.device))
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that isn't there, or that can't do what is asked of it (float64 and all).
+def chosen_device(device: str) -> str:
+    """Where work is done: what "auto" stands for here, or the device that is named.
 
     Raises:
-        DependencyError: Naming it.
+        DependencyError: It isn't there, or can't do what is asked of it (float64 and all).
     """
+    if device == "auto":
+        return "cuda" if _cuda_works() else "cpu"
     try:
         found = torch.device(device)
     except RuntimeError:
         found = None
+    if found is not None and found.type == "mps":
+        raise DependencyError(f"device {device!r}: it has no float64, which the work is done in; use --device cpu")
     if found is None or found.type not in list(Device):
         raise DependencyError(f"device {device!r}: this is none of ours; use {' or '.join(Device)}")
     if found.type == "cuda":
@@ -119,3 +123,14 @@ def check_device(device: str) -> None:
             raise DependencyError(f"device {device!r}: this torch sees no CUDA device; use --device cpu")
         if (found.index or 0) >= count:
             raise DependencyError(f"device {device!r}: the last one that this torch sees is cuda:{count - 1}")
+    return str(device)
+
+
+def _cuda_works() -> bool:
+    """Whether there is a CUDA device that this torch can compute on: one may be too old for it, or its driver."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        return bool((torch.ones(1, dtype=torch.float64).to("cuda") + 1).cpu() == 2)
+    except RuntimeError:
+        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from isobasin.bounds import check_number, check_seed
 from isobasin.model import Source, open_pair
-from isobasin.verbs.settings import check_device
+from isobasin.verbs.settings import chosen_device
 from isobasin.verification import Verification, verify_models
 
 
@@ -27,7 +27,7 @@ def verify(
         device: Where the models run.
         allow_pickle: Load pickled weights, with `weights_only`.
     """
-    check_device(device)
+    device = chosen_device(device)
     check_seed(seed)
     if tolerance is not None:
         check_number("tolerance", tolerance, 0)

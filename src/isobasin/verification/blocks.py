@@ -107,6 +107,7 @@ def compare_by_layer(a: Model, b: Model, tolerance: float | None, seed: int, dev
         found.rms,
         rounding=rounding,
         explained=tolerance is not None or rounding.explains(found, floor),
+        device=device,
     )
 
 

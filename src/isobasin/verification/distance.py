@@ -148,6 +148,7 @@ class Verification(Plain):
         explained: Whether rounding, or the tolerance that was asked for, explains every figure.
         unread: Stored tensors that transformers doesn't read: they were compared by value.
         unequal: Those of them whose values differ.
+        device: Where models ran; None where blocks were compared wherever they were.
     """
 
     max_abs: float
@@ -161,6 +162,7 @@ class Verification(Plain):
     explained: bool = True
     unread: tuple[str, ...] = ()
     unequal: tuple[str, ...] = ()
+    device: str | None = None
     _also = ("equal",)
 
     @property

@@ -89,6 +89,7 @@ def verify_models(
         tolerance is not None or explaining.explains(found, floor),
         unread,
         unequal,
+        device,
     )
 
 
