@@ -51,11 +51,8 @@ class PlaneProblem:
             b_right: R of the model.
             places: Which features are the real parts of the planes, and which the imaginary ones.
         """
-        return cls(
-            *(_eta(b, places) for b in (b_left, b_right)),
-            _gamma(a_left, b_left, places),
-            _gamma(a_right, b_right, places),
-        )
+        eta_left, eta_right = (_eta(b, places) for b in (b_left, b_right))
+        return cls(eta_left, eta_right, _gamma(a_left, b_left, places), _gamma(a_right, b_right, places))
 
     def objective(self, u: Tensor) -> Tensor:
         """The objective less its constant `||l_A||² + ||r_A||²`, `(..., p)`."""
