@@ -59,8 +59,8 @@ class Blocks(ABC):
         """The stored type of every tensor."""
 
     @abstractmethod
-    def size(self, name: str) -> int:
-        """Number of values of a tensor."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
 
     @abstractmethod
     def feedforwards(self) -> tuple[FeedForward, ...]:
@@ -234,9 +234,9 @@ class Model(Blocks):
     def _streams(self) -> dict[bool, Stream]:
         return {}
 
-    def size(self, name: str) -> int:
-        """Number of values of a tensor, from the header."""
-        return prod(self.checkpoint.tensors[name].shape)
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from the header."""
+        return self.checkpoint.tensors[name].shape
 
     def parameters(self) -> int:
         """Number of stored values of the whole checkpoint."""
@@ -277,9 +277,9 @@ class TensorBlocks(Blocks):
         """The type of every tensor."""
         return {name: tensor.dtype for name, tensor in self.tensors.items()}
 
-    def size(self, name: str) -> int:
-        """Number of values of a tensor."""
-        return self.tensors[name].numel()
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return tuple(self.tensors[name].shape)
 
     def feedforwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward blocks that the specification names."""

@@ -15,7 +15,7 @@ from isobasin.architectures.schema import Specification
 from isobasin.errors import about
 from isobasin.model import Blocks
 from isobasin.symmetries import turning
-from isobasin.symmetries.along import Role, Stream
+from isobasin.symmetries.along import Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +48,9 @@ class Turned(Blocks):
         """The stored type of every tensor of the model."""
         return self.model.dtypes()
 
-    def size(self, name: str) -> int:
-        """Number of values of a tensor."""
-        return self.model.size(name)
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the model."""
+        return self.model.shape(name)
 
     def feedforwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward blocks of the model."""
@@ -61,7 +61,7 @@ class Turned(Blocks):
         return self.model.stream(keep_gains=keep_gains)
 
     @cached_property
-    def _maps(self) -> dict[Role, Tensor]:
+    def _maps(self) -> turning.Maps:
         """What axes of each role are multiplied by."""
         return turning.maps(self.plan.group, self.move.element.matrix)
 

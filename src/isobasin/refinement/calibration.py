@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from isobasin.alignment import Alignment
 from isobasin.errors import ArchitectureError
-from isobasin.matching.whole.basis import StreamPairs, fit
+from isobasin.matching.whole.basis import StreamFit
 from isobasin.model import Model
 from isobasin.refinement.line import End, ModuleLine, batches_of, type_of
 from isobasin.refinement.names import names_in_memory
-from isobasin.symmetries.along import Stream
+from isobasin.symmetries.along import Role, Stream
 from isobasin.symmetries.stream import Basis
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
@@ -72,11 +72,12 @@ class DataCalibration:
 
     def starts(self, a: Model, b: Model, stream: Stream) -> dict[str, Tensor]:
         """The map that brings b's hidden states nearest to a's, each normalised, summed over layers and tokens."""
-        pairs = [(x.mT, y.mT) for x, y in zip(self._states(a, stream), self._states(b, stream), strict=True)]
-        group = stream.group
-        if group.basis is Basis.linear:
+        if stream.group.basis is Basis.linear:
             return {}
-        return {"activations": fit(group, StreamPairs(pairs, ()))}
+        fit = StreamFit(stream.group, self._device)
+        for ours, theirs in zip(self._states(a, stream), self._states(b, stream), strict=True):
+            fit.add(Role.vector, ours, theirs)
+        return {"activations": fit.best()}
 
     def scores(self, a: Model, b: Model, alignments: Sequence[Alignment]) -> list[float]:
         """The loss half-way between a and the moved b, for each alignment."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.model import Blocks
 from isobasin.symmetries import turning
-from isobasin.symmetries.along import Role, Stream
+from isobasin.symmetries.along import Stream
 from isobasin.symmetries.factor import Factor, Parts
 
 AnyBlock = AttentionBlock | FeedForward
@@ -24,7 +24,7 @@ AnyBlock = AttentionBlock | FeedForward
 class Turn:
     """A move of the residual stream: what axes of each role are multiplied by, and the gains and biases after it."""
 
-    maps: Mapping[Role, Tensor]
+    maps: turning.Maps
     gains: Tensor
     biases: Tensor
 

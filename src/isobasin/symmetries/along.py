@@ -153,6 +153,10 @@ class Stream:
                 found.append(Along(norm.bias, 0))
         return found
 
+    def by_rows(self, name: str) -> bool:
+        """Whether it runs along the second axis of a tensor alone, so that rows move each by itself."""
+        return [item.axis for item in self.axes() if item.tensor == name] == [1]
+
     def needed(self, names: Iterable[str]) -> list[str]:
         """These tensors, and all that is folded into them or passes through them to a bias."""
         found = dict.fromkeys(names)

@@ -202,13 +202,38 @@ def lift(rotation: Tensor, basis: Tensor) -> Tensor:
     return basis @ rotation @ basis.mT + torch.full((d, d), 1 / d, dtype=basis.dtype, device=basis.device)
 
 
-def move_axis(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
+@dataclass(frozen=True)
+class Placing:
+    """A map with one entry in every row and column: coordinate j was coordinate `order[j]`, times `factors[j]`."""
+
+    order: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Placing:
+        """The same as a matrix that has no other entries."""
+        order = matrix.abs().argmax(0)
+        return cls(order, matrix.gather(0, order[None])[0])
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __rmatmul__(self, rows: Tensor) -> Tensor:
+        return rows[..., self.order] * self.factors
+
+
+def move_axis(matrix: Tensor | Placing, tensor: Tensor, axis: int) -> Tensor:
     """`tensor` with `matrix` applied along an axis of the stream: `new[.. j ..] = Σ_i tensor[.. i ..] T[i, j]`.
 
     As in all functions of an axis here, it may hold several vectors of the stream, one after the other.
     """
     parts = copies(tensor, axis, len(matrix))
     return torch.movedim(torch.movedim(parts, axis + 1, -1) @ matrix, -1, axis + 1).reshape(tensor.shape)
+
+
+def rows(tensor: Tensor, axis: int, width: int) -> Tensor:
+    """`tensor` as a matrix whose last axis runs along the stream, `(n, d)`."""
+    return torch.movedim(copies(tensor, axis, width), axis + 1, -1).reshape(-1, width)
 
 
 def copies(tensor: Tensor, axis: int, width: int) -> Tensor:

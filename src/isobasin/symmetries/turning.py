@@ -19,20 +19,26 @@ from torch import Tensor
 
 from isobasin.errors import TensorError
 from isobasin.symmetries.along import Norm, Role, Stream
-from isobasin.symmetries.stream import Basis, StreamElement, StreamGroup, contract, move_axis, scale_axis
+from isobasin.symmetries.stream import Basis, Placing, StreamElement, StreamGroup, contract, move_axis, scale_axis
 
 Tensors = dict[str, Tensor]
 
 
-def maps(group: StreamGroup, matrix: Tensor) -> dict[Role, Tensor]:
-    """What axes of each role are multiplied by where the stream moves by `matrix`, as `move_axis` does it."""
+Maps = Mapping[Role, Tensor | Placing]
+"""What axes of each role are multiplied by, as `move_axis` does it."""
+
+
+def maps(group: StreamGroup, matrix: Tensor) -> Maps:
+    """What they are multiplied by where the stream moves by `matrix`."""
+    if group.basis.discrete:
+        placing = Placing.of(matrix)
+        bare = Placing(placing.order, placing.factors.abs())
+        return {Role.vector: placing, Role.covector: placing, Role.gain: bare}
     back = torch.linalg.inv(matrix).mT if group.basis is Basis.linear else matrix
     return {Role.vector: matrix, Role.covector: back, Role.gain: matrix.abs()}
 
 
-def act(
-    stream: Stream, element: StreamElement, by_role: Mapping[Role, Tensor], tensors: Mapping[str, Tensor]
-) -> Tensors:
+def act(stream: Stream, element: StreamElement, by_role: Maps, tensors: Mapping[str, Tensor]) -> Tensors:
     """Tensors after a move of the stream, in the gains and biases that the element has.
 
     Args:
@@ -74,7 +80,7 @@ def fold(stream: Stream, tensors: Mapping[str, Tensor]) -> Tensors:
     return new
 
 
-def turn(stream: Stream, by_role: Mapping[Role, Tensor], tensors: Mapping[str, Tensor]) -> Tensors:
+def turn(stream: Stream, by_role: Maps, tensors: Mapping[str, Tensor]) -> Tensors:
     """Folded tensors in another basis of the stream, by its `maps`."""
     new = dict(tensors)
     for item in stream.axes():

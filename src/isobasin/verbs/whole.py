@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, repeat
 
 import torch
+from torch import Tensor
 
 from isobasin.alignment import STREAM, Alignment, AnyMove, Move, Statistics, StreamMove
 from isobasin.alignment.stream import gains_of
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.choices import Objective
 from isobasin.errors import VerificationError
 from isobasin.matching.whole.descent import Descent, Match, descend, starts, swept
-from isobasin.matching.whole.pair import Pair, gauged
+from isobasin.matching.whole.pair import Pair
 from isobasin.model import Blocks
 from isobasin.symmetries.stream import StreamElement, least_gain
+from isobasin.symmetries.turning import Tensors
 from isobasin.verbs.settings import Calibration, Matching, Running
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
 
@@ -35,7 +40,7 @@ def match_whole(
     Args:
         a: The reference.
         b: The model to move.
-        solvers: Match all blocks of two folded models, quicker ones first.
+        solvers: Match all blocks of two folded models and hand out the moved ones, quicker ones first.
         matching: How whole models are matched.
         running: Where.
         calibration: Further starts, and which end is best; without it that is the nearest. Where activations are
@@ -57,7 +62,7 @@ def match_whole(
             ends.append(swept(pair, name, matrix, solvers[-1]))
         if not once:
             ends.append(descend(pair, name, matrix, solvers))
-        if ends[-1].squares <= _FOUND * pair.apart:
+        if ends[-1].after.squares <= _FOUND * pair.before.squares:
             break
     running.progress("matching", len(options), len(options))
     found, best = _best(pair, ends, matching, calibration)
@@ -69,7 +74,7 @@ def _best(
 ) -> tuple[Alignment, Descent[Alignment]]:
     """The end that is kept, as an alignment."""
     if calibration is None:
-        ends = [min(ends, key=lambda end: end.squares)]
+        ends = [min(ends, key=lambda end: end.after.squares)]
     made = [replace(end.blocks, moves=(_turn(pair, end), *_unshifted(end.blocks))) for end in ends]
     scores = [0.0] if calibration is None else calibration.scores(pair.a, pair.b, made)
     best = min(range(len(ends)), key=scores.__getitem__)
@@ -89,21 +94,41 @@ def _check(pair: Pair, end: Descent[Alignment], found: Alignment) -> Verificatio
     Raises:
         VerificationError: The move changes the function.
     """
-    tensors = pair.b.double(pair.streams[1].names(), pair.device)
-    for moved in found.moved(pair.b, pair.device):
-        tensors |= moved
-    folded = gauged(replace(pair.folded[1], tensors=tensors), pair.streams[1], pair.device)
-    again = dict(pair.shares.evened(folded).tensors)
-    turned = pair.turned(end.matrix)
-    checks = [compare_tensors({y: end.moved[y] for _, y in pair.names}, again)]
-    for block in turned.specification.attention:
-        checks.append(compare_blocks(block.group, block.read(turned.tensors), block.read(again)))
-    for block in turned.specification.feedforwards:
-        checks.append(compare_feedforward(block, block.read(turned.tensors), block.read(again)))
+    turned, compared, checks = pair.turned(end.matrix), {y for _, y in pair.names}, list[Verification]()
+    moved = _folded_again(pair, found, compared)
+
+    def same(expected: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> Verification:
+        return compare_tensors(*({y: x[y] for y in expected if y in compared} for x in (expected, again)))
+
+    for block, expected, again in zip(turned.blocks(), end.blocks.moved(turned, pair.device), moved, strict=False):
+        checks.append(same(expected, again))
+        both = turned.read(block.shapes()), again
+        if isinstance(block, AttentionBlock):
+            checks.append(compare_blocks(block.group, *map(block.read, both)))
+        else:
+            checks.append(compare_feedforward(block, *map(block.read, both)))
+    checks += [same(turned.read(again.keys() & compared), again) for again in moved]
     worst = max(checks, key=lambda check: check.max_rel)
     if not worst.equal:
         raise VerificationError(f"the moved model differs by {worst.max_rel:.2g} relative: lower --max-condition")
     return worst
+
+
+def _folded_again(pair: Pair, found: Alignment, compared: set[str]) -> Iterator[Tensors]:
+    """The moved model folded: all tensors of every block, then, by their names, others that are compared."""
+    folded, stream = pair.folded[1], pair.streams[1]
+    turned = found.turned(pair.b, pair.device)
+    assert turned is not None
+    own, shared = turned.read(stream.normalising()), dict[str, Tensor]()
+    times = Counter(name for block in folded.blocks() for name in block.shapes())
+    shapes = chain((block.shapes() for block in folded.blocks()), repeat(()))
+    for names, moved in zip(shapes, found.moved(pair.b, pair.device), strict=False):
+        shared |= {name: x for name, x in moved.items() if times[name] > 1}
+        if not names and compared.isdisjoint(moved):
+            continue
+        stored = {name: shared[name] for name in names if name in shared} | moved
+        needed = {name: own[name] for name in stream.needed(stored) if name in own}
+        yield folded.made(needed | stored)
 
 
 def _turn(pair: Pair, end: Descent[Alignment]) -> StreamMove:
@@ -114,8 +139,8 @@ def _turn(pair: Pair, end: Descent[Alignment]) -> StreamMove:
     small = gains.abs() < limit
     element = StreamElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
     statistics = Statistics(
-        pair.distance(pair.folded[1].tensors),
-        pair.distance(end.moved),
+        pair.before.distance,
+        end.after.distance,
         start=end.start,
         sweeps=end.sweeps,
         small_gains=int(small.sum()),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import pairwise, permutations
 
 import pytest
 import torch
 
-from isobasin.matching.whole.basis import StreamPairs, fit
+from isobasin.matching.whole.basis import StreamFit
 from isobasin.symmetries import stream
+from isobasin.symmetries.along import Role
 from isobasin.symmetries.stream import Basis, StreamElement, StreamGroup
 
 D = 6
@@ -63,6 +65,29 @@ def test_dimensions():
         Basis.orthogonal: 15,
         Basis.linear: 36,
     }
+
+
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class StreamPairs:
+    """The tensors along two streams by the way they move, `(d, rest)` each."""
+
+    vectors: Pairs
+    covectors: Pairs
+    gains: Pairs = field(default_factory=list)
+
+
+def fit(group: StreamGroup, pairs: StreamPairs) -> torch.Tensor:
+    """The best map, the rows of every tensor added one by one: twice with half the weight of their squares."""
+    found = StreamFit(group)
+    for role, some in zip((Role.vector, Role.covector, Role.gain), vars(pairs).values(), strict=True):
+        for a, b in some:
+            for i in range(a.shape[1]):
+                for weight in (0.6, 0.8):
+                    found.add(role, a[:, i : i + 1].mT, b[:, i : i + 1].mT, weight)
+    return found.best()
 
 
 def planted(basis: Basis, noise: float = 0.0) -> tuple[torch.Tensor, StreamPairs]:
@@ -131,3 +156,12 @@ def test_the_complement_is_an_orthonormal_basis_of_what_has_no_mean():
     basis = stream.complement(9)
     assert torch.allclose(basis.mT @ basis, torch.eye(8, dtype=torch.float64), atol=1e-14)
     assert float(basis.sum(0).abs().max()) < 1e-14
+
+
+@pytest.mark.parametrize("basis", [Basis.permutation, Basis.signed], ids=str)
+def test_coordinates_change_places_as_by_the_matrix(basis):
+    matrix = element(basis, 9).matrix
+    placing = stream.Placing.of(matrix)
+    for axis, shape in ((0, (2 * D, 5)), (1, (5, D)), (0, (D,))):
+        tensor = random(*shape, seed=10)
+        assert torch.equal(stream.move_axis(placing, tensor, axis), stream.move_axis(matrix, tensor, axis))

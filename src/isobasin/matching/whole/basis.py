@@ -1,85 +1,78 @@
 """From the tensors along two residual streams to the map of the basis that brings one onto the other.
 
-Tensors come as matrices `(d, rest)` whose rows are the stream's coordinates. Over the maps T of a group,
+Tensors come one after another, as matrices `(n, d)` whose columns are the stream's coordinates, and none is kept. Over
+the maps T of a group,
 
-    minimise  Σ_vectors ||A - T^T B||² + Σ_covectors ||A - T^{-1} B||² + Σ_gains ||a - |T|^T b||²,
+    minimise  Σ_vectors ||A - B T||² + Σ_covectors ||A - B T^{-T}||² + Σ_gains ||a - b |T|||²,
 
-which for orthogonal T is `max <T, C>`, `C = Σ B A^T`: orthogonal Procrustes, one assignment for signed permutations,
+which for orthogonal T is `max <T, C>`, `C = Σ B^T A`: orthogonal Procrustes, one assignment for signed permutations,
 and the problem of a head's map (`isobasin.matching.subspace`) for GL(d).
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.matching import subspace
+from isobasin.symmetries.along import Role
 from isobasin.symmetries.stream import Basis, StreamGroup, complement, lift
 
 # Of the solver on GL(d) at a time.
 _STEPS = 5
 
-Pair = tuple[Tensor, Tensor]
+# So many times the width of rows are gathered, for maps in GL(d), before a triangular factor takes their place.
+_ROWS = 8
 
 
-@dataclass(frozen=True)
-class StreamPairs:
-    """The tensors along two streams, reference and model, by the way they move; each `(d, rest)` float64."""
+class StreamFit:
+    """The sums over the tensors along two streams that the best map follows from.
 
-    vectors: Sequence[Pair]
-    covectors: Sequence[Pair]
-    gains: Sequence[Pair] = ()
+    Attributes:
+        group: Which maps there are.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        """Where they are, whichever there are."""
-        found = (x.device for pairs in (self.vectors, self.covectors, self.gains) for x, _ in pairs)
-        return next(found, torch.device("cpu"))
+    def __init__(self, group: StreamGroup, device: torch.device | str = "cpu") -> None:
+        """No tensor yet."""
+        self.group = group
+        self._zeros = torch.zeros(group.width, group.width, dtype=torch.float64, device=device)
+        self._cross, self._gains = self._zeros.clone(), self._zeros.clone()
+        self._sides = {role: [self._zeros.new_zeros(1, 2 * group.width)] for role in (Role.vector, Role.covector)}
 
+    def add(self, role: Role, ours: Tensor, theirs: Tensor, weight: float = 1.0) -> None:
+        """Add one tensor of the reference and of the model, `(n, d)` float64, multiplied by a weight."""
+        if self.group.basis is not Basis.linear:
+            total = self._gains if role is Role.gain else self._cross
+            total.addmm_(theirs.mT, ours, alpha=weight**2)
+            return
+        side = self._sides[role]
+        side.append(torch.cat([theirs, ours], -1) * weight)
+        if sum(map(len, side)) > _ROWS * self.group.width:
+            side[:] = [torch.linalg.qr(torch.cat(side), mode="r").R]
 
-def fit(group: StreamGroup, pairs: StreamPairs) -> Tensor:
-    """The best map T of the group, `(d, d)`."""
-    if group.basis is Basis.linear:
-        return _linear(group, pairs)
-    cross = _cross(group, [*pairs.vectors, *pairs.covectors], pairs.device)
-    if group.basis is Basis.orthogonal:
-        return subspace.polar(cross)
-    if group.basis is Basis.centred:
-        basis = complement(group.width, cross.device)
-        return lift(subspace.polar(basis.mT @ cross @ basis), basis)
-    gains = _cross(group, pairs.gains, pairs.device)
-    signs = torch.ones_like(cross)
-    if group.basis is Basis.signed:
-        signs[cross < 0] = -1
-    rows, columns = linear_sum_assignment((signs * cross + gains).cpu().numpy(), maximize=True)
-    matrix = torch.zeros_like(cross)
-    matrix[rows, columns] = signs[rows, columns]
-    return matrix
+    def best(self) -> Tensor:
+        """The best map T of the group, `(d, d)`."""
+        basis, cross = self.group.basis, self._cross
+        if basis is Basis.linear:
+            return self._linear()
+        if basis is Basis.orthogonal:
+            return subspace.polar(cross)
+        if basis is Basis.centred:
+            within = complement(self.group.width, cross.device)
+            return lift(subspace.polar(within.mT @ cross @ within), within)
+        signs = torch.ones_like(cross)
+        if basis is Basis.signed:
+            signs[cross < 0] = -1
+        rows, columns = linear_sum_assignment((signs * cross + self._gains).cpu().numpy(), maximize=True)
+        matrix = torch.zeros_like(cross)
+        matrix[rows, columns] = signs[rows, columns]
+        return matrix
 
-
-def _cross(group: StreamGroup, pairs: Sequence[Pair], device: torch.device) -> Tensor:
-    """C = Σ B A^T, `(d, d)`."""
-    total = torch.zeros(group.width, group.width, dtype=torch.float64, device=device)
-    for a, b in pairs:
-        total.addmm_(b, a.mT)
-    return total
-
-
-def _linear(group: StreamGroup, pairs: StreamPairs) -> Tensor:
-    """T on GL(d): with `L <- L U^T` and `R <- R U^{-1}`, vectors are L, covectors R, and T is U^T."""
-
-    def side(along: Sequence[Pair], which: int) -> Tensor:
-        stacked = [pair[which].mT for pair in along]
-        nothing = torch.zeros(1, group.width, dtype=torch.float64, device=pairs.device)
-        return torch.cat(stacked) if stacked else nothing
-
-    core = subspace.reduce(
-        side(pairs.vectors, 0), side(pairs.vectors, 1), side(pairs.covectors, 0), side(pairs.covectors, 1)
-    )
-    batched = subspace.Core(*(x.unsqueeze(0) for x in vars(core).values()))
-    # Blocks are matched anew after each of these: a few steps do.
-    return subspace.gauss_newton(batched, max_iterations=_STEPS).matrix[0].mT.contiguous()
+    def _linear(self) -> Tensor:
+        """T on GL(d): with `L <- L U^T` and `R <- R U^{-1}`, vectors are L, covectors R, and T is U^T."""
+        sides = [torch.cat(self._sides[role]).split(self.group.width, -1) for role in (Role.vector, Role.covector)]
+        core = subspace.reduce(*(side for theirs, ours in sides for side in (ours, theirs)))
+        batched = subspace.Core(*(x.unsqueeze(0) for x in vars(core).values()))
+        # Blocks are matched anew after each of these: a few steps do.
+        return subspace.gauss_newton(batched, max_iterations=_STEPS).matrix[0].mT.contiguous()

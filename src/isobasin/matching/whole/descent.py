@@ -1,19 +1,21 @@
 """Coordinate descent over two whole models: the residual stream and all blocks in turn.
 
 With the blocks fixed the stream's map is one Procrustes problem, and with the map fixed every block is matched as it is
-alone (arXiv 2606.17830, section 3; the residual map is this library's).
+alone (arXiv 2606.17830, section 3; the residual map is this library's). A sweep reads both models once: what the next
+map follows from is summed up as blocks are matched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from isobasin.matching.whole.pair import Pair
+from isobasin.matching.whole.basis import StreamFit
+from isobasin.matching.whole.pair import Apart, Pair
 from isobasin.model import Blocks
 from isobasin.symmetries.turning import Tensors
 
@@ -23,39 +25,30 @@ _SWEEPS = 100
 # Below this share of the models' squared distance a sweep has only rounding to gain.
 _ROUNDING = 1e-15
 
+Found = TypeVar("Found")
 
-class Moves(Protocol):
-    """What moves all blocks of a model."""
-
-    def moved(self, model: Blocks, device: str = "cpu") -> Iterator[dict[str, Tensor]]:
-        """The tensors of every block after its move, a block at a time."""
-        ...
-
-
-Found = TypeVar("Found", bound=Moves)
-
-# Matches all blocks of two models.
-Match = Callable[[Blocks, Blocks], Found]
+# Matches all blocks of two models, and hands out those of the second as they are moved; at the end what was found.
+Match = Callable[[Blocks, Blocks], Generator[Tensors, None, Found]]
 
 
 @dataclass(frozen=True)
 class Descent(Generic[Found]):
-    """Where coordinate descent from one start ended.
+    """Where a descent ended.
 
     Attributes:
-        start: What it is called.
-        matrix: The stream's map.
-        blocks: The moves of all blocks after it.
-        moved: The folded model's tensors after all moves.
-        squares: The squared distance.
+        start: Where it began: "identity", "embeddings".
+        matrix: The map of the stream.
+        blocks: The moves of the blocks in its basis.
+        after: How far apart the reference and the model are after both moves.
+        fit: What the best further map of the stream follows from.
         sweeps: How often all factors were matched.
     """
 
     start: str
     matrix: Tensor
     blocks: Found
-    moved: Tensors
-    squares: float
+    after: Apart
+    fit: StreamFit
     sweeps: int
 
 
@@ -75,12 +68,14 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Foun
         while best is None or sweeps < _SWEEPS:
             sweeps += 1
             found = swept(pair, start, matrix, match, sweeps)
-            if best is not None and not found.squares < best.squares * (1 - _FALL):
+            if best is not None and not found.after.squares < best.after.squares * (1 - _FALL):
                 break
             best = found
-            if found.squares <= _ROUNDING * pair.apart:
+            if found.after.squares <= _ROUNDING * pair.before.squares:
                 break
-            matrix = best.matrix @ pair.fitted(pair.along, best.moved)
+            matrix = best.matrix @ best.fit.best()
+            if torch.equal(matrix, best.matrix):
+                break
         matrix = best.matrix
     assert best is not None
     return best
@@ -88,15 +83,16 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Foun
 
 def swept(pair: Pair, start: str, matrix: Tensor, match: Match[Found], sweeps: int = 1) -> Descent[Found]:
     """All blocks matched once, in some basis of the stream."""
-    turned = pair.turned(matrix)
-    found = match(pair.folded[0], turned)
-    moved = dict(turned.tensors)
-    for tensors in found.moved(turned, pair.device):
-        moved |= tensors
-    return Descent(start, matrix, found, moved, pair.squares(moved), sweeps)
+    turned, found = pair.turned(matrix), list[Found]()
+
+    def moved() -> Iterator[Tensors]:
+        found.append((yield from match(pair.folded[0], turned)))
+
+    after, fit = pair.compared(moved(), turned)
+    return Descent(start, matrix, found[0], after, fit, sweeps)
 
 
 def starts(pair: Pair) -> dict[str, Tensor]:
     """Maps of the stream to begin with, by name."""
     identity = torch.eye(pair.group.width, dtype=torch.float64, device=pair.device)
-    return {"embeddings": pair.fitted(pair.outer(), pair.folded[1].tensors), "identity": identity}
+    return {"embeddings": pair.outer(), "identity": identity}

@@ -10,89 +10,64 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 
-import psutil
-import torch
 from torch import Tensor
 
-from isobasin.architectures.feedforwards import ExpertsBlock
-from isobasin.errors import ArchitectureError, IsobasinError, about
-from isobasin.matching.whole.basis import StreamPairs, fit
+from isobasin.errors import ArchitectureError
+from isobasin.matching.whole.basis import StreamFit
+from isobasin.matching.whole.folded import Folded
 from isobasin.matching.whole.shares import Shares
-from isobasin.model import Blocks, TensorBlocks
-from isobasin.symmetries.along import Along, Role, Stream
-from isobasin.symmetries.stream import Basis, StreamGroup, centred, copies
-from isobasin.symmetries.turning import Tensors, fold, maps, turn
+from isobasin.model import Blocks
+from isobasin.symmetries.along import Along, Stream
+from isobasin.symmetries.stream import StreamGroup, rows
+from isobasin.symmetries.turning import maps
 
-# Float64 copies of both models that are held at once, about.
-_COPIES = 5
+# The axes of one tensor along the stream, of the reference and of the model: names may differ.
+Axes = tuple[tuple[Along, Along], ...]
 
-# An axis along the stream, of the reference and of the model: names may differ.
-Axes = Iterable[tuple[Along, Along]]
-
-# The part of a tensor that both models have, as an index.
-Part = tuple[slice, ...]
+# A tensor's name in the reference, and its values there and in the model; None where one has no more rows.
+Couple = tuple[str, Tensor | None, Tensor | None]
 
 
-def gauged(blocks: Blocks, stream: Stream, device: str = "cpu") -> TensorBlocks:
-    """All tensors along the stream and of all blocks in float64, as blocks that can be matched.
+@dataclass(frozen=True)
+class Apart:
+    """How far apart two models are.
 
-    Left out are the means that no LayerNorm passes on, of queries and keys too, and the mean row of a router that may
-    be shifted.
+    Attributes:
+        squares: The squared distance, every tensor by its share.
+        distance: The Frobenius distance of all tensors as they are.
     """
-    tensors = blocks.double(sorted(_names(blocks, stream)), device)
-    with about(blocks.name):
-        tensors = fold(stream, tensors)
-    if stream.group.basis is Basis.centred:
-        _centre(stream, tensors)
-    for block in blocks.specification.attention:
-        if block.group.means:
-            tensors |= block.centred(tensors)
-    for block in blocks.feedforwards():
-        if isinstance(block, ExpertsBlock) and block.group.shift:
-            for name in (block.router.weight, block.router.bias):
-                if name is not None:
-                    tensors[name] = tensors[name] - tensors[name].mean(0)
-    # A residual stream is looked for once, in the model itself.
-    specification = replace(blocks.specification, feedforwards=blocks.feedforwards(), stream=None)
-    return TensorBlocks(blocks.name, tensors, specification)
 
-
-def _names(blocks: Blocks, stream: Stream) -> set[str]:
-    """Every tensor along a stream or in a block."""
-    return stream.names() | {name for block in blocks.blocks() for name in block.shapes()}
-
-
-def _centre(stream: Stream, tensors: Tensors) -> None:
-    """Leave out what no LayerNorm passes on: the mean of what writes, and of what reads."""
-    items = list(stream.along)
-    for norm in stream.norms:
-        items += norm.scaled if norm.bias is None or norm.absorbed else norm.writers
-    for item in items:
-        tensors[item.tensor] = centred(tensors[item.tensor], item.axis, stream.group.width)
+    squares: float = 0.0
+    distance: float = 0.0
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two folded models whose streams run through alike tensors.
 
+    They are read anew, block by block, whenever they are compared: nothing of them is kept but sums.
+
     Attributes:
         a, b: Reference and model, as they were opened.
         streams: Their residual streams.
-        along: Every axis along them.
-        parts: What of every tensor along them both models have, by the reference's names.
+        axes: The axes along them, by the reference's name of the tensor.
+        names: The tensors of either model that belong together, each once.
         shares: How much every tensor counts.
-        folded: Both in float64, folded, their writers evened by the shares, as blocks that can be matched.
+        folded: Both folded, their writers evened by the shares, as blocks that can be matched.
+        before: How far apart they are as they are.
         device: Where they are.
     """
 
     a: Blocks
     b: Blocks
     streams: tuple[Stream, Stream]
-    along: tuple[tuple[Along, Along], ...]
-    parts: Mapping[str, Part]
+    axes: Mapping[str, Axes]
+    names: tuple[tuple[str, str], ...]
     shares: Shares
-    folded: tuple[TensorBlocks, TensorBlocks]
+    folded: tuple[Folded, Folded]
+    before: Apart
     device: str
 
     @classmethod
@@ -101,97 +76,128 @@ class Pair:
 
         Raises:
             ArchitectureError: Their streams are not alike, or nothing is known of them.
-            IsobasinError: They don't fit in memory.
         """
         streams = a.stream(keep_gains=keep_gains), b.stream(keep_gains=keep_gains)
         check_alike(*streams)
-        _check_memory(a, b, streams)
-        along = tuple(zip(*(stream.axes() for stream in streams), strict=True))
-        folded = gauged(a, streams[0], device), gauged(b, streams[1], device)
-        parts = _common(along, folded[0].tensors, folded[1].tensors)
-        shares = Shares.of(folded[0], {x for x, _ in _compared(along, *folded)})
-        return cls(a, b, streams, along, parts, shares, (shares.evened(folded[0]), shares.evened(folded[1])), device)
-
-    @cached_property
-    def apart(self) -> float:
-        """The squared distance of the folded models as they are."""
-        return self.squares(self.folded[1].tensors)
+        axes: dict[str, Axes] = {}
+        for x, y in zip(*(stream.axes() for stream in streams), strict=True):
+            axes[x.tensor] = (*axes.get(x.tensor, ()), (x, y))
+        ours, theirs = (Folded.of(each, s, device) for each, s in zip((a, b), streams, strict=True))
+        names = tuple(_compared(axes, ours, theirs))
+        plain = cls(a, b, streams, axes, names, Shares((), {}), (ours, theirs), Apart(), device)
+        sizes, gaps = dict.fromkeys((x for x, _ in names), 0.0), dict.fromkeys((x for x, _ in names), 0.0)
+        for x, one, other in plain._couples(map(theirs.read, _shapes(theirs)), theirs):
+            sizes[x] += 0.0 if one is None else float(one.square().sum())
+            gaps[x] += plain._gap(x, one, other)
+        shares = Shares.of(ours, sizes)
+        factors = shares.factors(ours)
+        gaps = {x: gap * factors.get(x, 1.0) ** 2 for x, gap in gaps.items()}
+        evened = replace(ours, factors=factors), replace(theirs, factors=shares.factors(theirs))
+        shared = replace(plain, shares=shares, folded=evened)
+        return replace(shared, before=shared._summed(gaps))
 
     @property
     def unlike(self) -> int:
         """How many tensors along the streams have other shapes in the two models."""
-        reference, model = (blocks.tensors for blocks in self.folded)
-        return len({y.tensor for x, y in self.along if reference[x.tensor].shape != model[y.tensor].shape})
+        pairs = {y.tensor: x.tensor for axes in self.axes.values() for x, y in axes}
+        return sum(self.a.shape(x) != self.b.shape(y) for y, x in pairs.items())
 
     @property
     def group(self) -> StreamGroup:
         """The streams' group."""
         return self.streams[1].group
 
-    def turned(self, matrix: Tensor) -> TensorBlocks:
+    def turned(self, matrix: Tensor) -> Folded:
         """The folded model in another basis."""
-        model = self.folded[1]
-        return replace(model, tensors=turn(self.streams[1], maps(self.group, matrix), model.tensors))
+        return replace(self.folded[1], maps=maps(self.group, matrix))
 
-    def squares(self, moved: Mapping[str, Tensor]) -> float:
-        """The squared distance of the reference and a moved model, every tensor by its share."""
-        weights = self.shares.weights
-        return math.fsum(weights[x] ** 2 * gap for x, gap in self._gaps(moved))
+    def compared(self, moved: Iterable[Mapping[str, Tensor]], turned: Folded) -> tuple[Apart, StreamFit]:
+        """How far apart the reference and a moved model are, and what the best further map of the stream follows from.
 
-    def distance(self, moved: Mapping[str, Tensor]) -> float:
-        """The Frobenius distance of the reference and a moved model, all tensors as they are."""
-        factors = self.shares.factors(self.folded[0])
-        return math.sqrt(math.fsum(gap / factors.get(x, 1.0) ** 2 for x, gap in self._gaps(moved)))
+        Args:
+            moved: The tensors of every block of the model after its move, as they come.
+            turned: The model before the moves of its blocks.
+        """
+        fit, gaps = StreamFit(self.group, self.device), dict.fromkeys((x for x, _ in self.names), 0.0)
+        for x, ours, theirs in self._couples(moved, turned):
+            gaps[x] += self._gap(x, ours, theirs)
+            self._add(fit, x, ours, theirs)
+        return self._summed(gaps), fit
 
-    def _gaps(self, moved: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
-        reference, outside = self.folded[0].tensors, {x.tensor for x, _ in self.along} - self.parts.keys()
+    def outer(self) -> Tensor:
+        """The best map of the stream by what lies outside all blocks: embeddings, and the readouts."""
+        fit = StreamFit(self.group, self.device)
+        for couple in self._outer(self.folded[1]):
+            self._add(fit, *couple)
+        return fit.best()
+
+    def _couples(self, moved: Iterable[Mapping[str, Tensor]], turned: Folded) -> Iterator[Couple]:
+        """All tensors that belong together, some rows of one at a time where it lies outside all blocks."""
+        partners = {y: x for x, y in self.names}
+        for tensors in moved:
+            there = {partners.pop(y): tensor for y, tensor in tensors.items() if y in partners}
+            yield from ((x, ours, there[x]) for x, ours in self.folded[0].read(there).items())
+        yield from self._outer(turned)
+
+    def _outer(self, turned: Folded) -> Iterator[Couple]:
+        """Those outside all blocks."""
+        inside = {name for names in _shapes(self.folded[0]) for name in names}
         for x, y in self.names:
-            if x not in outside:
-                part = self.parts.get(x, ())
-                yield x, float((reference[x][part] - moved[y][part]).square().sum())
+            if x not in inside:
+                pieces = self.folded[0].pieces(x), turned.pieces(y)
+                yield from ((x, *both) for both in zip_longest(*pieces))
 
     @cached_property
-    def names(self) -> list[tuple[str, str]]:
-        """The tensors of either model that belong together, each once."""
-        return list(_compared(self.along, *self.folded))
+    def _apart(self) -> set[str]:
+        """The tensors, by the reference's names, of which nothing says which of their rows belong together."""
+        return {x for x, axes in self.axes.items() if not _common(axes, self.a, self.b)}
 
-    def outer(self) -> Axes:
-        """The axes outside all blocks: of embeddings, and of the readouts."""
-        inside = {name for block in self.folded[0].blocks() for name in block.shapes()}
-        return [(x, y) for x, y in self.along if x.tensor not in inside]
+    def _gap(self, name: str, ours: Tensor | None, theirs: Tensor | None) -> float:
+        """The squared distance of what both have of a tensor."""
+        if ours is None or theirs is None or name in self._apart:
+            return 0.0
+        part = _part(ours, theirs)
+        return float((ours[part] - theirs[part]).square().sum())
 
-    def fitted(self, along: Axes, moved: Mapping[str, Tensor]) -> Tensor:
-        """The best map of the stream for a model whose blocks are moved already, looking at some axes."""
-        found: dict[Role, list[tuple[Tensor, Tensor]]] = {role: [] for role in Role}
-        for x, y in along:
-            if x.tensor in self.parts:
-                part, weight = self.parts[x.tensor], self.shares.weights[x.tensor]
-                pair = (t[part] * weight for t in (self.folded[0].tensors[x.tensor], moved[y.tensor]))
-                ours, theirs = (
-                    torch.movedim(copies(t, x.axis, self.group.width), x.axis + 1, 0).flatten(1) for t in pair
-                )
-                found[x.role].append((ours, theirs))
-        return fit(self.group, StreamPairs(found[Role.vector], found[Role.covector], found[Role.gain]))
+    def _add(self, fit: StreamFit, name: str, ours: Tensor | None, theirs: Tensor | None) -> None:
+        """Add what both have of a tensor, by its share."""
+        if ours is None or theirs is None or name in self._apart:
+            return
+        part, weight, width = _part(ours, theirs), self.shares.weights[name], self.group.width
+        for item, _ in self.axes.get(name, ()):
+            both = (rows(tensor[part], item.axis, width) for tensor in (ours, theirs))
+            fit.add(item.role, *both, weight=weight)
+
+    def _summed(self, gaps: Mapping[str, float]) -> Apart:
+        """The sums over all tensors."""
+        weights, factors = self.shares.weights, self.shares.factors(self.folded[0])
+        squares = math.fsum(weights[x] ** 2 * gap for x, gap in gaps.items())
+        distance = math.sqrt(math.fsum(gap / factors.get(x, 1.0) ** 2 for x, gap in gaps.items()))
+        return Apart(squares, distance)
 
 
-def _common(along: Axes, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Part]:
-    """Of every tensor along two streams what both have of it, by the reference's name.
+def _shapes(blocks: Blocks) -> Iterator[Iterable[str]]:
+    """The tensors of every block."""
+    return (block.shapes() for block in blocks.blocks())
+
+
+def _part(ours: Tensor, theirs: Tensor) -> tuple[slice, ...]:
+    """What both have of a tensor, as an index: its first rows, where one is longer."""
+    return tuple(slice(min(sizes)) for sizes in zip(ours.shape, theirs.shape, strict=True))
+
+
+def _common(axes: Axes, a: Blocks, b: Blocks) -> bool:
+    """Whether two tensors have something in common.
 
     Tables of tokens or positions may differ in length: their first rows are the same things. Other tensors of unlike
-    shapes, of labels for example or of the places in images of another size, are not there: nothing says which of
-    their rows belong together.
+    shapes, of labels for example or of the places in images of another size, have nothing that is known.
     """
-    found: dict[str, Part] = {}
-    for x, y in along:
-        shapes = a[x.tensor].shape, b[y.tensor].shape
-        if shapes[0] == shapes[1] or x.table:
-            found[x.tensor] = tuple(slice(min(sizes)) for sizes in zip(*shapes, strict=True))
-    return found
+    return any(a.shape(x.tensor) == b.shape(y.tensor) or x.table for x, y in axes)
 
 
-def _compared(along: Axes, a: TensorBlocks, b: TensorBlocks) -> dict[tuple[str, str], None]:
+def _compared(axes: Mapping[str, Axes], a: Blocks, b: Blocks) -> dict[tuple[str, str], None]:
     """The tensors of either model that belong together."""
-    found = {(x.tensor, y.tensor): None for x, y in along}
+    found = {(x.tensor, y.tensor): None for some in axes.values() for x, y in some}
     for ours, theirs in zip(a.blocks(), b.blocks(), strict=True):
         for name in ("weight", "bias"):
             for role in ours.projections:
@@ -212,15 +218,3 @@ def check_alike(a: Stream, b: Stream) -> None:
     shapes = [([(x.axis, x.role) for x in s.axes()], [norm.absorbed for norm in s.norms]) for s in (a, b)]
     if shapes[0] != shapes[1]:
         raise ArchitectureError("the residual streams run through different tensors: give two models with one head")
-
-
-def _check_memory(a: Blocks, b: Blocks, streams: tuple[Stream, Stream]) -> None:
-    """Refuse models that don't fit in memory in float64, before the system ends the program."""
-    values = sum(blocks.size(x) for blocks, stream in zip((a, b), streams, strict=True) for x in _names(blocks, stream))
-    needed = 8 * _COPIES // 2 * values
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise IsobasinError(
-            f"--scope model holds both models in float64: about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are "
-            "free; use --scope block"
-        )

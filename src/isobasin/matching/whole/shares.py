@@ -10,11 +10,11 @@ other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from isobasin.architectures.blocks import Block
-from isobasin.model import TensorBlocks
+from isobasin.model import Blocks
 
 
 @dataclass(frozen=True)
@@ -30,34 +30,28 @@ class Shares:
     weights: dict[str, float]
 
     @classmethod
-    def of(cls, reference: TensorBlocks, names: Iterable[str]) -> Shares:
-        """The shares of a reference's tensors, of which those of some names are compared."""
-        weights = {name: _ratio(1.0, _norm(reference, [name])) for name in names}
+    def of(cls, reference: Blocks, squares: Mapping[str, float]) -> Shares:
+        """The shares of a reference's tensors, from the squared norms of those that are compared."""
+
+        def norm(names: Iterable[str]) -> float:
+            return math.sqrt(math.fsum(squares[name] for name in names))
+
+        weights = {name: _ratio(1.0, norm([name])) for name in squares}
         factors: list[float] = []
         for block in reference.blocks():
-            read = _norm(reference, {projection.weight for projection in block.readers.values()})
-            factors.append(_ratio(read, _norm(reference, {projection.weight for projection in block.writers})))
+            read = norm({projection.weight for projection in block.readers.values()})
+            factors.append(_ratio(read, norm({projection.weight for projection in block.writers})))
             weights |= dict.fromkeys(weights.keys() & block.shapes().keys(), _ratio(1.0, read))
         return cls(tuple(factors), weights)
 
-    def factors(self, blocks: TensorBlocks) -> dict[str, float]:
+    def factors(self, blocks: Blocks) -> dict[str, float]:
         """What the writers of either model are multiplied by, by name."""
         return {n: f for block, f in zip(blocks.blocks(), self.written, strict=True) for n in _writing(block)}
-
-    def evened(self, blocks: TensorBlocks) -> TensorBlocks:
-        """Either model with its writers multiplied."""
-        factors = self.factors(blocks)
-        return replace(blocks, tensors={name: t * factors.get(name, 1.0) for name, t in blocks.tensors.items()})
 
 
 def _writing(block: Block) -> set[str]:
     """The weights and biases of what a block writes."""
     return {name for p in block.writers for name in (p.weight, p.bias) if name is not None}
-
-
-def _norm(blocks: TensorBlocks, names: Iterable[str]) -> float:
-    """The Frobenius norm of some tensors together."""
-    return math.sqrt(math.fsum(float(blocks.tensors[name].square().sum()) for name in names))
 
 
 def _ratio(size: float, to: float) -> float:

@@ -1,0 +1,53 @@
+"""What of two models is held, and how often they are read, while they are matched whole."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import isobasin
+from isobasin.architectures.examples import tiny
+from isobasin.matching.whole import descent
+from isobasin.matching.whole.folded import Folded
+from isobasin.verbs import blocks
+
+
+def matched(folder: Path, layers: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Counter[str], int]:
+    """The most folded values alive at once, how often each turned tensor was made, and how many sweeps there were."""
+    model = tiny("llama", config={"num_hidden_layers": layers})
+    a, b = (model.save(folder / f"{layers}-{seed}", seed) for seed in (0, 1))
+    alive: list[weakref.ref] = []
+    most, turned, sweeps = 0, Counter[str](), 0
+    made, swept = Folded.made, descent.swept
+
+    def watched(folded: Folded, stored):
+        nonlocal most
+        found = made(folded, stored)
+        alive.extend(weakref.ref(tensor) for tensor in found.values())
+        most = max(most, sum(x.numel() for x in (ref() for ref in alive) if x is not None))
+        if folded.maps is not None:
+            turned.update(found.keys())
+        return found
+
+    def counted(*args, **options):
+        nonlocal sweeps
+        sweeps += 1
+        return swept(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folded, "made", watched)
+        patch.setattr(descent, "swept", counted)
+        isobasin.align(a, b, scope="model", verify=False)
+    return most, turned, sweeps
+
+
+def test_what_is_held_does_not_grow_with_depth_and_a_sweep_reads_once(tmp_path, monkeypatch):
+    # So small layers would be matched together.
+    monkeypatch.setattr(blocks, "batches", lambda layers: ([index] for index in range(len(layers))))
+    (few, _, _), (many, turned, sweeps) = (matched(tmp_path, layers, monkeypatch) for layers in (2, 5))
+    assert many == few
+    assert sweeps > 4
+    assert set(turned.values()) == {sweeps}
