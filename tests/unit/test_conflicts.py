@@ -225,7 +225,7 @@ def test_tables_of_other_lengths_share_their_leading_rows(family, change, names,
 @pytest.mark.parametrize("scope", ["attention", "model"])
 def test_whole_models_with_tables_of_other_lengths(scope, tmp_path):
     a = tiny("llama").save(tmp_path / "a")
-    isobasin.scramble(a, tmp_path / "s", scope=scope)
+    isobasin.scramble(a, tmp_path / "s", scope=scope, verify=False)
     cut = rewritten(
         tmp_path / "s",
         tmp_path / "b",

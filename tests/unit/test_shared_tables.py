@@ -70,7 +70,7 @@ def test_an_alignment_that_moves_one_table_in_two_ways_is_refused(name, tmp_path
 def test_a_scrambled_copy_merges_to_the_model(name, space, tmp_path, monkeypatch):
     one_by_one(monkeypatch)
     original = variant(name).save(tmp_path / "original")
-    isobasin.scramble(original, tmp_path / "scrambled")
+    isobasin.scramble(original, tmp_path / "scrambled", verify=False)
     isobasin.merge([original, tmp_path / "scrambled"], tmp_path / "merged", space=space)
     ours, merged = (load_file(folder / "model.safetensors") for folder in (original, tmp_path / "merged"))
     assert all(float((merged[n] - x).abs().max()) < 1e-7 for n, x in ours.items())

@@ -112,7 +112,7 @@ def _rescaled(group: Any) -> Any:
 
 def test_tensors_in_memory_with_their_own_specification(tmp_path):
     original = tiny("llama").save(tmp_path / "original")
-    isobasin.scramble(original, tmp_path / "scrambled", scope="block", condition=5.0)
+    isobasin.scramble(original, tmp_path / "scrambled", scope="block", condition=5.0, verify=False)
     a, b = (load_file(folder / "model.safetensors") for folder in (original, tmp_path / "scrambled"))
     with open_model(original) as opened:
         described = opened.specification
@@ -142,7 +142,7 @@ def test_equivalence_undoes_moves_of_units(model_type, dtype, tmp_path):
 def test_equivalence_is_not_fooled_by_one_changed_weight(model_type, tmp_path):
     """Not even where everything else is a move: one weight of one unit differs by a hundredth."""
     original = tiny(model_type).save(tmp_path / "original")
-    isobasin.scramble(original, tmp_path / "scrambled", scope="block")
+    isobasin.scramble(original, tmp_path / "scrambled", scope="block", verify=False)
     with open_model(original) as opened:
         block = opened.feedforwards()[1]
     edit(tmp_path / "scrambled", lambda tensors: tensors[block.down.weight][0, 5].mul_(1.01))

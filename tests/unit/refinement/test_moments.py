@@ -65,7 +65,7 @@ def test_moments_are_those_of_the_inputs(name, kind, padded, tmp_path):
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_scrambled_model_is_brought_back(model, scope, tmp_path):
     a, b = model.save(tmp_path / "a", dtype=torch.float32 if scope == "model" else torch.float64), tmp_path / "b"
-    isobasin.scramble(a, b, seed=1, condition=3.0, scope=scope)
+    isobasin.scramble(a, b, seed=1, condition=3.0, scope=scope, verify=False)
     found = isobasin.align(
         a, b, tmp_path / "out", scope=scope, objective="activations", calibration=DataCalibration(tokens())
     )
