@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from isobasin.cli.data_options import examples_for
 
 from isobasin.checkpoints.output import replace_text
 from isobasin.choices import Scope
+from isobasin.cli.examples import examples_for
 from isobasin.experiments.alignments import alignments
 from isobasin.lines.ends import Losses, Measuring, OpenPair
 from isobasin.refinement.recipe import Refining
-from isobasin.tasks.data import DataOptions
 
 
 def main() -> None:
@@ -29,8 +28,9 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
 
     def examples(split: str, count: int) -> Any:
-        options = DataOptions(asked.data, None, split, {}, count, asked.length)
-        return examples_for(asked.a, options, None, asked.tokenizer, False)
+        given = {"data": asked.data, "split": split, "max_examples": count, "length": asked.length}
+        left = {"name": None, "columns": None, "seed": 0, "task": None, "tokenizer": asked.tokenizer}
+        return examples_for(asked.a, given | left, False)
 
     tests, train = examples(asked.test, asked.test_examples), examples(asked.train, asked.train_examples)
     losses = Losses(tests, Measuring(batch_size=256, scope=Scope(asked.scope), temperature=False))
