@@ -106,7 +106,7 @@ def test_who_waits_for_a_pipe_is_seen(tmp_path: Path, monkeypatch: pytest.Monkey
         pass
     with bounds.released(tmp_path / "pipe") as waited:
         (tmp_path / "pipe").read_bytes()
-        time.sleep(0.2)
+        time.sleep(2)  # who lets go has to end meanwhile
     assert (patient, waited) == ([], ["waited for a FIFO"])
 
 

@@ -59,6 +59,10 @@ class Seen:
         pass
 
 
+# Seconds for others to come, on a machine that has much else to do.
+_PATIENCE = 600
+
+
 def double(payload: Any, progress: Progress) -> Any:
     progress("doubling", 1, 1)
     return 2 * payload
@@ -107,7 +111,7 @@ def wait_for_the_loss(signs: Path) -> None:
 
 def wait_for(path: Path) -> None:
     """Wait until a file is there."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + _PATIENCE
     while not path.exists():
         if time.monotonic() > end:
             raise TimeoutError(f"{path} was not written")
@@ -150,7 +154,7 @@ def die_once(mark: Path) -> None:
 def meet(folder: Path, count: int) -> int:
     """Wait for others: only tasks that run at once ever meet."""
     (folder / f"{os.getpid()}-{threading.get_ident()}").touch()
-    end = time.monotonic() + 60
+    end = time.monotonic() + _PATIENCE
     while len(list(folder.iterdir())) < count:
         if time.monotonic() > end:
             raise TimeoutError("the others didn't come")
