@@ -165,7 +165,7 @@ def match_models(
         stream = a.stream(keep_gains=matching.keep_gains)
         inputs = fold_inputs(inputs, stream, a.double(stream.normalising()))
     solvers = [
-        lambda x, y, how=how: BlockMatching(x, y, how, within, inputs).moving()
+        lambda x, y, known, how=how: BlockMatching(x, y, how, within, inputs, known=known).moving()
         for how in dict.fromkeys((quick, inside))
     ]
     found = match_whole(a, b, solvers, matching, running, calibration)

@@ -26,10 +26,11 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.attention import Match, distance, head_permutation, match, size
-from isobasin.matching.feedforward import match_feedforward
+from isobasin.matching.feedforward import FeedForwardMatch, match_feedforward
 from isobasin.matching.heads import assign, head_costs
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.model import Blocks, Digest, batches, read_blocks, stacked
+from isobasin.symmetries.feedforward import FeedForwardElement
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verbs.inputs import ByName, at
@@ -68,6 +69,8 @@ class BlockMatching:
         running: Where, and whether every block's function is compared before and after.
         inputs: Moments of the reference's inputs, where distances are weighted by them.
         digests: Of reference and model, fed with the tensors of either as they are read; None where nobody asks.
+        known: Moves of which those of feed-forward blocks are made again instead of being looked for: what they are
+            doesn't depend on how heads are matched.
     """
 
     a: Blocks
@@ -76,6 +79,7 @@ class BlockMatching:
     running: Running
     inputs: ByName | None = None
     digests: Digests = (None, None)
+    known: Alignment | None = None
 
     def alignment(self) -> Alignment:
         """The moves of all blocks that are matched.
@@ -95,6 +99,8 @@ class BlockMatching:
             # Blocks that read one table move it alike: it is given once.
             yield {name: tensor for name, tensor in new.items() if name not in done}
             done |= new.keys()
+            # What is done with is not held while the next block is matched.
+            del matched, new
         return self._alignment(found)
 
     def _alignment(self, found: Sequence[tuple[AnyMove, Verification | None]]) -> Alignment:
@@ -116,6 +122,7 @@ class BlockMatching:
         self.running.progress("matching", 0, steps)
         for done, matched in enumerate(chain(self._attention(), starmap(self._feedforward, pairs)), start=1):
             yield matched
+            del matched
             self.running.progress("matching", done, steps)
 
     def _attention(self) -> Iterator[Matched]:
@@ -230,7 +237,11 @@ class BlockMatching:
         reference, model = (b.read(s, self.running.device) for b, s in zip((ours, block), stored, strict=True))
         moments = at(self.inputs, [ours], self.running.device)
         own = None if moments is None else {role: moment[0] for role, moment in moments.items()}
-        found = match_feedforward(block.group, reference, model, own)
+        known = self._known(name)
+        if known is None:
+            found = match_feedforward(block.group, reference, model, own)
+        else:
+            found = FeedForwardMatch(known, block.group.act(known, model))
         whole = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
         after = feedforward.distance(reference, found.moved)
         status = "exact" if _is_rounding(after, whole, self._eps(wide=True)) else "optimal"
@@ -238,6 +249,11 @@ class BlockMatching:
         check = self._checked(block.name, partial(compare_feedforward, block, model, found.moved))
         move = Move(name, block.group, found.element.to("cpu"), statistics)
         return Matched(move, check, partial(block.write, stored[1], found.moved))
+
+    def _known(self, name: str) -> FeedForwardElement | None:
+        """What moves a feed-forward block, if that is known."""
+        known = () if self.known is None else self.known.feedforward
+        return next((move.element.to(self.running.device) for move in known if move.block == name), None)
 
     def _checked(self, name: str, compare: Callable[[], Verification]) -> Verification | None:
         """How one block's function compares before and after, if that is asked for."""

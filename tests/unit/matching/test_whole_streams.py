@@ -15,13 +15,13 @@ from isobasin.matching.whole.folded import Folded
 from isobasin.verbs import blocks
 
 
-def matched(folder: Path, layers: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Counter[str], int]:
-    """The most folded values alive at once, how often each turned tensor was made, and how many sweeps there were."""
+def matched(folder: Path, layers: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Counter[str], int, int]:
+    """The most folded values alive at once, how often each turned tensor was made, sweeps, and matches of units."""
     model = tiny("llama", config={"num_hidden_layers": layers})
     a, b = (model.save(folder / f"{layers}-{seed}", seed) for seed in (0, 1))
     alive: list[weakref.ref] = []
-    most, turned, sweeps = 0, Counter[str](), 0
-    made, swept = Folded.made, descent.swept
+    most, turned, sweeps, units = 0, Counter[str](), 0, 0
+    made, swept, match = Folded.made, descent.swept, blocks.match_feedforward
 
     def watched(folded: Folded, stored):
         nonlocal most
@@ -37,17 +37,25 @@ def matched(folder: Path, layers: int, monkeypatch: pytest.MonkeyPatch) -> tuple
         sweeps += 1
         return swept(*args, **options)
 
+    def counted_units(*args):
+        nonlocal units
+        units += 1
+        return match(*args)
+
     with monkeypatch.context() as patch:
         patch.setattr(Folded, "made", watched)
         patch.setattr(descent, "swept", counted)
+        patch.setattr(blocks, "match_feedforward", counted_units)
         isobasin.align(a, b, scope="model", verify=False)
-    return most, turned, sweeps
+    return most, turned, sweeps, units
 
 
 def test_what_is_held_does_not_grow_with_depth_and_a_sweep_reads_once(tmp_path, monkeypatch):
     # So small layers would be matched together.
     monkeypatch.setattr(blocks, "batches", lambda layers: ([index] for index in range(len(layers))))
-    (few, _, _), (many, turned, sweeps) = (matched(tmp_path, layers, monkeypatch) for layers in (2, 5))
+    (few, *_), (many, turned, sweeps, units) = (matched(tmp_path, layers, monkeypatch) for layers in (2, 5))
     assert many == few
     assert sweeps > 4
     assert set(turned.values()) == {sweeps}
+    # From two starts, the second solver of heads takes over the units that the first one ended with.
+    assert units == 5 * (sweeps - 2)

@@ -27,8 +27,9 @@ _ROUNDING = 1e-15
 
 Found = TypeVar("Found")
 
-# Matches all blocks of two models, and hands out those of the second as they are moved; at the end what was found.
-Match = Callable[[Blocks, Blocks], Generator[Tensors, None, Found]]
+# Matches all blocks of two models, and hands out those of the second as they are moved; at the end what was found. What
+# an earlier solver found of the same two may be given.
+Match = Callable[[Blocks, Blocks, Found | None], Generator[Tensors, None, Found]]
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Foun
     sweeps = 0
     best: Descent[Found] | None = None
     for match in solvers:
-        best = None
+        known, best = None if best is None else best.blocks, None
         while best is None or sweeps < _SWEEPS:
             sweeps += 1
-            found = swept(pair, start, matrix, match, sweeps)
+            found = swept(pair, start, matrix, match, sweeps, known)
+            known = None
             if best is not None and not found.after.squares < best.after.squares * (1 - _FALL):
                 break
             best = found
@@ -81,18 +83,21 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Foun
     return best
 
 
-def swept(pair: Pair, start: str, matrix: Tensor, match: Match[Found], sweeps: int = 1) -> Descent[Found]:
+def swept(
+    pair: Pair, start: str, matrix: Tensor, match: Match[Found], sweeps: int = 1, known: Found | None = None
+) -> Descent[Found]:
     """All blocks matched once, in some basis of the stream."""
     turned, found = pair.turned(matrix), list[Found]()
 
     def moved() -> Iterator[Tensors]:
-        found.append((yield from match(pair.folded[0], turned)))
+        found.append((yield from match(pair.folded[0], turned, known)))
 
     after, fit = pair.compared(moved(), turned)
     return Descent(start, matrix, found[0], after, fit, sweeps)
 
 
 def starts(pair: Pair) -> dict[str, Tensor]:
-    """Maps of the stream to begin with, by name."""
+    """Maps of the stream to begin with, by name, each once."""
     identity = torch.eye(pair.group.width, dtype=torch.float64, device=pair.device)
-    return {"embeddings": pair.outer(), "identity": identity}
+    outer = pair.outer()
+    return {"embeddings": outer} | ({} if torch.equal(outer, identity) else {"identity": identity})

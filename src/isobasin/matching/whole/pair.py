@@ -137,6 +137,7 @@ class Pair:
         for tensors in moved:
             there = {partners.pop(y): tensor for y, tensor in tensors.items() if y in partners}
             yield from ((x, ours, there[x]) for x, ours in self.folded[0].read(there).items())
+            del tensors, there  # not held while the next block is matched
         yield from self._outer(turned)
 
     def _outer(self, turned: Folded) -> Iterator[Couple]:
