@@ -206,6 +206,21 @@ def test_refine_lowers_the_line_and_keeps_both_functions(targets, tmp_path):
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.parametrize("every", [3, 50])
+def test_a_descent_that_runs_off_keeps_what_was_best(every, tmp_path):
+    """No step looks at its loss: the next look finds out, and the descent ends there."""
+    a, b = pair(LANGUAGE[1], tmp_path)
+    start = isobasin.random_alignment(b, condition=1.0, scope="model")
+    with open_model(a) as one, open_model(b) as other:
+        line = ModuleLine.between(one, other, start, TaskKind.causal_lm, moves=(True, True))
+        how = replace(SHORT, steps=12, every=every, rate=1e5, warmup=0)
+        found = descend(line, sentences(), how, progress=lambda *_: None)
+    assert found.steps == min(every, 12)
+    assert found.best_step == 0
+    assert found.after == found.before
+    assert not any(bool(x.any()) for x in line.coordinates())
+
+
 def test_mixed_precision_is_in_the_forward_passes_only(tmp_path):
     """The line's loss is that of bfloat16; what is learned moves the model as exactly as ever."""
     a, b = pair(LANGUAGE[1], tmp_path)
