@@ -96,6 +96,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/solvers.py
 	$(BIN)/python benchmarks/checkpoints.py time
 	$(BIN)/python benchmarks/checkpoints.py memory
+	$(BIN)/python benchmarks/start.py
 
 clean:
 	rm -rf build dist demo-output fuzz-failures .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mypy_cache

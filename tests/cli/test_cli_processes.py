@@ -34,6 +34,25 @@ def test_help_imports_nothing_heavy():
     assert "Usage: isobasin align" in done.stdout
 
 
+def test_align_imports_what_later_steps_need_after_the_first_tensor_is_read(models: dict[str, Path], tmp_path: Path):
+    script = (
+        "import sys\n"
+        "from isobasin.checkpoints import Checkpoint\n"
+        "from isobasin.cli.program import app\n"
+        "late = {'scipy', 'pandas', 'datasets', 'isobasin.models', 'isobasin.refinement', 'isobasin.lines',\n"
+        "    'transformers.modeling_utils', 'transformers.models.llama.modeling_llama'}\n"
+        "def read(*arguments):\n"
+        "    print('read', *sorted(late & sys.modules.keys()), flush=True)\n"
+        "    sys.exit()\n"
+        "Checkpoint.read = read\n"
+        "app(sys.argv[1:])\n"
+    )
+    folder = str(models["llama"])
+    started = [sys.executable, "-c", script, "align", folder, folder, "-o", str(tmp_path / "out")]
+    done = subprocess.run(started, capture_output=True, text=True, env=environment(), timeout=600)
+    assert (done.stdout + done.stderr).split() == ["read"]
+
+
 def test_align_prints_json_alone(models: dict[str, Path], scrambled: Path, tmp_path: Path):
     code, said, errors = Forked("align", models["a"], scrambled, "-o", tmp_path / "out", "--json").end()
     assert (code, errors) == (0, "")

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.bounds import VANISHING
+from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.choices import HeadCost
 from isobasin.matching import latents
+from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.matching.sides import Sides, pair_sides
 from isobasin.symmetries.groups import QUERY_KEY, VALUE_OUTPUT, AttentionGroup
 from isobasin.symmetries.normed import Centred

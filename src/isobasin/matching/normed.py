@@ -21,10 +21,10 @@ from functools import singledispatch
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.bounds import VANISHING
+from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.symmetries.bilinear import linear_part, plane_part
 from isobasin.symmetries.factor import Parts
 from isobasin.symmetries.normed import MATRIX, PLANES, SIGNS, TRADES, Centred, Normed, signs_of, swapped

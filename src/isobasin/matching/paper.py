@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from isobasin.matching.rotary import PlaneProblem
@@ -63,6 +62,8 @@ def _brent(eta_left: float, eta_right: float, gamma_left: complex, gamma_right: 
 
     def f(log_x: float) -> float:
         return math.exp(log_x) * eta_left + math.exp(-log_x) * eta_right - 2 * abs(turned(log_x))
+
+    from scipy.optimize import minimize_scalar
 
     middle = 0.5 * (math.log(eta_right) - math.log(eta_left))
     found: Any = minimize_scalar(f, bracket=(middle - 1, middle + 1), tol=1e-12)

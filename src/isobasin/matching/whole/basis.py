@@ -12,10 +12,10 @@ and the problem of a head's map (`isobasin.matching.subspace`) for GL(d).
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isobasin.matching import subspace
+from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.symmetries.along import Role
 from isobasin.symmetries.stream import Basis, StreamGroup, complement, lift
 
