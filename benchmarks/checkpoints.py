@@ -1,7 +1,7 @@
 """End to end on random checkpoints of real shapes: time against the floor, and peak memory against depth.
 
     python benchmarks/checkpoints.py time   [--threads 1] [--folder DIR]
-    python benchmarks/checkpoints.py memory [--folder DIR]
+    python benchmarks/checkpoints.py memory [--case align] [--folder DIR]
 
 The floor is what any aligner must do: read the attention of both checkpoints and the rest of the model, write the
 model's bytes (timed here, on the same files), and the matrix products of matching and moving, counted and divided by
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         },
         "dtype": torch.bfloat16,
     },
+}  # fmt: skip
+
+# Small outside its layers, so that what grows with them is seen.
+DEEP: dict[str, Any] = {
+    "class": "LlamaForCausalLM",
+    "config": {
+        "model_type": "llama", "hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 64, "intermediate_size": 1024, "vocab_size": 4096, "tie_word_embeddings": False,
+    },
+    "dtype": torch.bfloat16,
 }  # fmt: skip
 
 
@@ -133,18 +144,41 @@ def bench_time(folder: Path, threads: int, rounds: int) -> None:
             )
 
 
-def bench_memory(folder: Path) -> None:
-    peaks: dict[int, int] = {}
-    for layers in (12, 48):
-        a, b = (make(folder / f"deep{layers}-{s}", SHAPES["gpt2-small"], s, n_layer=layers) for s in (0, 1))
-        command = [sys.executable, __file__, "peak", str(a), str(b), "--folder", str(folder)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        size = sum(f.stat().st_size for f in b.glob("*.safetensors")) / 1e6
-        peaks[layers] = found["peak"] - found["start"]
-        print(
-            f"{layers} layers, {size:.0f} MB a checkpoint: {peaks[layers] / 1e6:.0f} MB above the start of the process"
-        )
-    print(f"48 layers / 12 layers: {peaks[48] / peaks[12]:.2f}")
+# What is measured of memory: name, and the command's call on two models and a folder to write to.
+MEMORY: dict[str, Callable[[str, str, Path], Any]] = {
+    "align": lambda a, b, out: isobasin.align(a, b, out, verify=False),
+    "align, scope block": lambda a, b, out: isobasin.align(a, b, out, scope="block", verify=False),
+    "align, verified": lambda a, b, out: isobasin.align(a, b, out),
+    "apply": lambda a, b, out: isobasin.apply(Path(b) / "alignment.safetensors", a, out, verify=False),
+    "scramble": lambda a, b, out: isobasin.scramble(a, out, verify=False),
+    "canonicalize": lambda a, b, out: isobasin.canonicalize(a, out, scope="block", verify=False),
+    "equivalent": lambda a, b, out: isobasin.equivalent(a, b),
+    "compare": lambda a, b, out: isobasin.compare(a, b),
+    "fingerprint": lambda a, b, out: isobasin.fingerprint(a),
+    "interpolate": lambda a, b, out: isobasin.interpolate(a, b, 0.5, out),
+    "merge": lambda a, b, out: isobasin.merge([a, b], out, scope="block", verify=False),
+    "merge, space circuit": lambda a, b, out: isobasin.merge([a, b], out, space="circuit", verify=False),
+}
+DEPTHS = 6, 24
+
+
+def bench_memory(folder: Path, only: Sequence[str]) -> None:
+    """Peak memory above the start of a process of its own, on a Llama and its scrambled copy of each depth."""
+    pairs: dict[int, tuple[Path, Path]] = {}
+    for layers in DEPTHS:
+        a = make(folder / f"deep{layers}", DEEP, 0, num_hidden_layers=layers)
+        pairs[layers] = a, folder / f"deep{layers}-scrambled"
+        isobasin.scramble(a, pairs[layers][1], scope="block", verify=False)
+        size = sum(f.stat().st_size for f in a.glob("*.safetensors")) / 2**20
+        print(f"{layers} layers: {size:.0f} MiB a checkpoint")
+    for case in only or MEMORY:
+        peaks: list[float] = []
+        for a, b in pairs.values():
+            command = [sys.executable, __file__, "peak", str(a), str(b), "--case", case, "--folder", str(folder)]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            found = json.loads(said)
+            peaks.append((found["peak"] - found["start"]) / 2**20)
+        print(f"{case}: {peaks[0]:.0f} and {peaks[1]:.0f} MiB, {peaks[1] / peaks[0]:.2f}", flush=True)
 
 
 def peak_bytes() -> int:
@@ -153,15 +187,16 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def peak(folder: Path, a: str, b: str) -> None:
-    """Align in this process and print its peak memory, before and after, in bytes."""
-    import transformers.models.gpt2  # noqa: F401
+def peak(folder: Path, case: str, a: str, b: str) -> None:
+    """One case in this process; print its peak memory, before and after, in bytes."""
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import isobasin.verbs.align
+    import isobasin.verbs.merge  # noqa: F401
 
-    start = peak_bytes()
-    isobasin.align(a, b, folder / "out", verify=False, force=True)
-    print(json.dumps({"start": start, "peak": peak_bytes()}))
+    call, start = MEMORY[case], peak_bytes()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        call(a, b, Path(scratch) / "out")
+        print(json.dumps({"start": start, "peak": peak_bytes()}))
 
 
 if __name__ == "__main__":
@@ -171,12 +206,13 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--case", action="append", default=[], choices=list(MEMORY), help="of memory, all by default")
     arguments = parser.parse_args()
     if arguments.what == "peak":
-        peak(arguments.folder, *arguments.models)
+        peak(arguments.folder, arguments.case[0], *arguments.models)
     else:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
             if arguments.what == "time":
                 bench_time(Path(scratch), arguments.threads, arguments.rounds)
             else:
-                bench_memory(Path(scratch))
+                bench_memory(Path(scratch), arguments.case)
