@@ -50,7 +50,7 @@ def refine(
         typer.Option("--noise", metavar="X", min=0, help="Noise on images, in standard deviations; with targets ends."),
     ] = Refining.noise,
     mixed_precision: Annotated[
-        bool, typer.Option("--mixed-precision", help="Forward passes in bfloat16; the moves stay in float64.")
+        bool, typer.Option("--mixed-precision", help="Forward passes in bfloat16; what is written is as exact as ever.")
     ] = False,
     take_config: options.TakeConfig = False,
     seed: options.Seed = 0,
