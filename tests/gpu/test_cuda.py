@@ -103,9 +103,9 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def shape(found: object) -> object:
-    """What is said but for numbers, whose last digits differ."""
+    """What is said but for the device, and for numbers, whose last digits differ."""
     if isinstance(found, dict):
-        return {name: shape(x) for name, x in found.items()}
+        return {name: shape(x) for name, x in found.items() if name != "device"}
     if isinstance(found, (list, tuple)):
         return [shape(x) for x in found]
     return float if isinstance(found, float) else found
