@@ -55,7 +55,18 @@ def dither(value: Tensor, dtype: torch.dtype, where: Tensor, generator: torch.Ge
     info = torch.finfo(dtype)
     for start in range(0, flat.numel(), _CHUNK):
         part, chosen = flat[start : start + _CHUNK], mask[start : start + _CHUNK]
-        _, exponent = torch.frexp(part)
-        unit = torch.ldexp(torch.full_like(part, info.eps), exponent - 1).clamp(min=info.smallest_normal * info.eps)
-        noise = torch.rand(part.shape, generator=generator).to(part) - 0.5
-        part += torch.where(chosen & (part != 0), unit * noise, 0.0)
+        unit = _power(part).mul_(info.eps).clamp_(min=info.smallest_normal * info.eps)
+        noise = torch.rand(part.shape, generator=generator).sub_(0.5).to(part)
+        part += noise.mul_(unit).masked_fill_(~chosen | (part == 0), 0.0)
+
+
+# Where the exponent of a number lies, by its type: the integer that is as wide, and a mask.
+_EXPONENT = {torch.float64: (torch.int64, 0x7FF << 52), torch.float32: (torch.int32, 0xFF << 23)}
+
+
+def _power(x: Tensor) -> Tensor:
+    """The largest power of two that is not above each size, a new tensor; 0 of what is subnormal."""
+    if x.dtype not in _EXPONENT:
+        return _power(x.float()).to(x)
+    integer, mask = _EXPONENT[x.dtype]
+    return (x.view(integer) & mask).view(x.dtype)
