@@ -301,8 +301,8 @@ class Matrices(Bilinear):
     def right(self, element: Tensor, columns: Tensor) -> Tensor:
         """`R conj(U)^{-1}`."""
         # Rows are many more than columns: one inverse costs less than a triangular solution for each, and the error of
-        # the product `L R^T` has the same bound.
-        return self.unset(self.sets(columns) @ torch.linalg.inv(element.conj()))
+        # the product `L R^T` has the same bound. Whether there is one is not asked: a GPU would wait for the answer.
+        return self.unset(self.sets(columns) @ torch.linalg.inv_ex(element.conj()).inverse)
 
     def balanced(self, left: Tensor, right: Tensor, loose: Loose) -> Tensor:
         """As `balance` has it."""
