@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from isobasin.architectures.examples import tiny
-from isobasin.matching.whole import folded
 from isobasin.matching.whole.pair import Pair
 from isobasin.model import open_model
+from isobasin.symmetries import along
 
 MODELS = [tiny("gpt2", "untied", config={"tie_word_embeddings": False}), tiny("llama")]
 
 
 @pytest.fixture(params=MODELS, ids=lambda model: model.model_type)
 def pair(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(folded, "_VALUES", 100)  # three rows of a table at a time
+    monkeypatch.setattr(along, "_VALUES", 100)  # three rows of a table at a time
     folders = [request.param.save(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
     with open_model(folders[0]) as a, open_model(folders[1]) as b:
         yield Pair.of(a, b)

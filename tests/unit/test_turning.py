@@ -12,7 +12,7 @@ from isobasin.alignment.stream import Turned, gains_of
 from isobasin.architectures.examples import tiny
 from isobasin.errors import TensorError
 from isobasin.model import TensorBlocks, open_model
-from isobasin.symmetries import turning
+from isobasin.symmetries import along, turning
 
 # With and without biases of normalisations, which pass into readers, or have some that can't take them (the last);
 # with factors of what blocks return.
@@ -39,6 +39,16 @@ def test_a_tensor_alone_moves_as_it_does_among_all(turned: Turned):
     for name in names:
         assert list(turned.read([name])) == [name]
         torch.testing.assert_close(turned.read([name])[name], together[name], rtol=0, atol=0)
+
+
+def test_a_long_tensor_moves_some_rows_at_a_time(turned: Turned, monkeypatch: pytest.MonkeyPatch):
+    names = turned.plan.ordered()
+    together = turned.read(names)
+    monkeypatch.setattr(along, "_VALUES", 100)
+    again = turned.read(names)
+    assert max(len(list(turned.plan.pieces(name, x.shape))) for name, x in together.items()) > 3
+    for name in names:
+        torch.testing.assert_close(again[name], together[name], rtol=1e-12, atol=1e-12)
 
 
 def test_a_moved_model_folded_is_the_folded_one_turned(turned: Turned):

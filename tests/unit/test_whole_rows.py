@@ -12,7 +12,7 @@ import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.architectures.tiny import TinyModel
 from isobasin.errors import TensorError
-from isobasin.matching.whole import folded
+from isobasin.symmetries import along
 from isobasin.testing.assertions import assert_function_preserved
 
 WEIGHTS = "model.safetensors"
@@ -36,7 +36,7 @@ def test_a_model_with_other_rows_is_found_again(
     model: TinyModel, more: dict[str, Any], unlike: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The second is the first with more rows, moved at random: what both have is brought back exactly."""
-    monkeypatch.setattr(folded, "_VALUES", 100)  # three rows of a table at a time
+    monkeypatch.setattr(along, "_VALUES", 100)  # three rows of a table at a time
     longer = tiny(model.model_type, head=model.head, config={**model.config, **more})
     b, a = longer.save(tmp_path / "b", 1), model.save(tmp_path / "a", 2)
     whole, own = load_file(b / WEIGHTS), load_file(a / WEIGHTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,8 +77,20 @@ class Turned(Blocks):
                 found |= {other: moved[other] for other in needed[name] if other in needed}
         return {name: found[name] for name in wanted}
 
-    def _moved(self, names: Iterable[str]) -> dict[str, Tensor]:
-        tensors = self.model.double(names, self.device)
+    def _moved(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """A tensor and all that passes through it."""
+        stored, first = self.model.checked(names), names[0]
+        pieces = list(self.plan.pieces(first, stored[first].shape))
+        if len(pieces) == 1:
+            return self._acted(stored)
+        moved, whole = dict[str, Tensor](), torch.empty(stored[first].shape, dtype=torch.float64, device=self.device)
+        for rows in pieces:
+            moved = self._acted({**stored, first: stored[first][rows]})
+            whole[rows] = moved[first]
+        return {**moved, first: whole}
+
+    def _acted(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        tensors = {name: tensor.to(self.device, torch.float64) for name, tensor in stored.items()}
         with about(self.name):
             return turning.act(self.plan, self.move.element, self._maps, tensors)
 

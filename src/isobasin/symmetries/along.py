@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from torch import Tensor
 
 from isobasin.symmetries.stream import StreamGroup
+
+# Values of a long tensor that are moved at a time.
+_VALUES = 2**23
 
 
 class Role(StrEnum):
@@ -153,9 +156,12 @@ class Stream:
                 found.append(Along(norm.bias, 0))
         return found
 
-    def by_rows(self, name: str) -> bool:
-        """Whether it runs along the second axis of a tensor alone, so that rows move each by itself."""
-        return [item.axis for item in self.axes() if item.tensor == name] == [1]
+    def pieces(self, name: str, shape: Sequence[int]) -> Iterator[slice]:
+        """Rows of a tensor that may be moved without the others, few at a time; all where they belong together."""
+        if [item.axis for item in self.axes() if item.tensor == name] != [1]:
+            return iter([slice(None)])
+        step = max(1, _VALUES // shape[1])
+        return (slice(first, first + step) for first in range(0, max(1, shape[0]), step))
 
     def needed(self, names: Iterable[str]) -> list[str]:
         """These tensors, and all that is folded into them or passes through them to a bias."""

@@ -18,9 +18,6 @@ from isobasin.symmetries.along import Stream
 from isobasin.symmetries.stream import Basis, centred
 from isobasin.symmetries.turning import Maps, Tensors, fold, turn
 
-# Float64 values of a tensor outside of all blocks that are held at once, where its rows don't depend on each other.
-_VALUES = 2**23
-
 
 @dataclass(frozen=True, eq=False)
 class Folded(Blocks):
@@ -63,10 +60,8 @@ class Folded(Blocks):
     def pieces(self, name: str) -> Iterator[Tensor]:
         """A tensor along the stream and outside of all blocks, some rows at a time where it may be long."""
         stored = self.model.checked(self.plan.needed([name]))
-        whole = stored[name]
-        step = max(1, _VALUES // self.plan.group.width) if self.plan.by_rows(name) else max(1, len(whole))
-        for first in range(0, len(whole), step):
-            yield self.made({**stored, name: whole[first : first + step]})[name]
+        for rows in self.plan.pieces(name, stored[name].shape):
+            yield self.made({**stored, name: stored[name][rows]})[name]
 
     def made(self, stored: Mapping[str, Tensor]) -> Tensors:
         """What tensors of the model are here: whole blocks, and others, with all that these need (`Stream.needed`)."""
