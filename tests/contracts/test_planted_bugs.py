@@ -235,22 +235,28 @@ def inverse_permutation(patch: Patch) -> None:
 
 
 def inverse_assignment(patch: Patch) -> None:
-    plain = heads.assign
-    patch.setattr(matching.heads, "assign", lambda c: tuple(p.argsort(-1) for p in plain(c)))
+    plain = heads._assigned
+
+    def inverted(costs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        outer, inner, margin = plain(costs)
+        return outer.argsort(-1), inner.argsort(-1), margin
+
+    patch.setattr(matching.heads, "_assigned", inverted)
 
 
 def transposed_costs(patch: Patch) -> None:
-    plain = heads.head_costs
-    patch.setattr(matching.heads, "head_costs", lambda *a: plain(*a).transpose(-4, -3).transpose(-2, -1))
+    plain = heads._with_scores
+    patch.setattr(matching.heads, "_with_scores", lambda *a: plain(*a).transpose(-4, -3).transpose(-2, -1))
 
 
 def no_assignment(patch: Patch) -> None:
-    def unchanged(costs: Tensor) -> tuple[Tensor, Tensor]:
+    def unchanged(costs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         g, s = costs.shape[-4], costs.shape[-2]
         batch = tuple(costs.shape[:-4])
-        return permutation.identity(batch, g), permutation.identity((*batch, g), s)
+        margin = costs.new_full(batch, torch.inf)
+        return permutation.identity(batch, g), permutation.identity((*batch, g), s), margin
 
-    patch.setattr(matching.heads, "assign", unchanged)
+    patch.setattr(matching.heads, "_assigned", unchanged)
 
 
 def no_shifts(patch: Patch) -> None:
