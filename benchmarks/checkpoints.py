@@ -149,7 +149,7 @@ MEMORY: dict[str, Callable[[str, str, Path], Any]] = {
     "align": lambda a, b, out: isobasin.align(a, b, out, verify=False),
     "align, scope block": lambda a, b, out: isobasin.align(a, b, out, scope="block", verify=False),
     "align, verified": lambda a, b, out: isobasin.align(a, b, out),
-    "apply": lambda a, b, out: isobasin.apply(Path(b) / "alignment.safetensors", a, out, verify=False),
+    "apply": lambda a, b, out: isobasin.apply(isobasin.Alignment.load(b), a, out, verify=False),
     "scramble": lambda a, b, out: isobasin.scramble(a, out, verify=False),
     "canonicalize": lambda a, b, out: isobasin.canonicalize(a, out, scope="block", verify=False),
     "equivalent": lambda a, b, out: isobasin.equivalent(a, b),
