@@ -226,15 +226,14 @@ def test_no_space_in_the_middle(refused: Callable[..., None], models: dict[str, 
 def test_a_move_that_changes_the_function_is_not_written(
     refused: Callable[..., None], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    from isobasin.symmetries.groups import AttentionGroup
+    from isobasin.symmetries.bilinear import Bilinear
 
-    act = AttentionGroup.act
+    act = Bilinear.act
 
-    def wrong(group: Any, element: Any, weights: Any) -> Any:
-        moved = act(group, element, weights)
-        return moved.map(lambda tensor: 1.01 * tensor)
+    def wrong(factor: Any, element: Any, weights: Any) -> Any:
+        return {name: 1.01 * tensor for name, tensor in act(factor, element, weights).items()}
 
-    monkeypatch.setattr(AttentionGroup, "act", wrong)
+    monkeypatch.setattr(Bilinear, "act", wrong)
     refused(models["b"], "outputs differ by", "was not written")
 
 
@@ -273,7 +272,10 @@ def test_alignments_that_do_not_fit(cli: Cli, models: dict[str, Path], scrambled
         (("align", "x", "y", "-o", "z", "--method", "magic"), ("'--method'", "magic", "gauss-newton", "paper")),
         (("align", "x", "y", "-o", "z", "--max-condition", "big"), ("'--max-condition'", "valid number")),
         (("merge", "x", "y", "-o", "z", "--space", "outer"), ("'--space'", "outer", "weights", "circuit")),
-        (("align", "x", "y", "-o", "z", "--device", "cuda:99"), ("'--device': 'cuda:99' is not one of 'cpu', 'cuda'",)),
+        (
+            ("align", "x", "y", "-o", "z", "--device", "cuda:99"),
+            ("'--device': 'cuda:99' is not one of 'auto', 'cpu', 'cuda'",),
+        ),
         (("merge", "x", "y", "-o", "z", "-t", "half"), ("-t half: give a number",)),
         (("merge", "x", "y", "-o", "z", "-t", "1,2,3"), ("3 weights for 2 models",)),
         (("merge", "x", "-o", "z"), ("two or more models, not 1",)),

@@ -136,7 +136,7 @@ def test_means_that_layer_norm_takes_away_are_not_read(case, saved):
     tiny = saved(case)
     generator = torch.Generator().manual_seed(5)
     for block in tiny.specification.attention:
-        raw = block._read(tiny.tensors, "cpu")
+        raw = block._read(tiny.tensors, "cpu", torch.float64)
         weights = block.read(tiny.tensors)
         read = queries_and_keys(weights)
         assert all(x.mean(-1).abs().max() < 1e-15 for x in read.values())

@@ -232,7 +232,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
         trained(VIT, tmp_path, data=examples(VIT[2], count=0))
     with pytest.raises(TrainingError, match="unknown schedule 'steps': transformers has linear, cosine"):
         trained(VIT, tmp_path, SETTINGS.model_copy(update={"schedule": "steps"}))
-    with pytest.raises(DependencyError, match="no device 'tpu'"):
+    with pytest.raises(DependencyError, match="device 'tpu': this is none of ours"):
         train(build(*VIT), examples(VIT[2]), SETTINGS, seed=1, folder=tmp_path, device="tpu")
 
 
