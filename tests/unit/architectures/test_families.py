@@ -144,7 +144,7 @@ def test_means_that_layer_norm_takes_away_are_not_read(case, saved):
             assert (x - read[name]).abs().max() > 0.01
             assert (x - read[name]).std(-1).max() < 1e-15
         moved = block.write(tiny.tensors, random_move(weights, block.group, generator))
-        for name, x in queries_and_keys(block._read(moved, "cpu")).items():
+        for name, x in queries_and_keys(block._read(moved, "cpu", torch.float64)).items():
             torch.testing.assert_close(x.mean(-1), queries_and_keys(raw)[name].mean(-1), rtol=0, atol=1e-15)
 
 
