@@ -15,7 +15,7 @@ FUZZ_SEED ?= 0
 
 help:
 	@echo "make demo     train, align and plot small models (under 3 minutes)"
-	@echo "make test     run the tests (11 minutes on two cores)"
+	@echo "make test     run the tests (7 minutes on two cores)"
 	@echo "make test-all run them and the long ones: a browser, Ray, real data, every packaged experiment"
 	@echo "make fuzz     damaged inputs for FUZZ_SECONDS=600, other ones with another FUZZ_SEED"
 	@echo "make certify  measure that every family's groups are exact (10 minutes); prints the table of docs/certify.md"
