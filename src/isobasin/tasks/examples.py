@@ -92,7 +92,8 @@ class TensorExamples(Examples):
     def fetch(self, indices: Indices) -> dict[str, Tensor]:
         """Columns that are padding in the whole batch are left out."""
         rows = as_index(indices)
-        batch = {name: values[rows].long() for name, values in self.tensors.items()}
+        found = {name: values[rows] for name, values in self.tensors.items()}
+        batch = {name: x if x.is_floating_point() else x.long() for name, x in found.items()}
         if "attention_mask" in batch:
             used = batch["attention_mask"].any(0).nonzero().flatten().tolist() or [0]
             first, last = used[0], used[-1] + 1
