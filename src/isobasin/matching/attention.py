@@ -83,19 +83,9 @@ def match(
         max_condition: Largest condition number that U and W on GL(n) may have.
     """
     a, b = (reference, model) if moments is None else (weighted(w, moments) for w in (reference, model))
-    outer, inner = head_permutation(group, a, b, head_cost) if order is None else order
+    outer, inner = heads.head_permutation(group, a, b, head_cost) if order is None else order
     found = align_heads(group, a, b, outer, inner, method=method, max_condition=max_condition)
     return found if moments is None else replace(found, moved=group.act(found.element, model))
-
-
-def head_permutation(
-    group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights, head_cost: HeadCost = HeadCost.rotary
-) -> tuple[Tensor, Tensor]:
-    """Stage 1 (`heads.assign`); the identity where the group permutes no heads."""
-    if not group.permuted:
-        fixed = group.identity(tuple(reference.key.shape[:-3]), reference.key.device)
-        return fixed.outer, fixed.inner
-    return heads.head_permutation(group, reference, model, head_cost)
 
 
 def align_heads(

@@ -8,7 +8,7 @@ the stacked projections.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,24 +47,35 @@ def head_costs(
     Returns:
         `(..., g, g', s, s')`: reference's query head (g, s) against the model's (g', s').
     """
-    distances = {HeadCost.spectral: _spectral, HeadCost.cosine: _cosine}.get(cost, _distances)
-    found = sum((distances(a, b) for a, b in _pairs(group, reference, model, cost)), start=torch.zeros(()))
-    return _with_scores(found, group, reference, model)
+    return _with_scores(_summed(_pairs(group, reference, model, cost), cost), group, reference, model)
 
 
 def head_permutation(
     group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights, cost: HeadCost = HeadCost.rotary
 ) -> tuple[Tensor, Tensor]:
-    """`assign` of `head_costs`, from float32 products wherever their rounding can't have decided it."""
+    """`assign` of `head_costs`, from float32 products wherever their rounding can't have decided it.
+
+    The identity where the group permutes no heads.
+    """
+    if not group.permuted:
+        fixed = group.identity(tuple(reference.key.shape[:-3]), reference.key.device)
+        return fixed.outer, fixed.inner
+    pairs = list(_pairs(group, reference, model, cost))
     if cost not in (HeadCost.spectral, HeadCost.cosine):
-        found = [_quick_distances(a, b) for a, b in _pairs(group, reference, model, cost)]
+        found = [_quick_distances(a, b) for a, b in pairs]
         costs = _with_scores(sum((x for x, _ in found), start=torch.zeros(())), group, reference, model)
         blur = sum((x for _, x in found), start=torch.zeros(()))
         outer, inner, margin = _assigned(costs)
         # An exchange of two partners is a sum of four costs.
         if bool((margin > 4 * blur.flatten(outer.ndim - 1).amax(-1)).all()):
             return outer, inner
-    return assign(head_costs(group, reference, model, cost))
+    return assign(_with_scores(_summed(pairs, cost), group, reference, model))
+
+
+def _summed(pairs: Iterable[tuple[Circuit, Circuit]], cost: HeadCost) -> Tensor:
+    """How far apart the circuits of two models are, all pairs together."""
+    distances = {HeadCost.spectral: _spectral, HeadCost.cosine: _cosine}.get(cost, _distances)
+    return sum((distances(a, b) for a, b in pairs), start=torch.zeros(()))
 
 
 def _pairs(

@@ -14,7 +14,8 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
 from isobasin.choices import HeadCost, Method, Objective, Scope
-from isobasin.model import Blocks, Digest, Model, Source, TensorBlocks, open_pair
+from isobasin.digest import Digest
+from isobasin.model import Blocks, Model, Source, TensorBlocks, open_pair
 from isobasin.verbs.apply import Moving, acting, write_moving
 from isobasin.verbs.blocks import BlockMatching
 from isobasin.verbs.inputs import fold_inputs, inputs_of

@@ -23,13 +23,14 @@ from isobasin.alignment import (
 )
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
+from isobasin.digest import Digest
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
-from isobasin.matching.attention import Match, distance, head_permutation, match, size
+from isobasin.matching.attention import Match, distance, match, size
 from isobasin.matching.feedforward import FeedForwardMatch, match_feedforward
-from isobasin.matching.heads import assign, head_costs
+from isobasin.matching.heads import assign, head_costs, head_permutation
 from isobasin.matching.inputs import Moments, weighted
-from isobasin.model import Blocks, Digest, batches, read_blocks, stacked
+from isobasin.model import Blocks, batches, read_blocks, stacked
 from isobasin.symmetries.feedforward import FeedForwardElement
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
