@@ -22,8 +22,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-# Steps at which eigenvectors are computed anew: the Grams change little, and less and less.
-_REFRESH = frozenset((0, 4, 10, 18, 30, 46, 66, 90))
+# Steps at which eigenvectors are computed anew: the Grams change little, and a preconditioner need not be exact.
+_REFRESH = frozenset((0, 8, 24, 56))
 # Conjugate-gradient steps in one step, and their relative accuracy.
 _CG_STEPS = 16
 _CG_TOLERANCE = 0.2
@@ -33,6 +33,9 @@ _CG_TOLERANCE = 0.2
 RADIUS = 0.05
 # A start that is further above its rival than this many of its last falls is given up.
 _HOPE = 30.0
+# Two starts whose factors are this near to each other, in units of `||B'||² / n`, end at one minimum, and the lower is
+# followed: between minima at least one of n directions has turned.
+_SAME = 0.5
 # How often, and by how much, a step that didn't lower f is shortened before it is looked for anew.
 _RETRIES, _SHORTER = 3, 0.3
 
@@ -110,7 +113,7 @@ def descend(problems: Problems, rivals: Tensor, max_iterations: int, tolerance: 
     Args:
         problems: All of a batch, where they begin; they are moved.
         rivals: Which other one is the same problem from another start, or -1, `(b)`: of the two only the lower has to
-            be followed to its end.
+            be followed to its end, and one once they are at the same place.
         max_iterations: Steps at most.
         tolerance: Of f.
     """
@@ -127,10 +130,27 @@ def descend(problems: Problems, rivals: Tensor, max_iterations: int, tolerance: 
         on = _step(going, step in _REFRESH, tolerance)
         u[going.index], known[going.index] = going.u, going.f
         above = going.f - known[rivals[going.index]]
-        on &= ~(above > _HOPE * (before - going.f).maximum(tolerance * going.f))
+        on &= ~(above > _HOPE * (before - going.f).maximum(tolerance * going.f)) & ~_met(going, rivals)
         going = going.only(on)
     converged[going.index] = False
     return Found(u, known[:-1], iterations, converged)
+
+
+def _met(p: Problems, rivals: Tensor) -> Tensor:
+    """Which have come to where their lower rival is, too."""
+    here = torch.arange(len(p.f), device=p.f.device)
+    # The last entry is that of no rival.
+    place = torch.full((len(rivals) + 1,), -1, device=here.device)
+    place[p.index] = here
+    other = place[rivals[p.index]]
+    one = (other > here).nonzero().squeeze(-1)
+    other = other[one]
+    apart = squares(p.left[one] - p.left[other]) + squares(p.right[one] - p.right[other])
+    size = squares(p.left[one]) + squares(p.right[one])
+    higher = torch.where(p.f[one] > p.f[other], one, other)
+    met = torch.zeros_like(p.f, dtype=torch.bool)
+    met[higher[p.u.shape[-1] * apart < _SAME * size]] = True
+    return met
 
 
 def _step(p: Problems, fresh: bool, tolerance: float) -> Tensor:

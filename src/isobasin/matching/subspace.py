@@ -185,7 +185,7 @@ def balanced_start(core: Core) -> Tensor:
     return (to_b @ polar(left + right) @ undo_a).mT
 
 
-def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 1e-7) -> SubspaceSolution:
+def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 5e-8) -> SubspaceSolution:
     """Minimise (1) by Newton steps in a trust region (`isobasin.matching.newton`), from starts in closed form.
 
     (1) is not convex. Near a pair of equal functions least squares on one side is the planted map already, or next
