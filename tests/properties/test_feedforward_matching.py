@@ -11,8 +11,10 @@ from hypothesis import given, strategies as st
 from test_feedforward import element, make_block
 from torch import Tensor
 
-from isobasin.matching import feedforward as matching
+from isobasin.matching import feedforward as matching, nearest
+from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.matching.feedforward import distance, match_feedforward, unit_sizes
+from isobasin.matching.nearest import plain_partners
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.testing.strategies import conditions, seeds
 
@@ -130,11 +132,39 @@ def test_the_scalar_problem_is_solved_to_its_global_minimum(m: int, size: float)
     assert bool((slope.abs() <= 1e-9 * (w + p.abs() + m * (1 + q.abs() * w**m) * w ** (-2 * m - 1))).all())
 
 
+@given(st.sampled_from(KINDS), seeds(), seeds(), st.sampled_from([0.0, 0.05]), st.integers(0, 2))
+def test_plain_partners_are_those_of_least_cost(
+    kind: tuple[str, bool], seed: int, other: int, noise: float, strangers: int
+):
+    """As by the costs of all pairs: of near units, some that aren't, and two that float32 can't tell apart."""
+    block, far = (make_block(kind[0], 64, 24, s, gated=kind[1], bias=False) for s in (seed, seed + 1))
+    for name, rows in block.weights.tensors().items():
+        rows[1] = rows[0] + 1e-6 * getattr(far.weights, name)[0]
+    parts = {name: rows + noise * getattr(far.weights, name) for name, rows in block.weights.tensors().items()}
+    for name, rows in parts.items():
+        rows[2 : 2 + strangers] = getattr(far.weights, name)[:strangers]
+    moved = block.group.act(element(block.group, other, 10.0), FeedForwardWeights(**parts))
+    a, b = matching.branches(block.weights), matching.branches(moved)
+    found = plain_partners(a, b, lambda i, j: matching._distances(block.group, a, b, i, j))
+    assert found is not None
+    assert {0, 1} <= set(found[1].tolist())
+    assert len(found[1]) <= 2 + strangers
+    least = linear_sum_assignment(matching._costs(block.group, a, b))[1]
+    assert matching._partners(block.group, a, b).tolist() == least.tolist()
+
+
+def test_unlike_units_are_no_plain_partners():
+    a, b = (matching.branches(make_block("silu", 64, 24, seed, gated=True).weights) for seed in (1, 2))
+    group = make_block("silu", 64, 24, 1, gated=True).group
+    assert plain_partners(a, b, lambda i, j: matching._distances(group, a, b, i, j)) is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_make_no_difference(kind: tuple[str, bool], monkeypatch: pytest.MonkeyPatch):
     a, b = (make_block(kind[0], 9, 4, seed, gated=kind[1]) for seed in (7, 8))
     whole = match_feedforward(a.group, a.weights, b.weights).element
     monkeypatch.setattr(matching, "_PAIRS", 20)
+    monkeypatch.setattr(nearest, "_PAIRS", 20)
     pieces = match_feedforward(a.group, a.weights, b.weights).element
     for name, part in whole.tensors().items():
         torch.testing.assert_close(part, pieces.tensors()[name], rtol=1e-10, atol=0)

@@ -26,6 +26,7 @@ from isobasin.bounds import VANISHING
 from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
+from isobasin.matching.nearest import plain_partners
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.permutation import nested
 
@@ -75,14 +76,8 @@ def match_feedforward(
         element = _match_experts(group, reference, model)
         return FeedForwardMatch(element, group.act(element, model))
     a, b = (branches(w if moments is None else weighted(w, moments)) for w in (reference, model))
-    # The distance needs no more than inner products; the norms of the reference's rows are a constant.
-    order = torch.from_numpy(linear_sum_assignment(_costs(group, a, b))[1]).to(model.up.device)
-    rows = {name: branch[order] for name, branch in b.items()}
-    pairs = _Pairs(
-        {name: branch.square().sum(-1) for name, branch in rows.items()},
-        {name: (branch * rows[name]).sum(-1) for name, branch in a.items()},
-    )
-    up, gate = _scales(group, pairs, _SWEEPS)
+    order = _partners(group, a, b)
+    up, gate = _scales(group, _couples(a, b, slice(None), order), _SWEEPS)
     element = group.identity((), order.device).having({"permutation": order, "up": up, "gate": gate})
     return FeedForwardMatch(element, group.act(element, model))
 
@@ -179,8 +174,7 @@ def _expert_costs(group: FeedForwardGroup, reference: FeedForwardWeights, model:
 def _least(group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights) -> float:
     """The least squared distance of two blocks' units over all moves."""
     a, b = branches(reference), branches(model)
-    costs = _costs(group, a, b)
-    return float(costs[linear_sum_assignment(costs)].sum()) + sum(float(x.square().sum()) for x in a.values())
+    return float(_distances(group, a, b, slice(None), _partners(group, a, b)).sum())
 
 
 def _probed_costs(group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights) -> Tensor:
@@ -212,12 +206,46 @@ class _Pairs:
     gamma: dict[str, Tensor]
 
 
+Rows = Tensor | slice
+"""Which units, by their numbers."""
+
+
+def _partners(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
+    """Which unit of the model each of the reference's gets: the assignment of least squared distance over scales."""
+    device = a["up"].device
+    plain = plain_partners(a, b, lambda i, j: _distances(group, a, b, i, j))
+    if plain is not None:
+        partners, rest = plain
+        # Where those in doubt take nobody's partner, no assignment costs less than all these together.
+        some = _costs(group, {name: branch[rest] for name, branch in a.items()}, b)
+        partners[rest] = torch.from_numpy(linear_sum_assignment(some)[1]).to(device)
+        if len(partners.unique()) == group.units:
+            return partners
+    return torch.from_numpy(linear_sum_assignment(_costs(group, a, b))[1]).to(device)
+
+
+def _couples(a: dict[str, Tensor], b: dict[str, Tensor], ours: Rows, theirs: Tensor) -> _Pairs:
+    """The pairs of some units of the reference and as many of the model."""
+    rows = {name: branch[theirs] for name, branch in b.items()}
+    gamma = {name: (branch[ours] * rows[name]).sum(-1) for name, branch in a.items()}
+    return _Pairs({name: branch.square().sum(-1) for name, branch in rows.items()}, gamma)
+
+
+def _distances(
+    group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor], ours: Rows, theirs: Tensor
+) -> Tensor:
+    """The least squared distances of such pairs over all scales, or where both branches have some, one that is near."""
+    pairs = _couples(a, b, ours, theirs)
+    own = sum(branch[ours].square().sum(-1) for branch in a.values())
+    return own + _value(group, pairs, *_scales(group, pairs, _COST_SWEEPS))
+
+
 def _costs(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> np.ndarray:
     """The least squared distance over scales of every pair of units, less the reference's norms, `(f, f)`."""
-    units = group.units
-    costs = np.empty((units, units))
+    units, others = len(a["up"]), len(b["up"])
+    costs = np.empty((units, others))
     eta = {name: branch.square().sum(-1) for name, branch in b.items()}
-    step = max(1, _PAIRS // units)
+    step = max(1, _PAIRS // others)
     for start in range(0, units, step):
         rows = slice(start, start + step)
         pairs = _Pairs(eta, {name: branch[rows] @ b[name].mT for name, branch in a.items()})

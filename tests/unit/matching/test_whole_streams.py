@@ -12,7 +12,7 @@ import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.matching.whole import descent
 from isobasin.matching.whole.folded import Folded
-from isobasin.verbs import blocks
+from isobasin.verbs import blocks, whole
 
 
 def matched(folder: Path, layers: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Counter[str], int, int]:
@@ -59,3 +59,20 @@ def test_what_is_held_does_not_grow_with_depth_and_a_sweep_reads_once(tmp_path, 
     assert set(turned.values()) == {sweeps}
     # From two starts, the second solver of heads takes over the units that the first one ended with.
     assert units == 5 * (sweeps - 2)
+
+
+@pytest.mark.parametrize(("share", "starts"), [(0.1, 1), (0.9, 2)])
+def test_other_starts_are_followed_unless_the_models_are_near(tmp_path, monkeypatch, share: float, starts: int):
+    a, b = (tiny("llama").save(tmp_path / str(seed), seed) for seed in (0, 1))
+    isobasin.interpolate(a, b, share, tmp_path / "between")
+    isobasin.scramble(tmp_path / "between", tmp_path / "moved", scope="model", verify=False)
+    begun: list[str] = []
+
+    def descend(pair, start, *others):
+        begun.append(start)
+        return descent.descend(pair, start, *others)
+
+    monkeypatch.setattr(whole, "descend", descend)
+    found = isobasin.align(a, tmp_path / "moved", scope="model", verify=False)
+    assert len(begun) == starts
+    assert found.stream.statistics.start == "embeddings"

@@ -44,7 +44,9 @@ class StreamFit:
         """Add one tensor of the reference and of the model, `(n, d)` float64, multiplied by a weight."""
         if self.group.basis is not Basis.linear:
             total = self._gains if role is Role.gain else self._cross
-            total.addmm_(theirs.mT, ours, alpha=weight**2)
+            # Where coordinates only change places, sums decide between them and become no entry of a map.
+            dtype = torch.float32 if self.group.basis.discrete else torch.float64
+            total.add_(theirs.mT.to(dtype) @ ours.to(dtype), alpha=weight**2)
             return
         side = self._sides[role]
         side.append(torch.cat([theirs, ours], -1) * weight)

@@ -56,6 +56,7 @@ class Pair:
         names: The tensors of either model that belong together, each once.
         shares: How much every tensor counts.
         folded: Both folded, their writers evened by the shares, as blocks that can be matched.
+        size: The squares of the reference's tensors, every one by its share.
         before: How far apart they are as they are.
         device: Where they are.
     """
@@ -67,6 +68,7 @@ class Pair:
     names: tuple[tuple[str, str], ...]
     shares: Shares
     folded: tuple[Folded, Folded]
+    size: float
     before: Apart
     device: str
 
@@ -84,17 +86,17 @@ class Pair:
             axes[x.tensor] = (*axes.get(x.tensor, ()), (x, y))
         ours, theirs = (Folded.of(each, s, device) for each, s in zip((a, b), streams, strict=True))
         names = tuple(_compared(axes, ours, theirs))
-        plain = cls(a, b, streams, axes, names, Shares((), {}), (ours, theirs), Apart(), device)
+        plain = cls(a, b, streams, axes, names, Shares((), {}), (ours, theirs), 0.0, Apart(), device)
         sizes, gaps = dict.fromkeys((x for x, _ in names), 0.0), dict.fromkeys((x for x, _ in names), 0.0)
         for x, one, other in plain._couples(map(theirs.read, _shapes(theirs)), theirs):
             sizes[x] += 0.0 if one is None else float(one.square().sum())
             gaps[x] += plain._gap(x, one, other)
         shares = Shares.of(ours, sizes)
         factors = shares.factors(ours)
-        gaps = {x: gap * factors.get(x, 1.0) ** 2 for x, gap in gaps.items()}
+        sizes, gaps = ({x: y * factors.get(x, 1.0) ** 2 for x, y in each.items()} for each in (sizes, gaps))
         evened = replace(ours, factors=factors), replace(theirs, factors=shares.factors(theirs))
         shared = replace(plain, shares=shares, folded=evened)
-        return replace(shared, before=shared._summed(gaps))
+        return replace(shared, size=shared._summed(sizes).squares, before=shared._summed(gaps))
 
     @property
     def unlike(self) -> int:
