@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
         Targets as Targets,
     )
     from isobasin.errors import IsobasinError as IsobasinError
+    from isobasin.execution.cluster import Cluster as Cluster
+    from isobasin.execution.local import Processes as Processes
+    from isobasin.execution.tasks import Engine as Engine, Failure as Failure, Listener as Listener, Task as Task
     from isobasin.matching.attention import Match as Match, match as match
     from isobasin.matching.circuits import Degeneracy as Degeneracy
     from isobasin.model import Blocks as Blocks
@@ -108,6 +111,9 @@ _HOMES = {
     "certification.certify": "BlockCertificate Certificate certify",
     "choices": "HeadCost Method Objective Readout Scope Space Targets",
     "errors": "IsobasinError",
+    "execution.cluster": "Cluster",
+    "execution.local": "Processes",
+    "execution.tasks": "Engine Failure Listener Task",
     "matching.attention": "Match match",
     "matching.circuits": "Degeneracy",
     "model": "Blocks",

@@ -202,10 +202,10 @@ class Redrawn(Choice):
 
 
 class Runner(Choice):
-    """What runs the cells of an experiment."""
+    """What runs the cells of an experiment, or the matching of two models' blocks."""
 
     local = "local", "this machine"
-    ray = "ray", "a cluster"
+    ray = "ray", "a cluster of machines that share a file system"
 
 
 _PAGE = """# Choices

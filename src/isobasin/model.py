@@ -351,9 +351,9 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[
             yield Checkpoint.open(folder)
 
 
-def opened(name: str, folder: str | os.PathLike[str]) -> Model:
+def opened(name: str, folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Model:
     """The model in a folder of our own, such as one that is being written."""
-    return Model.of(Canonical.of(name, Checkpoint.open(folder)))
+    return Model.of(Canonical.of(name, Checkpoint.open(folder, allow_pickle=allow_pickle)))
 
 
 def batches(blocks: Sequence[AttentionBlock], limit: int = _BATCH_BYTES) -> Iterator[list[int]]:

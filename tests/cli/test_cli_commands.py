@@ -14,6 +14,8 @@ from typer.testing import Result
 
 from isobasin.alignment import Alignment
 from isobasin.architectures.registry import families
+from isobasin.execution.cluster import Cluster
+from isobasin.execution.local import Here, Processes
 from isobasin.verbs.settings import chosen_device
 
 Cli = Callable[..., Result]
@@ -377,3 +379,41 @@ def test_check_lists_conflicts_with_its_exit_code(cli: Cli, models: dict[str, Pa
     assert "configuration: n_head is" in other.stdout
     assert cli("check", models["a"], models["a"].parent / "nothing").exit_code == 2
     assert cli("check", models["a"]).exit_code == 2
+
+
+def test_align_by_other_processes_gives_the_same_files(
+    cli: Cli, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[object] = []
+
+    def run(engine: object, *work: Any) -> None:
+        asked.append(engine)
+        Here().run(*work)
+
+    for engine in (Processes, Cluster):
+        monkeypatch.setattr(engine, "run", run)
+    pair = (models["a"], models["b"], "--no-verify", "--threads", "1")
+    here, there, far = (tmp_path / name for name in ("here", "there", "far"))
+    cli("align", *pair, "-o", here)
+    assert asked == []
+    for out, options in ((there, ("--workers", "2")), (far, ("--engine", "ray", "--ray-address", "x:1"))):
+        result = cli("align", *pair, "-o", out, *options)
+        assert result.exit_code == 0, result.stderr
+        for file in here.iterdir():
+            assert (out / file.name).read_bytes() == file.read_bytes()
+    gpus = int(chosen_device("auto") == "cuda")
+    assert asked == [Processes(2, 1), Cluster(None, "x:1", threads=1, gpus=gpus)]
+
+
+def test_engines_that_align_refuses(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    pair = (models["a"], models["b"], "-o", tmp_path / "out")
+    for options, problem in (
+        (("--scope", "model", "--engine", "ray"), "--scope model matches every block by what the others became"),
+        (("--ray-address", "x:1"), "--ray-address goes with --engine ray"),
+        (("--workers", "0"), "--workers"),
+        (("--threads", "100000"), "threads"),
+    ):
+        result = cli("align", *pair, *options)
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+        assert problem in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from isobasin.choices import Device, Dtype, HeadCost, Method, Objective, Scope
+from isobasin.choices import Device, Dtype, HeadCost, Method, Objective, Runner, Scope
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.engines import engine_of
 from isobasin.cli.examples import examples_for
 
 EXAMPLE = "isobasin align runs/seed0 runs/seed1 -o runs/seed1-aligned"
@@ -33,6 +34,10 @@ def align(
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
+    engine: options.Engine = Runner.local,
+    ray_address: options.RayAddress = None,
+    workers: options.Workers = None,
+    threads: options.Threads = None,
     device: options.Device = Device.auto,
     dtype: options.Dtype = Dtype.keep,
     max_condition: Annotated[
@@ -52,7 +57,10 @@ def align(
     arguments = options.given(locals())
     with working("reading") as progress:
         from isobasin.verbs.align import align
+        from isobasin.verbs.settings import chosen_device
 
+        place = chosen_device(device)
+        runs = engine_of(**{name: arguments.pop(name) for name in options.ENGINE}, device=place)
         calibration = None
         asked = {name: arguments.pop(name) for name in options.DATA}
         if data is not None:
@@ -61,7 +69,7 @@ def align(
             from isobasin.refinement.calibration import DataCalibration
 
             calibration = DataCalibration(examples_for(reference, asked, allow_pickle), device)
-        found = align(**arguments, calibration=calibration, progress=progress)
+        found = align(**arguments, calibration=calibration, engine=runs, progress=progress)
     verified = None if found.verified is None else found.verified.to_json()
     if as_json:
         show_json({"output": str(output), "verified": verified, **found.to_json()})

@@ -11,11 +11,11 @@ import typer
 from isobasin.choices import Device, Runner
 from isobasin.cli import options
 from isobasin.cli.console import complain, console, quiet, show, show_json, show_path
+from isobasin.cli.engines import engine_of
 from isobasin.cli.tables import table
 from isobasin.signals import Terminated
 
 if TYPE_CHECKING:
-    from isobasin.execution.tasks import Engine
     from isobasin.experiments.run import Experiment, Summary
 
 EXAMPLE = "isobasin experiment run digits --smoke -o digits-smoke"
@@ -53,16 +53,10 @@ def run(
             "--output", "-o", metavar="OUT", help="Folder for the results; an earlier run in it is continued."
         ),
     ] = None,
-    engine: Annotated[Runner, options.choose("--engine", Runner)] = Runner.local,
-    ray_address: Annotated[
-        str | None,
-        typer.Option("--ray-address", metavar="ADDRESS", help="Of the Ray cluster; by default one is started here."),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Cells at once: that many processes, or tasks of Ray."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of each cell.")] = None,
+    engine: options.Engine = Runner.local,
+    ray_address: options.RayAddress = None,
+    workers: options.Workers = None,
+    threads: options.Threads = None,
     device: options.Device = Device.auto,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Make all of it tiny and the data up, to see in seconds that it runs.")
@@ -81,6 +75,7 @@ def run(
     folder = output or Path(f"experiment-{Path(configuration).stem}{'-smoke' if smoke else ''}")
     with quiet():
         from isobasin.cli.experiment_progress import watching
+        from isobasin.execution.local import Here
         from isobasin.experiments.configuration import read
         from isobasin.experiments.data import data_root
         from isobasin.experiments.run import Experiment, run
@@ -88,7 +83,7 @@ def run(
         from isobasin.verbs.settings import chosen_device
 
         place = chosen_device(device)
-        runs = _engine(engine, ray_address, workers, threads, place, folder)
+        runs = engine_of(engine, ray_address, workers, threads, place, folder) or Here()
         found = Experiment.begin(read(configuration), folder, smoke=smoke, only=only or ())
         cells = found.cells(only or ())
         try:
@@ -98,21 +93,6 @@ def run(
             console(stderr=True).print("What is done is kept: the same command goes on from here.", soft_wrap=True)
             raise
     _show_summary(found, summary, time.monotonic() - began, as_json)
-
-
-def _engine(
-    name: Runner, address: str | None, workers: int | None, threads: int | None, device: str, folder: Path
-) -> Engine:
-    if name is Runner.ray:
-        from isobasin.execution.cluster import Cluster
-
-        gpus = 1 if device == "cuda" else 0
-        return Cluster(folder.resolve(), address=address, threads=threads or 1, gpus=gpus, workers=workers)
-    if address is not None:
-        raise typer.BadParameter("--ray-address goes with --engine ray")
-    from isobasin.execution.local import Here, Processes
-
-    return Here(threads) if workers in (None, 1) else Processes(workers, threads)
 
 
 def _show_summary(found: Experiment, summary: Summary, seconds: float, as_json: bool) -> None:

@@ -14,6 +14,9 @@ from isobasin import choices
 DATA = ("data", "split", "name", "columns", "max_examples", "length", "task", "tokenizer")
 """The options that say which data are read, and how."""
 
+ENGINE = ("engine", "ray_address", "workers", "threads")
+"""Those that say what runs tasks."""
+
 Record = TypeVar("Record")
 
 
@@ -84,6 +87,16 @@ CommonRows = Annotated[
     bool,
     typer.Option("--common-rows", help="Average the leading rows that tables have in common; A's further rows stay."),
 ]
+Engine = Annotated[choices.Runner, choose("--engine", choices.Runner)]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", metavar="ADDRESS", help="Of the Ray cluster; by default one is started here."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, help="Tasks at once: that many processes, or tasks of Ray."),
+]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of each process.")]
 Data = Annotated[
     str,
     typer.Option(

@@ -1,4 +1,4 @@
-"""An engine on a Ray cluster. Its machines share the folder of results."""
+"""An engine on a Ray cluster, whose machines share a file system."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Cluster:
     """Runs tasks on a Ray cluster; one whose process or machine dies is begun again elsewhere.
 
     Attributes:
-        folder: Where the tasks read and write; every machine of the cluster has it under this path.
+        folder: Where the tasks write; every machine of the cluster has it under this path. None if they write nothing.
         address: Of the cluster; None takes what RAY_ADDRESS says, or starts one for the time of the run. That one
             listens on this machine alone, to whoever has its token.
         threads: Cores of one task, and threads of torch in it.
@@ -45,7 +45,7 @@ class Cluster:
         workers: Most tasks at once; None for as many as the cluster has room for.
     """
 
-    folder: Path
+    folder: Path | None = None
     address: str | None = None
     threads: int = 1
     gpus: float = 0
@@ -67,7 +67,8 @@ class Cluster:
         with _connected(ray, address):
             if address == _LOCAL:
                 self._check_fits(ray)
-            _check_shared(ray, self.folder)
+            if self.folder is not None:
+                _check_shared(ray, self.folder)
             remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=_RETRIES)(_work)
             self._run(ray, lambda task: remote.remote(function, task.payload, self.threads), schedule)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import time
@@ -114,12 +115,12 @@ class _Worker:
         self.task, self.attempt = task, number
         # Reading from a process that died while it was idle fails as well: there it is handled.
         with suppress(OSError):
-            self.connection.send((function, task.payload))
+            _send(self.connection, (function, task.payload))
 
     def dismiss(self) -> None:
         """Let it end by itself."""
         with suppress(OSError):
-            self.connection.send(None)
+            _send(self.connection, None)
         self.process.join(_GRACE)
 
     def ask_to_end(self) -> None:
@@ -153,7 +154,7 @@ def _listen(worker: _Worker, schedule: Schedule, listener: Listener, again: dequ
     task = worker.task
     assert task is not None
     try:
-        message: Any = worker.connection.recv()
+        message = _receive(worker.connection)
     except (EOFError, OSError):
         worker.end()
         if worker.attempt < _ATTEMPTS:
@@ -167,6 +168,15 @@ def _listen(worker: _Worker, schedule: Schedule, listener: Listener, again: dequ
     else:
         listener.progress(task, *message)
     return True
+
+
+def _send(connection: Connection[Any, Any], thing: Any) -> None:
+    """Send something by its value: what a connection itself makes of a tensor is gone with the process that made it."""
+    connection.send_bytes(pickle.dumps(thing))
+
+
+def _receive(connection: Connection[Any, Any]) -> Any:
+    return pickle.loads(connection.recv_bytes())
 
 
 def _cause(code: int | None) -> str:
@@ -194,16 +204,16 @@ def _serve(connection: Connection[Any, Any], threads: int) -> None:
         stop_if_asked()
         if time.monotonic() - last >= _REPORT_EVERY:
             last = time.monotonic()
-            connection.send((what, done, total))
+            _send(connection, (what, done, total))
 
     while True:
         stop_if_asked()
         try:
-            work = connection.recv()
+            work = _receive(connection)
             if work is None:
                 return
             function, payload = work
-            connection.send(attempt(function, payload, progress))
+            _send(connection, attempt(function, payload, progress))
         except (EOFError, BrokenPipeError):
             return
 

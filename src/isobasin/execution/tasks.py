@@ -42,11 +42,13 @@ class Failure:
         message: One line.
         trace: The traceback of an unexpected error, or "".
         because: Key of the failed task that this one needs; "" if it failed itself.
+        error: What it refused, as it was raised; None if it failed otherwise.
     """
 
     message: str
     trace: str = ""
     because: str = ""
+    error: IsobasinError | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def attempt(function: Function, payload: Any, progress: Progress) -> Success | F
     try:
         return Success(function(payload, progress))
     except IsobasinError as error:
-        return Failure(one_line(str(error)))
+        return Failure(one_line(str(error)), error=error)
     except Exception as error:
         return Failure(one_line(f"unexpected {type(error).__name__}: {error}"), traceback.format_exc())
 

@@ -15,11 +15,14 @@ from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
 from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.digest import Digest
+from isobasin.errors import IsobasinError
+from isobasin.execution.tasks import Engine
 from isobasin.model import Blocks, Model, Source, TensorBlocks, open_pair
 from isobasin.verbs.apply import Moving, acting, write_moving
-from isobasin.verbs.blocks import BlockMatching
+from isobasin.verbs.blocks import BlockMatching, contents
 from isobasin.verbs.inputs import fold_inputs, inputs_of
 from isobasin.verbs.settings import Calibration, Matching, Progress, Running, silent
+from isobasin.verbs.spread import match_on
 from isobasin.verbs.whole import match_whole
 
 
@@ -40,6 +43,7 @@ def align(
     force: bool = False,
     allow_pickle: bool = False,
     calibration: Calibration | None = None,
+    engine: Engine | None = None,
     progress: Progress = silent,
 ) -> Alignment:
     """Find the move that brings `model` nearest to `reference` without changing what it computes.
@@ -72,6 +76,9 @@ def align(
         allow_pickle: Load pickled weights, with `weights_only`.
         calibration: Data (`isobasin.refinement.calibration.DataCalibration`), which objective "activations" needs;
             with scope "model" they give the residual stream a further start and choose among several.
+        engine: Matches blocks as tasks, in several processes (`isobasin.Processes`) or on a cluster of machines that
+            share the files (`isobasin.Cluster`); not with scope "model". None matches them in this process. What is
+            found is the same to the bit where tasks have as many threads, and the machines the same processors.
         progress: Called as the work goes on.
 
     Returns:
@@ -85,16 +92,19 @@ def align(
         Method(method), HeadCost(head_cost), max_condition, Scope(scope), keep_gains, Objective(objective)
     )
     running = Running(device, dtype, verify, force, progress)
+    if engine is not None and matching.scope is Scope.model:
+        problem = "matches every block by what the others became, in one process"
+        raise IsobasinError(f"--scope model {problem}: leave out --engine and --workers")
     with open_pair(reference, model, feedforward=matching.feedforward, allow_pickle=allow_pickle) as (a, b):
         if output is None:
-            return match_models(a, b, matching, running, calibration)
+            return _matched(a, b, matching, running, calibration, engine)
         check_output(output, [a.checkpoint.folder, b.checkpoint.folder], force)
         # The written model is verified as a whole: its blocks need no check of their own.
         unchecked = replace(running, verify=False)
-        if matching.scope is Scope.model:
-            moving = acting(match_models(a, b, matching, unchecked, calibration), b, running)
-        else:
+        if engine is None and matching.scope is not Scope.model:
             moving = _moving(a, b, matching, unchecked, calibration)
+        else:
+            moving = acting(_matched(a, b, matching, unchecked, calibration, engine), b, running)
         return write_moving(moving, b, Path(output), running, [a.checkpoint.folder])
 
 
@@ -104,6 +114,16 @@ def _moving(a: Model, b: Model, matching: Matching, running: Running, calibratio
     blocks = BlockMatching(a, b, matching, running, inputs_of(a, matching, calibration), digests)
     found = yield from blocks.moving()
     return replace(found, provenance=_facts(a, b, matching, running, [digest.hexdigest() for digest in digests]))
+
+
+def _matched(
+    a: Model, b: Model, matching: Matching, running: Running, calibration: Calibration | None, engine: Engine | None
+) -> Alignment:
+    """Match two models, in this process or as tasks of an engine."""
+    if engine is None:
+        return match_models(a, b, matching, running, calibration)
+    found, digests = match_on(engine, a, b, matching, running, inputs_of(a, matching, calibration))
+    return replace(found, provenance=_facts(a, b, matching, running, digests))
 
 
 def align_tensors(
@@ -170,7 +190,7 @@ def match_models(
         for how in dict.fromkeys((quick, inside))
     ]
     found = match_whole(a, b, solvers, matching, running, calibration)
-    facts = _facts(a, b, matching, running, [_contents(blocks, matching) for blocks in (a, b)])
+    facts = _facts(a, b, matching, running, [contents(blocks, matching) for blocks in (a, b)])
     return replace(found, provenance={**facts, "scope": str(matching.scope)})
 
 
@@ -187,16 +207,3 @@ def _facts(a: Blocks, b: Blocks, matching: Matching, running: Running, digests: 
         "objective": str(matching.objective),
         "device": running.device,
     }
-
-
-def _contents(blocks: Blocks, matching: Matching) -> str:
-    """SHA-256 of what is matched of a whole model."""
-    digest = Digest()
-    inside: set[str] = set()
-    for block in blocks.blocks():
-        digest.update(block, blocks.stored(block))
-        inside |= block.shapes().keys()
-    outer = [name for name in blocks.stream(keep_gains=matching.keep_gains).ordered() if name not in inside]
-    for index, name in enumerate(outer):
-        digest.add(f"stream.{index}", blocks.checked([name])[name])
-    return digest.hexdigest()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, starmap
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from isobasin.alignment import (
     condition_of,
     named,
 )
-from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.blocks import AttentionBlock, Block
 from isobasin.architectures.feedforwards import FeedForward
+from isobasin.choices import Scope
 from isobasin.digest import Digest
 from isobasin.errors import VerificationError
 from isobasin.matching import circuits, feedforward
@@ -31,6 +32,7 @@ from isobasin.matching.feedforward import FeedForwardMatch, match_feedforward
 from isobasin.matching.heads import assign, head_costs, head_permutation
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.model import Blocks, batches, read_blocks, stacked
+from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -42,6 +44,21 @@ Pair = tuple[AttentionWeights, AttentionWeights]
 Digests = tuple[Digest | None, Digest | None]
 Heads = tuple[Tensor, Tensor]
 """The outer and the inner permutation of heads."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is matched at once: attention blocks that are alike, or one feed-forward block.
+
+    Attributes:
+        attention: Indices of the attention blocks.
+        heads: Of each the head permutation that it shares with blocks of other parts; None where it shares none.
+        feedforward: Index of the feed-forward block; None where it is attention.
+    """
+
+    attention: tuple[int, ...] = ()
+    heads: tuple[Heads | None, ...] = ()
+    feedforward: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,7 @@ class BlockMatching:
         Raises:
             VerificationError: A move changes what a block computes.
         """
-        return self._alignment([(matched.move, matched.check) for matched in self._matched()])
+        return self.together([(matched.move, matched.check) for matched in self._matched()])
 
     def moving(self) -> Generator[dict[str, Tensor], None, Alignment]:
         """The tensors of every block after its move as soon as that is found, float64; at the end the alignment."""
@@ -102,9 +119,9 @@ class BlockMatching:
             done |= new.keys()
             # What is done with is not held while the next block is matched.
             del matched, new
-        return self._alignment(found)
+        return self.together(found)
 
-    def _alignment(self, found: Sequence[tuple[AnyMove, Verification | None]]) -> Alignment:
+    def together(self, found: Sequence[tuple[AnyMove, Verification | None]]) -> Alignment:
         """The moves of all blocks together, and the worst check."""
         elements = [move.element for move, _ in found]
         for first, *others in self.b.specification.ties:
@@ -115,48 +132,77 @@ class BlockMatching:
         verified = max(checks, key=lambda check: check.max_rel, default=None)
         return Alignment(self.b.specification.model_type, tuple(move for move, _ in found), {}, verified)
 
+    def parts(self) -> list[Part]:
+        """What is matched at once, attention first; each by itself, whatever becomes of the others."""
+        blocks, heads = self.b.specification.attention, self._tied_heads()
+        units = len(self.b.feedforwards()) if self.matching.feedforward else 0
+        attention = [Part(tuple(batch), tuple(heads.get(index) for index in batch)) for batch in batches(blocks)]
+        return [*attention, *(Part(feedforward=index) for index in range(units))]
+
+    def blocks_of(self, part: Part) -> list[Block]:
+        """The reference's blocks of one part."""
+        if part.feedforward is not None:
+            return [self.a.feedforwards()[part.feedforward]]
+        return [self.a.specification.attention[index] for index in part.attention]
+
+    def matched(self, part: Part, elements: Sequence[AttentionElement] = ()) -> Iterator[Matched]:
+        """Match the blocks of one part.
+
+        Args:
+            part: Which.
+            elements: What the elements of its attention blocks are written to; by default new ones.
+
+        Raises:
+            VerificationError: A move changes what a block computes.
+        """
+        if part.feedforward is None:
+            yield from self._attention(part, elements or self._elements(part))
+        else:
+            yield self._feedforward(part.feedforward)
+
+    def _elements(self, part: Part) -> list[AttentionElement]:
+        return [self.b.specification.attention[index].group.identity() for index in part.attention]
+
     def _matched(self) -> Iterator[Matched]:
         """Match all blocks, attention first."""
-        ours, theirs = (m.feedforwards() if self.matching.feedforward else () for m in (self.a, self.b))
-        pairs = list(zip(ours, named(FEEDFORWARD, theirs), strict=True))
-        steps = len(self.b.specification.attention) + len(pairs)
-        self.running.progress("matching", 0, steps)
-        for done, matched in enumerate(chain(self._attention(), starmap(self._feedforward, pairs)), start=1):
+        parts = self.parts()
+        # What is kept is allocated before the large temporaries, which could not be returned to the system around it.
+        elements = [self._elements(part) for part in parts]
+        done, steps = 0, sum(len(self.blocks_of(part)) for part in parts)
+        self.running.progress("matching", done, steps)
+        for matched in chain.from_iterable(map(self.matched, parts, elements)):
             yield matched
             del matched
+            done += 1
             self.running.progress("matching", done, steps)
 
-    def _attention(self) -> Iterator[Matched]:
-        """Match the attention blocks, those that are alike together."""
+    def _attention(self, part: Part, elements: Sequence[AttentionElement]) -> Iterator[Matched]:
+        """Match attention blocks that are alike."""
         blocks = self.b.specification.attention
-        # What is kept is allocated before the large temporaries, which could not be returned to the system around it.
-        elements = [block.group.identity() for block in blocks]
         names = [name for name, _ in named(ATTENTION, blocks)]
-        heads = self._tied_heads()
-        for batch in batches(blocks):
-            group, moments = blocks[batch[0]].group, self._moments(batch)
-            some = [[model.specification.attention[index] for index in batch] for model in (self.a, self.b)]
-            ours, theirs = ([self._stored(i, block) for block in each] for i, each in enumerate(some))
-            reference, moving = (
-                stacked(each, stored, self.running.device) for each, stored in zip(some, (ours, theirs), strict=True)
-            )
-            found = match(
-                group,
-                reference,
-                moving,
-                order=self._order(group, reference, moving, moments, [heads.get(i) for i in batch]),
-                moments=moments,
-                method=self.matching.method,
-                head_cost=self.matching.head_cost,
-                max_condition=self.matching.limit(self._dtype),
-            )
-            statistics = self._statistics(group, found, reference, moving)
-            for position, index in enumerate(batch):
-                elements[index].copy_(found.element[position])
-                compare = partial(compare_blocks, group, moving[position], found.moved[position])
-                check = self._checked(blocks[index].name, compare)
-                move = Move(names[index], group, elements[index], statistics[position])
-                yield Matched(move, check, partial(blocks[index].write, theirs[position], found.moved[position]))
+        group, moments = blocks[part.attention[0]].group, self._moments(part.attention)
+        some = [[model.specification.attention[index] for index in part.attention] for model in (self.a, self.b)]
+        ours, theirs = ([self._stored(i, block) for block in each] for i, each in enumerate(some))
+        reference, moving = (
+            stacked(each, stored, self.running.device) for each, stored in zip(some, (ours, theirs), strict=True)
+        )
+        found = match(
+            group,
+            reference,
+            moving,
+            order=self._order(group, reference, moving, moments, part.heads),
+            moments=moments,
+            method=self.matching.method,
+            head_cost=self.matching.head_cost,
+            max_condition=self.matching.limit(self._dtype),
+        )
+        statistics = self._statistics(group, found, reference, moving)
+        for position, index in enumerate(part.attention):
+            elements[position].copy_(found.element[position])
+            compare = partial(compare_blocks, group, moving[position], found.moved[position])
+            check = self._checked(blocks[index].name, compare)
+            move = Move(names[index], group, elements[position], statistics[position])
+            yield Matched(move, check, partial(blocks[index].write, theirs[position], found.moved[position]))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -231,9 +277,9 @@ class BlockMatching:
             rows.append(Statistics(before[i], after[i], bound, int(found.iterations[i]), status, rounding[i]))
         return rows
 
-    def _feedforward(self, ours: FeedForward, theirs: tuple[str, FeedForward]) -> Matched:
-        """Match one feed-forward block, of the model with what moves call it."""
-        name, block = theirs
+    def _feedforward(self, index: int) -> Matched:
+        """Match one feed-forward block."""
+        ours, (name, block) = self.a.feedforwards()[index], named(FEEDFORWARD, self.b.feedforwards())[index]
         stored = [self._stored(i, each) for i, each in enumerate((ours, block))]
         reference, model = (b.read(s, self.running.device) for b, s in zip((ours, block), stored, strict=True))
         moments = at(self.inputs, [ours], self.running.device)
@@ -274,3 +320,16 @@ def _weighted(a: AttentionWeights, b: AttentionWeights, moments: Moments | None)
 def _is_rounding(after: float, size: float, eps: float) -> bool:
     """Whether a distance that is left is rounding of weights of this size, and no more."""
     return after <= size * min(max(1e-9, 20 * eps), 1e-3)
+
+
+def contents(blocks: Blocks, matching: Matching) -> str:
+    """SHA-256 of what is matched of a model: its blocks and, of a whole model, what lies between them."""
+    digest = Digest()
+    inside: set[str] = set()
+    for block in blocks.blocks(feedforward=matching.feedforward):
+        digest.update(block, blocks.stored(block))
+        inside |= block.shapes().keys()
+    along = blocks.stream(keep_gains=matching.keep_gains).ordered() if matching.scope is Scope.model else ()
+    for index, name in enumerate(name for name in along if name not in inside):
+        digest.add(f"stream.{index}", blocks.checked([name])[name])
+    return digest.hexdigest()

@@ -101,6 +101,23 @@ def sabotaged(payload: Any, progress: Progress, *, function: Function, signs: Pa
     return function(payload, progress)
 
 
+def killed_once(payload: Any, progress: Progress, *, function: Function, mark: Path) -> Any:
+    """Do a task; the first that begins anywhere is killed."""
+    die_once(mark)
+    return function(payload, progress)
+
+
+def met_and_killed(payload: Any, progress: Progress, *, function: Function, signs: Path) -> Any:
+    """Do a task once two machines have one; the first that goes on is killed."""
+    import ray
+
+    (signs / f"on-{ray.get_runtime_context().get_node_id()}").touch()
+    end = time.monotonic() + _PATIENCE
+    while len(list(signs.glob("on-*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    return killed_once(payload, progress, function=function, mark=signs / "died")
+
+
 def wait_for_the_loss(signs: Path) -> None:
     """Say on which machine this is, and wait until one is lost."""
     import ray

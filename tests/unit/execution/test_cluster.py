@@ -19,8 +19,11 @@ from typing import Any
 
 import chores
 import pytest
+import torch
 from chores import Heard, Seen, chore
 
+import isobasin
+from isobasin.architectures.examples import tiny
 from isobasin.choices import Redrawn
 from isobasin.errors import DependencyError, IsobasinError
 from isobasin.execution import cluster
@@ -33,6 +36,8 @@ from isobasin.experiments.data import data_root
 from isobasin.experiments.run import Experiment, run
 from isobasin.experiments.settings import AblationSettings
 from isobasin.experiments.work import RunOptions
+from isobasin.model import batches
+from isobasin.verbs import blocks
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,17 @@ class Sabotaged:
 
     def run(self, tasks: Sequence[Task], function: Function, listener: Listener) -> None:
         self.cluster.run(tasks, partial(chores.sabotaged, function=function, signs=self.signs), listener)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A cluster whose machines all get a task, and where the first task to begin afterwards loses its process."""
+
+    cluster: Cluster
+    signs: Path
+
+    def run(self, tasks: Sequence[Task], function: Function, listener: Listener) -> None:
+        self.cluster.run(tasks, partial(chores.met_and_killed, function=function, signs=self.signs), listener)
 
 
 def begun(folder: Path) -> Experiment:
@@ -107,6 +123,31 @@ def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again(machines:
     assert len(records(there)) == 4
     assert records(there) == records(here)
     assert not list((tmp_path / "ray" / "cells").glob(".*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("model", "scope"), [("llama", "block"), ("gpt2", "attention")])
+def test_two_machines_and_a_killed_worker_align_to_the_same_bytes(
+    model: str, scope: str, machines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    second = machines.add_node(num_cpus=1)
+    machines.wait_for_nodes()
+    monkeypatch.setattr(blocks, "batches", partial(batches, limit=1))
+    for seed, name in enumerate("ab"):
+        folder = tmp_path / name
+        tiny(model).build(seed, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size="8KB")
+    a, b, here, there, signs = (tmp_path / name for name in ("a", "b", "here", "there", "signs"))
+    signs.mkdir()
+    isobasin.align(a, b, here, scope=scope)
+    try:
+        isobasin.align(a, b, there, scope=scope, engine=Meeting(Cluster(address=machines.address), signs))
+    finally:
+        machines.remove_node(second)
+    assert len(list(signs.glob("on-*"))) == 2
+    assert (signs / "died").exists()
+    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (here, there)]
+    assert len(files[0]) > 4
+    assert files[0] == files[1]
 
 
 @pytest.mark.long
