@@ -19,7 +19,7 @@ from isobasin.architectures.examples import tiny, variant
 from isobasin.architectures.tiny import randomise
 from isobasin.errors import ArchitectureError, CheckpointError, VerificationError
 from isobasin.inputs import model_inputs, named_outputs, promised
-from isobasin.loading import load
+from isobasin.loading import Plan, load
 from isobasin.verification import Distance, models
 from isobasin.verification.rounding import compact, dither
 
@@ -203,6 +203,28 @@ def test_a_rounding_is_equal_and_a_small_edit_is_not(dtype, tmp_path):
     found = isobasin.verify(stored, changed(stored, tmp_path / "noisy", noisy))
     assert not found.equal
     assert json.loads(json.dumps(found.to_json()))["rounding"]["rms"] == found.rounding.rms
+
+
+def test_rounding_is_measured_only_where_it_can_matter(tmp_path, monkeypatch):
+    """Where arithmetic explains a difference each model runs once; an edit is measured, from files read again."""
+    a = tiny("llama").save(tmp_path / "a", dtype=torch.float32)
+    moved = tmp_path / "moved"
+    isobasin.scramble(a, moved, verify=False)
+    edited = changed(a, tmp_path / "b", flipped("lm_head.weight"))
+    loads: list[Path] = []
+    load = Plan.load
+    monkeypatch.setattr(Plan, "load", lambda self, *how: (loads.append(self.checkpoint.folder), load(self, *how))[1])
+    same = isobasin.verify(a, moved)
+    assert (same.equal, same.rounding, same.plain) == (True, None, None)
+    assert same.max_rel <= same.tolerance == 1e-5
+    assert loads == [a, moved]
+    other = isobasin.verify(a, edited)
+    assert not other.equal
+    assert 1e-8 < other.plain.rms < 1e-5
+    assert 1e-8 < other.rounding.rms < 1e-5
+    both = isobasin.verify(a, edited, tolerance=10.0)
+    assert both.equal
+    assert both.rounding == other.rounding
 
 
 def test_a_dither_is_at_most_half_a_unit_in_the_last_place():

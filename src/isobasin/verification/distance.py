@@ -142,7 +142,8 @@ class Verification(Plain):
         how: What was compared, in words.
         rms: Root of the summed squares of the differences over that of the values; None where it wasn't measured.
         kl: Divergence of the distributions, in nats; None where there are no logits.
-        rounding: What one more rounding of the stored values that differ changes; None where it wasn't measured.
+        rounding: What one more rounding of the stored values that differ changes; None where it wasn't measured, as
+            where arithmetic alone explains the difference.
         plain: What one rounding of all values to the coarser stored type changes in the better gauge of the two; None
             where it wasn't measured.
         explained: Whether rounding, or the tolerance that was asked for, explains every figure.

@@ -8,8 +8,9 @@ doesn't fit, its blocks are compared one by one (`isobasin.verification.blocks`)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import psutil
@@ -34,14 +35,18 @@ _SHARE = 0.25
 # What a model returns beside its outputs: inner values, which moves change, and what it keeps for the next token.
 _INNER = ("hidden_states", "attentions", "past_key_values", "router_logits")
 
+Sensitivity = tuple[dict[str, Tensor], Distance]
+"""A model's values in the types that they are stored in, and what one rounding of them changes."""
+
 
 def verify_models(
     a: Model, b: Model, *, tolerance: float | None = None, seed: int = 0, device: str = "cpu"
 ) -> Verification:
     """Compare two open models on the same random inputs: several lengths, position offsets, padding.
 
-    What counts as equal is what rounding does to these models, which is measured: of one of them, or of both if one
-    doesn't explain the difference, the stored values that differ between the two are rounded once more.
+    What counts as equal is what arithmetic leaves, or what rounding does to these models. That is measured where it can
+    matter: of one of them, or of both if one doesn't explain the difference, the stored values that differ between the
+    two are rounded once more.
 
     Args:
         a: The original.
@@ -64,24 +69,23 @@ def verify_models(
     coarsest = max((_coarsest(model) for model in (a, b)), key=lambda dtype: torch.finfo(dtype).eps)
     one = _started(a, ours, _Running(dtype, seed, device, more=coarsest.itemsize == 2))
     _check_numbers(one, a, b)
-    how, first, values = one.how, one.outputs, one.values
-    plain = one.rounding({}, coarsest)
-    del one
-    other = _Run(b, theirs, how)
-    found, floor = Distance.between(first, other.outputs), FLOORS[how.dtype]
+    # Of 16 bits rounding matters nearly always; of more, the model would rather be loaded again.
+    known = one.sensitivity(coarsest) if coarsest.itemsize == 2 else None
+    one.unload()
+    other = _Run(b, theirs, one.how)
+    found, floor = Distance.between(one.outputs, other.outputs), FLOORS[one.how.dtype]
     if not math.isfinite(found.max_rel):
         _check_stored(a, b)
-    rounding = other.rounding(values)
-    if not rounding.better(plain, AMPLIFICATION).explains(found, floor) and math.isfinite(found.max_rel):
-        values, plain = other.values, plain.better(other.rounding({}, coarsest), 1)
-        del other
-        rounding = rounding.worse(_Run(a, ours, how).rounding(values))
-    explaining = rounding.better(plain, AMPLIFICATION)
+    rounding = plain = None
+    explaining = Distance()
+    if math.isfinite(found.max_rel) and not explaining.explains(found, floor):
+        rounding, plain = _rounding(one, other, known, coarsest, lambda *both: _capped(*both).explains(found, floor))
+        explaining = _capped(rounding, plain)
     return Verification(
         found.max_abs,
         found.max_rel,
         explaining.allowed(floor) if tolerance is None else tolerance,
-        how.described(len(first), ours, unread),
+        one.how.described(len(one.outputs), ours, unread),
         found.rms,
         found.kl,
         rounding,
@@ -91,6 +95,40 @@ def verify_models(
         unequal,
         device,
     )
+
+
+def _capped(rounding: Distance, plain: Distance) -> Distance:
+    """What rounding explains: not what a gauge amplifies in which the function is lost."""
+    return rounding.better(plain, AMPLIFICATION)
+
+
+def _rounding(
+    one: _Run,
+    other: _Run,
+    known: Sensitivity | None,
+    coarsest: torch.dtype,
+    enough: Callable[[Distance, Distance], bool],
+) -> tuple[Distance, Distance]:
+    """`Verification.rounding` and `plain`, of both models if the second isn't enough; one at a time is loaded.
+
+    Args:
+        one: The first, unloaded.
+        other: The second.
+        known: The first one's values and sensitivity, if they are known.
+        coarsest: The coarser of their types.
+        enough: Whether they explain what was found.
+    """
+    if known is None:
+        other.unload()
+        known = one.sensitivity(coarsest)
+        one.unload()
+    values, plain = known
+    rounding = other.rounding(values)
+    if enough(rounding, plain):
+        return rounding, plain
+    values, better = other.values, plain.better(other.rounding({}, coarsest), 1)
+    other.unload()
+    return rounding.worse(one.rounding(values)), better
 
 
 def check_runs(model: Model, device: str = "cpu") -> str | None:
@@ -162,21 +200,16 @@ class _Running:
 
 
 class _Run:
-    """A loaded model and its outputs.
+    """A model and its outputs. It is loaded when it is needed, until it is unloaded.
 
     Attributes:
         how: How it was run.
         outputs: Every floating-point output on every input, on the CPU, without the positions that are padding.
-        values: The model's values in memory, in the types that they are stored in.
     """
 
     def __init__(self, model: Model, plan: Plan, how: _Running) -> None:
         self._name, self._plan, self.how = model.name, plan, how
-        self._module = plan.load(how.dtype, how.seed).to(how.device)
-        for config in _configurations(self._module.config):
-            for entry in (name for name in vars(config) if name.startswith("output_")):
-                setattr(config, entry, False)
-            config.use_cache, config.return_dict = False, True
+        self._stored = {info.dtype for info in model.checkpoint.tensors.values()}
         self._inputs = dict(how.inputs(self._module))
         self.outputs = self._outputs(self._inputs)
         if plan.missing:
@@ -184,8 +217,26 @@ class _Run:
         if not self.outputs:
             why = "".join(f": all depend on {name!r}, which the file lacks" for name in plan.missing[:1])
             raise VerificationError(f"{model.name}: {self._kind} gives no output that can be compared{why}")
-        stored = {info.dtype for info in model.checkpoint.tensors.values()}
-        self.values = compact(self._module.state_dict(), stored)
+
+    @cached_property
+    def _module(self) -> Any:
+        """The model in memory."""
+        module = self._plan.load(self.how.dtype, self.how.seed).to(self.how.device)
+        for config in _configurations(module.config):
+            for entry in (name for name in vars(config) if name.startswith("output_")):
+                setattr(config, entry, False)
+            config.use_cache, config.return_dict = False, True
+        return module
+
+    @cached_property
+    def values(self) -> dict[str, Tensor]:
+        """The model's values in memory, in the types that they are stored in; those before any rounding."""
+        return compact(self._module.state_dict(), self._stored)
+
+    def unload(self) -> None:
+        """Leave the outputs in memory only."""
+        for name in ("_module", "values"):
+            self.__dict__.pop(name, None)
 
     def not_finite(self) -> str | None:
         """The first output with NaN, or with an infinity other than the score of what is ruled out."""
@@ -232,13 +283,17 @@ class _Run:
             dtype: The type that they are rounded to; by default each to the type that it is stored in.
         """
         generator = torch.Generator().manual_seed(self.how.seed)
-        done = set[int]()
+        values, done = self.values, set[int]()
         for name, value in self._module.state_dict().items():
             where = None if value.data_ptr() in done else differing(value, others.get(name))
             if where is not None:
-                dither(value, dtype or self.values[name].dtype, where, generator)
+                dither(value, dtype or values[name].dtype, where, generator)
                 done.add(value.data_ptr())
         return self._changed() if done else Distance()
+
+    def sensitivity(self, dtype: torch.dtype) -> Sensitivity:
+        """The stored values, and what one rounding of all of them to a type changes; they stay changed."""
+        return self.values, self.rounding({}, dtype)
 
     def _changed(self) -> Distance:
         """How far a share of the outputs is from what it was: the longest inputs."""
