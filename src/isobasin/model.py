@@ -23,8 +23,8 @@ from isobasin.architectures.schema import Specification
 from isobasin.architectures.view import View
 from isobasin.checkpoints import Checkpoint, calling, check_finite, resolve, temporary_folder
 from isobasin.checkpoints.tokens import Tokens, read_tokens
-from isobasin.errors import ArchitectureError, TensorError
-from isobasin.loading import quiet_transformers
+from isobasin.errors import ArchitectureError, TensorError, about
+from isobasin.loading import quiet_transformers, untied
 from isobasin.symmetries.along import Stream
 from isobasin.symmetries.weights import AttentionWeights, stack
 
@@ -47,6 +47,11 @@ class Blocks(ABC):
 
     name: str
     specification: Specification
+
+    @property
+    def untied(self) -> bool:
+        """Whether tensors that are tied in the files are apart here."""
+        return False
 
     @abstractmethod
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -140,6 +145,16 @@ class Canonical:
         except TensorError as error:
             raise TensorError(f"{name}: {error}") from error
 
+    def untied(self) -> Canonical:
+        """The same function with tied tensors apart, in a view of the files; this one if none are tied.
+
+        Raises:
+            ArchitectureError: transformers has no such model of this type.
+        """
+        with about(self.name):
+            checkpoint = untied(self.checkpoint, self.description, self.view)
+        return self if checkpoint is self.checkpoint else Canonical.of(self.name, checkpoint)
+
     @property
     def configuration(self) -> Config | None:
         """The configuration as transformers builds it; None if it doesn't know the model type."""
@@ -195,6 +210,17 @@ class Model(Blocks):
     def checkpoint(self) -> Checkpoint:
         """The files."""
         return self.canonical.checkpoint
+
+    @property
+    def untied(self) -> bool:
+        """Whether tensors that are tied in the files are apart here."""
+        return self.checkpoint.original is not None
+
+    @property
+    def original(self) -> Model:
+        """What is in the files: the tied model where tensors are apart here."""
+        stored = self.checkpoint.original
+        return self if stored is None else Model.of(Canonical.of(self.name, stored))
 
     @property
     def view(self) -> View:
@@ -293,7 +319,7 @@ class TensorBlocks(Blocks):
 
 
 @contextmanager
-def open_model(source: Source, *, allow_pickle: bool = False) -> Generator[Model]:
+def open_model(source: Source, *, allow_pickle: bool = False, untie: bool = False) -> Generator[Model]:
     """Open a local folder, a hub id, or a transformers model in memory.
 
     A model in memory is saved to a temporary folder first: the names that `save_pretrained` writes are the stable
@@ -302,35 +328,40 @@ def open_model(source: Source, *, allow_pickle: bool = False) -> Generator[Model
     Args:
         source: What to open.
         allow_pickle: Load pickled weights, with `weights_only`.
+        untie: Take tied tensors apart, see `Canonical.untied`.
 
     Raises:
         CheckpointError: It can't be found or read.
-        ArchitectureError: Its architecture is not supported.
+        ArchitectureError: Its architecture is not supported, or can't be untied.
     """
-    with open_canonical(source, allow_pickle=allow_pickle) as canonical:
+    with open_canonical(source, allow_pickle=allow_pickle, untie=untie) as canonical:
         yield Model.of(canonical)
 
 
 @contextmanager
 def open_pair(
-    a: Source, b: Source, *, feedforward: bool = False, allow_pickle: bool = False
+    a: Source, b: Source, *, feedforward: bool = False, allow_pickle: bool = False, untie: bool = False
 ) -> Generator[tuple[Model, Model]]:
     """Open two models whose attention blocks, and with `feedforward` all blocks, are of the same kinds.
+
+    With `untie` tied tensors of either are taken apart (`Canonical.untied`).
 
     Raises:
         CheckpointError: One can't be found or read.
         ArchitectureError: The architecture of one is not supported, or they are no pair.
     """
-    with open_model(a, allow_pickle=allow_pickle) as one, open_model(b, allow_pickle=allow_pickle) as other:
+    how = {"allow_pickle": allow_pickle, "untie": untie}
+    with open_model(a, **how) as one, open_model(b, **how) as other:
         check_comparable(one.specification, other.specification, feedforward=feedforward)
         yield one, other
 
 
 @contextmanager
-def open_canonical(source: Source, *, allow_pickle: bool = False) -> Generator[Canonical]:
+def open_canonical(source: Source, *, allow_pickle: bool = False, untie: bool = False) -> Generator[Canonical]:
     """The tensors of what `open_model` opens, whatever its architecture."""
     with open_checkpoint(source, allow_pickle=allow_pickle) as checkpoint:
-        yield Canonical.of(name_of(source), checkpoint)
+        found = Canonical.of(name_of(source), checkpoint)
+        yield found.untied() if untie else found
 
 
 def name_of(source: Source) -> str:

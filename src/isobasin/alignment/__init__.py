@@ -65,6 +65,7 @@ __all__ = [
     "kind_of",
     "named",
     "unmatched",
+    "untied_note",
 ]
 
 
@@ -101,6 +102,11 @@ class Alignment(Plain):
     moves: tuple[AnyMove, ...]
     provenance: Mapping[str, str]
     verified: Verification | None = None
+
+    @property
+    def untied(self) -> bool:
+        """Whether it moves a model whose tied tensors are taken apart first (`model.Canonical.untied`)."""
+        return _UNTIED in self.provenance
 
     apply: ClassVar[Callable[..., Moved]]
     """Make the move on a model: the verb `isobasin.apply`, which lies above this room and adds itself."""
@@ -165,7 +171,8 @@ class Alignment(Plain):
         own = {move.block: move.compose(before[move.block]) if move.block in before else move for move in self.moves}
         # Whatever order the blocks of either are in, the stream comes first.
         both = sorted((before | own).values(), key=lambda move: move.block != STREAM)
-        return Alignment(self.model_type, tuple(both), {"operation": "composed"})
+        note = {_UNTIED: "true"} if self.untied or first.untied else {}
+        return Alignment(self.model_type, tuple(both), {"operation": "composed", **note})
 
     def _check_turned(self, shifting: Alignment) -> None:
         """Refuse to turn the residual stream after shifts of routers, whose entries here have no basis."""
@@ -311,6 +318,14 @@ class Alignment(Plain):
         if self.feedforward:
             tables.append(_table([move.to_json() for move in self.feedforward], _FEEDFORWARD_COLUMNS))
         return f"<p>{html.escape(repr(self))}</p>{''.join(tables)}"
+
+
+_UNTIED = "untied"
+
+
+def untied_note(model: Blocks) -> dict[str, str]:
+    """What an alignment's provenance says more of a model whose tied tensors were taken apart."""
+    return {_UNTIED: "true"} if model.untied else {}
 
 
 # What a notebook shows, by the names that `to_json` has.

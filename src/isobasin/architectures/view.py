@@ -161,15 +161,16 @@ class _Naming:
         """The naming of a configuration's model type, in a file with its tensors."""
         entry = lookup(description.model_type)
         config = _built(description)
+        ties = config is not None and getattr(config, "tie_word_embeddings", False)
         if entry is None:
             classes = [] if config is None else _classes(config, prefixed=True)
             parts: tuple[tuple[str, ...], ...] = (("", *sorted({f"{c.base_model_prefix}." for c in classes} - {"."})),)
             patterns = tuple(p for c in classes for p in c._keys_to_ignore_on_load_unexpected or ())
-            return cls(parts, _renamings(config, None), _pairs(classes), BUFFERS, patterns)
+            return cls(parts, _renamings(config, None), _pairs(classes) if ties else {}, BUFFERS, patterns)
         parts = entry.namings or (("", *entry.prefixes),)
         prefixed = any(name.startswith(new) for part in parts for new in part[1:] for name in description.shapes)
         pairs: dict[str, str] = {}
-        if config is not None and getattr(config, "tie_word_embeddings", False):
+        if ties:
             pairs = {**_pairs(_classes(config, prefixed=prefixed)), **entry.ties(config)}
         unread = () if config is None else tuple(entry.unread(config))
         return cls(parts, _renamings(config, entry), pairs, (*entry.buffers, *BUFFERS), unread=unread)

@@ -1,5 +1,6 @@
 """Reading and writing Hugging Face checkpoint folders, streaming and atomic; no model knowledge."""
 
+from isobasin.checkpoints.apart import extended
 from isobasin.checkpoints.companions import ALIGNMENT
 from isobasin.checkpoints.files import regular_file
 from isobasin.checkpoints.layout import write_tensors
@@ -17,6 +18,7 @@ __all__ = [
     "calling",
     "check_finite",
     "check_output",
+    "extended",
     "regular_file",
     "resolve",
     "stand_in",

@@ -52,6 +52,7 @@ class Checkpoint:
         metadata: The `__metadata__` of each shard.
         shards: The open shards by name, for the writer.
         index: The index of a sharded checkpoint, or None.
+        original: What is in the files, where this has further tensors and another configuration (`apart.extended`).
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Checkpoint:
     metadata: dict[str, dict[str, str]]
     shards: dict[str, Shard] = field(repr=False)
     index: Index | None = field(repr=False, default=None)
+    original: Checkpoint | None = field(repr=False, default=None)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Checkpoint:

@@ -189,11 +189,11 @@ def _say_what_is_missing(found: Companions, folder: Path, staging: Path, out: st
 
 
 def _write_index(source: Checkpoint, headers: Mapping[str, Header], folder: Path) -> None:
-    """The index of a sharded checkpoint: the source's own, to the byte, if it still holds."""
+    """The index of a sharded checkpoint: the one in its folder, to the byte, if it still holds."""
     index = source.index
     if index is None:
         return
-    path, kept = folder / index.name, index.file.path.name == index.name
+    path, kept = folder / index.name, index.file.path.name == index.name and source.original is None
     if kept and all(headers[file] is source.shards[file].header for file in headers):
         copy(index.file, path)
         return
@@ -203,11 +203,13 @@ def _write_index(source: Checkpoint, headers: Mapping[str, Header], folder: Path
 
 
 def _write_config(source: Checkpoint, dtype: torch.dtype | None, folder: Path) -> None:
-    if dtype is None:
+    if dtype is None and source.original is None:
         copy(source.config_file, folder / CONFIG)
         return
-    keys = [key for key in ("dtype", "torch_dtype") if key in source.config] or ["dtype"]
-    changed = {**source.config, **dict.fromkeys(keys, str(dtype).removeprefix("torch."))}
+    changed = dict(source.config)
+    if dtype is not None:
+        keys = [key for key in ("dtype", "torch_dtype") if key in source.config] or ["dtype"]
+        changed |= dict.fromkeys(keys, str(dtype).removeprefix("torch."))
     _write_json(folder / CONFIG, changed, source.config_file.mode)
 
 

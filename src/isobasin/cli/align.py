@@ -26,6 +26,7 @@ def align(
     scope: options.Scope = Scope.attention,
     keep_gains: options.KeepGains = False,
     objective: options.Objective = Objective.weights,
+    untie: options.Untie = False,
     data: options.Calibration = None,
     split: options.Split = None,
     name: options.Name = None,

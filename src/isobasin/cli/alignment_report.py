@@ -42,6 +42,7 @@ def alignment_report(alignment: Alignment, max_condition: float | None) -> Itera
         yield from _stream(alignment.stream)
     yield from _capped(alignment, max_condition)
     yield from _rounding(alignment)
+    yield from untied_line(alignment)
 
 
 def _table(
@@ -97,6 +98,12 @@ def _stream(move: StreamMove) -> Iterator[RenderableType]:
             "and nothing of any other.",
             "yellow",
         )
+
+
+def untied_line(alignment: Alignment | None) -> Iterator[str]:
+    """That the written model is of another form than the one that was read, if it is."""
+    if alignment is not None and alignment.untied:
+        yield "Tied tensors are stored by themselves: config.json has tie_word_embeddings false now."
 
 
 def verification_line(verified: Verification | None) -> Text:

@@ -45,6 +45,7 @@ def barrier(
         bool, typer.Option("--no-temperature", help="Leave out the losses with a calibrated softmax temperature.")
     ] = False,
     take_config: options.TakeConfig = False,
+    untie: options.Untie = False,
     seed: options.Seed = 0,
     device: options.Device = Device.auto,
     force: Annotated[bool, typer.Option("--force", help="Drop another run's records in OUT.")] = False,

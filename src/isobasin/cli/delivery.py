@@ -17,7 +17,7 @@ def show_moved(moved: Moved, output: Path, as_json: bool) -> None:
         verified = None if moved.verified is None else moved.verified.to_json()
         show_json({"output": str(output), "verified": verified})
         return
-    from isobasin.cli.alignment_report import verification_line
+    from isobasin.cli.alignment_report import untied_line, verification_line
 
-    show(verification_line(moved.verified))
+    show(*untied_line(moved.alignment), verification_line(moved.verified))
     show_path("Written to", output)

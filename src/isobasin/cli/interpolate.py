@@ -22,6 +22,7 @@ def interpolate(
     take_config: options.TakeConfig = False,
     by_name: options.ByName = False,
     common_rows: options.CommonRows = False,
+    untie: options.Untie = False,
     force: options.Force = False,
     allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,

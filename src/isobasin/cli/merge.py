@@ -45,6 +45,7 @@ def merge(
     head: Annotated[
         Readout | None, options.choose("--head", Readout, "Without it models with other heads are refused.")
     ] = None,
+    untie: options.Untie = False,
     device: options.Device = Device.auto,
     force: options.Force = False,
     no_verify: Annotated[

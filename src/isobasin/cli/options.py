@@ -74,6 +74,14 @@ KeepGains = Annotated[
     ),
 ]
 Objective = Annotated[choices.Objective, choose("--objective", choices.Objective, "Data are those of --data.")]
+Untie = Annotated[
+    bool,
+    typer.Option(
+        "--untie",
+        help="Store tied tensors, a head that is the embedding, by themselves (tie_word_embeddings: false): the same "
+        "function. With --scope model it frees rotations of the residual stream.",
+    ),
+]
 TakeConfig = Annotated[
     bool,
     typer.Option(

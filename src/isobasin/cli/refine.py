@@ -32,6 +32,7 @@ def refine(
     scope: options.Scope = Scope.model,
     keep_gains: options.KeepGains = False,
     objective: options.Objective = Objective.weights,
+    untie: options.Untie = False,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of Adam, at most.")] = Refining.steps,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="Examples of a step.")
@@ -84,12 +85,13 @@ def refine(
     if as_json:
         show_json({"output": str(output), **found.to_json()})
         return
-    from isobasin.cli.alignment_report import verification_line
+    from isobasin.cli.alignment_report import untied_line, verification_line
 
     went = found.refined
     show(
         f"Height of the line on held-out examples: {went.before:.4f} -> {went.after:.4f} nats "
         f"(step {went.best_step} of {went.steps}).",
+        *untied_line(found.alignment),
         *(verification_line(verified) for verified in found.verified),
     )
     if found.reference is not None:

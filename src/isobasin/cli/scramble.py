@@ -22,6 +22,7 @@ def scramble(
         float, typer.Option("--condition", metavar="X", help="Condition number of every random map, at least 1.")
     ] = 10.0,
     scope: options.Scope = Scope.attention,
+    untie: options.Untie = False,
     device: options.Device = Device.auto,
     dtype: options.Dtype = Dtype.keep,
     force: options.Force = False,

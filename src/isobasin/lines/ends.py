@@ -15,7 +15,7 @@ from torch import nn
 
 from isobasin.alignment import Alignment
 from isobasin.bounds import LARGEST_BATCH, check_number
-from isobasin.checkpoints import calling, temporary_folder
+from isobasin.checkpoints import Checkpoint, calling, temporary_folder
 from isobasin.choices import WAYS, HeadCost, Method, Scope, Way
 from isobasin.errors import IsobasinError
 from isobasin.lines.path import MOST_POINTS, POINTS, LinearPath, points
@@ -29,6 +29,7 @@ from isobasin.verbs.apply import write_moved
 from isobasin.verbs.settings import Calibration, Matching, Progress, Running, chosen_device, silent
 
 Folder = str | os.PathLike[str]
+End = Folder | Checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Measuring:
         scope: What of the models is matched.
         temperature: Calibrate the softmax temperature at every point, as a control.
         take_config: Measure with the first model's configuration where others mean something else.
+        untie: Take tied tensors of all models apart; without it only where those of another model are.
     """
 
     methods: tuple[Way, ...] = WAYS
@@ -54,6 +56,7 @@ class Measuring:
     scope: Scope = Scope.attention
     temperature: bool = True
     take_config: bool = False
+    untie: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", chosen_device(self.device))
@@ -94,9 +97,9 @@ class Losses:
         """Where they are computed."""
         return self.how.device if self.accelerator is None else str(self.accelerator.device)
 
-    def load(self, folder: Folder) -> nn.Module:
+    def load(self, end: End) -> nn.Module:
         """A checkpoint's model, in float64 if it is stored so, in float32 otherwise."""
-        return load_model(folder, self.examples.kind, self.device)
+        return load_model(end, self.examples.kind, self.device)
 
     def of(self, module: nn.Module) -> Evaluation:
         """How well a model does."""
@@ -110,7 +113,7 @@ class Losses:
             group=self.group,
         )
 
-    def along(self, first: Folder, last: Folder, t: Sequence[float]) -> Iterator[tuple[float, Evaluation, float]]:
+    def along(self, first: End, last: End, t: Sequence[float]) -> Iterator[tuple[float, Evaluation, float]]:
         """How well the models on the line between two checkpoints do, and the seconds that setting weights took."""
         path = LinearPath.between(self.load(first), self.load(last))
         for at in t:
@@ -154,11 +157,8 @@ class OpenPair:
         return match_models(self.a, self.b, matching, self._running(verify=False), calibration)
 
     @contextmanager
-    def moved(self, alignment: Alignment | None) -> Generator[Path]:
-        """B's folder, after a move or as it is."""
-        if alignment is None:
-            yield self.b.checkpoint.folder
-            return
+    def moved(self, alignment: Alignment) -> Generator[Path]:
+        """B's folder after a move."""
         with temporary_folder() as scratch:
             folder = Path(scratch) / "moved"
             write_moved(alignment, self.b, folder, self._running(verify=self.exact))
@@ -167,19 +167,21 @@ class OpenPair:
 
     def curve(self, alignment: Alignment | None) -> dict[str, Any]:
         """The losses from A to B after a move, or to B as it is."""
+        if alignment is None:
+            return self.line(self.a.checkpoint, self.b.checkpoint)
         with self.moved(alignment) as end:
-            return self.line(self.a.checkpoint.folder, end)
+            return self.line(self.a.checkpoint, end)
 
-    def line(self, first: Path, last: Path) -> dict[str, Any]:
+    def line(self, first: End, last: End) -> dict[str, Any]:
         """The losses on the line between two checkpoints, and its barrier."""
         t = points(self.losses.how.points)
         losses = [found.loss for _, found, _ in self.losses.along(first, last, t)]
         barrier = height(losses, t)
         return {"barrier": barrier.height, "worst_t": barrier.t, "t": list(t), "losses": losses}
 
-    def loss(self, folder: Path) -> float:
+    def loss(self, end: End) -> float:
         """The loss of one checkpoint."""
-        return self.losses.of(self.losses.load(folder)).loss
+        return self.losses.of(self.losses.load(end)).loss
 
     def _running(self, verify: bool) -> Running:
         return Running(torch.device(self.losses.device).type, verify=verify, progress=self.progress)

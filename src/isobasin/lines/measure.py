@@ -19,8 +19,8 @@ from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import Checkpoint, check_output
 from isobasin.checkpoints.output import sole_writer
 from isobasin.choices import HeadCost
-from isobasin.errors import IsobasinError, RecordError
-from isobasin.lines.ends import Losses, Measuring, OpenPair
+from isobasin.errors import IsobasinError, RecordError, warn
+from isobasin.lines.ends import End, Losses, Measuring, OpenPair
 from isobasin.lines.path import points
 from isobasin.matching.heads import head_costs
 from isobasin.model import Blocks, Canonical, Model, Source, open_canonical, read_blocks
@@ -80,7 +80,8 @@ def measure(
     if len(models) < 2:
         raise IsobasinError("models: give at least two; a line has two ends")
     with ExitStack() as stack:
-        ends = [stack.enter_context(open_canonical(m, allow_pickle=allow_pickle)) for m in models]
+        opening = {"allow_pickle": allow_pickle, "untie": how.untie}
+        ends = _evened([stack.enter_context(open_canonical(m, **opening)) for m in models])
         names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
         _check_alike(ends, Taking(config=how.take_config))
         understood = _understood(ends, how) if how.moves else []
@@ -101,6 +102,17 @@ def measure(
             for method in how.methods:
                 lines.measure((pair, method))
         return lines.finish()
+
+
+def _evened(ends: Sequence[Canonical]) -> list[Canonical]:
+    """The same functions, none of them tied if another one isn't: a line has ends of one form."""
+    stored, found = {name for end in ends for name in end.view.tensors}, list[Canonical]()
+    for end in ends:
+        tied = next((name for name in end.view.ties if name in stored and end.view.find(name)), None)
+        if tied is not None:
+            warn(f"{end.name}: measured as if it weren't tied, as another model has a tensor {tied!r} of its own")
+        found.append(end if tied is None else end.untied())
+    return found
 
 
 def _check_alike(ends: Sequence[Canonical], taking: Taking) -> None:
@@ -143,7 +155,7 @@ def _run_record(
             "head_cost": how.head_cost.value,
             "scope": how.scope.value,
             "temperature": how.temperature,
-            **({"take_config": True} if how.take_config else {}),
+            **{name: True for name in ("take_config", "untie") if getattr(how, name)},
             **settings,
         },
         versions=versions(),
@@ -182,7 +194,7 @@ class _Lines:
         self._wait()
         if found is None:
             key: Key = ((0, 1), self._how.methods[0])
-            first = self._losses.of(self._losses.load(self._checkpoints[0].folder))
+            first = self._losses.of(self._losses.load(self._checkpoints[0]))
             self._run = self._run.model_copy(update={"group_weights": first.group_weights})
             self._append(self._run)
             self._add(_point(key, 0.0, first, 0.0))
@@ -197,8 +209,8 @@ class _Lines:
         if not missing:
             return
         (first, second), method = key
-        with self._moved(first, second, method) as folder:
-            for t, found, passed in self._losses.along(self._checkpoints[first].folder, folder, missing):
+        with self._moved(first, second, method) as last:
+            for t, found, passed in self._losses.along(self._checkpoints[first], last, missing):
                 self._add(_point(key, t, found, passed))
                 self._tell()
 
@@ -223,18 +235,18 @@ class _Lines:
         return None
 
     @contextmanager
-    def _moved(self, first: int, second: int, method: str) -> Generator[Path]:
-        """The folder of B after the move, which is verified."""
+    def _moved(self, first: int, second: int, method: str) -> Generator[End]:
+        """B after the move, which is verified."""
         if method == NAIVE:
-            yield self._checkpoints[second].folder
+            yield self._checkpoints[second]
             return
         pair = OpenPair(self._models[first], self._models[second], self._losses, progress=self._progress)
         started = time.perf_counter()
         found = pair.match(self._how.matching(method))
-        with pair.moved(found) as folder:
+        with pair.moved(found) as end:
             seconds = time.perf_counter() - started
             self._append(self._alignment_record((first, second), method, found, seconds))
-            yield folder
+            yield end
 
     def _alignment_record(
         self, pair: tuple[int, int], method: str, found: Alignment, seconds: float

@@ -2,5 +2,17 @@
 
 from isobasin.loading.calls import auto, configuration, like, pretrained, quiet_transformers
 from isobasin.loading.classes import Plan, check_plan, load, plans
+from isobasin.loading.untying import untied
 
-__all__ = ["Plan", "auto", "check_plan", "configuration", "like", "load", "plans", "pretrained", "quiet_transformers"]
+__all__ = [
+    "Plan",
+    "auto",
+    "check_plan",
+    "configuration",
+    "like",
+    "load",
+    "plans",
+    "pretrained",
+    "quiet_transformers",
+    "untied",
+]

@@ -78,7 +78,7 @@ def plans(ends: Sequence[tuple[Checkpoint, Any]]) -> list[Plan]:
     failure: CheckpointError | None = None
     for kind in chain(named, (kind for kind in _known(ends[0][1]) if kind not in named)):
         try:
-            tried = [_planned(checkpoint, kind, config) for checkpoint, config in ends]
+            tried = [planned(checkpoint, kind, config) for checkpoint, config in ends]
         except CheckpointError as error:
             failure = failure or error
             continue
@@ -126,7 +126,7 @@ def _known(config: Any) -> Iterator[Any]:
 _found: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
 
-def _planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
+def planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
     """What a class would read of a checkpoint with this configuration; no values are read.
 
     Raises:
@@ -141,7 +141,7 @@ def _planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
 
 
 def _tried(checkpoint: Checkpoint, kind: Any, config: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names that are unread and missing in `_planned`; it raises what that does."""
+    """The names that are unread and missing in `planned`; it raises what that does."""
     check_plan(checkpoint, kind, config)
     shapes = {name: _Shape(info) for name, info in checkpoint.tensors.items()}
     model, report = pretrained(

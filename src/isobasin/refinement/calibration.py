@@ -54,7 +54,7 @@ class DataCalibration:
             `(d + 1, d + 1)` in float64 on the cpu, by name.
         """
         memory = names_in_memory(model, self._examples.kind)
-        module = load_model(model.checkpoint.folder, self._examples.kind, self._device)
+        module = load_model(model.checkpoint, self._examples.kind, self._device)
         owners = {name: memory[name][0].rpartition(".")[0] for name in names if memory[name]}
         if unused := [name for name in names if name not in owners]:
             raise ArchitectureError(f"{model.name}: transformers has no parameter of tensor {unused[0]!r}")
@@ -96,7 +96,7 @@ class DataCalibration:
     @torch.no_grad()
     def _states(self, model: Model, stream: Stream) -> Iterator[Tensor]:
         """Normalised hidden states in float64, `(tokens, d)` for every layer and batch."""
-        module = load_model(model.checkpoint.folder, self._examples.kind, self._device)
+        module = load_model(model.checkpoint, self._examples.kind, self._device)
         for inputs in self._batches(module, _EXAMPLES):
             with passing(module):
                 found = module(**inputs, output_hidden_states=True).hidden_states

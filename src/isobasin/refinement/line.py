@@ -250,7 +250,7 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
         return cls(
             ends_of(a, b, start, moves=moves, device=device),
             device,
-            load_model(a.checkpoint.folder, kind, device),
+            load_model(a.checkpoint, kind, device),
             _names(a, b, kind),
             kind,
             mixed_precision,

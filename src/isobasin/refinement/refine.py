@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isobasin.alignment import Alignment
+from isobasin.alignment import Alignment, untied_note
 from isobasin.checkpoints import check_output
 from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_pair
@@ -25,6 +25,7 @@ from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.settings import Matching, Running
+from isobasin.verbs.whole import advise
 from isobasin.verification import Verification
 
 REFERENCE = "reference"
@@ -95,9 +96,13 @@ def refine(
     how, running = how or Refining(), running or Running()
     matching = matching or Matching(scope=Scope.model)
     out = Path(output)
-    with open_pair(reference, model, feedforward=matching.feedforward, allow_pickle=allow_pickle) as (a, b):
-        refuse_conflicts(a.canonical, b.canonical, Taking(config=take_config), (Option.config,))
+    opening = {"feedforward": matching.feedforward, "allow_pickle": allow_pickle, "untie": matching.untie}
+    with open_pair(reference, model, **opening) as (a, b):
+        refuse_conflicts(
+            a.canonical, b.canonical, Taking(take_config, untie=matching.untie), (Option.config, Option.untie)
+        )
         check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
+        advise(b, matching)
         unfinished = Unfinished(out)
         if start is None:
             calibration = DataCalibration(examples, running.device)
@@ -109,6 +114,7 @@ def refine(
         unfinished.key = _key(how, examples, start, a, b)
         found = descend(line, examples, how, progress=running.progress, save=unfinished.save, resume=unfinished.load())
         total, other = learned(line, start, {"data": examples.facts.source, "seed": str(how.seed)})
+        other = other and replace(other, provenance={**other.provenance, **untied_note(a)})
         verified = _write(total, other, b, a, out, running)
         unfinished.remove()
         return Refinement(total, other, found, verified)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from isobasin.checkpoints import Checkpoint
+from isobasin.checkpoints import Checkpoint, stand_in
 from isobasin.checkpoints.files import WatchedFile, read_object
 from isobasin.choices import TaskKind
 from isobasin.errors import CheckpointError, DataError, described
@@ -50,11 +50,13 @@ def kind_of(config: Any) -> TaskKind:
     raise DataError(f"the configuration doesn't say what the model is for ({said}): name it with --task")
 
 
-def load_model(folder: str | os.PathLike[str], kind: TaskKind | str, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(
+    source: str | os.PathLike[str] | Checkpoint, kind: TaskKind | str, device: str | torch.device = "cpu"
+) -> nn.Module:
     """A checkpoint's model with the task's head, in evaluation mode.
 
     Args:
-        folder: Local folder of the checkpoint.
+        source: Local folder of the checkpoint, or the open checkpoint.
         kind: The task.
         device: Where to put it.
 
@@ -66,7 +68,12 @@ def load_model(folder: str | os.PathLike[str], kind: TaskKind | str, device: str
     """
     import transformers
 
-    kind = TaskKind(kind)
+    if isinstance(source, Checkpoint):
+        if source.original is None:
+            return load_model(source.folder, kind, device)
+        with stand_in(source, source.read(source.tensors)) as written:
+            return load_model(written, kind, device)
+    folder, kind = source, TaskKind(kind)
     config, loader, stored = configuration(folder), getattr(transformers, _LOADERS[kind]), _stored(Path(folder))
     if stored is not None:
         check_plan(stored, loader, config)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isobasin.alignment import Alignment
+from isobasin.alignment import Alignment, untied_note
 from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
 from isobasin.choices import HeadCost, Method, Objective, Scope
@@ -23,7 +23,7 @@ from isobasin.verbs.blocks import BlockMatching, contents
 from isobasin.verbs.inputs import fold_inputs, inputs_of
 from isobasin.verbs.settings import Calibration, Matching, Progress, Running, silent
 from isobasin.verbs.spread import match_on
-from isobasin.verbs.whole import match_whole
+from isobasin.verbs.whole import advise, match_whole
 
 
 def align(
@@ -36,6 +36,7 @@ def align(
     scope: Scope | str = Scope.attention,
     keep_gains: bool = False,
     objective: Objective | str = Objective.weights,
+    untie: bool = False,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     max_condition: float | None = None,
@@ -67,6 +68,8 @@ def align(
         keep_gains: With scope "model": fold nothing, which leaves permutations of the residual stream.
         objective: What is brought near. With "activations" readers are compared by what they make of `calibration`'s
             data, `E ||x (A - B)||²` with the reference's inputs x.
+        untie: Take tied tensors apart: the moved model is of the same class with `tie_word_embeddings` false. With
+            scope "model" that frees rotations of the residual stream where a tied head leaves permutations alone.
         device: Where the work is done.
         dtype: Type of the moved weights; None keeps each tensor's.
         max_condition: Largest condition number of a map on GL(n); None: 1e8 for float64, 1e4 for float32, 100 for
@@ -89,13 +92,15 @@ def align(
         VerificationError: The moved model computes something else; nothing was written.
     """
     matching = Matching(
-        Method(method), HeadCost(head_cost), max_condition, Scope(scope), keep_gains, Objective(objective)
+        Method(method), HeadCost(head_cost), max_condition, Scope(scope), keep_gains, Objective(objective), untie
     )
     running = Running(device, dtype, verify, force, progress)
     if engine is not None and matching.scope is Scope.model:
         problem = "matches every block by what the others became, in one process"
         raise IsobasinError(f"--scope model {problem}: leave out --engine and --workers")
-    with open_pair(reference, model, feedforward=matching.feedforward, allow_pickle=allow_pickle) as (a, b):
+    opening = {"feedforward": matching.feedforward, "allow_pickle": allow_pickle, "untie": untie}
+    with open_pair(reference, model, **opening) as (a, b):
+        advise(b, matching)
         if output is None:
             return _matched(a, b, matching, running, calibration, engine)
         check_output(output, [a.checkpoint.folder, b.checkpoint.folder], force)
@@ -206,4 +211,5 @@ def _facts(a: Blocks, b: Blocks, matching: Matching, running: Running, digests: 
         "head_cost": str(matching.head_cost),
         "objective": str(matching.objective),
         "device": running.device,
+        **untied_note(b),
     }

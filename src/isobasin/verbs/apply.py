@@ -41,6 +41,8 @@ def apply(
 ) -> Moved:
     """Make the same move on a model: the one that it was found for, or a sibling of it.
 
+    Where that one was untied for it, so is this one.
+
     Args:
         alignment: What `align`, `Alignment.load`, `inverse` or `compose` returned.
         model: Folder, hub id, or transformers model; it is not changed.
@@ -60,7 +62,8 @@ def apply(
         VerificationError: The moved model computes something else; nothing was written.
     """
     running = Running(device, dtype, verify, force, progress)
-    return moved(model, output, lambda opened: alignment, running, allow_pickle=allow_pickle)
+    how = {"allow_pickle": allow_pickle, "untie": alignment.untied}
+    return moved(model, output, lambda opened: alignment, running, **how)
 
 
 Alignment.apply = apply
@@ -73,9 +76,10 @@ def moved(
     running: Running,
     *,
     allow_pickle: bool = False,
+    untie: bool = False,
 ) -> Moved:
     """Open a model, find a move of it, and make that; arguments and result as `apply`."""
-    with open_model(source, allow_pickle=allow_pickle) as model:
+    with open_model(source, allow_pickle=allow_pickle, untie=untie) as model:
         if output is not None:
             check_output(output, [model.checkpoint.folder], running.force)
         alignment = find(model)

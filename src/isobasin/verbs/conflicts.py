@@ -25,6 +25,7 @@ class Option(StrEnum):
     by_name = "--by-name"
     rows = "--common-rows"
     head = "--head"
+    untie = "--untie"
 
 
 _DOES = {
@@ -32,6 +33,7 @@ _DOES = {
     Option.by_name: "reorders B's rows by name",
     Option.rows: "averages the rows that both have and keeps A's further ones",
     Option.head: "reference or own merges the bodies alone",
+    Option.untie: "takes tied tensors apart, which changes no function",
 }
 
 
@@ -44,12 +46,14 @@ class Taking:
         by_name: Reorder B's rows where names of tokens or labels say how.
         rows: Average the leading rows that tables have in common; A's further rows stay A's.
         head: Take A's head where the other model has another one.
+        untie: Take tied tensors apart, which is done as models are opened.
     """
 
     config: bool = False
     by_name: bool = False
     rows: bool = False
     head: bool = False
+    untie: bool = False
 
     @property
     def options(self) -> set[Option]:
@@ -179,20 +183,18 @@ def _tensors(a: Canonical, b: Canonical, tables: tuple[Tables, Tables]) -> Itera
         ours, theirs = (found.get(name) for found in shapes)
         if ours == theirs:
             continue
-        head = name in tables[0].head or name in tables[1].head
-        stored = repr(a.view.find(name) or b.view.stored(name))
+        head = (Option.head,) if name in tables[0].head or name in tables[1].head else ()
+        stored = repr((b if ours is None else a).view.stored(name))
         if ours is None or theirs is None:
             here, there = ("A", "B") if theirs is None else ("B", "A")
             end = b if theirs is None else a
             tied = f", where {end.view.find(name)!r} stands for it" if end.view.find(name) else ""
-            message, options = f"tensor {stored} is in {here} but not in {there}{tied}", ()
+            message, rows = f"tensor {stored} is in {here} but not in {there}{tied}", ()
+            head = (Option.untie, *head) if tied else head
         else:
-            message, options = f"tensor {stored} has shape {list(ours)} in A and {list(theirs)} in B", ()
+            message, rows = f"tensor {stored} has shape {list(ours)} in A and {list(theirs)} in B", ()
             if name in tables[0].tokens and name in tables[1].tokens:
-                options = (Option.rows, Option.by_name) if a.tokens and b.tokens else (Option.rows,)
+                rows = (Option.rows, Option.by_name) if a.tokens and b.tokens else (Option.rows,)
             elif name in tables[0].positions and name in tables[1].positions:
-                options = (Option.rows,)
-        if head and not options:
-            yield Conflict("head", name, message, (Option.head,))
-        else:
-            yield Conflict("rows" if options else "tensors", name, message, options)
+                rows = (Option.rows,)
+        yield Conflict("rows" if rows else "head" if head else "tensors", name, message, rows or head)

@@ -30,6 +30,7 @@ def interpolate(
     take_config: bool = False,
     by_name: bool = False,
     common_rows: bool = False,
+    untie: bool = False,
     force: bool = False,
     allow_pickle: bool = False,
     progress: Progress = silent,
@@ -47,6 +48,7 @@ def interpolate(
         take_config: Take a's configuration, labels and tokenizer where b's mean something else.
         by_name: Reorder b's rows of tokens and labels where names say how.
         common_rows: Average the leading rows that tables have in common; a's further ones stay its own.
+        untie: Take tied tensors of both apart; so they are in the result.
         force: Replace an existing output folder.
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
@@ -56,11 +58,12 @@ def interpolate(
         ArchitectureError: Equal tensors of the two mean other things.
     """
     check_number("t", t)
-    taking = Taking(take_config, by_name, common_rows)
+    taking = Taking(take_config, by_name, common_rows, untie=untie)
     with ExitStack() as stack:
-        one, other = (stack.enter_context(open_canonical(end, allow_pickle=allow_pickle)) for end in (a, b))
+        how = {"allow_pickle": allow_pickle, "untie": untie}
+        one, other = (stack.enter_context(open_canonical(end, **how)) for end in (a, b))
         inputs, names, weights = [end.checkpoint.folder for end in (one, other)], one.view.tensors, (1 - t, t)
-        options = (Option.config, Option.by_name, Option.rows)
+        options = (Option.config, Option.by_name, Option.rows, Option.untie)
         alone = only(weights, lambda: refuse_conflicts(one, other, taking, options))
         points: Iterator[dict[str, Tensor]] = iter(())
         if alone is None:

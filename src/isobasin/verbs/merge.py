@@ -94,6 +94,7 @@ def merge(
     by_name: bool = False,
     common_rows: bool = False,
     head: Readout | str | None = None,
+    untie: bool = False,
     device: str = "cpu",
     verify: bool = True,
     force: bool = False,
@@ -121,6 +122,7 @@ def merge(
         by_name: Reorder the others' rows of tokens and labels where names say how.
         common_rows: Average the leading rows that tables have in common; the first model's further ones stay its own.
         head: Whose head the result gets where heads differ; None refuses such models.
+        untie: Take tied tensors of all models apart, as in `align`; so they are in the result.
         device: Where the work is done.
         verify: Verify every move block by block, and run the result.
         force: Replace an existing output folder.
@@ -132,11 +134,12 @@ def merge(
         VerificationError: A move changes a block's function, or the result's outputs are not finite.
     """
     weights, space = _weights(t, len(models)), Space(space)
-    matching = Matching(Method(method), HeadCost(head_cost), scope=Scope(scope))
+    matching = Matching(Method(method), HeadCost(head_cost), scope=Scope(scope), untie=untie)
     running = Running(device, verify=verify, force=force, progress=progress)
-    taking = Taking(take_config, by_name, common_rows, head is not None)
+    taking = Taking(take_config, by_name, common_rows, head is not None, untie)
     with ExitStack() as opening:
-        opened = [opening.enter_context(open_model(source, allow_pickle=allow_pickle)) for source in models]
+        how = {"allow_pickle": allow_pickle, "untie": untie}
+        opened = [opening.enter_context(open_model(source, **how)) for source in models]
         if head is not None and Readout(head) is Readout.own:
             models, opened, weights = _own(models), opened[::-1], weights[::-1]
         inputs = [model.checkpoint.folder for model in opened]

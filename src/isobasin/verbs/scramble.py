@@ -9,7 +9,17 @@ from functools import partial
 
 import torch
 
-from isobasin.alignment import ATTENTION, FEEDFORWARD, STREAM, Alignment, AnyMove, StreamMove, named, unmatched
+from isobasin.alignment import (
+    ATTENTION,
+    FEEDFORWARD,
+    STREAM,
+    Alignment,
+    AnyMove,
+    StreamMove,
+    named,
+    unmatched,
+    untied_note,
+)
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
@@ -27,16 +37,18 @@ def random_alignment(
     seed: int = 0,
     condition: float = 10.0,
     scope: Scope | str = Scope.attention,
+    untie: bool = False,
     allow_pickle: bool = False,
 ) -> Alignment:
     """A random group element for every block: heads permuted, every map of the given condition number.
 
     Bias shifts, where they are free, are as large as the weights themselves. In scope "block" units of feed-forward
     blocks, and experts, are permuted too, and scaled by ratios up to `condition` where the activation lets scales pass.
-    In scope "model" the residual stream is turned as well, and normalisations get other gains and biases.
+    In scope "model" the residual stream is turned as well, and normalisations get other gains and biases; with `untie`
+    by all maps that there are once tied tensors are apart.
     """
     find = _drawing(seed, condition, scope)
-    with open_model(model, allow_pickle=allow_pickle) as opened:
+    with open_model(model, allow_pickle=allow_pickle, untie=untie) as opened:
         return find(opened)
 
 
@@ -66,7 +78,7 @@ def _drawn(model: Model, seed: int, condition: float, scope: Scope) -> Alignment
     if scope is Scope.model:
         moves.insert(0, _random_stream(model, generator, condition))
     provenance = {"operation": "scramble", "model": model.name, "seed": str(seed), "condition": str(condition)}
-    return Alignment(model.specification.model_type, tuple(moves), provenance)
+    return Alignment(model.specification.model_type, tuple(moves), provenance | untied_note(model))
 
 
 def _random_units(
@@ -93,6 +105,7 @@ def scramble(
     seed: int = 0,
     condition: float = 10.0,
     scope: Scope | str = Scope.attention,
+    untie: bool = False,
     device: str = "cpu",
     allow_pickle: bool = False,
     dtype: torch.dtype | None = None,
@@ -102,4 +115,5 @@ def scramble(
 ) -> Moved:
     """The same function with other weights: `random_alignment`, applied; arguments as there and in `apply`."""
     running = Running(device, dtype, verify, force, progress)
-    return moved(model, output, _drawing(seed, condition, scope), running, allow_pickle=allow_pickle)
+    how = {"allow_pickle": allow_pickle, "untie": untie}
+    return moved(model, output, _drawing(seed, condition, scope), running, **how)

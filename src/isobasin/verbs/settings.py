@@ -38,6 +38,7 @@ class Matching:
         keep_gains: Whole models only: leave the gains of normalisations with their coordinates, so that the residual
             stream is permuted only.
         objective: What is brought near.
+        untie: Open models with tied tensors apart, which frees the residual stream where a tied head holds it.
     """
 
     method: Method = Method.gauss_newton
@@ -46,6 +47,7 @@ class Matching:
     scope: Scope = Scope.attention
     keep_gains: bool = False
     objective: Objective = Objective.weights
+    untie: bool = False
 
     def __post_init__(self) -> None:
         if self.max_condition is not None:

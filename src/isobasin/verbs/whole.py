@@ -13,11 +13,11 @@ from torch import Tensor
 from isobasin.alignment import STREAM, Alignment, AnyMove, Move, Statistics, StreamMove
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.blocks import AttentionBlock
-from isobasin.choices import Objective
-from isobasin.errors import VerificationError
+from isobasin.choices import Objective, Scope
+from isobasin.errors import VerificationError, warn
 from isobasin.matching.whole.descent import Descent, Match, descend, starts, swept
 from isobasin.matching.whole.pair import Pair
-from isobasin.model import Blocks
+from isobasin.model import Blocks, Model
 from isobasin.symmetries.stream import StreamElement, least_gain
 from isobasin.symmetries.turning import Tensors
 from isobasin.verbs.settings import Calibration, Matching, Running
@@ -26,6 +26,18 @@ from isobasin.verification import Verification, compare_blocks, compare_feedforw
 # Nearer than this share of the reference's squares no other start leads: models that weren't trained from one another
 # stay at two fifths of their distance or more. Where a loss chooses, hardly anything may be left to choose from.
 _NEAR, _FOUND = 0.05, 1e-10
+
+
+def advise(model: Model, matching: Matching) -> None:
+    """Say where a tied head leaves less of the residual stream's group than there would be without."""
+    if matching.scope is not Scope.model or matching.keep_gains:
+        return
+    description, own = model.canonical.description, model.stream().group
+    facts = description.family.stream
+    free = own if facts is None else replace(own, basis=facts(description.config).basis(kept=False))
+    if own != free:
+        tied = f"its head is the embedding, which leaves the residual stream {own}"
+        warn(f"{model.name}: {tied}: --untie stores the two apart, which frees {free}")
 
 
 def match_whole(

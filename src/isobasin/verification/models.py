@@ -63,6 +63,7 @@ def verify_models(
     dtype = _run_dtype(a, b)
     if dtype is None:
         return compare_by_layer(a, b, tolerance, seed, device)
+    a, b = a.original, b.original
     ours, theirs = _plans(a, b)
     _check_missing(a, b, ours, theirs)
     unread, unequal = _unread(a, b, ours, theirs)
