@@ -10,10 +10,11 @@ import torch
 import isobasin
 from contracts.checks import mostly_long, tensors
 from isobasin.architectures.examples import EXAMPLES, tiny
+from isobasin.canonical import open_canonical
 from isobasin.checkpoints import write_checkpoint
 from isobasin.errors import ArchitectureError, IsobasinWarning
 from isobasin.loading import load
-from isobasin.model import open_canonical, open_model
+from isobasin.model import open_model
 from isobasin.symmetries.stream import Basis
 from isobasin.testing.assertions import assert_function_preserved
 

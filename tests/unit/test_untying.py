@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 import isobasin
 from isobasin import loading
 from isobasin.architectures.examples import tiny
+from isobasin.canonical import open_canonical
 from isobasin.checkpoints import Checkpoint, extended, write_checkpoint
 from isobasin.choices import Scope, TaskKind
 from isobasin.errors import ArchitectureError, IsobasinWarning, OutputError, TensorError, VerificationError
 from isobasin.lines.ends import Measuring
 from isobasin.lines.measure import measure
-from isobasin.model import open_canonical
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.tasks.examples import TensorExamples
@@ -146,6 +146,17 @@ def test_a_pair_of_two_forms_is_matched_when_untied(pair, tmp_path: Path):
     assert not isobasin.align(pair[0], untied, scope="model", untie=True).untied
 
 
+def test_a_tied_model_and_an_untied_one_are_known_to_be_one_function(pair, tmp_path: Path):
+    untied = isobasin.scramble(pair[1], tmp_path / "untied", scope="model", untie=True, verify=False).path
+    for ends in ((pair[1], untied), (untied, pair[1])):
+        found = isobasin.equivalent(*ends)
+        assert found.equivalent, (found.other_tensors, found.layers)
+        assert found.stream == "O(31)"
+        assert isobasin.compare(*ends).verdict == "same function"
+        assert isobasin.verify(*ends).equal
+    assert not isobasin.equivalent(pair[0], untied).equivalent
+
+
 def test_what_stands_between_two_forms_names_the_option(pair, tmp_path: Path):
     untied = isobasin.scramble(pair[1], tmp_path / "untied", untie=True).path
     (found,) = isobasin.check([pair[0], untied]).pairs
@@ -172,7 +183,7 @@ def test_a_line_to_an_untied_model_begins_at_the_tied_one(pair, tmp_path: Path):
     out = tmp_path / "out"
     isobasin.align(*pair, out, scope="model", untie=True)
     how = Measuring(("none", "heads"), 3, temperature=False)
-    with pytest.warns(IsobasinWarning, match="measured as if it weren't tied"):
+    with pytest.warns(IsobasinWarning, match="measured with its tied tensors apart"):
         found = measure([pair[0], out], texts(), tmp_path / "mixed", how)
     with open_canonical(pair[0], untie=True) as opened:
         write_checkpoint(opened.checkpoint, tmp_path / "apart", [])
@@ -219,7 +230,7 @@ def test_what_is_written_is_compared_with_the_tied_files(pair, tmp_path: Path, m
         return extended(checkpoint, {HEAD: "transformer.wpe.weight"}, found.config)
 
     model = tiny("gpt2", config={"vocab_size": 16}).save(tmp_path / "a")
-    monkeypatch.setattr("isobasin.model.untied", wrong)
+    monkeypatch.setattr("isobasin.canonical.untied", wrong)
     with pytest.raises(VerificationError, match="isn't the same function"):
         isobasin.scramble(model, tmp_path / "out", untie=True)
     assert not (tmp_path / "out").exists()

@@ -105,7 +105,7 @@ class Alignment(Plain):
 
     @property
     def untied(self) -> bool:
-        """Whether it moves a model whose tied tensors are taken apart first (`model.Canonical.untied`)."""
+        """Whether it moves a model whose tied tensors are taken apart first (`canonical.Canonical.untied`)."""
         return _UNTIED in self.provenance
 
     apply: ClassVar[Callable[..., Moved]]

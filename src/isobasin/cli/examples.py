@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def examples_for(model: str, arguments: Mapping[str, Any], allow_pickle: bool) -> Examples:
     """The data that a command's arguments (`options.DATA`, and a seed) name, as the first model sees them."""
-    from isobasin.model import open_checkpoint
+    from isobasin.canonical import open_checkpoint
     from isobasin.tasks.data import DataOptions, prepare, read_dataset
     from isobasin.tasks.kind import kind_of
     from isobasin.tasks.processors import config_of, load_processor

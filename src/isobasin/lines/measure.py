@@ -16,6 +16,7 @@ from einops import rearrange
 
 from isobasin.alignment import Alignment, AttentionMove
 from isobasin.architectures.resolve import check_comparable
+from isobasin.canonical import Canonical, Source, evened, open_canonical
 from isobasin.checkpoints import Checkpoint, check_output
 from isobasin.checkpoints.output import sole_writer
 from isobasin.choices import HeadCost
@@ -23,7 +24,7 @@ from isobasin.errors import IsobasinError, RecordError, warn
 from isobasin.lines.ends import End, Losses, Measuring, OpenPair
 from isobasin.lines.path import points
 from isobasin.matching.heads import head_costs
-from isobasin.model import Blocks, Canonical, Model, Source, open_canonical, read_blocks
+from isobasin.model import Blocks, Model, read_blocks
 from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
@@ -105,13 +106,10 @@ def measure(
 
 
 def _evened(ends: Sequence[Canonical]) -> list[Canonical]:
-    """The same functions, none of them tied if another one isn't: a line has ends of one form."""
-    stored, found = {name for end in ends for name in end.view.tensors}, list[Canonical]()
-    for end in ends:
-        tied = next((name for name in end.view.ties if name in stored and end.view.find(name)), None)
-        if tied is not None:
-            warn(f"{end.name}: measured as if it weren't tied, as another model has a tensor {tied!r} of its own")
-        found.append(end if tied is None else end.untied())
+    """The same functions in one form; it is said whose changes for that."""
+    found = evened(ends)
+    for end in (one for one, other in zip(ends, found, strict=True) if one is not other):
+        warn(f"{end.name}: measured with its tied tensors apart, as another model has them: the function is the same")
     return found
 
 

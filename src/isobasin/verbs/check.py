@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobasin.architectures.resolve import check_comparable
+from isobasin.canonical import Canonical, Source, open_canonical
 from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
 from isobasin.matching.whole.pair import check_alike
-from isobasin.model import Canonical, Model, Source, open_canonical
+from isobasin.model import Model
 from isobasin.text import Plain
 from isobasin.verbs.conflicts import Conflict, Option, conflicts
 

@@ -108,7 +108,7 @@ def compare(
         progress: Called as the work goes on.
     """
     device = chosen_device(device)
-    with open_pair(a, b, allow_pickle=allow_pickle) as (one, other):
+    with open_pair(a, b, allow_pickle=allow_pickle, even=True) as (one, other):
         known = bool(known_feedforwards(one) and known_feedforwards(other))
         check_comparable(one.specification, other.specification, feedforward=known)
         scope = Scope.block if known else Scope.attention

@@ -12,8 +12,8 @@ from enum import StrEnum
 from isobasin.architectures.entries import shown
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.registry import kind
+from isobasin.canonical import Canonical
 from isobasin.errors import ArchitectureError, TensorError
-from isobasin.model import Canonical
 from isobasin.text import Plain
 from isobasin.verbs.rows import Tables, labels_of, tables_of
 

@@ -131,7 +131,7 @@ def equivalent(
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
     """
-    with open_pair(a, b, allow_pickle=allow_pickle) as (one, other):
+    with open_pair(a, b, allow_pickle=allow_pickle, even=True) as (one, other):
         return equivalent_models(one, other, Running(device=device, verify=False, progress=progress))
 
 

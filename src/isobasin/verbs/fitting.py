@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isobasin.canonical import Canonical
 from isobasin.checkpoints import Checkpoint, temporary_folder, write_checkpoint
 from isobasin.errors import IsobasinWarning
-from isobasin.model import Canonical
 from isobasin.verbs.conflicts import Taking
 from isobasin.verbs.rows import labels_of, tables_of
 

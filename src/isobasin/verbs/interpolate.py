@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from isobasin.bounds import check_number
+from isobasin.canonical import Canonical, Source, open_canonical
 from isobasin.checkpoints import check_finite, write_checkpoint
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching.averaging import weighted_mean
-from isobasin.model import Canonical, Source, open_canonical
 from isobasin.verbs.apply import Moved, counted, deliver
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import fit, in_form

@@ -16,11 +16,12 @@ from torch import Tensor
 from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import check_number
+from isobasin.canonical import Canonical, Source
 from isobasin.checkpoints import check_output, write_checkpoint
 from isobasin.choices import HeadCost, Method, Readout, Scope, Space
 from isobasin.errors import IsobasinError
 from isobasin.matching.averaging import circuit_mean
-from isobasin.model import Canonical, Model, Source, batches, open_model, opened
+from isobasin.model import Model, batches, open_model, opened
 from isobasin.symmetries.weights import stack
 from isobasin.text import Plain, plain
 from isobasin.verbs.apply import counted, deliver

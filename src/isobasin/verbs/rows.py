@@ -8,7 +8,7 @@ from typing import Any
 
 from isobasin.architectures.entries import trying
 from isobasin.architectures.registry import lookup
-from isobasin.model import Canonical
+from isobasin.canonical import Canonical
 
 # Entries that count positions; a table may have a few rows more than they say.
 _POSITIONS = ("max_position_embeddings", "max_target_positions", "max_source_positions")
