@@ -9,6 +9,8 @@ to second order `f - 2 <S_L - S_R, X> + <X, H X>`, least where
 Without the bracket (the residual's own curvature) (2) is a Sylvester equation, which the eigenvectors of both Grams
 solve; alone it crawls where residuals stay large, as between models trained apart. So it is the preconditioner of a few
 conjugate-gradient steps, which end at the trust region's edge or follow negative curvature to it (Steihaug's method).
+Where residuals are large the bracket counts in it, too: in one basis for both Grams, the eigenvectors of their sum, the
+diagonals of all three couple each `x_ij` to `x_ji` alone, and H takes four products instead of six.
 
 What decides is in float64: f, the right side of (2), and U. Only X is found in float32, in units in which Grams and
 right side are of order one: a step is taken only if f falls, so its own rounding costs a little of the fall.
@@ -27,6 +29,8 @@ _REFRESH = frozenset((0, 8, 24, 56))
 # Conjugate-gradient steps in one step, and their relative accuracy.
 _CG_STEPS = 16
 _CG_TOLERANCE = 0.2
+# How much of what couples `x_ij` to `x_ji` the preconditioner has, at most, of what would make it singular.
+_COUPLED = 0.5
 # How far X may go at first, relative to B' in the norm of the preconditioner. Longer steps end in the basins of worse
 # minima more often: with twice this one of 96 unrelated heads of 64 features ends above gradient descent, and with
 # looser conjugate gradients or tolerances some more.
@@ -51,7 +55,7 @@ class Problems:
         left, right: `B'_L` and `B'_R`.
         f: `(b)`; infinite where U is singular.
         radius: Of the trust region, relative to B'.
-        basis: Eigenvectors of `G_R` and of `G_L`, float32, `(b, 2, n, n)`.
+        basis: Eigenvectors of `G_R` and of `G_L`, float32, `(b, 2, n, n)`, or of their sum, `(b, 1, n, n)`.
         index: Which problem of the batch it is.
         floor: What f may be called zero at.
     """
@@ -105,6 +109,11 @@ class Found:
     f: Tensor
     iterations: Tensor
     converged: Tensor
+
+    def put(self, which: Tensor, found: Found) -> None:
+        """Take what was found of the problems of a mask."""
+        for field in fields(self):
+            getattr(self, field.name)[which] = getattr(found, field.name)
 
 
 def descend(problems: Problems, rivals: Tensor, max_iterations: int, tolerance: float) -> Found:
@@ -207,18 +216,18 @@ class _Quadratic:
     """The quadratic model of f around where the problems stand, in eigenvectors of the Grams and in float32.
 
     Attributes:
-        p, q: Eigenvectors of `G_R` and of `G_L`.
-        turn: `P^T Q`.
+        p, q: `Problems.basis`, of `G_R` and of `G_L`.
+        turn: `P^T Q`; None if they are one.
         slope: `P^T (S_L - S_R) Q`, of norm 1.
         s: `P^T S Q` in units of `1 / unit`.
-        gram_right, gram_left: `P^T G_R P` and `Q^T G_L Q`, likewise: diagonal where the eigenvectors are new.
+        gram_right, gram_left: `P^T G_R P` and `Q^T G_L Q`, likewise.
         stretch: The norm of `S_L - S_R` in units of `1 / unit`, float64.
         unit: One over the mean eigenvalue of both Grams, float64.
     """
 
     p: Tensor
     q: Tensor
-    turn: Tensor
+    turn: Tensor | None
     slope: Tensor
     s: Tensor
     gram_right: Tensor
@@ -242,28 +251,40 @@ class _Quadratic:
         slope = (s_left - s_right).to(unit.dtype)
         stretch = squares(slope).sqrt().clamp(min=tiny)
         if fresh:
-            p.basis = torch.linalg.eigh(grams).eigenvectors
-        to_right, to_left = p.basis.unbind(1)
+            p.basis = torch.linalg.eigh(grams if p.basis.shape[1] == 2 else grams.sum(1, keepdim=True)).eigenvectors
+        to_right, to_left = p.basis[:, 0], p.basis[:, -1]
         slope = to_right.mT @ (slope / stretch[:, None, None]).float() @ to_left
         s = to_right.mT @ (0.5 * (s_left + s_right)) @ to_left
         gram_right, gram_left = (p.basis.mT @ grams @ p.basis).unbind(1)
-        turn = to_right.mT @ to_left
+        turn = to_right.mT @ to_left if p.basis.shape[1] == 2 else None
         return cls(to_right, to_left, turn, slope, s, gram_right, gram_left, stretch, unit)
 
     def image(self, x: Tensor) -> Tensor:
         """`H X`: in the eigenvectors, `turn` apart, `S X^T` is `s x^T turn` and `X^T S` is `turn x^T s`."""
-        found = torch.baddbmm(x @ self.gram_left, self.gram_right, x)
-        found = torch.baddbmm(found, self.s, x.mT @ self.turn, alpha=-1)
-        return torch.baddbmm(found, self.turn, x.mT @ self.s, alpha=-1)
+        found, y = torch.baddbmm(x @ self.gram_left, self.gram_right, x), x.mT
+        if self.turn is None:
+            return torch.baddbmm(torch.baddbmm(found, self.s, y, alpha=-1), y, self.s, alpha=-1)
+        found = torch.baddbmm(found, self.s, y @ self.turn, alpha=-1)
+        return torch.baddbmm(found, self.turn, y @ self.s, alpha=-1)
+
+    def preconditioner(self) -> _Preconditioner:
+        """What nearly inverts `image`: its diagonal, and in one basis what couples `x_ij` to `x_ji`."""
+        curvature = diagonal(self.gram_right).unsqueeze(-1) + diagonal(self.gram_left).unsqueeze(-2)
+        # Directions without curvature (rank-deficient heads) must not be divided by zero.
+        curvature = curvature + 1e-6 * curvature.mean((-2, -1), keepdim=True)
+        if self.turn is not None:
+            return _Preconditioner(1 / curvature)
+        own, product = diagonal(self.s), curvature * curvature.mT
+        limit = _COUPLED * product.sqrt()
+        coupling = (own.unsqueeze(-1) + own.unsqueeze(-2)).clamp(-limit, limit)
+        determinant = product - coupling.square()
+        return _Preconditioner(curvature.mT / determinant, coupling / determinant)
 
     def minimum(self, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """X in float64, the fall of f that the model predicts for it, whether it ends at the edge, and its length."""
         stretch, n = self.stretch, self.slope.shape[-1]
-        curvature = diagonal(self.gram_right).unsqueeze(-1) + diagonal(self.gram_left).unsqueeze(-2)
-        # Directions without curvature (rank-deficient heads) must not be divided by zero.
-        inverse = 1 / (curvature + 1e-6 * curvature.mean((-2, -1), keepdim=True))
         bound = (radius.square() * n / stretch.square()).float()
-        x, fall, at_edge, length = _truncated_cg(self.image, self.slope, inverse, bound)
+        x, fall, at_edge, length = _truncated_cg(self.image, self.slope, self.preconditioner(), bound)
         x = stretch[:, None, None] * (self.p @ x @ self.q.mT).to(stretch.dtype)
         return (
             x,
@@ -273,19 +294,40 @@ class _Quadratic:
         )
 
 
+@dataclass(frozen=True)
+class _Preconditioner:
+    """`own ∘ x + across ∘ x^T`, positive definite.
+
+    Attributes:
+        own: `(b, n, n)`.
+        across: Likewise; None is zero.
+    """
+
+    own: Tensor
+    across: Tensor | None = None
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        """Of x, into other memory."""
+        torch.mul(self.own, x, out=out)
+        return out if self.across is None else out.addcmul_(self.across, x.mT)
+
+
 def _truncated_cg(
-    matrix: Callable[[Tensor], Tensor], slope: Tensor, inverse: Tensor, bound: Tensor
+    matrix: Callable[[Tensor], Tensor],
+    slope: Tensor,
+    preconditioner: _Preconditioner,
+    bound: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Conjugate gradients on `matrix(x) = slope` inside `<x, x / inverse> <= bound`, each problem for itself.
+    """Conjugate gradients on `matrix(x) = slope` inside a ball about 0, each problem for itself.
 
     A problem stops at its tolerance, at the edge, or where a direction is concave: then at the edge along it. Lengths
-    in the preconditioner's norm come from recurrences.
+    are those of the preconditioner's norm, squared no more than `bound`, and come from recurrences.
 
     Returns:
-        x, `2 <slope, x> - <x, matrix(x)>`, whether x is at the edge, and `<x, x / inverse>`.
+        x, `2 <slope, x> - <x, matrix(x)>`, whether x is at the edge, and its squared length.
     """
     x, residual = torch.zeros_like(slope), slope.clone()
-    z = inverse * residual
+    z = preconditioner(residual, torch.empty_like(residual))
     direction = z.clone()
     energy = first = pp = _dot(residual, z)
     xx, xp, fall = (torch.zeros_like(energy) for _ in range(3))
@@ -302,7 +344,7 @@ def _truncated_cg(
         xx, xp = xx + length * (2 * xp + length * pp), xp + length * pp
         at_edge = at_edge | (alive & leaves)
         residual.addcmul_(length[:, None, None], image, value=-1)
-        torch.mul(inverse, residual, out=z)
+        preconditioner(residual, z)
         following = _dot(residual, z)
         alive = alive & ~leaves & (following > _CG_TOLERANCE**2 * first)
         if not alive.any():

@@ -185,7 +185,7 @@ def balanced_start(core: Core) -> Tensor:
     return (to_b @ polar(left + right) @ undo_a).mT
 
 
-def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 5e-8) -> SubspaceSolution:
+def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 3e-8) -> SubspaceSolution:
     """Minimise (1) by Newton steps in a trust region (`isobasin.matching.newton`), from starts in closed form.
 
     (1) is not convex. Near a pair of equal functions least squares on one side is the planted map already, or next
@@ -199,24 +199,37 @@ def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 5e-8)
     """
     shape = core.b_left.shape
     flat = Core(*(x.reshape(-1, *x.shape[-2:]) for x in vars(core).values()))
-    u, far = _starts(flat)
-    count, device = len(flat.b_left), u.device
-    first, second = torch.arange(count, device=device), torch.arange(count, len(u), device=device)
-    rivals = torch.full_like(torch.cat([first, far]), -1)
-    rivals[far], rivals[count:] = second, far
-    found = newton.descend(_problems(flat[torch.cat([first, far])], u), rivals, max_iterations, tolerance)
-    best = first.clone()
-    best[far] = torch.where(found.f[far] <= found.f[count:], far, second)
-    iterations = found.iterations[:count].clone()
-    iterations[far] = iterations[far].maximum(found.iterations[count:])
+    u = least_squares_start(flat)
+    f = flat.objective(u).nan_to_num(torch.inf, torch.inf)
+    far = f > _NEAR * flat.scale()
+    found = newton.Found(u, f, torch.zeros_like(f, dtype=torch.int64), torch.zeros_like(far))
+    limits = max_iterations, tolerance
+    if not far.all():
+        some = flat[~far]
+        alone = torch.full_like(found.iterations[~far], -1)
+        found.put(~far, newton.descend(_problems(some, u[~far], bases=2), alone, *limits))
+    if far.any():
+        found.put(far, _better_of_two(flat[far], *limits))
     return SubspaceSolution(
-        found.u[best].reshape(*shape[:-2], shape[-1], shape[-1]),
-        *(x.reshape(shape[:-2]) for x in (found.f[best], iterations, found.converged[best])),
+        found.u.reshape(*shape[:-2], shape[-1], shape[-1]),
+        *(x.reshape(shape[:-2]) for x in (found.f, found.iterations, found.converged)),
     )
 
 
-def _problems(core: Core, u: Tensor) -> newton.Problems:
-    """The problems at these U."""
+def _better_of_two(core: Core, max_iterations: int, tolerance: float) -> newton.Found:
+    """Where the lower of two starts of each problem ends."""
+    starts = torch.cat(_starts(core))
+    count = len(starts) // 2
+    twice, first = torch.arange(count, device=starts.device).repeat(2), torch.arange(count, device=starts.device)
+    rivals = torch.cat([first + count, first])
+    found = newton.descend(_problems(core[twice], starts, bases=1), rivals, max_iterations, tolerance)
+    best = torch.where(found.f[:count] <= found.f[count:], first, first + count)
+    iterations = found.iterations.unflatten(0, (2, count)).amax(0)
+    return newton.Found(found.u[best], found.f[best], iterations, found.converged[best])
+
+
+def _problems(core: Core, u: Tensor, *, bases: int) -> newton.Problems:
+    """The problems at these U, with so many bases each."""
     top, scale, n = core.top(), core.scale(), u.shape[-1]
     zero = torch.zeros_like(scale)
     problems = newton.Problems(
@@ -227,7 +240,7 @@ def _problems(core: Core, u: Tensor) -> newton.Problems:
         right=zero,
         f=zero,
         radius=torch.full_like(scale, newton.RADIUS),
-        basis=torch.zeros(len(u), 2, *u.shape[-2:], dtype=torch.float32, device=u.device),
+        basis=torch.zeros(len(u), bases, *u.shape[-2:], dtype=torch.float32, device=u.device),
         index=torch.arange(len(u), device=u.device),
         floor=scale * _EXACT,
     )
@@ -242,20 +255,13 @@ def least_squares_start(core: Core) -> Tensor:
 
 
 def _starts(core: Core) -> tuple[Tensor, Tensor]:
-    """A start for every problem, then a second one for those that are far; and which these are."""
-    u = least_squares_start(core)
-    f = core.objective(u).nan_to_num(torch.inf, torch.inf)
-    far = (f > _NEAR * core.scale()).nonzero().squeeze(-1)
-    if not len(far):
-        return u, far
-    rest = core[far]
-    published = orthogonal_start(rest)
-    options = [published, *_far_starts(rest)]
-    values = torch.stack([rest.objective(x).nan_to_num(torch.inf, torch.inf) for x in options])
+    """Two starts of problems that are far: the lowest in closed form, and the published one."""
+    published = orthogonal_start(core)
+    options = [published, *_far_starts(core)]
+    values = torch.stack([core.objective(x).nan_to_num(torch.inf, torch.inf) for x in options])
     # Where they are no lower, as of heads that are zero, the published one is invertible and the others may not be.
-    values[1:] += 1e-9 * rest.scale()
-    u[far] = torch.stack(options)[values.argmin(0), torch.arange(len(far), device=far.device)]
-    return torch.cat([u, published]), far
+    values[1:] += 1e-9 * core.scale()
+    return torch.stack(options)[values.argmin(0), torch.arange(len(published), device=published.device)], published
 
 
 def _far_starts(core: Core) -> tuple[Tensor, Tensor]:
