@@ -42,6 +42,23 @@ def parsed(result: Result) -> dict[str, Any]:
     return json.loads(result.stdout, parse_constant=refuse)
 
 
+def test_a_tied_head_is_said_and_taken_apart(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    pair = models["a"], models["b"]
+    tied = cli("align", *pair, "--scope", "model", "-o", tmp_path / "tied")
+    assert "its head is the embedding, which leaves the residual stream S_16: --untie" in tied.stderr
+    assert "tie_word_embeddings" not in tied.stdout
+    apart = cli("align", *pair, "--scope", "model", "--untie", "-o", tmp_path / "apart")
+    assert not apart.stderr
+    for result in (apart, cli("apply", tmp_path / "apart", models["b"], "-o", tmp_path / "again")):
+        assert result.exit_code == 0
+        assert "Tied tensors are stored by themselves: config.json has tie_word_embeddings false now." in result.stdout
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "apart" / "model.safetensors"
+    ).read_bytes()
+
+
 def test_align_brings_a_scrambled_model_back(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
     out = tmp_path / "out"
     result = cli("align", models["a"], scrambled, "-o", out, "--json")

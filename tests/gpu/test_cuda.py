@@ -214,6 +214,18 @@ def test_refine_from_data(pair, tmp_path):
     same(tmp_path / "cpu", tmp_path / "cuda")
 
 
+@pytest.mark.long
+def test_refine_untied(tmp_path):
+    a, b = (TIED.save(tmp_path / str(seed), seed=seed, dtype=torch.float32) for seed in (0, 1))
+    matching = Matching(Method.balanced, scope=Scope.model, untie=True)
+    on_both(
+        lambda device: refine(
+            a, b, examples(), tmp_path / device, how=SHORT, matching=matching, running=Running(device=device)
+        )
+    )
+    same(tmp_path / "cpu", tmp_path / "cuda")
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_barrier(pair, scope, tmp_path):
     a, b, found = pair

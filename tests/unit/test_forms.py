@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.canonical import open_canonical
 from isobasin.choices import TaskKind
 from isobasin.errors import TensorError
 from isobasin.model import open_model
@@ -174,3 +175,8 @@ def test_models_of_no_family_have_forms_too(tmp_path: Path):
     isobasin.interpolate(form, folders[0], 0.3, tmp_path / "back")
     back = load_file(tmp_path / "back" / WEIGHTS)
     assert torch.equal(back["lm_head.weight"], back["wte.weight"])
+    isobasin.interpolate(form, folders[0], 0.3, tmp_path / "apart", untie=True)
+    with open_canonical(tmp_path / "apart") as apart:
+        assert not apart.view.ties
+        assert {"lm_head.weight", "wte.weight"} <= set(apart.view.tensors)
+    assert_function_preserved(tmp_path / "back", tmp_path / "apart", 0.0)
