@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Union
@@ -17,7 +17,7 @@ from isobasin.architectures.description import Description
 from isobasin.architectures.view import View
 from isobasin.checkpoints import Checkpoint, calling, resolve, temporary_folder
 from isobasin.checkpoints.tokens import Tokens, read_tokens
-from isobasin.errors import TensorError, about
+from isobasin.errors import ArchitectureError, TensorError, about
 from isobasin.loading import quiet_transformers, untied
 
 if TYPE_CHECKING:
@@ -104,9 +104,13 @@ def open_canonical(source: Source, *, allow_pickle: bool = False, untie: bool = 
 
 
 def evened(ends: Sequence[Canonical]) -> list[Canonical]:
-    """The same functions, none of them tied where another isn't: those whose tied tensors another has are untied."""
-    stored = {name for end in ends for name in end.view.tensors}
-    return [end.untied() if any(n in stored and end.view.find(n) for n in end.view.ties) else end for end in ends]
+    """The same functions, none of them tied where another isn't: untied, if that can be, where another one is."""
+    stored, found = {name for end in ends for name in end.view.tensors}, list(ends)
+    for index, end in enumerate(ends):
+        if any(name in stored and end.view.find(name) for name in end.view.ties):
+            with suppress(ArchitectureError):  # of families that are always tied
+                found[index] = end.untied()
+    return found
 
 
 def name_of(source: Source) -> str:

@@ -61,6 +61,7 @@ COMMANDS = (
     _moves("align {b} {a}", "a"),
     _moves("align {a} {b} --scope block --max-condition 100", "b"),
     _moves("align {a} {b} --scope model", "b"),
+    _moves("align {a} {b} --scope model --untie", "b"),
     _moves("align {a} {b} --no-verify", "b"),
     _moves("align {a} {scrambled} --method paper", "scrambled"),
     _moves("apply {alignment} {b}", "b"),

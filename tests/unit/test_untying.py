@@ -157,6 +157,15 @@ def test_a_tied_model_and_an_untied_one_are_known_to_be_one_function(pair, tmp_p
     assert not isobasin.equivalent(pair[0], untied).equivalent
 
 
+def test_what_is_always_tied_is_compared_as_it_is(tmp_path: Path):
+    """A T5 whose head has values of its own isn't tied, and one whose head hasn't can't be untied."""
+    tied, own = (tiny("t5").save(tmp_path / name) for name in ("tied", "own"))
+    edit_tensors(own, lambda t: t | {HEAD: 2 * t["shared.weight"]})
+    assert isobasin.equivalent(tied, own).other_tensors == (HEAD,)
+    with pytest.raises(ArchitectureError, match=r"model type t5 ties its head whatever config.json says: no --untie"):
+        isobasin.align(tied, own, untie=True)
+
+
 def test_what_stands_between_two_forms_names_the_option(pair, tmp_path: Path):
     untied = isobasin.scramble(pair[1], tmp_path / "untied", untie=True).path
     (found,) = isobasin.check([pair[0], untied]).pairs
