@@ -148,6 +148,7 @@ def bench_time(folder: Path, threads: int, rounds: int) -> None:
 MEMORY: dict[str, Callable[[str, str, Path], Any]] = {
     "align": lambda a, b, out: isobasin.align(a, b, out, verify=False),
     "align, scope block": lambda a, b, out: isobasin.align(a, b, out, scope="block", verify=False),
+    "align, scope model": lambda a, b, out: isobasin.align(a, b, out, scope="model", verify=False),
     "align, verified": lambda a, b, out: isobasin.align(a, b, out),
     "apply": lambda a, b, out: isobasin.apply(isobasin.Alignment.load(b), a, out, verify=False),
     "scramble": lambda a, b, out: isobasin.scramble(a, out, verify=False),
@@ -156,6 +157,7 @@ MEMORY: dict[str, Callable[[str, str, Path], Any]] = {
     "compare": lambda a, b, out: isobasin.compare(a, b),
     "fingerprint": lambda a, b, out: isobasin.fingerprint(a),
     "interpolate": lambda a, b, out: isobasin.interpolate(a, b, 0.5, out),
+    "merge, scope attention": lambda a, b, out: isobasin.merge([a, b], out, verify=False),
     "merge": lambda a, b, out: isobasin.merge([a, b], out, scope="block", verify=False),
     "merge, space circuit": lambda a, b, out: isobasin.merge([a, b], out, space="circuit", verify=False),
 }
@@ -192,7 +194,9 @@ def peak(folder: Path, case: str, a: str, b: str) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import isobasin.verbs.merge  # noqa: F401
+    from isobasin.cli.main import give_memory_back
 
+    give_memory_back()
     call, start = MEMORY[case], peak_bytes()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         call(a, b, Path(scratch) / "out")
