@@ -21,7 +21,7 @@ from isobasin.errors import ArchitectureError, CheckpointError, VerificationErro
 from isobasin.inputs import model_inputs, named_outputs, promised
 from isobasin.loading import Plan, load
 from isobasin.verification import Distance, models
-from isobasin.verification.rounding import compact, dither
+from isobasin.verification.rounding import compact, dither, kinds
 
 Tensors = dict[str, Tensor]
 SIZES: dict[str, Any] = {
@@ -238,8 +238,13 @@ def test_a_dither_is_at_most_half_a_unit_in_the_last_place():
     half = torch.tensor([2**-8, 2**-8, 2**-7, 0.0, 0.0], dtype=torch.float64)
     assert (seen <= half).all()
     assert (seen >= 0.9 * half).all()
-    kept = compact({"a": value, "b": value + 1e-9}, [torch.float32, torch.bfloat16])
-    assert [kept["a"].dtype, kept["b"].dtype] == [torch.bfloat16, torch.float64]
+    stored = kinds([torch.float32, torch.int64, torch.bfloat16])
+    assert stored == [torch.bfloat16, torch.float32]
+    kept = [compact(x, stored).dtype for x in (value, value + 2**-12, value + 1e-9)]
+    assert kept == [torch.bfloat16, torch.float32, torch.float64]
+    long = torch.ones(3, 2**17, dtype=torch.float64)
+    long[2, -1] += 1e-9
+    assert torch.equal(compact(long, stored), long)
 
 
 def test_distances_of_scores_that_are_ruled_out_and_of_no_numbers():

@@ -68,9 +68,12 @@ class Distance(Plain):
         for x, y in (pair for pair in pairs if pair[0].numel()):
             # Scores of what is ruled out are -inf in both.
             gap = torch.where(x == y, 0.0, x - y).abs().nan_to_num(math.inf, math.inf)
-            finite = x[x.isfinite()].abs()
-            largest, size = max(largest, float(gap.max())), max(size, float(finite.max()) if len(finite) else 0.0)
-            squares, total = squares + float(gap.square().sum()), total + float(finite.square().sum())
+            finite = torch.where(x.isfinite(), x, 0.0)
+            largest, size = max(largest, float(gap.max())), max(size, float(finite.abs().max()))
+            squares, total = (
+                before + float(torch.linalg.vector_norm(part)) ** 2
+                for before, part in ((squares, gap), (total, finite))
+            )
             if name.endswith("logits") and x.ndim > 1 and x.shape[-1] > 1:
                 divergences.append(_divergence(x, y).flatten())
         if not math.isfinite(largest):

@@ -24,7 +24,7 @@ from isobasin.loading import Plan, plans
 from isobasin.model import Model
 from isobasin.verification.blocks import compare_by_layer
 from isobasin.verification.distance import AMPLIFICATION, FLOORS, Distance, Label, Verification
-from isobasin.verification.rounding import compact, differing, dither
+from isobasin.verification.rounding import compact, differing, dither, kinds
 
 # Larger models run in float32: float64 costs twice the memory and more than twice the time.
 _DOUBLE_LIMIT = 400_000_000
@@ -127,9 +127,10 @@ def _rounding(
     rounding = other.rounding(values)
     if enough(rounding, plain):
         return rounding, plain
-    values, better = other.values, plain.better(other.rounding({}, coarsest), 1)
     other.unload()
-    return rounding.worse(one.rounding(values)), better
+    values, own = other.sensitivity(coarsest)
+    other.unload()
+    return rounding.worse(one.rounding(values)), plain.better(own, 1)
 
 
 def check_runs(model: Model, device: str = "cpu") -> str | None:
@@ -210,7 +211,7 @@ class _Run:
 
     def __init__(self, model: Model, plan: Plan, how: _Running) -> None:
         self._name, self._plan, self.how = model.name, plan, how
-        self._stored = {info.dtype for info in model.checkpoint.tensors.values()}
+        self._stored = kinds(info.dtype for info in model.checkpoint.tensors.values())
         self._inputs = dict(how.inputs(self._module))
         self.outputs = self._outputs(self._inputs)
         if plan.missing:
@@ -229,15 +230,9 @@ class _Run:
             config.use_cache, config.return_dict = False, True
         return module
 
-    @cached_property
-    def values(self) -> dict[str, Tensor]:
-        """The model's values in memory, in the types that they are stored in; those before any rounding."""
-        return compact(self._module.state_dict(), self._stored)
-
     def unload(self) -> None:
         """Leave the outputs in memory only."""
-        for name in ("_module", "values"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_module", None)
 
     def not_finite(self) -> str | None:
         """The first output with NaN, or with an infinity other than the score of what is ruled out."""
@@ -284,17 +279,18 @@ class _Run:
             dtype: The type that they are rounded to; by default each to the type that it is stored in.
         """
         generator = torch.Generator().manual_seed(self.how.seed)
-        values, done = self.values, set[int]()
+        done = set[int]()
         for name, value in self._module.state_dict().items():
             where = None if value.data_ptr() in done else differing(value, others.get(name))
             if where is not None:
-                dither(value, dtype or values[name].dtype, where, generator)
+                dither(value, dtype or compact(value, self._stored).dtype, where, generator)
                 done.add(value.data_ptr())
         return self._changed() if done else Distance()
 
     def sensitivity(self, dtype: torch.dtype) -> Sensitivity:
         """The stored values, and what one rounding of all of them to a type changes; they stay changed."""
-        return self.values, self.rounding({}, dtype)
+        values = {name: compact(value, self._stored) for name, value in self._module.state_dict().items()}
+        return values, self.rounding({}, dtype)
 
     def _changed(self) -> Distance:
         """How far a share of the outputs is from what it was: the longest inputs."""

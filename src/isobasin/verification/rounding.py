@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-# Values at once: a random number for each is held.
-_CHUNK = 2**22
+# Values at once: a random number for each is held; and of which a copy is held.
+_CHUNK, _PIECE = 2**22, 2**17
 
 
-def compact(values: Mapping[str, Tensor], stored: Iterable[torch.dtype]) -> dict[str, Tensor]:
-    """The same values, each tensor in the coarsest of the stored types that holds it exactly.
-
-    Args:
-        values: Tensors by name.
-        stored: The types in the file.
-    """
-    types = sorted({d for d in stored if d.is_floating_point and d.itemsize > 1}, key=lambda d: -torch.finfo(d).eps)
-    return {name: _compact(value, types) for name, value in values.items()}
+def kinds(stored: Iterable[torch.dtype]) -> list[torch.dtype]:
+    """Those types of a file that values may be rounded to, the coarsest first."""
+    return sorted({d for d in stored if d.is_floating_point and d.itemsize > 1}, key=lambda d: -torch.finfo(d).eps)
 
 
-def _compact(value: Tensor, types: list[torch.dtype]) -> Tensor:
+def compact(value: Tensor, stored: Iterable[torch.dtype]) -> Tensor:
+    """The same values on the CPU, in the first of these types that holds them exactly; in their own if none does."""
+    value = value.cpu()
     if value.is_floating_point():
-        for dtype in types:
-            small = value.to("cpu", dtype)
-            if torch.equal(small.to(value.dtype), value.cpu()):
+        for dtype in stored:
+            small = value.to(dtype)
+            # Piece by piece, which stays in the processor's cache.
+            pieces = zip(*(x.reshape(-1).split(_PIECE) for x in (small, value)), strict=True)
+            if all(torch.equal(x.to(y.dtype), y) for x, y in pieces):
                 return small
-    return value.cpu().clone()
+    return value.clone()
 
 
 def differing(value: Tensor, other: Tensor | None) -> Tensor | None:
