@@ -49,6 +49,7 @@ def test_a_tied_model_is_the_same_with_its_tensors_apart(model, saved, tmp_path)
             assert torch.equal(opened.read([name])[name], tied.read([own])[own])
         write_checkpoint(opened.checkpoint, out, [])
     assert_function_preserved(folder, out, 0.0)
+    assert '"tie_word_embeddings": true' not in (out / "config.json").read_text()  # nor in one nested there
     loaded = load(out, torch.float64)
     assert loaded.config.tie_word_embeddings is False
     loaded.save_pretrained(tmp_path / "again")
