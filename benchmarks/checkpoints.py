@@ -194,9 +194,7 @@ def peak(folder: Path, case: str, a: str, b: str) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import isobasin.verbs.merge  # noqa: F401
-    from isobasin.cli.main import give_memory_back
 
-    give_memory_back()
     call, start = MEMORY[case], peak_bytes()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         call(a, b, Path(scratch) / "out")

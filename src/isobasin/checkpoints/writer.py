@@ -25,6 +25,7 @@ from isobasin.checkpoints.output import (
 from isobasin.checkpoints.reader import CONFIG, Checkpoint
 from isobasin.checkpoints.temporary import calling
 from isobasin.errors import TensorError, warn
+from isobasin.memory import give_memory_back
 
 __all__ = ["check_output", "write_checkpoint", "write_file_atomically"]
 
@@ -132,6 +133,7 @@ def _write_shards(
             file = source.tensors[name].file
             with (folder / file).open("r+b") as out:
                 _write(out, name, headers[file].slots[name], 0, tensor.detach().cpu().reshape(-1))
+        give_memory_back()
     for file, header in headers.items():
         rest = [name for name in header.slots if name not in done]
         with (folder / file).open("r+b") as out:

@@ -1,4 +1,4 @@
-"""What the program gives back to the system."""
+"""What is given back to the system."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from isobasin.cli.main import give_memory_back
-
-if sys.argv[1] == "given back":
-    give_memory_back()
+from isobasin.memory import give_memory_back
 
 def resident():
     line = next(x for x in open("/proc/self/status") if x.startswith("VmRSS"))
@@ -27,6 +24,8 @@ for _ in range(20):
     large.append(bytearray(4 * 2**20))
     kept.append(bytearray(4096))
 del large
+if sys.argv[1] == "given back":
+    give_memory_back()
 print(resident() - before)
 """
 
