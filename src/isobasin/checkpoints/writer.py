@@ -11,6 +11,7 @@ from typing import BinaryIO, TypeVar
 import torch
 from torch import Tensor
 
+from isobasin.checkpoints import shards
 from isobasin.checkpoints.companions import Companions, companions, copy, set_folder_mode, set_mode
 from isobasin.checkpoints.files import real
 from isobasin.checkpoints.layout import CODES, DTYPES, Header, Slot, make_header, raw_bytes
@@ -132,7 +133,9 @@ def _write_shards(
             done.add(name)
             file = source.tensors[name].file
             with (folder / file).open("r+b") as out:
-                _write(out, name, headers[file].slots[name], 0, tensor.detach().cpu().reshape(-1))
+                # Of a long table no copy is made in the type of the file.
+                for part, piece in enumerate(tensor.detach().cpu().reshape(-1).split(shards.PIECE)):
+                    _write(out, name, headers[file].slots[name], part * shards.PIECE, piece)
         give_memory_back()
     for file, header in headers.items():
         rest = [name for name in header.slots if name not in done]
