@@ -26,9 +26,9 @@ from torch import Tensor
 
 # Steps at which eigenvectors are computed anew: the Grams change little, and a preconditioner need not be exact.
 _REFRESH = frozenset((0, 8, 24, 56))
-# Conjugate-gradient steps in one step, and their relative accuracy.
+# Conjugate-gradient steps in one step, and their relative accuracy by the number of bases: with two they are few.
 _CG_STEPS = 16
-_CG_TOLERANCE = 0.2
+_CG_TOLERANCE = {1: 0.2, 2: 0.1}
 # How much of what couples `x_ij` to `x_ji` the preconditioner has, at most, of what would make it singular.
 _COUPLED = 0.5
 # How far X may go at first, relative to B' in the norm of the preconditioner. Longer steps end in the basins of worse
@@ -177,7 +177,7 @@ def _step(p: Problems, fresh: bool, tolerance: float) -> Tensor:
     grown = torch.where((ratio > 0.75) & at_edge, 2.5 * p.radius, p.radius)
     p.radius = torch.where(ratio < 0.25, torch.where(better, _SHORTER * reach, reach), grown)
     # What is left after a step: what the quadratic model was wrong by, and what conjugate gradients left.
-    left_over = torch.where(at_edge, 1.0, ((1 - ratio).abs() + 2 * _CG_TOLERANCE**2).clamp(max=1.0))
+    left_over = torch.where(at_edge, 1.0, ((1 - ratio).abs() + 2 * model.accuracy**2).clamp(max=1.0))
     done = better & (gain * left_over <= tolerance * before) & (ratio > 0.25)
     stuck = (p.f >= before) & ((p.radius < 1e-9) | ~worth)
     return ~(done | stuck | (p.f <= p.floor))
@@ -267,6 +267,11 @@ class _Quadratic:
         found = torch.baddbmm(found, self.s, y @ self.turn, alpha=-1)
         return torch.baddbmm(found, self.turn, y @ self.s, alpha=-1)
 
+    @property
+    def accuracy(self) -> float:
+        """That of the solution of (2)."""
+        return _CG_TOLERANCE[1 if self.turn is None else 2]
+
     def preconditioner(self) -> _Preconditioner:
         """What nearly inverts `image`: its diagonal, and in one basis what couples `x_ij` to `x_ji`."""
         curvature = diagonal(self.gram_right).unsqueeze(-1) + diagonal(self.gram_left).unsqueeze(-2)
@@ -284,7 +289,7 @@ class _Quadratic:
         """X in float64, the fall of f that the model predicts for it, whether it ends at the edge, and its length."""
         stretch, n = self.stretch, self.slope.shape[-1]
         bound = (radius.square() * n / stretch.square()).float()
-        x, fall, at_edge, length = _truncated_cg(self.image, self.slope, self.preconditioner(), bound)
+        x, fall, at_edge, length = _truncated_cg(self.image, self.slope, self.preconditioner(), bound, self.accuracy)
         x = stretch[:, None, None] * (self.p @ x @ self.q.mT).to(stretch.dtype)
         return (
             x,
@@ -317,10 +322,11 @@ def _truncated_cg(
     slope: Tensor,
     preconditioner: _Preconditioner,
     bound: Tensor,
+    accuracy: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Conjugate gradients on `matrix(x) = slope` inside a ball about 0, each problem for itself.
 
-    A problem stops at its tolerance, at the edge, or where a direction is concave: then at the edge along it. Lengths
+    A problem stops at its accuracy, at the edge, or where a direction is concave: then at the edge along it. Lengths
     are those of the preconditioner's norm, squared no more than `bound`, and come from recurrences.
 
     Returns:
@@ -346,7 +352,7 @@ def _truncated_cg(
         residual.addcmul_(length[:, None, None], image, value=-1)
         preconditioner(residual, z)
         following = _dot(residual, z)
-        alive = alive & ~leaves & (following > _CG_TOLERANCE**2 * first)
+        alive = alive & ~leaves & (following > accuracy**2 * first)
         if not alive.any():
             break
         beta = torch.where(alive, following / energy, 0.0)
