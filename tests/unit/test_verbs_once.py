@@ -34,7 +34,7 @@ VERBS: dict[str, tuple[Verb, int, int]] = {
     "apply": (lambda a, b, out: isobasin.Alignment.load(b.parent / MOVE).apply(b, out), 2, 3),
     "scramble": (lambda a, b, out: isobasin.scramble(b, out, scope="model"), 2, 3),
     "canonicalize": (lambda a, b, out: isobasin.canonicalize(b, out, scope="block"), 2, 3),
-    "verify": (lambda a, b, out: isobasin.verify(a, b), 2, 4),
+    "verify": (lambda a, b, out: isobasin.verify(a, b), 2, 5),
     "equivalent": (lambda a, b, out: isobasin.equivalent(a, b), 2, 0),
     "compare": (lambda a, b, out: isobasin.compare(a, b), 2, 0),
     "fingerprint": (lambda a, b, out: isobasin.fingerprint(a), 1, 0),

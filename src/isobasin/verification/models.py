@@ -35,6 +35,8 @@ _SHARE = 0.25
 # What a model returns beside its outputs: inner values, which moves change, and what it keeps for the next token.
 _INNER = ("hidden_states", "attentions", "past_key_values", "router_logits")
 
+# What a rounding without bound would change.
+_ANY = Distance(math.inf, math.inf, math.inf, math.inf, math.inf)
 Sensitivity = tuple[dict[str, Tensor], Distance]
 """A model's values in the types that they are stored in, and what one rounding of them changes."""
 
@@ -80,7 +82,7 @@ def verify_models(
     rounding = plain = None
     explaining = Distance()
     if math.isfinite(found.max_rel) and not explaining.explains(found, floor):
-        rounding, plain = _rounding(one, other, known, coarsest, lambda *both: _capped(*both).explains(found, floor))
+        rounding, plain = _rounding(one, other, known, coarsest, lambda most: most.explains(found, floor))
         explaining = _capped(rounding, plain)
     return Verification(
         found.max_abs,
@@ -108,7 +110,7 @@ def _rounding(
     other: _Run,
     known: Sensitivity | None,
     coarsest: torch.dtype,
-    enough: Callable[[Distance, Distance], bool],
+    explained: Callable[[Distance], bool],
 ) -> tuple[Distance, Distance]:
     """`Verification.rounding` and `plain`, of both models if the second isn't enough; one at a time is loaded.
 
@@ -117,7 +119,7 @@ def _rounding(
         other: The second.
         known: The first one's values and sensitivity, if they are known.
         coarsest: The coarser of their types.
-        enough: Whether they explain what was found.
+        explained: Whether rounding that changes outputs this far explains what was found.
     """
     if known is None:
         other.unload()
@@ -125,7 +127,8 @@ def _rounding(
         one.unload()
     values, plain = known
     rounding = other.rounding(values)
-    if enough(rounding, plain):
+    # Of models that are too far apart for any rounding in the first one's gauge the rest needs no measuring.
+    if explained(_capped(rounding, plain)) or not explained(_capped(_ANY, plain)):
         return rounding, plain
     other.unload()
     values, own = other.sensitivity(coarsest)
