@@ -270,7 +270,7 @@ def test_refine_tensors_and_its_calibration(tmp_path):
 def test_training(pair, tmp_path):
     a, _, found = pair
     model = load_model(a, found.kind)
-    train(model, found, TrainingSettings(steps=2, batch=4, warmup=0), seed=0, folder=tmp_path, device="cuda")
+    train(model, found, TrainingSettings(steps=2, batch=4, rate=1e-3, warmup=0), seed=0, folder=tmp_path, device="cuda")
     assert model.device.type == "cpu"
 
 

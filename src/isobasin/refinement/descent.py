@@ -13,6 +13,7 @@ from torch import Tensor
 from isobasin.choices import Targets
 from isobasin.errors import AlignmentError, DataError, TensorError
 from isobasin.records.curves import rise
+from isobasin.refinement.gradients import gradients
 from isobasin.refinement.line import Batch, MovingLine, Sample, batches_of
 from isobasin.refinement.recipe import Refining
 
@@ -101,6 +102,7 @@ class Descent(Generic[Batch]):
         self.generator = torch.Generator().manual_seed(how.seed)
         targets = how.targets or (Targets.ends if line.predicts else Targets.labels)
         self.measure = line.loss if targets is Targets.labels else line.divergence
+        self.gradient = gradients(self.measure, self.coordinates, recordable=line.recordable)
         self.noise = 0.0 if targets is Targets.labels else how.noise
         self.train, held = split(examples, how)
         # The ends may have been trained on held-out examples too; with noise, the same at every look, they weren't.
@@ -184,16 +186,14 @@ class Descent(Generic[Batch]):
         """
         rows = torch.randint(len(self.train), (self.how.batch_size,), generator=self.generator)
         index = self.points.draw(self.generator)
-        batch = self._noisy(self.train.fetch(rows))
+        batch = self.line.placed(self._noisy(self.train.fetch(rows)))
         try:
-            loss = self.measure(self.points.t.take(index), batch)
+            loss = self.gradient(self.points.t.take(index), batch)
         except _DIVERGED:
             return False
-        self.adam.zero_grad()
-        loss.backward()
         self.adam.step()
         self.schedule.step()
-        self.points.tell(index, loss.detach())
+        self.points.tell(index, loss)
         self.state.step += 1
         return True
 

@@ -31,6 +31,9 @@ At = float | Tensor
 Measure = Callable[[At, Batch], Tensor]
 """Of a point of the line, on a batch."""
 
+# What a placed batch has beside the model's inputs and labels: the numbers of its labelled rows.
+_ROWS = "labelled rows"
+
 
 class Sample(Protocol[Fetched]):
     """Examples in some form: `isobasin.tasks.examples.Examples`, or one's own."""
@@ -135,6 +138,13 @@ class MovingLine(ABC, Generic[Batch]):
         """
         raise ArchitectureError("targets 'ends' needs predictions, a loss alone has none: use targets 'labels'")
 
+    recordable: ClassVar[bool] = False
+    """Whether a measure of a placed batch asks for no values, so that a CUDA graph can replay it."""
+
+    def placed(self, batch: Batch) -> Batch:
+        """A batch where it is computed with; here it stays."""
+        return batch
+
     def noisy(self, batch: Batch, noise: float, generator: torch.Generator) -> Batch:
         """A batch with noise on what it has of real numbers, in units of their standard deviation; here nothing."""
         return batch
@@ -185,12 +195,18 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
 
     def divergence(self, t: At, batch: dict[str, Tensor]) -> Tensor:
         """How far predictions there are from those of both ends: the mean over what is labelled."""
-        # Which rows those are is asked on the CPU, where labels are: a GPU would have to be waited for.
-        rows = (targets(self.kind, batch["labels"]).reshape(-1) != IGNORED).nonzero().squeeze(-1).to(self.device)
+        rows = batch[_ROWS] if _ROWS in batch else self._rows(batch)
         with torch.no_grad():
             a, b = (self._logits(end, batch)[rows].softmax(-1) for end in self._fixed)
         found = self._logits(self.at(t), batch)[rows].log_softmax(-1)
         return functional.kl_div(found, between(a, b, t), reduction="batchmean")
+
+    recordable: ClassVar[bool] = True
+
+    def placed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch on the device, with the numbers of its labelled rows, which are asked for where labels are."""
+        there = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
+        return {**there, _ROWS: self._rows(batch)}
 
     def noisy(self, batch: dict[str, Tensor], noise: float, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch with noise on its real numbers; token numbers and labels stay."""
@@ -209,13 +225,19 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
 
         return named(self.ends[0], self.names[0]), named(self.ends[1], self.names[1])
 
+    def _rows(self, batch: dict[str, Tensor]) -> Tensor:
+        """The numbers of a batch's labelled rows, on the device."""
+        labelled = targets(self.kind, batch["labels"]).reshape(-1) != IGNORED
+        return labelled.nonzero().squeeze(-1).to(self.device, non_blocking=True)
+
     def _labels(self, batch: dict[str, Tensor]) -> Tensor:
         return targets(self.kind, batch["labels"]).to(self.device).reshape(-1)
 
     def _logits(self, parameters: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         """What the module predicts with some parameters, a row for each label."""
-        inputs = model_inputs(self.module, batch, torch.device(self.device))
-        mixed = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision)
+        device = torch.device(self.device)
+        inputs = model_inputs(self.module, {n: x for n, x in batch.items() if n != _ROWS}, device)
+        mixed = torch.autocast(device.type, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False)
         with passing(self.module), mixed:
             logits = functional_call(self.module, parameters, kwargs=inputs).logits
         logits = logits.reshape(-1, logits.shape[-1])
