@@ -181,7 +181,7 @@ def main() -> None:
     order = torch.randperm(MODULUS**2, generator=torch.Generator().manual_seed(0))
     train, test = order.split([round(TRAINED * len(order)), len(order) - round(TRAINED * len(order))])
     # Every move here is linear in the weights, so that moving both ends gives no line that moving one doesn't.
-    how = Refining(asked.steps, asked.batch, asked.rate, both=False, every=100)
+    how = Refining(asked.steps, asked.batch, asked.rate, both=False, every=100, minutes=0)
     models = {seed: _read(asked.checkpoints / f"seed{seed}.pt") for seed in SEEDS}
     content: dict[str, Any] = {
         "asked": {"steps": how.steps, "batch": how.batch_size, "rate": how.rate, "threads": asked.threads},

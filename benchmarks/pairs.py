@@ -34,7 +34,7 @@ def main() -> None:
 
     tests, train = examples(asked.test, asked.test_examples), examples(asked.train, asked.train_examples)
     losses = Losses(tests, Measuring(batch_size=256, scope=Scope(asked.scope), temperature=False))
-    how = Refining(asked.steps, asked.batch, asked.rate) if asked.steps else None
+    how = Refining(asked.steps, asked.batch, asked.rate, minutes=0) if asked.steps else None
     with OpenPair.open(asked.a, asked.b, losses) as pair:
         found = alignments(pair, train, how, progress=_quiet)
     for name, row in found["ways"].items():

@@ -92,7 +92,7 @@ def _refining(first: Any, second: Any, asked: argparse.Namespace, train: float) 
     forward = timed(lambda: line.loss(0.5, batch)) - to_point
     whole = timed(lambda: line.divergence(0.5, batch)) - to_point - forward
     backward = timed(lambda: line.loss(0.5, batch).backward()) - to_point - forward - to_coordinates
-    adam = timed(descent.adam.step)
+    adam = timed(lambda: [optimiser.step() for optimiser in descent.optimisers])
     with Reads() as reads:
         descent.step()
     print(f"training step {1e3 * train:8.1f} ms")

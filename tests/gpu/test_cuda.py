@@ -27,6 +27,8 @@ from isobasin.lines.ends import Measuring
 from isobasin.lines.measure import measure
 from isobasin.model import open_model
 from isobasin.refinement.calibration import DataCalibration
+from isobasin.refinement.gradients import Replayed, Stepwise
+from isobasin.refinement.line import ModuleLine
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
 from isobasin.refinement.tensors import TensorCalibration
@@ -333,3 +335,22 @@ def test_cuda_refines_and_goes_on_after_an_interrupt(mixed, tmp_path):
     assert found.refined.steps == 8
     assert all(verified.equal for verified in found.verified)
     assert isobasin.verify(reference, tmp_path / "out" / REFERENCE).equal
+
+
+@pytest.mark.skipif(not REAL, reason="graphs are recorded by CUDA")
+def test_a_replayed_step_is_the_step(pair):
+    """The gradients of a recorded graph, on batches that it wasn't recorded with."""
+    a, b, found = pair
+    start = isobasin.align(a, b, scope="model")
+    with open_model(a) as one, open_model(b) as other:
+        line = ModuleLine.between(one, other, start, found.kind, moves=(True, True), device="cuda")
+    replayed, stepwise = (kind(line.divergence, line.coordinates()) for kind in (Replayed, Stepwise))
+    for step in range(6):
+        batch = line.placed(found.fetch(range(step, step + 4)))
+        t = torch.tensor(0.1 * (step + 1), device="cuda")
+        slopes = []
+        for take in (replayed, stepwise):
+            slopes.append([take(t, batch).clone(), *(x.grad.clone() for x in line.coordinates())])
+        for x, y in zip(*slopes, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-6)
+    assert replayed.recorded

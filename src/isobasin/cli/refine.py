@@ -33,7 +33,10 @@ def refine(
     keep_gains: options.KeepGains = False,
     objective: options.Objective = Objective.weights,
     untie: options.Untie = False,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of Adam, at most.")] = Refining.steps,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps, at most.")] = Refining.steps,
+    minutes: Annotated[
+        float, typer.Option("--minutes", metavar="N", min=0, help="How long to learn, at most; 0: as long as it takes.")
+    ] = Refining.minutes,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="Examples of a step.")
     ] = Refining.batch_size,

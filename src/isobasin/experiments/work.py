@@ -256,7 +256,8 @@ def _alignments(job: Job) -> dict[str, Any]:
     from isobasin.refinement.recipe import Refining
 
     asked = RefiningSettings.model_validate(job.spec["refining"])
-    how = Refining(asked.steps, asked.batch, asked.rate, both=asked.both, targets=asked.targets, noise=asked.noise)
+    more = {"both": asked.both, "targets": asked.targets, "noise": asked.noise, "minutes": 0}
+    how = Refining(asked.steps, asked.batch, asked.rate, **more)
     apart = {"scope": Scope.model} if Redrawn(job.spec["scope"]) is Redrawn.entire_model else {}
 
     def found(pair: OpenPair) -> dict[str, Any]:

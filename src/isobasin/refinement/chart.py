@@ -25,6 +25,9 @@ from isobasin.symmetries.factor import Parts
 from isobasin.symmetries.product import Product
 from isobasin.symmetries.stream import Basis, StreamElement, StreamGroup, complement, lift
 
+# Names of the stream's coordinates.
+MATRIX, GAINS, BIASES = "stream.matrix", "stream.gains", "stream.biases"
+
 
 class Chart:
     """Coordinates around a model.
@@ -69,6 +72,11 @@ class Chart:
                 self.coordinates[name] = torch.zeros(size, dtype=dtype, device=device, requires_grad=True)
         self._dtype = dtype
 
+    @property
+    def rotates(self) -> bool:
+        """Whether the coordinates of the stream's map are those of a rotation."""
+        return self._stream is not None and self._stream.group.basis is not Basis.linear
+
     def tensors(self) -> dict[str, Tensor]:
         """All that moves by name, at the coordinates, differentiable by them."""
         turn = None
@@ -99,14 +107,14 @@ class Chart:
         gains, biases = (x.to(dtype) for x in self._norms)
         start = plan.group.identity(gains, biases)
         found = {name: self.coordinates[name].to(dtype) for name in _sizes(plan) if name in self.coordinates}
-        if "stream.gains" in found:
-            start = replace(start, gains=start.gains * found["stream.gains"].exp())
-        if "stream.biases" in found:
+        if GAINS in found:
+            start = replace(start, gains=start.gains * found[GAINS].exp())
+        if BIASES in found:
             where = [place for place, norm in enumerate(plan.norms) if norm.absorbed]
             rows = torch.zeros_like(start.biases)
-            rows[where] = found["stream.biases"]
+            rows[where] = found[BIASES]
             start = replace(start, biases=start.biases + rows)
-        matrix = _map(plan.group, found["stream.matrix"]) if "stream.matrix" in found else start.matrix.to(dtype)
+        matrix = _map(plan.group, found[MATRIX]) if MATRIX in found else start.matrix.to(dtype)
         return replace(start, matrix=matrix)
 
 
@@ -115,9 +123,9 @@ def _sizes(stream: Stream) -> dict[str, tuple[int, ...]]:
     group, norms = stream.group, stream.norms
     size = 0 if group.basis.discrete else group.width - (group.basis is Basis.centred)
     return {
-        "stream.matrix": (size, size),
-        "stream.gains": (len(norms), group.width),
-        "stream.biases": (sum(norm.absorbed for norm in norms), group.width),
+        MATRIX: (size, size),
+        GAINS: (len(norms), group.width),
+        BIASES: (sum(norm.absorbed for norm in norms), group.width),
     }
 
 

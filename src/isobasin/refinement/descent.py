@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from isobasin.choices import Targets
 from isobasin.errors import AlignmentError, DataError, TensorError
 from isobasin.records.curves import rise
+from isobasin.refinement.chart import GAINS, MATRIX
 from isobasin.refinement.gradients import gradients
 from isobasin.refinement.line import Batch, MovingLine, Sample, batches_of
 from isobasin.refinement.recipe import Refining
@@ -26,6 +28,11 @@ _UNIFORM = 0.2
 _DECAY = 0.9
 _BETAS = (0.9, 0.95)
 _LOWEST_RATE = 0.05
+# Highest rates beside that of most coordinates: of the logarithms of the stream's gains, and radians that it turns by.
+_GAINS = 3.0
+_RADIANS = 3.0
+# Steps between which a step is timed: the first ones also prepare.
+_TIMED_FROM, _TIMED_TO = 8, 18
 # Points at which held-out examples are looked at, and how many of those at most.
 _LOOKS = (0.25, 0.5, 0.75)
 _LOOKED_AT = 128
@@ -86,6 +93,7 @@ Saved = dict[str, Any]
 class State:
     """Where a descent stands."""
 
+    planned: int
     step: int = 0
     best_step: int = 0
     best: float = math.inf
@@ -93,8 +101,24 @@ class State:
     kept: list[Tensor] = field(default_factory=list[Tensor])
 
 
+class Clock:
+    """Seconds between laps, of a GPU too."""
+
+    def __init__(self, device: str) -> None:
+        """Start."""
+        self._waits = torch.device(device).type == "cuda" and torch.cuda.is_available()
+        self._began = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last one."""
+        if self._waits:
+            torch.cuda.synchronize()
+        began, self._began = self._began, time.perf_counter()
+        return self._began - began
+
+
 class Descent(Generic[Batch]):
-    """Adam on the coordinates of a line's ends, and all that it needs to go on from where it was saved."""
+    """Descent on the coordinates of a line's ends, and all that it needs to go on from where it was saved."""
 
     def __init__(self, line: MovingLine[Batch], examples: Sample[Batch], how: Refining) -> None:
         self.line, self.how = line, how
@@ -112,17 +136,16 @@ class Descent(Generic[Batch]):
         first, last = line.means(self.measure, self.looked_at, (0.0, 1.0)) if targets is Targets.labels else (0.0, 0.0)
         self.ends = first, last
         self.points = Points(self.ends, line.device)
-        self.adam = torch.optim.Adam(self.coordinates, lr=how.rate, betas=_BETAS, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda step: _rate(step, how))
-        self.state = State()
+        self.optimisers = _optimisers(line, how.rate)
+        self.state = State(planned=how.steps)
+        self._clock, self._looking = Clock(line.device), 0.0
 
     def saved(self) -> Saved:
         """All that `restore` takes."""
         return {
             "state": vars(self.state),
             "coordinates": [x.detach().clone() for x in self.coordinates],
-            "adam": self.adam.state_dict(),
-            "schedule": self.schedule.last_epoch,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "excess": self.points.excess,
             "generator": self.generator.get_state(),
         }
@@ -136,7 +159,8 @@ class Descent(Generic[Batch]):
         try:
             fits = self._fits(saved)
             if fits:
-                self.adam.load_state_dict(saved["adam"])
+                for optimiser, found in zip(self.optimisers, saved["optimisers"], strict=True):
+                    optimiser.load_state_dict(found)
                 self.generator.set_state(saved["generator"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             fits = False
@@ -147,23 +171,21 @@ class Descent(Generic[Batch]):
             )
         vars(self.state).update(saved["state"])
         self._set(saved["coordinates"])
-        self.schedule.last_epoch = saved["schedule"]
         self.points.excess = saved["excess"].to(self.points.t.device)
 
     def _fits(self, saved: Saved) -> bool:
         """Whether everything has the type and the shape that it has here."""
         own, state = self.saved(), saved["state"]
         shapes = [x.shape for x in self.coordinates]
-        tensors = [saved["coordinates"], state["kept"]]
-        tensors += [[part[name] for part in saved["adam"]["state"].values()] for name in ("exp_avg", "exp_avg_sq")]
+        moments = zip(self.optimisers, saved["optimisers"], strict=True)
         return (
             all(isinstance(state[name], type(value)) for name, value in own["state"].items())
             and [x.shape for x in (saved["excess"], saved["generator"])]
             == [own[n].shape for n in ("excess", "generator")]
-            and all([x.shape for x in part] in (shapes, []) for part in tensors)
+            and all([x.shape for x in part] in (shapes, []) for part in (saved["coordinates"], state["kept"]))
+            and all(_like(optimiser, found["state"]) for optimiser, found in moments)
             and all(isinstance(step, int) and isinstance(height, float) for step, height in state["history"])
-            and isinstance(saved["schedule"], int)
-            and 0 <= state["best_step"] <= state["step"]
+            and 0 <= state["best_step"] <= state["step"] <= state["planned"]
             and bool(state["history"] and state["kept"] and saved["coordinates"])
         )
 
@@ -172,7 +194,9 @@ class Descent(Generic[Batch]):
         state = self.state
         if state.history and state.history[-1][0] == state.step:
             return False
+        self._clock.lap()
         height = self._height()
+        self._looking = self._clock.lap()
         state.history.append((state.step, height))
         if height < state.best:
             state.best, state.best_step = height, state.step
@@ -191,11 +215,25 @@ class Descent(Generic[Batch]):
             loss = self.gradient(self.points.t.take(index), batch)
         except _DIVERGED:
             return False
-        self.adam.step()
-        self.schedule.step()
+        share = _share(self.state.step, self.state.planned, self.how.warmup)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = share * group["highest"]
+            optimiser.step()
         self.points.tell(index, loss)
         self.state.step += 1
+        self._plan()
         return True
+
+    def _plan(self) -> None:
+        """Once, after a few steps: how many of them the minutes hold."""
+        state, how = self.state, self.how
+        if not how.minutes or state.step not in (_TIMED_FROM, _TIMED_TO):
+            return
+        seconds = self._clock.lap()
+        if state.step == _TIMED_TO:
+            each = seconds / (_TIMED_TO - _TIMED_FROM) + self._looking / how.every
+            state.planned = max(state.step, min(how.steps, int(60 * how.minutes / each)))
 
     def finish(self) -> Refined:
         """Put the best coordinates in place."""
@@ -245,7 +283,7 @@ def descend(
     state = descent.state
     if resume is not None:
         descent.restore(resume)
-    while state.step < how.steps:
+    while state.step < state.planned:
         if state.step % how.every == 0 and descent.look():
             save(descent.saved())
         step, height = state.history[-1]
@@ -253,7 +291,7 @@ def descend(
             break
         if (step and math.isinf(height)) or not descent.step():
             break  # it diverged: what was best until here is kept
-        progress("refining", state.step, how.steps)
+        progress("refining", state.step, state.planned)
     return descent.finish()
 
 
@@ -270,9 +308,40 @@ def split(examples: Sample[Batch], how: Refining) -> tuple[Sample[Batch], Sample
     return examples.subset(order[held:].sort().values), examples.subset(order[:held].sort().values)
 
 
-def _rate(step: int, how: Refining) -> float:
-    """The learning rate's share at a step."""
-    if step < how.warmup:
-        return (step + 1) / how.warmup
-    done = (step - how.warmup) / max(1, how.steps - how.warmup)
+def _optimisers(line: MovingLine[Any], rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for rotations of the residual stream, Adam for all else; groups know their highest rate.
+
+    Muon's step is an orthogonal matrix, so that it turns all planes by one angle, at any width. Entries as large as
+    Adam's would turn wide streams too far. A rotation is that of `S - S^T`, twice its step.
+    """
+    rotations: list[Tensor] = []
+    groups: dict[float, list[Tensor]] = {}
+    for chart in (end.chart for end in line.ends if end.chart is not None):
+        for name, x in chart.coordinates.items():
+            if name == MATRIX and chart.rotates:
+                rotations.append(x)
+            else:
+                groups.setdefault(rate * (_GAINS if name == GAINS else 1), []).append(x)
+    found: list[torch.optim.Optimizer] = []
+    if groups:
+        parts = [{"params": params, "lr": highest, "highest": highest} for highest, params in groups.items()]
+        found.append(torch.optim.Adam(parts, betas=_BETAS, fused=True))
+    if rotations:
+        highest = rate * _RADIANS / 2
+        parts = [{"params": rotations, "lr": highest, "highest": highest}]
+        found.append(torch.optim.Muon(parts, weight_decay=0.0))
+    return found
+
+
+def _like(optimiser: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Tensor]]) -> bool:
+    """Whether an optimiser's saved moments have the shapes of what it moves."""
+    moved = [x for group in optimiser.param_groups for x in group["params"]]
+    return all(not x.ndim or x.shape == moved[index].shape for index, part in saved.items() for x in part.values())
+
+
+def _share(step: int, steps: int, warmup: int) -> float:
+    """The learning rate's share of the highest at a step."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
     return _LOWEST_RATE + (1 - _LOWEST_RATE) * (1 + math.cos(math.pi * min(done, 1.0))) / 2

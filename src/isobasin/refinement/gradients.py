@@ -54,6 +54,11 @@ class Replayed:
         self._shapes: Any = None
         self._graph: Any = None
 
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a graph."""
+        return self._graph is not None
+
     def __call__(self, t: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """One gradient."""
         self._steps += 1

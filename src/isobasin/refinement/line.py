@@ -131,7 +131,11 @@ class MovingLine(ABC, Generic[Batch]):
         """The loss at `(1 - t) A + t B` on a batch."""
 
     def divergence(self, t: At, batch: Batch) -> Tensor:
-        """How far predictions there are from those of both ends, `KL((1 - t) p_A + t p_B || p_t)`, on a batch.
+        """How much more the cross-entropy of predictions there is than that of the ends' own, on a batch.
+
+        `E_y[(1 - t) log p_A + t log p_B - log p_t]`, with y drawn from `(1 - t) p_A + t p_B`: the loss above the
+        straight line between the ends' losses, were labels drawn from what both predict. Its slopes are those of
+        `KL((1 - t) p_A + t p_B || p_t)`.
 
         Raises:
             ArchitectureError: Of the models, only a loss is known.
@@ -194,12 +198,13 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
         return functional.cross_entropy(self._logits(self.at(t), batch), self._labels(batch), ignore_index=IGNORED)
 
     def divergence(self, t: At, batch: dict[str, Tensor]) -> Tensor:
-        """How far predictions there are from those of both ends: the mean over what is labelled."""
+        """The loss there above that of the ends, to what both predict: the mean over what is labelled."""
         rows = batch[_ROWS] if _ROWS in batch else self._rows(batch)
         with torch.no_grad():
-            a, b = (self._logits(end, batch)[rows].softmax(-1) for end in self._fixed)
+            a, b = (self._logits(end, batch)[rows].log_softmax(-1) for end in self._fixed)
+            drawn, own = between(a.exp(), b.exp(), t), between(a, b, t)
         found = self._logits(self.at(t), batch)[rows].log_softmax(-1)
-        return functional.kl_div(found, between(a, b, t), reduction="batchmean")
+        return (drawn * (own - found)).sum(-1).mean()
 
     recordable: ClassVar[bool] = True
 

@@ -13,9 +13,10 @@ class Refining:
     """How an alignment is learned.
 
     Attributes:
-        steps: Of Adam, at most.
+        steps: At most.
         batch_size: Examples of a step.
-        rate: Adam's highest; it rises over `warmup` steps and falls by a cosine to 5 %.
+        rate: Adam's highest; it rises over `warmup` steps and falls by a cosine to 5 %. The residual stream turns by
+            three times as many radians in a step, and its gains move three times as fast.
         warmup: Steps.
         both: Move the reference too; its function stays the same as well.
         seed: Of batches, of points on the line and of noise.
@@ -26,12 +27,13 @@ class Refining:
         targets: What it learns from; None: the ends' predictions, or labels where only a loss is known.
         noise: Standard deviation of what is added to inputs that are real numbers, images for example, in units of
             theirs; only where it learns from the ends' predictions. Held-out examples get it once.
+        minutes: How long to learn, at most: from the first steps is found how many that holds. 0: as long as it takes.
 
     Raises:
         IsobasinError: A number is out of range.
     """
 
-    steps: int = 1500
+    steps: int = 6000
     batch_size: int = 32
     rate: float = 1e-2
     warmup: int = 20
@@ -43,12 +45,13 @@ class Refining:
     mixed_precision: bool = False
     targets: Targets | None = None
     noise: float = 0.2
+    minutes: float = 30
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("warmup", 0), ("every", 1), ("patience", 1)):
             check_number(name, getattr(self, name), least, MANY)
         check_number("batch size", self.batch_size, 1, LARGEST_BATCH)
-        for name in ("rate", "noise"):
+        for name in ("rate", "noise", "minutes"):
             check_number(name, getattr(self, name), 0, MANY)
         check_number("held out", self.held_out, 0, 1)
         check_seed(self.seed)

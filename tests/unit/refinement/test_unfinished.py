@@ -212,7 +212,7 @@ def forms(state):
     yield state | {"state": {**state["state"], "kept": []}}
     yield state | {"state": {**state["state"], "history": [(0, 1.0, 2)]}}
     other = copy.deepcopy(state)
-    other["adam"]["state"][0]["exp_avg"] = torch.zeros(1, dtype=torch.float64)
+    other["optimisers"][0]["state"][0]["exp_avg"] = torch.zeros(1, dtype=torch.float64)
     yield other
     yield state | {"generator": torch.zeros(3, dtype=torch.uint8)}
 

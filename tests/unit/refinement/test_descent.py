@@ -1,0 +1,89 @@
+"""How large the steps of a descent are, how many it takes, and how its gradients are taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import isobasin
+from isobasin.architectures.examples import tiny
+from isobasin.choices import TaskKind
+from isobasin.model import open_model
+from isobasin.refinement import descent as descents
+from isobasin.refinement.chart import GAINS, MATRIX
+from isobasin.refinement.descent import Descent, descend
+from isobasin.refinement.gradients import Stepwise, gradients
+from isobasin.refinement.line import ModuleLine
+from isobasin.refinement.recipe import Refining
+from isobasin.tasks.examples import TensorExamples
+from isobasin.tasks.options import DataFacts
+
+MODEL = tiny("llama", "descended", config={"tie_word_embeddings": False})
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory) -> ModuleLine:
+    folder = tmp_path_factory.mktemp("descended") / "a"
+    MODEL.save(folder, dtype=torch.float32)
+    with open_model(folder) as a, open_model(folder) as b:
+        start = isobasin.random_alignment(folder, condition=1.5, scope="model")
+        return ModuleLine.between(a, b, start, TaskKind.causal_lm, moves=(True, True))
+
+
+def sentences(count: int = 16) -> TensorExamples:
+    tokens = 3 + (torch.arange(count)[:, None] + torch.arange(12)) % 40
+    facts = DataFacts("made up", None, "causal-lm", count, "none")
+    return TensorExamples(TaskKind.causal_lm, facts, {"input_ids": tokens, "labels": tokens})
+
+
+def fresh(line: ModuleLine, how: Refining) -> Descent:
+    with torch.no_grad():
+        for x in line.coordinates():
+            x.zero_()
+    return Descent(line, sentences(), how)
+
+
+def test_a_step_turns_the_stream_by_one_angle_and_moves_the_rest_at_the_rate(line):
+    """Of a rotation exp(S - S^T) the singular values of the exponent are the angles, of which every plane has two."""
+    fresh(line, Refining(batch_size=4, rate=1e-2, warmup=0)).step()
+    for chart in (end.chart for end in line.ends if end.chart is not None):
+        turned = chart.coordinates[MATRIX].detach()
+        angles = torch.linalg.svdvals(turned - turned.mT)
+        # Muon's orthogonal factor has singular values around 1, of whatever size the gradient's are; one of an odd
+        # number of axes, and planes that the loss doesn't see, stay.
+        assert 0.015 < float(angles[: len(angles) // 2].mean()) < 0.045
+        assert float(angles.max()) < 0.045
+        largest = {name: float(x.detach().abs().max()) for name, x in chart.coordinates.items() if name != MATRIX}
+        assert largest.pop(GAINS) == pytest.approx(0.03, rel=1e-3)
+        assert max(largest.values()) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(("minutes", "taken"), [(1.0, 24), (0.0, 40), (1e-3, 18), (100.0, 40)])
+def test_minutes_say_how_many_steps_there_are(line, monkeypatch, minutes, taken):
+    """Ten steps in 20 seconds, and a look of 5 seconds every ten: 2.5 seconds a step; 18 had gone when it was known."""
+    laps = {descents._TIMED_TO: 20.0}
+    monkeypatch.setattr(descents.Clock, "lap", lambda clock: laps.get(steps.state.step, 5.0))
+    steps = fresh(line, Refining(steps=40, batch_size=2, every=10, patience=9, warmup=2, minutes=minutes))
+    monkeypatch.setattr(descents, "Descent", lambda *_: steps)
+    seen: list[tuple[int, int]] = []
+    went = descend(line, sentences(), steps.how, progress=lambda what, done, total: seen.append((done, total)))
+    assert went.steps == taken
+    assert seen[-1] == (taken, taken)
+
+
+def test_a_batch_in_its_place_has_the_same_gradient(line):
+    """The numbers of labelled rows are found once, before a step that must not ask for them."""
+    batch = sentences().fetch(range(4))
+    batch["labels"] = batch["labels"].clone()
+    batch["labels"][:, ::3] = -100
+    with torch.no_grad():
+        for x in line.coordinates():
+            x.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    found = []
+    for given in (batch, line.placed(batch)):
+        take = gradients(line.divergence, line.coordinates(), recordable=line.recordable)
+        assert isinstance(take, Stepwise) or torch.cuda.is_available()
+        found.append([take(torch.tensor(0.5), given), *(x.grad for x in line.coordinates())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        assert one.abs().max() > 0
