@@ -98,5 +98,5 @@ def _shapes(batch: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def gradients(measure: AnyMeasure, coordinates: Sequence[Tensor], *, recordable: bool) -> Gradients:
     """How gradients are taken: replayed where there is a GPU and a line whose batches are on it."""
-    on_gpu = torch.cuda.is_available() and all(x.is_cuda for x in coordinates)
+    on_gpu = torch.backends.cuda.is_built() and all(x.is_cuda for x in coordinates)
     return Replayed(measure, coordinates) if recordable and on_gpu else Stepwise(measure, coordinates)
