@@ -14,6 +14,7 @@ from typer.testing import Result
 
 from isobasin.alignment import Alignment
 from isobasin.architectures.registry import families
+from isobasin.beside import ALIGNMENT
 from isobasin.execution.cluster import Cluster
 from isobasin.execution.local import Here, Processes
 from isobasin.verbs.settings import chosen_device
@@ -72,7 +73,7 @@ def test_align_brings_a_scrambled_model_back(cli: Cli, models: dict[str, Path], 
     assert all(layer.keys() == LAYER_KEYS and layer["status"] == "exact" for layer in found["layers"])
     before, after = (load_file(folder / "model.safetensors") for folder in (models["a"], out))
     assert all((before[name] - after[name]).abs().max() < 1e-4 for name in before)
-    assert (out / "alignment.safetensors").is_file()
+    assert (out / ALIGNMENT).is_file()
 
 
 def test_align_without_verification_says_so(cli: Cli, models: dict[str, Path], tmp_path: Path):
@@ -107,7 +108,7 @@ def test_align_takes_every_choice(cli: Cli, models: dict[str, Path], tmp_path: P
 
 def test_apply_makes_the_same_move_on_a_sibling(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
     out = tmp_path / "applied"
-    found = parsed(cli("apply", scrambled / "alignment.safetensors", models["a"], "-o", out, "--json"))
+    found = parsed(cli("apply", scrambled / ALIGNMENT, models["a"], "-o", out, "--json"))
     assert found.keys() == {"output", "verified"}
     assert found["verified"]["equal"] is True
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, scrambled))

@@ -88,17 +88,20 @@ def test_warnings_are_lines_on_stderr(cli: Cli, models: dict[str, Path], copied:
     ]
 
 
-def test_a_weight_file_with_the_alignments_name(cli: Cli, models: dict[str, Path], copied: Callable[..., Path]) -> None:
-    model = copied()
+def test_a_weight_file_with_the_name_that_alignments_had(
+    cli: Cli, models: dict[str, Path], copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, out = copied(), tmp_path / "out"
     (model / "model.safetensors").rename(model / "alignment.safetensors")
     names = dict.fromkeys(load_file(model / "alignment.safetensors"), "alignment.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    before = (model / "alignment.safetensors").read_bytes()
-    result = cli("align", models["a"], model, "-o", model.parent.parent / "out", "--no-verify")
-    assert result.exit_code == 2
-    assert "alignment.safetensors: a weight file has the name that the move is written to" in result.stderr
-    assert (model / "alignment.safetensors").read_bytes() == before
-    assert not (model.parent.parent / "out").exists()
+    assert cli("align", models["a"], model, "-o", out).exit_code == 0
+    assert load_file(out / "alignment.safetensors").keys() == names.keys()
+    assert cli("apply", out, model, "-o", tmp_path / "again").exit_code == 0
+    assert (tmp_path / "again" / "alignment.safetensors").read_bytes() == (out / "alignment.safetensors").read_bytes()
+    missing = cli("apply", model, model, "-o", tmp_path / "none")
+    assert missing.exit_code == 2
+    assert "alignment.safetensors: not an alignment, but other tensors" in missing.stderr
 
 
 def test_outputs_are_the_same_to_the_byte(cli: Cli, models: dict[str, Path], tmp_path: Path) -> None:

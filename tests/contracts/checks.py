@@ -19,6 +19,7 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import family
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.tiny import TinyModel
+from isobasin.beside import ALIGNMENT
 from isobasin.model import open_model
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
 from isobasin.symmetries.function import attend
@@ -147,7 +148,7 @@ def assert_undone(original: Path, scrambled: Path, out: Path, tolerance: float) 
 
 def weight_files(folder: Path) -> list[Path]:
     """The model's safetensors files."""
-    return sorted(path for path in folder.glob("*.safetensors") if path.name != "alignment.safetensors")
+    return sorted(folder.glob("*.safetensors"))
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -234,8 +235,8 @@ def assert_same_apart_from(names: set[str], original: Path, moved: Path) -> None
         assert torch.equal(bits(old[name]), bits(new[name])), name
     weights = {path.name for path in weight_files(original)}
     others = {str(p.relative_to(original)) for p in original.rglob("*") if p.is_file()} - weights
-    others.discard("alignment.safetensors")
+    others.discard(ALIGNMENT)
     for name in others:
         assert (original / name).read_bytes() == (moved / name).read_bytes(), name
-    kept = {str(p.relative_to(moved)) for p in moved.rglob("*") if p.is_file()} - weights - {"alignment.safetensors"}
+    kept = {str(p.relative_to(moved)) for p in moved.rglob("*") if p.is_file()} - weights - {ALIGNMENT}
     assert kept == others

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from isobasin.beside import ALIGNMENT
+
 from . import bounds, oracle, subjects
 from .commands import ALL, CHECKPOINTS, Command
 from .configs import CONFIGS
@@ -238,7 +240,7 @@ _FILES = {
     "csv": "table.csv",
     "arrays": "arrays.npz",
     "study": "study.yaml",
-    "alignment": "alignment.safetensors",
+    "alignment": ALIGNMENT,
     "copy": "a",
 }
 
@@ -257,7 +259,7 @@ def prepare(subject: Subject, home: Path) -> None:
     subjects.make(subject, folder)
     _made(["scramble", str(folder / "a"), "--seed", "7", "-o", str(folder / "scrambled")])
     _made(["align", str(folder / "a"), str(folder / "b"), "-o", str(folder / "aligned")])
-    (folder / "aligned" / "alignment.safetensors").rename(folder / "alignment.safetensors")
+    (folder / "aligned" / ALIGNMENT).rename(folder / ALIGNMENT)
     shutil.rmtree(folder / "aligned")
 
 

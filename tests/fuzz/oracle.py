@@ -71,7 +71,7 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def tolerance(folder: Path) -> float:
     """What counts as one function, by the coarsest type that a tensor of a folder is stored in."""
     kinds: set[str] = set()
-    for path in folder.glob("model*.safetensors"):
+    for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     return max(_TOLERANCES.get(kind, 0.0) for kind in kinds)
@@ -92,7 +92,7 @@ def incomplete(folder: Path) -> str:
     """What is missing of a checkpoint that was written; empty if it is whole."""
     if not (folder / "config.json").is_file():
         return "OUT has no config.json"
-    files = sorted(folder.glob("model*.safetensors"))
+    files = sorted(folder.glob("*.safetensors"))
     if not files:
         return "OUT has no weights"
     for file in files:

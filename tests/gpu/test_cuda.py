@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 import isobasin
-from isobasin.alignment import FILE_NAME
 from isobasin.architectures.examples import tiny, variant
+from isobasin.beside import ALIGNMENT
 from isobasin.choices import Method, Objective, Scope, Space, Targets, TaskKind, Way
 from isobasin.experiments.settings import TrainingSettings
 from isobasin.experiments.training import train
@@ -151,7 +151,7 @@ def test_methods(pair, method, keep_gains, tmp_path):
     def act(device: str) -> None:
         found = isobasin.align(a, b, scope="model", method=method, keep_gains=keep_gains, device=device)
         (tmp_path / device).mkdir()
-        found.save(tmp_path / device / FILE_NAME)
+        found.save(tmp_path / device / ALIGNMENT)
 
     on_both(act)
     same(tmp_path / "cpu", tmp_path / "cuda")

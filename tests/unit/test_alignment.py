@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from isobasin.alignment import Alignment, Move, Statistics
+from isobasin.beside import ALIGNMENT
 from isobasin.checkpoints import write_tensors
 from isobasin.errors import AlignmentError, OutputError
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
@@ -56,6 +57,16 @@ def test_load_reads_what_save_wrote_to_the_bit(tmp_path):
         for name, part in one.element.tensors().items():
             assert torch.equal(part, other.element.tensors()[name]), name
             assert part.dtype == other.element.tensors()[name].dtype
+
+
+def test_a_folder_stands_for_its_alignment_under_the_name_of_any_version(tmp_path):
+    alignment().save(tmp_path / "alignment.safetensors")
+    assert torch.equal(Alignment.load(tmp_path).layers[0].element.outer, alignment().layers[0].element.outer)
+    with_feedforward().save(tmp_path / ALIGNMENT)
+    assert len(Alignment.load(tmp_path).feedforward) == len(UNITS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AlignmentError, match=rf"empty/{ALIGNMENT}: no such alignment: give the {ALIGNMENT}"):
+        Alignment.load(tmp_path / "empty")
 
 
 def test_feedforward_is_kept_to_the_bit(tmp_path):
@@ -165,7 +176,7 @@ def damaged(kind: str, path) -> None:
         os.mkfifo(path)
         return
     if kind == "folder":
-        (path / "alignment.safetensors").mkdir(parents=True)
+        (path / ALIGNMENT).mkdir(parents=True)
         return
     with_feedforward().save(path)
     with safe_open(path, "pt") as file:

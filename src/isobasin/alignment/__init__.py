@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor
 
-from isobasin.alignment.file import FILE_NAME, Contents, read, write
+from isobasin.alignment.file import Contents, read, write
 from isobasin.alignment.moves import (
     ATTENTION,
     FEEDFORWARD,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ATTENTION",
     "FEEDFORWARD",
-    "FILE_NAME",
     "STREAM",
     "Alignment",
     "AnyMove",

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from isobasin.alignment.moves import AnyMove, Move, kind_of
 from isobasin.alignment.schema import FORMAT, NAMES_1, Entry, Header
-from isobasin.checkpoints import ALIGNMENT, write_file_atomically, write_tensors
+from isobasin.beside import ALIGNMENT, alignment_file
+from isobasin.checkpoints import write_file_atomically, write_tensors
 from isobasin.checkpoints.files import WatchedFile
 from isobasin.checkpoints.shards import SafetensorsShard
 from isobasin.errors import AlignmentError, first_line
 
-FILE_NAME = ALIGNMENT
 _SINGULAR = 1 / torch.finfo(torch.float64).eps  # condition numbers from here on mean no inverse
 
 
@@ -45,9 +45,9 @@ def read(path: Path) -> Contents:
     Raises:
         AlignmentError: If it is missing, damaged, or no alignment.
     """
-    file = path / FILE_NAME if path.is_dir() else path
+    file = alignment_file(path)
     if not os.path.lexists(file):
-        raise AlignmentError(f"{file}: no such alignment: give the {FILE_NAME} that `isobasin align` wrote")
+        raise AlignmentError(f"{file}: no such alignment: give the {ALIGNMENT} that `isobasin align` wrote")
     watched = WatchedFile.of(file, AlignmentError)
     try:
         return _contents(SafetensorsShard.open(watched))

@@ -1,7 +1,6 @@
 """Reading and writing Hugging Face checkpoint folders, streaming and atomic; no model knowledge."""
 
 from isobasin.checkpoints.apart import extended
-from isobasin.checkpoints.companions import ALIGNMENT
 from isobasin.checkpoints.files import regular_file
 from isobasin.checkpoints.layout import write_tensors
 from isobasin.checkpoints.output import check_output, write_file_atomically
@@ -12,7 +11,6 @@ from isobasin.checkpoints.temporary import calling, temporary_folder
 from isobasin.checkpoints.writer import write_checkpoint
 
 __all__ = [
-    "ALIGNMENT",
     "Checkpoint",
     "TensorInfo",
     "calling",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from isobasin.beside import OWN
 from isobasin.checkpoints.files import WatchedFile, entries, leads_outside, read_json
 
 _MODULES = "modules.json"
@@ -17,9 +18,6 @@ _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ckpt", ".distcp"),
     *(".npz", ".tflite", ".nemo"),
 )
-ALIGNMENT = "alignment.safetensors"
-"""What `align` writes beside a moved model: how it was made, which is not true of copies of it."""
-
 _INDEX = ".index.json"
 _SKIPPED = (".cache", ".git")
 
@@ -49,7 +47,7 @@ def companions(folder: Path, read: frozenset[str]) -> Companions:
         read: Names of the files that are read: weights, index, config.
     """
     found = Companions()
-    _look(folder, Path(), read | {ALIGNMENT}, modules(folder), found)
+    _look(folder, Path(), read | OWN, modules(folder), found)
     return found
 
 

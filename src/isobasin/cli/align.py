@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from isobasin.beside import ALIGNMENT
 from isobasin.choices import Device, Dtype, HeadCost, Method, Objective, Runner, Scope
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
@@ -79,4 +80,4 @@ def align(
 
     show(*alignment_report(found, max_condition), verification_line(found.verified))
     show_path("Written to", output)
-    show_path("The move itself, for `isobasin apply`:", output / "alignment.safetensors")
+    show_path("The move itself, for `isobasin apply`:", output / ALIGNMENT)

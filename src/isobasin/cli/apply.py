@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
+from isobasin.beside import ALIGNMENT
 from isobasin.choices import Device, Dtype
 from isobasin.cli import options
 from isobasin.cli.console import working
 from isobasin.cli.delivery import show_moved
 
-EXAMPLE = "isobasin apply aligned/alignment.safetensors finetuned -o finetuned-moved"
+EXAMPLE = f"isobasin apply aligned/{ALIGNMENT} finetuned -o finetuned-moved"
 
 
 def apply(
     alignment: Annotated[
         Path,
-        typer.Argument(metavar="ALIGNMENT", help="alignment.safetensors that `align` wrote, or the folder it is in."),
+        typer.Argument(metavar="ALIGNMENT", help=f"{ALIGNMENT} that `align` wrote, or the folder it is in."),
     ],
     model: options.Model,
     output: options.Output,

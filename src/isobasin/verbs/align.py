@@ -59,7 +59,7 @@ def align(
     Args:
         reference: Folder, hub id, or transformers model; it is not moved.
         model: The one to move, of the same architecture.
-        output: Folder to write the moved model to, with `alignment.safetensors`; None writes nothing.
+        output: Folder to write the moved model to, with the alignment beside it; None writes nothing.
         method: How each head is brought onto its partner; this and the other choices are `isobasin.choices`.
         head_cost: What two heads are compared by.
         scope: What is moved. With "model" it is the residual stream as well, by all maps that its normalisations let

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from isobasin.alignment import FILE_NAME, Alignment, AnyMove, Moved
+from isobasin.alignment import Alignment, AnyMove, Moved
+from isobasin.beside import ALIGNMENT
 from isobasin.checkpoints import check_output, temporary_folder, write_checkpoint
-from isobasin.errors import CheckpointError, IsobasinError, VerificationError
+from isobasin.errors import IsobasinError, VerificationError
 from isobasin.loading import like
 from isobasin.matching import circuits
 from isobasin.model import Model, Source, open_model, opened
@@ -156,19 +157,15 @@ def write_moving(
         The alignment as it was written, and how the model was verified.
 
     Raises:
-        CheckpointError: A weight file of the model has the name of the alignment's.
         VerificationError: The outputs differ by more than rounding; nothing was written.
     """
-    if FILE_NAME in model.checkpoint.files:
-        problem = "a weight file has the name that the move is written to: rename it, also in the index"
-        raise CheckpointError(f"{model.checkpoint.folder / FILE_NAME}: {problem}")
     found: list[Alignment] = []
 
     def pieces() -> Iterator[dict[str, Tensor]]:
         found.append((yield from moving))
 
     def add(staging: Path) -> None:
-        found[0].save(staging / FILE_NAME, force=True)
+        found[0].save(staging / ALIGNMENT, force=True)
         if extra is not None:
             extra(staging)
 

@@ -178,8 +178,8 @@ def test_no_space_while_writing(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_no_space_in_safetensors_own_writer(source: Checkpoint, tmp_path: Path) -> None:
     def extra(folder: Path) -> None:
-        (folder / "alignment.safetensors").symlink_to("/dev/full")
-        with (folder / "alignment.safetensors").open("wb") as file:
+        (folder / "extra").symlink_to("/dev/full")
+        with (folder / "extra").open("wb") as file:
             file.write(b"x" * 100_000)
 
     with pytest.raises(OutputError, match="no space left"):

@@ -26,6 +26,7 @@ from checkpoint_folders import (
 from safetensors import safe_open
 from torch import Tensor
 
+from isobasin.beside import ALIGNMENT, OWN
 from isobasin.checkpoints import Checkpoint, shards as shards_module, write_checkpoint
 from isobasin.errors import IsobasinWarning, TensorError
 
@@ -200,7 +201,7 @@ def test_companions_are_copied_and_other_weights_are_not(tmp_path: Path) -> None
     kept = ["tokenizer.json", "tokenizer.model", "README.md", "generation_config.json", ".gitattributes"]
     kept += ["additional_chat_templates/tool.jinja", "1_Pooling/config.json"]
     dropped = ["pytorch_model.bin", "x.pt", "x.pth", "tf_model.h5", "flax_model.msgpack", "x.gguf", "x.onnx", "x.ckpt"]
-    dropped += ["alignment.safetensors", "pytorch_model.bin.index.json", "model.safetensors.index.json"]
+    dropped += [*OWN, "pytorch_model.bin.index.json", "model.safetensors.index.json"]
     dropped += [".cache/x.json", ".git/config", "onnx/config.json", "onnx/deep/model.onnx", "1_Pooling/.cache/y"]
     for name in kept + dropped:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -245,17 +246,17 @@ def test_extra_comes_before_the_config_and_check_after(source: Checkpoint, tmp_p
     def extra(folder: Path) -> None:
         assert not (folder / "config.json").exists()
         assert (folder / "model.safetensors.index.json").exists()
-        (folder / "alignment.safetensors").write_text("extra")
+        (folder / ALIGNMENT).write_text("extra")
 
     def check(folder: Path) -> dict[str, Tensor]:
-        assert (folder / "alignment.safetensors").read_text() == "extra"
+        assert (folder / ALIGNMENT).read_text() == "extra"
         assert not (tmp_path / "out").exists()
         return read_all(folder)
 
     result = write_checkpoint(source, tmp_path / "out", [NEW], extra=extra, check=check)
     assert result is not None
     assert same(result, tensors() | NEW)
-    assert (tmp_path / "out" / "alignment.safetensors").exists()
+    assert (tmp_path / "out" / ALIGNMENT).exists()
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")

@@ -8,7 +8,9 @@ import pytest
 import torch
 from tiny_trained import FACTS, KINDS, build, examples, settings
 
+from isobasin.beside import OWN
 from isobasin.errors import ArchitectureError
+from isobasin.experiments.data import processor_files
 from isobasin.experiments.models import new_model, stream
 from isobasin.model import open_model
 
@@ -130,3 +132,9 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(changes, task, message
 def test_facts_that_are_missing_are_named():
     with pytest.raises(ArchitectureError, match="needs vocab_size and length"):
         new_model(settings("gpt2"), "causal-lm", seed=0)
+
+
+def test_what_goes_along_with_a_fine_tuned_model_is_its_tokenizer(tmp_path):
+    for name in ("tokenizer.json", "config.json", "model.safetensors", "model.safetensors.index.json", *OWN):
+        (tmp_path / name).write_text("{}")
+    assert [file.name for file in processor_files(tmp_path)] == ["tokenizer.json"]
