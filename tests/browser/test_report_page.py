@@ -105,7 +105,7 @@ def test_the_page_shows_every_part(report: Path, visit: Open):
 
 def test_a_curve_is_toggled_by_mouse_and_by_keyboard(report: Path, visit: Open):
     page = visit(report)
-    naive, ours = (page.get_by_role("button", name=name) for name in ("naive", "ours"))
+    naive, ours = (page.get_by_role("button", name=name) for name in ("naive", "Gauss-Newton"))
     curve, full = page.locator("#curves .curve.m0"), ticks(page)
     naive.click()
     assert naive.get_attribute("aria-pressed") == "false"
@@ -199,7 +199,7 @@ def test_values_at_a_t_are_shown_under_the_pointer_and_by_keys(report: Path, vis
     assert chart.get_attribute("aria-valuetext").startswith("t = 0.375, naive ")
     page.keyboard.press("Home")
     assert page.locator("#value-title").inner_text() == "t = 0"
-    assert float(legend(page)["ours"]) == pytest.approx(measured.points[(0, 1), "none"][0].loss, rel=1e-3)
+    assert float(legend(page)["Gauss-Newton"]) == pytest.approx(measured.points[(0, 1), "none"][0].loss, rel=1e-3)
 
 
 def test_another_pair_changes_everything_below(report: Path, visit: Open):
@@ -318,7 +318,7 @@ def test_an_interrupted_measurement_is_drawn_as_far_as_it_came(tmp_path: Path, v
     assert page.locator("#curves .lost").count() == 3
     assert page.locator("#curves .curve.m1 circle").count() == 2
     assert list(legend(page).values()) == ["–", "2 of 5", "0 of 5"]
-    assert page.get_by_role("button", name="ours").is_disabled()
+    assert page.get_by_role("button", name="Gauss-Newton").is_disabled()
     assert not page.locator("#heads-section").is_visible()
 
 

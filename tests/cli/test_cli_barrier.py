@@ -52,7 +52,9 @@ def test_all_pairs_are_measured_and_shown(
     chosen = [models["a"], scrambled, models["b"]]
     result = cli("barrier", *chosen, *text, "-o", out, "--points", 3)
     assert result.exit_code == 0, result.stderr
-    assert all(part in result.stdout for part in ("naive", "heads", "paper", "ours", "causal-lm", "report.html"))
+    assert all(
+        part in result.stdout for part in ("naive", "heads", "published", "Gauss-Newton", "causal-lm", "report.html")
+    )
     names = ("records.jsonl", "points.csv", "curves.csv", "barriers.png", "barriers.svg", "report.html")
     assert all((out / name).stat().st_size > 500 for name in names)
     with (out / "points.csv").open() as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -37,15 +38,15 @@ _WAYS = {
     NAIVE: "naive",
     "heads": "head permutations",
     "orthogonal": "heads, orthogonal maps",
-    "paper": "paper (start + gradient descent)",
-    "attention": "ours, attention",
-    "activations": "ours, attention by activations",
+    "paper": "published (start + gradient descent)",
+    "attention": "attention",
+    "activations": "attention by activations",
     "permutations": "permutations of stream, units, heads",
-    "model": "ours, whole model",
-    "model-data": "ours, whole model, chosen by data",
-    "model-activations": "ours, whole model by activations",
-    "refined": "ours, refined",
-    "circuits": "mean circuits after ours",
+    "model": "whole model",
+    "model-data": "whole model, chosen by data",
+    "model-activations": "whole model by activations",
+    "refined": "refined",
+    "circuits": "mean circuits after attention",
 }
 """What ways to align are called; in the order of `isobasin.experiments.alignments`."""
 
@@ -130,18 +131,49 @@ def findings(plans: Sequence[SettingPlan], results: Results) -> Table:
         small, large = zip(*(_PAPER_SCOPES[scope] for scope in scopes), strict=True)
         rows += [("paper: small data", *small), ("paper: large data", *large)]
     columns = ("setting", *(scope.value for scope in scopes))
-    note = "Connected after matching by the last method measured; in brackets without any."
+    note = (
+        "Connected by the method that leaves least on average, of all that were measured, which is named; in brackets "
+        "without any."
+    )
     return Table("findings", "Is there linear mode connectivity?", note, columns, pd.DataFrame(rows, columns=columns))
 
 
 def _answer(plan: SettingPlan, scope: Redrawn, results: Results) -> str:
-    """Of all groups of one scope: with the last method, and as they are."""
-    groups = [group for group in plan.groups if group.scope is scope]
-    pairs = [result["lines"] for group in groups for result in measured(group, results).values()]
-    if not pairs:
+    """Of all groups of one scope: with the best method, and as they are."""
+    shares: dict[str, list[float]] = {}
+    for group in (group for group in plan.groups if group.scope is scope):
+        for seeds, result in measured(group, results).items():
+            for method, share in _shares(result, _done(group, "alignments", results).get(seeds)).items():
+                shares.setdefault(method, []).append(share)
+    naive = shares.pop(NAIVE, None)
+    if naive is None:
         return ""
-    matched = [lines[list(styles(list(lines)))[-1]]["share_of_ends"] for lines in pairs]
-    return f"{_connected(matched)} ({_connected(lines[NAIVE]['share_of_ends'] for lines in pairs)})"
+    known = {method: found for method, found in shares.items() if len(found) == len(naive)}
+    if not known:
+        return f"– ({_connected(naive)})"
+    best = min(known, key=lambda method: math.fsum(known[method]))
+    return f"{_connected(known[best])}, {best} ({_connected(naive)})"
+
+
+def _shares(result: Result, ways: Result | None) -> dict[str, float]:
+    """What every method and every way to align one pair leaves, as a share of the ends' loss; infinite if unknown."""
+    lines, naive = result["lines"], result["lines"][NAIVE]["losses"]
+    found = {name if name == NAIVE else _name(name): line["share_of_ends"] for name, line in lines.items()}
+    loss = (naive[0] + naive[-1]) / 2
+    for way, row in {} if ways is None else ways["ways"].items():
+        if way != NAIVE and row.get("barrier") is not None:
+            found[_WAYS[way]] = row["barrier"] / loss if loss > 0 else None
+    return {name: math.inf if share is None else share for name, share in found.items()}
+
+
+def _name(method: str) -> str:
+    return styles([method])[method].name
+
+
+def _done(group: Group, kind: str, results: Results) -> dict[tuple[int, int], Result]:
+    """The results of one ablation of a group that are there, by pair."""
+    found = {seeds: results(cell) for seeds, cell in group.ablations.get(kind, {}).items()}
+    return {seeds: result for seeds, result in found.items() if result is not None}
 
 
 def _ablated(
@@ -149,8 +181,7 @@ def _ablated(
 ) -> Iterator[tuple[str, str, dict[tuple[int, int], Result]]]:
     """Title, scope and results by pair of every group that was ablated so."""
     for title, group in _groups(plans):
-        found = {seeds: results(cell) for seeds, cell in group.ablations.get(kind, {}).items()}
-        done = {seeds: result for seeds, result in found.items() if result is not None}
+        done = _done(group, kind, results)
         if done:
             yield title, group.title, done
 

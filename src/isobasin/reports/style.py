@@ -35,8 +35,8 @@ _STYLES = {
     NAIVE: Style("naive", "naive", "#D55E00", "#F58A4B", (3.5, 1.5), "s"),
     "heads": Style("heads only", "heads", "#666666", "#A8ADB4", (1, 1.5), "^"),
     "orthogonal": Style("orthogonal only", "orthogonal", "#B0568F", "#DE9CC3", (5, 1.5, 1, 1.5), "D"),
-    "paper": Style("paper (start + gradient descent)", "paper", "#009E73", "#3FC79E", (2, 1), "v"),
-    "gauss-newton": Style("ours", "ours", "#0072B2", "#56B4E9", (), "o"),
+    "paper": Style("published (start + gradient descent)", "published", "#009E73", "#3FC79E", (2, 1), "v"),
+    "gauss-newton": Style("Gauss-Newton", "Gauss-Newton", "#0072B2", "#56B4E9", (), "o"),
 }
 _OTHERS = (("#A67C00", "#E9B949"), ("#7A4FBF", "#B79BEA"), ("#8C4A2F", "#D09A80"), ("#1F7A8C", "#6CC3D5"))
 

@@ -87,7 +87,7 @@ def test_barriers(report: Path):
         (setting, scope, method)
         for setting in ("vit on digits", "rotary on digits")
         for scope in ("first-attention", "entire-model")
-        for method in ("naive", "ours")
+        for method in ("naive", "Gauss-Newton")
     ]
     naive, ours = found[0], found[1]
     assert float(naive["barrier"]) == pytest.approx(statistics.fmean(NAIVE))
@@ -108,8 +108,8 @@ def test_ends_and_findings(report: Path):
     assert rows(report, "findings") == [
         {"setting": setting, "first-attention": first, "entire-model": entire}
         for setting, first, entire in (
-            ("vit on digits", "2 of 3 (no)", "2 of 3 (no)"),
-            ("rotary on digits", "2 of 3 (no)", "2 of 3 (no)"),
+            ("vit on digits", "2 of 3, refined (no)", "2 of 3, Gauss-Newton (no)"),
+            ("rotary on digits", "2 of 3, refined (no)", "2 of 3, Gauss-Newton (no)"),
             ("paper: small data", "yes", "yes"),
             ("paper: large data", "yes", "no"),
         )
@@ -138,9 +138,9 @@ def test_ablations(report: Path):
         ("cosine", "0 of 3"),
     ]
     ways = {row["model B is moved by"]: row for row in rows(report, "alignments")[:4]}
-    assert list(ways) == ["naive", "ours, attention", "ours, refined", "mean circuits after ours"]
+    assert list(ways) == ["naive", "attention", "refined", "mean circuits after attention"]
     assert [row["seconds"] for row in ways.values()] == ["", "2.0", "60.0", ""]
-    assert float(ways["ours, refined"]["barrier"]) == pytest.approx((0.02 + 0.5 + 0.04) / 6)
+    assert float(ways["refined"]["barrier"]) == pytest.approx((0.02 + 0.5 + 0.04) / 6)
     assert [ways["mean circuits after ours"][name] for name in ("barrier", "at the middle")] == ["", "0.25"]
     layers = rows(report, "reinitialise")[:3]
     assert [(row["layer"], float(row["loss"])) for row in layers] == [("none", 0.5), ("0", 1.5), ("1", 2.5)]
@@ -153,7 +153,15 @@ def test_ablations(report: Path):
 
 def test_figures_name_what_they_show(report: Path):
     curves = texts(report / "curves-vit-on-digits.svg")
-    for text in ("seeds 1 and 2", "seeds 2 and 3", "first-attention", "entire-model", "naive", "ours", "ours 0.5"):
+    for text in (
+        "seeds 1 and 2",
+        "seeds 2 and 3",
+        "first-attention",
+        "entire-model",
+        "naive",
+        "Gauss-Newton",
+        "Gauss-Newton 0.5",
+    ):
         assert text in curves
     permutations = (report / "permutations-vit-on-digits.svg").read_text()
     for text in ("rank 2 of 2", "the chosen one", "naive"):
@@ -201,7 +209,7 @@ def test_a_barrier_that_is_not_finite_is_no_connection(odd_report: Path):
     ours = rows(odd_report, "barriers")[1]
     assert ours["connected"] == "1 of 3"
     assert float(ours["barrier"]) == pytest.approx(statistics.fmean(OURS[1:]))
-    assert "ours not finite" in texts(odd_report / "curves-vit-on-digits.svg")
+    assert "Gauss-Newton not finite" in texts(odd_report / "curves-vit-on-digits.svg")
 
 
 def test_a_folder_without_experiment(tmp_path: Path):

@@ -112,7 +112,7 @@ def test_an_interrupted_measurement_is_shown_as_far_as_it_came(tmp_path: Path):
     first, second, third = (
         " ".join(panel.note.split()) for panel in barrier_rows(view(RecordFile.read(tmp_path)))[0].panels
     )
-    assert first.endswith("; unfinished: paper, ours")
+    assert first.endswith("; unfinished: published, Gauss-Newton")
     assert first.startswith("barrier: naive ")
     assert second == third == "not begun"
 
@@ -222,8 +222,8 @@ def test_methods_are_named_and_ordered_alike_everywhere():
         "none": "naive",
         "heads": "heads only",
         "orthogonal": "orthogonal only",
-        "paper": "paper (start + gradient descent)",
-        "gauss-newton": "ours",
+        "paper": "published (start + gradient descent)",
+        "gauss-newton": "Gauss-Newton",
         "spectral": "spectral",
         "cosine": "cosine",
     }

@@ -145,7 +145,7 @@ def test_the_headline_says_what_was_found(measured: Measured):
     heights = [curve.barrier for curve in ours]
     assert _headline(view(measured)) == (
         f"On the straight line between two of these models the loss rises by {min(naive):.2g} to {max(naive):.2g}. "
-        f"After alignment (ours) by {min(heights):.2g} to {max(heights):.2g}: {low} to {high} % of that."
+        f"After alignment (Gauss-Newton) by {min(heights):.2g} to {max(heights):.2g}: {low} to {high} % of that."
     )
 
 
