@@ -95,6 +95,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
         Symmetry as Symmetry,
         symmetry as symmetry,
     )
+    from isobasin.verbs.transport import Transported as Transported, transport as transport
     from isobasin.verbs.verify import verify as verify
     from isobasin.verification import Verification as Verification
     from isobasin.verification.distance import Distance as Distance
@@ -147,6 +148,7 @@ _HOMES = {
     "verbs.scramble": "random_alignment scramble",
     "verbs.settings": "Calibration Matching Running",
     "verbs.symmetry": "BlockSymmetry FeedForwardSymmetry LayerSymmetry Symmetry symmetry",
+    "verbs.transport": "Transported transport",
     "verbs.verify": "verify",
     "verification": "Verification",
     "verification.distance": "Distance",

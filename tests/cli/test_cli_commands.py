@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_program import edit_tensors
 from typer.testing import Result
@@ -281,6 +282,52 @@ def test_interpolate_is_the_straight_line(cli: Cli, models: dict[str, Path], tmp
     assert all((point[name] - (0.75 * a[name] + 0.25 * b[name])).abs().max() < 1e-6 for name in a)
     human = cli("interpolate", models["a"], models["b"], "-o", tmp_path / "half")
     assert human.stdout == f"Written to {tmp_path / 'half'}\n"
+
+
+def test_transport_carries_a_fine_tune(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    """From "a" to a scrambled copy of it; "b" stands for the fine-tune."""
+    out, ends = tmp_path / "out", (models["a"], models["b"], scrambled)
+    found = parsed(cli("transport", *ends, "--scope", "attention", "-o", out, "--json"))
+    assert found.keys() == {
+        *("output", "alignment", "verified", "scale", "losses", "distance", "change", "new", "checked")
+    }
+    assert found["distance"] < 1e-3 < found["change"]
+    assert parsed(cli("verify", models["b"], out, "--json"))["equal"]
+    human = cli("transport", *ends, "--alignment", scrambled, "--scale", "-0.5", "--no-verify", "-o", tmp_path / "back")
+    assert human.exit_code == 0
+    assert "Scale -0.5: a change of size" in human.stdout
+    assert "The moves weren't verified." in human.stdout
+    folders = (scrambled, out, tmp_path / "back")
+    tensors = [load_file(folder / "model.safetensors")["transformer.wte.weight"] for folder in folders]
+    assert torch.allclose(tensors[2] - tensors[0], -0.5 * (tensors[1] - tensors[0]), atol=1e-6)
+
+
+def test_transport_by_data_says_what_helps(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    (tmp_path / "held-out.txt").write_text("abcd\n" * 60)
+    (tmp_path / "characters.json").write_text(json.dumps(list("\nabcd")))
+    data = ("--data", tmp_path / "held-out.txt", "--tokenizer", tmp_path / "characters.json", "--length", "16")
+    same = cli("transport", models["llama"], models["llama"], models["llama"], *data, "-o", tmp_path / "same")
+    assert same.exit_code == 0, same.stderr
+    assert "No scale helps on these data: the result is TARGET as it is." in same.stdout
+    weighed = ("--objective", "activations", "--scope", "block", *data, "--json")
+    found = parsed(cli("transport", models["llama"], models["llama"], models["llama"], *weighed, "-o", tmp_path / "w"))
+    assert list(found["losses"].values()) == [found["losses"]["0.0"]] * len(found["losses"])
+    assert found["alignment"]["provenance"]["objective"] == "activations"
+
+
+def test_transport_follows_both_moves_of_refine(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    """Where the target was moved as well, its move is taken back: the two as one bring the base to the target."""
+    target, base = models["a"], models["b"]
+    refined = tmp_path / "refined"
+    assert cli("scramble", base, "-o", refined).exit_code == 0
+    assert cli("scramble", target, "-o", refined / "reference", "--seed", "3").exit_code == 0
+    out = tmp_path / "out"
+    assert cli("transport", base, base, target, "--alignment", refined, "-o", out, "--no-verify").exit_code == 0
+    expected = Alignment.load(refined / "reference").inverse().compose(Alignment.load(refined))
+    found = parsed(cli("transport", base, base, target, "--alignment", refined, "-o", out, "--json", "--force"))
+    assert [layer["head_permutation"] for layer in found["alignment"]["layers"]] == [
+        [int(i) for i in move.element.head_permutation()] for move in expected.layers
+    ]
 
 
 def test_merge_of_a_scrambled_copy_is_the_model(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):

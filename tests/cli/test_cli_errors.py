@@ -276,6 +276,12 @@ def test_alignments_that_do_not_fit(cli: Cli, models: dict[str, Path], scrambled
             ("align", "x", "y", "-o", "z", "--device", "cuda:99"),
             ("'--device': 'cuda:99' is not one of 'auto', 'cpu', 'cuda'",),
         ),
+        (
+            ("transport", "x", "y", "z", "-o", "o", "--scale", "1", "--data", "d"),
+            ("--scale is given", "one of the two"),
+        ),
+        (("transport", "x", "y", "z", "-o", "o", "--objective", "activations"), ("weighs by --data",)),
+        (("transport", "x", "y", "z", "-o", "o", "--scale", "nan"), ("scale is nan: give a finite number",)),
         (("merge", "x", "y", "-o", "z", "-t", "half"), ("-t half: give a number",)),
         (("merge", "x", "y", "-o", "z", "-t", "1,2,3"), ("3 weights for 2 models",)),
         (("merge", "x", "-o", "z"), ("two or more models, not 1",)),
@@ -299,6 +305,9 @@ def test_values_out_of_range(cli: Cli, models: dict[str, Path], tmp_path: Path):
     check_failed(cli("interpolate", models["a"], models["b"], *out, "-t", "nan"), "t is nan: give a finite number")
     check_failed(cli("interpolate", models["a"], models["b"], *out, "-t", "1e39"), "at t = 1e+39", "torch.float32")
     check_failed(cli("merge", models["a"], models["b"], *out, "-t", "1e39"), "beyond torch.float32")
+    carried = ("transport", models["a"], models["b"], models["a"])
+    check_failed(cli(*carried, *out, "--scale", "1e39"), "at scale 1e+39", "beyond torch.float32")
+    check_failed(cli(*carried[:2], models["deep"], models["a"], *out), "deep", "n_layer")
     if not torch.cuda.is_available():
         check_failed(cli("align", models["a"], models["b"], *out, "--device", "cuda"), "cuda", "--device cpu")
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,11 @@ from isobasin.refinement.recipe import Refining
 from isobasin.tasks.options import DataOptions
 from isobasin.verbs.settings import Matching, Running
 
-VERBS = ("align", "apply", "scramble", "canonicalize", "interpolate", "merge", "verify", "equivalent", "compare")
+VERBS = (
+    *("align", "apply", "scramble", "canonicalize", "interpolate", "merge", "transport"),
+    *("verify", "equivalent", "compare"),
+)
+READS = {"align": {*options.DATA, *options.ENGINE} - {"engine"}, "transport": {*options.DATA}}
 # Asked of by other names.
 OTHERS = {"as_json", "no_verify"}
 RECORDS: dict[str, tuple[Any, ...]] = {
@@ -35,7 +39,7 @@ def test_a_verb_takes_what_its_command_has(name: str):
     command = getattr(import_module(f"isobasin.cli.{name}"), name)
     verb = getattr(import_module(f"isobasin.verbs.{name}"), name)
     left = taken((command,)) - taken((verb,)) - OTHERS
-    assert left == ({*options.DATA, *options.ENGINE} - {"engine"} if name == "align" else set())
+    assert left == READS.get(name, set())
 
 
 @pytest.mark.parametrize("name", RECORDS)

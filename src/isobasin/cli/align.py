@@ -42,14 +42,7 @@ def align(
     threads: options.Threads = None,
     device: options.Device = Device.auto,
     dtype: options.Dtype = Dtype.keep,
-    max_condition: Annotated[
-        float | None,
-        typer.Option(
-            "--max-condition",
-            metavar="X",
-            help="Cap on any map's condition number; by default 1e8 for float64, 1e4 for float32, 100 for 16 bits.",
-        ),
-    ] = None,
+    max_condition: options.MaxCondition = None,
     force: options.Force = False,
     no_verify: options.NoVerify = False,
     allow_pickle: options.AllowPickle = False,

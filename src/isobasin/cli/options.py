@@ -82,6 +82,14 @@ Untie = Annotated[
         "function. With --scope model it frees rotations of the residual stream.",
     ),
 ]
+MaxCondition = Annotated[
+    float | None,
+    typer.Option(
+        "--max-condition",
+        metavar="X",
+        help="Cap on any map's condition number; by default 1e8 for float64, 1e4 for float32, 100 for 16 bits.",
+    ),
+]
 TakeConfig = Annotated[
     bool,
     typer.Option(

@@ -113,6 +113,10 @@ class Losses:
             group=self.group,
         )
 
+    def means(self, first: End, last: End, t: Sequence[float]) -> list[float]:
+        """The losses of the models on the line between two checkpoints, and nothing else of them."""
+        return [found.loss for _, found, _ in self.along(first, last, t)]
+
     def along(self, first: End, last: End, t: Sequence[float]) -> Iterator[tuple[float, Evaluation, float]]:
         """How well the models on the line between two checkpoints do, and the seconds that setting weights took."""
         path = LinearPath.between(self.load(first), self.load(last))
@@ -175,7 +179,7 @@ class OpenPair:
     def line(self, first: End, last: End) -> dict[str, Any]:
         """The losses on the line between two checkpoints, and its barrier."""
         t = points(self.losses.how.points)
-        losses = [found.loss for _, found, _ in self.losses.along(first, last, t)]
+        losses = self.losses.means(first, last, t)
         barrier = height(losses, t)
         return {"barrier": barrier.height, "worst_t": barrier.t, "t": list(t), "losses": losses}
 

@@ -124,13 +124,13 @@ def means(pieces: Iterable[Sequence[Mapping[str, Tensor]]], weights: Sequence[fl
                         "give a t nearer to 0 and 1"
                     )
                 yield {name: mean}
-            elif all(_same(first, tensor) for tensor in tensors):
+            elif all(same(first, tensor) for tensor in tensors):
                 yield {name: first}
             else:
                 raise TensorError(f"tensor {name!r} is {first.dtype} and differs: there is no line between the two")
 
 
-def _same(x: Tensor, y: Tensor) -> bool:
+def same(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors of one shape are equal to the bit, of whatever type."""
     if x.dtype != y.dtype:
         return False

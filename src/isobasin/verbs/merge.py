@@ -162,7 +162,7 @@ def merge(
             points = counted(first.written(keeping(points, first, fits)), len(first.view.tensors), progress)
 
         def write(folder: Path) -> str | None:
-            kept, check = opened[alone or 0].checkpoint, partial(_runs, folder, running)
+            kept, check = opened[alone or 0].checkpoint, partial(runs, folder, running)
             return write_checkpoint(kept, folder, points, force=force, inputs=inputs, check=check)
 
         path, made, checked = deliver(models[alone or 0], output, write)
@@ -182,7 +182,7 @@ def _fitted(opening: ExitStack, reference: Model, model: Model, found: Fit) -> M
     return model if checkpoint is model.checkpoint else Model.of(Canonical.of(model.name, checkpoint))
 
 
-def _runs(folder: Path, running: Running, staging: Path) -> str | None:
+def runs(folder: Path, running: Running, staging: Path) -> str | None:
     """Run a new model before it gets its name, if that is wanted."""
     if not running.verify:
         return None
