@@ -157,9 +157,11 @@ MEMORY: dict[str, Callable[[str, str, Path], Any]] = {
     "compare": lambda a, b, out: isobasin.compare(a, b),
     "fingerprint": lambda a, b, out: isobasin.fingerprint(a),
     "interpolate": lambda a, b, out: isobasin.interpolate(a, b, 0.5, out),
-    "merge, scope attention": lambda a, b, out: isobasin.merge([a, b], out, verify=False),
-    "merge": lambda a, b, out: isobasin.merge([a, b], out, scope="block", verify=False),
-    "merge, space circuit": lambda a, b, out: isobasin.merge([a, b], out, space="circuit", verify=False),
+    "merge, scope attention": lambda a, b, out: isobasin.merge([a, b], out, force_unrelated=True, verify=False),
+    "merge": lambda a, b, out: isobasin.merge([a, b], out, scope="block", force_unrelated=True, verify=False),
+    "merge, space circuit": lambda a, b, out: isobasin.merge(
+        [a, b], out, space="circuit", force_unrelated=True, verify=False
+    ),
 }
 DEPTHS = 6, 24
 

@@ -86,6 +86,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.verbs.fingerprint import Fingerprint as Fingerprint, fingerprint as fingerprint
     from isobasin.verbs.interpolate import interpolate as interpolate
     from isobasin.verbs.merge import Merged as Merged, Truncation as Truncation, merge as merge
+    from isobasin.verbs.relatedness import Relation as Relation
     from isobasin.verbs.scramble import random_alignment as random_alignment, scramble as scramble
     from isobasin.verbs.settings import Calibration as Calibration, Matching as Matching, Running as Running
     from isobasin.verbs.symmetry import (
@@ -145,6 +146,7 @@ _HOMES = {
     "verbs.fingerprint": "Fingerprint fingerprint",
     "verbs.interpolate": "interpolate",
     "verbs.merge": "Merged Truncation merge",
+    "verbs.relatedness": "Relation",
     "verbs.scramble": "random_alignment scramble",
     "verbs.settings": "Calibration Matching Running",
     "verbs.symmetry": "BlockSymmetry FeedForwardSymmetry LayerSymmetry Symmetry symmetry",

@@ -191,6 +191,15 @@ def test_another_runs_records_are_kept(cli: Cli, models: dict[str, Path], text: 
     assert (tmp_path / "records.jsonl").read_bytes() != before
 
 
+def test_merge_says_the_losses_of_models_and_result(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):
+    merge = "merge", models["a"], models["b"], *text, "--force-unrelated", "--no-verify"
+    found = json.loads(cli(*merge, "-o", tmp_path / "json", "--json").stdout)
+    assert len(found["losses"]) == 3
+    shown = " ".join(cli(*merge, "-o", tmp_path / "out").stdout.split())
+    one, other, result = (f"{loss:.4f}" for loss in found["losses"])
+    assert f"Loss on the data: {one} ({models['a']}), {other} ({models['b']}); of the result {result}" in shown
+
+
 CODE = "open({marker!r}, 'w').write('ran')\nfrom transformers import GPT2Config as Own, GPT2LMHeadModel as OwnModel\n"
 
 

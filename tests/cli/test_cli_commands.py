@@ -335,7 +335,9 @@ def test_merge_of_a_scrambled_copy_is_the_model(cli: Cli, models: dict[str, Path
     for space in ("weights", "circuit"):
         out = tmp_path / space
         found = parsed(cli("merge", models["a"], scrambled, "-t", "0.3", "--space", space, "-o", out, "--json"))
-        assert found.keys() == {"output", "space", "weights", "alignments", "distances", "truncation", "checked"}
+        keys = {"output", "space", "weights", "alignments", "distances", "truncation", "checked", "relations", "losses"}
+        assert found.keys() == keys
+        assert [relation["related"] for relation in found["relations"]] == [True]
         assert (found["output"], found["space"], found["weights"]) == (str(out), space, [0.7, 0.3])
         assert [layer["status"] for layer in found["alignments"][0]["layers"]] == ["exact", "exact"]
         assert [layer["layer"] for layer in found["truncation"]] == ([0, 1] if space == "circuit" else [])
@@ -347,7 +349,7 @@ def test_merge_of_a_scrambled_copy_is_the_model(cli: Cli, models: dict[str, Path
 
 
 def test_merge_of_three_takes_a_weight_for_each(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
-    three = models["a"], scrambled, models["b"]
+    three = models["a"], scrambled, models["b"], "--force-unrelated"
     comma = parsed(cli("merge", *three, "-t", "2,1,1", "-o", tmp_path / "comma", "--scope", "block", "--json"))
     again = ("-t", "0.5", "-t", "0.25", "-t", "0.25")
     parsed(cli("merge", *three, *again, "-o", tmp_path / "repeated", "--scope", "block", "--json", "--no-verify"))
@@ -363,16 +365,19 @@ def test_merge_of_three_takes_a_weight_for_each(cli: Cli, models: dict[str, Path
 
 def test_merge_in_words(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
     out = tmp_path / "out"
-    shown = cli("merge", models["a"], models["b"], "--space", "circuit", "-o", out).stdout
-    assert shown.startswith("Distance of what was matched: ")
+    shown = cli("merge", models["a"], models["b"], "--space", "circuit", "--force-unrelated", "-o", out).stdout
+    assert shown.startswith(f"{models['b']}: unrelated: neither attention circuits (scores ")
+    assert "\nDistance of what was matched: " in shown
     rows = [line.split() for line in shown.splitlines()]
     assert ["layer", "Q-K", "V-O"] in rows
     assert all(any(row[:1] == [layer] and row[-1].endswith("%") for row in rows) for layer in "01")
     assert "It loads, and its outputs are finite" in shown
     assert "It computes something new: no more can be verified." in shown
     assert shown.endswith(f"Written to {out}\n")
-    more = cli("merge", models["a"], scrambled, models["b"], "-o", out, "--force", "--no-verify").stdout
-    assert more.startswith("Distance to the common centre: ")
+    how = "--force", "--force-unrelated", "--no-verify"
+    more = cli("merge", models["a"], scrambled, models["b"], "-o", out, *how).stdout
+    assert more.startswith(f"{scrambled}: related: the circuits of all attention blocks correlate (")
+    assert "\nDistance to the common centre: " in more
     assert "Not run.\n" in more
 
 

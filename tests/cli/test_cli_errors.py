@@ -254,6 +254,13 @@ def test_nan_outside_attention_is_named_by_every_command(
     assert [file.name for file in tmp_path.iterdir()] == ["inputs"]
 
 
+def test_a_merge_of_unrelated_models_is_refused_in_a_line(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    merge = "merge", models["a"], models["b"], "-o", tmp_path / "out"
+    for scope in ("attention", "block"):
+        check_failed(cli(*merge, "--scope", scope), models["b"], "unrelated", "--scope model", "--force-unrelated")
+    assert not list(tmp_path.iterdir())
+
+
 def test_alignments_that_do_not_fit(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
     out = tmp_path / "out"
     check_failed(cli("apply", tmp_path / "none", models["a"], "-o", out), tmp_path / "none", "no such alignment")
@@ -304,7 +311,8 @@ def test_values_out_of_range(cli: Cli, models: dict[str, Path], tmp_path: Path):
     check_failed(cli("verify", models["a"], models["b"], "--tolerance", "nan"), "tolerance is nan")
     check_failed(cli("interpolate", models["a"], models["b"], *out, "-t", "nan"), "t is nan: give a finite number")
     check_failed(cli("interpolate", models["a"], models["b"], *out, "-t", "1e39"), "at t = 1e+39", "torch.float32")
-    check_failed(cli("merge", models["a"], models["b"], *out, "-t", "1e39"), "beyond torch.float32")
+    far = *out, "-t", "1e39", "--force-unrelated"
+    check_failed(cli("merge", models["a"], models["b"], *far), "beyond torch.float32")
     carried = ("transport", models["a"], models["b"], models["a"])
     check_failed(cli(*carried, *out, "--scale", "1e39"), "at scale 1e+39", "beyond torch.float32")
     check_failed(cli(*carried[:2], models["deep"], models["a"], *out), "deep", "n_layer")

@@ -20,7 +20,8 @@ VERBS = (
     *("align", "apply", "scramble", "canonicalize", "interpolate", "merge", "transport"),
     *("verify", "equivalent", "compare"),
 )
-READS = {"align": {*options.DATA, *options.ENGINE} - {"engine"}, "transport": {*options.DATA}}
+_DATA = {*options.DATA}
+READS = {"align": _DATA | {*options.ENGINE} - {"engine"}, "merge": _DATA, "transport": _DATA}
 # Asked of by other names.
 OTHERS = {"as_json", "no_verify"}
 RECORDS: dict[str, tuple[Any, ...]] = {

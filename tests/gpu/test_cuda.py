@@ -177,7 +177,8 @@ def test_what_moves_one_model(pair, scope, tmp_path):
 @pytest.mark.parametrize("space", [Space.circuit, long(Space.weights)])
 def test_merge(pair, scope, space, tmp_path):
     a, b, _ = pair
-    on_both(lambda device: isobasin.merge([a, b], tmp_path / device, scope=scope, space=space, device=device))
+    how = {"scope": scope, "space": space, "force_unrelated": True}
+    on_both(lambda device: isobasin.merge([a, b], tmp_path / device, device=device, **how))
     same(tmp_path / "cpu", tmp_path / "cuda")
 
 

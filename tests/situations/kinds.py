@@ -108,7 +108,7 @@ def judged(situation: Situation, verb: str, work: Path) -> tuple[str, Run]:
         said = "same function" in run.text if verb == "compare" else run.code == 0
         return outcome(run, lambda: said == situation.same), run
     shutil.rmtree(out, ignore_errors=True)
-    run = call(*verb.split(), a, given, "-o", out)
+    run = call(*_line(verb), a, given, "-o", out)
     if verb.startswith("align"):
         return outcome(run, lambda: situation.apart(given, out) < _ROUNDED), run
     if situation.averaged is False:
@@ -116,12 +116,17 @@ def judged(situation: Situation, verb: str, work: Path) -> tuple[str, Run]:
     return outcome(run, lambda: _is_mean(situation, verb, out, work / "whole")), run
 
 
+def _line(verb: str) -> list[str]:
+    """What is called: the models have random weights, which are refused as unrelated."""
+    return [*verb.split(), *(["--force-unrelated"] if verb == "merge" else [])]
+
+
 def _is_mean(situation: Situation, verb: str, out: Path, whole: Path) -> bool:
     """Whether a mean computes what that of the usual forms computes; its outputs are finite where there is none."""
     if situation.averaged is None:
         return all(value.isfinite().all() for found in situation.computed(out) for value in found.values())
     shutil.rmtree(whole, ignore_errors=True)
-    call(verb, situation.a, situation.b, "-o", whole)
+    call(*_line(verb), situation.a, situation.b, "-o", whole)
     return situation.apart(whole, out) < _ROUNDED
 
 

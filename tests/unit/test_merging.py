@@ -156,7 +156,7 @@ def test_the_first_models_gauge_and_the_centres_have_one_mean(tmp_path: Path):
 
 def test_weights_are_the_line_to_the_aligned_model(tmp_path: Path):
     a, b = (tiny("llama").save(tmp_path / name, seed) for seed, name in enumerate("ab"))
-    found = isobasin.merge([a, b], tmp_path / "out", t=0.3)
+    found = isobasin.merge([a, b], tmp_path / "out", t=0.3, force_unrelated=True)
     alignment = isobasin.align(a, b, tmp_path / "aligned")
     isobasin.interpolate(a, tmp_path / "aligned", 0.3, tmp_path / "line")
     assert apart(tmp_path / "line", tmp_path / "out") < 1e-14
@@ -166,7 +166,7 @@ def test_weights_are_the_line_to_the_aligned_model(tmp_path: Path):
 def test_circuits_leave_all_tensors_outside_attention_to_weights(tmp_path: Path):
     a, b = (tiny("gpt2").save(tmp_path / name, seed) for seed, name in enumerate("ab"))
     for space in SPACES:
-        isobasin.merge([a, b], tmp_path / space, space=space)
+        isobasin.merge([a, b], tmp_path / space, space=space, force_unrelated=True)
     x, y = (tensors(tmp_path / space) for space in SPACES)
     assert {name for name in x if not torch.equal(x[name], y[name])} == {name for name in x if ".attn." in name}
 
@@ -181,7 +181,7 @@ def test_layers_of_different_kinds_are_merged_as_circuits(tmp_path: Path):
 @each_space
 def test_models_in_memory_give_a_model_in_memory(space: str):
     a, b = (tiny("gpt2").build(seed, dtype=torch.float32) for seed in (0, 1))
-    found = isobasin.merge([a, b], t=0.5, space=space)
+    found = isobasin.merge([a, b], t=0.5, space=space, force_unrelated=True)
     assert found.path is None
     assert type(found.model) is type(a)
     assert found.model.dtype == torch.float32
@@ -209,8 +209,8 @@ def test_weights_that_make_no_sense(t: Any, count: int, naming: str, tmp_path: P
 
 def test_only_the_ratios_of_weights_count(tmp_path: Path):
     a, b = (tiny("gpt2").save(tmp_path / name, seed) for seed, name in enumerate("ab"))
-    found = isobasin.merge([a, b], tmp_path / "one", t=[3, 1])
-    isobasin.merge([a, b], tmp_path / "other", t=0.25)
+    found = isobasin.merge([a, b], tmp_path / "one", t=[3, 1], force_unrelated=True)
+    isobasin.merge([a, b], tmp_path / "other", t=0.25, force_unrelated=True)
     assert found.weights == (0.75, 0.25)
     assert apart(tmp_path / "one", tmp_path / "other") < 1e-14
 

@@ -48,7 +48,7 @@ VERBS = {
     "apply": lambda a, b, out: isobasin.align(a, b, verify=False).apply(b, out, verify=False),
     "scramble": lambda a, b, out: isobasin.scramble(b, out, verify=False),
     "canonicalize": lambda a, b, out: isobasin.canonicalize(b, out, verify=False),
-    "merge": lambda a, b, out: isobasin.merge([a, b], out, verify=False),
+    "merge": lambda a, b, out: isobasin.merge([a, b], out, force_unrelated=True, verify=False),
     "refine": refined,
 }
 

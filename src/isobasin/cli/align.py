@@ -11,7 +11,7 @@ from isobasin.choices import Device, Dtype, HeadCost, Method, Objective, Runner,
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.engines import engine_of
-from isobasin.cli.examples import examples_for
+from isobasin.cli.examples import calibration_for
 
 EXAMPLE = "isobasin align runs/seed0 runs/seed1 -o runs/seed1-aligned"
 
@@ -56,14 +56,9 @@ def align(
 
         place = chosen_device(device)
         runs = engine_of(**{name: arguments.pop(name) for name in options.ENGINE}, device=place)
-        calibration = None
-        asked = {name: arguments.pop(name) for name in options.DATA}
-        if data is not None:
-            if scope is not Scope.model and objective is not Objective.activations:
-                raise typer.BadParameter("--data goes with --scope model or with --objective activations")
-            from isobasin.refinement.calibration import DataCalibration
-
-            calibration = DataCalibration(examples_for(reference, asked, allow_pickle), device)
+        if data is not None and scope is not Scope.model and objective is not Objective.activations:
+            raise typer.BadParameter("--data goes with --scope model or with --objective activations")
+        calibration = calibration_for(reference, arguments)
         found = align(**arguments, calibration=calibration, engine=runs, progress=progress)
     verified = None if found.verified is None else found.verified.to_json()
     if as_json:

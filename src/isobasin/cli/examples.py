@@ -10,6 +10,7 @@ import typer
 from isobasin.cli import options
 
 if TYPE_CHECKING:
+    from isobasin.refinement.calibration import DataCalibration
     from isobasin.tasks.data import Examples
 
 
@@ -27,6 +28,16 @@ def examples_for(model: str, arguments: Mapping[str, Any], allow_pickle: bool) -
         kind = arguments["task"] or kind_of(checkpoint.config)
         processor = load_processor(checkpoint.folder, kind, arguments["tokenizer"])
         return prepare(read_dataset(asked, kind), kind, processor, asked, config=config)
+
+
+def calibration_for(model: str, arguments: dict[str, Any]) -> DataCalibration | None:
+    """What data that a command may name (`options.DATA`) say of models; those arguments are taken out."""
+    asked = {name: arguments.pop(name) for name in options.DATA}
+    if asked["data"] is None:
+        return None
+    from isobasin.refinement.calibration import DataCalibration
+
+    return DataCalibration(examples_for(model, asked, arguments["allow_pickle"]), arguments["device"])
 
 
 def parsed_columns(text: str | None) -> dict[str, str]:

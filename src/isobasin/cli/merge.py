@@ -9,15 +9,19 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from isobasin.choices import Device, HeadCost, Method, Readout, Scope, Space
+from isobasin.choices import Device, Dtype, HeadCost, Method, Objective, Readout, Scope, Space
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.examples import calibration_for
 from isobasin.cli.tables import change, number, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from isobasin.verbs.merge import Merged
+
+# The least difference of losses that four digits show.
+_SEEN = 1e-4
 
 EXAMPLE = "isobasin merge runs/seed0 runs/seed1 -t 0.5 -o merged"
 
@@ -39,6 +43,19 @@ def merge(
     method: options.Method = Method.gauss_newton,
     head_cost: options.HeadCost = HeadCost.rotary,
     scope: options.Scope = Scope.attention,
+    keep_gains: options.KeepGains = False,
+    objective: options.Objective = Objective.weights,
+    force_unrelated: Annotated[
+        bool, typer.Option("--force-unrelated", help="Write the mean of models that have nothing in common.")
+    ] = False,
+    data: options.Calibration = None,
+    split: options.Split = None,
+    name: options.Name = None,
+    columns: options.Columns = None,
+    max_examples: options.MaxExamples = 512,
+    length: options.Length = None,
+    task: options.Task = None,
+    tokenizer: options.Tokenizer = None,
     take_config: options.TakeConfig = False,
     by_name: options.ByName = False,
     common_rows: options.CommonRows = False,
@@ -47,6 +64,8 @@ def merge(
     ] = None,
     untie: options.Untie = False,
     device: options.Device = Device.auto,
+    dtype: options.Dtype = Dtype.keep,
+    max_condition: options.MaxCondition = None,
     force: options.Force = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Don't verify the moves, and don't run the result.")
@@ -60,11 +79,12 @@ def merge(
         from isobasin.verbs.merge import merge
 
         arguments["t"] = _numbers(t)
-        found = merge(**arguments, progress=progress)
+        calibration = calibration_for(models[0], arguments)
+        found = merge(**arguments, calibration=calibration, progress=progress)
     if as_json:
         show_json({"output": str(output), "space": space, **found.to_json()})
         return
-    show(*_report(found))
+    show(*_report(found, models))
     show_path("Written to", output)
 
 
@@ -78,10 +98,9 @@ def _numbers(given: list[str] | None) -> list[float] | None:
         raise IsobasinError(f"-t {' -t '.join(given or ())}: give a number, or several with commas between") from error
 
 
-def _report(found: Merged) -> Iterator[RenderableType]:
-    if min(found.weights) < 0:
-        weights = " and ".join(map(number, found.weights))
-        yield Text(f"Not a mean: with weights {weights} it lies beyond the two models.", "yellow")
+def _report(found: Merged, models: list[str]) -> Iterator[RenderableType]:
+    for relation in found.relations:
+        yield Text(f"{relation.model}: {relation.words}.", "" if relation.related else "yellow")
     if found.distances:
         start, end = found.distances[0], min(found.distances)
         yield f"Distance to the common centre: {number(start)} → {number(end)}, {len(found.distances)} rounds."
@@ -94,12 +113,22 @@ def _report(found: Merged) -> Iterator[RenderableType]:
     if found.truncation:
         yield "Share of the mean circuits that heads of this width can't hold:"
         yield _truncation(found)
+    yield from _losses(found, models)
     if found.checked is None:
         yield "Not run."
     else:
         yield f"It loads, and its outputs are finite ({found.checked})."
         if found.alignments:
             yield "It computes something new: no more can be verified."
+
+
+def _losses(found: Merged, models: list[str]) -> Iterator[Text]:
+    if len(found.losses) > 1:
+        *ends, result = found.losses
+        named = ", ".join(f"{loss:.4f} ({name})" for name, loss in zip(models, ends, strict=True))
+        gap = result - max(ends)
+        above = f", {gap:.4f} above the worst of them" if gap >= _SEEN else ""
+        yield Text(f"Loss on the data: {named}; of the result {result:.4f}{above}.", "yellow" if above else "")
 
 
 def _truncation(found: Merged) -> Table:

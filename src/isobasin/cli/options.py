@@ -125,7 +125,7 @@ Calibration = Annotated[
         "--data",
         metavar="DATA",
         help="Data as in `barrier`: --scope model chooses the residual stream's map by them, --objective activations "
-        "weighs by them.",
+        "weighs by them, `merge` measures losses.",
     ),
 ]
 Split = Annotated[

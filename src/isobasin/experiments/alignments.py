@@ -114,5 +114,6 @@ def _merged_loss(pair: OpenPair, alignment: Alignment) -> float:
     """The loss of the mean of circuits after a move."""
     with pair.moved(alignment) as end, temporary_folder() as scratch:
         out = Path(scratch) / "merged"
-        merge([pair.a.checkpoint.folder, end], out, space=Space.circuit, device=pair.losses.device)
+        ends, device = [pair.a.checkpoint.folder, end], pair.losses.device
+        merge(ends, out, space=Space.circuit, force_unrelated=True, device=device)
         return pair.loss(out)

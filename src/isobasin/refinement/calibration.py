@@ -20,7 +20,7 @@ from isobasin.symmetries.along import Role, Stream
 from isobasin.symmetries.stream import Basis
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
-from isobasin.tasks.losses import model_inputs, passing
+from isobasin.tasks.losses import evaluate, model_inputs, passing
 from isobasin.verbs.settings import chosen_device
 
 _EXAMPLES = 128
@@ -92,6 +92,11 @@ class DataCalibration:
                 line = replace(line, ends=(line.ends[0], end))
             found += line.means(line.loss, batches, (0.5,))
         return found
+
+    def loss(self, model: Model) -> float:
+        """The mean loss of a model on all examples."""
+        module = load_model(model.checkpoint, self._examples.kind, self._device)
+        return evaluate(module, self._examples, batch_size=_BATCH, device=self._device, temperature=False).loss
 
     @torch.no_grad()
     def _states(self, model: Model, stream: Stream) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from isobasin.checkpoints import temporary_folder, write_checkpoint
 from isobasin.model import Model, opened
 from isobasin.verbs.align import match_models
 from isobasin.verbs.interpolate import means, tensors_of
-from isobasin.verbs.settings import Matching, Running
+from isobasin.verbs.settings import Calibration, Matching, Running
 
 # Rounds towards the centre end where the total distance falls by less than this share, or after so many.
 _SETTLED = 1e-3
@@ -22,7 +22,7 @@ _ROUNDS = 20
 
 
 def bring_together(
-    models: Sequence[Model], matching: Matching, running: Running
+    models: Sequence[Model], matching: Matching, running: Running, calibration: Calibration | None = None
 ) -> tuple[tuple[Alignment, ...], tuple[float, ...]]:
     """Align two models, or more of them consistently.
 
@@ -36,28 +36,33 @@ def bring_together(
         models: Open models of one architecture with the same tensors.
         matching: How each is matched.
         running: Where, and who is told.
+        calibration: Data, as in `align`.
 
     Returns:
         What moves every model but the first, which stays; and the distance of all models to their centre, root of the
         sum of squares, round by round, none for two models.
     """
     first, *others = models
-    onto = tuple(match_models(first, other, matching, running) for other in others)
+    onto = tuple(match_models(first, other, matching, running, calibration) for other in others)
     if len(onto) == 1:
         return onto, ()
-    best, distances = towards_centre(models, (None, *onto), matching, running)
+    best, distances = towards_centre(models, (None, *onto), matching, running, calibration)
     back = best[0].inverse()
     return tuple(back.compose(alignment) for alignment in best[1:]), distances
 
 
 def towards_centre(
-    models: Sequence[Model], start: Sequence[Alignment | None], matching: Matching, running: Running
+    models: Sequence[Model],
+    start: Sequence[Alignment | None],
+    matching: Matching,
+    running: Running,
+    calibration: Calibration | None = None,
 ) -> tuple[Sequence[Alignment], tuple[float, ...]]:
     """The best round's elements towards the centre, and the total distance of every round."""
-    best = _round(models, start, matching, running)
+    best = _round(models, start, matching, running, calibration)
     distances = [_total(best)]
     while len(distances) < _ROUNDS:
-        found = _round(models, best, matching, running)
+        found = _round(models, best, matching, running, calibration)
         distances.append(_total(found))
         before, after = distances[-2:]
         if after < before:
@@ -68,7 +73,11 @@ def towards_centre(
 
 
 def _round(
-    models: Sequence[Model], moves: Sequence[Alignment | None], matching: Matching, running: Running
+    models: Sequence[Model],
+    moves: Sequence[Alignment | None],
+    matching: Matching,
+    running: Running,
+    calibration: Calibration | None,
 ) -> list[Alignment]:
     """Every model aligned to the mean of the moved ones, which is kept in float64 in a temporary folder."""
     with temporary_folder() as folder:
@@ -77,7 +86,7 @@ def _round(
         points = models[0].canonical.written(means(moved_tensors(models, moves), equal))
         write_checkpoint(models[0].checkpoint, path, points, dtype=torch.float64)
         centre = opened("the centre", path)
-        return [match_models(centre, model, matching, running) for model in models]
+        return [match_models(centre, model, matching, running, calibration) for model in models]
 
 
 def _total(found: Sequence[Alignment]) -> float:

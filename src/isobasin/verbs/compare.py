@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -14,7 +15,7 @@ from isobasin.architectures.resolve import check_comparable
 from isobasin.choices import HeadCost, Method, Scope
 from isobasin.matching.feedforward import branches
 from isobasin.matching.heads import head_costs
-from isobasin.model import Model, Source, open_pair
+from isobasin.model import Blocks, Model, Source, open_pair
 from isobasin.symmetries import attention
 from isobasin.text import Plain
 from isobasin.verbs.align import match_models
@@ -115,7 +116,9 @@ def compare(
         matching = Matching(method=Method.balanced, scope=scope, max_condition=math.inf)
         running = Running(device, verify=False, progress=progress)
         found = match_models(one, other, matching, running)
-        blocks = tuple(_scores(found, one, other, device))
+        blocks = tuple(
+            block for scores in (attention_scores, _feedforward_scores) for block in scores(found, one, other, device)
+        )
         # Equal functions are equal after matching, but for those in other bases of the residual stream.
         maybe = all(block.after < _EQUAL for block in blocks) or may_be_turned(one, other)
         same = maybe and equivalent_models(one, other, running).equivalent
@@ -133,8 +136,8 @@ def _score(blocks: tuple[BlockScore, ...]) -> float:
     return sum(block.score for block in blocks) / len(blocks)
 
 
-def _scores(found: Alignment, a: Model, b: Model, device: str) -> list[BlockScore]:
-    scores: list[BlockScore] = []
+def attention_scores(found: Alignment, a: Blocks, b: Blocks, device: str) -> Iterator[BlockScore]:
+    """What the attention blocks of two models say whose heads an alignment matches; streams are taken as they are."""
     for layer, ours, theirs in zip(found.layers, a.specification.attention, b.specification.attention, strict=True):
         # Tables and sinks are no circuits: their distances would be added to a cosine.
         pair = [
@@ -145,15 +148,17 @@ def _scores(found: Alignment, a: Model, b: Model, device: str) -> list[BlockScor
         ordered = attention.permute(pair[1], element.outer, element.inner)
         costs = head_costs(layer.group, pair[0], ordered, HeadCost.cosine)
         matched = costs.diagonal(dim1=0, dim2=1).diagonal(dim1=0, dim2=1)
-        scores.append(_scored("attention", layer, 1 - float(matched.mean()) / 2, _size(pair[0].tensors())))
+        yield _scored("attention", layer, 1 - float(matched.mean()) / 2, _size(pair[0].tensors()))
+
+
+def _feedforward_scores(found: Alignment, a: Model, b: Model, device: str) -> Iterator[BlockScore]:
     blocks = zip(found.feedforward, a.feedforwards(), b.feedforwards(), strict=True) if found.feedforward else ()
     for layer, ours, theirs in blocks:
         reference, model = (block.read(m.stored(block), device) for block, m in ((ours, a), (theirs, b)))
         moved = branches(layer.group.act(layer.element.to(device), model))
         cosines = [torch.cosine_similarity(x, moved[name], -1) for name, x in branches(reference).items()]
         score = float(torch.stack(cosines).prod(0).mean())
-        scores.append(_scored("feed-forward", layer, score, _size(reference.tensors())))
-    return scores
+        yield _scored("feed-forward", layer, score, _size(reference.tensors()))
 
 
 def _scored(kind: str, entry: AnyMove, score: float, size: float) -> BlockScore:

@@ -13,7 +13,7 @@ from torch import Tensor
 from isobasin.bounds import check_number
 from isobasin.canonical import Canonical, Source, open_canonical
 from isobasin.checkpoints import check_finite, write_checkpoint
-from isobasin.errors import ArchitectureError, TensorError
+from isobasin.errors import ArchitectureError, TensorError, warn
 from isobasin.matching.averaging import weighted_mean
 from isobasin.verbs.apply import Moved, counted, deliver
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
@@ -74,7 +74,15 @@ def interpolate(
         def write(folder: Path) -> None:
             write_checkpoint((one, other)[alone or 0].checkpoint, folder, points, force=force, inputs=inputs)
 
-        return Moved(*deliver((a, b)[alone or 0], output, write))
+        made = deliver((a, b)[alone or 0], output, write)
+        say_if_beyond(t)
+        return Moved(*made)
+
+
+def say_if_beyond(t: float) -> None:
+    """Warn of a place on the line that isn't between the two models."""
+    if not 0 <= t <= 1:
+        warn(f"t is {t:g}, not between 0 and 1: the result lies beyond the two models and is no mean of them")
 
 
 def only(weights: Sequence[float], refuse: Callable[[], None]) -> int | None:

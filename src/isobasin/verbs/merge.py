@@ -18,7 +18,7 @@ from isobasin.architectures.resolve import check_comparable
 from isobasin.bounds import check_number
 from isobasin.canonical import Canonical, Source
 from isobasin.checkpoints import check_output, write_checkpoint
-from isobasin.choices import HeadCost, Method, Readout, Scope, Space
+from isobasin.choices import HeadCost, Method, Objective, Readout, Scope, Space
 from isobasin.errors import IsobasinError
 from isobasin.matching.averaging import circuit_mean
 from isobasin.model import Model, batches, open_model, opened
@@ -28,8 +28,9 @@ from isobasin.verbs.apply import counted, deliver
 from isobasin.verbs.centring import bring_together, moved_tensors
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import Fit, fit, in_form, keeping
-from isobasin.verbs.interpolate import means, only
-from isobasin.verbs.settings import MAX_CONDITION, Matching, Progress, Running, silent
+from isobasin.verbs.interpolate import means, only, say_if_beyond
+from isobasin.verbs.relatedness import Relation, refuse_unrelated, relations
+from isobasin.verbs.settings import MAX_CONDITION, Calibration, Matching, Progress, Running, silent
 from isobasin.verification import check_runs
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Merged:
         distances: Of three or more models to their centre, round by round.
         truncation: What the circuits of each layer lost; empty if weights were averaged.
         checked: On what its outputs were found finite, in words; None if it was not run.
+        relations: What every model but the first has in common with that.
+        losses: Of every model and of the result on the calibration's data; empty without.
     """
 
     path: Path | None
@@ -76,6 +79,8 @@ class Merged:
     distances: tuple[float, ...]
     truncation: tuple[Truncation, ...]
     checked: str | None
+    relations: tuple[Relation, ...] = ()
+    losses: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -91,24 +96,31 @@ def merge(
     method: Method | str = Method.gauss_newton,
     head_cost: HeadCost | str = HeadCost.rotary,
     scope: Scope | str = Scope.attention,
+    keep_gains: bool = False,
+    objective: Objective | str = Objective.weights,
+    force_unrelated: bool = False,
     take_config: bool = False,
     by_name: bool = False,
     common_rows: bool = False,
     head: Readout | str | None = None,
     untie: bool = False,
     device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    max_condition: float | None = None,
     verify: bool = True,
     force: bool = False,
     allow_pickle: bool = False,
+    calibration: Calibration | None = None,
     progress: Progress = silent,
 ) -> Merged:
     """Align models to the first, and write their weighted mean, in the first one's types.
 
     Two models are aligned to each other, more to a common centre (`bring_together`). With all weight on one model the
     result computes what that one does; anywhere between it computes something new, so that nothing can be verified but
-    that it loads and that its outputs are finite. Models whose configurations, labels, tokenizers or tensors disagree
-    are refused unless an option says what to do (`isobasin.check` lists it all); with all weight on one of them the
-    result is that one as it is.
+    that it loads and that its outputs are finite, and with `calibration` what its loss is. Models that have nothing in
+    common are refused unless their residual streams are matched too: their mean computes what neither does. Models
+    whose configurations, labels, tokenizers or tensors disagree are refused unless an option says what to do
+    (`isobasin.check` lists it all); with all weight on one of them the result is that one as it is.
 
     Args:
         models: Folders, hub ids, or transformers models, two or more of the same kind; the first one's gauge is kept.
@@ -119,24 +131,35 @@ def merge(
         method: Stage-2 solver of the alignment, as in `align`.
         head_cost: What its stage 1 compares, as in `align`.
         scope: What is matched, as in `align`.
+        keep_gains: With scope "model": fold no normalisation, as in `align`.
+        objective: What is brought near, as in `align`.
+        force_unrelated: Write the mean of models that have nothing in common.
         take_config: Take the first model's configuration, labels and tokenizer where others mean something else.
         by_name: Reorder the others' rows of tokens and labels where names say how.
         common_rows: Average the leading rows that tables have in common; the first model's further ones stay its own.
         head: Whose head the result gets where heads differ; None refuses such models.
         untie: Take tied tensors of all models apart, as in `align`; so they are in the result.
         device: Where the work is done.
+        dtype: Type of the result's weights; None keeps the first model's.
+        max_condition: Largest condition number of a map on GL(n), as in `align`.
         verify: Verify every move block by block, and run the result.
         force: Replace an existing output folder.
         allow_pickle: Load pickled weights, with `weights_only`.
+        calibration: Data (`isobasin.refinement.calibration.DataCalibration`), used as in `align`; the losses of the
+            models and of the result are measured on them.
         progress: Called as the work goes on.
 
     Raises:
         IsobasinError: A subclass says what is wrong with the input or the output, in one line.
+        ArchitectureError: Models are unrelated, and nothing says to average them nevertheless.
         VerificationError: A move changes a block's function, or the result's outputs are not finite.
     """
     weights, space = _weights(t, len(models)), Space(space)
-    matching = Matching(Method(method), HeadCost(head_cost), scope=Scope(scope), untie=untie)
-    running = Running(device, verify=verify, force=force, progress=progress)
+    place = weights[-1]
+    matching = Matching(
+        Method(method), HeadCost(head_cost), max_condition, Scope(scope), keep_gains, Objective(objective), untie
+    )
+    running = Running(device, dtype, verify, force, progress)
     taking = Taking(take_config, by_name, common_rows, head is not None, untie)
     with ExitStack() as opening:
         how = {"allow_pickle": allow_pickle, "untie": untie}
@@ -147,26 +170,76 @@ def merge(
         alone = only(weights, partial(_check_alike, opened, matching, taking))
         if output is not None:
             check_output(output, inputs, force)
-        alignments, distances, truncation = (), (), list[Truncation]()
-        points: Iterator[dict[str, Tensor]] = iter(())
+        brought, truncation, points = _Brought(), list[Truncation](), iter(())
         if alone is None:
-            fits = [fit(opened[0].canonical, other.canonical, taking) for other in opened[1:]]
-            fitted = [_fitted(opening, opened[0], other, found) for other, found in zip(opened[1:], fits, strict=True)]
-            alignments, distances = bring_together([opened[0], *fitted], matching, running)
-            pieces = moved_tensors([opened[0], *fitted], (None, *alignments))
-            if space is Space.circuit:
-                points = _circuits([opened[0], *fitted], pieces, weights, running.device, truncation)
-            else:
-                points = means(pieces, weights)
-            first = opened[0].canonical
-            points = counted(first.written(keeping(points, first, fits)), len(first.view.tensors), progress)
+            forced = force_unrelated or 1 in weights
+            brought = _bring(opening, opened, taking, matching, running, calibration, forced=forced)
+            points = brought.mean(weights, space, running, truncation)
 
-        def write(folder: Path) -> str | None:
-            kept, check = opened[alone or 0].checkpoint, partial(runs, folder, running)
-            return write_checkpoint(kept, folder, points, force=force, inputs=inputs, check=check)
+        def write(folder: Path) -> tuple[str | None, tuple[float, ...]] | None:
+            kept, check = opened[alone or 0].checkpoint, partial(_checked, folder, running, calibration)
+            return write_checkpoint(kept, folder, points, dtype=dtype, force=force, inputs=inputs, check=check)
 
-        path, made, checked = deliver(models[alone or 0], output, write)
-    return Merged(path, made, weights, alignments, distances, tuple(truncation), checked)
+        path, made, found = deliver(models[alone or 0], output, write)
+    say_if_beyond(place)
+    checked, loss = found or (None, ())
+    known = brought.alignments, brought.distances, tuple(truncation)
+    return Merged(path, made, weights, *known, checked, brought.relations, (*brought.losses, *loss))
+
+
+@dataclass(frozen=True)
+class _Brought:
+    """Models that were brought together; nothing of each where all weight is on a model that can't be.
+
+    Attributes:
+        models: They, in the first one's form.
+        fits: How every other one was brought into that.
+        alignments: What moves every other one.
+        distances: To their centre, if there are three or more.
+        relations: What every other one has in common with the first.
+        losses: Of each, where there are data.
+    """
+
+    models: Sequence[Model] = ()
+    fits: Sequence[Fit] = ()
+    alignments: tuple[Alignment, ...] = ()
+    distances: tuple[float, ...] = ()
+    relations: tuple[Relation, ...] = ()
+    losses: tuple[float, ...] = ()
+
+    def mean(
+        self, weights: Sequence[float], space: Space, running: Running, truncation: list[Truncation]
+    ) -> Iterator[dict[str, Tensor]]:
+        """The tensors of their weighted mean; what cutting circuits lost is added to `truncation`."""
+        pieces = moved_tensors(self.models, (None, *self.alignments))
+        if space is Space.circuit:
+            points = _circuits(self.models, pieces, weights, running.device, truncation)
+        else:
+            points = means(pieces, weights)
+        first = self.models[0].canonical
+        return counted(first.written(keeping(points, first, self.fits)), len(first.view.tensors), running.progress)
+
+
+def _bring(
+    opening: ExitStack,
+    models: Sequence[Model],
+    taking: Taking,
+    matching: Matching,
+    running: Running,
+    calibration: Calibration | None,
+    *,
+    forced: bool,
+) -> _Brought:
+    """Bring models together, while `opening` is open, and see what they have in common before anything is written."""
+    first, *others = models
+    fits = [fit(first.canonical, other.canonical, taking) for other in others]
+    ends = [first, *(_fitted(opening, first, other, found) for other, found in zip(others, fits, strict=True))]
+    alignments, distances = bring_together(ends, matching, running, calibration)
+    found = relations(ends, alignments, running.device)
+    if not forced:
+        refuse_unrelated(found)
+    losses = () if calibration is None else tuple(map(calibration.loss, ends))
+    return _Brought(ends, fits, alignments, distances, found, losses)
 
 
 def _own(models: Sequence[Source]) -> Sequence[Source]:
@@ -190,6 +263,14 @@ def runs(folder: Path, running: Running, staging: Path) -> str | None:
     checked = check_runs(opened(str(folder), staging), device=running.device)
     running.progress("running", 1, 1)
     return checked
+
+
+def _checked(
+    folder: Path, running: Running, calibration: Calibration | None, staging: Path
+) -> tuple[str | None, tuple[float, ...]]:
+    """Run a new model, and measure its loss, if there are data."""
+    checked = runs(folder, running, staging)
+    return checked, () if calibration is None else (calibration.loss(opened(str(folder), staging)),)
 
 
 def _circuits(

@@ -80,6 +80,10 @@ class Calibration(Protocol):
         """What the best of several alignments has least of, for each."""
         ...
 
+    def loss(self, model: Any) -> float:
+        """The loss of a model."""
+        ...
+
 
 @dataclass(frozen=True)
 class Running:
