@@ -26,10 +26,11 @@ import isobasin
 from isobasin.checkpoints.output import replace_text
 from isobasin.choices import TaskKind
 from isobasin.lines.ends import Losses, Measuring
+from isobasin.refinement.calibration import DataCalibration
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.options import DataFacts
 
-WAYS = ("none", "attention", "model")
+WAYS = ("none", "attention", "model", "activations")
 
 
 def main() -> None:
@@ -66,13 +67,21 @@ def _pairs(asked: argparse.Namespace, folder: Path, base: Path, other: Path, see
         start, end = testing.of(testing.load(target)).loss, direct[other if target == other else sibling].loss
         row: dict[str, Any] = {"target": kind, "start": start, "direct": end}
         for way in WAYS:
-            # Onto itself nothing moves.
-            how: dict[str, Any] = {"alignment": isobasin.align(base, base)} if way == "none" else {"scope": way}
+            how = _how(way, base, new[: asked.held_out])
             out = folder / f"{kind} {way}"
             found = isobasin.transport(base, tuned, target, out, losses=choosing.means, verify=way != "none", **how)
             loss = testing.of(testing.load(out)).loss
             row[way] = {"scale": found.scale, "loss": loss, "share": (start - loss) / (start - end)}
         yield row
+
+
+def _how(way: str, base: Path, windows: Tensor) -> dict[str, Any]:
+    """What `transport` is called with for one of the ways."""
+    if way == "none":
+        return {"alignment": isobasin.align(base, base)}  # onto itself nothing moves
+    if way == "activations":
+        return {"scope": "model", "objective": way, "calibration": DataCalibration(_examples(windows))}
+    return {"scope": way}
 
 
 def _windows(text: Path, model: Path) -> Tensor:
@@ -84,10 +93,13 @@ def _windows(text: Path, model: Path) -> Tensor:
     return ids[: len(ids) // length * length].reshape(-1, length)
 
 
-def _losses(windows: Tensor) -> Losses:
+def _examples(windows: Tensor) -> TensorExamples:
     facts = DataFacts("windows", None, TaskKind.causal_lm, 0, "")
-    examples = TensorExamples.of({"input_ids": windows, "labels": windows}, facts)
-    return Losses(examples, Measuring(temperature=False, batch_size=128))
+    return TensorExamples.of({"input_ids": windows, "labels": windows}, facts)
+
+
+def _losses(windows: Tensor) -> Losses:
+    return Losses(_examples(windows), Measuring(temperature=False, batch_size=128))
 
 
 def _trained(model: Path, windows: Tensor, out: Path, steps: int, asked: argparse.Namespace, seed: int) -> Path:

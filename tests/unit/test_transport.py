@@ -71,6 +71,9 @@ def test_to_a_moved_copy_of_its_base_the_whole_fine_tune_arrives(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_without_a_change_the_target_stays_to_the_byte(dtype: torch.dtype, tmp_path: Path):
     base, target = (tiny("gpt2").save(tmp_path / name, seed, dtype=dtype) for seed, name in enumerate(("a", "b")))
+    # Zeros of either sign: a sum would lose that.
+    signed = {name: torch.where(x < -0.2, torch.zeros_like(x).neg(), x) for name, x in tensors(target).items()}
+    save_file(signed, target / "model.safetensors", {"format": "pt"})
     found = isobasin.transport(base, base, target, tmp_path / "out", verify=False)
     assert stored(tmp_path / "out") == stored(target)
     assert found.change == 0
@@ -87,6 +90,16 @@ def test_the_scale_multiplies_what_is_added(tmp_path: Path):
     for name, x in start.items():
         assert not torch.equal(once[name], x), name
         assert torch.allclose(back[name] - x, -0.5 * (once[name] - x), rtol=0, atol=1e-13), name
+
+
+def test_models_in_memory_give_a_model_in_memory(tmp_path: Path):
+    base, target = (tiny("llama").build(seed, dtype=torch.float32) for seed in (0, 1))
+    found = isobasin.transport(base, target, base, scope="attention")
+    assert found.path is None
+    assert type(found.model) is type(base)
+    assert_function_preserved(target, found.model, 1e-4)
+    with pytest.raises(IsobasinError, match="name the folder to write to"):
+        isobasin.transport(base, target, tiny("llama").save(tmp_path / "folder"), scope="attention")
 
 
 @quiet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -187,8 +187,9 @@ def _opened(sources: Sequence[Source], *, allow_pickle: bool, untie: bool) -> Ge
             refuse_conflicts(ends[1], other, Taking(head=True, untie=True), ())
         even = evened(ends)
         if any(end.view.ties.keys() != even[-1].view.ties.keys() for end in even):
-            # A fine-tune with another head isn't held by what ties the base's.
-            even = [end.untied() for end in even]
+            # A fine-tune with another head isn't held by what ties the base's. Some families are always tied.
+            with suppress(ArchitectureError):
+                even = [end.untied() for end in even]
         models = [Model.of(end) for end in even]
         for other in (models[2], models[0]):
             with about(f"{models[1].name} and {other.name}"):
