@@ -313,9 +313,9 @@ def test_values_out_of_range(cli: Cli, models: dict[str, Path], tmp_path: Path):
     check_failed(cli("interpolate", models["a"], models["b"], *out, "-t", "1e39"), "at t = 1e+39", "torch.float32")
     far = *out, "-t", "1e39", "--force-unrelated"
     check_failed(cli("merge", models["a"], models["b"], *far), "beyond torch.float32")
-    carried = ("transport", models["a"], models["b"], models["a"])
+    carried = ("transport", models["a"], models["b"], models["a"], "--scope", "attention")
     check_failed(cli(*carried, *out, "--scale", "1e39"), "at scale 1e+39", "beyond torch.float32")
-    check_failed(cli(*carried[:2], models["deep"], models["a"], *out), "deep", "n_layer")
+    check_failed(cli(*carried[:2], models["deep"], models["a"], *out), "deep", "h.2.attn.c_attn.bias")
     if not torch.cuda.is_available():
         check_failed(cli("align", models["a"], models["b"], *out, "--device", "cuda"), "cuda", "--device cpu")
     assert list(tmp_path.iterdir()) == []
