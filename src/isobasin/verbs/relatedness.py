@@ -78,7 +78,7 @@ def refuse_unrelated(found: tuple[Relation, ...]) -> None:
     """
     for relation in found:
         if not (relation.related or relation.scope is Scope.model):
-            advice = "match whole models with --scope model, or write it nevertheless with --force-unrelated"
+            advice = "use --scope model or `isobasin refine`, or write it nevertheless with --force-unrelated"
             raise ArchitectureError(
                 f"{relation.model}: {relation.words}, so their mean computes what neither does: {advice}"
             )
