@@ -96,6 +96,7 @@ def test_models_in_memory_give_a_model_in_memory(tmp_path: Path):
     base, target = (tiny("llama").build(seed, dtype=torch.float32) for seed in (0, 1))
     found = isobasin.transport(base, target, base, scope="attention")
     assert found.path is None
+    assert found.model is not None
     assert type(found.model) is type(base)
     assert_function_preserved(target, found.model, 1e-4)
     with pytest.raises(IsobasinError, match="name the folder to write to"):
