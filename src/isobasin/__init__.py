@@ -88,7 +88,12 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.verbs.merge import Merged as Merged, Truncation as Truncation, merge as merge
     from isobasin.verbs.relatedness import Relation as Relation
     from isobasin.verbs.scramble import random_alignment as random_alignment, scramble as scramble
-    from isobasin.verbs.settings import Calibration as Calibration, Matching as Matching, Running as Running
+    from isobasin.verbs.settings import (
+        Calibration as Calibration,
+        Evaluating as Evaluating,
+        Matching as Matching,
+        Running as Running,
+    )
     from isobasin.verbs.symmetry import (
         BlockSymmetry as BlockSymmetry,
         FeedForwardSymmetry as FeedForwardSymmetry,
@@ -148,7 +153,7 @@ _HOMES = {
     "verbs.merge": "Merged Truncation merge",
     "verbs.relatedness": "Relation",
     "verbs.scramble": "random_alignment scramble",
-    "verbs.settings": "Calibration Matching Running",
+    "verbs.settings": "Calibration Evaluating Matching Running",
     "verbs.symmetry": "BlockSymmetry FeedForwardSymmetry LayerSymmetry Symmetry symmetry",
     "verbs.transport": "Transported transport",
     "verbs.verify": "verify",

@@ -256,8 +256,9 @@ def _alignments(job: Job) -> dict[str, Any]:
     from isobasin.refinement.recipe import Refining
 
     asked = RefiningSettings.model_validate(job.spec["refining"])
-    more = {"both": asked.both, "targets": asked.targets, "noise": asked.noise, "minutes": 0}
-    how = Refining(asked.steps, asked.batch, asked.rate, **more)
+    how = Refining(
+        asked.steps, asked.batch, asked.rate, both=asked.both, targets=asked.targets, noise=asked.noise, minutes=0
+    )
     apart = {"scope": Scope.model} if Redrawn(job.spec["scope"]) is Redrawn.entire_model else {}
 
     def found(pair: OpenPair) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import Fit, fit, in_form, keeping
 from isobasin.verbs.interpolate import means, only, say_if_beyond
 from isobasin.verbs.relatedness import Relation, refuse_unrelated, relations
-from isobasin.verbs.settings import MAX_CONDITION, Calibration, Matching, Progress, Running, silent
+from isobasin.verbs.settings import MAX_CONDITION, Evaluating, Matching, Progress, Running, silent
 from isobasin.verification import check_runs
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def merge(
     verify: bool = True,
     force: bool = False,
     allow_pickle: bool = False,
-    calibration: Calibration | None = None,
+    calibration: Evaluating | None = None,
     progress: Progress = silent,
 ) -> Merged:
     """Align models to the first, and write their weighted mean, in the first one's types.
@@ -226,7 +226,7 @@ def _bring(
     taking: Taking,
     matching: Matching,
     running: Running,
-    calibration: Calibration | None,
+    calibration: Evaluating | None,
     *,
     forced: bool,
 ) -> _Brought:
@@ -266,7 +266,7 @@ def runs(folder: Path, running: Running, staging: Path) -> str | None:
 
 
 def _checked(
-    folder: Path, running: Running, calibration: Calibration | None, staging: Path
+    folder: Path, running: Running, calibration: Evaluating | None, staging: Path
 ) -> tuple[str | None, tuple[float, ...]]:
     """Run a new model, and measure its loss, if there are data."""
     checked = runs(folder, running, staging)

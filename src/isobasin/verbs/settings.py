@@ -80,6 +80,10 @@ class Calibration(Protocol):
         """What the best of several alignments has least of, for each."""
         ...
 
+
+class Evaluating(Calibration, Protocol):
+    """A calibration that also says how well a model does."""
+
     def loss(self, model: Any) -> float:
         """The loss of a model."""
         ...
