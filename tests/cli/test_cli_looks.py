@@ -81,7 +81,11 @@ def test_the_widest_rows_fit(columns: int, monkeypatch: pytest.MonkeyPatch, caps
     statuses = ("exact", "converged", "max-iterations", "capped", "capped")
     layers = tuple(_layer(98 + i, status, 64) for i, status in enumerate(statuses))
     alignment: Any = SimpleNamespace(
-        layers=layers, feedforward=(), stream=None, distance=lambda: {"before": 123456.0, "after": math.nan}
+        layers=layers,
+        feedforward=(),
+        stream=None,
+        untied=False,
+        distance=lambda: {"before": 123456.0, "after": math.nan},
     )
     show(*alignment_report(alignment, None))
     shown = capsys.readouterr().out
