@@ -252,7 +252,7 @@ def folded(parts: Mapping[str, Sequence[str]]) -> str:
     texts = [
         f"{what}: {', '.join(item.replace(' ', _NBSP) for item in items)}" for what, items in parts.items() if items
     ]
-    return plain("\n".join(textwrap.wrap("; ".join(texts), 46)))
+    return plain("\n".join(textwrap.wrap("; ".join(texts), 46, break_on_hyphens=False)))
 
 
 def plain(text: str) -> str:

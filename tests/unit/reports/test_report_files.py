@@ -10,7 +10,7 @@ import pytest
 
 from isobasin.errors import DependencyError, OutputError, RecordError
 from isobasin.records.file import RecordFile
-from isobasin.reports.figures import Panel, Row, barrier_rows, calibrated_rows, draw
+from isobasin.reports.figures import Panel, Row, barrier_rows, calibrated_rows, draw, folded
 from isobasin.reports.style import alike, brief, labels, number, percent, styles
 from isobasin.reports.tables import write_curves, write_points
 from isobasin.reports.view import view
@@ -255,3 +255,10 @@ def test_numbers():
     assert [percent(value) for value in (None, 0.0, 0.0561, 12.571)] == ["–", "0.0 %", "5.6 %", "1257 %"]
     assert [alike(0.0381, value) for value in (1.5, 150.0, 0.0012, None)] == ["0.038", "0.038", "0.0381", "0.038"]
     assert [brief(value) for value in (1.446, 0.1224, 0.0, 14.6, 0.00001)] == ["1.4", "0.12", "0", "15", "1.0e-05"]
+
+
+def test_no_item_of_a_note_is_broken():
+    items = ["naive 1.7", "heads 1.7", "Gauss-Newton 0.24"]
+    shown = folded({"barrier": items}).replace("\u00a0", " ").splitlines()
+    assert len(shown) > 1
+    assert all(any(item in line for line in shown) for item in items)
