@@ -98,8 +98,8 @@ def pair(request, tmp_path_factory) -> tuple[Path, Path, TensorExamples]:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """Of all safetensors files under a folder."""
-    files = sorted(folder.rglob("*.safetensors"))
+    """Of all weights and alignments under a folder."""
+    files = sorted([*folder.rglob("*.safetensors"), *folder.rglob(ALIGNMENT)])
     assert files
     return {f"{file.relative_to(folder)} {name}": x for file in files for name, x in load_file(file).items()}
 
