@@ -59,6 +59,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists."
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Don't compare the outputs of the models before and after.")
 ]
+NoRun = Annotated[bool, typer.Option("--no-verify", help="Don't verify the moves, and don't run the result.")]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickled weights too, with weights_only loading alone.")
 ]

@@ -70,9 +70,7 @@ def transport(
     device: options.Device = Device.auto,
     max_condition: options.MaxCondition = None,
     force: options.Force = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Don't verify the moves, and don't run the result.")
-    ] = False,
+    no_verify: options.NoRun = False,
     allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,
 ) -> None:
