@@ -131,7 +131,7 @@ class Descent(Generic[Batch]):
         self.train, held = split(examples, how)
         # The ends may have been trained on held-out examples too; with noise, the same at every look, they weren't.
         looked_at = batches_of(held, _LOOKED_AT, how.batch_size)
-        self.looked_at = [(self._noisy(batch), size) for batch, size in looked_at]
+        self.looked_at = [(line.placed(self._noisy(batch)), size) for batch, size in looked_at]
         # At the ends nothing diverges from what they predict themselves.
         first, last = line.means(self.measure, self.looked_at, (0.0, 1.0)) if targets is Targets.labels else (0.0, 0.0)
         self.ends = first, last
