@@ -8,16 +8,14 @@ import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_program import Forked, at_call, environment
+import torch
+from safetensors.torch import load_file
+from tiny_program import Forked, at_call, forked, launched
 from typer.testing import CliRunner, Result
 
 from isobasin.cli.program import app
@@ -70,27 +68,6 @@ def test_all_pairs_are_measured_and_shown(
     assert ours["barrier"] == pytest.approx(0, abs=1e-4)
 
 
-def forked(arguments: list[str]) -> str:
-    """What two processes print that torchrun could have started."""
-    import_module("accelerate")  # once for both
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    ranks = [Forked(*arguments, RANK=rank, LOCAL_RANK=rank, **both) for rank in "01"]
-    ended = [rank.end() for rank in ranks]
-    assert [code for code, _, _ in ended] == [0, 0], ended
-    return "".join(said for _, said, _ in ended)
-
-
-def launched(arguments: list[str]) -> str:
-    """What torchrun prints."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "isobasin"]
-    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"))
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize("start", [forked, pytest.param(launched, marks=pytest.mark.long)])
 def test_two_processes_measure_what_one_does(
     start: Callable[[list[str]], str], cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path
@@ -101,6 +78,26 @@ def test_two_processes_measure_what_one_does(
     assert one.exit_code == 0, one.stderr
     assert start([*arguments, str(tmp_path / "two")]).count("Report:") == 1
     assert records(tmp_path / "two") == records(tmp_path / "one")
+
+
+@pytest.mark.parametrize("start", [forked, pytest.param(launched, marks=pytest.mark.long)])
+def test_two_processes_learn_what_one_does(
+    start: Callable[[list[str]], str], cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path
+):
+    """Batches and held-out ones of odd sizes, so that the shares aren't alike."""
+    sizes = ["--steps", 4, "--batch-size", 5, "--minutes", 0]
+    arguments = ["refine", *map(str, [models["a"], models["b"], *text, *sizes, "-o"])]
+    one = cli(*arguments, tmp_path / "one")
+    assert one.exit_code == 0, one.stderr
+    assert start([*arguments, str(tmp_path / "two")]).count("Model written to") == 1
+    assert not list(tmp_path.glob(".*unfinished"))
+    for part in (".", "reference"):
+        expected, found = (load_file(tmp_path / name / part / "model.safetensors") for name in ("one", "two"))
+        stays = load_file(models["a" if part == "reference" else "b"] / "model.safetensors")
+        for name, tensor in expected.items():
+            # Muon's steps are in bfloat16.
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-3)
+        assert max(float((found[name] - stays[name]).abs().max()) for name in found) > 0.02
 
 
 def test_an_interrupted_run_is_gone_on_with(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -143,3 +145,24 @@ def at_call(place: object, name: str, number: int, count: int = 1) -> None:
         return function(*arguments, **options)
 
     setattr(place, name, call)
+
+
+def forked(arguments: list[str]) -> str:
+    """What two processes print that torchrun could have started."""
+    import_module("accelerate")  # once for both
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    ranks = [Forked(*arguments, RANK=rank, LOCAL_RANK=rank, **both) for rank in "01"]
+    ended = [rank.end() for rank in ranks]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    return "".join(said for _, said, _ in ended)
+
+
+def launched(arguments: list[str]) -> str:
+    """What torchrun prints."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "isobasin"]
+    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"))
+    assert done.returncode == 0, done.stderr
+    return done.stdout

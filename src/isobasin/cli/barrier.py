@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +11,7 @@ from isobasin.choices import WAYS, Device, HeadCost, Scope, Way
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.examples import examples_for, recorded
+from isobasin.cli.processes import processes
 
 if TYPE_CHECKING:
     from isobasin.records.file import Measured
@@ -64,7 +62,7 @@ def barrier(
         from isobasin.reports.write import write_report
 
         ways, temperature = tuple(dict.fromkeys(method)), not no_temperature
-        with _processes(device) as accelerator:
+        with processes(device) as accelerator:
             found = measure(
                 models,
                 examples_for(models[0], arguments, allow_pickle),
@@ -86,25 +84,6 @@ def barrier(
 
     show(*barrier_report(found))
     show_path("Report:", output / "report.html")
-
-
-@contextmanager
-def _processes(device: Device) -> Generator[Any]:
-    """Several processes, if `accelerate launch` (or torchrun) started us as one of them; else None."""
-    processes = os.environ.get("WORLD_SIZE", "")
-    if not processes.isdecimal() or int(processes) < 2:
-        yield None
-        return
-    from accelerate import Accelerator
-
-    from isobasin.verbs.settings import chosen_device
-
-    accelerator = Accelerator(cpu=chosen_device(device) == "cpu")
-    try:
-        yield accelerator
-    finally:
-        # Threads of a process group that nobody ended may abort Python as it exits, with all the work done.
-        accelerator.end_training()
 
 
 def _plain(found: Measured) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from isobasin.choices import Device, Objective, Scope, Targets
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.examples import examples_for
+from isobasin.cli.processes import processes
 from isobasin.refinement.recipe import Refining
 
 EXAMPLE = 'isobasin refine runs/seed0 runs/seed1 --data wikitext --split "train[:5%]" -o runs/seed1-refined'
@@ -68,23 +69,28 @@ def refine(
 
     Neither model's function changes. An interrupted run goes on where it stopped when the same command is given again.
     Measure the result on other data: `isobasin barrier OUT/reference OUT --method none`.
+    Several devices share every batch under `accelerate launch -m isobasin refine ...`.
     """
     arguments = options.given(locals())
     with working("reading") as progress:
         from isobasin.refinement.refine import REFERENCE, refine
         from isobasin.verbs.settings import Matching, Running
 
-        found = refine(
-            reference,
-            model,
-            examples_for(reference, arguments, allow_pickle),
-            output,
-            how=options.record(Refining, arguments),
-            matching=options.record(Matching, arguments),
-            running=options.record(Running, arguments, progress=progress),
-            take_config=take_config,
-            allow_pickle=allow_pickle,
-        )
+        with processes(device) as accelerator:
+            found = refine(
+                reference,
+                model,
+                examples_for(reference, arguments, allow_pickle),
+                output,
+                how=options.record(Refining, arguments),
+                matching=options.record(Matching, arguments),
+                running=options.record(Running, arguments, progress=progress),
+                take_config=take_config,
+                allow_pickle=allow_pickle,
+                accelerator=accelerator,
+            )
+        if accelerator is not None and not accelerator.is_main_process:
+            return
     if as_json:
         show_json({"output": str(output), **found.to_json()})
         return

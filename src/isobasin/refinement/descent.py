@@ -211,10 +211,13 @@ class Descent(Generic[Batch]):
         rows = torch.randint(len(self.train), (self.how.batch_size,), generator=self.generator)
         index = self.points.draw(self.generator)
         batch = self.line.placed(self._noisy(self.train.fetch(rows)))
+        weight = self.line.weight(batch)
         try:
             loss = self.gradient(self.points.t.take(index), batch)
         except _DIVERGED:
             return False
+        # Every process has all coordinates, so that what it takes to move them is computed by each.
+        self.line.group.average([*(x.grad for x in self.coordinates if x.grad is not None), loss], weight)
         share = _share(self.state.step, self.state.planned, self.how.warmup)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -233,7 +236,8 @@ class Descent(Generic[Batch]):
         seconds = self._clock.lap()
         if state.step == _TIMED_TO:
             each = seconds / (_TIMED_TO - _TIMED_FROM) + self._looking / how.every
-            state.planned = max(state.step, min(how.steps, int(60 * how.minutes / each)))
+            fitting = max(state.step, min(how.steps, int(60 * how.minutes / each)))
+            state.planned = self.line.group.once(lambda: fitting)
 
     def finish(self) -> Refined:
         """Put the best coordinates in place."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from isobasin.refinement.names import names_in_memory
 from isobasin.tasks.examples import IGNORED, Indices
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import model_inputs, passing, targets
+from isobasin.tasks.processes import Group
 
 Batch = TypeVar("Batch")
 Fetched = TypeVar("Fetched", covariant=True)
@@ -114,10 +115,12 @@ class MovingLine(ABC, Generic[Batch]):
     Attributes:
         ends: Reference and model.
         device: Where it is.
+        group: The processes that share its batches.
     """
 
     ends: tuple[End, End]
     device: str
+    group: Group = field(default_factory=Group, kw_only=True)
 
     def coordinates(self) -> list[Tensor]:
         """Everything that gradient descent moves."""
@@ -146,8 +149,12 @@ class MovingLine(ABC, Generic[Batch]):
     """Whether a measure of a placed batch asks for no values, so that a CUDA graph can replay it."""
 
     def placed(self, batch: Batch) -> Batch:
-        """A batch where it is computed with; here it stays."""
+        """This process's share of a batch, where it is computed with; here all of it stays."""
         return batch
+
+    def weight(self, batch: Batch) -> float:
+        """How much a placed batch counts among those of the other processes."""
+        return 1.0
 
     def noisy(self, batch: Batch, noise: float, generator: torch.Generator) -> Batch:
         """A batch with noise on what it has of real numbers, in units of their standard deviation; here nothing."""
@@ -157,9 +164,15 @@ class MovingLine(ABC, Generic[Batch]):
     def means(
         self, measure: Measure[Batch], batches: Sequence[tuple[Batch, int]], at: Sequence[float]
     ) -> tuple[float, ...]:
-        """The mean of `loss` or `divergence` over batches, at some points."""
+        """The mean of `loss` or `divergence` over placed batches, at some points."""
         count = sum(size for _, size in batches)
-        return tuple(math.fsum(float(measure(t, batch)) * size for batch, size in batches) / count for t in at)
+        return tuple(math.fsum(self._mean(measure, t, batch) * size for batch, size in batches) / count for t in at)
+
+    def _mean(self, measure: Measure[Batch], t: float, batch: Batch) -> float:
+        """A measure on a batch that the processes share."""
+        found = measure(t, batch)
+        self.group.average([found], self.weight(batch))
+        return float(found)
 
 
 def batches_of(examples: Sample[Batch], limit: int, size: int) -> Iterator[tuple[Batch, int]]:
@@ -199,7 +212,7 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
 
     def divergence(self, t: At, batch: dict[str, Tensor]) -> Tensor:
         """The loss there above that of the ends, to what both predict: the mean over what is labelled."""
-        rows = batch[_ROWS] if _ROWS in batch else self._rows(batch)
+        rows = self._rows(batch)
         with torch.no_grad():
             a, b = (self._logits(end, batch)[rows].log_softmax(-1) for end in self._fixed)
             drawn, own = between(a.exp(), b.exp(), t), between(a, b, t)
@@ -209,9 +222,16 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
     recordable: ClassVar[bool] = True
 
     def placed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch on the device, with the numbers of its labelled rows, which are asked for where labels are."""
-        there = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
-        return {**there, _ROWS: self._rows(batch)}
+        """Its share on the device, with the numbers of labelled rows, which are asked for where labels are."""
+        share = range(self.group.rank, len(batch["labels"]), self.group.count)
+        # Where there are more processes than examples, one computes what then doesn't count.
+        mine = {name: x[list(share) or [0]] for name, x in batch.items()} if self.group.count > 1 else batch
+        rows = self._rows(mine) if share else torch.zeros(0, dtype=torch.long, device=self.device)
+        return {**{name: x.to(self.device, non_blocking=True) for name, x in mine.items()}, _ROWS: rows}
+
+    def weight(self, batch: dict[str, Tensor]) -> float:
+        """The number of its labelled rows, which measures are means over."""
+        return float(len(self._rows(batch)))
 
     def noisy(self, batch: dict[str, Tensor], noise: float, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch with noise on its real numbers; token numbers and labels stay."""
@@ -231,7 +251,9 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
         return named(self.ends[0], self.names[0]), named(self.ends[1], self.names[1])
 
     def _rows(self, batch: dict[str, Tensor]) -> Tensor:
-        """The numbers of a batch's labelled rows, on the device."""
+        """The numbers of a batch's labelled rows, on the device; known of a placed one."""
+        if _ROWS in batch:
+            return batch[_ROWS]
         labelled = targets(self.kind, batch["labels"]).reshape(-1) != IGNORED
         return labelled.nonzero().squeeze(-1).to(self.device, non_blocking=True)
 
@@ -259,6 +281,7 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
         moves: tuple[bool, bool] = (False, False),
         device: str = "cpu",
         mixed_precision: bool = False,
+        group: Group | None = None,
     ) -> ModuleLine:
         """The line from a model to another after a move.
 
@@ -270,6 +293,7 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
             moves: Which ends get coordinates.
             device: Where to compute.
             mixed_precision: Forward passes in bfloat16.
+            group: The processes that share its batches; None: this one alone.
 
         Raises:
             TensorError: Their tensors differ in shape, so that there is no line between them.
@@ -281,6 +305,7 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
             _names(a, b, kind),
             kind,
             mixed_precision,
+            group=group or Group(),
         )
 
 

@@ -21,6 +21,7 @@ from isobasin.refinement.line import ModuleLine, MovingLine
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.unfinished import Unfinished
 from isobasin.tasks.examples import Examples
+from isobasin.tasks.processes import Group
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
@@ -70,6 +71,7 @@ def refine(
     start: Alignment | None = None,
     take_config: bool = False,
     allow_pickle: bool = False,
+    accelerator: Any = None,
 ) -> Refinement:
     """Learn the continuous factors of an alignment so that the straight line between two models has a low loss.
 
@@ -88,12 +90,15 @@ def refine(
         start: An alignment to start from instead.
         take_config: Learn with the reference's configuration where the model's means something else.
         allow_pickle: Load pickled weights, with `weights_only`.
+        accelerator: An `accelerate.Accelerator` whose processes share every batch; its device is used. The first of
+            them writes, and the others return what was found without a verification.
 
     Raises:
         IsobasinError: A subclass says what is wrong with the input or the output, in one line.
         VerificationError: A moved model computes something else; nothing was written.
     """
-    how, running = how or Refining(), running or Running()
+    group, how, running = Group(accelerator), how or Refining(), running or Running()
+    running = replace(running, device=group.device(running.device))
     matching = matching or Matching(scope=Scope.model)
     out = Path(output)
     opening = {"feedforward": matching.feedforward, "allow_pickle": allow_pickle, "untie": matching.untie}
@@ -106,15 +111,24 @@ def refine(
         unfinished = Unfinished(out)
         if start is None:
             calibration = DataCalibration(examples, running.device)
-            start = match_models(a, b, matching, replace(running, verify=False), calibration)
-        moves = how.both, True
+            start = group.once(lambda: match_models(a, b, matching, replace(running, verify=False), calibration))
         line = ModuleLine.between(
-            a, b, start, examples.kind, moves=moves, device=running.device, mixed_precision=how.mixed_precision
+            a,
+            b,
+            start,
+            examples.kind,
+            moves=(how.both, True),
+            device=running.device,
+            mixed_precision=how.mixed_precision,
+            group=group,
         )
         unfinished.key = _key(how, examples, start, a, b)
-        found = descend(line, examples, how, progress=running.progress, save=unfinished.save, resume=unfinished.load())
+        saving = {"save": unfinished.save} if group.first else {}
+        found = descend(line, examples, how, progress=running.progress, resume=unfinished.load(), **saving)
         total, other = learned(line, start, {"data": examples.facts.source, "seed": str(how.seed)})
         other = other and replace(other, provenance={**other.provenance, **untied_note(a)})
+        if not group.first:
+            return Refinement(total, other, found, ())
         verified = _write(total, other, b, a, out, running)
         unfinished.remove()
         return Refinement(total, other, found, verified)

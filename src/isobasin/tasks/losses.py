@@ -19,6 +19,7 @@ from torch.nn import functional
 from isobasin.choices import TaskKind
 from isobasin.tasks.calibration import Mean, Predictions, solve
 from isobasin.tasks.examples import IGNORED, Examples
+from isobasin.tasks.processes import Group
 from isobasin.tasks.reading import reading
 
 if TYPE_CHECKING:
@@ -99,11 +100,8 @@ def evaluate(
         DataError: The model can't be run on them.
     """
     started = time.perf_counter()
-    processes = _Group(accelerator)
-    place = torch.device(device if accelerator is None else accelerator.device)
-    if place.type == "cpu":
-        # To torch "cpu:0", as accelerate says, is another place than "cpu": the model would be copied every time.
-        place = torch.device("cpu")
+    processes = Group(accelerator)
+    place = torch.device(processes.device(device))
     with passing(model), _evaluating(model), torch.inference_mode():
         model.to(place)
         stride = _stride(model, examples) if temperature else 0
@@ -136,22 +134,6 @@ def passing(model: nn.Module) -> AbstractContextManager[None]:
     return reading(f"{type(model).__name__} can't be run on the examples", advice)
 
 
-class _Group:
-    """The processes that share an evaluation."""
-
-    def __init__(self, accelerator: Any) -> None:
-        self.count = 1 if accelerator is None else int(accelerator.num_processes)
-        self.rank = 0 if accelerator is None else int(accelerator.process_index)
-
-    def gathered(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """The rows of all processes, in the order of their first entries, the same in every process."""
-        if self.count > 1:
-            from accelerate.utils import gather_object
-
-            rows = gather_object(rows)
-        return sorted(rows, key=lambda row: row[0])
-
-
 @contextmanager
 def _evaluating(model: nn.Module) -> Generator[None]:
     training = model.training
@@ -178,7 +160,7 @@ def targets(kind: TaskKind, labels: Tensor) -> Tensor:
 
 
 def _batches(
-    model: nn.Module, examples: Examples, size: int, device: torch.device, group: _Group, stride: int
+    model: nn.Module, examples: Examples, size: int, device: torch.device, group: Group, stride: int
 ) -> Iterator[_Batch]:
     """This process's batches, evaluated."""
     for index in range(group.rank, math.ceil(len(examples) / size), group.count):
@@ -225,7 +207,7 @@ def _summed(index: int, logits: Tensor, labels: Tensor, kind: TaskKind, stride: 
     return _Batch(index, float(losses.sum(dtype=torch.float64)), right, count, sums.tolist(), counts, kept)
 
 
-def _calibrated(mine: list[_Batch], group: _Group, loss: float) -> tuple[float, float | None]:
+def _calibrated(mine: list[_Batch], group: Group, loss: float) -> tuple[float, float | None]:
     """The loss with the best temperature, and that."""
     kept = group.gathered([(b.index, len(b.kept.right), b.kept.loss) for b in mine if b.kept is not None])
     count = max(sum(row[1] for row in kept), 1)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -17,6 +21,7 @@ from isobasin.refinement.line import ModuleLine
 from isobasin.refinement.recipe import Refining
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.options import DataFacts
+from isobasin.tasks.processes import Group
 
 MODEL = tiny("llama", "descended", config={"tie_word_embeddings": False})
 
@@ -87,3 +92,44 @@ def test_a_batch_in_its_place_has_the_same_gradient(line):
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
         assert one.abs().max() > 0
+
+
+@pytest.mark.parametrize("measure", ["loss", "divergence"])
+def test_the_shares_of_processes_make_the_gradient_of_their_batch(line, measure):
+    """Weighed by what is labelled in each, one without any included; here they are asked one after the other."""
+    batch = sentences().fetch(range(7))
+    batch["labels"] = batch["labels"].clone()
+    batch["labels"][0::3] = -100
+    batch["labels"][1::3, 4:] = -100
+    with torch.no_grad():
+        for x in line.coordinates():
+            x.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+
+    def gradient(of: ModuleLine) -> tuple[list[torch.Tensor], float]:
+        placed = of.placed(batch)
+        loss = Stepwise(getattr(of, measure), of.coordinates())(torch.tensor(0.4), placed)
+        return [loss, *(x.grad.clone() for x in of.coordinates())], of.weight(placed)
+
+    whole, labelled = gradient(line)
+    parts, count = [gradient(replace(line, group=Group(alone(rank, 3)))) for rank in range(3)], len(whole)
+    assert [weight for _, weight in parts] == [0, 6, 22]
+    assert sum(weight for _, weight in parts) == labelled
+
+    # What the other two sum up to, for each of them.
+    def flat(values: list[torch.Tensor], weight: float) -> torch.Tensor:
+        sums = [x.reshape(-1) * weight if weight else torch.zeros(x.numel()) for x in values]
+        return torch.cat([*sums, torch.tensor([weight])])
+
+    flats = [flat(values, weight) for values, weight in parts]
+    for rank, (values, weight) in enumerate(parts):
+        others = sum(other for i, other in enumerate(flats) if i != rank)
+        Group(alone(rank, 3, lambda own, others=others: own + others)).average(values, weight)
+        for i in range(count):
+            torch.testing.assert_close(values[i], whole[i], rtol=1e-4, atol=1e-6)
+
+
+def alone(rank: int, count: int, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda own: own) -> SimpleNamespace:
+    """An accelerator of several processes whose sums are known."""
+    return SimpleNamespace(
+        num_processes=count, process_index=rank, device=torch.device("cpu"), reduce=lambda own, how: reduce(own)
+    )
