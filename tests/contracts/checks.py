@@ -19,7 +19,7 @@ from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import family
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.tiny import TinyModel
-from isobasin.beside import ALIGNMENT
+from isobasin.beside import ALIGNMENT, CARD, RECIPE
 from isobasin.model import open_model
 from isobasin.symmetries.feedforward import FeedForwardWeights, feed_forward
 from isobasin.symmetries.function import attend
@@ -235,8 +235,9 @@ def assert_same_apart_from(names: set[str], original: Path, moved: Path) -> None
         assert torch.equal(bits(old[name]), bits(new[name])), name
     weights = {path.name for path in weight_files(original)}
     others = {str(p.relative_to(original)) for p in original.rglob("*") if p.is_file()} - weights
-    others.discard(ALIGNMENT)
+    own = {ALIGNMENT, CARD, RECIPE}
+    others -= own
     for name in others:
         assert (original / name).read_bytes() == (moved / name).read_bytes(), name
-    kept = {str(p.relative_to(moved)) for p in moved.rglob("*") if p.is_file()} - weights - {ALIGNMENT}
+    kept = {str(p.relative_to(moved)) for p in moved.rglob("*") if p.is_file()} - weights - own
     assert kept == others

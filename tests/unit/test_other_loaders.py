@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import isobasin
 from isobasin.architectures.examples import tiny
-from isobasin.beside import ALIGNMENT, OWN
+from isobasin.beside import ALIGNMENT, ALIGNMENTS
 from isobasin.choices import TaskKind
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
@@ -58,7 +58,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two models, the second of which has alignments of this and of earlier versions beside its weights."""
     home = tmp_path_factory.mktemp("ends")
     a, b = (MODEL.save(home / str(seed), seed, dtype=torch.float32) for seed in (0, 1))
-    for name in OWN:
+    for name in ALIGNMENTS:
         isobasin.align(a, b, verify=False).save(b / name)
     return a, b
 
@@ -76,7 +76,7 @@ def test_only_weights_are_taken_for_weights(verb: str, sharded: bool, ends: tupl
         assert taken(folder) == kept
         stored = [load_file(folder / name).keys() for name in kept]
         assert set().union(*stored) == set().union(*(load_file(first / name).keys() for name in weights))
-        assert (folder / ALIGNMENT).exists() == (verb != "merge")
+        assert (folder / ALIGNMENT).exists()
     # what a filter of downloads lets through, in any folder: `*` stands for slashes too
     everything = [file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()]
     assert all(Path(name).name in weights for name in everything if any(fnmatch(name, p) for p in PATTERNS))
@@ -87,7 +87,7 @@ def shard(folder: Path, out: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(out, max_shard_size="10KB")
-    for name in OWN:
+    for name in ALIGNMENTS:
         (out / name).write_bytes((folder / name).read_bytes())
     assert len(list(out.glob("model-*.safetensors"))) > 1
     return out

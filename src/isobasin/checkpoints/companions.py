@@ -7,10 +7,11 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from isobasin.beside import OWN
+from isobasin.beside import is_own
 from isobasin.checkpoints.files import WatchedFile, entries, leads_outside, read_json
 
 _MODULES = "modules.json"
@@ -19,6 +20,11 @@ _WEIGHTS = (
     *(".npz", ".tflite", ".nemo"),
 )
 _INDEX = ".index.json"
+# What a training leaves: its state, what it logged, and scores of the model that it made. They are not the result's.
+_TRAINING = (
+    *("train_log.json", "trainer_state.json", "trainer_log.jsonl", "training_args.*", "*_results.*", "*.tfevents.*"),
+    *("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "mergekit_config.yml"),
+)
 _SKIPPED = (".cache", ".git")
 
 
@@ -41,13 +47,14 @@ def companions(folder: Path, read: frozenset[str]) -> Companions:
     """Look through a checkpoint's folder.
 
     A sub-folder that holds weights is another model's and left out, unless the folder's own list of modules names it.
+    So are, without a word, what says how the model was made and how good it is: card, alignment, logs of a training.
 
     Args:
         folder: The checkpoint.
         read: Names of the files that are read: weights, index, config.
     """
     found = Companions()
-    _look(folder, Path(), read | OWN, modules(folder), found)
+    _look(folder, Path(), read, modules(folder), found)
     return found
 
 
@@ -95,7 +102,9 @@ def _look(folder: Path, here: Path, read: frozenset[str], named: frozenset[PureP
     whole = any(module in (place := PurePosixPath(here), *place.parents) for module in named)
     for name in entries(folder / here):
         inside, path = here / name, folder / here / name
-        if name in _SKIPPED or (here == Path() and name in read) or (name.endswith(_INDEX) and not whole):
+        if name in _SKIPPED or (here == Path() and (name in read or is_own(name))):
+            continue
+        if not whole and (name.endswith(_INDEX) or any(fnmatch(name, pattern) for pattern in _TRAINING)):
             continue
         if os.path.isdir(path) and not path.is_symlink():
             wanted = any(PurePosixPath(inside) in (module, *module.parents) for module in named)

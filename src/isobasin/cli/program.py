@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from isobasin import __version__, cli
 from isobasin.cli.failures import reported
+from isobasin.recipes import recorded
 
 
 class _Program(TyperGroup):
@@ -45,7 +46,7 @@ class _Program(TyperGroup):
             verb = getattr(module, name)
             if not isinstance(verb, typer.Typer):
                 alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-                alone.command(epilog=f"Example: {module.EXAMPLE}")(verb)
+                alone.command(epilog=f"Example: {module.EXAMPLE}")(recorded(verb))
                 verb = alone
             self.add_command(get_command(verb), name)
 

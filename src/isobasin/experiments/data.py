@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isobasin.beside import OWN
+from isobasin.beside import is_own
 from isobasin.choices import TaskKind
 from isobasin.errors import DataError
 from isobasin.experiments.settings import DataSettings
@@ -100,7 +100,7 @@ class _Stored:
 def processor_files(model: Path) -> list[Path]:
     """The files beside a model that are its tokenizer or image processor."""
     files = (file for file in sorted(model.iterdir()) if file.is_file() and file.suffix != ".safetensors")
-    return [file for file in files if file.name not in OWN.union(_MODEL_FILES)]
+    return [file for file in files if not is_own(file.name) and file.name not in _MODEL_FILES]
 
 
 @lru_cache(maxsize=4)

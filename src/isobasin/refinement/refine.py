@@ -14,6 +14,7 @@ from isobasin.alignment import Alignment, untied_note
 from isobasin.checkpoints import check_output
 from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_pair
+from isobasin.recipes import recorded
 from isobasin.records.provenance import model_sha256
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.descent import Refined, descend
@@ -59,6 +60,7 @@ class Refinement:
         }
 
 
+@recorded
 def refine(
     reference: Source,
     model: Source,
@@ -146,15 +148,14 @@ def _write(
     moved: Alignment, other: Alignment | None, model: Model, reference: Model, out: Path, running: Running
 ) -> tuple[Verification | None, ...]:
     """Write the moved model and the moved reference in it: both get their place at once."""
-    inputs = [reference.checkpoint.folder, model.checkpoint.folder]
     if other is None:
-        return (write_moved(moved, model, out, running, inputs).verified,)
+        return (write_moved(moved, model, out, running, [reference]).verified,)
     written: list[Verification | None] = []
 
     def add_reference(staging: Path) -> None:
-        written.append(write_moved(other, reference, staging / REFERENCE, running, inputs).verified)
+        written.append(write_moved(other, reference, staging / REFERENCE, running, [model]).verified)
 
-    first = write_moved(moved, model, out, running, inputs, extra=add_reference)
+    first = write_moved(moved, model, out, running, [reference], extra=add_reference)
     return first.verified, written[0]
 
 

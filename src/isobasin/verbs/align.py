@@ -18,6 +18,7 @@ from isobasin.digest import Digest
 from isobasin.errors import IsobasinError
 from isobasin.execution.tasks import Engine
 from isobasin.model import Blocks, Model, Source, TensorBlocks, open_pair
+from isobasin.recipes import recorded
 from isobasin.verbs.apply import Moving, acting, write_moving
 from isobasin.verbs.blocks import BlockMatching, contents
 from isobasin.verbs.inputs import fold_inputs, inputs_of
@@ -26,6 +27,7 @@ from isobasin.verbs.spread import match_on
 from isobasin.verbs.whole import advise, match_whole
 
 
+@recorded
 def align(
     reference: Source,
     model: Source,
@@ -110,7 +112,7 @@ def align(
             moving = _moving(a, b, matching, unchecked, calibration)
         else:
             moving = acting(_matched(a, b, matching, unchecked, calibration, engine), b, running)
-        return write_moving(moving, b, Path(output), running, [a.checkpoint.folder])
+        return write_moving(moving, b, Path(output), running, [a])
 
 
 def _moving(a: Model, b: Model, matching: Matching, running: Running, calibration: Calibration | None) -> Moving:

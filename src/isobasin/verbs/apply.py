@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,9 @@ from isobasin.errors import IsobasinError, VerificationError
 from isobasin.loading import like
 from isobasin.matching import circuits
 from isobasin.model import Model, Source, open_model, opened
+from isobasin.recipes import recorded
 from isobasin.symmetries.weights import AttentionWeights
+from isobasin.verbs.leaving import leave
 from isobasin.verbs.settings import Progress, Running, silent
 from isobasin.verification import Verification, verify_models
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@recorded
 def apply(
     alignment: Alignment,
     model: Source,
@@ -126,12 +129,12 @@ def write_moved(
     model: Model,
     output: Path,
     running: Running,
-    inputs: Iterable[Path] = (),
+    others: Sequence[Model] = (),
     *,
     extra: Callable[[Path], None] | None = None,
 ) -> Alignment:
     """Write a model after a move that is known; arguments, result and errors as `write_moving`."""
-    return write_moving(acting(alignment, model, running), model, output, running, inputs, extra=extra)
+    return write_moving(acting(alignment, model, running), model, output, running, others, extra=extra)
 
 
 def write_moving(
@@ -139,7 +142,7 @@ def write_moving(
     model: Model,
     output: Path,
     running: Running,
-    inputs: Iterable[Path] = (),
+    others: Sequence[Model] = (),
     *,
     extra: Callable[[Path], None] | None = None,
 ) -> Alignment:
@@ -150,7 +153,7 @@ def write_moving(
         model: What is moved.
         output: The folder to write.
         running: Where, and whether it is verified.
-        inputs: Files and folders that the output may not overlap with.
+        others: What else was read, with which the output may not overlap.
         extra: Adds more to the folder that it is given.
 
     Returns:
@@ -166,6 +169,7 @@ def write_moving(
 
     def add(staging: Path) -> None:
         found[0].save(staging / ALIGNMENT, force=True)
+        leave(staging, [model.canonical], [other.canonical for other in others if other is not model])
         if extra is not None:
             extra(staging)
 
@@ -189,7 +193,7 @@ def write_moving(
         model.view.written(pieces()),
         dtype=running.dtype,
         force=running.force,
-        inputs=list(inputs),
+        inputs=[other.checkpoint.folder for other in others],
         extra=add,
         check=check,
     )

@@ -15,6 +15,7 @@ from isobasin.choices import Scope
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
 from isobasin.model import Blocks, Model, Source, open_model
+from isobasin.recipes import recorded
 from isobasin.verbs.apply import Moved, moved
 from isobasin.verbs.settings import Progress, Running, silent
 
@@ -90,6 +91,7 @@ def _common_sizes(model: Blocks, device: str) -> dict[int, Tensor]:
     return found
 
 
+@recorded
 def canonicalize(
     model: Source,
     output: str | os.PathLike[str] | None = None,

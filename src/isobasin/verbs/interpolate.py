@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,12 +16,15 @@ from isobasin.canonical import Canonical, Source, open_canonical
 from isobasin.checkpoints import check_finite, write_checkpoint
 from isobasin.errors import ArchitectureError, TensorError, warn
 from isobasin.matching.averaging import weighted_mean
+from isobasin.recipes import recorded
 from isobasin.verbs.apply import Moved, counted, deliver
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import fit, in_form
+from isobasin.verbs.leaving import leave
 from isobasin.verbs.settings import Progress, silent
 
 
+@recorded
 def interpolate(
     a: Source,
     b: Source,
@@ -72,7 +76,8 @@ def interpolate(
             points = counted(one.written(means(tensors_of((one, end), names), weights)), len(names), progress)
 
         def write(folder: Path) -> None:
-            write_checkpoint((one, other)[alone or 0].checkpoint, folder, points, force=force, inputs=inputs)
+            kept, told = (one, other)[alone or 0].checkpoint, partial(leave, models=(one, other))
+            write_checkpoint(kept, folder, points, force=force, inputs=inputs, extra=told)
 
         made = deliver((a, b)[alone or 0], output, write)
         say_if_beyond(t)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
+from isobasin.beside import alignment_name
 from isobasin.bounds import check_number
 from isobasin.canonical import Canonical, Source
 from isobasin.checkpoints import check_output, write_checkpoint
@@ -22,6 +23,7 @@ from isobasin.choices import HeadCost, Method, Objective, Readout, Scope, Space
 from isobasin.errors import IsobasinError
 from isobasin.matching.averaging import circuit_mean
 from isobasin.model import Model, batches, open_model, opened
+from isobasin.recipes import recorded
 from isobasin.symmetries.weights import stack
 from isobasin.text import Plain, plain
 from isobasin.verbs.apply import counted, deliver
@@ -29,6 +31,7 @@ from isobasin.verbs.centring import bring_together, moved_tensors
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import Fit, fit, in_form, keeping
 from isobasin.verbs.interpolate import means, only, say_if_beyond
+from isobasin.verbs.leaving import leave
 from isobasin.verbs.relatedness import Relation, refuse_unrelated, relations
 from isobasin.verbs.settings import MAX_CONDITION, Evaluating, Matching, Progress, Running, silent
 from isobasin.verification import check_runs
@@ -87,6 +90,7 @@ class Merged:
         return plain({name: value for name, value in vars(self).items() if name not in ("path", "model")})
 
 
+@recorded
 def merge(
     models: Sequence[Source],
     output: str | os.PathLike[str] | None = None,
@@ -178,7 +182,10 @@ def merge(
 
         def write(folder: Path) -> tuple[str | None, tuple[float, ...]] | None:
             kept, check = opened[alone or 0].checkpoint, partial(_checked, folder, running, calibration)
-            return write_checkpoint(kept, folder, points, dtype=dtype, force=force, inputs=inputs, check=check)
+            told = partial(brought.leave, models=[model.canonical for model in opened])
+            return write_checkpoint(
+                kept, folder, points, dtype=dtype, force=force, inputs=inputs, extra=told, check=check
+            )
 
         path, made, found = deliver(models[alone or 0], output, write)
     say_if_beyond(place)
@@ -206,6 +213,12 @@ class _Brought:
     distances: tuple[float, ...] = ()
     relations: tuple[Relation, ...] = ()
     losses: tuple[float, ...] = ()
+
+    def leave(self, folder: Path, models: Sequence[Canonical]) -> None:
+        """Write into the result's folder how it was made from these models: their alignments, recipe and card."""
+        for index, alignment in enumerate(self.alignments):
+            alignment.save(folder / alignment_name(index))
+        leave(folder, models)
 
     def mean(
         self, weights: Sequence[float], space: Space, running: Running, truncation: list[Truncation]

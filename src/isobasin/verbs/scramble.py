@@ -25,6 +25,7 @@ from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
 from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_model
+from isobasin.recipes import recorded
 from isobasin.symmetries import attention
 from isobasin.symmetries.feedforward import FeedForwardElement
 from isobasin.verbs.apply import Moved, moved
@@ -98,6 +99,7 @@ def _random_stream(model: Model, generator: torch.Generator, condition: float) -
     return unmatched(STREAM, own.group, element)
 
 
+@recorded
 def scramble(
     model: Source,
     output: str | os.PathLike[str] | None = None,

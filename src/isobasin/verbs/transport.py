@@ -16,18 +16,21 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
+from isobasin.beside import ALIGNMENT
 from isobasin.bounds import check_number
 from isobasin.canonical import Source, evened, open_canonical
 from isobasin.checkpoints import calling, check_output, temporary_folder, write_checkpoint
 from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, about, warn
 from isobasin.model import Model
+from isobasin.recipes import recorded
 from isobasin.text import plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import counted, deliver, write_moved
 from isobasin.verbs.centring import moved_tensors
 from isobasin.verbs.conflicts import Taking, refuse_conflicts
 from isobasin.verbs.interpolate import same, tensors_of
+from isobasin.verbs.leaving import leave
 from isobasin.verbs.merge import runs
 from isobasin.verbs.settings import Calibration, Matching, Progress, Running, silent
 from isobasin.verbs.whole import advise
@@ -78,6 +81,7 @@ class Transported:
         return plain({name: value for name, value in vars(self).items() if name not in ("path", "model")})
 
 
+@recorded
 def transport(
     base: Source,
     tuned: Source,
@@ -293,10 +297,15 @@ class _Carried:
             dtype = self.target.dtype()
         points = counted(self._points(scale), len(self.tuned.view.tensors), self.running.progress)
         written = self.form.canonical.written(points)
-        force = self.running.force
+        kept, force = self.form.checkpoint, self.running.force
         return write_checkpoint(
-            self.form.checkpoint, folder, written, dtype=dtype, force=force, inputs=inputs, check=check
+            kept, folder, written, dtype=dtype, force=force, inputs=inputs, extra=self._leave, check=check
         )
+
+    def _leave(self, folder: Path) -> None:
+        """Write into the result's folder how it was made."""
+        self.alignment.save(folder / ALIGNMENT)
+        leave(folder, [model.canonical for model in (self.tuned, self.base, self.target)])
 
     def _points(self, scale: float) -> Iterator[dict[str, Tensor]]:
         """Every tensor that the fine-tune has, carried; what it lacks stays as the form has it."""

@@ -26,7 +26,7 @@ from checkpoint_folders import (
 from safetensors import safe_open
 from torch import Tensor
 
-from isobasin.beside import ALIGNMENT, OWN
+from isobasin.beside import ALIGNMENT, ALIGNMENTS, CARD, RECIPE
 from isobasin.checkpoints import Checkpoint, shards as shards_module, write_checkpoint
 from isobasin.errors import IsobasinWarning, TensorError
 
@@ -198,10 +198,17 @@ def test_wrong_moves_are_programming_errors(
 
 def test_companions_are_copied_and_other_weights_are_not(tmp_path: Path) -> None:
     folder = single(tmp_path / "source")
-    kept = ["tokenizer.json", "tokenizer.model", "README.md", "generation_config.json", ".gitattributes"]
-    kept += ["additional_chat_templates/tool.jinja", "1_Pooling/config.json"]
+    kept = ["tokenizer.json", "tokenizer.model", "LICENSE", "generation_config.json", ".gitattributes"]
+    kept += [
+        "additional_chat_templates/tool.jinja",
+        "1_Pooling/config.json",
+        "notes/README.md",
+        "scheduler_config.json",
+    ]
     dropped = ["pytorch_model.bin", "x.pt", "x.pth", "tf_model.h5", "flax_model.msgpack", "x.gguf", "x.onnx", "x.ckpt"]
-    dropped += [*OWN, "pytorch_model.bin.index.json", "model.safetensors.index.json"]
+    dropped += [*ALIGNMENTS, CARD, RECIPE, "alignment-2.isobasin", "train_log.json", "trainer_state.json"]
+    dropped += ["all_results.json", "eval_results.txt", "optimizer.pt", "runs/x/events.out.tfevents.1"]
+    dropped += ["pytorch_model.bin.index.json", "model.safetensors.index.json"]
     dropped += [".cache/x.json", ".git/config", "onnx/config.json", "onnx/deep/model.onnx", "1_Pooling/.cache/y"]
     for name in kept + dropped:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

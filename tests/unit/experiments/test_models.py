@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_trained import FACTS, KINDS, build, examples, settings
 
-from isobasin.beside import OWN
+from isobasin.beside import ALIGNMENTS, CARD, RECIPE
 from isobasin.errors import ArchitectureError
 from isobasin.experiments.data import processor_files
 from isobasin.experiments.models import new_model, stream
@@ -135,6 +135,14 @@ def test_facts_that_are_missing_are_named():
 
 
 def test_what_goes_along_with_a_fine_tuned_model_is_its_tokenizer(tmp_path):
-    for name in ("tokenizer.json", "config.json", "model.safetensors", "model.safetensors.index.json", *OWN):
+    for name in (
+        "tokenizer.json",
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        *ALIGNMENTS,
+        CARD,
+        RECIPE,
+    ):
         (tmp_path / name).write_text("{}")
     assert [file.name for file in processor_files(tmp_path)] == ["tokenizer.json"]
