@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all fuzz certify situations pages lint typed format bench clean
+.PHONY: help install demo test test-all fuzz certify situations pages site dist lint typed format bench clean
 
 help:
 	@echo "make demo     train, align and plot small models (under 3 minutes)"
@@ -21,6 +21,8 @@ help:
 	@echo "make certify  measure that every family's groups are exact (10 minutes); prints the table of docs/certify.md"
 	@echo "make situations every verb on every family, stored form and head (an hour); prints the table of docs/situations.md"
 	@echo "make pages    write docs/families.md and docs/choices.md"
+	@echo "make site     the documentation as a site, in build/site"
+	@echo "make dist     what would be published, in dist, as twine checks it"
 	@echo "make lint     ruff, pyright, import-linter, and mypy on the wheel"
 	@echo "make format   let ruff rewrite what it can"
 	@echo "make bench    run the benchmarks"
@@ -69,6 +71,14 @@ situations: $(READY)
 pages: $(READY)
 	$(BIN)/python -m isobasin.verbs.families > docs/families.md
 	$(BIN)/python -m isobasin.choices > docs/choices.md
+
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 lint: $(READY)
 	$(BIN)/ruff check .

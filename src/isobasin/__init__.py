@@ -106,7 +106,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.verification import Verification as Verification
     from isobasin.verification.distance import Distance as Distance
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "alignment.moves": "Kind Move Statistics",

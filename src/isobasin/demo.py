@@ -15,7 +15,7 @@ import torch
 
 from isobasin.checkpoints import check_output, temporary_folder
 from isobasin.checkpoints.output import disk_errors
-from isobasin.errors import OutputError
+from isobasin.errors import DEMO_EXTRA, OutputError
 from isobasin.experiments.cells import MODEL, TRAINED, Cell
 from isobasin.experiments.configuration import read
 from isobasin.experiments.data import data_root, rows
@@ -31,7 +31,6 @@ from isobasin.verbs.align import align
 from isobasin.verbs.apply import apply
 from isobasin.verbs.scramble import random_alignment
 
-EXTRA = 'pip install "isobasin[demo]"'
 MARKER, FIGURES, PLOTS = ".isobasin-demo", "figures.json", ("barriers.png", "barriers.svg")
 SCRAMBLED, RESTORED = "model-1-scrambled", "model-1-restored"
 WAYS = {NAIVE: "naive", "heads": "heads only", "gauss-newton": "aligned"}
@@ -75,7 +74,7 @@ def run_demo(
         OutputError: The output folder can't or may not be written.
     """
     started = time.monotonic()
-    require_matplotlib(EXTRA)
+    require_matplotlib(DEMO_EXTRA)
     settings = _settings(quick)
     rows(settings.data["digits"], "train", data_root())
     folder = prepare(output, settings.seeds, force)

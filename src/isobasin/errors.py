@@ -17,6 +17,9 @@ BARRIER_EXTRA = 'pip install "isobasin[barrier]"'
 EXPERIMENT_EXTRA = 'pip install "isobasin[experiment]"'
 """What brings those for training as well."""
 
+DEMO_EXTRA = 'pip install "isobasin[demo]"'
+"""What brings all that the demonstration needs."""
+
 # Letters of a wrong value that are repeated.
 _SHOWN = 80
 

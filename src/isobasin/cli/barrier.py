@@ -12,6 +12,7 @@ from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.examples import examples_for, recorded
 from isobasin.cli.processes import processes
+from isobasin.errors import needing
 
 if TYPE_CHECKING:
     from isobasin.records.file import Measured
@@ -59,7 +60,9 @@ def barrier(
     with working("reading") as progress:
         from isobasin.lines.ends import Measuring
         from isobasin.lines.measure import measure
-        from isobasin.reports.write import write_report
+
+        with needing("reports need pandas"):
+            from isobasin.reports.write import write_report
 
         ways, temperature = tuple(dict.fromkeys(method)), not no_temperature
         with processes(device) as accelerator:

@@ -17,6 +17,7 @@ from rich.table import Table
 from isobasin.cli import options
 from isobasin.cli.console import console, quiet, show, show_json, show_path
 from isobasin.cli.tables import table
+from isobasin.errors import DEMO_EXTRA, needing
 
 EXAMPLE = "isobasin demo -o demo-output"
 
@@ -34,7 +35,9 @@ def demo(
     """Train small models on digits, align them, and show what happens to the loss between them."""
     with quiet():
         from isobasin.cli.experiment_progress import watching
-        from isobasin.demo import run_demo
+
+        with needing("the demo trains and draws", DEMO_EXTRA):
+            from isobasin.demo import run_demo
 
         screen = console(stderr=True)
         found = run_demo(output, quick=quick, force=force, watching=partial(watching, screen=screen))

@@ -13,6 +13,7 @@ from isobasin.cli import options
 from isobasin.cli.console import complain, console, quiet, show, show_json, show_path
 from isobasin.cli.engines import engine_of
 from isobasin.cli.tables import table
+from isobasin.errors import EXPERIMENT_EXTRA, needing
 from isobasin.signals import Terminated
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ def _state(output: Path) -> dict[str, Any]:
 def report(output: FolderArgument, as_json: options.Json = False) -> None:
     """Write tables and figures of what is done so far into the experiment's folder."""
     with quiet():
-        from isobasin.reports.experiment import write_experiment_report
+        with needing("reports need pandas", EXPERIMENT_EXTRA):
+            from isobasin.reports.experiment import write_experiment_report
 
         files = write_experiment_report(output)
     if as_json:

@@ -9,11 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from isobasin.checkpoints.output import check_output, disk_errors, replace_text, sole_writer
-from isobasin.errors import ConfigurationError, OutputError
+from isobasin.errors import EXPERIMENT_EXTRA, ConfigurationError, OutputError, needing
 from isobasin.execution.tasks import Engine, Failure, Progress, Task
 from isobasin.experiments.cells import RECORD, SCHEMA_VERSION, TRAINED, Cell, Store
 from isobasin.experiments.plan import SettingPlan, all_cells, pending, plans
@@ -192,7 +193,11 @@ def run(
 
     Raises:
         OutputError: Another process runs it.
+        DependencyError: A package that training or data need is missing.
     """
+    for package in ("accelerate", "datasets"):
+        with needing(f"experiments need the package {package}", EXPERIMENT_EXTRA):
+            import_module(package)
     left = experiment.left(cells)
     keys = {cell.key for cell in left}
     tasks = [Task(cell.key, cell, tuple(need.key for need in cell.needs if need.key in keys)) for cell in left]
