@@ -33,6 +33,7 @@ RUNS = (
     "fingerprint {home}/a",
     "interpolate {home}/a {home}/b -o {out}",
     "merge {home}/a {home}/b --force-unrelated -o {out}",
+    "run {home}/moved -o {out}",
     "scramble {home}/a -o {out}",
     "symmetry {home}/a",
     "transport {home}/a {home}/b {home}/a -o {out}",
