@@ -27,12 +27,8 @@ def main() -> None:
     asked = _asked()
     torch.set_num_threads(asked.threads)
 
-    def examples(split: str, count: int) -> Any:
-        given = {"data": asked.data, "split": split, "max_examples": count, "length": asked.length}
-        left = {"name": None, "columns": None, "seed": 0, "task": None, "tokenizer": asked.tokenizer}
-        return examples_for(asked.a, given | left, False)
-
-    tests, train = examples(asked.test, asked.test_examples), examples(asked.train, asked.train_examples)
+    tests = examples(asked, asked.data, asked.test, asked.test_examples)
+    train = examples(asked, asked.data, asked.train, asked.train_examples)
     losses = Losses(tests, Measuring(batch_size=256, scope=Scope(asked.scope), temperature=False))
     how = Refining(asked.steps, asked.batch, asked.rate, minutes=0) if asked.steps else None
     with OpenPair.open(asked.a, asked.b, losses) as pair:
@@ -47,6 +43,13 @@ def main() -> None:
     content = {"a": Path(asked.a).name, "b": Path(asked.b).name, "asked": facts, **found}
 
     replace_text(asked.output, json.dumps(content, indent=2) + "\n")
+
+
+def examples(asked: argparse.Namespace, data: str, split: str, count: int) -> Any:
+    """Examples of a split, as the first model sees them."""
+    given = {"data": data, "split": split, "max_examples": count, "length": asked.length}
+    left = {"name": None, "columns": None, "seed": 0, "task": None, "tokenizer": asked.tokenizer}
+    return examples_for(asked.a, given | left, False)
 
 
 def _quiet(what: str, done: int, total: int) -> None:

@@ -12,6 +12,7 @@ from isobasin.experiments.cells import Cell
 from isobasin.experiments.run import Experiment
 from isobasin.reports import experiment_figures
 from isobasin.reports.experiment_tables import tables
+from isobasin.reports.experiment_ways import ways
 from isobasin.reports.figures import require_matplotlib
 from isobasin.text import markdown
 
@@ -53,6 +54,7 @@ def write_experiment_report(folder: str | os.PathLike[str]) -> list[Path]:
         figures += experiment_figures.curves(plan, results, target)
         figures += experiment_figures.permutations(plan, results, target)
     figures += experiment_figures.layers(experiment.plans, results, target)
+    figures += ways(experiment.plans, results, target)
     found = tables(experiment.plans, results)
     for table in found:
         replace_text(target / f"{table.name}.csv", table.csv())

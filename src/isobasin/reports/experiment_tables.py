@@ -34,7 +34,7 @@ _PAPER_SCOPES = {
 }
 
 
-_WAYS = {
+WAYS = {
     NAIVE: "naive",
     "heads": "head permutations",
     "orthogonal": "heads, orthogonal maps",
@@ -46,7 +46,7 @@ _WAYS = {
     "model-data": "whole model, chosen by data",
     "model-activations": "whole model by activations",
     "refined": "refined",
-    "circuits": "mean circuits after attention",
+    "circuits": "mean circuits after the match",
 }
 """What ways to align are called; in the order of `isobasin.experiments.alignments`."""
 
@@ -162,7 +162,7 @@ def _shares(result: Result, ways: Result | None) -> dict[str, float]:
     loss = (naive[0] + naive[-1]) / 2
     for way, row in {} if ways is None else ways["ways"].items():
         if way != NAIVE and row.get("barrier") is not None:
-            found[_WAYS[way]] = row["barrier"] / loss if loss > 0 else None
+            found[WAYS[way]] = row["barrier"] / loss if loss > 0 else None
     return {name: math.inf if share is None else share for name, share in found.items()}
 
 
@@ -242,7 +242,7 @@ def alignments(plans: Sequence[SettingPlan], results: Results) -> Table:
     """Barriers after every way to align, and what they cost."""
     by, values = (*_PLACE, "model B is moved by"), ("barrier", "% of naive", "at the middle", "seconds")
     rows = [
-        (title, scope, _WAYS[way], *map(row.get, ("barrier", "percent", "middle")), result["seconds"].get(way))
+        (title, scope, WAYS[way], *map(row.get, ("barrier", "percent", "middle")), result["seconds"].get(way))
         for title, scope, pairs in _ablated(plans, results, "alignments")
         for result in pairs.values()
         for way, row in result["ways"].items()

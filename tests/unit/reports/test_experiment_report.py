@@ -47,6 +47,7 @@ FILES = [
             "curves-rotary-on-digits",
             "permutations-rotary-on-digits",
             "reinitialise",
+            "ways",
         )
         for suffix in ("png", "svg")
     ),
