@@ -139,10 +139,10 @@ def test_ablations(report: Path):
         ("cosine", "0 of 3"),
     ]
     ways = {row["model B is moved by"]: row for row in rows(report, "alignments")[:4]}
-    assert list(ways) == ["naive", "attention", "refined", "mean circuits after attention"]
+    assert list(ways) == ["naive", "attention", "refined", "mean circuits after the match"]
     assert [row["seconds"] for row in ways.values()] == ["", "2.0", "60.0", ""]
     assert float(ways["refined"]["barrier"]) == pytest.approx((0.02 + 0.5 + 0.04) / 6)
-    assert [ways["mean circuits after attention"][name] for name in ("barrier", "at the middle")] == ["", "0.25"]
+    assert [ways["mean circuits after the match"][name] for name in ("barrier", "at the middle")] == ["", "0.25"]
     layers = rows(report, "reinitialise")[:3]
     assert [(row["layer"], float(row["loss"])) for row in layers] == [("none", 0.5), ("0", 1.5), ("1", 2.5)]
     right, wrong = rows(report, "symmetry-breaking")
