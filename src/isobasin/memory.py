@@ -7,17 +7,28 @@ import sys
 from functools import cache
 from typing import Any
 
+# Bytes that are read between one time and the next: it takes a few milliseconds, and what was given back has to be
+# asked for again.
+_BETWEEN = 64 * 2**20
+_read = 0
 
-def give_memory_back() -> None:
-    """Give back what was let go, between one block of a model and the next; only glibc's `malloc_trim` does that.
+
+def give_memory_back(count: int = _BETWEEN) -> None:
+    """Give back what was let go, if enough was read since the last time; only glibc's `malloc_trim` does that.
 
     glibc keeps what tensors of up to 32 MiB leave, and small things that are kept of every block lie among it: without
     this a peak grows with a model's depth. Having all tensors apart (`M_MMAP_THRESHOLD`) makes operations on those of a
     few megabytes five times slower.
+
+    Args:
+        count: Bytes that are about to be read: whatever goes through a model reads it block by block.
     """
-    trim = _trim()
+    global _read
+    _read += count
+    trim = _trim() if _read >= _BETWEEN else None
     if trim is not None:
         trim(0)
+        _read = 0
 
 
 @cache

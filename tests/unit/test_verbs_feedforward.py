@@ -75,7 +75,7 @@ def test_the_fingerprint_covers_what_was_matched(tmp_path):
 @pytest.mark.parametrize("model_type", ["vit", "llama", "opt"])
 def test_models_that_cannot_run_are_verified_block_by_block(model_type, tmp_path, monkeypatch):
     original = tiny(model_type).save(tmp_path / "original", dtype=torch.float32)
-    monkeypatch.setattr(models, "_run_dtype", lambda a, b: None)
+    monkeypatch.setattr(models, "_run_dtype", lambda *models: None)
     moved = isobasin.scramble(original, tmp_path / "out", scope="block")
     assert moved.verified.equal
     assert "blocks one by one" in moved.verified.how
@@ -89,14 +89,14 @@ def test_models_that_cannot_run_are_verified_block_by_block(model_type, tmp_path
 def test_another_activation_is_another_function_even_block_by_block(tmp_path, monkeypatch):
     a = tiny("vit").save(tmp_path / "a")
     b = tiny("vit", config={"hidden_act": "silu"}).save(tmp_path / "b")
-    monkeypatch.setattr(models, "_run_dtype", lambda a, b: None)
+    monkeypatch.setattr(models, "_run_dtype", lambda *models: None)
     assert isobasin.verify(a, a).equal
     assert not isobasin.verify(a, b).equal
 
 
 def test_a_wrong_block_is_refused_block_by_block_too(tmp_path, monkeypatch):
     original = tiny("llama").save(tmp_path / "original")
-    monkeypatch.setattr(models, "_run_dtype", lambda a, b: None)
+    monkeypatch.setattr(models, "_run_dtype", lambda *models: None)
     monkeypatch.setattr(FeedForwardGroup, "sample", lambda group, *a, **k: _rescaled(group))
     with pytest.raises(VerificationError):
         isobasin.scramble(original, tmp_path / "out", scope="block")

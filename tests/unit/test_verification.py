@@ -20,7 +20,7 @@ from isobasin.architectures.tiny import randomise
 from isobasin.errors import ArchitectureError, CheckpointError, VerificationError
 from isobasin.inputs import model_inputs, named_outputs, promised
 from isobasin.loading import Plan, load
-from isobasin.verification import Distance, models
+from isobasin.verification import Distance, running
 from isobasin.verification.rounding import compact, dither, kinds
 
 Tensors = dict[str, Tensor]
@@ -213,7 +213,12 @@ def test_rounding_is_measured_only_where_it_can_matter(tmp_path, monkeypatch):
     edited = changed(a, tmp_path / "b", flipped("lm_head.weight"))
     loads: list[Path] = []
     load = Plan.load
-    monkeypatch.setattr(Plan, "load", lambda self, *how: (loads.append(self.checkpoint.folder), load(self, *how))[1])
+
+    def noted(self: Plan, *how: Any, **more: Any) -> Any:
+        loads.append(self.checkpoint.folder)
+        return load(self, *how, **more)
+
+    monkeypatch.setattr(Plan, "load", noted)
     same = isobasin.verify(a, moved)
     assert (same.equal, same.rounding, same.plain) == (True, None, None)
     assert same.max_rel <= same.tolerance == 1e-5
@@ -260,7 +265,7 @@ def test_distances_of_scores_that_are_ruled_out_and_of_no_numbers():
 
 def test_no_output_is_an_error(tmp_path, monkeypatch):
     a = tiny("gpt2").save(tmp_path / "a", dtype=torch.float32)
-    monkeypatch.setattr(models, "named_outputs", lambda *arguments: iter(()))
+    monkeypatch.setattr(running, "named_outputs", lambda *arguments: iter(()))
     with pytest.raises(VerificationError, match="no output that can be compared"):
         isobasin.verify(a, a)
 

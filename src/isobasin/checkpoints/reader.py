@@ -16,6 +16,7 @@ from isobasin.checkpoints.kinds import other_kind, refuse_adapter
 from isobasin.checkpoints.shards import PickleShard, SafetensorsShard, Shard
 from isobasin.checkpoints.weights import Index, find_weights
 from isobasin.errors import CheckpointError, TensorError
+from isobasin.memory import give_memory_back
 
 CONFIG = "config.json"
 _GENERATION = "generation_config.json"
@@ -134,6 +135,8 @@ class Checkpoint:
             wanted.setdefault(self.tensors[name].file, []).append(name)
         tensors: dict[str, Tensor] = {}
         for file, group in wanted.items():
+            slots = [self.shards[file].header.slots[name] for name in group]
+            give_memory_back(sum(slot.end - slot.start for slot in slots))
             tensors.update(self.shards[file].read(group))
         return {name: tensors[name] for name in names}
 

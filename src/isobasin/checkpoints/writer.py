@@ -26,7 +26,6 @@ from isobasin.checkpoints.output import (
 from isobasin.checkpoints.reader import CONFIG, Checkpoint
 from isobasin.checkpoints.temporary import calling
 from isobasin.errors import TensorError, warn
-from isobasin.memory import give_memory_back
 
 __all__ = ["check_output", "write_checkpoint", "write_file_atomically"]
 
@@ -136,7 +135,6 @@ def _write_shards(
                 # Of a long table no copy is made in the type of the file.
                 for part, piece in enumerate(tensor.detach().cpu().reshape(-1).split(shards.PIECE)):
                     _write(out, name, headers[file].slots[name], part * shards.PIECE, piece)
-        give_memory_back()
     for file, header in headers.items():
         rest = [name for name in header.slots if name not in done]
         with (folder / file).open("r+b") as out:

@@ -2,15 +2,20 @@
 
 from isobasin.loading.calls import auto, configuration, like, pretrained, quiet_transformers
 from isobasin.loading.classes import Plan, check_plan, load, plans
+from isobasin.loading.deferred import made
+from isobasin.loading.streaming import Held, Streamed
 from isobasin.loading.untying import untied
 
 __all__ = [
+    "Held",
     "Plan",
+    "Streamed",
     "auto",
     "check_plan",
     "configuration",
     "like",
     "load",
+    "made",
     "plans",
     "pretrained",
     "quiet_transformers",

@@ -22,6 +22,8 @@ from isobasin.architectures.entries import check_extent
 from isobasin.checkpoints import Checkpoint, TensorInfo
 from isobasin.errors import CheckpointError
 from isobasin.loading.calls import pretrained, quiet_transformers
+from isobasin.loading.deferred import Deferred
+from isobasin.loading.streaming import at_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class Plan:
         config: The configuration.
         unread: Stored tensors that the class doesn't read.
         missing: Names in memory of parameters that the file doesn't have, so that they are random.
+        at_once: How many values are in memory when it is streamed, see `Streamed`.
     """
 
     checkpoint: Checkpoint
@@ -41,10 +44,20 @@ class Plan:
     config: Any
     unread: tuple[str, ...]
     missing: tuple[str, ...]
+    at_once: int
 
-    def load(self, dtype: torch.dtype, seed: int = 0) -> Any:
-        """The model in evaluation mode; what the file lacks is drawn from `seed`, so that two loads agree."""
-        stored = {name: _Values(self.checkpoint, name) for name in self.checkpoint.tensors}
+    def load(self, dtype: torch.dtype, seed: int = 0, *, deferred: bool = False) -> Any:
+        """The model in evaluation mode; what the file lacks is drawn from `seed`, so that two loads agree.
+
+        Args:
+            dtype: Its type.
+            seed: Of what the file lacks.
+            deferred: Read no values: what the file has are `Deferred` tensors.
+
+        Raises:
+            CheckpointError: It can't be loaded, or not without values.
+        """
+        stored = {name: _Values(self.checkpoint, name, deferred) for name in self.checkpoint.tensors}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return pretrained(self.kind, self.checkpoint.folder, self.config, stored, dtype=dtype)[0]
@@ -123,7 +136,7 @@ def _known(config: Any) -> Iterator[Any]:
 
 
 # What was found for a class, a configuration and a header: two models that are compared mostly have the same ones.
-_found: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+_found: dict[Any, tuple[tuple[str, ...], tuple[str, ...], int]] = {}
 
 
 def planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
@@ -140,8 +153,8 @@ def planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
     return Plan(checkpoint, kind, config, *_found[given])
 
 
-def _tried(checkpoint: Checkpoint, kind: Any, config: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names that are unread and missing in `planned`; it raises what that does."""
+def _tried(checkpoint: Checkpoint, kind: Any, config: Any) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """The names that are unread and missing in `planned`, and the values at once; it raises what that does."""
     check_plan(checkpoint, kind, config)
     shapes = {name: _Shape(info) for name, info in checkpoint.tensors.items()}
     model, report = pretrained(
@@ -156,7 +169,7 @@ def _tried(checkpoint: Checkpoint, kind: Any, config: Any) -> tuple[tuple[str, .
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     lacking = learned & set(report["missing_keys"])
     missing = sorted(n for n in lacking if not n.endswith(".bias") or f"{n.removesuffix('bias')}weight" in lacking)
-    return tuple(n for n, s in shapes.items() if not s.asked), tuple(missing)
+    return tuple(n for n, s in shapes.items() if not s.asked), tuple(missing), at_once(model)
 
 
 def check_plan(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
@@ -194,10 +207,16 @@ class _Shape:
 
 
 class _Values:
-    """What transformers takes for a tensor in a file: it is read when it is asked for, by our own reader."""
+    """What transformers takes for a tensor in a file: it is read when it is asked for, or later, by our own reader."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self._checkpoint, self._name = checkpoint, name
+    def __init__(self, checkpoint: Checkpoint, name: str, deferred: bool) -> None:
+        self._checkpoint, self._name, self._deferred = checkpoint, name, deferred
 
     def __getitem__(self, index: Any) -> Tensor:
+        if not self._deferred:
+            return self._read()
+        info = self._checkpoint.tensors[self._name]
+        return Deferred(torch.empty(info.shape, dtype=info.dtype, device="meta"), self._read)
+
+    def _read(self) -> Tensor:
         return self._checkpoint.read([self._name])[self._name]

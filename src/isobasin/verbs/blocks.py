@@ -31,7 +31,6 @@ from isobasin.matching.attention import Match, distance, match, size
 from isobasin.matching.feedforward import FeedForwardMatch, match_feedforward
 from isobasin.matching.heads import assign, head_costs, head_permutation
 from isobasin.matching.inputs import Moments, weighted
-from isobasin.memory import give_memory_back
 from isobasin.model import Blocks, batches, read_blocks, stacked
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement
@@ -174,7 +173,6 @@ class BlockMatching:
         for matched in chain.from_iterable(map(self.matched, parts, elements)):
             yield matched
             del matched
-            give_memory_back()
             done += 1
             self.running.progress("matching", done, steps)
 

@@ -1,0 +1,211 @@
+"""One model, run on random inputs: its outputs, and what rounding its stored values changes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from zlib import crc32
+
+import psutil
+import torch
+from torch import Tensor
+
+from isobasin.errors import IsobasinError, VerificationError, refusing
+from isobasin.inputs import Inputs, model_inputs, named_outputs, promised
+from isobasin.loading import Held, Plan, Streamed, made
+from isobasin.model import Model
+from isobasin.verification.distance import Distance, Label
+from isobasin.verification.rounding import compact, differing, dither, kinds
+
+# Larger models are run a layer at a time.
+_HELD_LIMIT = 32_000_000
+# Where 16 bits are stored, rounding may flip what saturated heads attend to, of a few texts in many: more are tried.
+_MORE_SEEDS = 3
+# Of the inputs, the share on which rounding is measured.
+_SHARE = 0.25
+# What a model returns beside its outputs: inner values, which moves change, and what it keeps for the next token.
+_INNER = ("hidden_states", "attentions", "past_key_values", "router_logits")
+
+Sensitivity = tuple[dict[str, Tensor], Distance]
+"""A model's values, compact or deferred, and what one rounding of them changes."""
+
+
+def streams(model: Model) -> bool:
+    """Whether a model is run a layer at a time."""
+    return model.parameters() > _HELD_LIMIT
+
+
+def fits(values: int, dtype: torch.dtype) -> bool:
+    """Whether so many values of a type fit in memory, with room for what is computed."""
+    return values * dtype.itemsize * 1.2 < psutil.virtual_memory().available * 0.6
+
+
+@dataclass(frozen=True)
+class How:
+    """How models are run.
+
+    Attributes:
+        dtype: In which type.
+        seed: Of the inputs, and of weights that a checkpoint lacks.
+        device: Where.
+        more: Whether there are inputs of more seeds.
+    """
+
+    dtype: torch.dtype
+    seed: int
+    device: str
+    more: bool = False
+
+    def inputs(self, model: Any) -> Iterator[tuple[str, Inputs]]:
+        """Random inputs, each with a label; of more seeds the longest."""
+        yield from model_inputs(model, self.seed)
+        for seed in range(self.seed + 1, self.seed + 1 + _MORE_SEEDS * self.more):
+            label, longest = max(model_inputs(model, seed), key=lambda pair: _size(pair[1]))
+            yield f"{label}, seed {seed}", longest
+
+    def described(self, outputs: int, plan: Plan, unread: tuple[str, ...], what: str = "whole models") -> str:
+        """What was compared, in words."""
+        kind, dtype = plan.kind.__name__, str(self.dtype).removeprefix("torch.")
+        text = f"{what} ({kind}) in {dtype}, {outputs} outputs on random inputs"
+        for name in plan.missing[:1]:
+            text += f"; outputs that depend on {name!r}, which is not stored, were not compared"
+        for name in unread[:1]:
+            count = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+            text += f"; {name!r}{count}, which {kind} doesn't read, by value"
+        return text
+
+
+class Run:
+    """A model and its outputs. It is loaded when it is needed, until it is unloaded.
+
+    A large model is loaded without its layers, if it runs that way.
+
+    Attributes:
+        how: How it was run.
+        outputs: Every floating-point output on every input, on the CPU, without the positions that are padding.
+    """
+
+    def __init__(self, model: Model, plan: Plan, how: How) -> None:
+        self._name, self._plan, self.how = model.name, plan, how
+        self._stored = kinds(info.dtype for info in model.checkpoint.tensors.values())
+        self._streamed = streams(model)
+        try:
+            self._inputs, self.outputs = self._first()
+        except IsobasinError:
+            # Layers that aren't called, or tensors that are converted in place; whatever else is wrong is said again.
+            if not self._streamed or not fits(model.parameters(), how.dtype):
+                raise
+            self._streamed = False
+            self.unload()
+            self._inputs, self.outputs = self._first()
+        if plan.missing:
+            self._leave_out_random()
+        if not self.outputs:
+            why = "".join(f": all depend on {name!r}, which the file lacks" for name in plan.missing[:1])
+            raise VerificationError(f"{model.name}: {self._kind} gives no output that can be compared{why}")
+
+    def _first(self) -> tuple[dict[str, Inputs], dict[Label, Tensor]]:
+        inputs = dict(self.how.inputs(self._loaded.module))
+        return inputs, self._outputs(inputs)
+
+    @cached_property
+    def _loaded(self) -> Held:
+        """The model in memory."""
+        module = self._plan.load(self.how.dtype, self.how.seed, deferred=self._streamed)
+        for config in _configurations(module.config):
+            for entry in (name for name in vars(config) if name.startswith("output_")):
+                setattr(config, entry, False)
+            config.use_cache, config.return_dict = False, True
+        return (Streamed if self._streamed else Held)(module, self.how.device)
+
+    def unload(self) -> None:
+        """Leave the outputs in memory only."""
+        self.__dict__.pop("_loaded", None)
+
+    def not_finite(self) -> str | None:
+        """The first output with NaN, or with an infinity other than the score of what is ruled out."""
+        found = (key for key, x in self.outputs.items() if x.isnan().any() or x.isposinf().any())
+        return next((f"{name} at {label}" for name, label in found), None)
+
+    @property
+    def _kind(self) -> str:
+        return self._plan.kind.__name__
+
+    def _outputs(self, inputs: dict[str, Inputs]) -> dict[Label, Tensor]:
+        found = self._loaded.each(self._run, list(inputs.values()))
+        return {(name, label): x for label, outputs in zip(inputs, found, strict=True) for name, x in outputs.items()}
+
+    @torch.no_grad()
+    def _run(self, given: Inputs) -> dict[str, Tensor]:
+        """The outputs on one input, by name."""
+        what = f"{self._name}: {self._kind} can't be run on random inputs"
+        with refusing(VerificationError, lambda reason: f"{what} ({reason}): --no-verify goes without"):
+            returned = named_outputs(self._loaded.module(**given), _INNER)
+            return {name: promised(value, given).cpu() for name, value in returned}
+
+    @torch.no_grad()
+    def _leave_out_random(self) -> None:
+        """Leave out the outputs that depend on parameters which the file lacks: they say nothing of it."""
+        label, given = next(iter(self._inputs.items()))
+        before = self._outputs({label: given})
+        generator = torch.Generator().manual_seed(self.how.seed)
+        kept: dict[str, Tensor] = {}
+        parameters = dict(self._loaded.module.named_parameters())
+        for name in self._plan.missing:
+            kept[name] = parameters[name].clone()
+            parameters[name] += torch.randn(parameters[name].shape, generator=generator).to(parameters[name])
+        after = self._outputs({label: given})
+        for name, value in kept.items():
+            parameters[name].copy_(value)
+        random = {name for (name, _), x in before.items() if not torch.equal(x, after[name, label])}
+        self.outputs = {key: x for key, x in self.outputs.items() if key[0] not in random}
+
+    def rounding(self, others: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Distance:
+        """What one more rounding of those stored values changes that aren't another model's; they stay changed.
+
+        Args:
+            others: The other model's values.
+            dtype: The type that they are rounded to; by default each to the type that it is stored in.
+        """
+        changed = False
+
+        def round_again(name: str, value: Tensor) -> None:
+            nonlocal changed
+            where = differing(value, made(others[name]) if name in others else None)
+            if where is not None:
+                # Of each tensor by itself, in whatever order they come.
+                generator = torch.Generator().manual_seed(crc32(f"{self.how.seed} {name}".encode()))
+                dither(value, dtype or compact(value, self._stored).dtype, where, generator)
+                changed = True
+
+        self._loaded.change(round_again)
+        found = self._changed()
+        return found if changed else Distance()
+
+    def sensitivity(self, dtype: torch.dtype) -> Sensitivity:
+        """The stored values, and what one rounding of all of them to a type changes; they stay changed."""
+        return self._loaded.values(lambda value: compact(value, self._stored)), self.rounding({}, dtype)
+
+    def _changed(self) -> Distance:
+        """How far a share of the outputs is from what it was: the longest inputs."""
+        labels = sorted(self._inputs, key=lambda label: -_size(self._inputs[label]))
+        some = {label: self._inputs[label] for label in labels[: math.ceil(_SHARE * len(labels))]}
+        after = {key: x for key, x in self._outputs(some).items() if key in self.outputs}
+        return Distance.between({key: self.outputs[key] for key in after}, after)
+
+
+def _size(inputs: Inputs) -> int:
+    """Number of values of the inputs."""
+    return sum(value.numel() for value in inputs.values() if isinstance(value, Tensor))
+
+
+def _configurations(config: Any) -> Iterator[Any]:
+    """A configuration and those in it."""
+    yield config
+    for name in config.sub_configs:
+        nested = getattr(config, name, None)
+        if nested is not None:
+            yield from _configurations(nested)
