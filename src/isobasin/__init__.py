@@ -85,8 +85,10 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     )
     from isobasin.verbs.fingerprint import Fingerprint as Fingerprint, fingerprint as fingerprint
     from isobasin.verbs.interpolate import interpolate as interpolate
+    from isobasin.verbs.kinship import StreamScore as StreamScore
     from isobasin.verbs.merge import Merged as Merged, Truncation as Truncation, merge as merge
     from isobasin.verbs.relatedness import Relation as Relation
+    from isobasin.verbs.scan import Kin as Kin, LayerPair as LayerPair, Scan as Scan, scan as scan
     from isobasin.verbs.scramble import random_alignment as random_alignment, scramble as scramble
     from isobasin.verbs.settings import (
         Calibration as Calibration,
@@ -150,8 +152,10 @@ _HOMES = {
     "verbs.equivalent": "Equivalence LayerEvidence equivalent",
     "verbs.fingerprint": "Fingerprint fingerprint",
     "verbs.interpolate": "interpolate",
+    "verbs.kinship": "StreamScore",
     "verbs.merge": "Merged Truncation merge",
     "verbs.relatedness": "Relation",
+    "verbs.scan": "Kin LayerPair Scan scan",
     "verbs.scramble": "random_alignment scramble",
     "verbs.settings": "Calibration Evaluating Matching Running",
     "verbs.symmetry": "BlockSymmetry FeedForwardSymmetry LayerSymmetry Symmetry symmetry",

@@ -439,6 +439,23 @@ def test_compare_names_a_scrambled_copy_and_a_stranger(cli: Cli, models: dict[st
     assert "feed-forward 1" in shown.stdout
 
 
+def test_scan_lists_relatives_nearest_first(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name, ending in (("a", "json"), ("b", "safetensors")):
+        assert cli("fingerprint", models[name], "-o", kept / f"{name}.{ending}").exit_code == 0
+    found = parsed(cli("scan", scrambled, kept, "--json"))
+    assert found["schema"] == 1
+    assert [(Path(kin["name"]).name, kin["related"]) for kin in found["kin"]] == [
+        ("a.json", True),
+        ("b.safetensors", False),
+    ]
+    assert found["kin"][0]["invariants"] < 1e-3
+    shown = cli("scan", kept / "a.json", kept / "b.safetensors")
+    assert "unrelated" in shown.stdout
+    assert "0 of 1 related." in shown.stdout
+
+
 def test_check_lists_conflicts_with_its_exit_code(cli: Cli, models: dict[str, Path], scrambled: Path):
     clear = cli("check", models["a"], scrambled, "--json")
     assert clear.exit_code == 0

@@ -18,7 +18,7 @@ from isobasin.verbs.settings import Matching, Running
 
 VERBS = (
     *("align", "apply", "scramble", "canonicalize", "interpolate", "merge", "transport"),
-    *("verify", "equivalent", "compare"),
+    *("verify", "equivalent", "compare", "scan"),
 )
 _DATA = {*options.DATA}
 READS = {"align": _DATA | {*options.ENGINE} - {"engine"}, "merge": _DATA, "transport": _DATA}

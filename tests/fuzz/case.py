@@ -241,6 +241,7 @@ _FILES = {
     "arrays": "arrays.npz",
     "study": "study.yaml",
     "alignment": ALIGNMENT,
+    "fingerprint": "fingerprint.safetensors",
     "copy": "a",
 }
 
@@ -261,6 +262,7 @@ def prepare(subject: Subject, home: Path) -> None:
     _made(["align", str(folder / "a"), str(folder / "b"), "-o", str(folder / "aligned")])
     (folder / "aligned" / ALIGNMENT).rename(folder / ALIGNMENT)
     shutil.rmtree(folder / "aligned")
+    _made(["fingerprint", str(folder / "b"), "-o", str(folder / _FILES["fingerprint"])])
 
 
 def _made(arguments: list[str]) -> None:

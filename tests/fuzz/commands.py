@@ -75,6 +75,7 @@ COMMANDS = (
     Command("check {a} {b}"),
     Command("symmetry {a}"),
     Command("fingerprint {a} --json"),
+    Command("scan {a} {fingerprint} --json"),
     Command("interpolate {a} {b} -t 0.5 -o {out}", writes=True),
     Command("merge {a} {b} --force-unrelated -o {out}", writes=True),
     Command("merge {a} {b} --force-unrelated --space circuit -t 0.3 -o {out}", writes=True),

@@ -231,6 +231,7 @@ def _records(draw: Draw, folder: Path) -> None:
 
 OTHERS = (
     *of_file("alignment", "alignment"),
+    *of_file("fingerprint", "fingerprint"),
     *(
         Mutation("alignment", said(change), "alignment", _moved(change))
         for change in (_element, _whole, _lost, _described)

@@ -31,6 +31,7 @@ RUNS = (
     "compare {home}/a {home}/b",
     "equivalent {home}/a {home}/b",
     "fingerprint {home}/a",
+    "scan {home}/a {home}/print.json",
     "interpolate {home}/a {home}/b -o {out}",
     "merge {home}/a {home}/b --force-unrelated -o {out}",
     "run {home}/moved -o {out}",
@@ -106,8 +107,8 @@ def test_every_command_is_tried():
 
 
 def test_every_command_runs_or_names_its_extra(python: Path, home: Path, tmp_path: Path):
-    first = "align {home}/a {home}/b --no-verify -o {home}/moved"
-    lines = [first, *RUNS, *NEEDS, "symmetry --families", "experiment list"]
+    first = "align {home}/a {home}/b --no-verify -o {home}/moved", "fingerprint {home}/b -o {home}/print.json"
+    lines = [*first, *RUNS, *NEEDS, "symmetry --families", "experiment list"]
     given = [line.format(home=home, out=tmp_path / str(number)).split() for number, line in enumerate(lines)]
     run = subprocess.run(
         [str(python), "-I", str(Path(__file__).with_name("alone.py"))],

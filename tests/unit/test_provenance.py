@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import transformers
+from safetensors.torch import load_file, save_file
 
 import isobasin
-from isobasin.architectures.examples import variant
-from isobasin.errors import OutputError
+from isobasin.architectures.examples import tiny, variant
+from isobasin.errors import CheckpointError, OutputError
 
 
 def finetuned(name: str, folder: Path) -> Path:
@@ -27,6 +28,20 @@ def finetuned(name: str, folder: Path) -> Path:
         optimizer.step()
     model.save_pretrained(folder)
     return folder
+
+
+def without_a_layer(folder: Path, out: Path) -> Path:
+    """A copy without its first layer, and with three more tokens."""
+    model: Any = loaded(folder)
+    del model.transformer.h[0]
+    model.config.n_layer -= 1
+    model.resize_token_embeddings(model.config.vocab_size + 3, mean_resizing=False)
+    model.save_pretrained(out)
+    return out
+
+
+def loaded(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
 def made(name: str, folder: Path, seed: int = 0) -> Path:
@@ -59,7 +74,44 @@ def test_every_verdict(name: str, tmp_path: Path):
 def test_one_function_in_two_bases_of_the_stream_is_the_same(tmp_path: Path):
     origin = made("llama", tmp_path)
     isobasin.scramble(origin, tmp_path / "scrambled", scope="model", verify=False)
-    assert str(isobasin.compare(origin, tmp_path / "scrambled").verdict) == "same function"
+    found = isobasin.compare(origin, tmp_path / "scrambled")
+    assert str(found.verdict) == "same function"
+    assert found.score == pytest.approx(1, abs=1e-4)
+    assert found.stream is not None
+    assert found.stream.moved
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_a_copy_that_was_turned_and_then_trained_is_a_copy(name: str, tmp_path: Path):
+    origin, other, trained = made(name, tmp_path), made(name, tmp_path, 1), finetuned(name, tmp_path / "trained")
+    isobasin.scramble(trained, tmp_path / "hidden", scope="model", verify=False)
+    found = isobasin.compare(origin, tmp_path / "hidden")
+    assert str(found.verdict) == "obfuscated copy"
+    assert found.score > 0.7
+    assert found.stream is not None
+    assert found.stream.before < 0.3 < 0.9 < found.stream.after
+    stranger = isobasin.compare(other, tmp_path / "hidden")
+    assert str(stranger.verdict) == "unrelated"
+    assert stranger.stream is not None
+    assert stranger.score < 0.1
+
+
+def test_layers_are_assigned_where_some_are_left_out(tmp_path: Path):
+    model = tiny("gpt2", config={"n_layer": 4})
+    origin, other = (model.save(tmp_path / f"deep{seed}", seed, dtype=torch.float32) for seed in (0, 1))
+    isobasin.scramble(origin, tmp_path / "turned", scope="model", untie=True, verify=False)
+    short = without_a_layer(tmp_path / "turned", tmp_path / "short")
+    found = isobasin.compare(origin, short)
+    assert str(found.verdict) == "obfuscated copy"
+    assert [(block.layer, block.partner) for block in found.blocks] == [(1, 0), (2, 1), (3, 2)] * 2
+    assert found.score > 0.9
+    back = isobasin.compare(short, origin)
+    assert [(block.layer, block.partner) for block in back.blocks] == [(0, 1), (1, 2), (2, 3)] * 2
+    assert str(isobasin.compare(other, short).verdict) == "unrelated"
+    isobasin.fingerprint(origin).save(tmp_path / "kept.safetensors")
+    (kin,) = isobasin.scan(short, [tmp_path / "kept.safetensors"]).relatives
+    assert [(layer.ours, layer.theirs) for layer in kin.layers] == [(0, 1), (1, 2), (2, 3)]
+    assert kin.invariants is None
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "bloom", "olmo2", "opt"])
@@ -71,6 +123,32 @@ def test_fingerprints_are_invariant(name: str, tmp_path: Path):
     assert {name.rpartition(".")[2] for name in one} >= {"value_output", "units"}
     for key, values in one.items():
         torch.testing.assert_close(values, two[key], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "qwen3", "olmo2", "mixtral", "nemotron", "vit"])
+def test_what_tokens_see_is_the_same_in_every_basis_of_the_stream(name: str, tmp_path: Path):
+    origin = variant(name).save(tmp_path / "origin")
+    isobasin.scramble(origin, tmp_path / "scrambled", scope="model", verify=False)
+    one, two = (isobasin.fingerprint(folder).tensors for folder in (origin, tmp_path / "scrambled"))
+    seen = [key for key in one if ".tokens_" in key]
+    assert {key.rpartition(".")[2] for key in seen} == {"tokens_query_key", "tokens_value_output", "tokens_units"}
+    for key in seen:
+        torch.testing.assert_close(one[key], two[key], rtol=0, atol=1e-9)
+
+
+def test_what_tokens_see_is_a_circuit_between_their_sums(tmp_path: Path):
+    origin = variant("gpt2").save(tmp_path / "origin")
+    w = load_file(origin / "model.safetensors")
+    vectors = w["transformer.wte.weight"] - w["transformer.wte.weight"].mean(1, keepdim=True)
+    values, basis = torch.linalg.eigh(vectors.mT @ vectors)
+    even = basis @ torch.diag((values.clamp(min=0) + 1e-2 * values.mean()) ** -0.5) @ basis.mT
+    signs = torch.randint(0, 2, (4096, 12), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    sums = signs[: len(vectors)].mT @ vectors @ even
+    gain = w["transformer.h.0.ln_2.weight"][:, None]
+    found = (sums @ (gain * w["transformer.h.0.mlp.c_fc.weight"])) @ (w["transformer.h.0.mlp.c_proj.weight"] @ sums.mT)
+    found.fill_diagonal_(0)
+    expected = isobasin.fingerprint(origin).tensors["feedforward.0.tokens_units"]
+    torch.testing.assert_close(found / found.norm(), expected[0])
 
 
 def test_a_fingerprint_is_that_of_the_circuits(tmp_path: Path):
@@ -93,6 +171,49 @@ def test_a_fingerprint_is_written(tmp_path: Path):
     assert load_file(tmp_path / "kept.safetensors").keys() == found.tensors.keys()
     with pytest.raises(OutputError, match=r"\.json or \.safetensors"):
         found.save(tmp_path / "kept.txt")
+    exact = isobasin.Fingerprint.load(tmp_path / "kept.json")
+    assert exact.model_type == "llama"
+    for name, tensor in exact.tensors.items():
+        torch.testing.assert_close(tensor, found.tensors[name], rtol=0, atol=0)
+    for name, tensor in isobasin.Fingerprint.load(tmp_path / "kept.safetensors").tensors.items():
+        torch.testing.assert_close(tensor, found.tensors[name], rtol=1e-6, atol=1e-3 if ".tokens_" in name else 1e-9)
+
+
+def test_what_is_no_fingerprint_is_refused_in_a_line(tmp_path: Path):
+    origin = made("llama", tmp_path)
+    found = isobasin.fingerprint(origin)
+    content = found.to_json()
+    wrong = {
+        "old": {name: value for name, value in content.items() if name != "format"},
+        "new": content | {"format": "3"},
+        "other": {"model_type": "llama", "weights": [1]},
+        "list": [1],
+        "ragged": content | {"feedforward.0.units": [[1], [1, 2]]},
+        "huge": content | {"feedforward.0.units": [None]},
+        "unlike": content | {"feedforward.0.tokens_units": [[[1.0]]]},
+    }
+    for name, value in wrong.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    save_file({"feedforward.0.units": torch.ones(3)}, tmp_path / "old.safetensors", {"model_type": "llama"})
+    (tmp_path / "empty").mkdir()
+    said = {
+        "old.json": "of an earlier version: write it again",
+        "old.safetensors": "of an earlier version: write it again",
+        "new.json": "of format '3', not '2'",
+        "other.json": "no fingerprint",
+        "list.json": "not an object",
+        "ragged.json": "damaged fingerprint",
+        "huge.json": "damaged fingerprint",
+        "unlike.json": "damaged fingerprint",
+        "seed0": "no fingerprint",
+        "empty": "no fingerprints in it",
+        "none.json": "none.json",
+        "kept.txt": r"ends in \.json or \.safetensors",
+    }
+    for name, message in said.items():
+        with pytest.raises(CheckpointError, match=message) as caught:
+            isobasin.scan(origin, [tmp_path / name])
+        assert "\n" not in str(caught.value)
 
 
 def test_a_copy_with_dead_blocks_is_the_same(tmp_path: Path):

@@ -41,8 +41,11 @@ def _report(found: Comparison) -> Iterator[RenderableType]:
     )
     for block in found.blocks:
         figures = (f"{block.score:.3f}", number(block.before), number(block.after))
-        rows.add_row(f"{block.kind} {block.layer}", *figures, "yes" if block.moved else "")
+        partner = "" if block.partner == block.layer else f" ~ {block.partner}"
+        rows.add_row(f"{block.kind} {block.layer}{partner}", *figures, "yes" if block.moved else "")
     rows.add_section()
     rows.add_row("all", f"{found.score:.3f}", style="bold")
     yield rows
+    if (stream := found.stream) is not None:
+        yield f"Embeddings correlate by {stream.before:.3f} as they are, {stream.after:.3f} in A's basis of the stream."
     yield Text.assemble("B, given A: ", (str(found.verdict), "bold"), ".")

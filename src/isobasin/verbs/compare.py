@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment, AnyMove
+from isobasin.architectures.blocks import Block
 from isobasin.architectures.resolve import check_comparable
 from isobasin.choices import HeadCost, Method, Scope
+from isobasin.errors import ArchitectureError
 from isobasin.matching.feedforward import branches
 from isobasin.matching.heads import head_costs
 from isobasin.model import Blocks, Model, Source, open_pair
@@ -20,7 +22,8 @@ from isobasin.symmetries import attention
 from isobasin.text import Plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
-from isobasin.verbs.settings import Matching, Progress, Running, chosen_device, silent
+from isobasin.verbs.kinship import StreamScore, in_one_basis
+from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards
 
 # Between the scores of unrelated and of related models: docs/provenance.md.
@@ -36,8 +39,8 @@ class Verdict(StrEnum):
     """What B is, given A.
 
     * same: a move that changes no function carries it to A; or it is A.
-    * finetuned: its blocks are A's, changed in place.
-    * obfuscated: its blocks are A's after such a move, and changed besides.
+    * finetuned: its blocks are A's, changed in place; some layers may be left out.
+    * obfuscated: its blocks are A's after such a move, of the residual stream perhaps, and changed besides.
     * unrelated: its blocks are no nearer to A's than those of a model that was trained apart.
     """
 
@@ -53,7 +56,8 @@ class BlockScore(Plain):
 
     Attributes:
         kind: "attention" or "feed-forward".
-        layer: Index of the layer.
+        layer: Index of A's layer.
+        partner: Index of the layer of B that it is compared with.
         score: Mean correlation of the circuits of matched heads or units: 1 for equal ones, near 0 for unrelated.
         before: Relative distance of the weights as they are.
         after: Relative distance after the move that brings them nearest.
@@ -61,6 +65,7 @@ class BlockScore(Plain):
 
     kind: str
     layer: int
+    partner: int
     score: float
     before: float
     after: float
@@ -78,13 +83,16 @@ class Comparison(Plain):
 
     Attributes:
         verdict: What B is, given A.
-        blocks: The attention and then the feed-forward blocks.
+        blocks: The attention and then the feed-forward blocks, of layers that have a partner.
         device: Where the work was done.
+        stream: How the residual streams go together, if that was looked at: where the blocks as they lie are no
+            relatives, or the models differ in depth. Where B is related, its blocks were compared in A's basis.
     """
 
     verdict: Verdict
     blocks: tuple[BlockScore, ...]
     device: str
+    stream: StreamScore | None = None
     _also = ("score",)
 
     @property
@@ -96,40 +104,70 @@ class Comparison(Plain):
 def compare(
     a: Source, b: Source, *, device: str = "cpu", allow_pickle: bool = False, progress: Progress = silent
 ) -> Comparison:
-    """Does B come from A: as it is, fine-tuned, or moved inside the groups of its blocks to hide that?
+    """Does B come from A: as it is, fine-tuned, or moved inside its group to hide that?
 
-    Scores need no move at all, since moves change no circuit: only heads and units are matched. Moves of the residual
-    stream are recognised where nothing else was changed (`isobasin.equivalent`), and hide a copy that was.
+    Scores need no move of blocks at all, since moves change no circuit: only heads and units are matched. Where blocks
+    don't correlate as they lie, B is brought into the basis of A's residual stream first, which embeddings and
+    readouts say; where the depths differ, layers are assigned to layers by what they make of tokens.
 
     Args:
         a: The one that may be the origin: folder, hub id, or transformers model.
-        b: The other, of the same architecture.
+        b: The other, of the same architecture; it may have another depth or vocabulary.
         device: Where the work is done.
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
     """
-    device = chosen_device(device)
-    with open_pair(a, b, allow_pickle=allow_pickle, even=True) as (one, other):
-        known = bool(known_feedforwards(one) and known_feedforwards(other))
-        check_comparable(one.specification, other.specification, feedforward=known)
-        scope = Scope.block if known else Scope.attention
-        matching = Matching(method=Method.balanced, scope=scope, max_condition=math.inf)
-        running = Running(device, verify=False, progress=progress)
-        found = match_models(one, other, matching, running)
-        blocks = tuple(
-            block for scores in (attention_scores, _feedforward_scores) for block in scores(found, one, other, device)
-        )
-        # Equal functions are equal after matching, but for those in other bases of the residual stream.
-        maybe = all(block.after < _EQUAL for block in blocks) or may_be_turned(one, other)
-        same = maybe and equivalent_models(one, other, running).equivalent
-        return Comparison(Verdict.same if same else _verdict(blocks), blocks, running.device)
+    running = Running(device, verify=False, progress=progress)
+    with open_pair(a, b, allow_pickle=allow_pickle, even=True, alike=False) as (one, other):
+        if len(one.specification.attention) == len(other.specification.attention):
+            return _compared(one, other, running)
+        found = _in_one_basis(one, other, running)
+        if found is None:
+            check_comparable(one.specification, other.specification)
+            raise ArchitectureError("nothing says which layers go together: give two models of one depth")
+        return found
 
 
-def _verdict(blocks: tuple[BlockScore, ...]) -> Verdict:
+def _compared(a: Model, b: Model, running: Running) -> Comparison:
+    """`compare` for two models of one depth."""
+    known = bool(known_feedforwards(a) and known_feedforwards(b))
+    check_comparable(a.specification, b.specification, feedforward=known)
+    blocks = _blocks(a, b, known, running)
+    found = Comparison(_verdict(blocks), blocks, running.device)
+    if found.verdict is Verdict.unrelated and (turned := _in_one_basis(a, b, running)) is not None:
+        related = turned.verdict is not Verdict.unrelated
+        found = turned if related else replace(found, stream=turned.stream)
+    # Equal functions are equal after matching, but for those in other bases of the residual stream.
+    maybe = all(block.after < _EQUAL for block in found.blocks) or may_be_turned(a, b)
+    same = maybe and equivalent_models(a, b, running).equivalent
+    return replace(found, verdict=Verdict.same) if same else found
+
+
+def _in_one_basis(a: Model, b: Model, running: Running) -> Comparison | None:
+    """The comparison in the basis of a's residual stream, of layers with a partner; None where that isn't known."""
+    found = in_one_basis(a, b, running.device)
+    if found is None:
+        return None
+    feedforward = bool(found.a.feedforwards() and found.b.feedforwards())
+    check_comparable(found.a.specification, found.b.specification, feedforward=feedforward)
+    blocks = _blocks(found.a, found.b, feedforward, running)
+    return Comparison(_verdict(blocks, found.stream), blocks, running.device, found.stream)
+
+
+def _blocks(a: Blocks, b: Blocks, feedforward: bool, running: Running) -> tuple[BlockScore, ...]:
+    """The scores of all blocks of two models whose blocks are alike."""
+    scope = Scope.block if feedforward else Scope.attention
+    found = match_models(a, b, Matching(method=Method.balanced, scope=scope, max_condition=math.inf), running)
+    scores = (attention_scores, _feedforward_scores)
+    return tuple(block for each in scores for block in each(found, a, b, running.device))
+
+
+def _verdict(blocks: tuple[BlockScore, ...], stream: StreamScore | None = None) -> Verdict:
     """What scores and distances say of models that are not the same function."""
     if _score(blocks) < RELATED:
         return Verdict.unrelated
-    return Verdict.obfuscated if any(block.moved for block in blocks) else Verdict.finetuned
+    moved = any(block.moved for block in blocks) or (stream is not None and stream.moved)
+    return Verdict.obfuscated if moved else Verdict.finetuned
 
 
 def _score(blocks: tuple[BlockScore, ...]) -> float:
@@ -148,22 +186,22 @@ def attention_scores(found: Alignment, a: Blocks, b: Blocks, device: str) -> Ite
         ordered = attention.permute(pair[1], element.outer, element.inner)
         costs = head_costs(layer.group, pair[0], ordered, HeadCost.cosine)
         matched = costs.diagonal(dim1=0, dim2=1).diagonal(dim1=0, dim2=1)
-        yield _scored("attention", layer, 1 - float(matched.mean()) / 2, _size(pair[0].tensors()))
+        yield _scored("attention", (ours, theirs), layer, 1 - float(matched.mean()) / 2, _size(pair[0].tensors()))
 
 
-def _feedforward_scores(found: Alignment, a: Model, b: Model, device: str) -> Iterator[BlockScore]:
+def _feedforward_scores(found: Alignment, a: Blocks, b: Blocks, device: str) -> Iterator[BlockScore]:
     blocks = zip(found.feedforward, a.feedforwards(), b.feedforwards(), strict=True) if found.feedforward else ()
     for layer, ours, theirs in blocks:
         reference, model = (block.read(m.stored(block), device) for block, m in ((ours, a), (theirs, b)))
         moved = branches(layer.group.act(layer.element.to(device), model))
         cosines = [torch.cosine_similarity(x, moved[name], -1) for name, x in branches(reference).items()]
         score = float(torch.stack(cosines).prod(0).mean())
-        yield _scored("feed-forward", layer, score, _size(reference.tensors()))
+        yield _scored("feed-forward", (ours, theirs), layer, score, _size(reference.tensors()))
 
 
-def _scored(kind: str, entry: AnyMove, score: float, size: float) -> BlockScore:
+def _scored(kind: str, pair: tuple[Block, Block], entry: AnyMove, score: float, size: float) -> BlockScore:
     distances = (entry.statistics.distance_before, entry.statistics.distance_after)
-    return BlockScore(kind, entry.layer, score, *(x / size if size else x for x in distances))
+    return BlockScore(kind, pair[0].layer, pair[1].layer, score, *(x / size if size else x for x in distances))
 
 
 def _size(tensors: dict[str, Tensor]) -> float:

@@ -1,31 +1,52 @@
-"""Numbers of a model that no move inside a block's group changes."""
+"""Numbers of a model that no move of its blocks changes, and some that no move of the whole model does."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isobasin.architectures.blocks import labels
+from isobasin.architectures.blocks import AttentionBlock, labels
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.checkpoints import write_file_atomically, write_tensors
-from isobasin.errors import OutputError
+from isobasin.checkpoints.files import WatchedFile, read_object
+from isobasin.checkpoints.shards import SafetensorsShard
+from isobasin.errors import ArchitectureError, CheckpointError, OutputError, TensorError, first_line
+from isobasin.matching import tokens
 from isobasin.matching.canonical import head_sizes
 from isobasin.matching.feedforward import unit_sizes
 from isobasin.matching.sides import Sides, all_sides
-from isobasin.model import Source, open_model
+from isobasin.matching.whole.folded import Folded
+from isobasin.model import Model, Source, open_model
+from isobasin.symmetries.along import Role
+from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.rotation import Rotation
+from isobasin.symmetries.stream import rows
+from isobasin.symmetries.weights import AttentionWeights
 from isobasin.text import as_json
 from isobasin.verbs.settings import chosen_device
 from isobasin.verification import known_feedforwards
 
+ENDINGS = (".json", ".safetensors")
+"""Of files that hold a fingerprint."""
+
+FORMAT = "2"
+SEEN = "tokens"
+"""What names of numbers that tokens see begin with."""
+
+_NAME = re.compile(r"(attention|feedforward)\.\d+(\.\d+)?\.\w+")
+
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Invariants of every block under its whole group.
+    """Invariants of every block under its whole group, and of the model's circuits in any basis of the stream.
 
     Attributes:
         model_type: The architecture.
@@ -37,6 +58,9 @@ class Fingerprint:
             latent is normalised from;
             `feedforward.<layer>.units`, the products of the norms of a unit's branches, of all experts at once and in
             `feedforward.<layer>.1.units` of those that all tokens share. Heads come with the largest circuits first.
+            Where the residual stream is known, `attention.<layer>.tokens_query_key`, `…tokens_value_output` and
+            `feedforward.<layer>.tokens_units` are what circuits make of sums of tokens (`isobasin.matching.tokens`),
+            `(heads, K, K)`, normalisations folded: a map of the stream doesn't change them either.
     """
 
     model_type: str
@@ -44,60 +68,197 @@ class Fingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"model_type": self.model_type, **{name: t.tolist() for name, t in self.tensors.items()}}
+        found = {name: tensor.tolist() for name, tensor in self.tensors.items()}
+        return {"format": FORMAT, "model_type": self.model_type, **found}
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write a `.json` or a `.safetensors` file, as the name says, all of it or nothing.
+
+        The latter has float32 and, for what tokens see, float16.
 
         Raises:
             OutputError: Another ending, or the file exists or can't be written.
         """
         path = Path(path)
-        if path.suffix not in (".json", ".safetensors"):
+        if path.suffix not in ENDINGS:
             raise OutputError(f"{path}: a fingerprint is written as .json or .safetensors")
 
         def write(file: Path) -> None:
             if path.suffix == ".json":
                 file.write_text(as_json(self.to_json()) + "\n")
             else:
-                write_tensors(file, self.tensors, {"model_type": self.model_type})
+                short = {name: tensor.to(_stored_type(name)) for name, tensor in self.tensors.items()}
+                write_tensors(file, short, {"format": FORMAT, "model_type": self.model_type})
 
         write_file_atomically(path, write, force)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Fingerprint:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: It is missing or damaged, no fingerprint, or one of an earlier version.
+        """
+        path = Path(path)
+        if path.suffix not in ENDINGS:
+            raise CheckpointError(f"{path}: a fingerprint ends in .json or .safetensors")
+        file = WatchedFile.of(path)
+        facts, values = _json(file) if path.suffix == ".json" else _safetensors(file)
+        kind, form = facts.get("model_type"), facts.get("format")
+        if not isinstance(kind, str) or not values or not all(map(_NAME.fullmatch, values)):
+            raise CheckpointError(f"{path}: no fingerprint: give files that `isobasin fingerprint -o` wrote")
+        if form != FORMAT:
+            old = "of an earlier version" if form is None else f"of format {form!r}, not {FORMAT!r}"
+            raise CheckpointError(f"{path}: a fingerprint {old}: write it again with `isobasin fingerprint`")
+        try:
+            return cls(kind, {name: _checked(name, value) for name, value in values.items()})
+        except (ValueError, TypeError, OverflowError) as error:
+            raise CheckpointError(f"{path}: damaged fingerprint ({first_line(error)}): write it again") from error
+
+    def layers(self) -> list[dict[str, Tensor]]:
+        """What the blocks of every layer make of tokens, by the name without the layer; none without attention."""
+        found: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            kind, layer, *_, last = name.split(".")
+            if kind == "attention":
+                found.setdefault(int(layer), {})
+            if last.startswith(SEEN) and name == f"{kind}.{layer}.{last}":
+                found.setdefault(int(layer), {})[last] = tensor
+        return [found[layer] for layer in sorted(found)]
+
+
+def _stored_type(name: str) -> torch.dtype:
+    return torch.float16 if f".{SEEN}_" in name else torch.float32
+
+
+def _json(file: WatchedFile) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The facts and the numbers of a JSON file."""
+    content = read_object(file)
+    facts = {name: content.pop(name, None) for name in ("format", "model_type")}
+    return facts, content
+
+
+def _safetensors(file: WatchedFile) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Likewise of a safetensors file."""
+    shard = SafetensorsShard.open(file)
+    names = [name for name in shard.header.slots if _NAME.fullmatch(name)]
+    # Of a file that is no fingerprint nothing is read.
+    if len(names) < len(shard.header.slots):
+        return shard.header.metadata, {}
+    return shard.header.metadata, shard.read(names)
+
+
+def _checked(name: str, value: Any) -> Tensor:
+    """One tensor of a fingerprint.
+
+    Raises:
+        ValueError: It has another shape, or values that are not finite.
+    """
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    seen = f".{SEEN}_" in name
+    if not tensor.isfinite().all() or (seen and tensor.shape[1:] != (tokens.SUMS, tokens.SUMS)):
+        raise ValueError(f"{name} of shape {tuple(tensor.shape)}")
+    return tensor
 
 
 def fingerprint(model: Source, *, device: str = "cpu", allow_pickle: bool = False) -> Fingerprint:
     """Numbers that are the same, up to rounding, for all models that moves of their blocks connect.
+
+    Every tensor is read once, block by block.
 
     Args:
         model: Folder, hub id, or transformers model.
         device: Where the work is done.
         allow_pickle: Load pickled weights, with `weights_only`.
     """
-    device = chosen_device(device)
-    tensors: dict[str, Tensor] = {}
     with open_model(model, allow_pickle=allow_pickle) as opened:
-        for block in opened.specification.attention:
-            weights, group = block.read(opened.stored(block), device), block.group
-            sizes = head_sizes(group, weights).flatten()
-            order = sizes.argsort(descending=True) if group.permuted else torch.arange(len(sizes), device=sizes.device)
-            for pair, circuit in all_sides(group, weights).items():
-                for sides in circuit:
-                    name = {"query_key": "planes"}.get(pair, "value_planes") if sides.left.is_complex() else pair
-                    name += f"_{sides.width}" if sides.left.is_complex() and sides.width > 1 else ""
-                    values = _spectra(sides).flatten(0, 1)[order]
-                    tensors[f"attention.{block.layer}.{name}"] = values.cpu().contiguous()
-            for factor in group.factors:
-                if isinstance(factor, Rotation):
-                    written = torch.linalg.svdvals(weights.tensors()[factor.writers[0]])
-                    tensors[f"attention.{block.layer}.{factor.name}"] = written.cpu().contiguous()
-        blocks = known_feedforwards(opened)
-        for label, block in zip(labels([block.layer for block in blocks]), blocks, strict=True):
-            sizes = unit_sizes(block.group, block.read(opened.stored(block), device))
-            tensors[f"feedforward.{label}.units"] = sizes.flip(0).cpu().contiguous()
-        return Fingerprint(opened.specification.model_type, tensors)
+        return fingerprint_of(opened, chosen_device(device))
+
+
+def fingerprint_of(model: Model, device: str) -> Fingerprint:
+    """The fingerprint of an open model."""
+    tensors: dict[str, Tensor] = {}
+    folded = _folded(model, device)
+    seen_by = None if folded is None else _sums(folded)
+    feedforwards = known_feedforwards(model)
+    names = [f"attention.{block.layer}" for block in model.specification.attention]
+    names += [f"feedforward.{label}" for label in labels([block.layer for block in feedforwards])]
+    for name, block in zip(names, (*model.specification.attention, *feedforwards), strict=True):
+        shapes = block.shapes()
+        stored = model.checked(shapes if folded is None else folded.plan.needed(shapes))
+        found = (
+            _of_heads(block, stored, device) if isinstance(block, AttentionBlock) else _of_units(block, stored, device)
+        )
+        if folded is not None and seen_by is not None:
+            found |= _seen(block, folded.made(stored), seen_by, device)
+        tensors |= {f"{name}.{part}": values.cpu().contiguous() for part, values in found.items()}
+    return Fingerprint(model.specification.model_type, tensors)
+
+
+def _of_heads(block: AttentionBlock, stored: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
+    """The invariants of one attention block."""
+    weights, group = block.read(stored, device), block.group
+    order = _order(group, weights)
+    found: dict[str, Tensor] = {}
+    for pair, circuit in all_sides(group, weights).items():
+        for sides in circuit:
+            name = {"query_key": "planes"}.get(pair, "value_planes") if sides.left.is_complex() else pair
+            name += f"_{sides.width}" if sides.left.is_complex() and sides.width > 1 else ""
+            found[name] = _spectra(sides).flatten(0, 1)[order]
+    for factor in group.factors:
+        if isinstance(factor, Rotation):
+            found[factor.name] = torch.linalg.svdvals(weights.tensors()[factor.writers[0]])
+    return found
+
+
+def _order(group: AttentionGroup, weights: AttentionWeights) -> Tensor:
+    """The query heads with the largest circuits first; as they are where none can change places."""
+    sizes = head_sizes(group, weights).flatten()
+    return sizes.argsort(descending=True) if group.permuted else torch.arange(len(sizes), device=sizes.device)
+
+
+def _of_units(block: FeedForward, stored: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
+    """Those of one feed-forward block."""
+    return {"units": unit_sizes(block.group, block.read(stored, device)).flip(0)}
 
 
 def _spectra(sides: Sides) -> Tensor:
     """Singular values of every query head's circuits, `(g, s, columns)`; of a plane its size."""
     left, right = (torch.linalg.qr(x, mode="r").R for x in sides.blocks())
     return torch.linalg.svdvals(left @ right.mH).flatten(-2)
+
+
+def _folded(model: Model, device: str) -> Folded | None:
+    """The model with its normalisations folded; None where nothing is known of its stream."""
+    try:
+        return Folded.of(model, model.stream(), device)
+    except (ArchitectureError, TensorError):
+        return None
+
+
+def _sums(folded: Folded) -> Tensor | None:
+    """The sums of tokens that its circuits are seen by, from the tensor outside of all blocks that has most vectors."""
+    inside = {name for block in folded.blocks() for name in block.shapes()}
+    outer = [x for x in folded.plan.along if x.role is Role.vector and x.tensor not in inside]
+    if not outer:
+        return None
+    first, width = max(outer, key=lambda x: prod(folded.shape(x.tensor))), folded.plan.group.width
+    vectors = torch.empty(0, width, dtype=torch.float64, device=folded.device)
+    for piece in folded.pieces(first.tensor):
+        vectors = torch.cat([vectors, rows(piece, first.axis, width)])[: tokens.TOKENS]
+        if len(vectors) == tokens.TOKENS:
+            break
+    return tokens.sums(vectors - vectors.mean(-1, keepdim=True) if folded.plan.centred else vectors)
+
+
+def _seen(
+    block: AttentionBlock | FeedForward, made: Mapping[str, Tensor], seen_by: Tensor, device: str
+) -> dict[str, Tensor]:
+    """What a block's circuits make of sums of tokens, from its folded tensors."""
+    if isinstance(block, AttentionBlock):
+        weights = block.read(made, device)
+        order = _order(block.group, weights)
+        found = {name: values[order] for name, values in tokens.seen_heads(weights, seen_by).items()}
+    else:
+        found = {"units": tokens.seen_units(block.group, block.read(made, device), seen_by)}
+    return {f"{SEEN}_{name}": values for name, values in found.items()}
