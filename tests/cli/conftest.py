@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from json_schemas import check
 from tiny_program import gpt2, llama
 from typer.testing import CliRunner, Result
 
@@ -41,8 +42,16 @@ def scrambled(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def cli() -> Callable[..., Result]:
-    """Run a command in this process."""
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+    """Run a command in this process; what `--json` prints is held to its schema."""
+
+    def run(*arguments: object) -> Result:
+        words = [str(argument) for argument in arguments]
+        result = CliRunner().invoke(app, words)
+        if "--json" in words:
+            check(result.stdout)
+        return result
+
+    return run
 
 
 @pytest.fixture

@@ -34,14 +34,16 @@ LAYER_KEYS = {
 
 
 def parsed(result: Result) -> dict[str, Any]:
-    """Standard output as JSON, strictly: one line, and no NaN."""
+    """Standard output as JSON, strictly: one line, and no NaN; without what all commands say."""
     assert result.stderr == ""
     assert result.stdout.count("\n") == 1
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    return json.loads(result.stdout, parse_constant=refuse)
+    found = json.loads(result.stdout, parse_constant=refuse)
+    assert {"command", "schema_version"} <= found.keys()
+    return {key: value for key, value in found.items() if key not in ("command", "schema_version")}
 
 
 def test_a_tied_head_is_said_and_taken_apart(cli: Cli, models: dict[str, Path], tmp_path: Path):
@@ -290,9 +292,10 @@ def test_transport_carries_a_fine_tune(cli: Cli, models: dict[str, Path], scramb
     out, ends = tmp_path / "out", (models["a"], models["b"], scrambled)
     found = parsed(cli("transport", *ends, "--scope", "attention", "-o", out, "--json"))
     assert found.keys() == {
-        *("output", "alignment", "verified", "scale", "losses", "distance", "change", "new", "checked")
+        *("output", "alignment", "verified", "scale", "losses", "change", "new", "checked"),
+        *("verified_moves", "distance_to_target"),
     }
-    assert found["distance"] < 1e-3 < found["change"]
+    assert found["distance_to_target"] < 1e-3 < found["change"]
     assert parsed(cli("verify", models["b"], out, "--json"))["equal"]
     human = cli("transport", *ends, "--alignment", scrambled, "--scale", "-0.5", "--no-verify", "-o", tmp_path / "back")
     assert human.exit_code == 0
@@ -337,7 +340,7 @@ def test_merge_of_a_scrambled_copy_is_the_model(cli: Cli, models: dict[str, Path
         out = tmp_path / space
         found = parsed(cli("merge", models["a"], scrambled, "-t", "0.3", "--space", space, "-o", out, "--json"))
         keys = {"output", "space", "weights", "alignments", "distances", "truncation", "checked", "relations", "losses"}
-        assert found.keys() == keys
+        assert found.keys() == {*keys, "verified"}
         assert [relation["related"] for relation in found["relations"]] == [True]
         assert (found["output"], found["space"], found["weights"]) == (str(out), space, [0.7, 0.3])
         assert [layer["status"] for layer in found["alignments"][0]["layers"]] == ["exact", "exact"]
@@ -394,10 +397,13 @@ def test_demo_passes_its_options_on(cli: Cli, tmp_path: Path, monkeypatch: pytes
 
     def run_demo(output: Path, *, quick: bool, force: bool, watching: Any) -> dict[str, Any]:
         calls.append((output, quick, force))
-        return {"output": str(output), "seconds": 1.5}
+        undone = dict.fromkeys(("function_difference", "distance_before", "distance_after", "condition"), 0.5)
+        scramble = {**undone, "heads": 1, "heads_restored": 1}
+        none = {"recipe": {}, "models": [], "pairs": [], "plots": []}
+        return {"output": str(output), **none, "scramble": scramble, "seconds": 1.5}
 
     monkeypatch.setattr("isobasin.demo.run_demo", run_demo)
-    assert parsed(cli("demo", "-o", tmp_path, "--quick", "--json")) == {"output": str(tmp_path), "seconds": 1.5}
+    assert parsed(cli("demo", "-o", tmp_path, "--quick", "--json"))["output"] == str(tmp_path)
     assert parsed(cli("demo", "--force", "--json"))["seconds"] == 1.5
     assert calls == [(tmp_path, True, False), (Path("demo-output"), False, True)]
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from isobasin import cli
 from isobasin.cli import tables
 from isobasin.cli.alignment_report import alignment_report
-from isobasin.cli.console import complain, console, show, show_json, show_path, working
+from isobasin.cli.console import SCHEMA_VERSION, complain, console, show, show_json, show_path, working
 from isobasin.cli.equivalence_report import equivalence_report
 from isobasin.cli.program import app
 
@@ -185,7 +185,8 @@ def test_nothing_that_a_terminal_obeys_comes_out_of_names(capsys: pytest.Capture
         "",
         f"before {HARMLESS} after",
         f"Written to {HARMLESS}",
-        r'{"a\u001b[2Jb\u202ec\n[red]d[/red]\u009b": "a\u001b[2Jb\u202ec\n[red]d[/red]\u009b"}',
+        '{"command": null, "schema_version": 1, '
+        + r'"a\u001b[2Jb\u202ec\n[red]d[/red]\u009b": "a\u001b[2Jb\u202ec\n[red]d[/red]\u009b"}',
     ]
     assert said.err == f"error: {HARMLESS.replace(chr(92) + 'n', ' ')}\n"
 
@@ -215,7 +216,12 @@ def test_bars_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch):
 
 def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]):
     show_json({"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}, "e": "é"})
-    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}, "e": "é"}
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema_version"] == SCHEMA_VERSION
+    assert {**found, "command": 0, "schema_version": 0} == {
+        **{"command": 0, "schema_version": 0},
+        **{"a": None, "b": [None, 1.5], "c": {"d": None}, "e": "é"},
+    }
 
 
 def test_a_screen_without_columns_is_a_wide_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

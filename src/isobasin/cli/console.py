@@ -28,10 +28,14 @@ from rich.table import Table
 from rich.text import Span, Text
 
 from isobasin.errors import IsobasinWarning
+from isobasin.recipes import followed
 from isobasin.signals import stop_if_asked
 from isobasin.text import as_json, one_line, printable
 
 DEBUG = "ISOBASIN_DEBUG"
+
+SCHEMA_VERSION = 1
+"""Of what `--json` prints: it rises when something there is removed, renamed or changes its meaning."""
 
 # In a pipe nothing needs to fit a screen: wide enough that no table or sentence is ever folded.
 _PIPE_WIDTH = 1000
@@ -98,9 +102,16 @@ def show_path(label: str, path: object) -> None:
     print(f"{label} {printable(str(path))}")
 
 
-def show_json(content: dict[str, Any]) -> None:
-    """Print one JSON object on stdout; what is not a finite number is null."""
-    print(as_json(content))
+def show_json(content: dict[str, Any], command: str | None = None) -> None:
+    """Print one JSON object on stdout; what is not a finite number is null.
+
+    Args:
+        content: What the command found; `isobasin/schemas/COMMAND.json` says what is in it.
+        command: The command, where it is none of several; by default the one that is being carried out.
+    """
+    recipe = followed()
+    command = command or (recipe and recipe.command)
+    print(as_json({"command": command, "schema_version": SCHEMA_VERSION, **content}))
 
 
 def answer(

@@ -99,7 +99,8 @@ def run(
 def _show_summary(found: Experiment, summary: Summary, seconds: float, as_json: bool) -> None:
     """What became of the run, on stdout; failures on stderr."""
     if as_json:
-        show_json({"output": str(found.folder), "smoke": found.smoke, **vars(summary), "seconds": seconds})
+        ended = {"output": str(found.folder), "smoke": found.smoke, **vars(summary), "seconds": seconds}
+        show_json(ended, "experiment run")
     else:
         lost = f", {len(summary.failed)} failed, {summary.blocked} not begun" if summary.failed else ""
         show(f"{summary.cells} cells: {summary.done} done now, {summary.kept} before or not needed{lost}.")
@@ -122,7 +123,7 @@ def list_(
     with quiet():
         found = _packaged() if output is None else _state(output)
     if as_json:
-        show_json(found)
+        show_json(found, "experiment list")
     elif output is None:
         rows = table("name", "cells", "title", left=["name", "title"])
         # Titles are long: they are folded, and the names, which are to be copied, stay whole.
@@ -167,7 +168,7 @@ def report(output: FolderArgument, as_json: options.Json = False) -> None:
 
         files = write_experiment_report(output)
     if as_json:
-        show_json({"output": str(output), "files": [str(file) for file in files]})
+        show_json({"output": str(output), "files": [str(file) for file in files]}, "experiment report")
         return
     for file in files:
         show_path("Written:", file)

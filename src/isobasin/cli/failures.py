@@ -11,21 +11,26 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import typer
 
-from isobasin.cli.console import DEBUG, complain, complain_in_full, debugging
+from isobasin.cli.console import DEBUG, complain, complain_in_full, debugging, show_json
 from isobasin.errors import IsobasinError
 from isobasin.signals import Terminated, ending, received, stop_if_asked
+from isobasin.text import one_line
 
 USER_ERROR, BUG, CLOSED_PIPE = 2, 70, 141
 _NO_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory")
 
 
 @contextlib.contextmanager
-def reported() -> Generator[None]:
-    """Turn every failure inside into one line on stderr and an exit code."""
+def reported(words: Sequence[str] = ()) -> Generator[None]:
+    """Turn every failure inside into one line on stderr and an exit code; with --json into an object on stdout, too.
+
+    Args:
+        words: The command line.
+    """
     try:
         try:
             yield
@@ -41,7 +46,17 @@ def reported() -> Generator[None]:
             complain_in_full(traceback.format_exc())
         if message:
             complain(message)
+            if "--json" in words:
+                _complain_as_json(error, message, code, words)
         raise typer.Exit(code) from error
+
+
+def _complain_as_json(error: BaseException, message: str, code: int, words: Sequence[str]) -> None:
+    """Say the same as JSON, with stdout as it may be."""
+    command = next((word for word in words if not word.startswith("-")), None)
+    with contextlib.suppress(OSError):
+        show_json({"error": {"type": type(error).__name__, "message": one_line(message), "exit_code": code}}, command)
+        sys.stdout.flush()
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

@@ -50,17 +50,21 @@ class _Program(TyperGroup):
                 verb = alone
             self.add_command(get_command(verb), name)
 
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **kwargs: Any) -> Any:
         """Parse the options before the verb."""
-        with reported():
-            return super().make_context(*args, **kwargs)
+        words = list(args)  # parsing consumes them
+        with reported(words):
+            context = super().make_context(info_name, args, *more, **kwargs)
+        context.meta[_WORDS] = words
+        return context
 
     def invoke(self, ctx: Any) -> Any:
         """Parse the rest, and run the verb."""
-        with reported():
+        with reported(ctx.meta[_WORDS]):
             return super().invoke(ctx)
 
 
+_WORDS = "isobasin.words"  # what the command line says, in the context of the program
 _FILES = {found.name for found in iter_modules(cli.__path__)}
 app = typer.Typer(
     name="isobasin",

@@ -52,11 +52,12 @@ class Refinement:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        found = [None if verified is None else verified.to_json() for verified in self.verified]
         return {
             "refined": {**asdict(self.refined), "history": [list(item) for item in self.refined.history]},
-            "verified": [None if found is None else found.to_json() for found in self.verified],
+            "verified": found[0],
             "alignment": self.alignment.to_json(),
-            "reference": None if self.reference is None else self.reference.to_json(),
+            "reference": None if self.reference is None else {**self.reference.to_json(), "verified": found[-1]},
         }
 
 

@@ -67,8 +67,9 @@ class LayerEvidence(Plain):
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        found, failing = {k: v for k, v in vars(self).items() if k != "degeneracy"}, self.degeneracy
+        found, failing = {k: v for k, v in vars(self).items() if k not in ("degeneracy", "distance")}, self.degeneracy
         also = {"rank_deficient": failing.rank_deficient, "duplicate_heads": failing.duplicates}
+        found["relative_distance"] = self.distance
         return finite(plain(found | also))
 
 

@@ -86,8 +86,9 @@ class Merged:
     losses: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return plain({name: value for name, value in vars(self).items() if name not in ("path", "model")})
+        """Plain values for JSON; it is new and can't be verified."""
+        found = {name: value for name, value in vars(self).items() if name not in ("path", "model")}
+        return plain({**found, "verified": None})
 
 
 @recorded

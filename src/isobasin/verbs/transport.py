@@ -77,8 +77,10 @@ class Transported:
     checked: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return plain({name: value for name, value in vars(self).items() if name not in ("path", "model")})
+        """Plain values for JSON: the result is new and can't be verified, what was moved for it is."""
+        found = {name: value for name, value in vars(self).items() if name not in ("path", "model")}
+        also = {"verified_moves": found.pop("verified"), "distance_to_target": found.pop("distance")}
+        return plain({**found, "verified": None, **also})
 
 
 @recorded
