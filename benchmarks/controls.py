@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from pairs import examples
 
-from isobasin.alignment import Alignment
+from isobasin.alignment import Alignment, condition_of
 from isobasin.checkpoints.output import replace_text
 from isobasin.lines.ends import Losses, Measuring
 from isobasin.lines.path import POINTS, points
@@ -70,8 +70,8 @@ def _measured(asked: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def _condition(moved: Path) -> float:
-    """The largest condition number of any map of a move."""
-    return max(move.condition for move in Alignment.load(moved).moves if not math.isnan(move.condition))
+    """The largest condition number of any head's map."""
+    return max(condition_of(move.group, move.element) for move in Alignment.load(moved).layers)
 
 
 def _norm(tests: Losses, model: Path) -> float:
