@@ -29,7 +29,7 @@ def main() -> None:
 
     tests = examples(asked, asked.data, asked.test, asked.test_examples)
     train = examples(asked, asked.data, asked.train, asked.train_examples)
-    losses = Losses(tests, Measuring(batch_size=256, scope=Scope(asked.scope), temperature=False))
+    losses = Losses(tests, Measuring(batch_size=256, scope=Scope(asked.scope), temperature=False, untie=asked.untie))
     how = Refining(asked.steps, asked.batch, asked.rate, minutes=0) if asked.steps else None
     with OpenPair.open(asked.a, asked.b, losses) as pair:
         found = alignments(pair, train, how, progress=_quiet)
@@ -69,6 +69,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--tokenizer")
     parser.add_argument("--length", type=int)
     parser.add_argument("--scope", choices=[scope.value for scope in Scope], default=Scope.model.value)
+    parser.add_argument("--untie", action="store_true", help="take tied tensors apart")
     parser.add_argument("--steps", type=int, default=0, help="of learning; 0: none")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-2)

@@ -100,7 +100,8 @@ def _refined(pair: OpenPair, train: Examples, start: Alignment, how: Refining, p
         out = Path(scratch) / "refined"
         models = pair.a.checkpoint.folder, pair.b.checkpoint.folder
         running = Running(pair.losses.device, progress=progress)
-        done = refine(*models, train, out, how=how, start=start, running=running)
+        matching = Matching(scope=pair.losses.how.scope, untie=pair.losses.how.untie)
+        done = refine(*models, train, out, how=how, matching=matching, start=start, running=running)
         first = out / REFERENCE if how.both else models[0]
         return pair.line(first, out) | {"steps": done.refined.steps, "best_step": done.refined.best_step}
 
@@ -115,5 +116,5 @@ def _merged_loss(pair: OpenPair, alignment: Alignment) -> float:
     with pair.moved(alignment) as end, temporary_folder() as scratch:
         out = Path(scratch) / "merged"
         ends, device = [pair.a.checkpoint.folder, end], pair.losses.device
-        merge(ends, out, space=Space.circuit, force_unrelated=True, device=device)
+        merge(ends, out, space=Space.circuit, force_unrelated=True, device=device, untie=pair.losses.how.untie)
         return pair.loss(out)

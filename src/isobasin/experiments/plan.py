@@ -188,5 +188,8 @@ def _ablations(setting: SettingSettings) -> dict[str, dict[str, Any]]:
     if asked.symmetry_breaking:
         found["symmetry-breaking"] = {"offsets": list(asked.symmetry_breaking)}
     if asked.alignments is not None:
-        found["alignments"] = {"refining": asked.alignments.model_dump(mode="json"), "scope": asked.scope.value}
+        refining = asked.alignments.model_dump(mode="json")
+        # Named only where it is asked for: what was measured before there was a choice is what it was.
+        apart = {"untie": True} if asked.untie else {}
+        found["alignments"] = {"refining": refining, "scope": asked.scope.value, **apart}
     return found

@@ -174,6 +174,7 @@ class AblationSettings(Settings):
         reinitialise: Loss of the pretrained model with one attention layer drawn anew, layer by layer.
         symmetry_breaking: A rotary pair aligned by GL instead of H, at these offsets.
         alignments: Barriers after every way to align, other people's among them, the last one learned like this.
+        untie: Take tied tensors apart for those, which frees rotations of the residual stream.
         scope: Whose pairs.
     """
 
@@ -184,6 +185,7 @@ class AblationSettings(Settings):
     reinitialise: bool = False
     symmetry_breaking: tuple[Annotated[int, Field(ge=0, le=2**20)], ...] = ()
     alignments: RefiningSettings | None = None
+    untie: bool = False
     scope: Redrawn = Redrawn.first_attention
 
     @property

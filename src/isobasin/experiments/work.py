@@ -259,13 +259,14 @@ def _alignments(job: Job) -> dict[str, Any]:
     how = Refining(
         asked.steps, asked.batch, asked.rate, both=asked.both, targets=asked.targets, noise=asked.noise, minutes=0
     )
-    apart = {"scope": Scope.model} if Redrawn(job.spec["scope"]) is Redrawn.entire_model else {}
+    measured = {"untie": job.spec.get("untie", False)}
+    measured |= {"scope": Scope.model} if Redrawn(job.spec["scope"]) is Redrawn.entire_model else {}
 
     def found(pair: OpenPair) -> dict[str, Any]:
         train = job.examples("train", job.models[0], pair.losses.examples.facts.label_names)
         return {"train_data": _facts(train), **alignments(pair, train, how, progress=job.progress)}
 
-    return _on_pair(job, found, **apart)
+    return _on_pair(job, found, **measured)
 
 
 WORK: dict[str, Callable[[Job], dict[str, Any]]] = {

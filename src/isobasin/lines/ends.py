@@ -153,7 +153,7 @@ class OpenPair:
         Raises:
             ArchitectureError: They are no pair.
         """
-        with open_pair(a, b) as (one, other):
+        with open_pair(a, b, untie=losses.how.untie) as (one, other):
             yield cls(one, other, losses)
 
     def match(self, matching: Matching, calibration: Calibration | None = None) -> Alignment:

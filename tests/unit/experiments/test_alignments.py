@@ -37,8 +37,8 @@ def measured(scope: Scope, folder, **options):
         return alignments(pair, tokens(20), SHORT, **options)
 
 
-def opened(a, b, count: int, scope: Scope = Scope.attention):
-    how = Measuring(points=3, batch_size=256, scope=scope, temperature=False)
+def opened(a, b, count: int, scope: Scope = Scope.attention, untie: bool = False):
+    how = Measuring(points=3, batch_size=256, scope=scope, temperature=False, untie=untie)
     return OpenPair.open(a, b, Losses(tokens(count), how))
 
 
@@ -87,6 +87,21 @@ def test_refining_and_merging_can_be_left_out(tmp_path):
     assert list(found["ways"]) == [NAIVE, *ways(Scope.attention)]
 
 
+def test_tied_models_are_aligned_apart(tmp_path):
+    """What is measured are the same functions; what they can be moved by is more."""
+    a, b = (tiny("gpt2").save(tmp_path / str(seed), seed, dtype=torch.float32) for seed in range(2))
+    found = {}
+    for untie in (False, True):
+        with opened(a, b, 8, Scope.model, untie) as pair:
+            assert pair.a.untied is pair.b.untied is untie
+            found[untie] = alignments(pair, tokens(20), SHORT)["ways"]
+    for name in (NAIVE, "heads", "attention"):
+        assert found[True][name]["losses"] == pytest.approx(found[False][name]["losses"], abs=1e-5)
+    for name in ("model", REFINED):
+        assert found[True][name]["losses"][::2] == pytest.approx(found[False][name]["losses"][::2], abs=1e-5)
+        assert abs(found[True][name]["middle"] - found[False][name]["middle"]) > 1e-4
+
+
 def test_blocks_are_matched_where_blocks_differ():
     assert {matching.scope for matching, _ in ways(Scope.block).values()} == {Scope.block}
     assert {
@@ -96,4 +111,4 @@ def test_blocks_are_matched_where_blocks_differ():
 
 def test_the_report_knows_all_ways():
     known = {NAIVE, *ways(Scope.attention), *ways(Scope.model), REFINED, CIRCUITS}
-    assert set(experiment_tables._WAYS) == known
+    assert set(experiment_tables.WAYS) == known
