@@ -105,6 +105,24 @@ class Objective(Choice):
     activations = "activations", "what readers make of the data's inputs, E |x (A - B)|², and writers as their weights"
 
 
+class Rounding(Choice):
+    """What weights are rounded to, each to the nearest: the projections of all blocks."""
+
+    rtn2 = "rtn2", "integers from -2 to 1, times a scale for every 32 inputs of an output, or as --group says"
+    rtn3 = "rtn3", "integers from -4 to 3, times a scale for every output, or as --group says"
+    rtn4 = "rtn4", "integers from -8 to 7, likewise"
+    mxfp4 = "mxfp4", "E2M1 numbers, times a power of two for every 32 inputs"
+    nvfp4 = "nvfp4", "E2M1 numbers, times an E4M3 scale for every 16 inputs and one scale for all"
+
+
+class Costs(Choice):
+    """What rounding costs a model."""
+
+    weights = "weights", "the error of each weight beside its size, seen from the gauge as trained"
+    layers = "layers", "the error of each layer's outputs on the data's inputs, beside their size"
+    predictions = "predictions", "KL(p | q) of what the model predicts on the data and what it predicts once rounded"
+
+
 class Space(Choice):
     """What a merge averages."""
 

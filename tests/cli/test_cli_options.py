@@ -26,6 +26,7 @@ READS = {"align": _DATA | {*options.ENGINE} - {"engine"}, "merge": _DATA, "trans
 OTHERS = {"as_json", "no_verify"}
 RECORDS: dict[str, tuple[Any, ...]] = {
     "barrier": (measure, Measuring, DataOptions),
+    "gauge": (import_module("isobasin.quantisation.gauge").gauge, Refining, Running, DataOptions),
     "refine": (import_module("isobasin.refinement.refine").refine, Refining, Matching, Running, DataOptions),
 }
 

@@ -82,6 +82,10 @@ COMMANDS = (
     Command("transport {a} {copy} {b} -o {out}", writes=True),
     Command("transport {a} {b} {scrambled} --scope attention --scale 0.5 -o {out}", writes=True),
     Command(f"transport {{a}} {{copy}} {{b}} {_TEXT} --no-verify -o {{out}}", writes=True, data="text"),
+    _moves("gauge {a} --for rtn3 --group 16 --tries 1 --steps 2", "a"),
+    Command(
+        f"gauge {{a}} --for nvfp4 {_TEXT} --tries 1 --steps 2 --batch-size 4 -o {{out}}", "a", writes=True, data="text"
+    ),
     Command(f"barrier {{a}} {{b}} {_TEXT} {_MEASURED} -o {{out}}", data="text"),
     Command(f"barrier {{a}} {{b}} {_TEXT} {_MEASURED} -o {{records}}", data="text"),
     Command(f"barrier {{a}} {{b}} --data {{pictures}} {_MEASURED} --seed 2 -o {{out}}", data="images"),

@@ -38,7 +38,7 @@ def _one(verb: str) -> case.Case:
 
 
 def test_undamaged_inputs_break_no_promise(home: Path):
-    for verb in ("scramble", "verify", "barrier", "merge", "transport"):
+    for verb in ("scramble", "verify", "barrier", "merge", "transport", "gauge"):
         done, problem = case.run(_one(verb), home)
         assert (done.code, problem) == (0, "")
 

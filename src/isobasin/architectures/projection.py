@@ -71,6 +71,17 @@ class Layout:
         tokens = re.sub(r"\([^)]*\)", "()", self.pattern).split()
         return tokens.index("width")
 
+    def matrix(self, writes: bool) -> tuple[str, str]:
+        """The einops patterns of the stored weight and of a matrix of it, outputs first, behind an axis of experts.
+
+        Args:
+            writes: Whether the width is that of its outputs; it is that of its inputs otherwise.
+        """
+        others = [name for name in re.findall(r"\w+", self.pattern) if name not in ("expert", "width")]
+        other = f"({' '.join(others)})"
+        rows = ["width", other] if writes else [other, "width"]
+        return self.pattern, " ".join([*(["expert"] if "expert" in dict(self.sizes) else []), *rows])
+
     def _sizes(self, bias: bool) -> dict[str, int]:
         return {name: size for name, size in self.sizes if not (bias and name == "width")}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -58,17 +58,13 @@ class DataCalibration:
         owners = {name: memory[name][0].rpartition(".")[0] for name in names if memory[name]}
         if unused := [name for name in names if name not in owners]:
             raise ArchitectureError(f"{model.name}: transformers has no parameter of tensor {unused[0]!r}")
-        sums = {owner: _Sum() for owner in owners.values()}
-        with ExitStack() as hooks:
-            for owner, found in sums.items():
-                hooks.callback(module.get_submodule(owner).register_forward_pre_hook(found.add).remove)
-            for inputs in self._batches(module, len(self._examples)):
-                mask = inputs.get("attention_mask")
-                for found in sums.values():
-                    found.mask = mask
-                with passing(module):
-                    module(**inputs)
-        return {name: sums[owner].mean() for name, owner in owners.items()}
+
+        def run(inputs: dict[str, Tensor]) -> None:
+            with passing(module):
+                module(**inputs)
+
+        sums = moments_within(module, owners.values(), self._batches(module, len(self._examples)), run)
+        return {name: sums[owner] for name, owner in owners.items()}
 
     def starts(self, a: Model, b: Model, stream: Stream) -> dict[str, Tensor]:
         """The map that brings b's hidden states nearest to a's, each normalised, summed over layers and tokens."""
@@ -115,6 +111,32 @@ class DataCalibration:
         """What the module is called with, for the first examples."""
         for batch, _ in batches_of(self._examples, limit, _BATCH):
             yield model_inputs(module, batch, torch.device(self._device))
+
+
+@torch.no_grad()
+def moments_within(
+    module: nn.Module,
+    owners: Iterable[str],
+    calls: Iterable[dict[str, Tensor]],
+    run: Callable[[dict[str, Tensor]], object],
+) -> dict[str, Tensor]:
+    """`E[[x, 1]^T [x, 1]]` of what some modules inside of one read, over all tokens of some calls, by their names.
+
+    Args:
+        module: What is run.
+        owners: The modules inside.
+        calls: What it is called with.
+        run: Calls it.
+    """
+    sums = {owner: _Sum() for owner in owners}
+    with ExitStack() as hooks:
+        for owner, found in sums.items():
+            hooks.callback(module.get_submodule(owner).register_forward_pre_hook(found.add).remove)
+        for inputs in calls:
+            for found in sums.values():
+                found.mask = inputs.get("attention_mask")
+            run(inputs)
+    return {owner: found.mean() for owner, found in sums.items()}
 
 
 class _Sum:

@@ -8,6 +8,7 @@ same at all of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -79,9 +80,31 @@ class Chart:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that moves by name, at the coordinates, differentiable by them."""
-        turn = None
+        return self._moved(None if self._stream is None else self._turned(self._stream, self._dtype))
+
+    def bare(self) -> dict[str, Tensor]:
+        """The same where normalisations have gains 1 and biases 0, as far as these are free."""
+        if self._stream is None:
+            return self._moved(None)
+        turned = self._turned(self._stream, self._dtype)
+        return self._moved(replace(turned, gains=torch.ones_like(turned.gains), biases=torch.zeros_like(turned.biases)))
+
+    def returned(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `tensors()` returns, or other values of the same, moved back to coordinates 0, as `bare` has it there.
+
+        Normalisations, which are folded then, are not among it.
+        """
+        back = None
         if self._stream is not None:
-            element = self._turned(self._stream, self._dtype)
+            group, element = self._stream.group, self._turned(self._stream, self._dtype)
+            back = turning.maps(group, group.inverse(element).matrix)
+        return {name: x for stack in self._stacks for name, x in stack.returned(back, dict(tensors)).items()}
+
+    def _moved(self, element: StreamElement | None) -> dict[str, Tensor]:
+        """All that moves, at the coordinates, after an element of the stream."""
+        turn = None
+        if element is not None:
+            assert self._stream is not None
             turn = Turn(turning.maps(self._stream.group, element.matrix), element.gains, element.biases)
         return {name: x for stack in self._stacks for name, x in stack.moved(turn).items()}
 

@@ -18,6 +18,7 @@ from isobasin.refinement.chart import GAINS, MATRIX
 from isobasin.refinement.gradients import gradients
 from isobasin.refinement.line import Batch, MovingLine, Sample, batches_of
 from isobasin.refinement.recipe import Refining
+from isobasin.text import Plain
 
 # Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
 # stands highest above the straight line between its ends, by a softmax at this temperature over moving averages.
@@ -33,8 +34,7 @@ _GAINS = 3.0
 _RADIANS = 3.0
 # Steps between which a step is timed: the first ones also prepare.
 _TIMED_FROM, _TIMED_TO = 8, 18
-# Points at which held-out examples are looked at, and how many of those at most.
-_LOOKS = (0.25, 0.5, 0.75)
+# How many held-out examples are looked at, at most.
 _LOOKED_AT = 128
 # What the move says where coordinates became so large that its maps are not finite, or singular.
 _DIVERGED = (TensorError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
@@ -67,7 +67,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Refined:
+class Refined(Plain):
     """How a descent went.
 
     Attributes:
@@ -249,10 +249,10 @@ class Descent(Generic[Batch]):
     def _height(self) -> float:
         """How high the line is on held-out examples; infinite where the coordinates ran off."""
         try:
-            losses = self.line.means(self.measure, self.looked_at, _LOOKS)
+            losses = self.line.means(self.measure, self.looked_at, self.line.looks)
         except _DIVERGED:
             return math.inf
-        height = max(rise(loss, t, self.ends) for t, loss in zip(_LOOKS, losses, strict=True))
+        height = max(rise(loss, t, self.ends) for t, loss in zip(self.line.looks, losses, strict=True))
         return height if math.isfinite(math.fsum(losses)) else math.inf
 
     def _noisy(self, batch: Batch) -> Batch:

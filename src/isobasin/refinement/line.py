@@ -126,6 +126,9 @@ class MovingLine(ABC, Generic[Batch]):
         """Everything that gradient descent moves."""
         return [x for end in self.ends if end.chart is not None for x in end.chart.coordinates.values()]
 
+    looks: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75)
+    """Points at which held-out examples are looked at."""
+
     predicts: ClassVar[bool] = False
     """Whether `divergence` is known."""
 

@@ -54,7 +54,7 @@ class Refinement:
         """Plain values for JSON."""
         found = [None if verified is None else verified.to_json() for verified in self.verified]
         return {
-            "refined": {**asdict(self.refined), "history": [list(item) for item in self.refined.history]},
+            "refined": self.refined.to_json(),
             "verified": found[0],
             "alignment": self.alignment.to_json(),
             "reference": None if self.reference is None else {**self.reference.to_json(), "verified": found[-1]},

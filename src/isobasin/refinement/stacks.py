@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,13 +120,29 @@ class Stack:
         def act(coordinates: Parts, tensors: Parts, *norms: Tensor) -> Parts:
             return self._act(coordinates, tensors, None if turn is None else Turn(turn.maps, *norms))
 
-        found = self._each(act, self.coordinates, self._tensors, *rows)
+        return self._named(self._each(act, self.coordinates, self._tensors, *rows))
+
+    def _named(self, found: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Tensors of each layer by number under their names in the model."""
         return {
             name: found[str(number)][layer]
             for layer, piece in enumerate(self.pieces)
             for number, name in enumerate(piece.names)
             if str(number) in found
         }
+
+    def returned(self, back: turning.Maps | None, tensors: Parts) -> dict[str, Tensor]:
+        """Tensors at the coordinates, by their names in the model, moved back to 0, with normalisations folded.
+
+        Args:
+            back: What takes the move of the stream back; None where that isn't moved.
+            tensors: What `moved` returns, or other values of the same.
+        """
+        names = {
+            str(number): [piece.names[number] for piece in self.pieces] for number in range(len(self.pieces[0].names))
+        }
+        there = {number: torch.stack([tensors[x] for x in own]) for number, own in names.items() if own[0] in tensors}
+        return self._named(self._each(lambda at, x: self._act_back(at, x, back), self.coordinates, there))
 
     def _each(self, act: Callable[..., Parts], *stacks: Parts | Tensor) -> dict[str, Sequence[Tensor]]:
         """What a function returns for each layer: for all at once, or where it asks for a value, one by one."""
@@ -144,17 +160,28 @@ class Stack:
 
     def _act(self, coordinates: Parts, tensors: Parts, turn: Turn | None) -> Parts:
         """The tensors of one layer by number, at its coordinates."""
-        block, stream = self.pieces[0].block, self.pieces[0].stream
+        stream = self.pieces[0].stream
         if stream is not None and turn is not None:
             turned = turning.turn(stream, turn.maps, tensors)
             tensors = turning.unfold(stream, turn.gains, turn.biases, turned)
+        return self._within(tensors, [{**one, **factor.chart(coordinates)} for factor, one in self._factors])
+
+    def _act_back(self, coordinates: Parts, tensors: Parts, back: turning.Maps | None) -> Parts:
+        """The tensors of one layer by number, moved back from its coordinates."""
+        elements = [factor.inverse({**one, **factor.chart(coordinates)}) for factor, one in self._factors]
+        tensors, stream = self._within(tensors, elements, backwards=True), self.pieces[0].stream
+        return tensors if stream is None or back is None else turning.turn(stream, back, turning.fold(stream, tensors))
+
+    def _within(self, tensors: Parts, elements: Sequence[Parts], *, backwards: bool = False) -> Parts:
+        """The tensors of one layer after moves inside its block, in the factors' order or backwards."""
+        block = self.pieces[0].block
         if block is None or not self._factors:
             return tensors
         some = next(iter(tensors.values()))
         read: Any = block.read(tensors, some.device, some.dtype)
         weights = read.tensors()
-        for factor, identity in self._factors:
-            weights = factor.act({**identity, **factor.chart(coordinates)}, weights)
+        for index in sorted(range(len(elements)), reverse=backwards):
+            weights = self._factors[index][0].act(elements[index], weights)
         return {**tensors, **block.write(tensors, type(read)(**weights))}
 
 

@@ -57,10 +57,10 @@ def _drawing(seed: int, condition: float, scope: Scope | str) -> Callable[[Model
     """What draws a random alignment of an open model."""
     check_number("condition", condition, 1, ABOVE_ROUNDING)
     check_seed(seed)
-    return partial(_drawn, seed=seed, condition=condition, scope=Scope(scope))
+    return partial(drawn, seed=seed, condition=condition, scope=Scope(scope))
 
 
-def _drawn(model: Model, seed: int, condition: float, scope: Scope) -> Alignment:
+def drawn(model: Model, seed: int, condition: float, scope: Scope) -> Alignment:
     """A random alignment of an open model."""
     generator = torch.Generator().manual_seed(seed)
     # A router's shift is a vector of the stream, and wouldn't turn with it.

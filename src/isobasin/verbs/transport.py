@@ -33,7 +33,7 @@ from isobasin.verbs.interpolate import same, tensors_of
 from isobasin.verbs.leaving import leave
 from isobasin.verbs.merge import runs
 from isobasin.verbs.settings import Calibration, Matching, Progress, Running, silent
-from isobasin.verbs.whole import advise
+from isobasin.verbs.whole import advise, widest
 from isobasin.verification import Verification
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def transport(
         if output is not None:
             check_output(output, inputs, force)
         if alignment is None:
-            within = _widest(models, keep_gains=keep_gains) if scope is None else Scope(scope)
+            within = widest(models, keep_gains=keep_gains) if scope is None else Scope(scope)
             how = Method(method), HeadCost(head_cost), max_condition, within, keep_gains, Objective(objective), untie
             advise(start, Matching(*how))
             # What is moved is verified as a whole: its blocks need no check of their own.
@@ -201,23 +201,6 @@ def _opened(sources: Sequence[Source], *, allow_pickle: bool, untie: bool) -> Ge
             with about(f"{models[1].name} and {other.name}"):
                 check_comparable(models[1].specification, other.specification)
         yield models
-
-
-def _widest(models: Sequence[Model], *, keep_gains: bool) -> Scope:
-    """The widest scope that is known for all of the models; it is said where it isn't the whole of them."""
-    try:
-        groups = [model.stream(keep_gains=keep_gains).group for model in models]
-        if any(group != groups[0] for group in groups):
-            raise ArchitectureError(f"{models[-1].name}: its residual stream has other normalisations than the base's")
-        return Scope.model
-    except (ArchitectureError, TensorError) as error:
-        problem = error
-    try:
-        scope = Scope.block if all(model.feedforwards() for model in models) else Scope.attention
-    except (ArchitectureError, TensorError):
-        scope = Scope.attention
-    warn(f"{problem}: the residual stream stays as it is, as with --scope {scope}")
-    return scope
 
 
 def _verified(alignment: Alignment, model: Model, output: str, running: Running) -> Verification:

@@ -14,7 +14,7 @@ from isobasin.alignment import STREAM, Alignment, AnyMove, Move, Statistics, Str
 from isobasin.alignment.stream import gains_of
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.choices import Objective, Scope
-from isobasin.errors import VerificationError, warn
+from isobasin.errors import ArchitectureError, TensorError, VerificationError, warn
 from isobasin.matching.whole.descent import Descent, Match, descend, starts, swept
 from isobasin.matching.whole.pair import Pair
 from isobasin.model import Blocks, Model
@@ -26,6 +26,23 @@ from isobasin.verification import Verification, compare_blocks, compare_feedforw
 # Nearer than this share of the reference's squares no other start leads: models that weren't trained from one another
 # stay at two fifths of their distance or more. Where a loss chooses, hardly anything may be left to choose from.
 _NEAR, _FOUND = 0.05, 1e-10
+
+
+def widest(models: Sequence[Model], *, keep_gains: bool = False) -> Scope:
+    """The widest scope that is known for all of the models; it is said where it isn't the whole of them."""
+    try:
+        groups = [model.stream(keep_gains=keep_gains).group for model in models]
+        if any(group != groups[0] for group in groups):
+            raise ArchitectureError(f"{models[-1].name}: its residual stream has other normalisations than the base's")
+        return Scope.model
+    except (ArchitectureError, TensorError) as error:
+        problem = error
+    try:
+        scope = Scope.block if all(model.feedforwards() for model in models) else Scope.attention
+    except (ArchitectureError, TensorError):
+        scope = Scope.attention
+    warn(f"{problem}: the residual stream stays as it is, as with --scope {scope}")
+    return scope
 
 
 def advise(model: Model, matching: Matching) -> None:

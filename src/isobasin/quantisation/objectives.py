@@ -1,0 +1,233 @@
+"""What rounding costs a model, differentiable by the coordinates of its gauge.
+
+Each is a line from the model as it is to its rounded copy in another gauge, of which only the far end is looked at: so
+`isobasin.refinement.descent` lowers it as it lowers any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from isobasin.alignment import Alignment
+from isobasin.choices import Costs, TaskKind
+from isobasin.model import Model
+from isobasin.quantisation.linears import Linear, linears, rounded
+from isobasin.quantisation.quantiser import Rounds
+from isobasin.refinement.calibration import moments_within
+from isobasin.refinement.line import At, End, ModuleLine, MovingLine, Sample, batches_of, type_of
+from isobasin.refinement.names import names_in_memory
+from isobasin.tasks.examples import Indices
+from isobasin.tasks.kind import load_model
+from isobasin.text import Plain
+
+Batch = dict[str, Tensor]
+
+# Examples that run at once where nothing is learned from them, and how many moments are taken of at most.
+_BATCH, _SEEN = 32, 512
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Examples of what needs none: one to learn from and one to hold out."""
+
+    count: int = 2
+
+    def __len__(self) -> int:
+        return self.count
+
+    def fetch(self, indices: Indices) -> Batch:
+        """No inputs."""
+        return {}
+
+    def subset(self, indices: Indices) -> Nothing:
+        """So many."""
+        return Nothing(len(indices))
+
+
+@dataclass(frozen=True)
+class Measured(Plain):
+    """What rounding costs.
+
+    Attributes:
+        error: Of all weights together beside their size, in the gauge that they have.
+        loss: The task's; NaN without data.
+        divergence: KL(p | q) of what the model predicts and what it predicts once rounded; NaN without data.
+    """
+
+    error: float
+    loss: float = math.nan
+    divergence: float = math.nan
+
+
+@dataclass
+class RoundedWeights(MovingLine[Batch]):
+    """The mean over weights of `E|[x, 1] (W - W')|² / E|[x, 1] W|²`, with W' the rounded weight moved back.
+
+    W is the weight in the gauge where learning began, its normalisation folded in; its inputs there have the moments
+    that are given, or are as large and independent of one another.
+
+    Attributes:
+        weights: What is rounded.
+        rounds: How.
+        moments: `E[[x, 1]^T [x, 1]]` of inputs by their weight, in that gauge; empty for the identity.
+    """
+
+    looks: ClassVar[tuple[float, ...]] = (1.0,)
+    predicts: ClassVar[bool] = True
+    weights: tuple[Linear, ...]
+    rounds: Rounds
+    moments: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def loss(self, t: At, batch: Batch) -> Tensor:
+        """The same as `divergence`."""
+        return self.divergence(t, batch)
+
+    def divergence(self, t: At, batch: Batch) -> Tensor:
+        """What rounding costs at the far end."""
+        end = self.ends[1]
+        assert end.chart is not None
+        tensors = rounded(end.tensors(), self.weights, self.rounds)
+        back = {**tensors, **end.chart.returned(tensors)}
+        errors = [
+            self._size(one, one.affine(back) - affine) / size
+            for one, (affine, size) in zip(self.weights, self._own, strict=True)
+        ]
+        return torch.stack(errors).mean()
+
+    @cached_property
+    def _own(self) -> list[tuple[Tensor, Tensor]]:
+        """The weights where learning began, and how large their outputs are; coordinates are 0 when this is asked."""
+        with torch.no_grad():
+            own = bare(self.ends[1])
+            return [(affine, self._size(one, affine)) for one in self.weights for affine in [one.affine(own)]]
+
+    def _size(self, one: Linear, affine: Tensor) -> Tensor:
+        """`E|[x, 1] W|²` of a weight with its biases as the last column."""
+        moments = self.moments.get(one.weight)
+        return (affine.square() if moments is None else (affine @ moments) * affine).sum().clamp(min=1e-30)
+
+
+def bare(end: End) -> dict[str, Tensor]:
+    """All tensors of an end, its normalisations folded as far as its chart moves them."""
+    assert end.chart is not None
+    return {**end.start, **end.chart.bare()}
+
+
+@dataclass
+class RoundedModel(ModuleLine):
+    """KL(p | q) of what a model predicts, p, and what it predicts once rounded in another gauge.
+
+    Attributes:
+        weights: What is rounded.
+        rounds: How.
+    """
+
+    looks: ClassVar[tuple[float, ...]] = (1.0,)
+    weights: tuple[Linear, ...] = ()
+    rounds: Rounds = field(default=torch.clone)
+
+    def at(self, t: At) -> dict[str, Tensor]:
+        """The module's parameters: once rounded, but at the number 0, where they are as they were."""
+        if isinstance(t, float) and not t:
+            return self._fixed[0]
+        return self._named(rounded(self.ends[1].tensors(), self.weights, self.rounds))
+
+    def divergence(self, t: At, batch: Batch) -> Tensor:
+        """The mean over what is labelled."""
+        rows = self._rows(batch)
+        with torch.no_grad():
+            own = self._logits(self.at(0.0), batch)[rows].log_softmax(-1)
+        found = self._logits(self.at(t), batch)[rows].log_softmax(-1)
+        return (own.exp() * (own - found)).sum(-1).mean()
+
+    @torch.no_grad()
+    def inputs(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """The moments of what each weight reads where the chart begins and its normalisations are bare."""
+        parameters = self._named(bare(self.ends[1]))
+        owners = {one.weight: self.names[0][one.weight][0].rpartition(".")[0] for one in self.weights}
+
+        def run(batch: Batch) -> None:
+            self._logits(parameters, batch)
+
+        found = moments_within(self.module, set(owners.values()), batches, run)
+        dtype = next(iter(parameters.values())).dtype
+        return {weight: found[owner].to(self.device, dtype) for weight, owner in owners.items()}
+
+    def _named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: tensors[name] for name, keys in self.names[0].items() for key in keys}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What rounding costs one model: makes the lines on which its gauge is found.
+
+    Attributes:
+        model: The model.
+        rounds: How its weights are rounded.
+        by: What counts.
+        device: Where that is measured.
+        examples: Data to learn from; None without.
+        kind: What the model does with them.
+    """
+
+    model: Model
+    rounds: Rounds
+    by: Costs
+    device: str
+    examples: Sample[Batch] | None = None
+    kind: TaskKind | None = None
+
+    def line(self, start: Alignment) -> MovingLine[Batch]:
+        """The line to the model, rounded, in gauges around that where a move brings it."""
+        ends = self._own, self.end(self.model, start, movable=True)
+        if self.by is Costs.predictions:
+            return replace(self._module, ends=ends)
+        moments: Mapping[str, Tensor] = {}
+        if self.by is Costs.layers and self.examples is not None:
+            seen = (batch for batch, _ in batches_of(self.examples, _SEEN, _BATCH))
+            moments = replace(self._module, ends=ends).inputs(seen)
+        return RoundedWeights(ends, self.device, self._weights, self.rounds, moments)
+
+    @torch.no_grad()
+    def measured(self, end: End, test: Sample[Batch] | None) -> Measured:
+        """What rounding costs at one end, on data that nothing was learned from."""
+        tensors = end.tensors()
+        pairs = [(one.matrix(tensors[one.weight]), one) for one in self._weights]
+        lost = sum(float((matrix - self.rounds(matrix)).square().sum()) for matrix, _ in pairs)
+        error = math.sqrt(lost / sum(float(matrix.square().sum()) for matrix, _ in pairs))
+        if test is None:
+            return Measured(error)
+        line, batches = replace(self._module, ends=(self._own, end)), list(batches_of(test, len(test), _BATCH))
+        loss, divergence = (line.means(measure, batches, (1.0,))[0] for measure in (line.loss, line.divergence))
+        return Measured(error, loss, divergence)
+
+    def loss(self, test: Sample[Batch]) -> float:
+        """The loss of the model as it is."""
+        return self._module.means(self._module.loss, list(batches_of(test, len(test), _BATCH)), (0.0,))[0]
+
+    def end(self, model: Model, start: Alignment, *, movable: bool = False) -> End:
+        """A model after a move as an end of the line."""
+        return End.of(model, start, moved=True, movable=movable, device=self.device, dtype=type_of(model))
+
+    @cached_property
+    def _own(self) -> End:
+        return End.of(self.model, Alignment("", (), {}), moved=False, device=self.device, dtype=type_of(self.model))
+
+    @cached_property
+    def _weights(self) -> tuple[Linear, ...]:
+        return linears(self.model)
+
+    @cached_property
+    def _module(self) -> RoundedModel:
+        assert self.kind is not None
+        module = load_model(self.model.checkpoint, self.kind, self.device)
+        used = {name: keys for name, keys in names_in_memory(self.model, self.kind).items() if keys}
+        ends, weights = (self._own, self._own), self._weights
+        return RoundedModel(ends, self.device, module, (used, used), self.kind, weights=weights, rounds=self.rounds)
