@@ -27,6 +27,7 @@ COMMANDS = {
     "interpolate": ("{a} {b} -t -0.25", True),
     "merge": ("{a} {scrambled} {a} -t 1,2 -t 3 --dtype bfloat16", True),
     "transport": ("{a} {b} {scrambled} --scope attention --scale -0.5", True),
+    "gauge": ("{a} --for rtn2 --group channel --tries 1 --steps 1", False),
     "refine": ("{llama} {llama} --data {text} --tokenizer {characters} --length 8 --steps 1 --model-only", False),
 }
 

@@ -25,10 +25,10 @@ EXAMPLE = 'isobasin gauge MODEL --for rtn4 --group 128 --data wikitext --split "
 CHANNEL = "channel"
 
 
-def _group(text: str) -> int:
+def _group(text: str | None) -> int | None:
     """A number of inputs, or 0 for all of an output."""
-    if text == CHANNEL:
-        return 0
+    if text is None or text == CHANNEL:
+        return None if text is None else 0
     if not text.isdecimal() or not int(text):
         raise typer.BadParameter(f"{text!r}: give a number of inputs from 1 on, or {CHANNEL}")
     return int(text)
@@ -39,11 +39,10 @@ def gauge(
     rounding: Annotated[Rounding, options.choose("--for", Rounding)],
     output: options.Output,
     group: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--group",
             metavar=f"N|{CHANNEL}",
-            parser=_group,
             help=f"Inputs of an output that share a scale, for integers; {CHANNEL}: all, the default but of rtn2.",
         ),
     ] = None,
@@ -91,7 +90,7 @@ def gauge(
     OUT is an ordinary checkpoint, not rounded: give it to the tool that quantises. Rounded are the projections of all
     blocks, as tools do it; embeddings, normalisations, routers and the head stay as they are.
     """
-    arguments = options.given(locals())
+    arguments, sharing = options.given(locals()), _group(group)
     with working("reading") as progress:
         from isobasin.quantisation.gauge import gauge
         from isobasin.verbs.settings import Running
@@ -100,7 +99,7 @@ def gauge(
             model,
             rounding,
             output,
-            group=group,
+            group=sharing,
             examples=None if data is None else examples_for(model, arguments, allow_pickle),
             by=by,
             tries=tries,

@@ -18,6 +18,7 @@ from isobasin.quantisation.objectives import Batch, Cost, Measured, Nothing
 from isobasin.quantisation.quantiser import Quantiser
 from isobasin.quantisation.recipe import LEARNING
 from isobasin.quantisation.starts import at_random, still
+from isobasin.recipes import recorded
 from isobasin.refinement.descent import Descent, Refined, descend, split
 from isobasin.refinement.line import Sample
 from isobasin.refinement.recipe import Refining
@@ -74,6 +75,7 @@ class Gauged:
         return {"schema": SCHEMA, **plain(own)}
 
 
+@recorded
 def gauge(
     model: Source,
     rounding: Rounding | str,

@@ -204,13 +204,16 @@ class Cost:
         error = math.sqrt(lost / sum(float(matrix.square().sum()) for matrix, _ in pairs))
         if test is None:
             return Measured(error)
-        line, batches = replace(self._module, ends=(self._own, end)), list(batches_of(test, len(test), _BATCH))
+        line, batches = replace(self._module, ends=(self._own, end)), self._placed(test)
         loss, divergence = (line.means(measure, batches, (1.0,))[0] for measure in (line.loss, line.divergence))
         return Measured(error, loss, divergence)
 
     def loss(self, test: Sample[Batch]) -> float:
         """The loss of the model as it is."""
-        return self._module.means(self._module.loss, list(batches_of(test, len(test), _BATCH)), (0.0,))[0]
+        return self._module.means(self._module.loss, self._placed(test), (0.0,))[0]
+
+    def _placed(self, test: Sample[Batch]) -> list[tuple[Batch, int]]:
+        return [(self._module.placed(batch), size) for batch, size in batches_of(test, len(test), _BATCH)]
 
     def end(self, model: Model, start: Alignment, *, movable: bool = False) -> End:
         """A model after a move as an end of the line."""
