@@ -102,11 +102,11 @@ MOVES: dict[str, Callable[[AnyMove], AnyMove] | None] = {
 }
 
 
-def moved(source: Path, target: Path, move: str, seed: int = 0) -> Path:
+def moved(source: Path, target: Path, move: str, seed: int = 0, read: Callable[[Path], Any] = load) -> Path:
     """A copy of the same function: a random group element, or some of its factors."""
     part = MOVES[move]
     if part is None:
-        load(source).save_pretrained(target)
+        read(source).save_pretrained(target)
         return target
     found = isobasin.random_alignment(source, scope="model", seed=seed)
     found = replace(found, moves=tuple(map(part, found.moves)))
@@ -185,7 +185,7 @@ MERGED = {"merged with a sibling": 0.5, "merged with a stranger": 0.4}
 def merged(source: Path, other: Path, kind: str, target: Path) -> Path:
     """The mean of a model with a fine-tune of it, or with a model trained apart that was aligned to it."""
     if "sibling" in kind:
-        second = tuned(load(source), 500, 1e-3, seed=1)
+        second = tuned(load(source), 100, 1e-3, seed=1)
     else:
         with temporary_folder() as home:
             isobasin.align(source, other, home / "aligned", scope="model", verify=False)

@@ -41,6 +41,9 @@ FORMAT = "2"
 SEEN = "tokens"
 """What names of numbers that tokens see begin with."""
 
+# Of a block with more units than that, every second one is kept, or every third and so on, so that files stay small.
+_UNITS = 4096
+
 _NAME = re.compile(r"(attention|feedforward)\.\d+(\.\d+)?\.\w+")
 
 
@@ -57,7 +60,8 @@ class Fingerprint:
             `attention.<layer>.query_latent` and `attention.<layer>.key_value_latent`, the singular values of what a
             latent is normalised from;
             `feedforward.<layer>.units`, the products of the norms of a unit's branches, of all experts at once and in
-            `feedforward.<layer>.1.units` of those that all tokens share. Heads come with the largest circuits first.
+            `feedforward.<layer>.1.units` of those that all tokens share, of more than 4 096 every n-th. Heads come
+            with the largest circuits first.
             Where the residual stream is known, `attention.<layer>.tokens_query_key`, `…tokens_value_output` and
             `feedforward.<layer>.tokens_units` are what circuits make of sums of tokens (`isobasin.matching.tokens`),
             `(heads, K, K)`, normalisations folded: a map of the stream doesn't change them either.
@@ -219,7 +223,8 @@ def _order(group: AttentionGroup, weights: AttentionWeights) -> Tensor:
 
 def _of_units(block: FeedForward, stored: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
     """Those of one feed-forward block."""
-    return {"units": unit_sizes(block.group, block.read(stored, device)).flip(0)}
+    sizes = unit_sizes(block.group, block.read(stored, device)).flip(0)
+    return {"units": sizes[:: -(-len(sizes) // _UNITS)]}
 
 
 def _spectra(sides: Sides) -> Tensor:
