@@ -38,6 +38,7 @@ from isobasin.tasks.options import DataFacts
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.pretended import pretended_cuda
 from isobasin.verbs.settings import Matching, Running
+from isobasin.verification import running
 
 pytestmark = pytest.mark.gpu
 T = TypeVar("T")
@@ -337,6 +338,22 @@ def test_cuda_refines_and_goes_on_after_an_interrupt(mixed, tmp_path):
     assert found.refined.steps == 8
     assert all(verified.equal for verified in found.verified)
     assert isobasin.verify(reference, tmp_path / "out" / REFERENCE).equal
+
+
+@pytest.mark.skipif(not REAL, reason="only the thread that pretends sees the device")
+def test_a_streamed_model_computes_what_a_held_one_does(tmp_path, monkeypatch):
+    """Layers go to the device one at a time, rounding in 16 bits too."""
+    a = UNTIED.save(tmp_path / "a", dtype=torch.bfloat16)
+    isobasin.scramble(a, tmp_path / "b", seed=1, verify=False)
+    found = []
+    for limit in (10**9, 0):
+        monkeypatch.setattr(running, "_HELD_LIMIT", limit)
+        found.append(isobasin.verify(a, tmp_path / "b", device="cuda"))
+    held, streamed = found
+    assert held.equal
+    assert streamed.equal
+    assert streamed.max_rel == pytest.approx(held.max_rel, rel=1e-6)
+    assert streamed.rounding.rms == pytest.approx(held.rounding.rms, rel=1e-6)
 
 
 @pytest.mark.skipif(not REAL, reason="graphs are recorded by CUDA")

@@ -16,8 +16,8 @@ from isobasin.matching.attention import distance, match
 from isobasin.matching.heads import assign, head_costs, head_permutation
 from isobasin.matching.sides import all_sides
 from isobasin.symmetries import attention
+from isobasin.symmetries.centred import Centred
 from isobasin.symmetries.groups import QUERY_KEY, AttentionGroup, BilinearGroup
-from isobasin.symmetries.normed import Centred
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.testing.assertions import relative_difference
 from isobasin.testing.strategies import (

@@ -19,8 +19,8 @@ from isobasin.choices import HeadCost
 from isobasin.matching import latents
 from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.matching.sides import Sides, pair_sides
+from isobasin.symmetries.centred import Centred
 from isobasin.symmetries.groups import QUERY_KEY, VALUE_OUTPUT, AttentionGroup
-from isobasin.symmetries.normed import Centred
 from isobasin.symmetries.shift import Tables
 from isobasin.symmetries.weights import AttentionWeights
 

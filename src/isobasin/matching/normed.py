@@ -26,8 +26,9 @@ from torch import Tensor
 from isobasin.bounds import VANISHING
 from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.symmetries.bilinear import linear_part, plane_part
+from isobasin.symmetries.centred import Centred
 from isobasin.symmetries.factor import Parts
-from isobasin.symmetries.normed import MATRIX, PLANES, SIGNS, TRADES, Centred, Normed, signs_of, swapped
+from isobasin.symmetries.normed import MATRIX, PLANES, SIGNS, TRADES, Normed, signs_of, swapped
 
 _POLISH = 4
 

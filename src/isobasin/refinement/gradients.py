@@ -78,10 +78,9 @@ class Replayed:
     def _record(self, t: Tensor, batch: Mapping[str, Any]) -> None:
         self._shapes = _shapes(batch)
         self._t, self._batch = t.clone(), {n: x.clone() if isinstance(x, Tensor) else x for n, x in batch.items()}
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        graph = torch.cuda.CUDAGraph()
         try:
+            beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
                 self._stepwise(self._t, self._batch)
             torch.cuda.current_stream().wait_stream(beside)
@@ -98,5 +97,5 @@ def _shapes(batch: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def gradients(measure: AnyMeasure, coordinates: Sequence[Tensor], *, recordable: bool) -> Gradients:
     """How gradients are taken: replayed where there is a GPU and a line whose batches are on it."""
-    on_gpu = torch.backends.cuda.is_built() and all(x.is_cuda for x in coordinates)
+    on_gpu = all(x.is_cuda for x in coordinates)
     return Replayed(measure, coordinates) if recordable and on_gpu else Stepwise(measure, coordinates)

@@ -18,10 +18,11 @@ from functools import cached_property
 
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.bilinear import Bilinear, BilinearGroup as BilinearGroup, Roles
+from isobasin.symmetries.centred import Centred
 from isobasin.symmetries.factor import Factor, Parts
 from isobasin.symmetries.linear import Linear
 from isobasin.symmetries.means import Means
-from isobasin.symmetries.normed import Centred, Normed
+from isobasin.symmetries.normed import Normed
 from isobasin.symmetries.permutation import Heads
 from isobasin.symmetries.planes import Planes
 from isobasin.symmetries.product import Product

@@ -220,6 +220,10 @@ def _check(func: Any, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:
         )
 
 
+def _refuses(*_: Any) -> None:
+    raise RuntimeError("nothing is recorded on a device that isn't there")
+
+
 @contextmanager
 def pretended_cuda() -> Generator[None]:
     """Torch says that it has a CUDA device, and tensors there are as described above."""
@@ -231,6 +235,7 @@ def pretended_cuda() -> Generator[None]:
         "is_bf16_supported": lambda *_: True,
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
+        "Stream": _refuses,
     }
     # In inference mode no module can be moved, as parameters are exchanged for wrappers there.
     calm = mock.patch.object(torch, "inference_mode", torch.no_grad)
