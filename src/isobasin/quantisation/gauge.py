@@ -128,7 +128,7 @@ def gauge(
         within = widest([found]) if scope is None else Scope(scope)
         rest, test = (None, None) if examples is None else split(examples, how)
         cost = Cost(found, rounds, by, running.device, rest, None if examples is None else examples.kind)
-        starts, went, alignment = _found(cost, within, tries, how, running)
+        starts, went, alignment = search(cost, within, tries, how, running)
         facts = {"rounding": str(rounds), "by": str(by), "seed": str(how.seed), **untied_note(found)}
         alignment = replace(alignment, provenance={"operation": "gauge", "model": found.name, **facts})
 
@@ -143,7 +143,7 @@ def gauge(
         return Gauged(path, made, written, written.verified, str(rounds), by, starts, went, loss, before, after)
 
 
-def _found(
+def search(
     cost: Cost, scope: Scope, tries: int, how: Refining, running: Running
 ) -> tuple[dict[str, float], Refined, Alignment]:
     """What every start costs, how learning went from the least, and the move that it found."""
