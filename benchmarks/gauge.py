@@ -103,8 +103,8 @@ def _rows(asked: argparse.Namespace, path: Path, rounding: str, done: set[Any]) 
                 found = at_random(model, scope, seed)
             elif way != "trained":
                 cost = plain if way == "group" else Rotations(**{f.name: getattr(plain, f.name) for f in fields(plain)})
-                how = replace(LEARNING, steps=asked.steps, every=asked.steps // 3, batch_size=asked.batch, seed=seed)
-                found = search(cost, scope, asked.tries, replace(how, minutes=0), Running())[2]
+                how = replace(LEARNING, steps=asked.steps, every=asked.steps // 2, warmup=asked.steps // 10, seed=seed)
+                found = search(cost, scope, asked.tries, replace(how, batch_size=asked.batch, minutes=0), Running())[2]
             took = time.process_time() - began
             measured = plain.measured(plain.end(model, found), test)
             row = {"model": name, "rounding": str(rounds), "way": way, "seed": seed, **vars(measured)}

@@ -1,7 +1,7 @@
 """A gauged checkpoint through transformers' own quantisation (torchao, on the CPU), beside rounding it here.
 
     isobasin gauge MODEL --for rtn3 --data text.txt -o GAUGED
-    python examples/quantised.py MODEL GAUGED --data text.txt --for rtn3
+    python benchmarks/quantised.py MODEL GAUGED --data text.txt --for rtn3
 
 MODEL is a causal language model whose projections are `nn.Linear`, as Llama's; torchao converts no others. Both
 checkpoints are loaded with `TorchAoConfig`: nothing of isobasin runs then.
