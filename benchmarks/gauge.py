@@ -6,7 +6,7 @@ MODELS are causal language models by characters (`char_vocab.json` in each), all
 Learning has the same steps, batches, starts and data in both cases, and looks at the same held-out examples; the table
 is measured on the test text. "rotations" learns those of the residual stream and of every head's values alone, which is
 what SpinQuant has offline. GPTQ (with `--gptq`, for integers) rounds column by column, with second moments of inputs on
-256 windows of the training text in that gauge. Rows are written as they are found, and those that are there are not
+256 of those windows in that gauge. Rows are written as they are found, and those that are there are not
 found again.
 """
 
@@ -89,7 +89,9 @@ def _rows(asked: argparse.Namespace, path: Path, rounding: str, done: set[Any]) 
     """One model and one quantiser."""
     name = f"{path.parent.name}/{path.name}"
     rounds = Quantiser.of(rounding)
-    train, test = (_examples(path, text, count) for text, count in ((asked.text, 2048), (asked.test, asked.windows)))
+    train, test = (
+        _examples(path, text, count) for text, count in ((asked.text, asked.train), (asked.test, asked.windows))
+    )
     ways = [("trained", 0), *((way, seed) for seed in range(asked.seeds) for way in list(WAYS)[1:])]
     with open_model(path) as model:
         scope = widest([model])
@@ -122,7 +124,7 @@ def _by_gptq(
         write_moved(move, model, Path(folder) / "moved", Running(verify=False))
         moved = opened("moved", Path(folder) / "moved")
         weights = linears(moved)
-        calibration = DataCalibration(train.subset(range(256)))
+        calibration = DataCalibration(train.subset(range(min(256, len(train)))))
         inputs: Mapping[str, Tensor] = calibration.moments(moved, [one.weight for one in weights])
         tensors = {name: x.double() for name, x in moved.read(moved.view.tensors.values()).items()}
         for one in weights:
@@ -207,6 +209,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tries", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--train", type=int, default=2048, help="windows of the text to learn from")
     parser.add_argument("--windows", type=int, default=256, help="windows of the test text")
     parser.add_argument("--gptq", action="store_true")
     parser.add_argument("--threads", type=int, default=1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from isobasin.choices import Costs, Device, Dtype, Rounding, Scope
 from isobasin.cli import options
@@ -129,6 +130,8 @@ def _report(found: Gauged) -> Iterator[RenderableType]:
     for name, cost in (("as trained", found.before), ("in this gauge", found.after)):
         shown.add_row(name, f"{cost.error:.4f}", *([f"{cost.loss:.4f}", f"{cost.divergence:.4f}"] if measured else []))
     yield shown
+    if found.after.divergence > found.before.divergence:
+        yield Text("On these data, which nothing was learned from, it is no better than as trained.", "yellow")
     went, starts = found.learned, found.starts
     best = min(starts, key=starts.__getitem__)
     yield (

@@ -134,7 +134,7 @@ def gauge(
 
         def write(folder: Path) -> tuple[Alignment, Measured]:
             written = write_moved(alignment, found, folder, running)
-            moved = opened(str(output), folder)
+            moved = opened(found.name, folder)
             return written, cost.measured(cost.end(moved, still(moved, Scope.attention)), test)
 
         before = cost.measured(cost.end(found, still(found, Scope.attention)), test)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment
 from isobasin.choices import Costs, TaskKind
+from isobasin.errors import IsobasinError
 from isobasin.model import Model
 from isobasin.quantisation.linears import Linear, linears, rounded
 from isobasin.quantisation.quantiser import Rounds
@@ -191,6 +192,8 @@ class Cost:
             return replace(self._module, ends=ends)
         moments: Mapping[str, Tensor] = {}
         if self.by is Costs.layers and self.examples is not None:
+            if experts := [one.weight for one in self._weights if "expert" in dict(one.layout.sizes)]:
+                raise IsobasinError(f"{experts[0]}: layers can't weigh experts, use --by weights")
             seen = (batch for batch, _ in batches_of(self.examples, _SEEN, _BATCH))
             moments = replace(self._module, ends=ends).inputs(seen)
         return RoundedWeights(ends, self.device, self._weights, self.rounds, moments)

@@ -61,7 +61,7 @@ class Quantiser:
         lies between codes passes straight through, and a smaller scale rounds less.
         """
         inputs = matrix.shape[-1]
-        size = self.group or inputs
+        size = min(self.group or inputs, inputs)
         x = functional.pad(matrix, (0, -inputs % size)).unflatten(-1, (-1, size))
         largest = x.abs().amax(-1, keepdim=True)
         with torch.no_grad():

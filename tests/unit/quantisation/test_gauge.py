@@ -189,6 +189,9 @@ def test_bad_input_is_refused_and_nothing_written(tmp_path: Path):
     ):
         with pytest.raises(IsobasinError, match=problem):
             gauge(model, "mxfp4" if "group" in how else "rtn4", out, how=SHORT, **how)
+    experts = tiny("gpt_oss").save(tmp_path / "experts", dtype=torch.float32)
+    with pytest.raises(IsobasinError, match="layers can't weigh experts"):
+        gauge(experts, "rtn4", out, examples=tokens(), by="layers", how=SHORT)
     with pytest.raises(OutputError):
         gauge(model, "rtn4", model, how=SHORT)
     assert not out.exists()

@@ -30,6 +30,7 @@ def test_a_scale_is_for_a_group_of_an_output_and_the_last_one_may_be_short():
     assert rounded([7.5, 0.4, 75.0, 4.0, 0.75], "rtn4", 2) == [7.0, 0.0, 70.0, 0.0, pytest.approx(0.7)]
     rows = torch.tensor([[7.5, 0.4], [75.0, 4.0]], dtype=torch.float64)
     assert Quantiser.of("rtn4")(rows).tolist() == [[7.0, 0.0], [70.0, 0.0]]
+    assert torch.equal(Quantiser.of("rtn4", 10**6)(rows), Quantiser.of("rtn4")(rows))
     experts = torch.stack([rows, 2 * rows])
     assert torch.equal(Quantiser.of("rtn4")(experts)[1], 2 * Quantiser.of("rtn4")(rows))
 
