@@ -6,8 +6,8 @@ MODELS are causal language models by characters (`char_vocab.json` in each), all
 Learning has the same steps, batches, starts and data in both cases, and looks at the same held-out examples; the table
 is measured on the test text. "rotations" learns those of the residual stream and of every head's values alone, which is
 what SpinQuant has offline. GPTQ (with `--gptq`, for integers) rounds column by column, with second moments of inputs on
-256 of those windows in that gauge. Rows are written as they are found, and those that are there are not
-found again.
+up to 256 of the windows that are learned from, in that gauge. Rows are written as they are found, and those that are
+there are not found again.
 """
 
 from __future__ import annotations
