@@ -32,7 +32,7 @@ RUNS = (
     "equivalent {home}/a {home}/b",
     "fingerprint {home}/a -o {home}/a.json",
     "scan {home}/a {home}/print.json",
-    "gauge {home}/a --for rtn3 -o {out}",
+    "gauge {home}/a --for rtn3 --steps 2 --tries 1 -o {out}",
     "interpolate {home}/a {home}/b -o {out}",
     "merge {home}/a {home}/b --force-unrelated -o {out}",
     "run {home}/moved -o {out}",
