@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     )
     from isobasin.choices import (
         HeadCost as HeadCost,
+        MergeMethod as MergeMethod,
         Method as Method,
         Objective as Objective,
         Readout as Readout,
@@ -118,7 +119,7 @@ _HOMES = {
     "architectures.projection": "Layout Projection",
     "architectures.schema": "Specification",
     "certification.certify": "BlockCertificate Certificate certify",
-    "choices": "HeadCost Method Objective Readout Scope Space Targets",
+    "choices": "HeadCost MergeMethod Method Objective Readout Scope Space Targets",
     "errors": "IsobasinError",
     "execution.cluster": "Cluster",
     "execution.local": "Processes",

@@ -130,6 +130,20 @@ class Space(Choice):
     circuit = "circuit", "Q K^T and V O^T of every head, cut to its width, and all other tensors as in weights"
 
 
+class MergeMethod(Choice):
+    """How models are combined once they are aligned."""
+
+    mean = "mean", "their weighted mean"
+    slerp = "slerp", "by mergekit: the point of the arc between two models, tensor by tensor"
+    task_arithmetic = "task-arithmetic", "by mergekit: A and the weighted sum of what the others are beyond it"
+    ties = "ties", "by mergekit: likewise, the largest changes alone (--density), where they agree in sign"
+
+    @property
+    def of_tasks(self) -> bool:
+        """Whether the first model is what the others come from, and has no weight itself."""
+        return self in (MergeMethod.task_arithmetic, MergeMethod.ties)
+
+
 class Readout(Choice):
     """Whose head a merged body gets, where the models have other heads."""
 

@@ -7,12 +7,12 @@ Python says so itself (`recorded`). Whoever writes the result asks for it (`foll
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from importlib import metadata
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
@@ -119,10 +119,8 @@ def recorded(verb: Callable[P, T]) -> Callable[P, T]:
 
 
 def version() -> str:
-    """Of this isobasin, as it was installed."""
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version("isobasin")
-    return "unknown"
+    """Of this isobasin; its package is there before any of its modules."""
+    return sys.modules["isobasin"].__version__
 
 
 def _plain(value: Any) -> Any:

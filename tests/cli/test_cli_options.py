@@ -21,7 +21,7 @@ VERBS = (
     *("verify", "equivalent", "compare", "scan"),
 )
 _DATA = {*options.DATA}
-READS = {"align": _DATA | {*options.ENGINE} - {"engine"}, "merge": _DATA, "transport": _DATA}
+READS = {"align": _DATA | {*options.ENGINE} - {"engine"}, "merge": _DATA | {"refine", "minutes"}, "transport": _DATA}
 # Asked of by other names.
 OTHERS = {"as_json", "no_verify"}
 RECORDS: dict[str, tuple[Any, ...]] = {

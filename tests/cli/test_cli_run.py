@@ -26,6 +26,7 @@ COMMANDS = {
     "canonicalize": ("{a} --scope block", False),
     "interpolate": ("{a} {b} -t -0.25", True),
     "merge": ("{a} {scrambled} {a} -t 1,2 -t 3 --dtype bfloat16", True),
+    "merge --refine": ("{llama} {llama} --data {text} --tokenizer {characters} --length 8 --minutes 0.001", True),
     "transport": ("{a} {b} {scrambled} --scope attention --scale -0.5", True),
     "gauge": ("{a} --for rtn2 --group channel --tries 1 --steps 1", False),
     "refine": ("{llama} {llama} --data {text} --tokenizer {characters} --length 8 --steps 1 --model-only", False),
@@ -58,7 +59,8 @@ def test_what_a_command_writes_is_made_again_by_its_recipe(
 ):
     words, mixes = COMMANDS[command]
     unverified = [] if command == "interpolate" else ["--no-verify"]
-    first = cli(command, *words.format_map(made).split(), *unverified, "-o", tmp_path / "first")
+    command, *more = command.split()
+    first = cli(command, *more, *words.format_map(made).split(), *unverified, "-o", tmp_path / "first")
     assert first.exit_code == 0, first.stderr
     recipe, card = (tmp_path / "first" / name for name in (RECIPE, CARD))
     assert (tmp_path / "first" / ALIGNMENT).exists() == (command != "interpolate")
@@ -178,6 +180,13 @@ def test_a_wrong_recipe_is_refused_in_a_line(content: str, problem: str, cli: Cl
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.stderr
     assert problem in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_line_is_learned_on_data_between_two(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    for given in ((models["a"], models["b"]), (models["a"], models["b"], models["a"], "--data", "text.txt")):
+        result = cli("merge", *given, "--refine", "-o", tmp_path / "out")
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+        assert "--refine learns the line between two models on --data" in result.stderr
 
 
 def test_a_recipe_by_hand_may_say_where_to_write(cli: Cli, models: dict[str, Path], tmp_path: Path):

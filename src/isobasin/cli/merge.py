@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from isobasin.choices import Device, Dtype, HeadCost, Method, Objective, Readout, Scope, Space
+from isobasin.choices import Device, Dtype, HeadCost, MergeMethod, Method, Objective, Readout, Scope, Space
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
-from isobasin.cli.examples import calibration_for
+from isobasin.cli.examples import calibration_for, examples_for
 from isobasin.cli.tables import change, number, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from isobasin.alignment import Alignment
     from isobasin.verbs.merge import Merged
+    from isobasin.verbs.settings import Progress
 
 # The least difference of losses that four digits show.
 _SEEN = 1e-4
@@ -40,6 +43,19 @@ def merge(
         ),
     ] = None,
     space: Annotated[Space, options.choose("--space", Space)] = Space.weights,
+    merge_method: Annotated[MergeMethod, options.choose("--merge-method", MergeMethod)] = MergeMethod.mean,
+    density: Annotated[
+        float | None,
+        typer.Option("--density", metavar="X", help="With --merge-method ties: share of the largest changes kept."),
+    ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="Learn the alignment on --data first, as `isobasin refine` does by default."),
+    ] = False,
+    minutes: Annotated[
+        float,
+        typer.Option("--minutes", metavar="N", min=0, help="With --refine: how long to learn, at most; 0: no limit."),
+    ] = 30.0,
     method: options.Method = Method.gauss_newton,
     head_cost: options.HeadCost = HeadCost.rotary,
     scope: options.Scope = Scope.attention,
@@ -77,6 +93,9 @@ def merge(
         from isobasin.verbs.merge import merge
 
         arguments["t"] = _numbers(t)
+        learning = {name: arguments.pop(name) for name in ("refine", "minutes")}
+        if learning["refine"]:
+            arguments["alignments"] = [_learned(models, arguments, learning["minutes"], progress)]
         calibration = calibration_for(models[0], arguments)
         found = merge(**arguments, calibration=calibration, progress=progress)
     if as_json:
@@ -84,6 +103,30 @@ def merge(
         return
     show(*_report(found, models))
     show_path("Written to", output)
+
+
+def _learned(models: list[str], arguments: dict[str, Any], minutes: float, progress: Progress) -> Alignment:
+    """The move of the second model to the first that `refine` learns, those of both models as one."""
+    if len(models) != 2 or arguments["data"] is None:
+        raise typer.BadParameter("--refine learns the line between two models on --data: give both models and data")
+    from isobasin.checkpoints import temporary_folder
+    from isobasin.refinement.recipe import Refining
+    from isobasin.refinement.refine import refine
+    from isobasin.verbs.settings import Matching, Running
+
+    with temporary_folder() as folder:
+        found = refine(
+            models[0],
+            models[1],
+            examples_for(models[0], arguments | {"seed": Refining.seed}, arguments["allow_pickle"]),
+            Path(folder) / "refined",
+            how=Refining(minutes=minutes),
+            matching=options.record(Matching, arguments),
+            running=Running(arguments["device"], verify=False, progress=progress),
+            take_config=arguments["take_config"],
+            allow_pickle=arguments["allow_pickle"],
+        )
+    return found.alignment if found.reference is None else found.reference.inverse().compose(found.alignment)
 
 
 def _numbers(given: list[str] | None) -> list[float] | None:

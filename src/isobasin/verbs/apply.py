@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment, AnyMove, Moved
 from isobasin.beside import ALIGNMENT
-from isobasin.checkpoints import check_output, temporary_folder, write_checkpoint
+from isobasin.checkpoints import calling, check_output, temporary_folder, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.loading import like
 from isobasin.matching import circuits
@@ -135,6 +135,18 @@ def write_moved(
 ) -> Alignment:
     """Write a model after a move that is known; arguments, result and errors as `write_moving`."""
     return write_moving(acting(alignment, model, running), model, output, running, others, extra=extra)
+
+
+def verify_move(alignment: Alignment, model: Model, output: str, running: Running) -> Verification:
+    """Make the move on a model, in a temporary folder, and compare the outputs.
+
+    Raises:
+        VerificationError: They differ by more than rounding.
+    """
+    with temporary_folder() as folder, calling(folder / "moved", output):
+        found = write_moved(alignment, model, folder / "moved", running).verified
+    assert found is not None
+    return found
 
 
 def write_moving(

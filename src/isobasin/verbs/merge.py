@@ -19,17 +19,18 @@ from isobasin.beside import alignment_name
 from isobasin.bounds import check_number
 from isobasin.canonical import Canonical, Source
 from isobasin.checkpoints import check_output, write_checkpoint
-from isobasin.choices import HeadCost, Method, Objective, Readout, Scope, Space
+from isobasin.choices import HeadCost, MergeMethod, Method, Objective, Readout, Scope, Space
 from isobasin.errors import IsobasinError
 from isobasin.matching.averaging import circuit_mean
 from isobasin.model import Model, batches, open_model, opened
 from isobasin.recipes import recorded
 from isobasin.symmetries.weights import stack
 from isobasin.text import Plain, plain
-from isobasin.verbs.apply import counted, deliver
+from isobasin.verbs.apply import counted, deliver, verify_move
 from isobasin.verbs.centring import bring_together, moved_tensors
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.fitting import Fit, fit, in_form, keeping
+from isobasin.verbs.handing import check_mergekit, handed_over
 from isobasin.verbs.interpolate import means, only, say_if_beyond
 from isobasin.verbs.leaving import leave
 from isobasin.verbs.relatedness import Relation, refuse_unrelated, relations
@@ -66,7 +67,7 @@ class Merged:
     Attributes:
         path: The folder, if one was asked for.
         model: The new transformers model otherwise.
-        weights: Of each model; their sum is 1.
+        weights: Of each model, of sum 1; of each but the first where their changes are added.
         alignments: What moved every model but the first, which stays.
         distances: Of three or more models to their centre, round by round.
         truncation: What the circuits of each layer lost; empty if weights were averaged.
@@ -98,6 +99,9 @@ def merge(
     *,
     t: float | Sequence[float] | None = None,
     space: Space | str = Space.weights,
+    merge_method: MergeMethod | str = MergeMethod.mean,
+    density: float | None = None,
+    alignments: Sequence[Alignment] | None = None,
     method: Method | str = Method.gauss_newton,
     head_cost: HeadCost | str = HeadCost.rotary,
     scope: Scope | str = Scope.attention,
@@ -133,6 +137,10 @@ def merge(
         t: Place on the line between two models, 0 is the first; or one weight for each model, of which only the
             ratios count. None is the plain mean.
         space: What is averaged.
+        merge_method: How the aligned models are combined: as their mean, or by mergekit. Where it adds what the others
+            are beyond the first model, `t` has a weight for each of those; None is 1 for all.
+        density: With merge method "ties": the share of the largest changes that are kept; None keeps all.
+        alignments: Moves of every model but the first that were found before, as by `refine`; None finds them.
         method: Stage-2 solver of the alignment, as in `align`.
         head_cost: What its stage 1 compares, as in `align`.
         scope: What is matched, as in `align`.
@@ -159,8 +167,14 @@ def merge(
         ArchitectureError: Models are unrelated, and nothing says to average them nevertheless.
         VerificationError: A move changes a block's function, or the result's outputs are not finite.
     """
-    weights, space = _weights(t, len(models)), Space(space)
-    place = weights[-1]
+    way, space = MergeMethod(merge_method), Space(space)
+    check_mergekit(way, len(models), density)
+    if way is not MergeMethod.mean and space is Space.circuit:
+        raise IsobasinError(f"--merge-method {way} combines weights: leave out --space circuit")
+    if alignments is not None and len(alignments) != len(models) - 1:
+        raise IsobasinError(f"{len(alignments)} alignments for {len(models)} models: give one for each but the first")
+    weights = _task_weights(t, len(models)) if way.of_tasks else _weights(t, len(models))
+    place = 0.0 if way.of_tasks else weights[-1]
     matching = Matching(
         Method(method), HeadCost(head_cost), max_condition, Scope(scope), keep_gains, Objective(objective), untie
     )
@@ -172,14 +186,17 @@ def merge(
         if head is not None and Readout(head) is Readout.own:
             models, opened, weights = _own(models), opened[::-1], weights[::-1]
         inputs = [model.checkpoint.folder for model in opened]
-        alone = only(weights, partial(_check_alike, opened, matching, taking))
+        whole = () if way.of_tasks else weights  # of which one may be all
+        alone = only(whole, partial(_check_alike, opened, matching, taking))
         if output is not None:
             check_output(output, inputs, force)
         brought, truncation, points = _Brought(), list[Truncation](), iter(())
         if alone is None:
-            forced = force_unrelated or 1 in weights
-            brought = _bring(opening, opened, taking, matching, running, calibration, forced=forced)
+            forced = force_unrelated or 1 in whole
+            brought = _bring(opening, opened, taking, matching, running, calibration, alignments, forced=forced)
             points = brought.mean(weights, space, running, truncation)
+            if way is not MergeMethod.mean:
+                points = brought.handed_over(way, weights, density, running)
 
         def write(folder: Path) -> tuple[str | None, tuple[float, ...]] | None:
             kept, check = opened[alone or 0].checkpoint, partial(_checked, folder, running, calibration)
@@ -230,6 +247,17 @@ class _Brought:
             points = _circuits(self.models, pieces, weights, running.device, truncation)
         else:
             points = means(pieces, weights)
+        return self._written(points, running)
+
+    def handed_over(
+        self, way: MergeMethod, weights: Sequence[float], density: float | None, running: Running
+    ) -> Iterator[dict[str, Tensor]]:
+        """The tensors of what mergekit makes of them."""
+        moves = (None, *self.alignments)
+        return self._written(handed_over(self.models, moves, way, weights, density), running)
+
+    def _written(self, points: Iterator[dict[str, Tensor]], running: Running) -> Iterator[dict[str, Tensor]]:
+        """New tensors under the first model's names, with its own rows where others lack them."""
         first = self.models[0].canonical
         return counted(first.written(keeping(points, first, self.fits)), len(first.view.tensors), running.progress)
 
@@ -241,6 +269,7 @@ def _bring(
     matching: Matching,
     running: Running,
     calibration: Evaluating | None,
+    known: Sequence[Alignment] | None,
     *,
     forced: bool,
 ) -> _Brought:
@@ -248,7 +277,13 @@ def _bring(
     first, *others = models
     fits = [fit(first.canonical, other.canonical, taking) for other in others]
     ends = [first, *(_fitted(opening, first, other, found) for other, found in zip(others, fits, strict=True))]
-    alignments, distances = bring_together(ends, matching, running, calibration)
+    if known is None:
+        alignments, distances = bring_together(ends, matching, running, calibration)
+    else:
+        alignments, distances = tuple(known), ()
+        for end, alignment in zip(ends[1:], known, strict=True):
+            if running.verify:
+                verify_move(alignment, end, "the result", running)
     found = relations(ends, alignments, running.device)
     if not forced:
         refuse_unrelated(found)
@@ -345,6 +380,16 @@ def _weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]
     # The sum of large ones could be infinite.
     shares = [w / max(given) for w in given]
     return tuple(share / sum(shares) for share in shares)
+
+
+def _task_weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """One weight for each model but the first, which the others come from."""
+    given = [1.0] * (count - 1) if t is None else [float(t)] if isinstance(t, (int, float)) else [float(w) for w in t]
+    for number in given:
+        check_number("t", number)
+    if len(given) != count - 1 or count < 2:
+        raise IsobasinError(f"t has {len(given)} weights for {count - 1} models beyond the first: give one for each")
+    return tuple(given)
 
 
 def _check_alike(models: Sequence[Model], matching: Matching, taking: Taking) -> None:

@@ -19,14 +19,14 @@ from isobasin.architectures.resolve import check_comparable
 from isobasin.beside import ALIGNMENT
 from isobasin.bounds import check_number
 from isobasin.canonical import Source, evened, open_canonical
-from isobasin.checkpoints import calling, check_output, temporary_folder, write_checkpoint
+from isobasin.checkpoints import check_output, temporary_folder, write_checkpoint
 from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, about, warn
 from isobasin.model import Model
 from isobasin.recipes import recorded
 from isobasin.text import plain
 from isobasin.verbs.align import match_models
-from isobasin.verbs.apply import counted, deliver, write_moved
+from isobasin.verbs.apply import counted, deliver, verify_move
 from isobasin.verbs.centring import moved_tensors
 from isobasin.verbs.conflicts import Taking, refuse_conflicts
 from isobasin.verbs.interpolate import same, tensors_of
@@ -162,7 +162,7 @@ def transport(
             unchecked = replace(running, verify=False)
             alignment = match_models(onto, start, Matching(*how), unchecked, calibration)
         name = "the result" if output is None else os.fspath(output)
-        verified = tuple(_verified(alignment, model, name, running) for model in (start, end) if verify)
+        verified = tuple(verify_move(alignment, model, name, running) for model in (start, end) if verify)
         carried = _Carried(onto, start, end, alignment, running)
         if carried.form.untied and not untie:
             warn(f"{onto.name}: the result has its tied tensors by themselves, as another model isn't tied")
@@ -201,18 +201,6 @@ def _opened(sources: Sequence[Source], *, allow_pickle: bool, untie: bool) -> Ge
             with about(f"{models[1].name} and {other.name}"):
                 check_comparable(models[1].specification, other.specification)
         yield models
-
-
-def _verified(alignment: Alignment, model: Model, output: str, running: Running) -> Verification:
-    """Make the move on a model, in a temporary folder, and compare the outputs.
-
-    Raises:
-        VerificationError: They differ by more than rounding.
-    """
-    with temporary_folder() as folder, calling(folder / "moved", output):
-        found = write_moved(alignment, model, folder / "moved", running).verified
-    assert found is not None
-    return found
 
 
 @dataclass
