@@ -20,9 +20,10 @@ from typer.testing import CliRunner, Result
 from isobasin import cli
 from isobasin.cli import tables
 from isobasin.cli.alignment_report import alignment_report
-from isobasin.cli.console import SCHEMA_VERSION, complain, console, show, show_json, show_path, working
+from isobasin.cli.console import QUIET, SCHEMA_VERSION, complain, console, show, show_json, show_path, working
 from isobasin.cli.equivalence_report import equivalence_report
 from isobasin.cli.program import app
+from isobasin.errors import warn
 
 PROGRAM: Any = get_command(app)
 VERBS = PROGRAM.list_commands(None)
@@ -230,7 +231,36 @@ def test_a_screen_without_columns_is_a_wide_one(monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().out == "a sentence of several words\n"
 
 
-def test_progress_is_silent_without_a_terminal(cli: Callable[..., Result]):
-    with working("reading") as progress:
-        progress("writing", 0, 2)
-        progress("writing", 2, 2)
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_is_a_line_every_half_minute_without_a_terminal(
+    quiet: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    times = iter((0.0, 10.0, 29.0, 31.0, 60.0, 65.0))
+    monkeypatch.setattr("isobasin.cli.console.time", SimpleNamespace(monotonic=lambda: next(times)))
+    token = QUIET.set(quiet)
+    try:
+        with working("reading") as progress:
+            progress("writing", 0, 2)
+            progress("writing", 1, 2)
+            progress("writing", 2, 2)  # after 31 seconds
+            progress("verifying", 0, 1)
+            progress("verifying", 1, 1)  # after 65
+            warn("something")
+    finally:
+        QUIET.reset(token)
+    said = capsys.readouterr().err.splitlines()
+    lines = ["progress: writing 2/2 (31 s)", "progress: verifying (65 s)", "warning: something"]
+    assert said == ([] if quiet else lines)
+
+
+def test_a_quiet_program_says_errors_alone_and_a_verbose_one_where_they_are(
+    cli: Callable[..., Result], models: dict[str, Path], tmp_path: Path
+):
+    beyond = ("interpolate", models["a"], models["b"], "-t", "1.5", "--force", "-o", tmp_path / "out")
+    assert "warning: t is 1.5" in cli(*beyond).stderr
+    assert cli("-q", *beyond).stderr == ""
+    assert "warning: t is 1.5" in cli(*beyond).stderr  # only that one was
+    missing = ("scramble", tmp_path / "nothing", "-o", tmp_path / "out")
+    assert len(cli("--quiet", *missing).stderr.splitlines()) == 1
+    assert "Traceback" in cli("-v", *missing).stderr
+    assert "Traceback" not in cli(*missing).stderr

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, redirect_stdout, suppress
+from contextvars import ContextVar
 from itertools import accumulate
 from typing import Any
 
@@ -37,6 +39,8 @@ DEBUG = "ISOBASIN_DEBUG"
 SCHEMA_VERSION = 1
 """Of what `--json` prints: it rises when something there is removed, renamed or changes its meaning."""
 
+# Seconds between two lines of progress where there is no terminal for bars.
+_EVERY = 30.0
 # In a pipe nothing needs to fit a screen: wide enough that no table or sentence is ever folded.
 _PIPE_WIDTH = 1000
 _QUIET = {
@@ -143,14 +147,21 @@ def _print_line(label: str, style: str, message: str) -> None:
         console(stderr=True).print(Text.assemble((label, style), " ", printable(one_line(message))), soft_wrap=True)
 
 
+QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+"""Whether the user asked for errors alone on stderr."""
+
+VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)
+"""Whether they asked for tracebacks and for what other libraries say."""
+
+
 def debugging() -> bool:
-    """Whether the user asked for tracebacks and for what other libraries say."""
-    return os.environ.get(DEBUG, "") not in ("", "0")
+    """Whether the user asked, here or in the environment, for tracebacks and for what other libraries say."""
+    return VERBOSE.get() or os.environ.get(DEBUG, "") not in ("", "0")
 
 
 @contextmanager
 def working(what: str) -> Generator[Callable[[str, int, int], None]]:
-    """Progress on stderr, if it is a terminal, and silence of the libraries that do the work.
+    """Progress on stderr, bars on a terminal and else a line now and then; and silence of the libraries that work.
 
     Args:
         what: Shown until the library says what it does.
@@ -184,7 +195,7 @@ def quiet() -> Generator[None]:
             yield
     finally:
         logging.disable(before)
-        for message in said:
+        for message in () if QUIET.get() else said:
             _print_line("warning:", "bold yellow", message)
 
 
@@ -198,7 +209,7 @@ def bars_on(screen: Console, bar: BarColumn, *more: ProgressColumn) -> Progress:
         *more,
         console=screen,
         transient=True,
-        disable=not screen.is_terminal,
+        disable=not screen.is_terminal or QUIET.get(),
         redirect_stdout=False,
         redirect_stderr=False,
     )
@@ -206,8 +217,12 @@ def bars_on(screen: Console, bar: BarColumn, *more: ProgressColumn) -> Progress:
 
 @contextmanager
 def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
-    """One line for each kind of work, removed in the end."""
-    with bars_on(console(stderr=True), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bars:
+    """One line for each kind of work, removed in the end; where there is no terminal, a line now and then."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield _lines()
+        return
+    with bars_on(screen, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bars:
         first = bars.add_task(what, total=None, count="")
         tasks: dict[str, TaskID] = {}
 
@@ -222,3 +237,19 @@ def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
             bars.update(tasks[step], completed=done, total=total if known else None, count=count)
 
         yield progress
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    """Progress for a log: what is being done, and for how long it has gone on, at most every half minute."""
+    begun = said = time.monotonic()
+
+    def progress(step: str, done: int, total: int) -> None:
+        nonlocal said
+        stop_if_asked()
+        now = time.monotonic()
+        if now - said >= _EVERY and not QUIET.get():
+            said = now
+            count = f" {done}/{total}" if total > 1 else ""
+            _print_line("progress:", "", f"{step}{count} ({now - begun:.0f} s)")
+
+    return progress

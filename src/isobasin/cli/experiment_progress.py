@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID
 
-from isobasin.cli.console import bars_on
+from isobasin.cli.console import QUIET, bars_on
 from isobasin.signals import stop_if_asked
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class _Watcher:
         return "" if seconds is None or self._ended == self._total else f", about {_duration(seconds)} left"
 
     def _line(self, text: str) -> None:
-        if not self._screen.is_terminal:
+        if not self._screen.is_terminal and not QUIET.get():
             self._screen.print(f"[{self._ended}/{self._total}{self._left()}] {text}", soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from isobasin import __version__, cli
+from isobasin.cli.console import QUIET, VERBOSE
 from isobasin.cli.failures import reported
 from isobasin.recipes import recorded
 
@@ -89,8 +90,17 @@ def isobasin(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Before the command: no progress or warnings, errors alone.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Before the command: what other libraries say, and tracebacks of errors."),
+    ] = False,
 ) -> None:
     """Bring two transformer checkpoints into the same basin with moves that never change what they compute."""
+    QUIET.set(quiet)
+    VERBOSE.set(verbose)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
 
