@@ -4,9 +4,10 @@ r"""What a low line between two refined copies could come from instead: flat or 
         --third C --other other.txt -o controls.json
 
 Refines A and B and measures, of both as they are and as they were moved: norms of their weights, condition numbers of
-the maps, how fast losses rise along random directions, losses on other data; and barriers of lines that the descent did
-not learn: between two gauges of one model, between moved and unmoved models, and to a third model. Were a low line due
-to where moved models lie, and not to how both lie together, these would be low as well.
+the maps, how fast losses rise along random directions, losses on other data, the loss of the mean of both predictions;
+and barriers of lines that the descent did not learn: between two gauges of one model, between moved and unmoved models,
+and to a third model. Were a low line due to where moved models lie, and not to how both lie together, these would be
+low as well.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from pairs import examples
+from torch.nn import functional
 
 from isobasin.alignment import Alignment, condition_of
 from isobasin.checkpoints.output import replace_text
@@ -29,6 +31,8 @@ from isobasin.lines.path import POINTS, points
 from isobasin.records.curves import height
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.tasks.examples import IGNORED
+from isobasin.tasks.losses import model_inputs, targets
 
 # Distances along random directions, in units of every tensor's own norm.
 _STEPS = (0.02, 0.05, 0.1)
@@ -63,6 +67,7 @@ def _measured(asked: argparse.Namespace, out: Path) -> dict[str, Any]:
         "rise": {name: _rises(tests, models[name], asked.directions) for name in models},
         "barriers": {" - ".join(line): _line(tests, *(models[end] for end in line)) for line in lines},
     }
+    found["mean prediction"] = _mean_prediction(tests, models["A"], models["B"])
     if asked.other:
         other = Losses(examples(asked, asked.other, asked.other_split, asked.test_examples), how)
         found["other data"] = _line(other, models["moved A"], models["moved B"])
@@ -96,6 +101,18 @@ def _rises(tests: Losses, model: Path, directions: int) -> list[dict[str, float]
         {"step": step, "mean": statistics.mean(x), "error": statistics.stdev(x) / math.sqrt(len(x))}
         for step, x in rises.items()
     ]
+
+
+@torch.no_grad()
+def _mean_prediction(tests: Losses, first: Path, last: Path) -> float:
+    """The loss of the mean of what two models predict: what a model that holds both might reach."""
+    modules, examples = [tests.load(first), tests.load(last)], tests.examples
+    batch = examples.fetch(range(len(examples)))
+    labels = targets(examples.kind, batch["labels"]).reshape(-1)
+    logits = (module(**model_inputs(module, batch, torch.device("cpu"))).logits for module in modules)
+    each = [x.reshape(len(labels), -1).log_softmax(-1) for x in logits]
+    mean = torch.logaddexp(*each) - math.log(2)
+    return float(functional.nll_loss(mean.double(), labels, ignore_index=IGNORED))
 
 
 def _line(tests: Losses, first: Path, last: Path) -> dict[str, float]:
