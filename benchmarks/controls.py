@@ -45,9 +45,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = _measured(asked, asked.refined or Path(scratch) / "refined")
     print(json.dumps(found, indent=2))
-    names = {name: Path(getattr(asked, name) or "").name for name in ("a", "b", "third", "other")}
     facts = {name: getattr(asked, name) for name in ("train", "test", "length", "steps", "batch", "directions")}
-    replace_text(asked.output, json.dumps({**names, "asked": facts, **found}, indent=2) + "\n")
+    replace_text(asked.output, json.dumps({"asked": facts, **found}, indent=2) + "\n")
 
 
 def _measured(asked: argparse.Namespace, out: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _DRAWN = {
     "model-data": ("#0072B2", "o"),
     "refined": ("#7A4FBF", "P"),
 }
-_LOWEST = 1e-4
+_LOWEST = 1e-3
 _LABEL = 16
 
 Found = dict[str, list[dict[str, Any]]]
@@ -47,7 +47,7 @@ def ways(plans: Sequence[SettingPlan], results: Results, folder: Path) -> list[P
         for way in _DRAWN:
             _draw(axis, way, found)
         axis.set_yscale("log")
-        axis.set_ylabel("barrier (nats)")
+        axis.set_ylabel(f"barrier (nats; {_LOWEST} and less as {_LOWEST})")
         names = [textwrap.fill(plain(printable(title)), _LABEL) for title in found]
         axis.set_xticks(range(len(found)), names, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
