@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -156,6 +157,10 @@ def search(
         descent = Descent(cost.line(start), sample, how)
         descent.look()
         costs[name] = descent.state.best
+    if not math.isfinite(min(costs.values())):
+        raise IsobasinError(
+            f"{cost.model.name}: what rounding costs by {cost.by} is no finite number: choose another --by"
+        )
     start = starts[min(costs, key=costs.__getitem__)]
     line = cost.line(start)
     went = descend(line, sample, how, progress=running.progress)

@@ -202,9 +202,9 @@ class Cost:
     def measured(self, end: End, test: Sample[Batch] | None) -> Measured:
         """What rounding costs at one end, on data that nothing was learned from."""
         tensors = end.tensors()
-        pairs = [(one.matrix(tensors[one.weight]), one) for one in self._weights]
-        lost = sum(float((matrix - self.rounds(matrix)).square().sum()) for matrix, _ in pairs)
-        error = math.sqrt(lost / sum(float(matrix.square().sum()) for matrix, _ in pairs))
+        matrices = [one.matrix(tensors[one.weight]) for one in self._weights]
+        lost = sum(float((matrix - self.rounds(matrix)).square().sum()) for matrix in matrices)
+        error = math.sqrt(lost / max(sum(float(matrix.square().sum()) for matrix in matrices), 1e-300))
         if test is None:
             return Measured(error)
         line, batches = replace(self._module, ends=(self._own, end)), self._placed(test)

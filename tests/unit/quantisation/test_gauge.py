@@ -16,7 +16,7 @@ from isobasin.architectures.tiny import TinyModel
 from isobasin.choices import Costs, Scope, TaskKind
 from isobasin.errors import IsobasinError, OutputError
 from isobasin.model import open_model
-from isobasin.quantisation.gauge import LEARNING, gauge
+from isobasin.quantisation.gauge import LEARNING, gauge, search
 from isobasin.quantisation.linears import linears, rounded
 from isobasin.quantisation.objectives import Cost, bare
 from isobasin.quantisation.quantiser import Quantiser
@@ -25,6 +25,7 @@ from isobasin.refinement.chart import Chart
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.assertions import assert_function_preserved
+from isobasin.verbs.settings import Running
 from isobasin.verbs.whole import widest
 
 UNTIED = {"tie_word_embeddings": False}
@@ -192,6 +193,8 @@ def test_bad_input_is_refused_and_nothing_written(tmp_path: Path):
     experts = tiny("gpt_oss").save(tmp_path / "experts", dtype=torch.float32)
     with pytest.raises(IsobasinError, match="layers can't weigh experts"):
         gauge(experts, "rtn4", out, examples=tokens(), by="layers", how=SHORT)
+    with open_model(model) as opened, pytest.raises(IsobasinError, match="by weights is no finite number"):
+        search(Cost(opened, lambda x: x * torch.nan, Costs.weights, "cpu"), Scope.model, 0, SHORT, Running())
     with pytest.raises(OutputError):
         gauge(model, "rtn4", model, how=SHORT)
     assert not out.exists()
