@@ -54,11 +54,11 @@ def grid(full: bool) -> list[tuple[int, list[str], list[str]]]:
     if full:
         return [(seed, list(MOVES), [*CHANGES, *MERGED]) for seed in (0, 1)]
     return [
-        (0, list(MOVES), ["0 steps", "50 steps"]),
-        (0, ["rotated", "all"], CHEAP),
-        (1, ["all"], ["50 steps", "pruned", "layer dropped"]),
+        (0, ["rotated", "all"], ["50 steps", *CHEAP]),
         (0, ["rotated"], ["500 steps"]),
-        (0, ["all"], list(MERGED)),
+        (0, [move for move in MOVES if move not in ("rotated", "all")], ["0 steps", "50 steps"]),
+        (0, ["all"], ["0 steps", *MERGED]),
+        (1, ["all"], ["50 steps", "pruned", "layer dropped"]),
     ]
 
 
@@ -66,15 +66,16 @@ def pairs(folder: Path, data: Path, home: Path, full: bool) -> Iterator[tuple[Pa
     """Pairs of an origin and another model, what was done, and whether they are related."""
     for family in ("gpt2", "llama"):
         yield from _apart([folder / "scratch" / f"{family}-seed{seed}" for seed in (0, 1)])
-        yield from _apart([small(family, seed, data, home) for seed in range(3)])
     for seed, moves, changes in grid(full):
         for family in ("gpt2", "llama"):
             base, other = (folder / "scratch" / f"{family}-seed{i}" for i in (seed, 1 - seed))
             for kind, path in copies(base, other, home, moves, changes).items():
                 yield base, path, kind, True
-                # The same copies beside a stranger; of the smaller grid, of two moves.
+                # The same copies beside a stranger; of the smaller grid, some of them.
                 if "stranger" not in kind and (full or kind.startswith(("as it is", "all"))):
                     yield other, path, kind, False
+    for family in ("gpt2", "llama"):
+        yield from _apart([small(family, seed, data, home) for seed in range(3)])
     if (stories := folder / "stories260K").exists():
         for kind, path in copies(stories, None, home, ["all"], ["0 steps", "quantised"]).items():
             yield stories, path, kind, True

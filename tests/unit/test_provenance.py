@@ -190,6 +190,7 @@ def test_what_is_no_fingerprint_is_refused_in_a_line(tmp_path: Path):
         "list": [1],
         "ragged": content | {"feedforward.0.units": [[1], [1, 2]]},
         "huge": content | {"feedforward.0.units": [None]},
+        "named": content | {"feedforward.0.units": {"a": 1}},
         "unlike": content | {"feedforward.0.tokens_units": [[[1.0]]]},
     }
     for name, value in wrong.items():
@@ -204,6 +205,7 @@ def test_what_is_no_fingerprint_is_refused_in_a_line(tmp_path: Path):
         "list.json": "not an object",
         "ragged.json": "damaged fingerprint",
         "huge.json": "damaged fingerprint",
+        "named.json": "damaged fingerprint",
         "unlike.json": "damaged fingerprint",
         "seed0": "no fingerprint",
         "empty": "no fingerprints in it",

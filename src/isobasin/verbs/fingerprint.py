@@ -116,7 +116,7 @@ class Fingerprint:
             raise CheckpointError(f"{path}: a fingerprint {old}: write it again with `isobasin fingerprint`")
         try:
             return cls(kind, {name: _checked(name, value) for name, value in values.items()})
-        except (ValueError, TypeError, OverflowError) as error:
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
             raise CheckpointError(f"{path}: damaged fingerprint ({first_line(error)}): write it again") from error
 
     def layers(self) -> list[dict[str, Tensor]]:

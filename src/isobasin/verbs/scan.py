@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from isobasin.checkpoints.files import entries
 from isobasin.errors import CheckpointError
 from isobasin.matching.tokens import partners
 from isobasin.model import Source
@@ -134,8 +135,7 @@ def scan(
         CheckpointError: A file is no fingerprint, or a folder has none.
     """
     files = list(_files(fingerprints))
-    kept = isinstance(model, (str, os.PathLike)) and Path(model).suffix in ENDINGS and Path(model).is_file()
-    own = Fingerprint.load(model) if kept else fingerprint(model, device=device, allow_pickle=allow_pickle)  # pyright: ignore[reportArgumentType]
+    own = _own(model, device, allow_pickle)
     found: list[Kin] = []
     for done, file in enumerate(files):
         progress("comparing", done, len(files))
@@ -143,6 +143,13 @@ def scan(
     progress("comparing", len(files), len(files))
     found.sort(key=lambda each: (not each.same, -(each.score or 0), each.name))
     return Scan(str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__, tuple(found))
+
+
+def _own(model: Source, device: str, allow_pickle: bool) -> Fingerprint:
+    """The fingerprint that a file holds, or that of a model."""
+    if isinstance(model, (str, os.PathLike)) and Path(model).suffix in ENDINGS and Path(model).is_file():
+        return Fingerprint.load(model)
+    return fingerprint(model, device=device, allow_pickle=allow_pickle)
 
 
 def kin(name: str, ours: Fingerprint, theirs: Fingerprint) -> Kin:
@@ -180,7 +187,7 @@ def _files(given: Iterable[str | os.PathLike[str]]) -> Iterable[Path]:
         if not path.is_dir():
             yield path
             continue
-        inside = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
+        inside = sorted(path / name for name in entries(path) if Path(name).suffix in ENDINGS)
         if not inside:
             raise CheckpointError(f"{path}: no fingerprints in it: give files that `isobasin fingerprint -o` wrote")
         yield from inside
