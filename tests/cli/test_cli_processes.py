@@ -34,6 +34,17 @@ def test_help_imports_nothing_heavy():
     assert "Usage: isobasin align" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("isobasin al", ["align"]), ("isobasin align --scope ", ["attention", "block", "model"])],
+)
+def test_a_shell_completes_commands_and_choices(words: str, offered: list[str]):
+    asked = {"_ISOBASIN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    program = [sys.executable, "-m", "isobasin"]
+    ended = subprocess.run(program, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == offered
+
+
 def test_align_imports_what_later_steps_need_after_the_first_tensor_is_read(models: dict[str, Path], tmp_path: Path):
     script = (
         "import sys\n"

@@ -70,7 +70,6 @@ _FILES = {found.name for found in iter_modules(cli.__path__)}
 app = typer.Typer(
     name="isobasin",
     cls=_Program,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
