@@ -98,6 +98,6 @@ def _option(found: re.Match[str]) -> str:
     default = re.search(r"\s*(\[default: .*?\])\s*$", found[0])
     said, *more = (found[0][: default.start()] if default else found[0]).strip().split("\n\n")
     names = [re.sub(r"^([\w-]+): ", r"`\1`: ", " ".join(one.split())) for one in more]
-    return "\n".join(
-        [f"{said.strip()} {default[1] if default else ''}".rstrip(), "", *(f"    - {one}" for one in names)]
-    )
+    first = f"{said.strip()} {default[1] if default else ''}".rstrip()
+    # Without an empty line after it, the next option would be one of the names.
+    return "\n".join([first, "", *(f"    - {name}" for name in names), ""])
