@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
         Space as Space,
         Targets as Targets,
     )
+    from isobasin.diagnosis.findings import Defect as Defect, Finding as Finding
     from isobasin.errors import IsobasinError as IsobasinError
     from isobasin.execution.cluster import Cluster as Cluster
     from isobasin.execution.local import Processes as Processes
@@ -79,6 +80,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
         compare as compare,
     )
     from isobasin.verbs.conflicts import Conflict as Conflict, Option as Option
+    from isobasin.verbs.diagnose import Diagnosis as Diagnosis, Judgement as Judgement, diagnose as diagnose
     from isobasin.verbs.equivalent import (
         Equivalence as Equivalence,
         LayerEvidence as LayerEvidence,
@@ -120,6 +122,7 @@ _HOMES = {
     "architectures.schema": "Specification",
     "certification.certify": "BlockCertificate Certificate certify",
     "choices": "HeadCost MergeMethod Method Objective Readout Scope Space Targets",
+    "diagnosis.findings": "Defect Finding",
     "errors": "IsobasinError",
     "execution.cluster": "Cluster",
     "execution.local": "Processes",
@@ -150,6 +153,7 @@ _HOMES = {
     "verbs.check": "Check Matchable PairCheck check",
     "verbs.compare": "BlockScore Comparison Verdict compare",
     "verbs.conflicts": "Conflict Option",
+    "verbs.diagnose": "Diagnosis Judgement diagnose",
     "verbs.equivalent": "Equivalence LayerEvidence equivalent",
     "verbs.fingerprint": "Fingerprint fingerprint",
     "verbs.interpolate": "interpolate",

@@ -18,6 +18,7 @@ from isobasin.architectures.registry import families
 from isobasin.beside import ALIGNMENT
 from isobasin.execution.cluster import Cluster
 from isobasin.execution.local import Here, Processes
+from isobasin.testing.planted import PLANTS, plant
 from isobasin.verbs.settings import chosen_device
 
 Cli = Callable[..., Result]
@@ -285,6 +286,24 @@ def test_interpolate_is_the_straight_line(cli: Cli, models: dict[str, Path], tmp
     assert all((point[name] - (0.75 * a[name] + 0.25 * b[name])).abs().max() < 1e-6 for name in a)
     human = cli("interpolate", models["a"], models["b"], "-o", tmp_path / "half")
     assert human.stdout == f"Written to {tmp_path / 'half'}\n"
+
+
+def test_diagnose_names_a_defect_and_mends_it(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):
+    a, b, out = models["llama"], tmp_path / "b", tmp_path / "out"
+    assert plant(a, b, (PLANTS["half and interleaved"], PLANTS["epsilon"]), 0)
+    no = cli("diagnose", a, b, "--json")
+    found = parsed(no)
+    assert no.exit_code == 1
+    assert [one["defect"] for one in found["findings"]] == ["rotary order", "configuration"]
+    assert (found["judgement"], found["sound"], found["output"]) == ("defects", False, None)
+    told = cli("diagnose", a, b)
+    assert told.exit_code == 1
+    assert "features of query, key lie in interleaved order, not half" in told.stdout
+    mended = parsed(cli("diagnose", a, b, "--fix", "-o", out, "--json"))
+    assert mended["verified"]["equal"]
+    assert mended["output"] == str(out)
+    assert parsed(cli("diagnose", a, out, "--json"))["judgement"] == "exact"
+    assert parsed(cli("diagnose", models["a"], scrambled, "--json"))["judgement"] == "equivalent"
 
 
 def test_transport_carries_a_fine_tune(cli: Cli, models: dict[str, Path], scrambled: Path, tmp_path: Path):

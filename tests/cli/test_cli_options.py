@@ -18,10 +18,15 @@ from isobasin.verbs.settings import Matching, Running
 
 VERBS = (
     *("align", "apply", "scramble", "canonicalize", "interpolate", "merge", "transport"),
-    *("verify", "equivalent", "compare", "scan"),
+    *("verify", "equivalent", "compare", "scan", "diagnose"),
 )
 _DATA = {*options.DATA}
-READS = {"align": _DATA | {*options.ENGINE} - {"engine"}, "merge": _DATA | {"refine", "minutes"}, "transport": _DATA}
+READS = {
+    "align": _DATA | {*options.ENGINE} - {"engine"},
+    "merge": _DATA | {"refine", "minutes"},
+    "transport": _DATA,
+    "diagnose": {"fix"},
+}
 # Asked of by other names.
 OTHERS = {"as_json", "no_verify"}
 RECORDS: dict[str, tuple[Any, ...]] = {

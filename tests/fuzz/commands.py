@@ -70,6 +70,8 @@ COMMANDS = (
     Command("verify {a} {scrambled} --seed 1", judges=("a", "scrambled")),
     Command("equivalent {a} {scrambled}", judges=("a", "scrambled")),
     Command("equivalent {a} {copy} --json", judges=("a", "copy")),
+    Command("diagnose {a} {scrambled} --json", judges=("a", "scrambled")),
+    Command("diagnose {a} {b} --fix -o {out}"),
     Command("compare {a} {scrambled}"),
     Command("compare {a} {b} --json"),
     Command("check {a} {b}"),

@@ -1,0 +1,98 @@
+"""Whether what is left between two blocks is a move of their symmetry group, which is no defect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.feedforwards import FeedForward
+from isobasin.choices import Method
+from isobasin.diagnosis.rounding import relative
+from isobasin.errors import TensorError
+from isobasin.matching.attention import match
+from isobasin.matching.circuits import bias_error, circuit_error, rounding
+from isobasin.matching.feedforward import match_feedforward
+
+# Relative errors of circuits that count as rounding, at least: a copy may have been stored in an ill-conditioned gauge.
+_FLOORS = {torch.float64: 1e-9, torch.float32: 1e-4}
+_FACTOR = 5
+_CEILING = 0.25
+# A move that leaves more than this of the distance is none: the blocks were as near before.
+_FALL = 0.5
+_MOST = 1e12
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What the best move of a block leaves between two.
+
+    Attributes:
+        errors: Relative differences: of circuits and biases of attention, of the weights of feed-forward blocks.
+        allowed: Those that rounding explains, likewise.
+        fall: The share of the weights' distance that is left.
+    """
+
+    errors: dict[str, float]
+    allowed: dict[str, float]
+    fall: float
+
+    @property
+    def closed(self) -> bool:
+        """Whether a move explains the difference."""
+        return self.fall <= _FALL and all(ratio <= 1 for ratio in self.ratios().values())
+
+    def ratios(self) -> dict[str, float]:
+        """Every error over what is allowed."""
+        return {name: min(error / self.allowed[name], _MOST) for name, error in self.errors.items()}
+
+
+def gap(
+    block: AttentionBlock | FeedForward,
+    x: Mapping[str, Tensor],
+    y: Mapping[str, Tensor],
+    kind: torch.dtype,
+    method: Method = Method.gauss_newton,
+) -> Gap:
+    """What the best move leaves of the difference of two blocks whose values a type holds.
+
+    Circuits see no continuous map, so that a quick method finds nearly the same.
+    """
+    floor = _FLOORS.get(kind, 0.0)
+    if not isinstance(block, AttentionBlock):
+        return _units(block, x, y, max(floor, torch.finfo(kind).eps))
+    try:
+        ours, theirs = block.read(x), block.read(y)
+    except TensorError:  # a gain of a latent is 0: no move is known
+        return Gap({"gains": math.inf}, {"gains": 1.0}, 1.0)
+    moved = match(block.group, ours, theirs, method=method).moved
+    blurs = [float(rounding(block.group, weights, kind)) for weights in (ours, theirs)]
+    allowed = min(max(_FACTOR * math.hypot(*blurs), floor), _CEILING)
+    errors = {
+        "circuits": float(circuit_error(block.group, ours, moved)),
+        "biases": float(bias_error(block.group, ours, moved)),
+    }
+    fall = _fall(ours.tensors(), theirs.tensors(), moved.tensors())
+    return Gap(errors, {"circuits": allowed, "biases": 10 * allowed}, fall)
+
+
+def _units(block: FeedForward, x: Mapping[str, Tensor], y: Mapping[str, Tensor], allowed: float) -> Gap:
+    """`gap` of two feed-forward blocks."""
+    ours, theirs = block.read(x), block.read(y)
+    moved = match_feedforward(block.group, ours, theirs).moved.tensors()
+    errors = {role: relative(part, moved[role]) for role, part in ours.tensors().items()}
+    return Gap(errors, dict.fromkeys(errors, allowed), _fall(ours.tensors(), theirs.tensors(), moved))
+
+
+def _fall(x: Mapping[str, Tensor], y: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> float:
+    """The share of a distance that a move leaves."""
+    before, after = (_distance(x, other) for other in (y, moved))
+    return after / before if before else 0.0
+
+
+def _distance(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float((part - y[role]).square().sum()) for role, part in x.items()))

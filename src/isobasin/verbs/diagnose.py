@@ -1,0 +1,187 @@
+"""Is a conversion exact, and if not, which known defect explains it, and where?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isobasin.canonical import Source
+from isobasin.checkpoints import check_output, write_checkpoint
+from isobasin.choices import Choice
+from isobasin.diagnosis.findings import Defect, Finding
+from isobasin.diagnosis.pair import Pair, opened_pair
+from isobasin.diagnosis.places import Whole, places
+from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
+from isobasin.memory import give_memory_back
+from isobasin.model import opened
+from isobasin.text import Plain, finite
+from isobasin.verbs.equivalent import Equivalence, equivalent_models, may_be_turned
+from isobasin.verbs.settings import Progress, Running, silent
+from isobasin.verification import Verification, verify_models
+
+
+class Judgement(Choice):
+    """What a diagnosis says of a conversion."""
+
+    exact = "exact", "the same values and configuration"
+    equivalent = "equivalent", "other values, and a move that changes no function carries B to A"
+    rounded = "rounded", "the same but for rounding to a narrower type"
+    defects = "defects", "known defects explain all of the difference"
+    partly = "partly", "known defects explain a part of the difference; the rest is training or noise"
+    unexplained = "unexplained", "no known defect explains the difference: training, noise or another model"
+
+
+@dataclass(frozen=True)
+class Diagnosis(Plain):
+    """What is wrong with a conversion.
+
+    Attributes:
+        judgement: In one word.
+        findings: Defects, those of the same words together.
+        moved: Layers whose blocks differ by a move of their group, which is no defect.
+        stream: The group whose map carries B's residual stream to A's; None where it is the same without.
+        left: Tensors that differ by something else, as A stores them, and by how much, relative; infinite for those
+            that only one has.
+        before: The norm of all differences over that of A's tensors.
+        after: The same once the defects are undone; blocks that are moved aren't counted.
+        verified: How the mended model's outputs compare with A's; None where nothing was written.
+        path: Where it is.
+    """
+
+    judgement: Judgement
+    findings: tuple[Finding, ...]
+    moved: tuple[int, ...]
+    stream: str | None
+    left: dict[str, float]
+    before: float
+    after: float
+    verified: Verification | None = None
+    path: Path | None = None
+    _also = ("sound",)
+
+    @property
+    def sound(self) -> bool:
+        """Whether B computes what A does, but for rounding."""
+        return self.judgement in (Judgement.exact, Judgement.equivalent, Judgement.rounded)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = super().to_json()
+        path = found.pop("path")
+        return finite({**found, "output": path})
+
+
+def diagnose(
+    a: Source,
+    b: Source,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "cpu",
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Find out what is wrong with a conversion: every known defect, layer by layer, alone or two at once.
+
+    B's tensors are read as A's configuration says. Weights are compared as they are stored first; where a block differs
+    by a move of its symmetry group as well, what no move changes is compared.
+
+    Args:
+        a: The original: folder, hub id, or transformers model.
+        b: The conversion that is judged.
+        output: Folder to write B to without its defects; None writes nothing. What B has lost is A's.
+        device: Where models run that are verified.
+        force: Replace an existing output folder.
+        allow_pickle: Load pickled weights, with `weights_only`.
+        progress: Called as the work goes on.
+
+    Raises:
+        IsobasinError: A subclass says what is wrong with the input or the output, in one line; or there is no defect to
+            mend.
+        VerificationError: All of the difference is explained, and the mended model computes something else; nothing was
+            written.
+    """
+    running = Running(device, force=force, progress=progress)
+    with opened_pair(a, b, allow_pickle=allow_pickle) as pair:
+        inputs = [end.checkpoint.folder for end in (pair.a.canonical, pair.b)]
+        if output is not None:
+            check_output(output, inputs, force)
+        whole = Whole.of(pair, progress)
+        found = _judged(pair, whole, running)
+        if output is None:
+            return found
+        if not found.findings or found.judgement is Judgement.rounded:
+            raise IsobasinError(f"{pair.b.name}: there is no known defect to mend: {found.judgement.meaning}")
+        verified = _write(pair, whole, found, Path(output), inputs, running)
+        return replace(found, verified=verified, path=Path(output))
+
+
+def _judged(pair: Pair, whole: Whole, running: Running) -> Diagnosis:
+    """The diagnosis of all places together."""
+    stream = _stream(pair, whole, running)
+    if stream is not None:
+        return Diagnosis(Judgement.equivalent, (), stream.feedforward, stream.stream, {}, whole.before, 0.0)
+    findings, left = whole.findings(), whole.left
+    wrong = [one for one in findings if one.defect is not Defect.rounding]
+    judgement = (
+        (Judgement.partly if wrong else Judgement.unexplained)
+        if left
+        else Judgement.defects
+        if wrong
+        else Judgement.rounded
+        if findings
+        else Judgement.equivalent
+        if whole.moved
+        else Judgement.exact
+    )
+    return Diagnosis(judgement, findings, tuple(sorted(whole.moved)), None, left, whole.before, whole.after)
+
+
+def _stream(pair: Pair, whole: Whole, running: Running) -> Equivalence | None:
+    """The evidence that a map of the residual stream carries all of B to A, if one does."""
+    embedding = pair.embedding
+    if embedding is None or pair.a.view.stored(embedding) not in whole.left:
+        return None
+    try:
+        model = pair.model_b()
+        if not may_be_turned(pair.a, model):
+            return None
+        found = equivalent_models(pair.a, model, Running(running.device, verify=False, progress=running.progress))
+    except (ArchitectureError, TensorError):
+        return None  # B is no model that could be matched
+    return found if found.equivalent else None
+
+
+def _write(
+    pair: Pair, whole: Whole, found: Diagnosis, output: Path, inputs: list[Path], running: Running
+) -> Verification:
+    """Write B without its defects, in its own form, or in A's where it lacks a place for something."""
+    own = whole.fits and not any(one.defect in (Defect.configuration, Defect.layers) for one in found.findings)
+    form = pair.b if own else pair.a.canonical
+    kinds = [{end.checkpoint.tensors[name].dtype for name in end.view.tensors.values()} for end in (pair.b, form)]
+    kind = max((k for k in kinds[0] if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
+
+    def mended() -> Iterator[Mapping[str, Tensor]]:
+        for place in places(pair, whole.order, running.progress, "writing"):
+            yield {name: x for name, x in whole.examined(place).tensors.items() if name in form.shapes}
+            give_memory_back()
+
+    def check(folder: Path) -> Verification:
+        result = verify_models(pair.a, opened(os.fspath(output), folder), device=running.device)
+        exact = found.judgement is Judgement.defects and not any(x.defect is Defect.rounding for x in found.findings)
+        if exact and not result.equal:
+            raise VerificationError(f"{output}: the mended model is not A: {result.reason}: it was not written")
+        return result
+
+    dtype = None if kinds[0] == kinds[1] else kind
+    verified = write_checkpoint(
+        form.checkpoint, output, form.written(mended()), dtype=dtype, force=running.force, inputs=inputs, check=check
+    )
+    assert verified is not None
+    return verified

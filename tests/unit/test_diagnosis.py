@@ -1,0 +1,213 @@
+"""Conversions that went wrong: which defect is named, where, what mending brings back; and what is no defect."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import isobasin
+from isobasin import Defect, Judgement
+from isobasin.architectures.examples import tiny
+from isobasin.errors import ArchitectureError, IsobasinError, OutputError, TensorError, VerificationError
+from isobasin.testing.planted import PLANTS, plant
+
+MODELS = ("llama", "gpt2", "bert")
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("originals")
+    return {name: tiny(name).save(home / name, 0, dtype=torch.float32) for name in MODELS}
+
+
+def rewritten(folder: Path, out: Path, change) -> Path:
+    """A copy with other tensors, and the configuration beside them."""
+    shutil.copytree(folder, out)
+    tensors, config = load_file(out / "model.safetensors"), json.loads((out / "config.json").read_text())
+    change(tensors, config)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_every_defect_is_named(name: str, originals: dict[str, Path], tmp_path: Path):
+    made = ((a, plant(a, tmp_path / family, (PLANTS[name],), 3)) for family, a in originals.items())
+    a, b = next((a, b) for a, b in made if b is not None)
+    found = isobasin.diagnose(a, b)
+    assert {finding.defect for finding in found.findings} <= PLANTS[name].accepted
+    assert found.judgement is (Judgement.rounded if "float" in name else Judgement.defects)
+    assert not found.left
+    assert found.after < 1e-6 or found.judgement is Judgement.rounded
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("llama", ("half and interleaved", "query scale twice")),
+        ("llama", ("query heads interleaved", "folded twice")),
+        ("llama", ("half and interleaved", "query heads interleaved")),
+        ("gpt2", ("q, k, v fused otherwise", "positions off by two")),
+        ("bert", ("layers swapped", "transposed")),
+    ],
+)
+def test_two_defects_are_told_apart_and_mended(
+    family: str, names: tuple[str, ...], originals: dict[str, Path], tmp_path: Path
+):
+    a, plants = originals[family], tuple(PLANTS[name] for name in names)
+    b = plant(a, tmp_path / "b", plants, 3)
+    assert b is not None
+    assert not isobasin.verify(a, b).equal
+    found = isobasin.diagnose(a, b, tmp_path / "out")
+    kinds = {finding.defect for finding in found.findings}
+    assert all(one.accepted & kinds for one in plants)
+    assert kinds <= frozenset[Defect]().union(*(one.accepted for one in plants))
+    assert found.verified is not None
+    assert found.verified.equal
+    ours, mended = (load_file(folder / "model.safetensors") for folder in (a, tmp_path / "out"))
+    for key, x in ours.items():
+        torch.testing.assert_close(mended[key], x, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_roles_and_numbers_are_those_that_were_planted(originals: dict[str, Path], tmp_path: Path):
+    def change(tensors, config):
+        name = "model.layers.1.self_attn.k_proj.weight"
+        x = tensors[name]  # two key/value heads of eight features
+        tensors[name] = x.view(2, 2, 4, -1).transpose(1, 2).reshape(x.shape).contiguous()
+        config["rms_norm_eps"] = 1e-5
+
+    found = isobasin.diagnose(originals["llama"], rewritten(originals["llama"], tmp_path / "b", change))
+    rotary, entry = found.findings
+    assert (rotary.defect, rotary.layers) == (Defect.rotary_order, (1,))
+    assert rotary.tensors == ("model.layers.1.self_attn.k_proj.weight",)
+    assert rotary.words == "features of key lie in interleaved order, not half"
+    assert rotary.fix == "w.view(2, 4, 2, -1).transpose(1, 2).reshape(w.shape)"
+    assert rotary.before is not None
+    assert rotary.before > 1
+    assert rotary.after == 0
+    assert (entry.defect, entry.tensors) == (Defect.configuration, ("rms_norm_eps",))
+
+
+def test_a_layer_that_is_missing_is_taken_from_the_original(originals: dict[str, Path], tmp_path: Path):
+    a = tiny("llama", config={"num_hidden_layers": 3}).save(tmp_path / "a", 0, dtype=torch.float32)
+
+    def change(tensors, config):
+        for name in [name for name in tensors if name.startswith("model.layers.1.")]:
+            tensors[name] = tensors.pop(name.replace("layers.1.", "layers.2."))
+        config["num_hidden_layers"] = 2
+
+    found = isobasin.diagnose(a, rewritten(a, tmp_path / "b", change), tmp_path / "out")
+    (finding,) = found.findings
+    assert (finding.defect, finding.words, finding.layers) == (Defect.layers, "layer is missing", (1,))
+    assert found.verified is not None
+    assert found.verified.equal
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_copies_moves_and_noise_are_no_defects(family: str, originals: dict[str, Path], tmp_path: Path):
+    a = originals[family]
+    assert isobasin.diagnose(a, a).judgement is Judgement.exact
+    scopes = ("attention", "block", "model")
+    for scope in scopes:
+        isobasin.scramble(a, tmp_path / scope, scope=scope, condition=10, verify=False)
+        found = isobasin.diagnose(a, tmp_path / scope)
+        assert found.judgement is Judgement.equivalent
+        assert not found.findings
+        assert bool(found.stream) == (scope == "model")
+
+    def noise(tensors, config):
+        generator = torch.Generator().manual_seed(1)
+        for name, x in tensors.items():
+            tensors[name] = x + 1e-2 * x.std() * torch.randn(x.shape, generator=generator)
+
+    found = isobasin.diagnose(a, rewritten(a, tmp_path / "noise", noise))
+    assert found.judgement is Judgement.unexplained
+    assert not found.findings
+    assert found.left.keys() == load_file(a / "model.safetensors").keys()
+    assert 5e-3 < found.after == found.before < 2e-2
+
+
+def test_a_defect_is_found_in_another_gauge_as_well(originals: dict[str, Path], tmp_path: Path):
+    a = originals["gpt2"]
+    isobasin.scramble(a, tmp_path / "moved", scope="attention", condition=10, verify=False)
+    b = plant(tmp_path / "moved", tmp_path / "b", (PLANTS["[Q | V | K]"],), 0)
+    assert b is not None
+    found = isobasin.diagnose(a, b, tmp_path / "out")
+    (finding,) = found.findings
+    assert (finding.defect, finding.layers) == (Defect.fused_order, (0, 1))
+    assert found.moved == (0, 1)
+    assert found.verified is not None
+    assert found.verified.equal
+
+
+def test_a_defect_of_a_fine_tune_is_a_part_of_the_difference(originals: dict[str, Path], tmp_path: Path):
+    def change(tensors, config):
+        generator = torch.Generator().manual_seed(1)
+        for name, x in tensors.items():
+            tensors[name] = x + 1e-2 * x.std() * torch.randn(x.shape, generator=generator)
+        x = tensors["model.layers.0.self_attn.o_proj.weight"]
+        tensors["model.layers.0.self_attn.o_proj.weight"] = x.T.contiguous()
+
+    a = originals["llama"]
+    found = isobasin.diagnose(a, rewritten(a, tmp_path / "b", change), tmp_path / "out")
+    assert found.judgement is Judgement.partly
+    (finding,) = found.findings
+    assert finding.defect is Defect.transposed
+    assert finding.after is not None
+    assert 5e-3 < finding.after < 2e-2
+    assert found.verified is not None
+    assert not found.verified.equal
+
+
+def test_a_type_that_rounding_to_explains_is_named(originals: dict[str, Path], tmp_path: Path):
+    def change(tensors, config):
+        tensors |= {name: x.to(torch.bfloat16) for name, x in tensors.items()}
+
+    found = isobasin.diagnose(originals["llama"], rewritten(originals["llama"], tmp_path / "b", change))
+    assert found.judgement is Judgement.rounded
+    assert found.sound
+    assert {finding.words for finding in found.findings} == {"rounded to bfloat16"}
+
+
+def test_refusals_name_what_is_wrong(originals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    a = originals["llama"]
+    with pytest.raises(IsobasinError, match="no known defect to mend: the same values and configuration"):
+        isobasin.diagnose(a, a, tmp_path / "out")
+    with pytest.raises(ArchitectureError, match="A is a llama model, B is a gpt2 model"):
+        isobasin.diagnose(a, originals["gpt2"])
+    b = plant(a, tmp_path / "b", (PLANTS["transposed"],), 3)
+    assert b is not None
+    with pytest.raises(OutputError, match="is, holds or lies in"):
+        isobasin.diagnose(a, b, b)
+
+    def codes(tensors, config):
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+
+    with pytest.raises(TensorError, match=r"'model.norm.weight' is float8_e4m3fn: dequantise"):
+        isobasin.diagnose(a, rewritten(a, tmp_path / "codes", codes))
+    monkeypatch.setattr(
+        "isobasin.verbs.diagnose.verify_models", lambda a, b, **how: isobasin.verify(a.name, tmp_path / "b")
+    )
+    with pytest.raises(VerificationError, match=r"out: the mended model is not A: .* it was not written"):
+        isobasin.diagnose(a, b, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_gains_are_found_in_weights_of_which_a_part_is_looked_at(tmp_path: Path):
+    a = tiny("gpt2", config={"n_embd": 80}).save(tmp_path / "a", 0, dtype=torch.float32)
+
+    def change(tensors, config):
+        gain, bias = (tensors[f"transformer.h.0.ln_2.{name}"] for name in ("weight", "bias"))
+        weight = tensors["transformer.h.0.mlp.c_fc.weight"]
+        tensors["transformer.h.0.mlp.c_fc.bias"] += bias @ weight
+        tensors["transformer.h.0.mlp.c_fc.weight"] = gain[:, None] * weight
+
+    found = isobasin.diagnose(a, rewritten(a, tmp_path / "b", change))
+    (finding,) = found.findings
+    assert (finding.defect, finding.layers, found.judgement) == (Defect.folded, (0,), Judgement.defects)
+    assert finding.words == "the gain of h.0.ln_2.weight is multiplied into up, its bias added"
