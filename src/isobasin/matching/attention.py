@@ -7,7 +7,7 @@ least squares. Everything is batched over heads and over the leading dimensions 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -174,16 +174,16 @@ def _align_heads(
 def distance(a: AttentionWeights, b: AttentionWeights) -> Tensor:
     """Frobenius distance of all weights and biases of each block, `(...)`."""
     others = b.tensors()
-    return _norm(a, [x - others[name] for name, x in a.tensors().items()])
+    return _norm(a, (x - others[name] for name, x in a.tensors().items()))
 
 
 def size(weights: AttentionWeights) -> Tensor:
     """Frobenius norm of all weights and biases of each block, `(...)`."""
-    return _norm(weights, list(weights.tensors().values()))
+    return _norm(weights, weights.tensors().values())
 
 
-def _norm(weights: AttentionWeights, tensors: Sequence[Tensor]) -> Tensor:
-    """Norm of tensors like the weights' of each block."""
+def _norm(weights: AttentionWeights, tensors: Iterable[Tensor]) -> Tensor:
+    """Norm of tensors like the weights' of each block, of which one at a time is held."""
     blocks = weights.query.ndim - 4
     norms = [torch.linalg.vector_norm(x, dim=tuple(range(blocks, x.ndim))) for x in tensors]
     return torch.linalg.vector_norm(torch.stack(norms), dim=0)
