@@ -9,7 +9,7 @@ from typing import Any
 
 # Bytes that are read between one time and the next: it takes a few milliseconds, and what was given back has to be
 # asked for again.
-_BETWEEN = 32 * 2**20
+_BETWEEN = 16 * 2**20
 _read = 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from isobasin.errors import VerificationError
 from isobasin.loading import Held, Streamed, made, plans
 from isobasin.loading.deferred import Deferred
 from isobasin.model import open_model
-from isobasin.verification import running
+from isobasin.verification import models, running
 from isobasin.verification.running import How, Run
 
 WIDTH = 3
@@ -142,6 +143,18 @@ def test_a_model_that_does_not_run_by_layers_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(Streamed, "each", fails)
     assert isobasin.verify(a, a) == held
     assert len(tried) == 2
+
+
+def test_a_model_needs_memory_for_its_largest_layer_to_run_whole(tmp_path, monkeypatch):
+    a = tiny("gpt2").save(tmp_path / "a", dtype=torch.float32)
+    with open_model(a) as model:
+        (plan,) = plans([(model.checkpoint, model.canonical.description.config)])
+        layer = sum(prod(shape) for name, shape in model.canonical.shapes.items() if ".h.1." in f".{name}")
+        assert plan.at_once == model.parameters() - layer
+    monkeypatch.setattr(models, "fits", lambda values, dtype: values <= plan.at_once)
+    assert "one by one" in isobasin.verify(a, a).how
+    monkeypatch.setattr(running, "_HELD_LIMIT", 0)
+    assert "whole models" in isobasin.verify(a, a).how
 
 
 def test_memory_that_was_let_go_is_given_back_as_models_are_read(tmp_path, monkeypatch):
