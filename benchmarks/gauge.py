@@ -193,8 +193,8 @@ def _page(rows: list[dict[str, Any]]) -> str:
 _INTRODUCTION = """# What rounding costs, by gauge
 
 `python benchmarks/gauge.py` writes this page and `rows.json`, which has losses, errors of weights, steps and processor
-seconds too; its first lines say what is what, [docs/gauge.md](../../docs/gauge.md) what was run. Means over seeds of
-starts and batches, ± the largest distance from them; the least is bold.
+seconds too; its first lines say what is what, [results/README.md](../README.md) what was run. Means over seeds of
+starts and batches, ± the largest distance from them where there are several; the least is bold.
 """
 
 
