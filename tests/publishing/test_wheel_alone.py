@@ -30,6 +30,7 @@ RUNS = (
     "check {home}/a {home}/b",
     "compare {home}/a {home}/b",
     "diagnose {home}/a {home}/b",
+    "diagnose {home}/a {home}/b",
     "equivalent {home}/a {home}/b",
     "fingerprint {home}/a -o {home}/a.json",
     "scan {home}/a {home}/print.json",
