@@ -470,7 +470,6 @@ def test_scan_lists_relatives_nearest_first(cli: Cli, models: dict[str, Path], s
     for name, ending in (("a", "json"), ("b", "safetensors")):
         assert cli("fingerprint", models[name], "-o", kept / f"{name}.{ending}").exit_code == 0
     found = parsed(cli("scan", scrambled, kept, "--json"))
-    assert found["schema"] == 1
     assert [(Path(kin["name"]).name, kin["related"]) for kin in found["kin"]] == [
         ("a.json", True),
         ("b.safetensors", False),

@@ -17,9 +17,6 @@ from isobasin.text import Plain
 from isobasin.verbs.fingerprint import ENDINGS, SEEN, Fingerprint, fingerprint
 from isobasin.verbs.settings import Progress, silent
 
-SCHEMA = 1
-"""Of what `isobasin scan --json` prints."""
-
 # Between scores of models trained apart and of relatives: docs/provenance.md.
 RELATED_TOKENS = 0.3
 # What rounding of stored weights and fingerprints explains of two invariants' relative difference.
@@ -98,12 +95,10 @@ class Scan(Plain):
     Attributes:
         model: What the user called it.
         kin: Those of the same architecture or any other, nearest first.
-        schema: The version of this form.
     """
 
     model: str
     kin: tuple[Kin, ...]
-    schema: int = SCHEMA
 
     @property
     def relatives(self) -> tuple[Kin, ...]:
