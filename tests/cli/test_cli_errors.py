@@ -19,6 +19,7 @@ from torch import Tensor
 from typer.testing import Result
 
 from isobasin.cli import failures
+from isobasin.text import printable
 
 Cli = Callable[..., Result]
 QKV = "transformer.h.1.attn.c_attn.weight"
@@ -27,9 +28,11 @@ MLP = "transformer.h.1.mlp.c_fc.weight"
 
 def check_failed(result: Result, *naming: object, code: int = 2) -> None:
     assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
-    assert result.stdout == ""
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+    if result.stdout:  # with --json: the same line for machines
+        error = json.loads(result.stdout)["error"]
+        assert (f"error: {printable(error['message'])}\n", error["exit_code"]) == (result.stderr, code)
     assert "Traceback" not in result.stderr
     for name in naming:
         assert str(name) in result.stderr
