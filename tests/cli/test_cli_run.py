@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from tiny_program import edit_tensors
 from typer.testing import Result
 
 import isobasin
@@ -18,6 +19,7 @@ from isobasin.beside import ALIGNMENT, CARD, RECIPE
 
 Cli = Callable[..., Result]
 
+PROJECTION = "transformer.h.1.attn.c_proj.weight"
 # Commands that write models, of models a, b, and a scrambled copy of a; and whether they mix them.
 COMMANDS = {
     "align": ("{a} {b} --scope block --max-condition 50", False),
@@ -28,6 +30,7 @@ COMMANDS = {
     "merge": ("{a} {scrambled} {a} -t 1,2 -t 3 --dtype bfloat16", True),
     "merge --refine": ("{llama} {llama} --data {text} --tokenizer {characters} --length 8 --minutes 0.001", True),
     "transport": ("{a} {b} {scrambled} --scope attention --scale -0.5", True),
+    "diagnose": ("{a} {transposed} --fix", False),
     "gauge": ("{a} --for rtn2 --group channel --tries 1 --steps 1", False),
     "refine": ("{llama} {llama} --data {text} --tokenizer {characters} --length 8 --steps 1 --model-only", False),
 }
@@ -39,7 +42,15 @@ def made(models: dict[str, Path], scrambled: Path, tmp_path_factory: pytest.Temp
     home = tmp_path_factory.mktemp("text")
     (home / "text.txt").write_text("abcd\n" * 60)
     (home / "characters.json").write_text(json.dumps(list("\nabcd")))
-    return {**models, "scrambled": scrambled, "text": home / "text.txt", "characters": home / "characters.json"}
+    transposed = shutil.copytree(models["a"], home / "transposed")
+    edit_tensors(transposed, lambda x: x.update({PROJECTION: x[PROJECTION].T.contiguous()}))
+    return {
+        **models,
+        "scrambled": scrambled,
+        "transposed": transposed,
+        "text": home / "text.txt",
+        "characters": home / "characters.json",
+    }
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -58,12 +69,12 @@ def test_what_a_command_writes_is_made_again_by_its_recipe(
     command: str, cli: Cli, made: dict[str, Any], tmp_path: Path
 ):
     words, mixes = COMMANDS[command]
-    unverified = [] if command == "interpolate" else ["--no-verify"]
+    unverified = [] if command in ("interpolate", "diagnose") else ["--no-verify"]
     command, *more = command.split()
     first = cli(command, *more, *words.format_map(made).split(), *unverified, "-o", tmp_path / "first")
     assert first.exit_code == 0, first.stderr
     recipe, card = (tmp_path / "first" / name for name in (RECIPE, CARD))
-    assert (tmp_path / "first" / ALIGNMENT).exists() == (command != "interpolate")
+    assert (tmp_path / "first" / ALIGNMENT).exists() == (command not in ("interpolate", "diagnose"))
     again = cli("run", recipe, "-o", tmp_path / "again")
     assert again.exit_code == 0, again.stderr
     assert again.stdout.replace("again", "first") == first.stdout

@@ -41,8 +41,8 @@ def diagnose(
     Values are compared as they are stored and, where a move that changes no function lies between as well, as what no
     move changes. Rounding to another type alone is no defect, nor is fine-tuning. What B has lost, --fix takes from A.
     """
-    if fix != (output is not None):
-        raise typer.BadParameter("--fix and -o OUT go together")
+    if fix and output is None:
+        raise typer.BadParameter("--fix needs a folder to write: -o OUT")
     with working("reading") as progress:
         from isobasin.verbs.diagnose import diagnose
 

@@ -240,10 +240,18 @@ class Descent(Generic[Batch]):
             state.planned = self.line.group.once(lambda: fitting)
 
     def finish(self) -> Refined:
-        """Put the best coordinates in place."""
+        """Put the best coordinates in place.
+
+        Raises:
+            AlignmentError: No look was finite.
+        """
         self.look()
-        self._set(self.state.kept)
         state = self.state
+        if not state.kept:
+            raise AlignmentError(
+                "the loss on the line is no finite number where learning begins: check the data, or learn in more bits"
+            )
+        self._set(state.kept)
         return Refined(state.step, state.best_step, state.history[0][1], state.best, tuple(state.history))
 
     def _height(self) -> float:

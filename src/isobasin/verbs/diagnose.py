@@ -20,8 +20,10 @@ from isobasin.diagnosis.places import Whole, places
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
 from isobasin.memory import give_memory_back
 from isobasin.model import opened
+from isobasin.recipes import recorded
 from isobasin.text import Plain, finite
 from isobasin.verbs.equivalent import Equivalence, equivalent_models, may_be_turned
+from isobasin.verbs.leaving import leave
 from isobasin.verbs.settings import Progress, Running, silent
 from isobasin.verification import Verification, verify_models
 
@@ -77,6 +79,7 @@ class Diagnosis(Plain):
         return finite({**found, "output": path})
 
 
+@recorded
 def diagnose(
     a: Source,
     b: Source,
@@ -167,6 +170,8 @@ def _write(
     kinds = [{end.checkpoint.tensors[name].dtype for name in end.view.tensors.values()} for end in (pair.b, form)]
     kind = max((k for k in kinds[0] if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
 
+    exact = found.judgement is Judgement.defects and not any(x.defect is Defect.rounding for x in found.findings)
+
     def mended() -> Iterator[Mapping[str, Tensor]]:
         for place in places(pair, whole.order, running.progress, "writing"):
             yield {name: x for name, x in whole.examined(place).tensors.items() if name in form.shapes}
@@ -174,14 +179,24 @@ def _write(
 
     def check(folder: Path) -> Verification:
         result = verify_models(pair.a, opened(os.fspath(output), folder), device=running.device)
-        exact = found.judgement is Judgement.defects and not any(x.defect is Defect.rounding for x in found.findings)
         if exact and not result.equal:
             raise VerificationError(f"{output}: the mended model is not A: {result.reason}: it was not written")
         return result
 
+    def say(folder: Path) -> None:
+        if exact:
+            leave(folder, [pair.a.canonical], [pair.b])
+
     dtype = None if kinds[0] == kinds[1] else kind
     verified = write_checkpoint(
-        form.checkpoint, output, form.written(mended()), dtype=dtype, force=running.force, inputs=inputs, check=check
+        form.checkpoint,
+        output,
+        form.written(mended()),
+        dtype=dtype,
+        force=running.force,
+        inputs=inputs,
+        extra=say,
+        check=check,
     )
     assert verified is not None
     return verified

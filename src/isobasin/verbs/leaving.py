@@ -30,6 +30,8 @@ _MOVES = {
     "apply": "moved as `alignment.isobasin` says, which keeps the function",
     "scramble": "moved by a random element of its symmetry group, which keeps the function",
     "canonicalize": "in the gauge that all its moved copies share; the function is kept",
+    "diagnose": "as {others} stored it, without the defects of that conversion",
+    "gauge": "in the gauge where rounding its weights to a few bits costs least; the function is kept",
     "refine": "moved by symmetries that were learned on data so that the line to {others} is low; the function is kept",
 }
 _MIXES = {
