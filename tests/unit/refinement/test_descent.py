@@ -12,6 +12,7 @@ import torch
 import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.choices import TaskKind
+from isobasin.errors import AlignmentError
 from isobasin.model import open_model
 from isobasin.refinement import descent as descents
 from isobasin.refinement.chart import GAINS, MATRIX
@@ -74,6 +75,14 @@ def test_minutes_say_how_many_steps_there_are(line, monkeypatch, minutes, taken)
     went = descend(line, sentences(), steps.how, progress=lambda what, done, total: seen.append((done, total)))
     assert went.steps == taken
     assert seen[-1] == (taken, taken)
+
+
+def test_a_line_that_never_was_finite_is_refused(line, monkeypatch):
+    monkeypatch.setattr(descents.Descent, "_height", lambda descent: float("inf"))
+    steps = fresh(line, Refining(steps=4, batch_size=2, every=2))
+    monkeypatch.setattr(descents, "Descent", lambda *_: steps)
+    with pytest.raises(AlignmentError, match="no finite number where learning begins"):
+        descend(line, sentences(), steps.how, progress=lambda *_: None)
 
 
 def test_a_batch_in_its_place_has_the_same_gradient(line):
