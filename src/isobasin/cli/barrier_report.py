@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 def barrier_report(found: Measured) -> Iterator[RenderableType]:
     """The data in words, the models by number, and the table of all barriers."""
+    from isobasin.records.curves import NAIVE
     from isobasin.reports.style import styles
+    from isobasin.reports.view import moved
 
-    run, looks = found.run, styles(found.run.methods)
+    run, looks = found.run, styles([NAIVE, *found.run.methods], moved(found.run))
     yield f"{run.data.examples:,} examples of {run.data.source} ({run.data.split}), {run.data.task}"
     yield from found.notes
     yield _models(found)
-    rows = table("A", "B", "B is", "barrier", "of naive", "worst t", "calibrated", left=("B is",))
+    rows = table("A", "B", "B is", "barrier", f"of {looks[NAIVE].short}", "worst t", "calibrated", left=("B is",))
     for (pair, method), curve in found.curves.items():
         rows.add_row(*(str(index + 1) for index in pair), looks[method].short, *_figures(curve))
     yield rows

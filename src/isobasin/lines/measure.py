@@ -16,6 +16,7 @@ from einops import rearrange
 
 from isobasin.alignment import Alignment, AttentionMove
 from isobasin.architectures.resolve import check_comparable
+from isobasin.beside import ALIGNMENT
 from isobasin.canonical import Canonical, Source, evened, open_canonical
 from isobasin.checkpoints import Checkpoint, check_output
 from isobasin.checkpoints.output import sole_writer
@@ -143,7 +144,10 @@ def _run_record(
         hashes.append(model_sha256(checkpoint))
     progress("hashing", len(hashes), len(checkpoints))
     return RunRecord(
-        models=tuple(ModelRecord(name=n, sha256=h) for n, h in zip(names, hashes, strict=True)),
+        models=tuple(
+            ModelRecord(name=name, sha256=sha256, moved=(checkpoint.folder / ALIGNMENT).exists())
+            for name, sha256, checkpoint in zip(names, hashes, checkpoints, strict=True)
+        ),
         data=DataRecord.model_validate(examples.facts, from_attributes=True),
         t=points(how.points),
         methods=how.methods,

@@ -28,10 +28,12 @@ class ModelRecord(Entry):
     Attributes:
         name: What the user called it.
         sha256: Of all its tensors and its configuration.
+        moved: Whether an alignment lies beside it: it was moved before it was measured.
     """
 
     name: str
     sha256: str
+    moved: bool = False
 
 
 class DataRecord(Entry):

@@ -12,8 +12,8 @@ from isobasin.checkpoints.output import replace_text
 from isobasin.errors import needing
 from isobasin.records.curves import NAIVE
 from isobasin.records.schema import LayerRecord
-from isobasin.reports.style import PERCENT, STEEP, alike, brief, labels, metric_name, number, percent
-from isobasin.reports.view import ShownLine, View, best, naive
+from isobasin.reports.style import PERCENT, STEEP, alike, brief, labels, metric_name, number, percent, styles
+from isobasin.reports.view import ShownLine, View, best, moved, naive
 from isobasin.text import printable
 
 _ASSETS = files("isobasin.reports") / "assets"
@@ -55,6 +55,7 @@ def render(shown: View) -> str:
         headline=headline(shown),
         shown=shown,
         naive=NAIVE,
+        whole=styles([NAIVE], moved(shown.run))[NAIVE].short,
         done=shown.progress[0],
         total=shown.progress[1],
     )
@@ -70,15 +71,17 @@ def title(shown: View) -> str:
 
 def headline(shown: View) -> str:
     """What the measurement found, in a sentence or two."""
-    found = [(before, after) for pair in shown.pairs if (before := naive(pair)) and (after := best(pair))]
-    starts = [before.curve.barrier for before, _ in found if before.curve]
+    alone = list(shown.run.methods) == [NAIVE]
+    lines = [(before, best(pair)) for pair in shown.pairs if (before := naive(pair))]
+    found = [(before, after) for before, after in lines if after]
+    starts = [before.curve.barrier for before, _ in (lines if alone else found) if before.curve]
     ends = [after.curve.barrier for _, after in found if after.curve]
     shares = [after.curve.relative for _, after in found if after.curve]
-    if not found or None in starts:
+    if not starts or None in starts:
         return "The loss along the straight line between two models, before and after aligning them."
     where = "between the two models" if len(shown.pairs) == 1 else "between two of these models"
     first = f"On the straight line {where} the loss rises by {_range(starts)}."
-    if None in ends or None in shares:
+    if not found or None in ends or None in shares:
         return first
     return f"{first} After alignment ({found[0][1].style.name}) by {_range(ends)}: {_range(shares, True)} of that."
 

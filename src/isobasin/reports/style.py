@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isobasin.records.curves import NAIVE
 from isobasin.text import printable
@@ -38,6 +38,7 @@ _STYLES = {
     "paper": Style("published (start + gradient descent)", "published", "#009E73", "#3FC79E", (2, 1), "v"),
     "gauss-newton": Style("Gauss-Newton", "Gauss-Newton", "#0072B2", "#56B4E9", (), "o"),
 }
+_GIVEN = replace(_STYLES[NAIVE], name="as given", short="given")
 _OTHERS = (("#A67C00", "#E9B949"), ("#7A4FBF", "#B79BEA"), ("#8C4A2F", "#D09A80"), ("#1F7A8C", "#6CC3D5"))
 
 PERCENT = ("accuracy",)
@@ -47,9 +48,15 @@ STEEP = ("perplexity",)
 """Metrics that grow so fast between models that they are drawn on a logarithmic scale."""
 
 
-def styles(methods: Sequence[str]) -> dict[str, Style]:
-    """How every method looks, in the order of drawing: the known ones first, others under their own name."""
-    found = {method: style for method, style in _STYLES.items() if method in methods}
+def styles(methods: Sequence[str], moved: bool = False) -> dict[str, Style]:
+    """How every method looks, in the order of drawing: the known ones first, others under their own name.
+
+    Args:
+        methods: Their names.
+        moved: Whether models were moved before they were measured, so that their lines as given aren't naive ones.
+    """
+    known = {**_STYLES, **({NAIVE: _GIVEN} if moved else {})}
+    found = {method: style for method, style in known.items() if method in methods}
     for index, method in enumerate(method for method in methods if method not in _STYLES):
         light, dark = _OTHERS[index % len(_OTHERS)]
         name = printable(method)

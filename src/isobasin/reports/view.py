@@ -92,10 +92,16 @@ class View:
         return sum(len(line.points) for line in lines), len(lines) * len(self.run.t)
 
 
+def moved(run: RunRecord) -> bool:
+    """Whether models were moved before they were measured, and not by the run itself: none of its lines is naive."""
+    return list(run.methods) == [NAIVE] and any(model.moved for model in run.models)
+
+
 def view(measured: Measured) -> View:
     """What is to be shown of a measurement."""
     run = measured.run
-    names, looks, curves = labels([model.name for model in run.models]), styles(run.methods), finished_curves(measured)
+    names, looks = labels([model.name for model in run.models]), styles(run.methods, moved(run))
+    curves = finished_curves(measured)
     metrics = dict.fromkeys(
         metric for points in measured.points.values() for point in points for metric in point.metrics
     )

@@ -155,6 +155,14 @@ def test_the_headline_claims_nothing_that_was_not_measured(tmp_path: Path):
     assert "rises" not in _headline(view(begun))
     only = measurements.write(tmp_path / "only", run, points=6)
     assert "After alignment (heads only)" in _headline(view(only))
+    alone = measurements.run(("a", "b"), points=3).model_copy(update={"methods": ("none",)})
+    shown = view(measurements.write(tmp_path / "alone", alone, points=3))
+    assert _headline(shown).startswith("On the straight line between the two models the loss rises by")
+    assert "alignment" not in _headline(shown)
+    assert [style.name for style in shown.styles.values()] == ["naive"]
+    refined = alone.model_copy(update={"models": tuple(x.model_copy(update={"moved": True}) for x in alone.models)})
+    shown = view(measurements.write(tmp_path / "refined", refined, points=3))
+    assert [style.name for style in shown.styles.values()] == ["as given"]
     lost = Measured(
         run, {key: [point.model_copy(update={"loss": None}) for point in points] for key, points in only.points.items()}
     )
