@@ -49,10 +49,14 @@ class Held:
     def change(self, change: Change) -> None:
         """Change all tensors of `state_dict` in place; one that has several names is changed once, under the first."""
         seen = set[int]()
-        for name, tensor in self.module.state_dict().items():
-            if not tensor.is_meta and tensor.data_ptr() not in seen:
+        for name, tensor in self._there():
+            if tensor.data_ptr() not in seen:
                 change(name, tensor)
                 seen.add(tensor.data_ptr())
+
+    def _there(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of `state_dict` that are in memory."""
+        yield from self.module.state_dict().items()
 
 
 class Streamed(Held):
@@ -77,9 +81,9 @@ class Streamed(Held):
         for name, layer in _layers(module):
             names = [inner for inner, _ in _tensors(layer, f"{name}.")]
             self._inside[layer] = [x for x in names if x in self._deferred and len(where[id(self._deferred[x])]) == 1]
-        streamed = {name for names in self._inside.values() for name in names}
+        self._absent = {name for names in self._inside.values() for name in names}
         for first, *others in where.values():
-            if first not in streamed:
+            if first not in self._absent:
                 made = self._put(first, self._deferred[first].make())
                 for name in others:
                     self._put(name, made)
@@ -108,12 +112,16 @@ class Streamed(Held):
 
     def values(self, kept: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """See `Held.values`; what is deferred stays so."""
-        return {n: self._deferred[n] if x.is_meta else kept(x) for n, x in self.module.state_dict().items()}
+        return {n: self._deferred[n] if n in self._absent else kept(x) for n, x in self.module.state_dict().items()}
 
     def change(self, change: Change) -> None:
         """See `Held.change`; layers are changed whenever they are made."""
         super().change(change)
         self._change = change
+
+    def _there(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Held._there`: those that are in one layer alone aren't."""
+        yield from ((name, x) for name, x in super()._there() if name not in self._absent)
 
     def _enter(self, layer: nn.Module, *_: Any) -> None:
         """Let the others come as far, then make a layer, unless it is the one that is there."""
