@@ -20,12 +20,13 @@ from torch.func import functional_call
 import isobasin
 from isobasin.architectures.examples import tiny, variant
 from isobasin.beside import ALIGNMENT
-from isobasin.choices import Method, Objective, Scope, Space, Targets, TaskKind, Way
+from isobasin.choices import Costs, Method, Objective, Scope, Space, Targets, TaskKind, Way
 from isobasin.experiments.settings import TrainingSettings
 from isobasin.experiments.training import train
 from isobasin.lines.ends import Measuring
 from isobasin.lines.measure import measure
 from isobasin.model import open_model
+from isobasin.quantisation.gauge import LEARNING, Gauged, gauge
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.gradients import Replayed, Stepwise
 from isobasin.refinement.line import ModuleLine
@@ -183,18 +184,49 @@ def test_merge(pair, scope, space, tmp_path):
     same(tmp_path / "cpu", tmp_path / "cuda")
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_transport(pair, scope, tmp_path):
+    a, b, _ = pair
+    tuned = tmp_path / "tuned"
+    isobasin.interpolate(a, b, 0.1, tuned)
+    on_both(lambda device: isobasin.transport(a, tuned, b, tmp_path / device, scope=scope, device=device))
+    same(tmp_path / "cpu", tmp_path / "cuda")
+
+
+@pytest.mark.parametrize("by", [Costs.predictions, *map(long, (Costs.layers, Costs.weights))])
+def test_gauge(pair, by, tmp_path):
+    a, _, found = pair
+    how, data = replace(LEARNING, steps=3, batch_size=8, every=2), None if by is Costs.weights else found
+
+    def act(device: str) -> Gauged:
+        on = Running(device=device)
+        return gauge(a, "rtn3", tmp_path / device, examples=data, by=by, tries=1, how=how, running=on)
+
+    done = on_both(act)
+    # A value next to the middle of two codes, or a slope next to nothing, goes either way: what is learned differs.
+    assert dict(done["cuda"].starts) == pytest.approx(dict(done["cpu"].starts), rel=1e-3)
+    for gauged in done.values():
+        assert gauged.learned.after <= gauged.learned.before
+        assert gauged.verified is not None
+        assert gauged.verified.equal
+
+
 @pytest.mark.long
 def test_what_is_said_of_models(pair, tmp_path):
     a, b, _ = pair
     other = tmp_path / "other"
     isobasin.scramble(a, other, seed=1, scope="block")
-    for asked in (isobasin.compare, isobasin.equivalent, isobasin.verify):
+    for asked in (isobasin.compare, isobasin.equivalent, isobasin.verify, isobasin.diagnose):
         for one in (other, b):
             found = on_both(lambda device, asked=asked, one=one: asked(a, one, device=device).to_json())
             assert shape(found["cuda"]) == shape(found["cpu"])
     prints = on_both(lambda device: isobasin.fingerprint(a, device=device).tensors)
     for name, x in prints["cpu"].items():
         torch.testing.assert_close(prints["cuda"][name], x)
+    known = tmp_path / "known.safetensors"
+    isobasin.fingerprint(other).save(known)
+    scans = on_both(lambda device: isobasin.scan(a, [known], device=device).to_json())
+    assert shape(scans["cuda"]) == shape(scans["cpu"])
 
 
 @pytest.mark.parametrize("scope", SCOPES)
