@@ -298,7 +298,7 @@ def test_diagnose_names_a_defect_and_mends_it(cli: Cli, models: dict[str, Path],
     assert (found["judgement"], found["sound"], found["output"]) == ("defects", False, None)
     told = cli("diagnose", a, b)
     assert told.exit_code == 1
-    assert "features of query, key lie in interleaved order, not half" in told.stdout
+    assert "features of query, key lie in interleaved order, not half" in " ".join(told.stdout.split())
     mended = parsed(cli("diagnose", a, b, "--fix", "-o", out, "--json"))
     assert mended["verified"]["equal"]
     assert mended["output"] == str(out)
@@ -475,7 +475,10 @@ def test_scan_lists_relatives_nearest_first(cli: Cli, models: dict[str, Path], s
         ("b.safetensors", False),
     ]
     assert found["kin"][0]["invariants"] < 1e-3
-    shown = cli("scan", kept / "a.json", kept / "b.safetensors")
+    far = kept / ("deep" * 30)
+    far.mkdir()
+    (kept / "b.safetensors").rename(far / "b.safetensors")
+    shown = cli("scan", kept / "a.json", far)
     assert "unrelated" in shown.stdout
     assert "0 of 1 related." in shown.stdout
 

@@ -44,6 +44,8 @@ def _report(found: Scan) -> Iterator[RenderableType]:
     rows = table(
         "fingerprint", "score", "attention", "feed-forward", "layers", "invariants", "", left=("fingerprint", "")
     )
+    # A long name is folded: what is said of it must not be cut.
+    rows.columns[0].no_wrap, rows.columns[0].overflow = False, "fold"
     for kin in found.kin:
         score = "" if kin.score is None else f"{kin.score:.3f}"
         kinds = (_span(kin, kind) for kind in ("attention", "feed-forward"))
