@@ -24,6 +24,7 @@ from isobasin.records.curves import NAIVE, height
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import Evaluation, evaluate
+from isobasin.tasks.processes import Group
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.settings import Calibration, Matching, Progress, Running, chosen_device, silent
@@ -95,7 +96,7 @@ class Losses:
     @property
     def device(self) -> str:
         """Where they are computed."""
-        return self.how.device if self.accelerator is None else str(self.accelerator.device)
+        return Group(self.accelerator).device(self.how.device)
 
     def load(self, end: End) -> nn.Module:
         """A checkpoint's model, in float64 if it is stored so, in float32 otherwise."""

@@ -32,6 +32,7 @@ from isobasin.records.provenance import model_sha256, versions
 from isobasin.records.schema import AlignmentRecord, DataRecord, LayerRecord, ModelRecord, PointRecord, RunRecord
 from isobasin.tasks.data import Examples
 from isobasin.tasks.losses import Evaluation
+from isobasin.tasks.processes import Group
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.settings import Progress, silent
 
@@ -177,7 +178,7 @@ class _Lines:
     ) -> None:
         self._run, self._models, self._checkpoints = run, models, checkpoints
         self._losses, self._how, self._accelerator, self._progress = losses, losses.how, losses.accelerator, progress
-        self.writes = self._accelerator is None or self._accelerator.is_main_process
+        self.writes = Group(self._accelerator).first
         self._points: dict[Key, dict[float, PointRecord]] = {}
         pairs = len(checkpoints) * (len(checkpoints) - 1) // 2
         self._total = pairs * len(self._how.methods) * self._how.points

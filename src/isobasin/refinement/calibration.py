@@ -77,12 +77,14 @@ class DataCalibration:
 
     def scores(self, a: Model, b: Model, alignments: Sequence[Alignment]) -> list[float]:
         """The loss half-way between a and the moved b, for each alignment."""
-        batches = list(batches_of(self._examples, _EXAMPLES, _BATCH))
         line: ModuleLine | None = None
+        batches: list[tuple[dict[str, Tensor], int]] = []
         found: list[float] = []
         for alignment in alignments:
             if line is None:
                 line = ModuleLine.between(a, b, alignment, self._examples.kind, device=self._device)
+                # Once for all candidates: they differ in weights alone.
+                batches += [(line.placed(x), size) for x, size in batches_of(self._examples, _EXAMPLES, _BATCH)]
             else:
                 end = End.of(b, alignment, moved=True, device=self._device, dtype=type_of(a, b))
                 line = replace(line, ends=(line.ends[0], end))

@@ -13,7 +13,7 @@ from isobasin.errors import needing
 from isobasin.records.curves import NAIVE
 from isobasin.records.schema import LayerRecord
 from isobasin.reports.style import PERCENT, STEEP, alike, brief, labels, metric_name, number, percent, styles
-from isobasin.reports.view import ShownLine, View, best, moved, naive
+from isobasin.reports.view import ShownLine, View, alone, best, moved, naive
 from isobasin.text import printable
 
 _ASSETS = files("isobasin.reports") / "assets"
@@ -71,10 +71,9 @@ def title(shown: View) -> str:
 
 def headline(shown: View) -> str:
     """What the measurement found, in a sentence or two."""
-    alone = list(shown.run.methods) == [NAIVE]
     lines = [(before, best(pair)) for pair in shown.pairs if (before := naive(pair))]
     found = [(before, after) for before, after in lines if after]
-    starts = [before.curve.barrier for before, _ in (lines if alone else found) if before.curve]
+    starts = [before.curve.barrier for before, _ in (lines if alone(shown.run) else found) if before.curve]
     ends = [after.curve.barrier for _, after in found if after.curve]
     shares = [after.curve.relative for _, after in found if after.curve]
     if not starts or None in starts:

@@ -92,9 +92,14 @@ class View:
         return sum(len(line.points) for line in lines), len(lines) * len(self.run.t)
 
 
+def alone(run: RunRecord) -> bool:
+    """Whether models are measured as they are given, and not after any move."""
+    return list(run.methods) == [NAIVE]
+
+
 def moved(run: RunRecord) -> bool:
     """Whether models were moved before they were measured, and not by the run itself: none of its lines is naive."""
-    return list(run.methods) == [NAIVE] and any(model.moved for model in run.models)
+    return alone(run) and any(model.moved for model in run.models)
 
 
 def view(measured: Measured) -> View:
