@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import Result
 
 from isobasin.cli.main import run
 
@@ -166,3 +167,16 @@ def launched(arguments: list[str]) -> str:
     done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"))
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def parsed(result: Result) -> dict[str, Any]:
+    """Standard output as JSON, strictly: one line, and no NaN; without what all commands say."""
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(result.stdout, parse_constant=refuse)
+    assert {"command", "schema_version"} <= found.keys()
+    return {key: value for key, value in found.items() if key not in ("command", "schema_version")}
