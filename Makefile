@@ -20,7 +20,7 @@ help:
 	@echo "make fuzz     damaged inputs for FUZZ_SECONDS=600, other ones with another FUZZ_SEED"
 	@echo "make certify  measure that every family's groups are exact (10 minutes); prints the table of docs/certify.md"
 	@echo "make situations every verb on every family, stored form and head (an hour); prints the table of docs/situations.md"
-	@echo "make pages    write docs/families.md and docs/choices.md"
+	@echo "make pages    write docs/families.md, docs/choices.md and docs/experiments.md"
 	@echo "make site     the documentation as a site, in build/site"
 	@echo "make dist     what would be published, in dist, as twine checks it"
 	@echo "make lint     ruff, pyright, import-linter, and mypy on the wheel"
@@ -71,6 +71,7 @@ situations: $(READY)
 pages: $(READY)
 	$(BIN)/python -m isobasin.verbs.families > docs/families.md
 	$(BIN)/python -m isobasin.choices > docs/choices.md
+	$(BIN)/python -m isobasin.experiments.keys > docs/experiments.md
 
 site: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

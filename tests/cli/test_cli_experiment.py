@@ -24,6 +24,7 @@ from isobasin.cli.experiment_progress import watching
 from isobasin.errors import OutputError
 from isobasin.execution.local import Here
 from isobasin.experiments.configuration import read
+from isobasin.experiments.keys import schema
 from isobasin.experiments.run import Experiment, run
 from isobasin.experiments.work import RunOptions
 
@@ -116,8 +117,21 @@ def test_packaged_configurations_are_listed(cli: Cli):
     assert rows[0] == ["name", "cells", "title"]
     assert ["digits", "73"] in [row[:2] for row in rows]
     names = [row["name"] for row in json.loads(cli("experiment", "list", "--json").stdout)["configurations"]]
-    assert names[:2] == ["demo", "digits"]
+    assert names[:3] == ["apart", "demo", "digits"]
     assert "paper/gpt2-enwik8" in names
+
+
+def test_a_packaged_configuration_becomes_a_file_of_ones_own(cli: Cli, tmp_path: Path):
+    own = tmp_path / "my.yaml"
+    own.write_text(cli("experiment", "init", "paper/vit-mnist").stdout)
+    assert read(own) == read("paper/vit-mnist")
+    assert own.read_text().startswith("# yaml-language-server: $schema=experiment.schema.json\n# ")
+    check_failed(cli("experiment", "init", str(own)), "is no packaged configuration")
+    check_failed(cli("experiment", "init", "digitz"), "did you mean 'digits'?")
+
+
+def test_editors_get_a_schema(cli: Cli):
+    assert json.loads(cli("experiment", "schema").stdout) == schema()
 
 
 def test_help_names_the_commands_and_an_example(cli: Cli):

@@ -1,4 +1,4 @@
-"""`isobasin experiment`: run, list, report."""
+"""`isobasin experiment`: init, schema, run, list, report."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from isobasin.cli.engines import engine_of
 from isobasin.cli.tables import table
 from isobasin.errors import EXPERIMENT_EXTRA, needing
 from isobasin.signals import Terminated
+from isobasin.text import as_json as json_text
 
 if TYPE_CHECKING:
     from isobasin.experiments.run import Experiment, Summary
@@ -110,6 +111,26 @@ def _show_summary(found: Experiment, summary: Summary, seconds: float, as_json: 
         complain(f"{label}: {message}")
     if summary.failed:
         raise typer.Exit(FAILED)
+
+
+@experiment.command(epilog="Example: isobasin experiment init digits > my.yaml")
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A packaged configuration; `experiment list` has them.")],
+) -> None:
+    """Print a packaged configuration, as a file of your own to begin with."""
+    with quiet():
+        from isobasin.experiments.configuration import packaged_text
+
+        print(packaged_text(name), end="")
+
+
+@experiment.command(epilog="Example: isobasin experiment schema > experiment.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of configurations, by which editors complete and check them."""
+    with quiet():
+        from isobasin.experiments.keys import schema
+
+        print(json_text(schema(), indent=2))
 
 
 @experiment.command("list", epilog="Example: isobasin experiment list")

@@ -16,11 +16,21 @@ from isobasin.text import near
 
 _PACKAGED = "configs"
 _SUFFIX = ".yaml"
+_MODELINE = "# yaml-language-server: $schema=experiment.schema.json"
 
 
 def packaged() -> dict[str, str]:
     """The configurations that come with the package: their titles, by name."""
     return {name: read(name).title for name in _names()}
+
+
+def packaged_text(name: str) -> str:
+    """The file of a packaged configuration, as one to begin with.
+
+    Raises:
+        ConfigurationError: There is none of this name.
+    """
+    return f"{_MODELINE}\n{_packaged_file(name, '').read_text(encoding='utf-8')}"
 
 
 def read(source: str | os.PathLike[str]) -> ExperimentSettings:
@@ -37,14 +47,18 @@ def read(source: str | os.PathLike[str]) -> ExperimentSettings:
     if not path.exists():
         if name.endswith((_SUFFIX, ".yml")):
             raise ConfigurationError(f"{name}: no such file: check the path")
-        if name not in _names():
-            raise ConfigurationError(f"{name!r} is no file, and no packaged configuration: {near(name, _names())}")
-        path = _home() / f"{name}{_SUFFIX}"
+        path = _packaged_file(name, "is no file, and ")
     return _checked(read_yaml(path), name)
 
 
 def _home() -> Path:
     return Path(str(files("isobasin.experiments"))) / _PACKAGED
+
+
+def _packaged_file(name: str, problem: str) -> Path:
+    if name not in _names():
+        raise ConfigurationError(f"{name!r} {problem or 'is '}no packaged configuration: {near(name, _names())}")
+    return _home() / f"{name}{_SUFFIX}"
 
 
 def _names() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, combinations
+from itertools import chain
 from typing import Any
 
 from isobasin.choices import Redrawn
@@ -47,8 +47,9 @@ class Group:
         for seed, cell in self.finetunes.items():
             yield cell
             for other in seen:
-                yield self.pairs[other, seed]
-                yield from (pairs[other, seed] for pairs in self.ablations.values())
+                if (other, seed) in self.pairs:
+                    yield self.pairs[other, seed]
+                    yield from (pairs[other, seed] for pairs in self.ablations.values())
             seen.append(seed)
 
 
@@ -159,7 +160,7 @@ def _group(settings: ExperimentSettings, setting: SettingSettings, pretrain: Cel
     for seed in settings.seeds:
         label = f"{where}, seed {seed}"
         empty.finetunes[seed] = Cell("finetune", spec | {"seed": seed}, (pretrain,), label=label)
-    for seeds in combinations(settings.seeds, 2):
+    for seeds in settings.chosen_pairs:
         ends = empty.finetunes[seeds[0]], empty.finetunes[seeds[1]]
         common = _measuring(settings, data) | {"points": settings.points, "feedforward": empty.scope.feedforward}
         label = f"{where}, seeds {seeds[0]} and {seeds[1]}"

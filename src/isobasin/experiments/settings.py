@@ -30,36 +30,36 @@ MOST_PARAMETERS = 10**10
 
 
 class Settings(BaseModel):
-    """Frozen; unknown entries are refused, and numbers that are none."""
+    """Frozen; unknown entries are refused, and numbers that are none. What an entry means stands below it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelSettings(Settings):
-    """One model; the sizes of its data (labels, vocabulary, image) follow from the data.
-
-    Attributes:
-        family: Which one.
-        positions: How it knows where a token stands; another choice may be another family's.
-        layers, width, heads, feedforward: Layers, model width, attention heads, FFN width.
-        key_value_heads: Of Llama; None for as many as heads.
-        patch: Side of a ViT's patches.
-        activation: Of the FFN; None for the family's default.
-        dropout: Everywhere.
-        options: Further entries of the transformers configuration.
-    """
+    """One model; the sizes of its data (labels, vocabulary, image) follow from the data."""
 
     family: Trained
+    """Which family of models it is of."""
     positions: Positions = Positions.absolute
+    """How it knows where a token stands; another choice may be another family's."""
     layers: Layers
+    """How many layers it has."""
     width: Size
+    """Features of the residual stream."""
     heads: Size
+    """Attention heads of a layer."""
     feedforward: Size
+    """Units of a feed-forward layer."""
     key_value_heads: Size | None = None
+    """Heads of keys and values, of a Llama; null for as many as `heads`."""
     patch: Side | None = None
+    """Side of a ViT's patches, in pixels."""
     activation: str | None = None
+    """Activation of feed-forward layers, as transformers names it; null for the family's."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout while it is trained, everywhere."""
     options: dict[str, JsonValue] = {}
+    """Further entries of the transformers configuration."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -73,38 +73,40 @@ class TokenizerSettings(Settings):
     """A tokenizer made from the training texts."""
 
     kind: Vocabulary = Vocabulary.bpe
+    """Which tokens it has."""
     size: Size = 4096
+    """Most tokens, special ones included."""
 
 
 class DataSettings(Settings):
-    """One set of data.
-
-    Attributes:
-        source: Hub id, "digits" (scikit-learn's), or a path; `{data}` at its start stands for the folder that
-            ISOBASIN_DATA names, and for `../shared/data` without it.
-        name: The hub's configuration name, such as "wikitext-103-raw-v1".
-        task: What is learnt.
-        train, test: Splits, in the notation of `datasets` ("train[:90%]"), or a file of the folder `source`.
-        holdout: With one split only: the share of it that is shuffled away as the test part.
-        columns: Which column has which role ("image", "text", "text_pair", "label").
-        max_train, max_test: At most so many examples, chosen at random.
-        length: Tokens of an example.
-        tokenizer: How text is cut.
-        image_size: Side that images are brought to; None for their own.
-    """
+    """One set of data."""
 
     source: str
+    """Hub id, "digits" (scikit-learn's), or a path; `{data}` at its start stands for the folder that ISOBASIN_DATA
+    names, and for `../shared/data` without it.
+    """
     name: str | None = None
+    """The hub's configuration name, such as "wikitext-103-raw-v1"."""
     task: TaskKind
+    """What is learnt."""
     train: str = "train"
+    """Split to train on, in the notation of `datasets` ("train[:90%]"), or a file of the folder `source`."""
     test: str | None = "test"
+    """Split to measure on, likewise; null with `holdout`."""
     holdout: float | None = Field(None, gt=0, lt=1)
+    """Without `test`: the share of `train` that is shuffled away to measure on."""
     columns: dict[str, str] = {}
+    """Which column has which role ("image", "text", "text_pair", "label")."""
     max_train: PositiveInt | None = None
+    """At most so many examples of `train`, chosen at random; null for all."""
     max_test: PositiveInt | None = None
+    """At most so many of `test`, likewise."""
     length: Size | None = None
+    """Tokens of an example; only and always for texts."""
     tokenizer: TokenizerSettings | None = None
+    """How texts are cut; only and always for texts."""
     image_size: Side | None = None
+    """Side that images are brought to; null for their own."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -119,74 +121,68 @@ class DataSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How something is trained: AdamW and a schedule of transformers' Trainer.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch: Examples of one step.
-        rate: Largest learning rate.
-        warmup: Steps until it is reached.
-        schedule: How it falls, as Trainer names it.
-        weight_decay: Of AdamW.
-        betas: Of AdamW.
-        clip: Largest norm of the gradient; 0 for none.
-        save_every: Steps between states that an interrupted training resumes from; None for none.
-    """
+    """How something is trained: AdamW and a schedule of transformers' Trainer."""
 
     steps: PositiveInt
+    """Optimiser steps."""
     batch: Batch
+    """Examples of one step."""
     rate: float = Field(gt=0)
+    """Largest learning rate."""
     warmup: int = Field(0, ge=0)
+    """Steps until it is reached."""
     schedule: str = "cosine"
+    """How the rate falls after it, as Trainer names it."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decays of AdamW's two means."""
     clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 for none."""
     save_every: PositiveInt | None = None
+    """Steps between states that an interrupted training goes on from; null for none."""
 
 
 class RefiningSettings(Settings):
-    """How an alignment is learned; as in `isobasin refine`.
-
-    Attributes:
-        steps, batch, rate: Of Adam.
-        both: Whether the reference moves too.
-        targets: What is learned from.
-        noise: On images, in standard deviations of theirs.
-    """
+    """How an alignment is learned; as in `isobasin refine`."""
 
     steps: PositiveInt = Refining.steps
+    """Steps of Adam."""
     batch: Batch = Refining.batch_size
+    """Examples of a step."""
     rate: float = Field(Refining.rate, gt=0)
+    """Highest learning rate."""
     both: bool = Refining.both
+    """Whether the reference moves too."""
     targets: Targets = Targets.ends
+    """What is learned from."""
     noise: float = Field(Refining.noise, ge=0)
+    """Noise on images, in standard deviations of theirs; with targets `ends`."""
 
 
 class AblationSettings(Settings):
-    """Which ablations are run, on the pairs of one scope; all are off unless they are asked for.
-
-    Attributes:
-        stage_1: Rank of the chosen head permutation of the first layer among all of at most 24, or among
-            `permutations` random ones and itself.
-        permutations: How many random ones.
-        stage_2: Barriers with stage 2 left out, with its start only, by gradient descent, by Gauss-Newton.
-        head_costs: Barriers and permutations for every cost that stage 1 knows.
-        reinitialise: Loss of the pretrained model with one attention layer drawn anew, layer by layer.
-        symmetry_breaking: A rotary pair aligned by GL instead of H, at these offsets.
-        alignments: Barriers after every way to align, other people's among them, the last one learned like this.
-        untie: Take tied tensors apart for those, which frees rotations of the residual stream.
-        scope: Whose pairs.
-    """
+    """Which ablations are run, on the pairs of one scope; all are off unless they are asked for."""
 
     stage_1: bool = False
+    """Rank of the chosen head permutation of the first layer among all of at most 24, or among `permutations` random
+    ones and itself.
+    """
     permutations: Size = 23
+    """How many random permutations `stage_1` draws."""
     stage_2: bool = False
+    """Barriers with stage 2 left out, with its start only, by gradient descent, by Gauss-Newton."""
     head_costs: bool = False
+    """Barriers and permutations for every cost that stage 1 knows."""
     reinitialise: bool = False
+    """Loss of the pretrained model with one attention layer drawn anew, layer by layer."""
     symmetry_breaking: tuple[Annotated[int, Field(ge=0, le=2**20)], ...] = ()
+    """A rotary pair aligned by GL instead of H, at these offsets."""
     alignments: RefiningSettings | None = None
+    """Barriers after every way to align, other people's among them, the last one learned like this."""
     untie: bool = False
+    """Take tied tensors apart for `alignments`, which frees rotations of the residual stream."""
     scope: Redrawn = Redrawn.first_attention
+    """Whose pairs are ablated."""
 
     @property
     def on_pairs(self) -> bool:
@@ -195,32 +191,36 @@ class AblationSettings(Settings):
 
 
 class SettingSettings(Settings):
-    """One model on one set of data.
-
-    Attributes:
-        name: How it is called, in tables and for `--only`; None for "MODEL on DATA".
-        model, data: Names in the experiment's tables.
-        pretrain, finetune: Names in its table of trainings.
-        from_scratch: Another name there, for the scope entire-model, which keeps nothing of the pretrained one; None
-            for the one of `finetune`.
-        pretrain_data: Name of what the model is pretrained on, if that is something else. A classifier with another
-            number of labels is replaced, and then trained even where everything else is frozen.
-        pretrain_seed, scopes, heads, freeze: Replace the experiment's own for this setting.
-        ablations: What is ablated here.
-    """
+    """One model on one set of data."""
 
     name: str | None = None
+    """How it is called, in tables and for `--only`; null for "MODEL on DATA"."""
     model: str
+    """Name in the experiment's `models`."""
     data: str
+    """Name in its `data`: what is fine-tuned and measured on."""
     pretrain: str
+    """Name in its `training`: how the common model is trained."""
     finetune: str
+    """Name there: how what was drawn anew is trained."""
     from_scratch: str | None = None
+    """Another name there, for the scope entire-model, which keeps nothing of the pretrained one; null for the one of
+    `finetune`.
+    """
     pretrain_data: str | None = None
+    """Name of what the model is pretrained on, if that is something else. A classifier with another number of labels
+    is replaced, and then trained even where everything else is frozen.
+    """
     pretrain_seed: Seed | None = None
+    """Replaces the experiment's `pretrain_seed` for this setting."""
     scopes: tuple[Redrawn, ...] | None = Field(None, min_length=1)
+    """Replaces the experiment's `scopes` for this setting."""
     heads: tuple[Size | None, ...] | None = Field(None, min_length=1)
+    """Replaces the experiment's `heads` for this setting."""
     freeze: tuple[bool, ...] | None = Field(None, min_length=1)
+    """Replaces the experiment's `freeze` for this setting."""
     ablations: AblationSettings = AblationSettings()
+    """What is ablated here."""
 
     @property
     def title(self) -> str:
@@ -229,37 +229,38 @@ class SettingSettings(Settings):
 
 
 class ExperimentSettings(Settings):
-    """A whole file.
-
-    Attributes:
-        schema_version: Of this format.
-        title: One line for people.
-        models, data, training: What the settings name.
-        settings: What is run.
-        scopes: What is drawn anew.
-        heads: How many heads the replaced attention has; null for as many as before.
-        freeze: Whether everything else is frozen while fine-tuning.
-        pretrain_seed: Of the pretrained model.
-        seeds: One fine-tuned model for each; all pairs are measured.
-        methods: As in `isobasin barrier`.
-        points: Of every line.
-        batch: Examples of a forward pass when measuring.
-    """
+    """One study: what is trained, on what, and what is measured."""
 
     schema_version: Literal[1] = 1
+    """Version of this format."""
     title: str
+    """One line for people."""
     models: dict[str, ModelSettings]
+    """The models, by names that the settings use."""
     data: dict[str, DataSettings]
+    """The sets of data, likewise."""
     training: dict[str, TrainingSettings]
+    """The trainings, likewise."""
     settings: tuple[SettingSettings, ...] = Field(min_length=1)
+    """What is run: each a model on one set of data."""
     scopes: tuple[Redrawn, ...] = Field(tuple(Redrawn), min_length=1)
+    """What is drawn anew."""
     heads: tuple[Size | None, ...] = Field((None,), min_length=1)
+    """How many heads the replaced attention has; null for as many as before."""
     freeze: tuple[bool, ...] = Field((True,), min_length=1)
+    """Whether everything else is frozen while fine-tuning."""
     pretrain_seed: Seed = 0
+    """Seed of the pretrained model."""
     seeds: tuple[Seed, ...] = Field((1, 2, 3), min_length=2)
+    """One fine-tuned model for each, as many as you like from two on."""
+    pairs: PositiveInt | None = None
+    """Of how many pairs of seeds the line is measured, spread over the seeds; null for all pairs."""
     methods: tuple[Way, ...] = WAYS
+    """How B is moved before the line to it is measured, as in `isobasin barrier`; `none` has to be there."""
     points: int = Field(25, ge=2, le=MOST_POINTS)
+    """Points of every line, with its ends."""
     batch: Batch = 256
+    """Examples of a forward pass when measuring."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -285,7 +286,16 @@ class ExperimentSettings(Settings):
         """How many cells a setting has, or a few less: one for each model, and some for each pair of them."""
         own = (setting.scopes or self.scopes, setting.heads or self.heads, setting.freeze or self.freeze)
         seeds = len(self.seeds)
-        return prod(map(len, own)) * (seeds + seeds * (seeds - 1) // 2)
+        every = seeds * (seeds - 1) // 2
+        return prod(map(len, own)) * (seeds + min(every, self.pairs or every))
+
+    @property
+    def chosen_pairs(self) -> list[tuple[int, int]]:
+        """The pairs of seeds that are measured, in the order of the seeds: neighbours in a ring of them first."""
+        count = len(self.seeds)
+        ring = ((i, (i + gap) % count) for gap in range(1, count // 2 + 1) for i in range(count))
+        distinct = dict.fromkeys((min(pair), max(pair)) for pair in ring)
+        return [(self.seeds[i], self.seeds[j]) for i, j in sorted(list(distinct)[: self.pairs])]
 
     def _check(self, setting: SettingSettings) -> None:
         """Refuse a setting that names what isn't there, or whose parts don't fit."""

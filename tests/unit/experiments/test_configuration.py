@@ -40,9 +40,9 @@ def test_a_file_is_read_with_its_defaults(tmp_path: Path):
     assert settings.settings[0].title == "vit on digits"
 
 
-def test_those_without_real_data_are_the_first_of_the_packaged_ones():
+def test_the_papers_are_the_last_of_the_packaged_ones():
     titles = packaged()
-    assert list(titles)[:2] == ["demo", "digits"]
+    assert list(titles)[:5] == ["apart", "demo", "digits", "scale", "small"]
     assert len(titles) >= 15
     assert "paper/vit-mnist" in titles
     assert titles["paper/gpt2-enwik8"] == read("paper/gpt2-enwik8").title

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 from small_experiments import CONFIGURATION, small
@@ -59,6 +60,20 @@ def test_all_pairs_of_seeds_each_as_soon_as_it_can_be():
     pair = cells[5]
     assert pair.needs == (cells[1], cells[4])
     assert [cell.spec["seed"] for cell in pair.needs] == [1, 3]
+
+
+def test_of_many_seeds_as_many_pairs_as_are_asked_for_spread_over_the_seeds():
+    settings = small(seeds=[5, 1, 4, 2, 3, 9], pairs=12)
+    group = plans(settings)[0].groups[0]
+    assert list(group.finetunes) == [5, 1, 4, 2, 3, 9]
+    assert list(group.pairs)[:5] == [(5, 1), (5, 4), (5, 3), (5, 9), (1, 4)]
+    assert Counter(seed for pair in group.pairs for seed in pair) == dict.fromkeys(group.finetunes, 4)
+    assert {cell.key for cell in group.pairs.values()} < {cell.key for cell in all_cells(plans(settings))}
+    every = plans(small(seeds=[5, 1, 4, 2, 3, 9]))[0].groups[0].pairs
+    assert list(every) == list(combinations([5, 1, 4, 2, 3, 9], 2))
+    assert {seeds: cell.key for seeds, cell in every.items() if seeds in group.pairs} == {
+        seeds: cell.key for seeds, cell in group.pairs.items()
+    }
 
 
 def test_scopes_heads_and_freezing():
