@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -20,7 +21,7 @@ from isobasin.choices import WAYS, HeadCost, Method, Scope, Way
 from isobasin.errors import IsobasinError
 from isobasin.lines.path import MOST_POINTS, POINTS, LinearPath, points
 from isobasin.model import Model, open_pair
-from isobasin.records.curves import NAIVE, height
+from isobasin.records.curves import NAIVE, errors, height
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import Evaluation, evaluate
@@ -31,6 +32,9 @@ from isobasin.verbs.settings import Calibration, Matching, Progress, Running, ch
 
 Folder = str | os.PathLike[str]
 End = Folder | Checkpoint
+
+# Losses of more examples are kept in groups of equal size.
+_MOST_GROUPS = 1024
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,13 @@ class Losses:
         examples: What they are computed on.
         how: With which batches, where, and whether temperatures are calibrated.
         accelerator: An `accelerate.Accelerator` whose processes share the batches; its device is used.
-        group: How many consecutive examples the losses of groups are means of.
+        group: How many consecutive examples the losses of groups are means of; 0 for as many as leave 1 024 groups.
     """
 
     examples: Examples
     how: Measuring
     accelerator: Any = None
-    group: int = 1
+    group: int = 0
 
     @property
     def device(self) -> str:
@@ -111,7 +115,7 @@ class Losses:
             device=self.device,
             accelerator=self.accelerator,
             temperature=self.how.temperature,
-            group=self.group,
+            group=self.group or math.ceil(len(self.examples) / _MOST_GROUPS),
         )
 
     def means(self, first: End, last: End, t: Sequence[float]) -> list[float]:
@@ -178,11 +182,19 @@ class OpenPair:
             return self.line(self.a.checkpoint, end)
 
     def line(self, first: End, last: End) -> dict[str, Any]:
-        """The losses on the line between two checkpoints, and its barrier."""
+        """The losses on the line between two checkpoints, its barrier, and the standard errors of both."""
         t = points(self.losses.how.points)
-        losses = self.losses.means(first, last, t)
-        barrier = height(losses, t)
-        return {"barrier": barrier.height, "worst_t": barrier.t, "t": list(t), "losses": losses}
+        found = [found for _, found, _ in self.losses.along(first, last, t)]
+        losses = [one.loss for one in found]
+        barrier, scatter = height(losses, t), errors(t, found[0].group_weights, [one.group_losses for one in found])
+        return {
+            "barrier": barrier.height,
+            "barrier_error": scatter.barrier,
+            "worst_t": barrier.t,
+            "t": list(t),
+            "losses": losses,
+            "loss_errors": list(scatter.losses),
+        }
 
     def loss(self, end: End) -> float:
         """The loss of one checkpoint."""

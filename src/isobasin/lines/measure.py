@@ -39,8 +39,6 @@ from isobasin.verbs.settings import Progress, silent
 # Two runs that differ only in these are one run: it may be continued by a newer library.
 _INCIDENTAL = {"versions", "group_weights"}
 
-# Losses of more examples are recorded in groups of equal size.
-_MOST_GROUPS = 1024
 # Of the losses of examples: single precision has no more.
 _DIGITS = 7
 
@@ -91,13 +89,7 @@ def measure(
         opened = [end.checkpoint for end in ends]
         check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
         run = _run_record(names, opened, examples, how, settings or {}, progress)
-        lines = _Lines(
-            run,
-            understood,
-            opened,
-            Losses(examples, how, accelerator, math.ceil(len(examples) / _MOST_GROUPS)),
-            progress,
-        )
+        lines = _Lines(run, understood, opened, Losses(examples, how, accelerator), progress)
         if lines.writes:
             stack.enter_context(sole_writer(Path(output)))
         lines.open(Path(output), force)

@@ -88,12 +88,14 @@ def curve(run: RunRecord, points: Sequence[PointRecord], naive: CurveRecord | No
     pair, method = points[0].pair, points[0].method
     whole = barrier if method == NAIVE else None if naive is None else naive.barrier
     forward = sum(point.seconds for point in points)
+    found = errors(run.t, run.group_weights, [point.group_losses for point in points])
     return CurveRecord(
         pair=pair,
         method=method,
         barrier=barrier,
         worst_t=worst_t,
-        barrier_error=None if barrier is None else _error(run, points),
+        barrier_error=None if barrier is None else found.barrier,
+        loss_errors=found.losses,
         relative=_share(barrier, whole),
         share_of_ends=_share(barrier, _mean_of_ends(points)),
         calibrated_barrier=calibrated_barrier,
@@ -127,24 +129,45 @@ def _supremum(losses: Sequence[float | None], t: Sequence[float]) -> tuple[float
     return found.height, found.t
 
 
-def _error(run: RunRecord, points: Sequence[PointRecord]) -> float | None:
-    """Standard error of the barrier: what the barriers of examples that are drawn anew scatter by.
+@dataclass(frozen=True)
+class Errors:
+    """Standard errors of a line; None where a loss isn't a number, or where there are fewer than two examples.
 
-    All points of a line see the same examples, so that what is noise of all of them cancels. The factor n / (n - 1) of
-    the variance makes up for the mean's being that of the same examples.
+    Attributes:
+        barrier: Of its barrier.
+        losses: Of the loss at every point.
     """
-    weights = np.asarray(run.group_weights)
-    losses = np.array([[math.nan if x is None else x for x in point.group_losses] for point in points])[:, weights > 0]
-    weights = weights[weights > 0]
-    count = len(weights)
-    if count < 2 or not np.isfinite(losses).all():
-        return None
-    shares = _drawn(count) * weights
-    means = shares @ losses.T / shares.sum(1, keepdims=True)
-    t = np.asarray(run.t)
-    heights = (means - ((1 - t) * means[:, :1] + t * means[:, -1:])).max(1)
+
+    barrier: float | None
+    losses: tuple[float | None, ...]
+
+
+def errors(t: Sequence[float], weights: Sequence[float], losses: Sequence[Sequence[float | None]]) -> Errors:
+    """What the losses and the barrier of a line scatter by when examples are drawn anew.
+
+    All points see the same draws, so that what is noise of all of them cancels in the barrier. The factor n / (n - 1)
+    of the variance makes up for the means' being those of the same examples.
+
+    Args:
+        t: The points.
+        weights: How much every example counts, or every group of them; those of weight 0 are left out.
+        losses: Of every point, that of every example; None where it isn't a number.
+    """
+    counted = np.asarray(weights) > 0
+    shares = np.asarray(weights)[counted]
+    values = np.array([[math.nan if x is None else x for x in row] for row in losses])[:, counted]
+    count = len(shares)
+    if count < 2:
+        return Errors(None, (None,) * len(t))
+    shares = _drawn(count) * shares
+    with np.errstate(invalid="ignore"):
+        means = shares @ values.T / shares.sum(1, keepdims=True)
+        at = np.asarray(t)
+        heights = (means - ((1 - at) * means[:, :1] + at * means[:, -1:])).max(1)
+        found = np.array([heights.std(), *means.std(0)]) * math.sqrt(count / (count - 1))
     # As many digits as mean something: what is computed again elsewhere is the same.
-    return float(f"{heights.std() * math.sqrt(count / (count - 1)):.4g}")
+    known = [float(f"{error:.4g}") if math.isfinite(error) else None for error in found]
+    return Errors(known[0], tuple(known[1:]))
 
 
 @lru_cache(maxsize=1)

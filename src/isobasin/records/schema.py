@@ -151,6 +151,7 @@ class CurveRecord(Entry):
         barrier: `sup_t [ L(θ(t)) - (1 - t) L(A) - t L(B) ]`; null if a loss on the way isn't a number.
         worst_t: Where it is reached.
         barrier_error: Its standard error, of examples drawn anew; null with fewer than two.
+        loss_errors: Those of the losses at every point, by the same draws; empty in older files.
         relative: Share of the barrier of method "none" of this pair; null if that is 0 or wasn't measured.
         share_of_ends: Share of the mean loss of the two ends.
         calibrated_barrier: The same supremum of the calibrated losses, or null.
@@ -164,6 +165,7 @@ class CurveRecord(Entry):
     barrier: Number
     worst_t: float
     barrier_error: Number
+    loss_errors: tuple[Number, ...] = ()
     relative: Number
     share_of_ends: Number
     calibrated_barrier: Number

@@ -42,7 +42,8 @@ def curves(plan: SettingPlan, results: Results, folder: Path, names: Sequence[st
         for (a, b), result in measured(group, results).items():
             methods += [method for method in result["lines"] if method not in methods]
             lines = {method: _line(result["t"], line["losses"]) for method, line in result["lines"].items()}
-            panels.append(Panel(lines, title=f"seeds {a} and {b}", note=_note(result)))
+            errors = {method: found for method, line in result["lines"].items() if (found := line.get("loss_errors"))}
+            panels.append(Panel(lines, errors, title=f"seeds {a} and {b}", note=_note(result)))
         if panels:
             rows += _wrapped(f"{printable(group.title)}\nloss", panels)
     if not rows:

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Panel:
 
     Attributes:
         lines: By method: the points t, and the values there; NaN leaves a gap.
+        errors: By method: standard errors of those values; None leaves a gap in the band around them.
         faint: Lines behind those, to compare with.
         title: Above it.
         note: Below the title, smaller.
@@ -43,6 +44,7 @@ class Panel:
     """
 
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    errors: Mapping[str, Sequence[float | None]] = field(default_factory=dict[str, "Sequence[float | None]"])
     faint: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None
     title: str = ""
     note: str = ""
@@ -128,6 +130,8 @@ def _draw_row(row: Row, axes: Any, looks: Mapping[str, Style]) -> None:
     for panel, axis in zip(row.panels, axes, strict=False):
         for method, (t, values) in (panel.faint or {}).items():
             axis.plot(t, values, color=looks[method].color, linewidth=0.9, alpha=0.4)
+        for method, errors in panel.errors.items():
+            _draw_band(axis, *panel.lines[method], errors, looks[method].color)
         for method, (t, values) in panel.lines.items():
             style = looks[method]
             dash: Any = (0, style.dash) if style.dash else "-"
@@ -152,6 +156,15 @@ def _draw_row(row: Row, axes: Any, looks: Mapping[str, Style]) -> None:
         axis.set_visible(False)
     axes[0].set_ylabel(plain(row.label))
     _scale(row, axes[0])
+
+
+def _draw_band(
+    axis: Any, t: Sequence[float], values: Sequence[float], errors: Sequence[float | None], color: str
+) -> None:
+    """One standard error on both sides of a line."""
+    width = [math.nan if error is None else error for error in errors]
+    edges = [[value + sign * error for value, error in zip(values, width, strict=True)] for sign in (-1, 1)]
+    axis.fill_between(t, *edges, color=color, alpha=0.18, linewidth=0)
 
 
 def _scale(row: Row, axis: Any) -> None:
@@ -182,6 +195,7 @@ def barrier_rows(shown: View) -> list[Row]:
             panels = [
                 Panel(
                     _lines(pair, quantity),
+                    errors=_errors(pair) if quantity == "loss" else {},
                     title=_title(pair) if quantity == "loss" else "",
                     note=_note(pair) if quantity == "loss" else "",
                     below=ALONG if last else "",
@@ -224,6 +238,11 @@ def _lines(pair: ShownPair, quantity: str) -> dict[str, tuple[list[float], list[
         for line in pair.lines
         if line.points
     }
+
+
+def _errors(pair: ShownPair) -> dict[str, list[float | None]]:
+    """Of the losses of the finished lines, by method."""
+    return {line.method: line.errors for line in pair.lines if line.curve is not None}
 
 
 def _title(pair: ShownPair) -> str:

@@ -136,6 +136,7 @@ def _line(line: ShownLine, metrics: Sequence[str]) -> dict[str, Any]:
     return {
         "t": [point.t for point in line.points],
         "values": {name: [_rounded(value) for value in line.values(name)] for name in quantities},
+        "errors": [_rounded(error) for error in line.errors],
         "barrier": None if curve is None else number(curve.barrier),
         "worst": None if curve is None else curve.worst_t,
         "calibratedBarrier": None if curve is None else number(curve.calibrated_barrier),

@@ -37,6 +37,11 @@ class ShownLine:
         return [point.metrics.get(quantity) for point in self.points]
 
     @property
+    def errors(self) -> list[float | None]:
+        """Standard errors of the losses at the measured points; all None until the line is finished."""
+        return [None] * len(self.points) if self.curve is None else list(self.curve.loss_errors)
+
+    @property
     def distance(self) -> tuple[float, float] | None:
         """Of all attention weights, before and after aligning."""
         if self.alignment is None:

@@ -52,6 +52,7 @@ def test_a_curve_by_hand():
         barrier=2.0,
         worst_t=0.5,
         barrier_error=0.0,
+        loss_errors=(0.0,) * 4,
         relative=1.0,
         share_of_ends=1.0,
         calibrated_barrier=1.25,
@@ -80,6 +81,17 @@ def test_examples_that_differ_at_one_point_have_the_usual_standard_error():
     shares, mean = weights / weights.sum(), np.average(losses[2], weights=weights)
     expected = math.sqrt(((shares * (losses[2] - mean)) ** 2).sum())
     assert curve(many(weights), lines(losses, weights)).barrier_error == pytest.approx(expected, rel=0.08)
+
+
+def test_the_losses_of_all_points_have_their_standard_errors():
+    losses = np.random.default_rng(2).exponential([[1.0], [3.0], [2.0], [0.5]], size=(4, 300))
+    found = curve(many([2.0] * 300), lines(losses, [2.0] * 300))
+    assert found.loss_errors == pytest.approx(losses.std(1, ddof=1) / math.sqrt(300), rel=0.08)
+    lost = losses.tolist()
+    lost[1][7] = None
+    point = points([1.0, None, 1.0, 1.0], groups=lost)
+    assert [error is None for error in curve(many([2.0] * 300), point).loss_errors] == [False, True, False, False]
+    assert curve(many([4.0]), points((0.0, 1.0, 0.0, 0.0), groups=[(0.0,)] * 4)).loss_errors == (None,) * 4
 
 
 def test_the_error_is_of_the_barrier_and_not_of_the_loss():

@@ -152,6 +152,8 @@ def test_figures_show_the_points_of_every_line(whole: Path):
         assert accuracy.panels[0].lines[method[1]] == (t, [point.metrics["accuracy"] for point in points])
         assert calibrated.panels[0].lines[method[1]] == (t, [point.calibrated_loss for point in points])
         assert calibrated.panels[0].faint == loss.panels[0].lines
+        assert loss.panels[0].errors[method[1]] == list(measured.curves[method].loss_errors)
+        assert accuracy.panels[0].errors == calibrated.panels[0].errors == {}
         assert temperature.panels[0].lines[method[1]] == (t, [point.temperature for point in points])
     for curve in measured.curves.values():
         assert number(curve.barrier) in loss.panels[0].note
@@ -181,6 +183,21 @@ def test_the_same_records_give_the_same_figure(tmp_path: Path):
     for name in ("one.svg", "two.svg"):
         draw([Row("loss", [panel])], styles(["none"]), "title", [tmp_path / name])
     assert (tmp_path / "one.svg").read_text() == (tmp_path / "two.svg").read_text()
+
+
+def test_a_line_has_the_band_of_its_standard_errors(tmp_path: Path):
+    figure = tmp_path / "figure.svg"
+
+    def bands(errors: dict[str, list[float | None]]) -> list[set[str]]:
+        panel = Panel({"none": ([0, 0.5, 1], [1.0, 2.0, 1.0])}, errors)
+        draw([Row("loss", [panel])], styles(["none"]), "title", [figure])
+        drawn = ElementTree.parse(figure).iterfind(".//{*}g[@id='FillBetweenPolyCollection_1']//{*}path")
+        return [set(path.get("d", "").split()) for path in drawn]
+
+    assert bands({}) == []
+    (whole,) = bands({"none": [0.25, 0.5, 0.25]})
+    assert len(whole) > 6
+    assert bands({"none": [0.25, 0.5, None]}) != [whole]
 
 
 def test_names_are_text_and_no_formulas(tmp_path: Path):

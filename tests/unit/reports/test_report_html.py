@@ -116,6 +116,7 @@ def test_the_data_are_those_of_the_records(measured: Measured):
             assert line["values"]["loss"] == pytest.approx([point.loss for point in points], rel=1e-4)
             assert line["values"]["accuracy"] == pytest.approx([one.metrics["accuracy"] for one in points], rel=1e-4)
             assert line["worst"] == measured.curves[pair, method].worst_t
+            assert line["errors"] == pytest.approx(measured.curves[pair, method].loss_errors, rel=1e-4)
         assert shown["layers"][0] is None
         for index, method in enumerate(methods[1:], start=1):
             for layer, found in zip(measured.alignments[pair, method].layers, shown["layers"][index], strict=True):

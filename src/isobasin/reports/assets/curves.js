@@ -4,9 +4,13 @@
 function drawCurves(data, state, read) {
   const host = document.getElementById("curves");
   const quantity = data.quantities[state.quantity];
-  const lines = data.pairs[state.pair].lines.map((line) => ({ ...line, values: line.values[quantity.id] }));
+  const lines = data.pairs[state.pair].lines.map((line) => ({
+    ...line,
+    values: line.values[quantity.id],
+    errors: quantity.id === "loss" && line.errors.some((error) => error !== null) ? line.errors : null,
+  }));
   const visible = lines.filter((line, i) => !state.hidden.has(i) && line.t.length);
-  const values = visible.flatMap((line) => line.values).filter((value) => value !== null);
+  const values = visible.flatMap((line) => [...line.values, ...above(line)]).filter((value) => value !== null);
   const possible = values.length > 0 && Math.min(...values) > 0 && !quantity.percent;
   const log = state.log && possible;
   state.logPossible = possible;
@@ -40,7 +44,8 @@ function drawCurves(data, state, read) {
   const marks = svg("g");
   root.append(marks);
   listen(data, state, { ...drawing, read, marks, lines, groups, x, y: place.y, chord, top, bottom, right });
-  return { chord: chord !== null, show: (i) => emphasise(i, { marks, lines, groups, x, y: place.y, chord, quantity, width }) };
+  const bands = visible.some((line) => line.errors);
+  return { chord: chord !== null, bands, show: (i) => emphasise(i, { marks, lines, groups, x, y: place.y, chord, quantity, width }) };
 }
 
 /** The straight line between the losses of the ends: the same for all methods, up to rounding. */
@@ -65,10 +70,25 @@ function pathOf(t, values, x, y) {
     .join("");
 }
 
+/** A curve's values with their standard errors added. */
+function above({ values, errors }) {
+  return errors ? values.map((value, i) => (value === null || errors[i] === null ? null : value + errors[i])) : [];
+}
+
+/** The area within one standard error of a curve, in a piece for every two neighbours that are known. */
+function bandOf({ t, values, errors }, x, place) {
+  const edge = (i, sign) => `${x(t[i]).toFixed(1)} ${place.y(Math.max(values[i] + sign * errors[i], place.low)).toFixed(1)}`;
+  const known = (i) => values[i] !== null && errors[i] !== null;
+  return t
+    .map((_, i) => (i && known(i - 1) && known(i) ? `M${edge(i - 1, 1)}L${edge(i, 1)}L${edge(i, -1)}L${edge(i - 1, -1)}Z` : ""))
+    .join("");
+}
+
 /** One curve: its line, its points, and crosses at the top where the value isn't finite. */
 function curveOf(line, method, x, place, top) {
   const group = svg("g");
-  const path = svg("path", { d: pathOf(line.t, line.values, x, place.y) });
+  if (line.errors) group.append(svg("path", { class: "band", d: bandOf(line, x, place) }));
+  const path = svg("path", { class: "line", d: pathOf(line.t, line.values, x, place.y) });
   if (method.dash.length) path.setAttribute("stroke-dasharray", method.dash.map((length) => 2.4 * length).join(" "));
   group.append(path);
   line.t.forEach((t, i) => {

@@ -14,6 +14,7 @@
     by("log").setAttribute("aria-pressed", state.log && state.logPossible);
     by("log").disabled = !state.logPossible;
     by("chord-key").style.visibility = curves.chord ? "visible" : "hidden";
+    by("band-key").style.visibility = curves.bands ? "visible" : "hidden";
     keys.forEach((key, i) => {
       key.setAttribute("aria-pressed", !state.hidden.has(i));
       key.disabled = !data.pairs[state.pair].lines[i].t.length;
