@@ -156,7 +156,7 @@ class Device(Choice):
 
     auto = "auto", "the first CUDA device where there is one that works, or else the processor"
     cpu = "cpu", "the processor"
-    cuda = "cuda", "the first CUDA device"
+    cuda = "cuda", "the first CUDA device; cuda:1 is the second one, and so on"
 
 
 class Dtype(Choice):

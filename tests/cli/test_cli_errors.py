@@ -285,7 +285,7 @@ def test_alignments_that_do_not_fit(cli: Cli, models: dict[str, Path], scrambled
         (("merge", "x", "y", "-o", "z", "--space", "outer"), ("'--space'", "outer", "weights", "circuit")),
         (
             ("align", "x", "y", "-o", "z", "--device", "cuda:99"),
-            ("'--device': 'cuda:99' is not one of 'auto', 'cpu', 'cuda'",),
+            ("device 'cuda:99'", "use --device cpu" if not torch.cuda.is_available() else "cuda:"),
         ),
         (
             ("transport", "x", "y", "z", "-o", "o", "--scale", "1", "--data", "d"),
@@ -297,6 +297,11 @@ def test_alignments_that_do_not_fit(cli: Cli, models: dict[str, Path], scrambled
         (("merge", "x", "y", "-o", "z", "-t", "half"), ("-t half: give a number",)),
         (("merge", "x", "y", "-o", "z", "-t", "1,2,3"), ("3 weights for 2 models",)),
         (("merge", "x", "-o", "z"), ("two or more models, not 1",)),
+        (
+            ("merge", "x", "y", "-o", "z", "--device", "gpu"),
+            ("'--device': 'gpu' is no device: did you mean 'cpu'?",),
+        ),
+        (("verify", "x", "y", "--device", "mps"), ("device 'mps': it has no float64", "use --device cpu")),
         (("alingn",), ("No such command 'alingn'", "align")),
         (("--colour",), ("No such option: --colour", "isobasin --help")),
         (("verify", "x", "y", "--seeds", "1"), ("No such option: --seeds",)),

@@ -204,6 +204,19 @@ def test_what_is_left_is_divided_among_those_that_run_at_once():
     ]
 
 
+def test_what_runs_is_said_where_a_cell_takes_long(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("isobasin.cli.console._FIRST", 0.05)
+    cell: Any = SimpleNamespace(kind="pretrain", key="0", label="vit on digits: pretraining")
+    screen = Console(file=io.StringIO(), width=200)
+    with watching([cell], screen) as watcher:
+        watcher.started(cell)
+        watcher.progress(cell, "training", 30, 600)
+        time.sleep(0.15)
+        watcher.done(cell, 0.15)
+    said = "[0/1] running (0 s): vit on digits: pretraining (training 30/600)"
+    assert screen.file.getvalue().splitlines() == [said, "[1/1] done in 0.1 s: vit on digits: pretraining"]
+
+
 def test_a_folder_that_another_process_writes_into_is_refused(cli: Cli, config: Path, tmp_path: Path):
     out = tmp_path / "out"
     Experiment.begin(read(config), out)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
 from itertools import accumulate
+from threading import Event, Thread
 from typing import Any
 
 import typer
@@ -39,8 +40,8 @@ DEBUG = "ISOBASIN_DEBUG"
 SCHEMA_VERSION = 1
 """Of what `--json` prints: it rises when something there is removed, renamed or changes its meaning."""
 
-# Seconds between two lines of progress where there is no terminal for bars.
-_EVERY = 30.0
+# Seconds before the first line of progress where there is no terminal for bars, and between two of them.
+_FIRST, _EVERY = 10.0, 30.0
 # In a pipe nothing needs to fit a screen: wide enough that no table or sentence is ever folded.
 _PIPE_WIDTH = 1000
 _QUIET = {
@@ -220,7 +221,8 @@ def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
     """One line for each kind of work, removed in the end; where there is no terminal, a line now and then."""
     screen = console(stderr=True)
     if not screen.is_terminal:
-        yield _lines()
+        with _lines(what) as lines:
+            yield lines
         return
     with bars_on(screen, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bars:
         first = bars.add_task(what, total=None, count="")
@@ -239,17 +241,44 @@ def _bars(what: str) -> Generator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def _lines() -> Callable[[str, int, int], None]:
-    """Progress for a log: what is being done, and for how long it has gone on, at most every half minute."""
-    begun = said = time.monotonic()
+@contextmanager
+def _lines(what: str) -> Generator[Callable[[str, int, int], None]]:
+    """Progress for a log: what is being done, and for how long the command has gone on."""
+    doing = what
 
     def progress(step: str, done: int, total: int) -> None:
-        nonlocal said
+        nonlocal doing
         stop_if_asked()
-        now = time.monotonic()
-        if now - said >= _EVERY and not QUIET.get():
-            said = now
-            count = f" {done}/{total}" if total > 1 else ""
-            _print_line("progress:", "", f"{step}{count} ({now - begun:.0f} s)")
+        doing = f"{step} {done}/{total}" if total > 1 else step
 
-    return progress
+    with now_and_then(lambda seconds: _print_line("progress:", "", f"{doing} ({seconds:.0f} s)")):
+        yield progress
+
+
+@contextmanager
+def now_and_then(say: Callable[[float], None]) -> Generator[None]:
+    """Have something said while the block lasts: after ten seconds, and then every half minute; never where quiet.
+
+    A thread does it, since a step of the work may take longer than that.
+
+    Args:
+        say: Is told for how many seconds the block has lasted.
+    """
+    if QUIET.get():
+        yield
+        return
+    begun, ended = time.monotonic(), Event()
+
+    def tell() -> None:
+        wait = _FIRST
+        while not ended.wait(wait):
+            say(time.monotonic() - begun)
+            wait = _EVERY
+
+    teller = Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()

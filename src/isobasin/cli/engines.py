@@ -46,6 +46,8 @@ def engine_of(
         from isobasin.execution.cluster import Cluster
 
         there = None if folder is None else folder.resolve()
+        if ":" in device:
+            raise typer.BadParameter("Ray gives every task a GPU of its own: --device cuda goes with --engine ray")
         gpus = 1 if device == "cuda" else 0
         return Cluster(there, ray_address, threads=threads or 1, gpus=gpus, workers=workers)
     if ray_address is not None:

@@ -1,16 +1,16 @@
-"""How a running experiment is shown on stderr: bars on a terminal, a line for every cell elsewhere."""
+"""How a running experiment is shown on stderr: bars on a terminal, a line for every cell and what runs elsewhere."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID
 
-from isobasin.cli.console import QUIET, bars_on
+from isobasin.cli.console import QUIET, bars_on, now_and_then
 from isobasin.signals import stop_if_asked
 
 if TYPE_CHECKING:
@@ -52,11 +52,13 @@ class _Watcher:
         self._forecast = Forecast(cells)
         self._total, self._ended, self._at_once = len(cells), 0, 1
         self._running: dict[str, TaskID] = {}
+        self._doing: dict[str, str] = {}
         self._whole = bars.add_task("cells", total=len(cells) or None, count="")
 
     def started(self, cell: Cell) -> None:
         stop_if_asked()
         self._running[cell.key] = self._bars.add_task(f"  {cell.label}", total=None, count="")
+        self._doing[cell.key] = cell.label
         # Just after one has ended the next one isn't running yet: the most there were tell how many there can be.
         self._at_once = max(self._at_once, len(self._running))
         self._tell()
@@ -65,6 +67,7 @@ class _Watcher:
         stop_if_asked()
         if cell.key in self._running:
             note = f"{what} {done}/{total}"
+            self._doing[cell.key] = f"{cell.label} ({note})"
             self._bars.update(self._running[cell.key], completed=done, total=total, count=note)
 
     def done(self, cell: Cell, seconds: float) -> None:
@@ -82,6 +85,7 @@ class _Watcher:
         self._ended += 1
         if cell.key in self._running:
             self._bars.remove_task(self._running.pop(cell.key))
+            del self._doing[cell.key]
         self._tell()
 
     def _tell(self) -> None:
@@ -91,6 +95,11 @@ class _Watcher:
     def _left(self) -> str:
         seconds = self._forecast.seconds(min(self._at_once, self._total - self._ended))
         return "" if seconds is None or self._ended == self._total else f", about {_duration(seconds)} left"
+
+    def running(self, seconds: float) -> None:
+        """Say what runs, and for how long the whole has."""
+        if running := ", ".join(self._doing.copy().values()):
+            self._line(f"running ({_duration(seconds)}): {running}")
 
     def _line(self, text: str) -> None:
         if not self._screen.is_terminal and not QUIET.get():
@@ -106,7 +115,9 @@ def watching(cells: Sequence[Cell], screen: Console) -> Generator[_Watcher]:
         screen: Where.
     """
     with bars_on(screen, BarColumn(bar_width=24)) as bars:
-        yield _Watcher(cells, screen, bars)
+        watcher = _Watcher(cells, screen, bars)
+        with nullcontext() if screen.is_terminal else now_and_then(watcher.running):
+            yield watcher
 
 
 def _duration(seconds: float) -> str:

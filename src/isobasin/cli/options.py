@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, TypeVar, cast
 import typer
 
 from isobasin import choices
+from isobasin.text import near
 
 DATA = ("data", "split", "name", "columns", "max_examples", "length", "task", "tokenizer")
 """The options that say which data are read, and how."""
@@ -20,11 +22,17 @@ ENGINE = ("engine", "ray_address", "workers", "threads")
 Record = TypeVar("Record")
 
 
-def choose(flag: str, kind: type[choices.Choice], more: str = "") -> Any:
+def choose(flag: str, kind: type[choices.Choice], more: str = "", **how: Any) -> Any:
     """An option that takes one of several names; its help says what each of them means."""
-    return typer.Option(
-        flag, metavar=flag.removeprefix("--").upper(), help="\n\n".join([f"{kind.what()} {more}", *kind.listed()])
-    )
+    text = "\n\n".join([f"{kind.what()} {more}", *kind.listed()])
+    return typer.Option(flag, metavar=flag.removeprefix("--").upper(), help=text, **how)
+
+
+def _device(name: str) -> str:
+    """Refuse what is no name of a device; whether it is there is known when torch is imported."""
+    if not re.fullmatch(rf"{'|'.join(choices.Device)}|cuda:\d{{1,4}}|mps", name):
+        raise typer.BadParameter(f"{name!r} is no device: {near(name, [*choices.Device, 'cuda:1'])}")
+    return name
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,7 +40,14 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in arguments.items() if name not in ("as_json", "no_verify")}
     found |= {"verify": not arguments["no_verify"]} if "no_verify" in arguments else {}
     found |= {"dtype": arguments["dtype"].resolve()} if "dtype" in arguments else {}
-    return found
+    return found | ({"device": _here(arguments["device"])} if "device" in arguments else {})
+
+
+def _here(device: str) -> str:
+    """The device that is meant, which is there: said before anything is read."""
+    from isobasin.verbs.settings import chosen_device
+
+    return chosen_device(device)
 
 
 def record(kind: Callable[..., Record], arguments: Mapping[str, Any], **more: Any) -> Record:
@@ -53,7 +68,9 @@ Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write; it appears complete or not at all.")
 ]
 Method = Annotated[choices.Method, choose("--method", choices.Method)]
-Device = Annotated[choices.Device, choose("--device", choices.Device)]
+Device = Annotated[
+    str, choose("--device", choices.Device, callback=_device, autocompletion=lambda: [str(x) for x in choices.Device])
+]
 Dtype = Annotated[choices.Dtype, choose("--dtype", choices.Dtype)]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
 NoVerify = Annotated[

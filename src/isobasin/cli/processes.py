@@ -7,11 +7,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from isobasin.choices import Device
-
 
 @contextmanager
-def processes(device: Device) -> Generator[Any]:
+def processes(device: str) -> Generator[Any]:
     """Several processes, if `accelerate launch` (or torchrun) started us as one of them; else None."""
     count = os.environ.get("WORLD_SIZE", "")
     if not count.isdecimal() or int(count) < 2:

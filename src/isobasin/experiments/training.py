@@ -104,7 +104,10 @@ def _check(examples: Examples, settings: TrainingSettings, device: str) -> None:
     if not is_accelerate_available():
         raise DependencyError(f"training needs accelerate: {EXPERIMENT_EXTRA}")
     if device not in list(Device):
-        raise DependencyError(f"device {device!r}: training takes the first CUDA device; use --device cuda")
+        raise DependencyError(
+            f"device {device!r}: training takes the first CUDA device that it sees; use --device cuda, and "
+            "CUDA_VISIBLE_DEVICES=N to say which that is"
+        )
     if not len(examples):
         raise TrainingError("there are no examples to train on")
     schedules = [schedule.value for schedule in SchedulerType]

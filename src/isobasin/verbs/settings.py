@@ -126,7 +126,7 @@ def chosen_device(device: str) -> str:
     if found is not None and found.type == "mps":
         raise DependencyError(f"device {device!r}: it has no float64, which the work is done in; use --device cpu")
     if found is None or found.type not in list(Device):
-        raise DependencyError(f"device {device!r}: this is none of ours; use {' or '.join(Device)}")
+        raise DependencyError(f"device {device!r}: this is none of ours; use {', '.join(Device)} or cuda:N")
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
