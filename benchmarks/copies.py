@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from characters import train
+from torch import nn
 
 import isobasin
 from isobasin.alignment import STREAM, AnyMove
@@ -21,7 +22,6 @@ from isobasin.checkpoints import temporary_folder
 
 # What is fine-tuned on: text that no model here has seen, this project's own documents.
 TEXT = "".join(path.read_text() for path in sorted(Path(__file__).parents[1].glob("docs/*.md")))
-LENGTH, BATCH = 64, 16
 # Share of weights that are pruned, bits that are left of them, tokens that are added, and the layer that is dropped.
 PRUNED, BITS, ADDED, DROPPED = 0.5, 4, 8, 1
 
@@ -29,22 +29,6 @@ PRUNED, BITS, ADDED, DROPPED = 0.5, 4, 8, 1
 def load(folder: Path) -> Any:
     """A causal language model in float32."""
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def train(model: Any, tokens: Tensor, steps: int, rate: float, seed: int = 0) -> Any:
-    """Train a causal language model with AdamW on random windows of a text, after a warm-up at a falling rate."""
-    optimizer = torch.optim.AdamW(model.train().parameters(), rate, weight_decay=0.01)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        starts = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=generator)
-        batch = torch.stack([tokens[i : i + LENGTH] for i in starts.tolist()])
-        optimizer.zero_grad()
-        model(input_ids=batch, labels=batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return model
 
 
 def tuned(model: Any, steps: int, rate: float, seed: int = 0) -> Any:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from characters import LENGTH, examples, tokens, windows
 from torch import Tensor
 
 from isobasin.alignment import Alignment
@@ -39,7 +38,6 @@ from isobasin.quantisation.starts import at_random, still
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.line import End, type_of
 from isobasin.tasks.examples import TensorExamples
-from isobasin.tasks.options import DataFacts
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.settings import Running
 from isobasin.verbs.whole import widest
@@ -83,6 +81,7 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
                 replace_text(file, json.dumps(rows, indent=1) + "\n")
     replace_text(asked.output / "README.md", _page(rows))
+    _figure(rows, asked.output / "gauge.png")
 
 
 def _rows(asked: argparse.Namespace, path: Path, rounding: str, done: set[Any]) -> Iterator[dict[str, Any]]:
@@ -110,7 +109,12 @@ def _rows(asked: argparse.Namespace, path: Path, rounding: str, done: set[Any]) 
             took = time.process_time() - began
             measured = plain.measured(plain.end(model, found), test)
             row = {"model": name, "rounding": str(rounds), "way": way, "seed": seed, **vars(measured)}
-            row |= {"unrounded": plain.loss(test), "seconds": round(took, 1), "steps": asked.steps}
+            row |= {
+                "unrounded": plain.loss(test),
+                "seconds": round(took, 1),
+                "steps": asked.steps,
+                "batch": asked.batch,
+            }
             if asked.gptq and rounding.startswith("rtn"):
                 row["gptq"] = _by_gptq(plain, model, found, rounds, train, test)
             yield row
@@ -153,41 +157,63 @@ def _gptq(matrix: Tensor, moments: Tensor, rounds: Quantiser, damping: float = 0
 
 def _examples(model: Path, text: Path, count: int) -> TensorExamples:
     """Windows of a text as a model reads it, drawn at random by one seed, without characters that it doesn't know."""
-    characters = json.loads((model / "char_vocab.json").read_text())["chars"]
-    numbers = {character: index for index, character in enumerate(characters)}
-    length = transformers.AutoConfig.from_pretrained(model).max_position_embeddings
-    stored = text.read_bytes()
-    read = (lzma.decompress(stored) if text.suffix == ".xz" else stored).decode()
-    ids = torch.tensor([numbers[character] for character in read if character in numbers])
-    windows = ids[: len(ids) // length * length].reshape(-1, length)
-    windows = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:count]]
-    return TensorExamples.of(
-        {"input_ids": windows, "labels": windows}, DataFacts(text.name, None, TaskKind.causal_lm, 0, "")
-    )
+    rows = windows(tokens(model, text), LENGTH)
+    return examples(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]], text.name)
+
+
+def _groups(rows: list[dict[str, Any]], column: str) -> Iterator[tuple[dict[str, Any], dict[str, list[float]]]]:
+    """Of every model, quantiser and budget one row, and what all seeds of each way have in a column."""
+    kept = [row for row in rows if column in row]
+    for model, rounding in dict.fromkeys((row["model"], row["rounding"]) for row in kept):
+        own = [row for row in kept if (row["model"], row["rounding"]) == (model, rounding)]
+        yield own[0], {way: [row[column] for row in own if row["way"] == way] for way in WAYS}
 
 
 def _page(rows: list[dict[str, Any]]) -> str:
     """The tables as Markdown: means over seeds, with the largest distance from them where there are several."""
     lines = [_INTRODUCTION]
     for column, title in (("divergence", "Rounded to the nearest"), ("gptq", "Rounded by GPTQ")):
-        kept = [row for row in rows if column in row]
-        lines += [f"## {title}: KL(p, q) in nats, on test text\n", f"| model | to | {' | '.join(WAYS.values())} |"]
-        lines.append("|---" * (2 + len(WAYS)) + "|")
-        for model, rounding in dict.fromkeys((row["model"], row["rounding"]) for row in kept):
-            cells: dict[str, str] = {}
-            means: dict[str, float] = {}
-            for way in WAYS:
-                own = (model, rounding, way)
-                found = [row[column] for row in kept if (row["model"], row["rounding"], row["way"]) == own]
-                if found:
-                    means[way] = statistics.fmean(found)
-                    apart = max(abs(x - means[way]) for x in found)
-                    cells[way] = f"{means[way]:.4f}" + (f" ± {apart:.4f}" if len(found) > 1 else "")
+        lines.append(f"## {title}: KL(p, q) in nats, on test text\n")
+        lines.append(f"| model | to | steps × windows | {' | '.join(WAYS.values())} |")
+        lines.append("|---" * (3 + len(WAYS)) + "|")
+        for row, found in _groups(rows, column):
+            means = {way: statistics.fmean(values) for way, values in found.items() if values}
+            cells = {way: _cell(means[way], found[way]) for way in means}
             best = min(means, key=means.__getitem__)
             cells[best] = f"**{cells[best]}**"
-            lines.append(f"| {model} | {rounding} | {' | '.join(cells.get(way, '–') for way in WAYS)} |")
+            budget = f"{row['steps']} × {row['batch']}"
+            lines.append(
+                f"| {row['model']} | {row['rounding']} | {budget} | {' | '.join(cells.get(way, '–') for way in WAYS)} |"
+            )
         lines.append("")
     return "\n".join(lines)
+
+
+def _cell(mean: float, values: list[float]) -> str:
+    apart = max(abs(x - mean) for x in values)
+    return f"{mean:.4f}" + (f" ± {apart:.4f}" if len(values) > 1 else "")
+
+
+def _figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """KL of all ways beside the model as trained, one mark for every seed."""
+    from matplotlib import pyplot
+
+    groups = list(_groups(rows, "divergence"))
+    figure, panel = pyplot.subplots(figsize=(7, 1 + 0.3 * len(groups)), layout="constrained")
+    for index, (way, label) in enumerate(list(WAYS.items())[1:]):
+        points = [
+            (value / found["trained"][0], place + 0.2 * (index - 1))
+            for place, (_, found) in enumerate(groups)
+            for value in found[way]
+        ]
+        panel.plot(*zip(*points, strict=True), "o", markersize=4, alpha=0.8, label=label)
+    panel.axvline(1, color="gray", linestyle=":")
+    panel.set_yticks(range(len(groups)), [f"{row['model']}, {row['rounding'].split(',')[0]}" for row, _ in groups])
+    panel.invert_yaxis()
+    panel.set(xlabel="KL beside that of the model as trained, rounded to the nearest", xlim=(0, None))
+    panel.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    pyplot.savefig(path, dpi=120)
 
 
 _INTRODUCTION = """# What rounding costs, by gauge
@@ -195,6 +221,8 @@ _INTRODUCTION = """# What rounding costs, by gauge
 `python benchmarks/gauge.py` writes this page and `rows.json`, which has losses, errors of weights, steps and processor
 seconds too; its first lines say what is what, [results/README.md](../README.md) what was run. Means over seeds of
 starts and batches, ± the largest distance from them where there are several; the least is bold.
+
+![KL beside that of the model as trained](gauge.png)
 """
 
 

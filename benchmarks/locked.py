@@ -3,10 +3,10 @@
     python benchmarks/locked.py CHECKPOINTS --data tinyshakespeare.txt --home siblings -o results/locked
 
 Of each base, two fine-tunes on halves of the training data. The second is locked by random maps of its heads
-(`isobasin scramble --condition`), or rotated as quantisation tools do it, and merged with the first: as it is, after
-`align --method paper`, and after `align`. CHECKPOINTS has scratch/llama-seed0 and scratch/gpt2-seed0; the base of the
-third kind, a ViT on scikit-learn's digits, is trained here. OUT/locked.jsonl is gone on with; OUT/table.md and
-OUT/locked.png are written anew.
+(`isobasin scramble --condition`), or rotated as quantisation tools do it ("Hadamard"), in its stream alone ("rotated")
+or in everything that moves ("all"), and merged with the first: as it is, after `align --method paper`, and after
+`align`. CHECKPOINTS has scratch/llama-seed0 and scratch/gpt2-seed0; the base of the third kind, a ViT on scikit-learn's
+digits, is trained here. OUT/locked.jsonl is gone on with; OUT/table.md and OUT/locked.png are written anew.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from typing import Any
 
 import torch
 import transformers
-from copies import load, moved, train
+from characters import LENGTH, tokens, train, windows
+from copies import load, moved
 from torch import Tensor
 
 import isobasin
 from isobasin.checkpoints.output import replace_text
+from isobasin.choices import Scope
+from isobasin.model import open_model
+from isobasin.quantisation.starts import at_random
 
 STEPS, RATE = 100, 3e-4
+# As quantisation tools do it: a random Hadamard matrix for the stream, rotations within heads, folded normalisations.
+HADAMARD = "Hadamard"
 METHODS = {"plain": None, "paper": {"method": "paper"}, "isobasin": {}}
 State = dict[str, Tensor]
 
@@ -81,11 +87,9 @@ class Family:
 
 def language(name: str, base: Path, data: Path, home: Path, seed: int) -> Family:
     """Fine-tunes of a character model on halves of its text."""
-    chars = json.loads((base / "char_vocab.json").read_text())["chars"]
-    numbers = {c: i for i, c in enumerate(chars)}
-    ids = torch.tensor([numbers[c] for c in data.read_text() if c in numbers])
+    ids = tokens(base, data)
     half, end = len(ids) * 45 // 100, len(ids) * 95 // 100
-    held_out = ids[end:][: 128 * 64].reshape(128, 64)
+    held_out = windows(ids[end:], LENGTH)[:128]
     tuned = [home / f"{base.name} tuned {part} {seed}" for part in (0, 1)]
     for part, target in enumerate(tuned):
         if not target.exists():
@@ -161,12 +165,16 @@ def measured(
         (f"{condition:.0e}", {"condition": condition}, METHODS) for condition in conditions
     ]
     whole = {"plain": None, "isobasin": {}, "isobasin --scope model": {"scope": "model"}}
-    kinds += [(name, {}, whole) for name in ("rotated", "all")]
+    kinds += [(name, {}, whole) for name in (HADAMARD, "rotated", "all")]
     for lock, how, methods in kinds:
         locked = home / f"{family.second.name}, {lock}"
         if not locked.exists():
             if how:
                 isobasin.scramble(family.second, locked, seed=seed, verify=False, **how)
+            elif lock == HADAMARD:
+                with open_model(family.second) as model:
+                    found = at_random(model, Scope.model, seed)
+                found.apply(family.second, locked, dtype=torch.float32)
             else:
                 moved(family.second, locked, lock, seed, read=family.read)
         for method, options in methods.items():
@@ -182,7 +190,7 @@ def measured(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds, with the spread where there are several."""
+    """The least and the largest loss of all seeds, or the one that they have in three digits."""
     lines = [f"| family | lock | method | {' | '.join(MERGES)} | seeds |", "|---|---|---|" + "---|" * (len(MERGES) + 1)]
     for key in dict.fromkeys((row["family"], row["lock"], row["method"]) for row in rows):
         own = [row for row in rows if (row["family"], row["lock"], row["method"]) == key]
@@ -197,26 +205,30 @@ def _spread(values: list[float]) -> str:
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Loss of the linear merge against the condition number, one panel a family."""
+    """Losses of merges against the condition number, a column for each family: means over seeds, and their span."""
     from matplotlib import pyplot
 
     families = list(dict.fromkeys(row["family"] for row in rows))
-    _, panels = pyplot.subplots(1, len(families), figsize=(4 * len(families), 3.2), layout="constrained", squeeze=False)
-    for panel, name in zip(panels[0], families, strict=True):
-        own = [row for row in rows if row["family"] == name]
-        for method in METHODS:
-            points = {
-                float(row["lock"]): [r["linear"] for r in own if (r["lock"], r["method"]) == (row["lock"], method)]
-                for row in own
-                if row["lock"][0].isdigit()
-            }
-            means = [(x, sum(y) / len(y)) for x, y in sorted(points.items()) if y]
-            panel.plot(*zip(*means, strict=True), marker="o", label=method)
-        unlocked = [row["linear"] for row in own if row["lock"] == "unlocked"]
-        panel.axhline(sum(unlocked) / len(unlocked), color="gray", linestyle=":", label="not locked")
-        panel.set(title=name, xscale="log", xlabel="condition number of the lock")
-    panels[0][0].set_ylabel("loss of the linear merge")
-    panels[0][0].legend()
+    size = 3.4 * len(families), 2.4 * len(MERGES)
+    shape = len(MERGES), len(families)
+    _, panels = pyplot.subplots(*shape, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey="col")
+    for line, merge in zip(panels, MERGES, strict=True):
+        for panel, name in zip(line, families, strict=True):
+            own = [row for row in rows if row["family"] == name]
+            for method in METHODS:
+                found = [row for row in own if row["method"] == method and row["lock"][0].isdigit()]
+                at = sorted({float(row["lock"]) for row in found})
+                values = [[row[merge] for row in found if float(row["lock"]) == x] for x in at]
+                panel.plot(at, [sum(some) / len(some) for some in values], marker="o", markersize=4, label=method)
+                panel.fill_between(at, [min(some) for some in values], [max(some) for some in values], alpha=0.2)
+            unlocked = [row[merge] for row in own if row["lock"] == "unlocked"]
+            panel.axhline(sum(unlocked) / len(unlocked), color="gray", linestyle=":", label="not locked")
+            panel.set(xscale="log")
+        line[0].set_ylabel(f"loss, {merge}")
+    for panel, below, name in zip(panels[0], panels[-1], families, strict=True):
+        panel.set_title(name)
+        below.set_xlabel("condition number of the lock")
+    panels[0][0].legend(fontsize=8)
     pyplot.savefig(path, dpi=120)
 
 

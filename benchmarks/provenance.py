@@ -3,9 +3,10 @@
     python benchmarks/provenance.py CHECKPOINTS --data tinyshakespeare.txt --home copies -o results/provenance
 
 CHECKPOINTS has scratch/ with gpt2-seed0, gpt2-seed1, llama-seed0 and llama-seed1, whose seeds were trained apart, and
-may have books/ and stories260K/. Of each, copies are moved and then changed, as `benchmarks/copies.py` does it; other
-seeds of smaller models are trained on DATA. With `--full` every move meets every change. What OUT/pairs.jsonl already
-has is left as it is; OUT/tables.md is written anew.
+may have books/ and stories260K/. Of each, copies are moved and then changed, as `benchmarks/copies.py` does it; smaller
+models are trained on DATA, three seeds of each, and of the first of these every move meets every change. Strangers are
+the same copies beside another seed, and seeds beside one another. What OUT/pairs.jsonl already has is left as it is;
+OUT/tables.md and OUT/scores.png are written anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 
 import torch
 import transformers
-from copies import CHANGES, MERGED, MOVES, copies, train
+from characters import small
+from copies import CHANGES, MERGED, MOVES, copies
 from rivals import awm, huref, weights_of
 
 import isobasin
@@ -49,63 +51,74 @@ DETECTORS: dict[str, Callable[[Path, Path], float]] = {
 FIXED = {"compare": RELATED, "scan": RELATED_TOKENS}
 
 
-def grid(full: bool) -> list[tuple[int, list[str], list[str]]]:
-    """Which moves meet which changes, of the models of which seed; what takes longest last."""
-    if full:
-        return [(seed, list(MOVES), [*CHANGES, *MERGED]) for seed in (0, 1)]
-    return [
-        (0, ["rotated", "all"], ["50 steps", *CHEAP]),
-        (0, ["rotated"], ["500 steps"]),
-        (0, [move for move in MOVES if move not in ("rotated", "all")], ["0 steps", "50 steps"]),
-        (0, ["all"], ["0 steps", *MERGED]),
-        (1, ["all"], ["50 steps", "pruned", "layer dropped"]),
-    ]
+GRID: list[tuple[int, list[str], list[str]]] = [
+    (0, ["rotated", "all"], ["50 steps", *CHEAP]),
+    (0, ["rotated"], ["500 steps"]),
+    (0, [move for move in MOVES if move not in ("rotated", "all")], ["0 steps", "50 steps"]),
+    (0, ["all"], ["0 steps", *MERGED]),
+    (1, ["all"], ["50 steps", "pruned", "layer dropped"]),
+]
+"""Which moves meet which changes, of the models of which seed."""
+WHOLE: list[tuple[int, list[str], list[str]]] = [(0, list(MOVES), [*CHANGES, *MERGED])]
+"""The same of the small models: every move meets every change."""
+FAMILIES = ("gpt2", "llama")
+SEEDS = range(3)
 
 
-def pairs(folder: Path, data: Path, home: Path, full: bool) -> Iterator[tuple[Path, Path, str, bool]]:
-    """Pairs of an origin and another model, what was done, and whether they are related."""
-    for family in ("gpt2", "llama"):
-        yield from _apart([folder / "scratch" / f"{family}-seed{seed}" for seed in (0, 1)])
-    for seed, moves, changes in grid(full):
-        for family in ("gpt2", "llama"):
-            base, other = (folder / "scratch" / f"{family}-seed{i}" for i in (seed, 1 - seed))
-            for kind, path in copies(base, other, home, moves, changes).items():
-                yield base, path, kind, True
-                # The same copies beside a stranger; of the smaller grid, some of them.
-                if "stranger" not in kind and (full or kind.startswith(("as it is", "all"))):
-                    yield other, path, kind, False
-    for family in ("gpt2", "llama"):
-        yield from _apart([small(family, seed, data, home) for seed in range(3)])
-    if (stories := folder / "stories260K").exists():
-        for kind, path in copies(stories, None, home, ["all"], ["0 steps", "quantised"]).items():
-            yield stories, path, kind, True
+Pair = tuple[Path, Path, str, bool]
+"""An origin and another model, what was done, and whether they are related."""
+
+
+def whole(folder: Path, data: Path, home: Path) -> Iterator[Pair]:
+    """Every move with every change, of models that are trained here."""
+    for family in FAMILIES:
+        trained = [small(family, seed, data, home / f"small-{family}-seed{seed}", 600) for seed in SEEDS]
+        yield from _apart(trained)
+        yield from _changed(trained, home, WHOLE)
+
+
+def scratch(folder: Path, data: Path, home: Path) -> Iterator[Pair]:
+    """Some moves with some changes, of models that are there."""
+    for family in FAMILIES:
+        given = [folder / "scratch" / f"{family}-seed{seed}" for seed in (0, 1)]
+        yield from _apart(given)
+        yield from _changed(given, home, GRID)
+
+
+def others(folder: Path, data: Path, home: Path) -> Iterator[Pair]:
+    """A few copies of further models."""
+    stories = folder / "stories260K"
+    if stories.exists():
+        yield from _beside(stories, None, copies(stories, None, home, ["all"], ["0 steps", "quantised"]))
     for family in ("gpt2-tied", "llama-gqa"):
         base, other = (folder / "books" / f"{family}-seed{i}" for i in (0, 1))
         if base.exists():
             yield from _apart([base, other])
-            for kind, path in copies(base, None, home, ["all"], ["pruned", "layer dropped"]).items():
-                yield base, path, kind, True
-                yield other, path, kind, False
+            yield from _beside(base, other, copies(base, None, home, ["all"], ["pruned", "layer dropped"]))
 
 
-def _apart(models: list[Path]) -> Iterator[tuple[Path, Path, str, bool]]:
+SETS: dict[str, Callable[[Path, Path, Path], Iterator[Pair]]] = {"small": whole, "scratch": scratch, "others": others}
+
+
+def _changed(models: list[Path], home: Path, grid: list[tuple[int, list[str], list[str]]]) -> Iterator[Pair]:
+    """Copies of some models, beside those and beside strangers of another seed."""
+    for seed, moves, changes in grid:
+        base, other = models[seed], models[1 - seed]
+        for kind, path in copies(base, other, home, moves, changes).items():
+            # A mean with the stranger is no stranger's copy.
+            yield from _beside(base, None if "stranger" in kind else other, {kind: path})
+
+
+def _beside(base: Path, other: Path | None, found: dict[str, Path]) -> Iterator[Pair]:
+    """Copies beside what they are of, and beside another model."""
+    for kind, path in found.items():
+        yield base, path, kind, True
+        if other is not None:
+            yield other, path, kind, False
+
+
+def _apart(models: list[Path]) -> Iterator[Pair]:
     yield from ((a, b, "trained apart", False) for i, a in enumerate(models) for b in models[i + 1 :])
-
-
-def small(family: str, seed: int, data: Path, home: Path) -> Path:
-    """A model of two layers and width 64, trained from scratch for 200 steps."""
-    target = home / f"small {family} {seed}"
-    if not target.exists():
-        text = data.read_text()
-        letters = {c: i for i, c in enumerate(sorted(set(text)))}
-        sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-        sizes |= {"vocab_size": len(letters), "max_position_embeddings": 64, "tie_word_embeddings": False}
-        sizes |= {"intermediate_size": 176} if family == "llama" else {}
-        torch.manual_seed(seed)
-        config = transformers.AutoConfig.for_model(family, **sizes)
-        model = transformers.AutoModelForCausalLM.from_config(config)
-        train(model, torch.tensor([letters[c] for c in text]), 200, 3e-3, seed).save_pretrained(target)
-    return target
 
 
 def measured(asked: argparse.Namespace) -> list[dict[str, Any]]:
@@ -113,14 +126,15 @@ def measured(asked: argparse.Namespace) -> list[dict[str, Any]]:
     file = asked.output / "pairs.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["a"], row["b"]) for row in found}
-    for a, b, kind, related in pairs(asked.checkpoints, asked.data, asked.home, asked.full):
-        if (a.name, b.name) in done:
-            continue
-        row = {"a": a.name, "b": b.name, "kind": kind, "related": related}
-        row |= {name: round(score(a, b), 4) for name, score in DETECTORS.items()}
-        found.append(row)
-        with file.open("a") as opened:
-            opened.write(json.dumps(row) + "\n")
+    for name in asked.sets:
+        for a, b, kind, related in SETS[name](asked.checkpoints, asked.data, asked.home):
+            if (a.name, b.name) in done:
+                continue
+            row = {"set": name, "a": a.name, "b": b.name, "kind": kind, "related": related}
+            row |= {name: round(score(a, b), 4) for name, score in DETECTORS.items()}
+            found.append(row)
+            with file.open("a") as opened:
+                opened.write(json.dumps(row) + "\n")
     return found
 
 
@@ -163,24 +177,61 @@ def on_other_halves(rows: list[dict[str, Any]], name: str) -> tuple[list[float],
 def tables(rows: list[dict[str, Any]]) -> str:
     """The report: errors of every detector, and scores by what was done."""
     lines = [
-        "| detector | AUC | threshold | missed | taken for related | fixed threshold: missed, taken |",
-        "|---|---|---|---|---|---|",
+        _INTRODUCTION,
+        "| models | pairs (related) | detector | AUC | threshold | missed | taken for related | fixed: missed, taken |",
+        "|---" * 8 + "|",
     ]
-    for name in DETECTORS:
-        thresholds, missed, false = on_other_halves(rows, name)
-        fixed = ""
-        if name in FIXED:
-            fixed = "{}: {:.1%}, {:.1%}".format(FIXED[name], *errors(rows, name, FIXED[name]))
-        cells = (f"{area(rows, name):.3f}", _span(thresholds, ".2f"), _mean(missed), _mean(false), fixed)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", f"| what was done | pairs | {' | '.join(DETECTORS)} |", "|---|---|" + "---|" * len(DETECTORS)]
-    kinds = [(row["kind"], row["related"]) for row in rows]
-    for kind, related in dict.fromkeys(kinds):
-        own = [row for row in rows if (row["kind"], row["related"]) == (kind, related)]
-        spans = (_span([row[name] for row in own], ".2f") for name in DETECTORS)
-        label = kind if related else f"{kind} (strangers)" if kind != "trained apart" else kind
-        lines.append(f"| {label} | {len(own)} | {' | '.join(spans)} |")
+    sets = {name: [row for row in rows if row["set"] == name] for name in dict.fromkeys(row["set"] for row in rows)}
+    for kept, own in sets.items():
+        for name in DETECTORS:
+            thresholds, missed, false = on_other_halves(own, name)
+            fixed = ""
+            if name in FIXED:
+                fixed = "{}: {:.1%}, {:.1%}".format(FIXED[name], *errors(own, name, FIXED[name]))
+            counts = f"{len(own)} ({sum(row['related'] for row in own)})"
+            cells = (f"{area(own, name):.3f}", _span(thresholds, ".2f"), _mean(missed), _mean(false), fixed)
+            lines.append(f"| {kept} | {counts} | {name} | {' | '.join(cells)} |")
+    lines += ["", f"| models | what was done | pairs | {' | '.join(DETECTORS)} |", "|---" * (3 + len(DETECTORS)) + "|"]
+    for kept, own in sets.items():
+        for kind in dict.fromkeys(row["kind"] for row in own):
+            some = [row for row in own if row["kind"] == kind]
+            cells = (_scores(some, name) for name in DETECTORS)
+            lines.append(f"| {kept} | {kind} | {sum(row['related'] for row in some)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _scores(rows: list[dict[str, Any]], name: str) -> str:
+    """The span of scores of related pairs, and in brackets the highest one of strangers."""
+    near, far = ([row[name] for row in rows if row["related"] is kind] for kind in (True, False))
+    return " ".join([*([_span(near, ".2f")] if near else []), *([f"({max(far):.2f})"] if far else [])])
+
+
+def figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """The least score of copies by move and change, a panel for each detector, beside strangers' highest."""
+    from matplotlib import pyplot
+
+    own = [row for row in rows if row["set"] == "small"]
+    changes = [*CHANGES, *MERGED]
+    _, panels = pyplot.subplots(2, 2, figsize=(11, 8.5), layout="constrained", sharex=True, sharey=True)
+    for panel, name in zip(panels.flat, DETECTORS, strict=True):
+        strange = [row[name] for row in own if not row["related"]]
+        cells = [
+            [
+                min((row[name] for row in own if row["related"] and row["kind"] == f"{move}, {change}"), default=0)
+                for move in MOVES
+            ]
+            for change in changes
+        ]
+        panel.imshow(cells, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for y, line in enumerate(cells):
+            for x, value in enumerate(line):
+                # What a stranger reaches as well is red.
+                color = "red" if value <= max(strange) else "white" if value < 0.6 else "black"
+                panel.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
+        panel.set_xticks(range(len(MOVES)), [move.replace(" ", "\n", 1) for move in MOVES], fontsize=8)
+        panel.set_yticks(range(len(changes)), changes, fontsize=8)
+        panel.set_title(f"{name} (strangers: up to {max(strange):.2f})", fontsize=10)
+    pyplot.savefig(path, dpi=110)
 
 
 def _span(values: list[float], form: str) -> str:
@@ -194,6 +245,18 @@ def _mean(values: list[float]) -> str:
     return f"{mean:.1%} ± {spread:.1%}"
 
 
+_INTRODUCTION = """# Copies and strangers: errors and scores
+
+`python benchmarks/provenance.py` writes this page and `pairs.jsonl`, which has all pairs. "small": two layers, width
+64, every move with every change; "scratch": four layers, width 128, some of them; "others": books/ and stories260K/.
+Thresholds are chosen on a random half of the pairs and both errors counted on the other, 200 times over: means ±
+standard deviations. "fixed" are the thresholds that the commands have. Below, the spans of copies' scores by what was
+done, and in brackets the highest score of the same copies beside a stranger.
+
+![Least scores of copies by move and change](scores.png)
+"""
+
+
 def main() -> None:
     """Measure what isn't there yet, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,13 +264,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="text that small models are trained on")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--home", type=Path, required=True, help="folder for the copies")
-    parser.add_argument("--full", action="store_true", help="every move with every change")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     for folder in (asked.output, asked.home):
         folder.mkdir(parents=True, exist_ok=True)
-    replace_text(asked.output / "tables.md", tables(measured(asked)))
+    rows = measured(asked)
+    replace_text(asked.output / "tables.md", tables(rows))
+    figure(rows, asked.output / "scores.png")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def test_gauge_says_what_rounding_costs(cli: Cli, models: dict[str, Path], tmp_p
     out = tmp_path / "out"
     result = cli("gauge", models["llama"], "--for", "rtn3", "--group", "16", *QUICK, "-o", out, "--json")
     found = json.loads(result.stdout)
-    assert found["schema"] == 1
+    assert found["schema_version"] == 1
+    assert "schema" not in found
     assert found["rounding"] == "rtn3, groups of 16"
     assert found["by"] == "weights"
     assert found["loss"] is found["before"]["loss"] is None

@@ -21,7 +21,7 @@ from isobasin.quantisation.recipe import LEARNING
 from isobasin.quantisation.starts import at_random, still
 from isobasin.recipes import recorded
 from isobasin.refinement.descent import Descent, Refined, descend, split
-from isobasin.refinement.line import Sample
+from isobasin.refinement.line import MovingLine, Sample
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import learned
 from isobasin.tasks.examples import Examples
@@ -33,9 +33,6 @@ from isobasin.verification import Verification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SCHEMA = 1
-"""The version of what `to_json` returns; it changes where a reader of an earlier one would go wrong."""
 
 AS_TRAINED = "as trained"
 
@@ -72,8 +69,7 @@ class Gauged:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        own = {name: value for name, value in vars(self).items() if name not in ("path", "model")}
-        return {"schema": SCHEMA, **plain(own)}
+        return plain({name: value for name, value in vars(self).items() if name not in ("path", "model")})
 
 
 @recorded
@@ -152,16 +148,20 @@ def search(
     starts = {AS_TRAINED: still(cost.model, scope)}
     starts |= {f"seed {how.seed + i}": at_random(cost.model, scope, how.seed + i) for i in range(tries)}
     costs: dict[str, float] = {}
-    for index, (name, start) in enumerate(starts.items()):
-        running.progress("trying", index, len(starts))
-        descent = Descent(cost.line(start), sample, how)
+
+    def tried(name: str) -> tuple[str, MovingLine[Batch]]:
+        """The line from a start, whose cost is noted."""
+        running.progress("trying", len(costs), len(starts))
+        descent = Descent(cost.line(starts[name]), sample, how)
         descent.look()
         costs[name] = descent.state.best
-    if not math.isfinite(min(costs.values())):
+        return name, descent.line
+
+    # Of all lines the best until then and the next one are there at once.
+    best, line = min(map(tried, starts), key=lambda found: costs[found[0]])
+    if not math.isfinite(costs[best]):
         raise IsobasinError(
             f"{cost.model.name}: what rounding costs by {cost.by} is no finite number: choose another --by"
         )
-    start = starts[min(costs, key=costs.__getitem__)]
-    line = cost.line(start)
     went = descend(line, sample, how, progress=running.progress)
-    return costs, went, learned(line, start, {})[0]
+    return costs, went, learned(line, starts[best], {})[0]
