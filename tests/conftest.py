@@ -65,6 +65,14 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_progress() -> None:
+    """Lines of progress come by the clock, and what commands print is compared: a busy machine must not add any."""
+    from isobasin.cli import console
+
+    console._FIRST = 3600.0
+
+
 def _shared(name: str) -> Path:
     """A folder beside the repository, or in the folder that ISOBASIN_DATA names the data of."""
     given = os.environ.get("ISOBASIN_DATA")

@@ -201,8 +201,8 @@ def _moved_wrongly(case: Case, out: Path, home: Path, moved: Path, pristine: Pat
 
 
 def _not_a_line(text: str) -> str:
-    """What is wrong with a message; warnings may come before it."""
-    found = [line for line in text.splitlines() if not line.startswith("warning: ")]
+    """What is wrong with a message; warnings and progress may come before it."""
+    found = [line for line in text.splitlines() if not line.startswith(("warning: ", "progress: "))]
     if len(found) != 1 or not found[0].startswith("error: "):
         return f"{len(found)} lines on stderr: {text[-400:]!r}"
     if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co") for letter in found[0]):
