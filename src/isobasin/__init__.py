@@ -27,27 +27,36 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
         certify as certify,
     )
     from isobasin.choices import (
+        Costs as Costs,
         HeadCost as HeadCost,
         MergeMethod as MergeMethod,
         Method as Method,
         Objective as Objective,
         Readout as Readout,
+        Rounding as Rounding,
         Scope as Scope,
         Space as Space,
         Targets as Targets,
+        TaskKind as TaskKind,
+        Way as Way,
     )
     from isobasin.diagnosis.findings import Defect as Defect, Finding as Finding
     from isobasin.errors import IsobasinError as IsobasinError
     from isobasin.execution.cluster import Cluster as Cluster
     from isobasin.execution.local import Processes as Processes
     from isobasin.execution.tasks import Engine as Engine, Failure as Failure, Listener as Listener, Task as Task
+    from isobasin.lines.ends import Measuring as Measuring
+    from isobasin.lines.path import LossCurve as LossCurve
     from isobasin.matching.attention import Match as Match, match as match
     from isobasin.matching.circuits import Degeneracy as Degeneracy
     from isobasin.model import Blocks as Blocks
+    from isobasin.quantisation.gauge import Gauged as Gauged, gauge as gauge
+    from isobasin.quantisation.objectives import RoundingCost as RoundingCost
     from isobasin.refinement.descent import Refined as Refined
     from isobasin.refinement.recipe import Refining as Refining
-    from isobasin.refinement.refine import Refinement as Refinement
+    from isobasin.refinement.refine import Refinement as Refinement, refine as refine
     from isobasin.refinement.tensors import refine_tensors as refine_tensors
+    from isobasin.reports.barriers import Barriers as Barriers, MeasuredLine as MeasuredLine, barrier as barrier
     from isobasin.symmetries.along import Along as Along, Norm as Norm, Reader as Reader, Role as Role, Stream as Stream
     from isobasin.symmetries.attention import AttentionElement as AttentionElement
     from isobasin.symmetries.bilinear import Bilinear as Bilinear, Roles as Roles
@@ -69,6 +78,8 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.symmetries.scale import Scale as Scale
     from isobasin.symmetries.stream import Basis as Basis, StreamElement as StreamElement, StreamGroup as StreamGroup
     from isobasin.symmetries.weights import AttentionWeights as AttentionWeights
+    from isobasin.tasks.examples import Examples as Examples
+    from isobasin.tasks.options import DataFacts as DataFacts, DataOptions as DataOptions
     from isobasin.verbs.align import align as align, align_tensors as align_tensors
     from isobasin.verbs.apply import Alignment as Alignment, Moved as Moved, apply as apply
     from isobasin.verbs.canonicalize import canonical_alignment as canonical_alignment, canonicalize as canonicalize
@@ -121,7 +132,7 @@ _HOMES = {
     "architectures.projection": "Layout Projection",
     "architectures.schema": "Specification",
     "certification.certify": "BlockCertificate Certificate certify",
-    "choices": "HeadCost MergeMethod Method Objective Readout Scope Space Targets",
+    "choices": "Costs HeadCost MergeMethod Method Objective Readout Rounding Scope Space Targets TaskKind Way",
     "diagnosis.findings": "Defect Finding",
     "errors": "IsobasinError",
     "execution.cluster": "Cluster",
@@ -129,11 +140,16 @@ _HOMES = {
     "execution.tasks": "Engine Failure Listener Task",
     "matching.attention": "Match match",
     "matching.circuits": "Degeneracy",
+    "lines.ends": "Measuring",
+    "lines.path": "LossCurve",
     "model": "Blocks",
+    "quantisation.gauge": "Gauged gauge",
+    "quantisation.objectives": "RoundingCost",
     "refinement.descent": "Refined",
     "refinement.recipe": "Refining",
-    "refinement.refine": "Refinement",
+    "refinement.refine": "Refinement refine",
     "refinement.tensors": "refine_tensors",
+    "reports.barriers": "Barriers MeasuredLine barrier",
     "symmetries.along": "Along Norm Reader Role Stream",
     "symmetries.attention": "AttentionElement",
     "symmetries.bilinear": "Bilinear Roles",
@@ -146,6 +162,8 @@ _HOMES = {
     "symmetries.scale": "Scale",
     "symmetries.stream": "Basis StreamElement StreamGroup",
     "symmetries.weights": "AttentionWeights",
+    "tasks.examples": "Examples",
+    "tasks.options": "DataFacts DataOptions",
     "verbs.align": "align align_tensors",
     # What gives an alignment its `apply` brings both.
     "verbs.apply": "Alignment Moved apply",

@@ -200,7 +200,7 @@ def test_gauge(pair, by, tmp_path):
 
     def act(device: str) -> Gauged:
         on = Running(device=device)
-        return gauge(a, "rtn3", tmp_path / device, examples=data, by=by, tries=1, how=how, running=on)
+        return gauge(a, "rtn3", tmp_path / device, data=data, by=by, tries=1, how=how, running=on)
 
     done = on_both(act)
     # A value next to the middle of two codes, or a slope next to nothing, goes either way: what is learned differs.

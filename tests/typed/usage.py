@@ -13,10 +13,15 @@ from isobasin import (
     Alignment,
     AttentionGroup,
     AttentionWeights,
+    Barriers,
     BilinearGroup,
     Comparison,
+    DataOptions,
+    Gauged,
+    LossCurve,
     Match,
     Matching,
+    Measuring,
     Merged,
     Method,
     Refinement,
@@ -45,6 +50,18 @@ def whole_checkpoints(reference: Path, model: torch.nn.Module) -> None:
     assert_type(found.verdict, Verdict)
     curve = barrier(LinearPath.between(model, model), lambda module: 0.0)
     assert_type(curve.height, float)
+    curve.plot(label="naive")
+
+
+def on_data(model: torch.nn.Module) -> None:
+    data = DataOptions("texts", split="test", max_examples=10)
+    learned = isobasin.refine("a", "b", data, "out", how=Refining(steps=10), matching=Matching(scope=Scope.model))
+    assert_type(learned.refined.after, float)
+    assert_type(isobasin.gauge("a", "rtn4", "out", data="texts.txt"), Gauged)
+    found = isobasin.barrier(["a", Path("b")], "texts.txt", how=Measuring(points=5))
+    assert_type(found, Barriers)
+    assert_type(found.curve("none"), LossCurve)
+    found.plot()
 
 
 def tensors(

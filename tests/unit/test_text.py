@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
-from isobasin.text import csv_cell, markdown, printable
+from isobasin.text import Plain, csv_cell, markdown, printable
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,40 @@ def test_markdown_shows_text_as_it_is():
         "&lt;img src=x onerror=alert(1)&gt; &amp; !\\[a\\](b) \\*c\\* \\`d\\` e\\_f\\|g\\\\n# h"
     )
     assert markdown("ViT (d = 32), 5 %") == "ViT (d = 32), 5 %"
+
+
+@dataclass(frozen=True)
+class Part(Plain):
+    layer: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Whole(Plain):
+    name: str
+    parts: tuple[Part, ...]
+    scale: float = 1 / 3
+    nothing: None = None
+    heads: tuple[int, ...] = (1, 0)
+    many: tuple[float, ...] = (0.5,) * 100
+    _also = ("good",)
+
+    @property
+    def good(self) -> bool:
+        return True
+
+
+def test_a_result_prints_in_a_line():
+    found = Whole("<b>\x1b", tuple(Part(layer, 1e-9) for layer in range(12)))
+    assert repr(found) == r"Whole(good=True, name=<b>\x1b, parts=[12], scale=0.3333, heads=[1, 0], many=[100])"
+    assert repr(found.parts[0]) == "Part(layer=0, error=1e-09)"
+
+
+def test_a_notebook_shows_all_of_a_result():
+    shown = Whole("<b>\x1b", tuple(Part(layer, layer / 3) for layer in range(12)))._repr_html_()
+    assert "<b>Whole</b>" in shown
+    assert r"<th>name</th><td>&lt;b&gt;\x1b</td>" in shown
+    assert "<th>many</th><td>100 entries</td>" in shown
+    assert shown.count("<tr>") == 5 + 1 + 12
+    assert "<tr><td>11</td><td>3.667</td></tr>" in shown
+    assert len(Whole("x", tuple(Part(i, 0.0) for i in range(10_000)))._repr_html_()) < 20_000

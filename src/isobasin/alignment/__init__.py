@@ -40,8 +40,9 @@ from isobasin.architectures.registry import kind
 from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, TensorBlocks
+from isobasin.pictures import bars, inline, permutations
 from isobasin.symmetries import attention
-from isobasin.text import Plain, finite, plain
+from isobasin.text import Plain, finite, plain, table
 from isobasin.verification import Verification
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Moved:
+class Moved(Plain):
     """A model that was written or made.
 
     Attributes:
@@ -312,11 +313,31 @@ class Alignment(Plain):
             gap += f", residual stream by {self.stream.group}"
         return f"Alignment({self.model_type}, {len(self.layers)} layers{gap})"
 
+    def _picture(self) -> str:
+        """How far the layers were from the reference's and are now, and which head went where."""
+        draws = [
+            bars(
+                [move.layer for move in moves],
+                {
+                    "before": [move.statistics.distance_before for move in moves],
+                    "after": [move.statistics.distance_after for move in moves],
+                },
+                f"{name} layer",
+                "distance",
+            )
+            for name, moves in (("attention", self.layers), ("feed-forward", self.feedforward))
+            if moves and not math.isnan(_total(moves)["before"])
+        ]
+        if self.layers:
+            rows = [move.element.head_permutation().tolist() for move in self.layers]
+            draws.append(permutations([move.layer for move in self.layers], rows))
+        return inline(draws, "distances of layers, and heads") if draws else ""
+
     def _repr_html_(self) -> str:
-        tables = [_table([move.to_json() for move in self.layers], _COLUMNS)]
+        tables = [table([move.to_json() for move in self.layers], _COLUMNS)]
         if self.feedforward:
-            tables.append(_table([move.to_json() for move in self.feedforward], _FEEDFORWARD_COLUMNS))
-        return f"<p>{html.escape(repr(self))}</p>{''.join(tables)}"
+            tables.append(table([move.to_json() for move in self.feedforward], _FEEDFORWARD_COLUMNS))
+        return f"<p>{html.escape(repr(self))}</p>{self._picture()}{''.join(tables)}"
 
 
 _UNTIED = "untied"
@@ -349,13 +370,3 @@ def _total(moves: Sequence[AnyMove]) -> dict[str, float]:
 def _gap(name: str, distance: dict[str, float]) -> str:
     known = not math.isnan(distance["before"])  # an inverse or a composition was never matched
     return f", {name} {distance['before']:.4g} -> {distance['after']:.4g}" if known else ""
-
-
-def _table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in columns.values())
-    body = "".join("<tr>" + "".join(f"<td>{_shown(row[c])}</td>" for c in columns) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _shown(value: object) -> str:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))

@@ -10,7 +10,7 @@ import typer
 from isobasin.choices import WAYS, Device, HeadCost, Scope, Way
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
-from isobasin.cli.examples import examples_for, recorded
+from isobasin.cli.examples import data_of
 from isobasin.cli.processes import processes
 from isobasin.errors import needing
 
@@ -68,10 +68,9 @@ def barrier(
         with processes(device) as accelerator:
             found = measure(
                 models,
-                examples_for(models[0], arguments, allow_pickle),
+                data_of(arguments),
                 output,
                 options.record(Measuring, arguments, methods=ways, temperature=temperature),
-                settings=recorded(arguments),
                 allow_pickle=allow_pickle,
                 force=force,
                 accelerator=accelerator,

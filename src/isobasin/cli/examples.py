@@ -11,23 +11,22 @@ from isobasin.cli import options
 
 if TYPE_CHECKING:
     from isobasin.refinement.calibration import DataCalibration
-    from isobasin.tasks.data import Examples
+    from isobasin.tasks.data import DataOptions, Examples
+
+
+def data_of(arguments: Mapping[str, Any]) -> DataOptions:
+    """The data that a command's arguments (`options.DATA`, and a seed) name."""
+    from isobasin.tasks.options import DataOptions
+
+    columns = parsed_columns(arguments["columns"])
+    return options.record(DataOptions, arguments, source=arguments["data"], columns=columns)
 
 
 def examples_for(model: str, arguments: Mapping[str, Any], allow_pickle: bool) -> Examples:
-    """The data that a command's arguments (`options.DATA`, and a seed) name, as the first model sees them."""
-    from isobasin.canonical import open_checkpoint
-    from isobasin.tasks.data import DataOptions, prepare, read_dataset
-    from isobasin.tasks.kind import kind_of
-    from isobasin.tasks.processors import config_of, load_processor
+    """The same data as a model sees them."""
+    from isobasin.tasks.data import examples_of
 
-    columns = parsed_columns(arguments["columns"])
-    asked = options.record(DataOptions, arguments, source=arguments["data"], columns=columns)
-    with open_checkpoint(model, allow_pickle=allow_pickle) as checkpoint:
-        config = config_of(model, checkpoint)
-        kind = arguments["task"] or kind_of(checkpoint.config)
-        processor = load_processor(checkpoint.folder, kind, arguments["tokenizer"])
-        return prepare(read_dataset(asked, kind), kind, processor, asked, config=config)
+    return examples_of(data_of(arguments), model, allow_pickle=allow_pickle)
 
 
 def calibration_for(model: str, arguments: dict[str, Any]) -> DataCalibration | None:
@@ -47,9 +46,3 @@ def parsed_columns(text: str | None) -> dict[str, str]:
         if not (role.strip() and equals and column.strip()):
             raise typer.BadParameter(f"{role}{equals}{column}: write ROLE=COLUMN,..., as in text=review,label=stars")
     return {role.strip(): column.strip() for role, _, column in parts}
-
-
-def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What is recorded of the options, besides what the data's own line says."""
-    names = ("seed", "name", "columns", "max_examples", "length", "tokenizer")
-    return {name: arguments[name] for name in names} | {"columns": parsed_columns(arguments["columns"])}

@@ -12,7 +12,7 @@ from rich.text import Text
 from isobasin.choices import Costs, Device, Dtype, Rounding, Scope
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
-from isobasin.cli.examples import examples_for
+from isobasin.cli.examples import data_of
 from isobasin.quantisation.recipe import LEARNING
 from isobasin.refinement.recipe import Refining
 
@@ -101,7 +101,7 @@ def gauge(
             rounding,
             output,
             group=sharing,
-            examples=None if data is None else examples_for(model, arguments, allow_pickle),
+            data=None if data is None else data_of(arguments),
             by=by,
             tries=tries,
             scope=scope,

@@ -9,7 +9,7 @@ import typer
 from isobasin.choices import Device, Objective, Scope, Targets
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
-from isobasin.cli.examples import examples_for
+from isobasin.cli.examples import data_of
 from isobasin.cli.processes import processes
 from isobasin.refinement.recipe import Refining
 
@@ -80,7 +80,7 @@ def refine(
             found = refine(
                 reference,
                 model,
-                examples_for(reference, arguments, allow_pickle),
+                data_of(arguments),
                 output,
                 how=options.record(Refining, arguments),
                 matching=options.record(Matching, arguments),

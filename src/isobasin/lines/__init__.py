@@ -1,6 +1,6 @@
 """Linear mode connectivity: the straight line between two models, the losses along it, and its barrier.
 
-`barrier(path, loss_fn)` takes any loss; `measure` does it for checkpoints and data, with all methods, and records it.
+`barrier(path, loss_fn)` takes any loss; `isobasin.barrier` measures checkpoints on data, with all methods.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from isobasin.lines.measure import measure as measure
     from isobasin.lines.path import (
         POINTS as POINTS,
         LinearPath as LinearPath,
@@ -18,13 +17,11 @@ if TYPE_CHECKING:
         points as points,
     )
 
-_HOMES = {"measure": "measure"} | dict.fromkeys(("POINTS", "LinearPath", "LossCurve", "barrier", "points"), "path")
-
-__all__ = ["POINTS", "LinearPath", "LossCurve", "barrier", "measure", "points"]
+__all__ = ["POINTS", "LinearPath", "LossCurve", "barrier", "points"]
 
 
 def __getattr__(name: str) -> object:
     # Loaded on first use, as in the package itself.
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'isobasin.lines' has no attribute {name!r}")
-    return getattr(import_module(f"isobasin.lines.{_HOMES[name]}"), name)
+    return getattr(import_module("isobasin.lines.path"), name)

@@ -30,7 +30,7 @@ from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
 from isobasin.records.schema import AlignmentRecord, DataRecord, LayerRecord, ModelRecord, PointRecord, RunRecord
-from isobasin.tasks.data import Examples
+from isobasin.tasks.data import Data, DataOptions, Examples, asked_for, examples_of
 from isobasin.tasks.losses import Evaluation
 from isobasin.tasks.processes import Group
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
@@ -45,7 +45,7 @@ _DIGITS = 7
 
 def measure(
     models: Sequence[Source],
-    examples: Examples,
+    data: Data,
     output: str | os.PathLike[str],
     measuring: Measuring | None = None,
     *,
@@ -62,10 +62,11 @@ def measure(
 
     Args:
         models: At least two: folders, hub ids, or transformers models, with the same tensors.
-        examples: What the losses are computed on, from `tasks.prepare`.
+        data: What the losses are computed on: a hub id or path, the same with more said of it (`DataOptions`), or
+            examples that are prepared for the first model.
         output: Folder that gets `records.jsonl`.
         measuring: Methods, points, and how losses are computed; None for the defaults.
-        settings: More to record, such as seeds.
+        settings: More to record, besides what is said of the data.
         allow_pickle: Load pickled weights, with `weights_only`.
         force: Drop the records of another run.
         accelerator: An `accelerate.Accelerator` whose processes share the batches; its device is used.
@@ -80,6 +81,9 @@ def measure(
     how = measuring or Measuring()
     if len(models) < 2:
         raise IsobasinError("models: give at least two; a line has two ends")
+    asked = asked_for(data)
+    examples = examples_of(asked, models[0], allow_pickle=allow_pickle)
+    said = asked.recorded if isinstance(asked, DataOptions) else {}
     with ExitStack() as stack:
         opening = {"allow_pickle": allow_pickle, "untie": how.untie}
         ends = _evened([stack.enter_context(open_canonical(m, **opening)) for m in models])
@@ -88,7 +92,7 @@ def measure(
         understood = _understood(ends, how) if how.moves else []
         opened = [end.checkpoint for end in ends]
         check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
-        run = _run_record(names, opened, examples, how, settings or {}, progress)
+        run = _run_record(names, opened, examples, how, {**said, **(settings or {})}, progress)
         lines = _Lines(run, understood, opened, Losses(examples, how, accelerator), progress)
         if lines.writes:
             stack.enter_context(sole_writer(Path(output)))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from isobasin.errors import TensorError
+from isobasin.pictures import inline, new_axes
 from isobasin.records.curves import height
+from isobasin.text import Plain
 
 POINTS = 25
 """How many points of the line the paper evaluates, ends included."""
@@ -83,7 +85,7 @@ class LinearPath(Generic[Module]):
 
 
 @dataclass(frozen=True)
-class LossCurve:
+class LossCurve(Plain):
     """The loss along a path.
 
     Attributes:
@@ -97,6 +99,31 @@ class LossCurve:
     losses: tuple[float, ...]
     height: float
     worst_t: float
+
+    def plot(self, ax: Any = None, **line: Any) -> Any:
+        """Draw the losses along the path, with dots on the straight line above which the barrier rises.
+
+        Args:
+            ax: Axes of matplotlib to draw on; None makes a figure, which a notebook shows.
+            line: What `Axes.plot` takes besides, such as `label` and `color`.
+
+        Returns:
+            The axes.
+
+        Raises:
+            DependencyError: matplotlib is missing.
+        """
+        axes = new_axes() if ax is None else ax
+        look = {"marker": "o", "markersize": 3.5, "linewidth": 1.6, **line}
+        (drawn,) = axes.plot(self.t, self.losses, **look)
+        ends = self.losses[0], self.losses[-1]
+        axes.plot((self.t[0], self.t[-1]), ends, linestyle=":", linewidth=1, color=drawn.get_color())
+        axes.set(xlabel="t: weights (1 - t) A + t B", ylabel="loss")
+        axes.spines[["top", "right"]].set_visible(False)
+        return axes
+
+    def _picture(self) -> str:
+        return inline([self.plot], "loss along the line")
 
 
 def barrier(

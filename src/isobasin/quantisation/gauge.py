@@ -15,7 +15,7 @@ from isobasin.checkpoints import check_output
 from isobasin.choices import Costs, Rounding, Scope
 from isobasin.errors import IsobasinError
 from isobasin.model import Source, open_model, opened
-from isobasin.quantisation.objectives import Batch, Cost, Measured, Nothing
+from isobasin.quantisation.objectives import Batch, Cost, Nothing, RoundingCost
 from isobasin.quantisation.quantiser import Quantiser
 from isobasin.quantisation.recipe import LEARNING
 from isobasin.quantisation.starts import at_random, still
@@ -24,8 +24,8 @@ from isobasin.refinement.descent import Descent, Refined, descend, split
 from isobasin.refinement.line import MovingLine, Sample
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import learned
-from isobasin.tasks.examples import Examples
-from isobasin.text import plain
+from isobasin.tasks.data import Data, examples_of
+from isobasin.text import Plain, plain
 from isobasin.verbs.apply import deliver, write_moved
 from isobasin.verbs.settings import Running
 from isobasin.verbs.whole import widest
@@ -38,7 +38,7 @@ AS_TRAINED = "as trained"
 
 
 @dataclass(frozen=True)
-class Gauged:
+class Gauged(Plain):
     """A model in the gauge where rounding costs it least, of those that were seen.
 
     Attributes:
@@ -64,8 +64,8 @@ class Gauged:
     starts: Mapping[str, float]
     learned: Refined
     loss: float
-    before: Measured
-    after: Measured
+    before: RoundingCost
+    after: RoundingCost
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -79,7 +79,7 @@ def gauge(
     output: str | os.PathLike[str] | None = None,
     *,
     group: int | None = None,
-    examples: Examples | None = None,
+    data: Data | None = None,
     by: Costs | str | None = None,
     tries: int = 4,
     scope: Scope | str | None = None,
@@ -101,7 +101,8 @@ def gauge(
         rounding: What weights will be rounded to.
         output: Folder to write to; None returns a model like the one in memory.
         group: Inputs that share a scale, for integers; 0: all of an output; None: as `Quantiser.of` says.
-        examples: Data of the model's task; a share is held out to choose by, and as large a one to report on.
+        data: Of the model's task, as `refine` takes them; a share is held out to choose by, and as large a one to
+            report on.
         by: What is made small; None: what the model predicts if there are examples, or else the weights' own error.
         tries: Random starts.
         scope: What is moved; None: all that is known of the model.
@@ -115,10 +116,11 @@ def gauge(
         VerificationError: The moved model computes something else; nothing was written.
     """
     running, rounds = running or Running(), Quantiser.of(rounding, group)
-    by = (Costs.weights if examples is None else Costs.predictions) if by is None else Costs(by)
+    by = (Costs.weights if data is None else Costs.predictions) if by is None else Costs(by)
     check_number("tries", tries, 0, MANY)
-    if by is not Costs.weights and examples is None:
+    if by is not Costs.weights and data is None:
         raise IsobasinError(f"by {by} is measured on data: give --data, or choose weights")
+    examples = None if data is None else examples_of(data, model, allow_pickle=allow_pickle)
     with open_model(model, allow_pickle=allow_pickle, untie=untie) as found:
         if output is not None:
             check_output(output, [found.checkpoint.folder], running.force)
@@ -129,7 +131,7 @@ def gauge(
         facts = {"rounding": str(rounds), "by": str(by), "seed": str(how.seed), **untied_note(found)}
         alignment = replace(alignment, provenance={"operation": "gauge", "model": found.name, **facts})
 
-        def write(folder: Path) -> tuple[Alignment, Measured]:
+        def write(folder: Path) -> tuple[Alignment, RoundingCost]:
             written = write_moved(alignment, found, folder, running)
             moved = opened(found.name, folder)
             return written, cost.measured(cost.end(moved, still(moved, Scope.attention)), test)

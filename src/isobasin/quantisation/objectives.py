@@ -53,7 +53,7 @@ class Nothing:
 
 
 @dataclass(frozen=True)
-class Measured(Plain):
+class RoundingCost(Plain):
     """What rounding costs.
 
     Attributes:
@@ -199,17 +199,17 @@ class Cost:
         return RoundedWeights(ends, self.device, self._weights, self.rounds, moments)
 
     @torch.no_grad()
-    def measured(self, end: End, test: Sample[Batch] | None) -> Measured:
+    def measured(self, end: End, test: Sample[Batch] | None) -> RoundingCost:
         """What rounding costs at one end, on data that nothing was learned from."""
         tensors = end.tensors()
         matrices = [one.matrix(tensors[one.weight]) for one in self._weights]
         lost = sum(float((matrix - self.rounds(matrix)).square().sum()) for matrix in matrices)
         error = math.sqrt(lost / max(sum(float(matrix.square().sum()) for matrix in matrices), 1e-300))
         if test is None:
-            return Measured(error)
+            return RoundingCost(error)
         line, batches = replace(self._module, ends=(self._own, end)), self._placed(test)
         loss, divergence = (line.means(measure, batches, (1.0,))[0] for measure in (line.loss, line.divergence))
-        return Measured(error, loss, divergence)
+        return RoundingCost(error, loss, divergence)
 
     def loss(self, test: Sample[Batch]) -> float:
         """The loss of the model as it is."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from isobasin.choices import Targets
 from isobasin.errors import AlignmentError, DataError, TensorError
+from isobasin.pictures import inline, line
 from isobasin.records.curves import rise
 from isobasin.refinement.chart import GAINS, MATRIX
 from isobasin.refinement.gradients import gradients
@@ -84,6 +85,12 @@ class Refined(Plain):
     before: float
     after: float
     history: tuple[tuple[int, float], ...]
+
+    def _picture(self) -> str:
+        if not self.history:
+            return ""
+        steps, heights = zip(*self.history, strict=True)
+        return inline([line(steps, heights, "step", "height of the line")], "height of the line at every look")
 
 
 Saved = dict[str, Any]

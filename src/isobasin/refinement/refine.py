@@ -21,8 +21,9 @@ from isobasin.refinement.descent import Refined, descend
 from isobasin.refinement.line import ModuleLine, MovingLine
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.unfinished import Unfinished
-from isobasin.tasks.examples import Examples
+from isobasin.tasks.data import Data, Examples, examples_of
 from isobasin.tasks.processes import Group
+from isobasin.text import Plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
@@ -35,7 +36,7 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Refinement:
+class Refinement(Plain):
     """What `refine` found.
 
     Attributes:
@@ -60,12 +61,16 @@ class Refinement:
             "reference": None if self.reference is None else {**self.reference.to_json(), "verified": found[-1]},
         }
 
+    def _repr_html_(self) -> str:
+        moves = [end._repr_html_() for end in (self.alignment, self.reference) if end is not None]  # pyright: ignore[reportPrivateUsage]
+        return "".join([self.refined._repr_html_(), *moves])  # pyright: ignore[reportPrivateUsage]
+
 
 @recorded
 def refine(
     reference: Source,
     model: Source,
-    examples: Examples,
+    data: Data,
     output: str | os.PathLike[str],
     *,
     how: Refining | None = None,
@@ -85,7 +90,8 @@ def refine(
     Args:
         reference: Folder, hub id, or transformers model.
         model: The other one, of the same architecture.
-        examples: Training data of the task, prepared for the reference.
+        data: Training data of the task: a hub id or path, the same with more said of it (`DataOptions`), or examples
+            that are prepared for the reference.
         output: Folder for the moved model, with its alignment; the moved reference goes to its `reference/`.
         how: The recipe.
         matching: How the start is matched, and which factors are learned.
@@ -103,7 +109,7 @@ def refine(
     group, how, running = Group(accelerator), how or Refining(), running or Running()
     running = replace(running, device=group.device(running.device))
     matching = matching or Matching(scope=Scope.model)
-    out = Path(output)
+    out, examples = Path(output), examples_of(data, reference, allow_pickle=allow_pickle)
     opening = {"feedforward": matching.feedforward, "allow_pickle": allow_pickle, "untie": matching.untie}
     with open_pair(reference, model, **opening) as (a, b):
         refuse_conflicts(

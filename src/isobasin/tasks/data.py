@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING, Any, Union
 
+from isobasin.canonical import Source, name_of, open_checkpoint
 from isobasin.choices import TaskKind
 from isobasin.errors import DataError
 from isobasin.tasks.columns import with_roles
 from isobasin.tasks.examples import Examples
+from isobasin.tasks.kind import kind_of
 from isobasin.tasks.options import DataFacts, DataOptions
+from isobasin.tasks.processors import config_of, load_processor
 from isobasin.tasks.reading import reading
 from isobasin.tasks.sources import read_source
 
@@ -17,7 +21,32 @@ if TYPE_CHECKING:
 
     from isobasin.tasks.processors import Processor
 
-__all__ = ["DataFacts", "DataOptions", "Examples", "prepare", "read_dataset"]
+__all__ = ["Data", "DataFacts", "DataOptions", "Examples", "asked_for", "examples_of", "prepare", "read_dataset"]
+
+Data = Union[str, "os.PathLike[str]", DataOptions, Examples]
+"""What a verb takes as data: a hub id or path, the same with more said of it, or examples that are prepared."""
+
+
+def asked_for(data: Data) -> DataOptions | Examples:
+    """Data of which only a name is given as the options that say no more; others as they are."""
+    return DataOptions(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else data
+
+
+def examples_of(data: Data, model: Source, *, allow_pickle: bool = False) -> Examples:
+    """Data as a model sees them, with its tokenizer or image processor; prepared examples as they are.
+
+    Raises:
+        DataError: They can't be found or read, or don't fit the model.
+        CheckpointError: The model can't be found or read.
+    """
+    asked = asked_for(data)
+    if isinstance(asked, Examples):
+        return asked
+    with open_checkpoint(model, allow_pickle=allow_pickle) as checkpoint:
+        config = config_of(name_of(model), checkpoint)
+        kind = kind_of(checkpoint.config) if asked.task is None else TaskKind(asked.task)
+        processor = load_processor(checkpoint.folder, kind, asked.tokenizer)
+        return prepare(read_dataset(asked, kind), kind, processor, asked, config=config)
 
 
 def read_dataset(options: DataOptions, kind: TaskKind | str) -> Dataset:

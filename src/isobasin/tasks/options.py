@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from isobasin.bounds import check_number, check_seed
+from isobasin.choices import TaskKind
 
 LONGEST_SIDE = 4096
 """Pixels of the longest side to which an image is brought."""
@@ -24,9 +26,11 @@ class DataOptions:
         max_examples: At most so many examples, chosen at random.
         length: Tokens of an example.
         seed: Of that choice, and of masks.
+        task: What the model does with them; None: what its configuration says.
+        tokenizer: Folder, hub id, or JSON of characters, if not the model's own.
 
     Raises:
-        IsobasinError: A number is out of range.
+        IsobasinError: A number is out of range, or there is no such task.
     """
 
     source: str
@@ -36,6 +40,14 @@ class DataOptions:
     max_examples: int | None = None
     length: int | None = None
     seed: int = 0
+    task: TaskKind | str | None = None
+    tokenizer: str | None = None
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What is recorded of them besides what is known of the data afterwards."""
+        names = ("seed", "name", "max_examples", "length", "tokenizer")
+        return {name: getattr(self, name) for name in names} | {"columns": dict(self.columns)}
 
     def __post_init__(self) -> None:
         for name, value in (("max examples", self.max_examples), ("length", self.length)):

@@ -30,7 +30,7 @@ from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.rotation import Rotation
 from isobasin.symmetries.stream import rows
 from isobasin.symmetries.weights import AttentionWeights
-from isobasin.text import as_json
+from isobasin.text import Plain, as_json
 from isobasin.verbs.settings import chosen_device
 from isobasin.verification import known_feedforwards
 
@@ -48,7 +48,7 @@ _NAME = re.compile(r"(attention|feedforward)\.\d+(\.\d+)?\.\w+")
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class Fingerprint(Plain):
     """Invariants of every block under its whole group, and of the model's circuits in any basis of the stream.
 
     Attributes:

@@ -61,7 +61,7 @@ class Truncation(Plain):
 
 
 @dataclass(frozen=True)
-class Merged:
+class Merged(Plain):
     """A model that was merged from several.
 
     Attributes:

@@ -24,7 +24,7 @@ from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, about, warn
 from isobasin.model import Model
 from isobasin.recipes import recorded
-from isobasin.text import plain
+from isobasin.text import Plain, plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import counted, deliver, verify_move
 from isobasin.verbs.centring import moved_tensors
@@ -49,7 +49,7 @@ LossesAlong = Callable[[Path, Path, Sequence[float]], Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Transported:
+class Transported(Plain):
     """A fine-tune that was carried to another base.
 
     Attributes:

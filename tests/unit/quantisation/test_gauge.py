@@ -91,7 +91,7 @@ def test_rows_of_a_matrix_are_outputs(tmp_path: Path):
 def test_the_function_stays_and_rounding_costs_less(name: str, by: str, tmp_path: Path):
     model = tiny(name, "gauged", config=UNTIED).save(tmp_path / "model", dtype=torch.float32)
     data = None if by == "weights" else tokens()
-    found = gauge(model, "rtn3", tmp_path / "out", examples=data, by=by, tries=1, how=SHORT)
+    found = gauge(model, "rtn3", tmp_path / "out", data=data, by=by, tries=1, how=SHORT)
     assert_function_preserved(model, tmp_path / "out", 1e-5, hidden=False)
     assert found.verified is not None
     assert found.verified.equal
@@ -192,7 +192,7 @@ def test_bad_input_is_refused_and_nothing_written(tmp_path: Path):
             gauge(model, "mxfp4" if "group" in how else "rtn4", out, how=SHORT, **how)
     experts = tiny("gpt_oss").save(tmp_path / "experts", dtype=torch.float32)
     with pytest.raises(IsobasinError, match="layers can't weigh experts"):
-        gauge(experts, "rtn4", out, examples=tokens(), by="layers", how=SHORT)
+        gauge(experts, "rtn4", out, data=tokens(), by="layers", how=SHORT)
     with open_model(model) as opened, pytest.raises(IsobasinError, match="by weights is no finite number"):
         search(Cost(opened, lambda x: x * torch.nan, Costs.weights, "cpu"), Scope.model, 0, SHORT, Running())
     with pytest.raises(OutputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from isobasin.refinement.line import ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.tasks.data import examples_of
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.options import DataFacts
 from isobasin.verbs.settings import Matching, Running
@@ -428,3 +430,23 @@ def test_a_model_without_known_stream_is_refused(tmp_path):
     folder = tiny("bart").save(tmp_path / "bart", dtype=torch.float32)
     with pytest.raises(ArchitectureError, match="nothing is known of the residual stream of model type 'bart'"):
         refine(folder, folder, sentences(), tmp_path / "out", how=SHORT, running=QUIET)
+
+
+def test_data_may_be_named(tmp_path: Path):
+    """What is learned from a file is what is learned from its examples, prepared by hand; so it is by `gauge`."""
+    folder = tiny("llama", "refined", config=UNTIED).save(tmp_path / "model", dtype=torch.float32)
+    (tmp_path / "letters.json").write_text(json.dumps({letter: i for i, letter in enumerate("abcdefgh \n")}))
+    (tmp_path / "text.txt").write_text("abc defgh abcd\n" * 20)
+    data = isobasin.DataOptions(str(tmp_path / "text.txt"), length=8, tokenizer=str(tmp_path / "letters.json"))
+    prepared = examples_of(data, folder)
+    how = replace(SHORT, steps=2)
+    found = [isobasin.refine(folder, folder, x, tmp_path / str(i), how=how) for i, x in enumerate((data, prepared))]
+    assert found[0].refined == found[1].refined
+    for ours, theirs in zip(*(one.alignment.moves for one in found), strict=True):
+        assert all(torch.equal(x, theirs.element.tensors()[name]) for name, x in ours.element.tensors().items())
+    costs = [isobasin.gauge(folder, "rtn2", tmp_path / f"gauge{i}", data=x, tries=0, how=how)
+             for i, x in enumerate((data, prepared))]  # fmt: skip
+    assert costs[0].learned == costs[1].learned
+    assert costs[0].before == costs[1].before
+    with pytest.raises(DataError, match="has no tokenizer"):
+        isobasin.refine(folder, folder, tmp_path / "text.txt", tmp_path / "out", how=how)
