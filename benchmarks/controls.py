@@ -25,12 +25,13 @@ from pairs import examples
 from torch.nn import functional
 
 from isobasin.alignment import Alignment, condition_of
+from isobasin.beside import REFERENCE
 from isobasin.checkpoints.output import replace_text
 from isobasin.lines.ends import Losses, Measuring
 from isobasin.lines.path import POINTS, points
 from isobasin.records.curves import height
 from isobasin.refinement.recipe import Refining
-from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.refinement.refine import refine
 from isobasin.tasks.examples import IGNORED
 from isobasin.tasks.losses import model_inputs, targets
 

@@ -13,6 +13,9 @@ weights, and filters of downloads, don't find it by this name."""
 CARD = "README.md"
 """The model card."""
 
+REFERENCE = "reference"
+"""The folder of the other model, where both were moved."""
+
 RECIPE = "recipe.yaml"
 """The command that wrote the folder, to be run again."""
 

@@ -68,6 +68,25 @@ def test_all_pairs_are_measured_and_shown(
     assert ours["barrier"] == pytest.approx(0, abs=1e-4)
 
 
+def test_what_was_moved_before_is_in_the_same_report(
+    cli: Cli, models: dict[str, Path], scrambled: Path, text: list[str], tmp_path: Path
+):
+    given, out = tmp_path / "moved back", tmp_path / "out"
+    assert cli("align", models["a"], scrambled, "-o", given).exit_code == 0
+    start = "barrier", models["a"], scrambled, *text, "--points", 3, "--method", "none", "--aligned", given, "-o", out
+    found = json.loads(cli(*start, "--json").stdout)
+    assert [(one["method"], one["how"]) for one in found["run"]["aligned"]] == [("moved back", "gauss-newton")]
+    barriers = {curve["method"]: curve["barrier"] for curve in found["curves"]}
+    assert barriers["moved back"] == pytest.approx(0, abs=1e-4)
+    again = cli(*start)
+    assert "moved back" in again.stdout
+    assert "Gauss-Newton: moved back" in (out / "report.html").read_text()
+    wrong = cli("barrier", models["a"], models["b"], *start[3:-1], tmp_path / "wrong")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "moved back: doesn't compute what" in wrong.stderr
+    assert not (tmp_path / "wrong").exists()
+
+
 @pytest.mark.parametrize("start", [forked, pytest.param(launched, marks=pytest.mark.long)])
 def test_two_processes_measure_what_one_does(
     start: Callable[[list[str]], str], cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path

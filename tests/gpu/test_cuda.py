@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 import isobasin
 from isobasin.architectures.examples import tiny, variant
-from isobasin.beside import ALIGNMENT
+from isobasin.beside import ALIGNMENT, REFERENCE
 from isobasin.choices import Costs, Method, Objective, Scope, Space, Targets, TaskKind, Way
 from isobasin.experiments.settings import TrainingSettings
 from isobasin.experiments.training import train
@@ -31,7 +31,7 @@ from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.gradients import Replayed, Stepwise
 from isobasin.refinement.line import ModuleLine
 from isobasin.refinement.recipe import Refining
-from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.refinement.refine import refine
 from isobasin.refinement.tensors import TensorCalibration
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import load_model

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 import isobasin
 from isobasin.architectures.examples import tiny
-from isobasin.beside import ALIGNMENT, ALIGNMENTS
+from isobasin.beside import ALIGNMENT, ALIGNMENTS, REFERENCE
 from isobasin.choices import TaskKind
 from isobasin.refinement.recipe import Refining
-from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.refinement.refine import refine
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.options import DataFacts
 

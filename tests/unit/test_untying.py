@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import isobasin
 from isobasin import loading
 from isobasin.architectures.examples import tiny
+from isobasin.beside import REFERENCE
 from isobasin.canonical import open_canonical
 from isobasin.checkpoints import Checkpoint, extended, write_checkpoint
 from isobasin.choices import Scope, TaskKind
@@ -20,7 +21,7 @@ from isobasin.errors import ArchitectureError, IsobasinWarning, OutputError, Ten
 from isobasin.lines.ends import Measuring
 from isobasin.lines.measure import measure
 from isobasin.refinement.recipe import Refining
-from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.refinement.refine import refine
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.assertions import assert_function_preserved

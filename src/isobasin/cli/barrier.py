@@ -36,6 +36,14 @@ def barrier(
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
     method: Annotated[list[Way], options.choose("--method", Way, "Repeat it for more.")] = _WAYS,
+    aligned: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--aligned",
+            metavar="FOLDER",
+            help="What `align` or `refine` wrote of A and B: one more line, in the same tables and figures. Repeat it.",
+        ),
+    ] = None,
     head_cost: options.HeadCost = HeadCost.rotary,
     scope: options.Scope = Scope.attention,
     points: Annotated[int, typer.Option("--points", metavar="N", help="Points of each line, with its ends.")] = 25,
@@ -71,6 +79,7 @@ def barrier(
                 data_of(arguments),
                 output,
                 options.record(Measuring, arguments, methods=ways, temperature=temperature),
+                aligned=aligned or (),
                 allow_pickle=allow_pickle,
                 force=force,
                 accelerator=accelerator,

@@ -18,9 +18,9 @@ def barrier_report(found: Measured) -> Iterator[RenderableType]:
     """The data in words, the models by number, and the table of all barriers."""
     from isobasin.records.curves import NAIVE
     from isobasin.reports.style import styles
-    from isobasin.reports.view import moved
+    from isobasin.reports.view import given, moved
 
-    run, looks = found.run, styles([NAIVE, *found.run.methods], moved(found.run))
+    run, looks = found.run, styles([NAIVE, *found.run.methods], moved(found.run), given(found.run))
     yield f"{run.data.examples:,} examples of {run.data.source} ({run.data.split}), {run.data.task}"
     yield from found.notes
     yield _models(found)

@@ -68,12 +68,13 @@ def refine(
     """Learn an alignment: from the matched one, train what the group leaves free so that the line between is low.
 
     Neither model's function changes. An interrupted run goes on where it stopped when the same command is given again.
-    Measure the result on other data: `isobasin barrier OUT/reference OUT --method none`.
+    Measure the result on other data: `isobasin barrier REFERENCE MODEL --aligned OUT`.
     Several devices share every batch under `accelerate launch -m isobasin refine ...`.
     """
     arguments = options.given(locals())
     with working("reading") as progress:
-        from isobasin.refinement.refine import REFERENCE, refine
+        from isobasin.beside import REFERENCE
+        from isobasin.refinement.refine import refine
         from isobasin.verbs.settings import Matching, Running
 
         with processes(device) as accelerator:

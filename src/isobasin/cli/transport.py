@@ -103,8 +103,7 @@ def transport(
 def _between(path: Path) -> Alignment:
     """The move of BASE to TARGET in a file or folder; where `refine` moved both, the two moves as one."""
     from isobasin.alignment import Alignment
-    from isobasin.beside import alignment_file
-    from isobasin.refinement.refine import REFERENCE
+    from isobasin.beside import REFERENCE, alignment_file
 
     found, other = Alignment.load(path), path / REFERENCE
     if path.is_dir() and alignment_file(other).is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.alignment import Alignment
+from isobasin.beside import REFERENCE
 from isobasin.checkpoints import temporary_folder
 from isobasin.choices import Method, Objective, Scope, Space
 from isobasin.experiments.ablations import with_percent
@@ -16,7 +17,7 @@ from isobasin.lines.ends import OpenPair
 from isobasin.records.curves import NAIVE
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.recipe import Refining
-from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.refinement.refine import refine
 from isobasin.tasks.data import Examples
 from isobasin.verbs.merge import merge
 from isobasin.verbs.settings import Matching, Progress, Running, silent

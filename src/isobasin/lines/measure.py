@@ -12,24 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from einops import rearrange
-
-from isobasin.alignment import Alignment, AttentionMove
 from isobasin.architectures.resolve import check_comparable
 from isobasin.beside import ALIGNMENT
 from isobasin.canonical import Canonical, Source, evened, open_canonical
 from isobasin.checkpoints import Checkpoint, check_output
 from isobasin.checkpoints.output import sole_writer
-from isobasin.choices import HeadCost
 from isobasin.errors import IsobasinError, RecordError, warn
+from isobasin.lines import moves
+from isobasin.lines.aligned import Aligned, open_aligned
 from isobasin.lines.ends import End, Losses, Measuring, OpenPair
 from isobasin.lines.path import points
-from isobasin.matching.heads import head_costs
-from isobasin.model import Blocks, Model, read_blocks
+from isobasin.model import Model
 from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
-from isobasin.records.schema import AlignmentRecord, DataRecord, LayerRecord, ModelRecord, PointRecord, RunRecord
+from isobasin.records.schema import AlignmentRecord, DataRecord, ModelRecord, PointRecord, RunRecord
 from isobasin.tasks.data import Data, DataOptions, Examples, asked_for, examples_of
 from isobasin.tasks.losses import Evaluation
 from isobasin.tasks.processes import Group
@@ -49,6 +46,7 @@ def measure(
     output: str | os.PathLike[str],
     measuring: Measuring | None = None,
     *,
+    aligned: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     allow_pickle: bool = False,
     force: bool = False,
@@ -66,6 +64,7 @@ def measure(
             examples that are prepared for the first model.
         output: Folder that gets `records.jsonl`.
         measuring: Methods, points, and how losses are computed; None for the defaults.
+        aligned: Folders that `align` or `refine` wrote of the two models, each of which is another line.
         settings: More to record, besides what is said of the data.
         allow_pickle: Load pickled weights, with `weights_only`.
         force: Drop the records of another run.
@@ -81,34 +80,42 @@ def measure(
     how = measuring or Measuring()
     if len(models) < 2:
         raise IsobasinError("models: give at least two; a line has two ends")
+    if aligned and len(models) != 2:
+        raise IsobasinError(f"aligned {aligned[0]!r}: it is a line between two models, and {len(models)} are given")
     asked = asked_for(data)
     examples = examples_of(asked, models[0], allow_pickle=allow_pickle)
     said = asked.recorded if isinstance(asked, DataOptions) else {}
     with ExitStack() as stack:
         opening = {"allow_pickle": allow_pickle, "untie": how.untie}
-        ends = _evened([stack.enter_context(open_canonical(m, **opening)) for m in models])
+        ends = [stack.enter_context(open_canonical(m, **opening)) for m in models]
+        ends, given = _evened(ends, stack.enter_context(open_aligned(aligned, **opening)))
         names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
-        _check_alike(ends, Taking(config=how.take_config))
-        understood = _understood(ends, how) if how.moves else []
+        moved = [end for one in given for end in one.ends]
+        _check_alike([*ends, *moved], Taking(config=how.take_config))
+        understood = _understood(ends, how) if how.moves or given else []
+        for one in given:
+            one.check(understood[0], understood[1], how.device)
         opened = [end.checkpoint for end in ends]
-        check_output(output, [checkpoint.folder for checkpoint in opened], force=True)
-        run = _run_record(names, opened, examples, how, {**said, **(settings or {})}, progress)
-        lines = _Lines(run, understood, opened, Losses(examples, how, accelerator), progress)
+        check_output(output, [end.checkpoint.folder for end in (*ends, *moved)], force=True)
+        run = _run_record(names, opened, given, examples, how, {**said, **(settings or {})}, progress)
+        lines = _Lines(run, understood, opened, given, Losses(examples, how, accelerator), progress)
         if lines.writes:
             stack.enter_context(sole_writer(Path(output)))
         lines.open(Path(output), force)
         for pair in itertools.combinations(range(len(models)), 2):
-            for method in how.methods:
+            for method in run.methods:
                 lines.measure((pair, method))
         return lines.finish()
 
 
-def _evened(ends: Sequence[Canonical]) -> list[Canonical]:
+def _evened(models: Sequence[Canonical], given: Sequence[Aligned]) -> tuple[list[Canonical], list[Aligned]]:
     """The same functions in one form; it is said whose changes for that."""
+    ends = [*models, *(end for one in given for end in one.ends)]
     found = evened(ends)
     for end in (one for one, other in zip(ends, found, strict=True) if one is not other):
         warn(f"{end.name}: measured with its tied tensors apart, as another model has them: the function is the same")
-    return found
+    left = iter(found[len(models) :])
+    return found[: len(models)], [one.having([next(left) for _ in one.ends]) for one in given]
 
 
 def _check_alike(ends: Sequence[Canonical], taking: Taking) -> None:
@@ -129,6 +136,7 @@ def _understood(ends: Sequence[Canonical], how: Measuring) -> list[Model]:
 def _run_record(
     names: Sequence[str],
     checkpoints: Sequence[Checkpoint],
+    aligned: Sequence[Aligned],
     examples: Examples,
     how: Measuring,
     settings: Mapping[str, Any],
@@ -147,7 +155,8 @@ def _run_record(
         ),
         data=DataRecord.model_validate(examples.facts, from_attributes=True),
         t=points(how.points),
-        methods=how.methods,
+        methods=(*how.methods, *(one.method for one in aligned)),
+        aligned=tuple(one.record() for one in aligned),
         group_weights=(),
         settings={
             "batch_size": how.batch_size,
@@ -169,15 +178,17 @@ class _Lines:
         run: RunRecord,
         models: Sequence[Model],
         checkpoints: Sequence[Checkpoint],
+        aligned: Sequence[Aligned],
         losses: Losses,
         progress: Progress,
     ) -> None:
         self._run, self._models, self._checkpoints = run, models, checkpoints
+        self._aligned = {one.method: one for one in aligned}
         self._losses, self._how, self._accelerator, self._progress = losses, losses.how, losses.accelerator, progress
         self.writes = Group(self._accelerator).first
         self._points: dict[Key, dict[float, PointRecord]] = {}
         pairs = len(checkpoints) * (len(checkpoints) - 1) // 2
-        self._total = pairs * len(self._how.methods) * self._how.points
+        self._total = pairs * len(run.methods) * self._how.points
 
     def open(self, output: Path, force: bool) -> None:
         """Continue the records in a folder, or begin them with the first evaluation."""
@@ -207,9 +218,8 @@ class _Lines:
             self._add(point)
         if not missing:
             return
-        (first, second), method = key
-        with self._moved(first, second, method) as last:
-            for t, found, passed in self._losses.along(self._checkpoints[first], last, missing):
+        with self._ends(key) as (first, last):
+            for t, found, passed in self._losses.along(first, last, missing):
                 self._add(_point(key, t, found, passed))
                 self._tell()
 
@@ -224,37 +234,40 @@ class _Lines:
         return RecordFile.read(self._file.path)
 
     def _known(self, key: Key, t: float) -> PointRecord | None:
-        """A point that is an end which another line has too: A's for all of its lines, B's where it isn't moved."""
-        (first, second), method = key
-        index = first if t == 0 else second if t == 1 and method == NAIVE else None
-        for (pair, other), there in self._points.items():
-            for at, model in ((0.0, pair[0]), (1.0, pair[1] if other == NAIVE else None)):
+        """A point that is an end which another line has too, with a model that neither of them moved."""
+        index = self._still(key).get(t)
+        for other, there in self._points.items():
+            for at, model in self._still(other).items():
                 if index is not None and index == model and at in there:
-                    return there[at].model_copy(update={"pair": key[0], "method": method, "t": t})
+                    return there[at].model_copy(update={"pair": key[0], "method": key[1], "t": t})
         return None
 
+    def _still(self, key: Key) -> dict[float, int]:
+        """Which models are the ends of a line as they are: A unless it was moved before, B where nothing is."""
+        (first, second), method = key
+        aligned = self._aligned.get(method)
+        found = {} if aligned is not None and aligned.first is not None else {0.0: first}
+        return found | ({1.0: second} if method == NAIVE else {})
+
     @contextmanager
-    def _moved(self, first: int, second: int, method: str) -> Generator[End]:
-        """B after the move, which is verified."""
+    def _ends(self, key: Key) -> Generator[tuple[End, End]]:
+        """A, and B after the move, which is verified; or what they were moved to before."""
+        (first, second), method = key
+        start, aligned = self._checkpoints[first], self._aligned.get(method)
         if method == NAIVE:
-            yield self._checkpoints[second]
+            yield start, self._checkpoints[second]
             return
-        pair = OpenPair(self._models[first], self._models[second], self._losses, progress=self._progress)
+        a, b, cost = self._models[first], self._models[second], self._how.head_cost
+        if aligned is not None:
+            self._append(aligned.moves(key, a, b, cost))
+            yield start if aligned.first is None else aligned.first.checkpoint, aligned.last.checkpoint
+            return
+        pair = OpenPair(a, b, self._losses, progress=self._progress)
         started = time.perf_counter()
         found = pair.match(self._how.matching(method))
         with pair.moved(found) as end:
-            seconds = time.perf_counter() - started
-            self._append(self._alignment_record((first, second), method, found, seconds))
-            yield end
-
-    def _alignment_record(
-        self, pair: tuple[int, int], method: str, found: Alignment, seconds: float
-    ) -> AlignmentRecord:
-        one, other = (self._models[index] for index in pair)
-        # Heads are compared where they are matched: in the basis of the reference's residual stream.
-        turned = found.turned(other) or other
-        rows = [_layer_record(one, turned, i, layer, self._how.head_cost) for i, layer in enumerate(found.layers)]
-        return AlignmentRecord(pair=pair, method=method, seconds=seconds, layers=tuple(rows))
+            self._append(moves.matched(key, a, b, found, cost, time.perf_counter() - started))
+            yield start, end
 
     def _add(self, point: PointRecord) -> None:
         self._append(point)
@@ -310,10 +323,3 @@ def _point(key: Key, t: float, found: Evaluation, interpolation_seconds: float) 
         seconds=found.seconds,
         interpolation_seconds=interpolation_seconds,
     )
-
-
-def _layer_record(a: Blocks, b: Blocks, index: int, move: AttentionMove, cost: HeadCost) -> LayerRecord:
-    costs = head_costs(move.group, read_blocks(a, [index]), read_blocks(b, [index]), cost)[0]
-    table: list[list[float]] = rearrange(costs, "g h s t -> (g s) (h t)").tolist()
-    facts = {name: value for name, value in move.to_json().items() if name in LayerRecord.model_fields}
-    return LayerRecord(**facts, head_costs=tuple(map(tuple, table)))

@@ -36,6 +36,22 @@ class ModelRecord(Entry):
     moved: bool = False
 
 
+class AlignedRecord(Entry):
+    """A line between copies of the two models that an earlier command moved.
+
+    Attributes:
+        method: What the line is called.
+        how: What moved the second model: a method of `align`, or another command, such as "refine".
+        model: The moved second model.
+        reference: The moved first model; null where that stays as it is.
+    """
+
+    method: str
+    how: str
+    model: ModelRecord
+    reference: ModelRecord | None
+
+
 class DataRecord(Entry):
     """What the losses were computed on.
 
@@ -62,7 +78,8 @@ class RunRecord(Entry):
     Attributes:
         models: In the order given; pairs name them by index.
         t: Points of every line, from 0 to 1: `θ(t) = (1 - t) A + t B`.
-        methods: Ways that B is moved (`choices.Way`).
+        methods: Ways that B is moved (`choices.Way`), and what the lines of `aligned` are called.
+        aligned: Lines between copies that were moved before.
         group_weights: How many predictions each example has, or each group of consecutive ones where there are many
             (in older files each batch, under another name); their losses are averaged with these weights.
         settings: Options, seeds.
@@ -75,6 +92,7 @@ class RunRecord(Entry):
     data: DataRecord
     t: tuple[float, ...]
     methods: tuple[str, ...]
+    aligned: tuple[AlignedRecord, ...] = ()
     group_weights: tuple[float, ...] = Field(validation_alias=AliasChoices("group_weights", "batch_weights"))
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -103,14 +121,70 @@ class LayerRecord(Entry):
     head_costs: tuple[tuple[Number, ...], ...]
 
 
+class UnitsRecord(Entry):
+    """How the units of one feed-forward block were aligned.
+
+    Attributes:
+        block: Its layer, and a second number where that has several.
+        distance_before, distance_after: Frobenius distance of the block's weights.
+        status: "exact" or "optimal", or "composed" where no solver found it.
+        units: How many there are.
+        moved_units: How many get another place.
+        experts: How many experts there are; null for a block without.
+        moved_experts: How many of them get another place.
+    """
+
+    block: str
+    distance_before: Number
+    distance_after: Number
+    status: str
+    units: int
+    moved_units: int
+    experts: int | None = None
+    moved_experts: int | None = None
+
+
+class StreamRecord(Entry):
+    """How the residual stream was aligned.
+
+    Attributes:
+        group: Of which its map is, such as "O(128)".
+        width: How many coordinates it has.
+        distance_before, distance_after: Frobenius distance of all tensors along it, normalisations folded into their
+            readers; of copies that were moved before, of all tensors as they are stored.
+        condition: Condition number of the map.
+        start: Where the map began: "embeddings", "identity", "activations"; "none" where no match found it.
+        sweeps: How often all factors were matched.
+    """
+
+    group: str
+    width: int
+    distance_before: Number
+    distance_after: Number
+    condition: Number
+    start: str
+    sweeps: int
+
+
 class AlignmentRecord(Entry):
-    """One alignment of a pair."""
+    """One alignment of a pair.
+
+    Attributes:
+        pair: Indices of A and B.
+        method: How B was moved.
+        seconds: That matching and moving took; 0 where that was done before.
+        layers: Of the attention blocks.
+        feedforward: Of the feed-forward blocks; empty if they stay as they are.
+        stream: Of the residual stream; null if it stays as it is.
+    """
 
     kind: Literal["alignment"] = "alignment"
     pair: tuple[int, int]
     method: str
     seconds: float
     layers: tuple[LayerRecord, ...]
+    feedforward: tuple[UnitsRecord, ...] = ()
+    stream: StreamRecord | None = None
 
 
 class PointRecord(Entry):

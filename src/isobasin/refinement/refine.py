@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.alignment import Alignment, untied_note
+from isobasin.beside import REFERENCE
 from isobasin.checkpoints import check_output
 from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_pair
@@ -30,9 +31,6 @@ from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.settings import Matching, Running
 from isobasin.verbs.whole import advise
 from isobasin.verification import Verification
-
-REFERENCE = "reference"
-"""The folder inside the output that holds the moved reference."""
 
 
 @dataclass(frozen=True)

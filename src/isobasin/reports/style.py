@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from isobasin.records.curves import NAIVE
 from isobasin.text import printable
@@ -39,6 +40,7 @@ _STYLES = {
     "gauss-newton": Style("Gauss-Newton", "Gauss-Newton", "#0072B2", "#56B4E9", (), "o"),
 }
 _GIVEN = replace(_STYLES[NAIVE], name="as given", short="given")
+_NONE: Mapping[str, str] = MappingProxyType({})
 _OTHERS = (("#A67C00", "#E9B949"), ("#7A4FBF", "#B79BEA"), ("#8C4A2F", "#D09A80"), ("#1F7A8C", "#6CC3D5"))
 
 PERCENT = ("accuracy",)
@@ -48,20 +50,27 @@ STEEP = ("perplexity",)
 """Metrics that grow so fast between models that they are drawn on a logarithmic scale."""
 
 
-def styles(methods: Sequence[str], moved: bool = False) -> dict[str, Style]:
+def styles(methods: Sequence[str], moved: bool = False, given: Mapping[str, str] = _NONE) -> dict[str, Style]:
     """How every method looks, in the order of drawing: the known ones first, others under their own name.
 
     Args:
         methods: Their names.
         moved: Whether models were moved before they were measured, so that their lines as given aren't naive ones.
+        given: What moved the models of further lines before, by method.
     """
     known = {**_STYLES, **({NAIVE: _GIVEN} if moved else {})}
     found = {method: style for method, style in known.items() if method in methods}
     for index, method in enumerate(method for method in methods if method not in _STYLES):
         light, dark = _OTHERS[index % len(_OTHERS)]
-        name = printable(method)
-        found[method] = Style(name, name, light, dark, (4, 1 + index, 1, 1), "P")
+        short = printable(method)
+        name = f"{_moved_by(given[method])}: {short}" if method in given else short
+        found[method] = Style(name, short, light, dark, (4, 1 + index, 1, 1), "P")
     return found
+
+
+def _moved_by(how: str) -> str:
+    """What moved a model before, as people read it."""
+    return _STYLES[how].name if how in _STYLES else {"refine": "refined"}.get(how, printable(how))
 
 
 def labels(names: Sequence[str]) -> list[str]:

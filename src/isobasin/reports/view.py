@@ -107,10 +107,15 @@ def moved(run: RunRecord) -> bool:
     return alone(run) and any(model.moved for model in run.models)
 
 
+def given(run: RunRecord) -> dict[str, str]:
+    """What moved the models of lines that were given as they had been moved before, by method."""
+    return {one.method: one.how for one in run.aligned}
+
+
 def view(measured: Measured) -> View:
     """What is to be shown of a measurement."""
     run = measured.run
-    names, looks = labels([model.name for model in run.models]), styles(run.methods, moved(run))
+    names, looks = labels([model.name for model in run.models]), styles(run.methods, moved(run), given(run))
     curves = finished_curves(measured)
     metrics = dict.fromkeys(
         metric for points in measured.points.values() for point in points for metric in point.metrics

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.beside import REFERENCE
 from isobasin.choices import Scope, Targets, TaskKind
 from isobasin.errors import ArchitectureError, DataError, IsobasinError
 from isobasin.model import TensorBlocks, open_model
@@ -23,7 +24,7 @@ from isobasin.refinement.descent import Descent, Points, descend, split
 from isobasin.refinement.line import ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory
 from isobasin.refinement.recipe import Refining
-from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.refinement.refine import refine
 from isobasin.tasks.data import examples_of
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.options import DataFacts

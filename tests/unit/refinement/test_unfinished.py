@@ -16,10 +16,11 @@ import torch
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.beside import REFERENCE
 from isobasin.choices import TaskKind
 from isobasin.errors import AlignmentError, IsobasinError, OutputError
 from isobasin.refinement.recipe import Refining
-from isobasin.refinement.refine import REFERENCE, refine
+from isobasin.refinement.refine import refine
 from isobasin.refinement.unfinished import Unfinished
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.options import DataFacts
