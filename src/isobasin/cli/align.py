@@ -36,6 +36,7 @@ def align(
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
+    skip_unknown: options.SkipUnknown = False,
     engine: options.Engine = Runner.local,
     ray_address: options.RayAddress = None,
     workers: options.Workers = None,

@@ -35,6 +35,7 @@ def barrier(
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
+    skip_unknown: options.SkipUnknown = False,
     method: Annotated[list[Way], options.choose("--method", Way, "Repeat it for more.")] = _WAYS,
     aligned: Annotated[
         list[str] | None,

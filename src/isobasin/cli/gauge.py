@@ -62,6 +62,7 @@ def gauge(
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
+    skip_unknown: options.SkipUnknown = False,
     scope: Annotated[
         Scope | None, options.choose("--scope", Scope, "By default the widest that is known for the model.")
     ] = None,

@@ -72,6 +72,7 @@ def merge(
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
+    skip_unknown: options.SkipUnknown = False,
     take_config: options.TakeConfig = False,
     by_name: options.ByName = False,
     common_rows: options.CommonRows = False,

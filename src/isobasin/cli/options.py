@@ -13,7 +13,7 @@ import typer
 from isobasin import choices
 from isobasin.text import near
 
-DATA = ("data", "split", "name", "columns", "max_examples", "length", "task", "tokenizer")
+DATA = ("data", "split", "name", "columns", "max_examples", "length", "task", "tokenizer", "skip_unknown")
 """The options that say which data are read, and how."""
 
 ENGINE = ("engine", "ray_address", "workers", "threads")
@@ -166,4 +166,8 @@ Task = Annotated[
 Tokenizer = Annotated[
     str | None,
     typer.Option("--tokenizer", metavar="TOKENIZER", help="Folder, hub id, or JSON of characters, if not A's own."),
+]
+SkipUnknown = Annotated[
+    bool,
+    typer.Option("--skip-unknown", help="Leave out characters that a tokenizer of single characters doesn't know."),
 ]

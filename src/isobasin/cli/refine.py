@@ -30,6 +30,7 @@ def refine(
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
+    skip_unknown: options.SkipUnknown = False,
     scope: options.Scope = Scope.model,
     keep_gains: options.KeepGains = False,
     objective: options.Objective = Objective.weights,

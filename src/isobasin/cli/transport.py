@@ -59,6 +59,7 @@ def transport(
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
+    skip_unknown: options.SkipUnknown = False,
     method: options.Method = Method.gauss_newton,
     head_cost: options.HeadCost = HeadCost.rotary,
     scope: Annotated[

@@ -28,6 +28,7 @@ class DataOptions:
         seed: Of that choice, and of masks.
         task: What the model does with them; None: what its configuration says.
         tokenizer: Folder, hub id, or JSON of characters, if not the model's own.
+        skip_unknown: Leave out characters that a tokenizer of single characters doesn't know, instead of refusing them.
 
     Raises:
         IsobasinError: A number is out of range, or there is no such task.
@@ -42,6 +43,7 @@ class DataOptions:
     seed: int = 0
     task: TaskKind | str | None = None
     tokenizer: str | None = None
+    skip_unknown: bool = False
 
     @property
     def recorded(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,18 @@ class Processor:
     images: Any = None
     channels: int = 3
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def characters(self) -> frozenset[str] | None:
+        """All that the tokenizer can write, if its tokens are characters and none of them stands for all others."""
+        import tokenizers
+
+        made = getattr(self.tokenizer, "backend_tokenizer", None)
+        if made is None or not isinstance(made.model, tokenizers.models.WordLevel):
+            return None
+        vocabulary = made.get_vocab(with_added_tokens=False)
+        alone = made.model.unk_token not in vocabulary and all(len(token) == 1 for token in vocabulary)
+        return frozenset(vocabulary) if alone else None
 
 
 def load_processor(

@@ -18,6 +18,7 @@ from isobasin.tasks.examples import IGNORED, TensorExamples, chosen, facts_of
 from isobasin.tasks.labels import chosen_rows
 from isobasin.tasks.options import DataOptions
 from isobasin.tasks.reading import reading
+from isobasin.tasks.spelling import Spelling
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,9 +42,10 @@ def prepare_classification(dataset: Dataset, processor: Processor, options: Data
     dataset, labels = chosen_rows(dataset, config, options)
     length = _longest(tokenizer, options, config)
     encoded: dict[str, list[list[int]]] = {}
+    spelled = Spelling(processor, options)
     for start in range(0, len(dataset), _ROWS):
         part: Any = dataset[start : start + _ROWS]
-        texts = [_checked(part[role], options.source) for role in ("text", "text_pair") if role in part]
+        texts = [spelled(_checked(part[role], options.source)) for role in ("text", "text_pair") if role in part]
         for name, values in _tokens(tokenizer, options.source, texts, truncation=True, max_length=length).items():
             encoded.setdefault(name, []).extend(values)
     empty = [number for number, row in enumerate(encoded["input_ids"]) if not row]
@@ -54,7 +56,11 @@ def prepare_classification(dataset: Dataset, processor: Processor, options: Data
     _check_vocabulary(tensors["input_ids"], config)
     tensors["labels"] = labels.ids.to(torch.int32)
     cut = int((tensors["attention_mask"].sum(1) >= length).sum())
-    notes = (*labels.notes, *([f"{cut} texts fill all of {length} tokens, and may be cut"] if cut else []))
+    notes = (
+        *labels.notes,
+        *spelled.notes(),
+        *([f"{cut} texts fill all of {length} tokens, and may be cut"] if cut else []),
+    )
     kind, classes = TaskKind.text_classification, {"num_labels": labels.count, "label_names": labels.names}
     return TensorExamples.of(tensors, facts_of(dataset, processor, options, kind, notes, **classes))
 
@@ -76,7 +82,8 @@ def prepare_blocks(
     pieces = _pieces(dataset, options.source, lines)
     if options.max_examples is not None:
         pieces = _sampled(pieces, max(8 * options.max_examples * length, _SAMPLED), options.seed)
-    tokens, characters = _joined(pieces, tokenizer, options.source, end)
+    spelled = Spelling(processor, options)
+    tokens, characters = _joined(pieces, spelled, tokenizer, options.source, end)
     inner = min(length - frame, len(tokens))
     if inner < 2:
         raise DataError(f"{options.source}: {len(tokens)} tokens of text, too few for a language model")
@@ -92,6 +99,7 @@ def prepare_blocks(
     _check_vocabulary(tensors["input_ids"], config)
     joint = "lines of the text are joined" if lines else "documents are joined"
     notes = (f"{joint} and cut into blocks of {inner} tokens",) if len(dataset) > 1 else ()
+    notes += spelled.notes()
     density = characters / len(tokens)
     return TensorExamples.of(tensors, facts_of(dataset, processor, options, kind, notes, characters=density))
 
@@ -163,13 +171,13 @@ def _sampled(pieces: list[str], characters: int, seed: int) -> list[str]:
     return [pieces[index] for index in sorted(order[:count])]
 
 
-def _joined(pieces: list[str], tokenizer: Any, source: str, end: int | None) -> tuple[Any, int]:
+def _joined(pieces: list[str], spelled: Spelling, tokenizer: Any, source: str, end: int | None) -> tuple[Any, int]:
     """Tokens of the pieces one after the other, and how many characters they are."""
     found: list[Any] = []
     characters = 0
     tail = [] if end is None else [end]
     for start in range(0, len(pieces), _TOGETHER):
-        texts = pieces[start : start + _TOGETHER]
+        texts = spelled(pieces[start : start + _TOGETHER])
         characters += sum(map(len, texts))
         rows = _tokens(tokenizer, source, [texts], add_special_tokens=False, return_attention_mask=False)["input_ids"]
         found.append(np.fromiter(chain.from_iterable(row + tail for row in rows if row), np.int32))

@@ -8,11 +8,11 @@ import datasets
 import pytest
 import torch
 
-from isobasin.errors import IsobasinError
+from isobasin.errors import DataError, IsobasinError
 from isobasin.tasks import texts as module
 from isobasin.tasks.data import DataOptions, prepare
 from isobasin.tasks.examples import IGNORED
-from isobasin.tasks.processors import Processor, build_tokenizer
+from isobasin.tasks.processors import Processor, build_tokenizer, load_processor
 
 TEXTS = ["the cat sat", "a dog", "on the mat the dog sat"]
 
@@ -169,14 +169,12 @@ def test_documents_end():
 
 
 def test_documents_of_a_tokenizer_without_end(tmp_path):
-    from isobasin.tasks.processors import load_processor
-
     (tmp_path / "vocabulary.json").write_text('["' + '", "'.join(sorted(set("".join(TEXTS)))) + '"]')
     tokenizer = load_processor("", "causal-lm", tmp_path / "vocabulary.json").tokenizer
     found = blocks(TEXTS, tokenizer, length=4)
     ids = found.fetch(range(len(found)))["input_ids"].flatten()
     assert tokenizer.decode(ids) == "".join(TEXTS)[: len(ids)]
-    with pytest.raises(IsobasinError, match=r"set: a text can't be tokenised .*--tokenizer"):
+    with pytest.raises(IsobasinError, match=r"set: has characters that the tokenizer doesn't know, 'Z', 'b', 'r': "):
         blocks(["Zebra", "the"], tokenizer)
 
 
@@ -290,3 +288,39 @@ def test_what_does_not_fit(bert, gpt2):
 
 def prepare_without(kind):
     return prepare(rows(), kind, Processor(), DataOptions("set"))
+
+
+@pytest.fixture
+def abc(tmp_path):
+    (tmp_path / "abc.json").write_text('["a", "b", "c", " "]')
+    return load_processor("nowhere", "causal-lm", tmp_path / "abc.json")
+
+
+def test_characters_that_a_map_lacks_are_named_or_left_out(abc):
+    texts = ["a cab—", "bébé", "ab" * 9 + "éøßæð", ""]
+    with pytest.raises(DataError) as caught:
+        blocks(texts, abc.tokenizer, length=4)
+    assert str(caught.value) == (
+        "set: has characters that the tokenizer doesn't know, '—', 'é', 'ø', 'ß', 'æ' and 1 more: add them to it, "
+        "or leave them out with --skip-unknown"
+    )
+    found = blocks(texts, abc.tokenizer, length=4, skip_unknown=True)
+    clean = blocks(["a cab", "bb", "ab" * 9, ""], abc.tokenizer, length=4)
+    every = range(len(clean))
+    assert torch.equal(found.fetch(every)["input_ids"], clean.fetch(every)["input_ids"])
+    assert len(found) == len(clean)
+    assert found.facts.characters == 1
+    note = "8 characters that the tokenizer doesn't know are left out: 'é', 'ß', 'æ', 'ð', 'ø' and 1 more"
+    assert found.facts.notes == (*clean.facts.notes, note)
+
+
+def test_texts_to_classify_likewise(abc):
+    with pytest.raises(DataError, match="doesn't know, 'é': add them"):
+        classified(rows(["abé", "cc"]), abc.tokenizer)
+    found = classified(rows(["abé", "cc"]), abc.tokenizer, skip_unknown=True)
+    assert found.fetch([0, 1])["input_ids"].tolist() == [[0, 1], [2, 2]]
+
+
+def test_what_stands_for_all_others_leaves_nothing_out():
+    assert Processor(tokenizer=characters(False)).characters is None
+    assert Processor(tokenizer=build_tokenizer(TEXTS, "bpe", 300, classification=False)).characters is None
