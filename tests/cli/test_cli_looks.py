@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from isobasin.cli import tables
 from isobasin.cli.alignment_report import alignment_report
 from isobasin.cli.console import QUIET, SCHEMA_VERSION, complain, console, show, show_json, show_path, working
 from isobasin.cli.equivalence_report import equivalence_report
+from isobasin.cli.panels import COMMANDS
 from isobasin.cli.program import app
 from isobasin.errors import warn
 
@@ -34,6 +36,16 @@ def test_every_verb_is_found_by_the_name_of_its_file():
     files = {path.stem for path in Path(cli.__path__[0]).glob("*.py") if "\nEXAMPLE = " in path.read_text()}
     assert set(VERBS) == files
     assert {"align", "apply", "verify", "experiment"} <= files
+
+
+def test_every_verb_and_every_option_of_several_has_a_heading():
+    listed = [name for names in COMMANDS.values() for name in names]
+    assert listed == VERBS
+    commands = [PROGRAM.get_command(None, verb) for verb in VERBS]
+    assert [command.rich_help_panel for command in commands] == [h for h, names in COMMANDS.items() for _ in names]
+    options = [p for command in commands for p in command.params if p.param_type_name == "option"]
+    several = {name for name, count in Counter(p.name for p in options).items() if count > 1}
+    assert {p.name for p in options if p.name in several and p.rich_help_panel is None} == {"t"}
 
 
 def test_a_verb_is_imported_when_it_is_asked_for():

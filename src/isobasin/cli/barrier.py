@@ -48,7 +48,10 @@ def barrier(
     head_cost: options.HeadCost = HeadCost.rotary,
     scope: options.Scope = Scope.attention,
     points: Annotated[int, typer.Option("--points", metavar="N", help="Points of each line, with its ends.")] = 25,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Examples of a forward pass.")] = 32,
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", metavar="N", help="Examples of a forward pass.", rich_help_panel="Running"),
+    ] = 32,
     no_temperature: Annotated[
         bool, typer.Option("--no-temperature", help="Leave out the losses with a calibrated softmax temperature.")
     ] = False,

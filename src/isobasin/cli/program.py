@@ -15,6 +15,7 @@ from typer.main import get_command
 from isobasin import __version__, cli
 from isobasin.cli.console import QUIET, VERBOSE
 from isobasin.cli.failures import reported
+from isobasin.cli.panels import COMMANDS, put_under_headings
 from isobasin.recipes import recorded
 
 
@@ -33,10 +34,11 @@ class _Program(TyperGroup):
         return self.commands.get(cmd_name)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all verbs."""
+        """The names of all verbs, in the order of their headings."""
         for name in _FILES:
             self._find(name)
-        return sorted(self.commands)
+        order = [name for names in COMMANDS.values() for name in names]
+        return sorted(self.commands, key=order.index)
 
     def _find(self, name: str) -> None:
         """Import the verb of this name, if there is one."""
@@ -49,7 +51,9 @@ class _Program(TyperGroup):
                 alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
                 alone.command(epilog=f"Example: {module.EXAMPLE}")(recorded(verb))
                 verb = alone
-            self.add_command(get_command(verb), name)
+            command = get_command(verb)
+            put_under_headings(command, name)
+            self.add_command(command, name)
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **kwargs: Any) -> Any:
         """Parse the options before the verb."""
