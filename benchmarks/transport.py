@@ -150,7 +150,7 @@ def _page(rows: list[dict[str, Any]]) -> str:
 def _spread(values: list[float], unit: str) -> str:
     if not values:
         return "–"
-    mean, low, high = (f"{f(values):.0f}" for f in (statistics.fmean, min, max))
+    mean, low, high = (f"{round(f(values))}" for f in (statistics.fmean, min, max))
     return f"{mean} {unit}" if low == high else f"{mean} {unit} ({low} – {high})"
 
 
@@ -170,7 +170,7 @@ def _figure(rows: list[dict[str, Any]], path: Path) -> None:
             ]
             panel.plot(*zip(*points, strict=True), "o", markersize=4, alpha=0.7, label=label.replace("`", ""))
         panel.axhline(100, color="gray", linestyle=":")
-        panel.set_xticks(range(len(TARGETS)), [target.replace(" ", "\n") for target in TARGETS])
+        panel.set_xticks(range(len(TARGETS)), [target.replace(" ", "\n") for target in TARGETS], fontsize=8)
         panel.set(title=family, ylim=(-5, 110))
         panel.grid(axis="y", alpha=0.3)
     first = panels if len(families) == 1 else panels[0]

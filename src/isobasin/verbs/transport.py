@@ -112,7 +112,8 @@ def transport(
     The move g is the alignment of the base to the target. It acts on base and fine-tune alike, without changing what
     either computes; the sum is a new model, of which nothing can be verified but that it loads and that its outputs are
     finite. Where the target is a moved copy of the base, the result computes what the fine-tune does. Between bases
-    that were trained apart a quarter to a half of a fine-tune's gain arrived: fine-tune the target itself if you can.
+    that were trained apart a fifth to three quarters of a fine-tune's gain arrived: fine-tune the target itself if you
+    can.
 
     Args:
         base: Folder, hub id, or transformers model: what was fine-tuned.
