@@ -100,6 +100,8 @@ def test_the_page_shows_every_part(report: Path, visit: Open):
     assert len(cells(page)) == len(cells(page, "#permutation")) == 16
     assert page.locator("#distances .bar").count() == 3 * (1 + 3)
     assert page.locator("#conditions .spot").count() == 3 * 3
+    assert page.locator("#unit-distances .bar").count() == 3 * 2
+    assert page.locator("#unit-moves .bar").count() == 3
     assert list(legend(page).values()) == [
         number(measured.curves[(0, 1), method].barrier) for method in measured.run.methods
     ]
@@ -257,6 +259,22 @@ def test_a_click_on_a_layer_chooses_it(report: Path, visit: Open):
     page.keyboard.press("Enter")
     assert page.get_by_label("Layer", exact=True).input_value() == "0"
     assert page.evaluate("document.activeElement.closest('.chart').id") == "conditions"
+
+
+def test_bars_begin_at_zero(report: Path, visit: Open):
+    """Distances here are all far from it, and so are those of most models that were trained apart."""
+    page = visit(report)
+    bottom = page.locator("#unit-distances .axis").bounding_box()["y"]
+    bars = [bar.bounding_box() for bar in page.locator("#unit-distances .bar").all()]
+    assert ticks(page, "#unit-distances")[0] == "0"
+    assert all(bar["y"] + bar["height"] == pytest.approx(bottom, abs=1) for bar in bars)
+    heights = [bar["height"] for bar in bars]
+    assert [height / heights[0] for height in heights] == pytest.approx(
+        [1, 8 / 9, 10 / 9, 8.5 / 9, 11 / 9, 1], abs=0.02
+    )
+    moved = [bar.bounding_box()["height"] for bar in page.locator("#unit-moves .bar").all()]
+    assert [height / moved[0] for height in moved] == pytest.approx([1, 2, 3], abs=0.05)
+    assert ticks(page, "#unit-moves")[0] == "0 %"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -121,6 +121,7 @@ def barrier(
     output: str | os.PathLike[str] | None = None,
     *,
     how: Measuring | None = None,
+    aligned: Sequence[str] = (),
     force: bool = False,
     allow_pickle: bool = False,
     progress: Progress = silent,
@@ -137,6 +138,7 @@ def barrier(
         output: Folder for records, tables, figures and `report.html`; a call with the same arguments goes on where an
             interrupted one stopped. None writes nothing.
         how: Ways that B is moved, points, and how losses are computed.
+        aligned: Folders that `align` or `refine` wrote of the two models, each of which is another line.
         force: Drop another run's records in the folder.
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
@@ -144,7 +146,7 @@ def barrier(
     Raises:
         IsobasinError: A subclass says what is wrong with the models, the data, or the output, in one line.
     """
-    given: dict[str, Any] = {"force": force, "allow_pickle": allow_pickle, "progress": progress}
+    given: dict[str, Any] = {"aligned": aligned, "force": force, "allow_pickle": allow_pickle, "progress": progress}
     if output is None:
         with temporary_folder() as folder:
             return _barriers(measure(models, data, folder / "lines", how, **given), None)

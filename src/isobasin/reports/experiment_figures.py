@@ -123,6 +123,7 @@ def _draw_layers(axis: Any, title: str, result: Result) -> None:
     axis.set_xticks(numbers)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_ylabel("loss (cross-entropy)")
+    axis.set_ylim(bottom=0)
 
 
 def _line(t: Sequence[float], losses: Sequence[float | None]) -> tuple[list[float], list[float]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from isobasin.experiments.plan import SettingPlan
 from isobasin.reports.experiment_tables import WAYS, Results
-from isobasin.reports.figures import FORMATS, plain, saved_figure
+from isobasin.reports.figures import FORMATS, log_scale, plain, saved_figure
 from isobasin.text import printable
 
 # Color and marker of one way of each kind: as they are, published, matched without and with data, learned.
@@ -25,6 +25,8 @@ _DRAWN = {
 }
 _LOWEST = 1e-3
 _LABEL = 16
+# Of the space between two settings, what the markers of one take.
+_WIDTH = 0.6
 
 Found = dict[str, list[dict[str, Any]]]
 """What the pairs of every setting have, by way."""
@@ -44,13 +46,14 @@ def ways(plans: Sequence[SettingPlan], results: Results, folder: Path) -> list[P
     paths = [folder / f"ways.{suffix}" for suffix in FORMATS]
     with saved_figure((max(1.3 * len(found) + 1.5, 7), 5), paths) as figure:
         axis = figure.subplots()
-        for way in _DRAWN:
-            _draw(axis, way, found)
-        axis.set_yscale("log")
+        for index, way in enumerate(_DRAWN):
+            _draw(axis, way, found, _WIDTH * (index / (len(_DRAWN) - 1) - 0.5))
+        log_scale(axis)
         axis.set_ylabel(f"barrier (nats; {_LOWEST} and less as {_LOWEST})")
         names = [textwrap.fill(plain(printable(title)), _LABEL) for title in found]
         axis.set_xticks(range(len(found)), names, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlim(-0.5, len(found) - 0.5)
         axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
         figure.suptitle("Barriers by what is aligned and how; small: single pairs", fontsize=12)
@@ -63,15 +66,16 @@ def _pairs(plan: SettingPlan, results: Results) -> list[dict[str, Any]]:
     return [result["ways"] for result in map(results, cells) if result is not None]
 
 
-def _draw(axis: Any, way: str, found: Found) -> None:
-    """One way's barriers; where there is none, they stand at the lower end of the logarithmic scale."""
+def _draw(axis: Any, way: str, found: Found, aside: float) -> None:
+    """One way's barriers, beside those of others; where there is none, they stand at the lower end of the scale."""
     color, marker = _DRAWN[way]
     look = {"color": color, "marker": marker, "linestyle": "none", "markeredgewidth": 0}
-    means: dict[int, float] = {}
+    means: dict[float, float] = {}
     for at, pairs in enumerate(found.values()):
         known = [row["barrier"] for pair in pairs if (row := pair.get(way)) and row["barrier"] is not None]
         if known:
-            axis.plot([at] * len(known), [max(x, _LOWEST) for x in known], markersize=4, alpha=0.45, **look)
-            means[at] = max(statistics.mean(known), _LOWEST)
+            place = at + aside
+            axis.plot([place] * len(known), [max(x, _LOWEST) for x in known], markersize=4, alpha=0.45, **look)
+            means[place] = max(statistics.mean(known), _LOWEST)
     if means:
         axis.plot(list(means), list(means.values()), markersize=8, label=WAYS[way], **look)

@@ -20,6 +20,8 @@ _WIDTH, _HEIGHT = 3.7, 2.9
 # Letters of the figure's title on an inch.
 _LETTERS = 10
 _NBSP = "\u00a0"
+# Of the ends of a logarithmic axis: up to here two ticks a decade are too few.
+_FEW = 12
 # Letters of a model's name in a title.
 _NAME = 22
 
@@ -180,9 +182,23 @@ def _scale(row: Row, axis: Any) -> None:
         if math.isfinite(value)
     ]
     if row.log and values and min(values) > 0:
-        axis.set_yscale("log")
+        log_scale(axis)
     elif values and 0 <= min(values) < 0.5 * max(values):
         axis.set_ylim(bottom=0)
+
+
+def log_scale(axis: Any) -> None:
+    """A logarithmic vertical axis around what is drawn already, with plain numbers at its ticks."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    few = high / low < _FEW
+    axis.yaxis.set_major_locator(
+        LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if few else (1, 2, 5) if high < 100 * low else (1,))
+    )
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def barrier_rows(shown: View) -> list[Row]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from isobasin.checkpoints.output import replace_text
 from isobasin.errors import needing
 from isobasin.records.curves import NAIVE
-from isobasin.records.schema import LayerRecord
-from isobasin.reports.style import PERCENT, STEEP, alike, brief, labels, metric_name, number, percent, styles
-from isobasin.reports.view import ShownLine, View, alone, best, moved, naive
+from isobasin.records.schema import LayerRecord, StreamRecord, UnitsRecord
+from isobasin.reports.style import PERCENT, STEEP, Style, alike, brief, labels, metric_name, number, percent, styles
+from isobasin.reports.view import ShownLine, ShownPair, View, alone, best, moved, naive
 from isobasin.text import printable
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _ASSETS = files("isobasin.reports") / "assets"
 _SCRIPTS = ("svg.js", "curves.js", "heads.js", "layers.js", "page.js")
@@ -45,7 +48,13 @@ def render(shown: View) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    filters: dict[str, Any] = {"number": number, "percent": percent, "alike": alike, "entry": _entry}
+    filters: dict[str, Any] = {
+        "number": number,
+        "percent": percent,
+        "alike": alike,
+        "entry": _entry,
+        "path": _breakable,
+    }
     environment.filters.update(filters)
     return environment.from_string(_asset("page.html")).render(
         css=_asset("page.css"),
@@ -54,6 +63,8 @@ def render(shown: View) -> str:
         title=title(shown),
         headline=headline(shown),
         shown=shown,
+        streams=streams(shown),
+        settings=_asked(shown.run.settings),
         naive=NAIVE,
         whole=styles([NAIVE], moved(shown.run))[NAIVE].short,
         done=shown.progress[0],
@@ -92,6 +103,22 @@ def _range(values: Sequence[float | None], share: bool = False) -> str:
     return (low if low == high else f"{low} to {high}") + ("\u00a0%" if share else "")
 
 
+def streams(shown: View) -> list[tuple[ShownPair, list[tuple[int, Style, StreamRecord]]]]:
+    """What became of the residual stream: of every pair of which a line moved it, by method and its place."""
+    found = [
+        (
+            pair,
+            [
+                (index, line.style, line.alignment.stream)
+                for index, line in enumerate(pair.lines)
+                if line.alignment is not None and line.alignment.stream is not None
+            ],
+        )
+        for pair in shown.pairs
+    ]
+    return [(pair, rows) for pair, rows in found if rows]
+
+
 def payload(shown: View) -> dict[str, Any]:
     """What the page's scripts draw. Heads' costs, which methods share, are listed once."""
     costs: dict[tuple[tuple[float | None, ...], ...], int] = {}
@@ -102,6 +129,10 @@ def payload(shown: View) -> dict[str, Any]:
             "lines": [_line(line, shown.metrics) for line in pair.lines],
             "layers": [
                 [_layer(layer, costs) for layer in line.alignment.layers] if line.alignment else None
+                for line in pair.lines
+            ],
+            "units": [
+                [_units(block) for block in line.alignment.feedforward] if line.alignment else None
                 for line in pair.lines
             ],
         }
@@ -157,6 +188,18 @@ def _layer(layer: LayerRecord, costs: dict[tuple[tuple[float | None, ...], ...],
     }
 
 
+def _units(block: UnitsRecord) -> dict[str, Any]:
+    # Places of units within experts are told for each of these.
+    of = block.units * (block.experts or 1)
+    return {
+        "layer": block.block,
+        "before": _rounded(block.distance_before),
+        "after": _rounded(block.distance_after),
+        "moved": _rounded(block.moved_units / of),
+        "status": block.status,
+    }
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{_DIGITS}g}")
 
@@ -164,6 +207,18 @@ def _rounded(value: float | None) -> float | None:
 def _shown(value: Any) -> Any:
     """What takes the place of double braces; what comes from here (styles, scripts, data) is marked as HTML already."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say something; what wasn't asked for isn't among them."""
+    return {name: value for name, value in settings.items() if value not in (None, {}, [], "")}
+
+
+def _breakable(path: str) -> Markup:
+    """A path that is broken after its slashes, where it doesn't fit."""
+    from markupsafe import Markup, escape
+
+    return Markup("/<wbr>").join(escape(part) for part in printable(path).split("/"))
 
 
 def _entry(value: Any) -> str:

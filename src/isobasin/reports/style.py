@@ -63,7 +63,8 @@ def styles(methods: Sequence[str], moved: bool = False, given: Mapping[str, str]
     for index, method in enumerate(method for method in methods if method not in _STYLES):
         light, dark = _OTHERS[index % len(_OTHERS)]
         short = printable(method)
-        name = f"{_moved_by(given[method])}: {short}" if method in given else short
+        by = _moved_by(given[method]) if method in given else short
+        name = short if by == short else f"{by}: {short}"
         found[method] = Style(name, short, light, dark, (4, 1 + index, 1, 1), "P")
     return found
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from isobasin.records.curves import finished_curves
 from isobasin.records.file import Measured, RecordFile
-from isobasin.records.schema import AlignmentRecord, DataRecord, LayerRecord, ModelRecord, PointRecord, RunRecord
+from isobasin.records.schema import (
+    AlignmentRecord,
+    DataRecord,
+    LayerRecord,
+    ModelRecord,
+    PointRecord,
+    RunRecord,
+    StreamRecord,
+    UnitsRecord,
+)
 
 METHODS = ("none", "heads", "paper", "gauss-newton")
 _HEIGHT = {"none": 2.4, "heads": 1.3, "orthogonal": 0.7, "paper": 0.33, "gauss-newton": 0.14}
@@ -59,7 +68,7 @@ def point(run: RunRecord, pair: tuple[int, int], method: str, t: float) -> Point
 
 
 def alignment(pair: tuple[int, int], method: str, layers: int = 2, heads: int = 4) -> AlignmentRecord:
-    """Layers whose costs are low where the heads were paired."""
+    """Layers whose costs are low where the heads were paired; of Gauss-Newton, units and stream too."""
     chance, maps = random.Random(f"{pair}"), random.Random(f"{pair} {method}")
     found: list[LayerRecord] = []
     for layer in range(layers):
@@ -82,7 +91,24 @@ def alignment(pair: tuple[int, int], method: str, layers: int = 2, heads: int = 
                 head_costs=tuple(map(tuple, costs)),
             )
         )
-    return AlignmentRecord(pair=pair, method=method, seconds=0.8, layers=tuple(found))
+    record = AlignmentRecord(pair=pair, method=method, seconds=0.8, layers=tuple(found))
+    if method != "gauss-newton":
+        return record
+    units = tuple(
+        UnitsRecord(
+            block=str(layer),
+            distance_before=9.0 + layer,
+            distance_after=8.0 + layer / 2,
+            status="optimal",
+            units=64,
+            moved_units=16 * (layer + 1),
+        )
+        for layer in range(layers)
+    )
+    stream = StreamRecord(
+        group="O(63)", width=64, distance_before=31.5, distance_after=20.25, condition=1.0, start="embeddings", sweeps=7
+    )
+    return record.model_copy(update={"feedforward": units, "stream": stream})
 
 
 def write(

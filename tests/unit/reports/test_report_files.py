@@ -200,6 +200,26 @@ def test_a_line_has_the_band_of_its_standard_errors(tmp_path: Path):
     assert bands({"none": [0.25, 0.5, None]}) != [whole]
 
 
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ((5.6, 48.0, 6.1), ["5", "7", "10", "15", "20", "30", "50"]),
+        ((0.002, 0.9, 0.004), ["0.001", "0.01", "0.1", "1"]),
+        ((2.0, 90.0, 2.0), ["1", "2", "5", "10", "20", "50", "100"]),
+    ],
+)
+def test_ticks_of_logarithmic_axes_are_plain_numbers(
+    values: tuple[float, float, float], ticks: list[str], tmp_path: Path
+):
+    figure = tmp_path / "figure.svg"
+    panel = Panel({"none": ([0, 0.5, 1], values)})
+    draw([Row("perplexity", [panel], log=True)], styles(["none"]), "title", [figure])
+    (axis,) = ElementTree.parse(figure).iterfind(".//{*}g[@id='matplotlib.axis_2']")
+    shown = [text.text for text in axis.iter("{http://www.w3.org/2000/svg}text") if text.text != "perplexity"]
+    assert len(shown) >= 3
+    assert set(shown) <= set(ticks)
+
+
 def test_names_are_text_and_no_formulas(tmp_path: Path):
     names = ("$\\bad{$", "_hidden $x$")
     measurements.write(tmp_path, measurements.run(names, ("none", "$\\frac$"), points=3))

@@ -65,7 +65,8 @@ def test_everything_that_came_from_outside_is_escaped(tmp_path: Path):
     )
     plain = measurements.write(tmp_path / "plain", measurements.run(("a", "b", "c"), ("none", "other"), points=3))
     expected, page = Page(render(view(plain))), Page(render(view(measurements.write(tmp_path / "evil", run))))
-    assert {tag for tag, _ in page.tags} <= {tag for tag, _ in expected.tags}
+    # Slashes are where a path may be broken.
+    assert {tag for tag, _ in page.tags} <= {tag for tag, _ in expected.tags} | {"wbr"}
     # The same scripts, apart from the data and the notes above.
     assert page.scripts[1:] == expected.scripts[1:]
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
@@ -99,9 +100,18 @@ def test_the_table_is_there_without_scripts(measured: Measured):
         assert f"{curve.barrier:.3f} ± {curve.barrier_error:.3f}" in text
         assert curve.relative is not None
         assert ("100 %" if curve.method == "none" else f"{100 * curve.relative:.1f} %") in text
+    assert text.replace(" ", "").count("O(63)31.50020.2501.000embeddings7") == 3
     for part in ("model-1 to model-2", "digits, test", "540 examples", "13e9a0", "transformers", "max condition"):
         assert part in text
     assert "nfinished" not in text
+    # What wasn't asked for.
+    assert "columns" not in text
+
+
+def test_paths_are_broken_at_their_slashes(tmp_path: Path):
+    names = ("/data/runs/a<b/seed0", "/data/runs/a<b/seed1")
+    text = render(view(measurements.write(tmp_path, measurements.run(names, ("none",), points=3))))
+    assert text.count("<b>/<wbr>data/<wbr>runs/<wbr>a&lt;b/<wbr>seed0</b>") == 1
 
 
 def test_the_data_are_those_of_the_records(measured: Measured):
@@ -125,6 +135,11 @@ def test_the_data_are_those_of_the_records(measured: Measured):
                 assert found["condition"] == pytest.approx(layer.condition, rel=1e-4)
                 for row, costs in zip(data["costs"][found["costs"]], layer.head_costs, strict=True):
                     assert row == pytest.approx(costs, rel=1e-4)
+        assert shown["units"][:3] == [None, [], []]
+        assert [(unit["layer"], unit["after"], unit["moved"]) for unit in shown["units"][3]] == [
+            ("0", 8.0, 0.25),
+            ("1", 8.5, 0.5),
+        ]
     # Three methods share the costs of two layers of three pairs.
     assert len(data["costs"]) == 6
 

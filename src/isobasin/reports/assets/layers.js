@@ -1,85 +1,106 @@
 "use strict";
 
-/** Draw the distances of every layer as bars and the condition numbers as lines, for every alignment of a pair. */
+/** Draw what became of every block, by layer and for every alignment of a pair: of attention, and of units if they moved. */
 function drawLayers(data, state, choose) {
-  const alignments = data.pairs[state.pair].layers
-    .map((layers, method) => ({ layers, method, name: data.methods[method].name }))
-    .filter(({ layers }) => layers);
+  const { layers, units } = data.pairs[state.pair];
   const keys = [html("span", "", html("span", "dot before"), "before")];
-  for (const { method, name } of alignments) keys.push(html("span", "", html("span", `dot m${method}`), name));
+  for (const { method, name } of alignmentsOf(data, layers)) keys.push(html("span", "", html("span", `dot m${method}`), name));
   document.getElementById("layer-keys").replaceChildren(...keys);
-  const numbers = [...new Set(alignments.flatMap(({ layers }) => layers.map(({ layer }) => layer)))].sort((a, b) => a - b);
-  const at = (layers, number) => layers.find(({ layer }) => layer === number);
 
-  drawPanel("distances", numbers, state, choose, {
-    values: alignments.flatMap(({ layers }) => layers.flatMap(({ before, after }) => [before, after])),
-    log: false,
-    row: (number) => distanceRows(alignments, number, at),
-    paint: (drawing, number, x, band) => {
-      const bars = [["before", at(alignments[0].layers, number)?.before]];
-      for (const { layers, method } of alignments) bars.push([`m${method}`, at(layers, number)?.after]);
-      const width = Math.min(16, (0.78 * band) / bars.length);
-      bars.forEach(([name, value], i) => {
-        if (value === null || value === undefined) return;
-        const y = drawing.y(value);
-        const start = x - (width * bars.length) / 2 + i * width;
-        const size = { x: start, y, width: Math.max(width - 1, 1), height: Math.max(drawing.bottom - y, 0) };
-        drawing.root.append(svg("rect", { class: `bar ${name}`, ...size, rx: Math.min(2, width / 4) }));
-      });
-    },
-  });
-  const conditions = alignments.flatMap(({ layers }) => layers.map(({ condition }) => condition));
-  drawPanel("conditions", numbers, state, choose, {
+  const heads = blocksOf(data, layers);
+  drawDistances("distances", heads, state, choose);
+  const conditions = heads.alignments.flatMap(({ layers }) => layers.map(({ condition }) => condition));
+  drawPanel("conditions", heads, state, choose, {
     values: conditions,
     log: conditions.every((value) => value === null || value > 0),
-    row: (number) => conditionRows(alignments, number, at),
-    lines: alignments.map(({ layers, method }) => ({
+    row: conditionRow,
+    lines: heads.alignments.map(({ layers, method }) => ({
       method,
       dash: data.methods[method].dash,
-      values: numbers.map((number) => at(layers, number)?.condition ?? null),
+      values: heads.numbers.map((number) => at(layers, number)?.condition ?? null),
     })),
+  });
+
+  const moved = blocksOf(data, units);
+  document.getElementById("units").hidden = !moved.numbers.length;
+  if (!moved.numbers.length) return;
+  drawDistances("unit-distances", moved, state, choose);
+  drawPanel("unit-moves", moved, state, choose, {
+    values: [0, 1],
+    percent: true,
+    row: (layer) => [layer.status, shown(layer.moved, true)],
+    bars: (number) => moved.alignments.map(({ layers, method }) => [`m${method}`, at(layers, number)?.moved]),
   });
 }
 
-function distanceRows(alignments, number, at) {
-  const first = at(alignments[0].layers, number);
-  const rows = first ? [["before", "before", shown(first.before)]] : [];
-  for (const { layers, method, name } of alignments) {
-    const layer = at(layers, number);
-    if (layer) rows.push([`m${method}`, name, shown(layer.after)]);
-  }
-  return rows;
+/** The alignments of a pair that say something of blocks of a kind. */
+function alignmentsOf(data, blocks) {
+  return blocks
+    .map((layers, method) => ({ layers, method, name: data.methods[method].name }))
+    .filter(({ layers }) => layers?.length);
 }
 
-function conditionRows(alignments, number, at) {
-  const rows = [];
-  for (const { layers, method, name } of alignments) {
-    const layer = at(layers, number);
-    const steps = layer?.iterations ? `, ${layer.iterations} steps` : "";
-    if (layer) rows.push([`m${method}`, `${name} (${layer.status}${steps})`, shown(layer.condition)]);
-  }
-  return rows;
+/** Those, and the layers that any of them has. */
+function blocksOf(data, blocks) {
+  const alignments = alignmentsOf(data, blocks);
+  const numbers = [...new Set(alignments.flatMap(({ layers }) => layers.map(({ layer }) => layer)))];
+  return { alignments, numbers: numbers.sort((a, b) => a - b) };
 }
 
-/** One chart with a band for every layer. */
-function drawPanel(id, numbers, state, choose, { values, log, row, paint, lines = [] }) {
+function at(layers, number) {
+  return layers.find(({ layer }) => layer === number);
+}
+
+/** How far blocks are apart: a bar before any alignment, and one after each. */
+function drawDistances(id, blocks, state, choose) {
+  const { alignments } = blocks;
+  const before = (number) => at(alignments[0].layers, number)?.before;
+  drawPanel(id, blocks, state, choose, {
+    values: [0, ...alignments.flatMap(({ layers }) => layers.flatMap(({ before, after }) => [before, after]))],
+    first: (number) => [["before", "before", shown(before(number))]],
+    row: (layer) => ["", shown(layer.after)],
+    bars: (number) => [
+      ["before", before(number)],
+      ...alignments.map(({ layers, method }) => [`m${method}`, at(layers, number)?.after]),
+    ],
+  });
+}
+
+function conditionRow({ status, iterations, condition }) {
+  return [`${status}${iterations ? `, ${iterations} steps` : ""}`, shown(condition)];
+}
+
+/** Bars side by side in a layer's band, all of them from zero. */
+function paintBars(drawing, bars, x, band) {
+  const width = Math.min(16, (0.78 * band) / bars.length);
+  bars.forEach(([name, value], i) => {
+    if (value === null || value === undefined) return;
+    const y = drawing.y(value);
+    const start = x - (width * bars.length) / 2 + i * width;
+    const size = { x: start, y, width: Math.max(width - 1, 1), height: Math.max(drawing.bottom - y, 0) };
+    drawing.root.append(svg("rect", { class: `bar ${name}`, ...size, rx: Math.min(2, width / 4) }));
+  });
+}
+
+/** One chart with a band for every layer; `row` says what an alignment did to one, and how, for the tooltip. */
+function drawPanel(id, { alignments, numbers }, state, choose, { values, row, first, bars, log = false, percent = false, lines = [] }) {
   const host = document.getElementById(id);
   const height = 260;
   const [top, bottom] = [10, height - 42];
-  const place = scale(values.filter((value) => value !== null), log, top, bottom);
-  const drawing = { ...frame(host, height, place, "", false), y: place.y, bottom };
+  const place = scale(values.filter((value) => value !== null), log, top, bottom, percent);
+  const drawing = { ...frame(host, height, place, "", percent), y: place.y, bottom };
   const { root, left, width } = drawing;
   const band = (width - left) / numbers.length;
   const x = (i) => left + (i + 0.5) * band;
   const chosen = svg("rect", { class: "chosen-layer", y: top, width: band, height: bottom - top, rx: 3 });
-  const index = numbers.indexOf(state.layer);
+  const index = numbers.findIndex((number) => Number(number) === state.layer);
   if (index >= 0) {
     chosen.setAttribute("x", left + index * band);
     root.prepend(chosen);
   }
   numbers.forEach((number, i) => {
     if (i % Math.ceil(26 / band) === 0) root.append(svg("text", { x: x(i), y: bottom + 18, "text-anchor": "middle" }, String(number)));
-    paint?.(drawing, number, x(i), band);
+    if (bars) paintBars(drawing, bars(number), x(i), band);
   });
   for (const line of lines) {
     const path = svg("path", { class: `trail m${line.method}`, d: pathOf(numbers.map((_, i) => i), line.values, x, place.y) });
@@ -91,7 +112,16 @@ function drawPanel(id, numbers, state, choose, { values, log, row, paint, lines 
   }
   root.append(svg("line", { class: "axis", x1: left, x2: width, y1: bottom, y2: bottom }));
   root.append(svg("text", { class: "label", x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "layer"));
-  listenToLayers(drawing, numbers, Math.max(index, 0), x, band, row, choose);
+  const rows = (number) => [
+    ...(first?.(number) ?? []),
+    ...alignments.flatMap(({ layers, method, name }) => {
+      const layer = at(layers, number);
+      if (!layer) return [];
+      const [how, value] = row(layer);
+      return [[`m${method}`, how ? `${name} (${how})` : name, value]];
+    }),
+  ];
+  listenToLayers(drawing, numbers, Math.max(index, 0), x, band, rows, choose);
 }
 
 /** Show a layer's numbers under the pointer, or moved to with the arrow keys; a click or Enter chooses it. */
@@ -116,12 +146,12 @@ function listenToLayers(drawing, numbers, start, x, band, row, choose) {
   root.addEventListener("focus", () => root.matches(":focus-visible") && at(index));
   root.addEventListener("click", (event) => {
     follow(event);
-    choose(numbers[index]);
+    choose(Math.floor(numbers[index]));
   });
   root.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
-      choose(numbers[index]);
+      choose(Math.floor(numbers[index]));
       return;
     }
     const to = stepped(event, index, numbers.length);

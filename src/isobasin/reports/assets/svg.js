@@ -48,7 +48,8 @@ function logTicks(low, high) {
       if (tick >= low * (1 - 1e-9) && tick <= high * (1 + 1e-9)) found.push(tick);
     }
   }
-  return found;
+  // Within a few tenths of a decade a logarithm is nearly linear.
+  return found.length < 3 ? linearTicks(low, high, 5) : found;
 }
 
 /** A map from values to heights, and its ticks. Linear scales start at zero unless nothing is near it. */
