@@ -15,9 +15,10 @@ from torch import Tensor
 from isobasin.architectures.configuration import Config, known
 from isobasin.architectures.description import Description
 from isobasin.architectures.view import View
-from isobasin.checkpoints import Checkpoint, calling, resolve, temporary_folder
+from isobasin.checkpoints import Adapter, Checkpoint, calling, resolve, temporary_folder, write_checkpoint
+from isobasin.checkpoints.kinds import ADAPTER
 from isobasin.checkpoints.tokens import Tokens, read_tokens
-from isobasin.errors import ArchitectureError, TensorError, about
+from isobasin.errors import ArchitectureError, CheckpointError, TensorError, about, warn
 from isobasin.loading import quiet_transformers, untied
 
 if TYPE_CHECKING:
@@ -90,6 +91,30 @@ class Canonical:
         found = self.checkpoint.read(dict.fromkeys(stored.values()))
         return {name: found[there] for name, there in stored.items()}
 
+    def targets(self, adapter: Adapter) -> dict[str, str]:
+        """The stored tensors that an adapter adds to, with the module of each.
+
+        Raises:
+            TensorError: There is none for a module, or one for two.
+        """
+        found: dict[str, str] = {}
+        for module in adapter.factors:
+            # The path in memory has what comes before the family's own names.
+            parts = f"{module}.weight".split(".")
+            ends = (".".join(parts[first:]) for first in range(len(parts) - 1))
+            stored = next((name for end in ends if (name := self.view.find(end)) is not None), None)
+            if stored is None or stored in found:
+                why = "has no such weight" if stored is None else f"ties it to that of {found[stored]!r}"
+                raise TensorError(f"{adapter.folder}: adds to {module!r}, and {self.name} {why}: give its own base")
+            if module in adapter.copies and not torch.equal(
+                adapter.copies[module], self.checkpoint.read([stored])[stored]
+            ):
+                raise TensorError(
+                    f"{adapter.folder}: has a {module!r} of its own, and not its base's: merge the two first"
+                )
+            found[stored] = module
+        return found
+
     def written(self, pieces: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """New values by canonical names under those of the files, once more for every copy."""
         return self.view.written({self.view.stored(name): x for name, x in piece.items()} for piece in pieces)
@@ -122,10 +147,65 @@ def name_of(source: Source) -> str:
 def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[Checkpoint]:
     """The files of what `open_model` opens, whatever its architecture."""
     if isinstance(source, (str, os.PathLike)):
-        yield Checkpoint.open(resolve(source, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
+        folder = resolve(source, allow_pickle=allow_pickle)
+        if not Adapter.there(folder):
+            yield Checkpoint.open(folder, allow_pickle=allow_pickle)
+            return
+        with _merged(os.fspath(source), Adapter.open(folder), allow_pickle) as checkpoint:
+            yield checkpoint
         return
     with temporary_folder() as folder:
         with quiet_transformers():
             source.save_pretrained(folder)
         with calling(folder, name_of(source)):
             yield Checkpoint.open(folder)
+
+
+def adapter_in(source: Source) -> Adapter | None:
+    """The LoRA adapter that a folder or hub id is; None if it is something else.
+
+    Raises:
+        CheckpointError: It can't be found, or its factors can't be read.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    folder = resolve(source)
+    return Adapter.open(folder) if Adapter.there(folder) else None
+
+
+@contextmanager
+def base_of(adapter: Adapter, *, allow_pickle: bool = False, untie: bool = False) -> Generator[Canonical]:
+    """The model that an adapter adds to, opened as `open_canonical` does.
+
+    Raises:
+        CheckpointError: What its configuration names can't be found or read.
+    """
+    try:
+        resolve(adapter.base, allow_pickle=allow_pickle)
+    except CheckpointError as error:
+        raise CheckpointError(f"{adapter.folder}: the base that its {ADAPTER} names can't be had: {error}") from error
+    with open_canonical(adapter.base, allow_pickle=allow_pickle, untie=untie) as base:
+        yield base
+
+
+@contextmanager
+def _merged(name: str, adapter: Adapter, allow_pickle: bool) -> Generator[Checkpoint]:
+    """A temporary checkpoint of an adapter's base with what it adds, as peft merges the two.
+
+    A tied tensor that it adds to is taken apart from the other one, which stays.
+    """
+    with base_of(adapter, allow_pickle=allow_pickle) as base:
+        ties = base.view.ties
+        if {base.view.stored(tied) for tied in ties} & base.targets(adapter).keys():
+            base = base.untied()
+        targets = base.targets(adapter)
+        warn(f"{name}: a LoRA adapter, merged into its base {adapter.base}")
+
+        def added() -> Iterator[dict[str, Tensor]]:
+            for stored, module in targets.items():
+                weight = base.checkpoint.read([stored])[stored]
+                yield {stored: weight.double() + adapter.factors[module].product(weight.shape)}
+
+        with temporary_folder() as folder, calling(folder / "merged", name):
+            write_checkpoint(base.checkpoint, folder / "merged", base.view.written(added()))
+            yield Checkpoint.open(folder / "merged")

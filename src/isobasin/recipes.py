@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
@@ -98,6 +98,17 @@ def following(recipe: Recipe) -> Generator[None]:
         yield
     finally:
         _FOLLOWED.reset(token)
+
+
+@contextmanager
+def saying(**options: Any) -> Generator[None]:
+    """Follow the same recipe in the block, with options whose defaults were found out."""
+    current = followed()
+    if current is None:
+        yield
+        return
+    with following(replace(current, options={**current.options, **options})):
+        yield
 
 
 def recorded(verb: Callable[P, T]) -> Callable[P, T]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 from tiny_program import edit_tensors
 from typer.testing import Result
 
@@ -24,12 +26,14 @@ PROJECTION = "transformer.h.1.attn.c_proj.weight"
 COMMANDS = {
     "align": ("{a} {b} --scope block --max-condition 50", False),
     "apply": ("{scrambled} {a}", False),
+    "apply --device cpu": ("{scrambled} {adapter}", False),
     "scramble": ("{a} --seed 3 --untie --dtype float64", False),
     "canonicalize": ("{a} --scope block", False),
     "interpolate": ("{a} {b} -t -0.25", True),
     "merge": ("{a} {scrambled} {a} -t 1,2 -t 3 --dtype bfloat16", True),
     "merge --refine": ("{llama} {llama} --data {text} --tokenizer {characters} --length 8 --minutes 0.001", True),
     "transport": ("{a} {b} {scrambled} --scope attention --scale -0.5", True),
+    "transport --device cpu": ("{a} {adapter} {scrambled} --scope attention", True),
     "diagnose": ("{a} {transposed} --fix", False),
     "gauge": ("{a} --for rtn2 --group channel --tries 1 --steps 1", False),
     "refine": ("{llama} {llama} --data {text} --tokenizer {characters} --length 8 --steps 1 --model-only", False),
@@ -48,9 +52,23 @@ def made(models: dict[str, Path], scrambled: Path, tmp_path_factory: pytest.Temp
         **models,
         "scrambled": scrambled,
         "transposed": transposed,
+        "adapter": adapter(models["a"], home / "adapter"),
         "text": home / "text.txt",
         "characters": home / "characters.json",
     }
+
+
+def adapter(base: Path, folder: Path) -> Path:
+    """A LoRA adapter as peft writes it."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "fan_in_fan_out": True, "bias": "none"}
+    config |= {"base_model_name_or_path": str(base), "init_lora_weights": True, "target_modules": ["c_attn"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    width = json.loads((base / "config.json").read_text())["n_embd"]
+    name = "base_model.model.transformer.h.1.attn.c_attn.lora_{}.weight"
+    factors = {name.format("A"): torch.randn(2, width), name.format("B"): torch.randn(3 * width, 2)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -75,6 +93,9 @@ def test_what_a_command_writes_is_made_again_by_its_recipe(
     assert first.exit_code == 0, first.stderr
     recipe, card = (tmp_path / "first" / name for name in (RECIPE, CARD))
     assert (tmp_path / "first" / ALIGNMENT).exists() == (command not in ("interpolate", "diagnose"))
+    if command == "apply" and "adapter" in words:
+        config = json.loads((tmp_path / "first" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(made["scrambled"])
     again = cli("run", recipe, "-o", tmp_path / "again")
     assert again.exit_code == 0, again.stderr
     assert again.stdout.replace("/again", "/first") == first.stdout
@@ -83,7 +104,7 @@ def test_what_a_command_writes_is_made_again_by_its_recipe(
     assert (found["command"], found["isobasin"]) == (command, isobasin.__version__)
     assert found["options"].get("no_verify", False) == bool(unverified)
     loaded = ModelCard.load(card)
-    assert loaded.data.library_name == "transformers"
+    assert loaded.data.library_name == ("peft" if "adapter" in words else "transformers")
     assert loaded.data.tags == ["isobasin", *(["merge"] if mixes else [])]
     assert recipe.read_text() in loaded.text
 

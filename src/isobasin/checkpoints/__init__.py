@@ -1,5 +1,6 @@
 """Reading and writing Hugging Face checkpoint folders, streaming and atomic; no model knowledge."""
 
+from isobasin.checkpoints.adapters import Adapter
 from isobasin.checkpoints.apart import extended
 from isobasin.checkpoints.files import regular_file
 from isobasin.checkpoints.layout import write_tensors
@@ -11,6 +12,7 @@ from isobasin.checkpoints.temporary import calling, temporary_folder
 from isobasin.checkpoints.writer import write_checkpoint
 
 __all__ = [
+    "Adapter",
     "Checkpoint",
     "TensorInfo",
     "calling",

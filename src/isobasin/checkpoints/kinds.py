@@ -24,7 +24,7 @@ class _Kind:
     advice: str
 
 
-_MERGE = "merge it into its base first: PeftModel.from_pretrained(base, {folder!r}).merge_and_unload(), and save that"
+MERGE = "merge it into its base first: PeftModel.from_pretrained(base, {folder!r}).merge_and_unload(), and save that"
 
 _GATHER = "gather its weights with DeepSpeed's zero_to_fp32.py"
 _NATIVE = "download the files that transformers reads, or convert these with its {script}"
@@ -35,8 +35,8 @@ _SAVE = "load it where it comes from, and save_pretrained the model"
 
 # The first that fits is said.
 _KINDS = (
-    _Kind((ADAPTER,), "a PEFT adapter, not a whole model", _MERGE),
-    _Kind(("adapter_model.*",), "an adapter, not a whole model", _MERGE),
+    _Kind((ADAPTER,), "a PEFT adapter, not a whole model", MERGE),
+    _Kind(("adapter_model.*",), "an adapter, not a whole model", MERGE),
     _Kind(
         ("model_index.json",),
         "a diffusers pipeline of several models",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment, AnyMove, Moved
 from isobasin.beside import ALIGNMENT
+from isobasin.canonical import adapter_in
 from isobasin.checkpoints import calling, check_output, temporary_folder, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.loading import like
@@ -42,14 +43,17 @@ def apply(
     force: bool = False,
     allow_pickle: bool = False,
     progress: Progress = silent,
+    moved_base: str | os.PathLike[str] | None = None,
 ) -> Moved:
-    """Make the same move on a model: the one that it was found for, or a sibling of it.
+    """Make the same move on a model: the one that it was found for, or a sibling of it; or on a LoRA adapter of one.
 
-    Where that one was untied for it, so is this one.
+    Where that one was untied for it, so is this one. An adapter stays one, of the same rank and scale: on its moved
+    base it does what it did on its base.
 
     Args:
         alignment: What `align`, `Alignment.load`, `inverse` or `compose` returned.
-        model: Folder, hub id, or transformers model; it is not changed.
+        model: Folder, hub id, or transformers model; it is not changed. Or a folder of a LoRA adapter, as peft writes
+            it, whose base is read too.
         output: Folder to write to. None is for a model in memory: a new model is returned.
         device: Where the work is done.
         dtype: Type of the result; None keeps each tensor's.
@@ -57,6 +61,8 @@ def apply(
         force: Replace an existing output folder.
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
+        moved_base: Of an adapter: where its moved base is, which its new configuration names; None: what the old one
+            does.
 
     Returns:
         Where the result is, or the new model, and how it was verified.
@@ -66,6 +72,16 @@ def apply(
         VerificationError: The moved model computes something else; nothing was written.
     """
     running = Running(device, dtype, verify, force, progress)
+    adapter = adapter_in(model)
+    if adapter is not None:
+        if output is None or dtype is not None:
+            raise IsobasinError(f"{adapter.folder}: an adapter keeps its types, and is written to a folder: name that")
+        from isobasin.verbs.adapters import move_adapter
+
+        base = None if moved_base is None else os.fspath(moved_base)
+        return move_adapter(alignment, adapter, Path(output), running, moved_base=base, allow_pickle=allow_pickle)
+    if moved_base is not None:
+        raise IsobasinError(f"moved base is {os.fspath(moved_base)}: that is for adapters, and this is a whole model")
     how = {"allow_pickle": allow_pickle, "untie": alignment.untied}
     return moved(model, output, lambda opened: alignment, running, **how)
 

@@ -43,13 +43,16 @@ _LARGEST = 2**20
 _METADATA = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
-def leave(folder: Path, models: Sequence[Canonical], others: Sequence[Canonical] = ()) -> None:
+def leave(
+    folder: Path, models: Sequence[Canonical], others: Sequence[Canonical] = (), *, library: str = "transformers"
+) -> None:
     """Write recipe and card into a folder, where a recipe is followed; the same bytes for the same recipe and models.
 
     Args:
         folder: Has the model, and the alignment if there is one.
         models: What the result computes, or what it was mixed from.
         others: What else was read.
+        library: What loads the result.
     """
     recipe = followed()
     if recipe is None or recipe.command not in _MOVES | _MIXES:
@@ -59,16 +62,16 @@ def leave(folder: Path, models: Sequence[Canonical], others: Sequence[Canonical]
         recipe = replace(recipe, options={**recipe.options, "alignment": ALIGNMENT}, unsaid=unsaid)
     if not recipe.unsaid:
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-    (folder / CARD).write_text(_card(recipe, models, others), encoding="utf-8")
+    (folder / CARD).write_text(_card(recipe, models, others, library), encoding="utf-8")
 
 
-def _card(recipe: Recipe, models: Sequence[Canonical], others: Sequence[Canonical]) -> str:
+def _card(recipe: Recipe, models: Sequence[Canonical], others: Sequence[Canonical], library: str) -> str:
     from huggingface_hub import ModelCardData
 
     licenses = {_license(model) for model in (*models, *others)}
     data = ModelCardData(
         base_model=[named for model in models if (named := _base(model))] or None,
-        library_name="transformers",
+        library_name=library,
         license=licenses.pop() if len(licenses) == 1 else None,
         tags=["isobasin", *(["merge"] if recipe.command in _MIXES else [])],
     )

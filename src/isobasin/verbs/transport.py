@@ -18,13 +18,14 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.beside import ALIGNMENT
 from isobasin.bounds import check_number
-from isobasin.canonical import Source, evened, open_canonical
-from isobasin.checkpoints import check_output, temporary_folder, write_checkpoint
+from isobasin.canonical import Source, adapter_in, evened, name_of, open_canonical
+from isobasin.checkpoints import Adapter, calling, check_output, temporary_folder, write_checkpoint
 from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, about, warn
 from isobasin.model import Model
 from isobasin.recipes import recorded
 from isobasin.text import Plain, plain
+from isobasin.verbs.adapters import factors_after, write_merged
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import counted, deliver, verify_move
 from isobasin.verbs.centring import moved_tensors
@@ -118,7 +119,8 @@ def transport(
     Args:
         base: Folder, hub id, or transformers model: what was fine-tuned.
         tuned: Its fine-tune. Where it has tensors that the other two don't have, as a new head, the result has them as
-            the moved fine-tune does, and its form and configuration.
+            the moved fine-tune does, and its form and configuration. Or a LoRA adapter of the base, as peft writes it:
+            then the result is one of the target.
         target: The other base, of the same architecture.
         output: Folder to write to; None returns a model like the target, which must then be in memory.
         scale: What the change is multiplied by; None: 1, or what the losses choose.
@@ -152,7 +154,7 @@ def transport(
     untie = untie or (alignment is not None and alignment.untied)
     with _opened((target, base, tuned), allow_pickle=allow_pickle, untie=untie) as models:
         onto, start, end = models
-        inputs = [model.checkpoint.folder for model in models]
+        inputs, adapter = [model.checkpoint.folder for model in models], _adapter(tuned, base, output)
         if output is not None:
             check_output(output, inputs, force)
         if alignment is None:
@@ -165,18 +167,36 @@ def transport(
         name = "the result" if output is None else os.fspath(output)
         verified = tuple(verify_move(alignment, model, name, running) for model in (start, end) if verify)
         carried = _Carried(onto, start, end, alignment, running)
-        if carried.form.untied and not untie:
+        if carried.form.untied and not untie and adapter is None:
             warn(f"{onto.name}: the result has its tied tensors by themselves, as another model isn't tied")
         tried = {} if losses is None else carried.losses(losses)
         chosen = min(tried, key=tried.__getitem__) if tried else 1.0 if scale is None else scale
 
         def write(folder: Path) -> str | None:
+            if adapter is not None:
+                return carried.write_adapter(adapter, folder, chosen, name_of(target))
             return carried.write(folder, chosen, inputs, check=partial(runs, folder, running))
 
         path, made, checked = deliver(tuned if carried.form is end else target, output, write)
         sizes = math.sqrt(carried.sizes.distance), math.sqrt(carried.sizes.change)
         new = tuple(sorted(carried.new))
         return Transported(path, made, alignment, verified, chosen, tried, *sizes, new, checked)
+
+
+def _adapter(tuned: Source, base: Source, output: str | os.PathLike[str] | None) -> Adapter | None:
+    """The adapter that a fine-tune is, if it is one.
+
+    Raises:
+        IsobasinError: No folder is named to write another one to.
+    """
+    adapter = adapter_in(tuned)
+    if adapter is None:
+        return None
+    if output is None:
+        raise IsobasinError(f"{adapter.folder}: an adapter is written to a folder: name that")
+    if os.path.realpath(adapter.base) != os.path.realpath(name_of(base)):
+        warn(f"{adapter.folder}: names {adapter.base} as its base, and not {name_of(base)}")
+    return adapter
 
 
 @contextmanager
@@ -276,10 +296,26 @@ class _Carried:
             kept, folder, written, dtype=dtype, force=force, inputs=inputs, extra=self._leave, check=check
         )
 
-    def _leave(self, folder: Path) -> None:
+    def write_adapter(self, adapter: Adapter, folder: Path, scale: float, target: str) -> str | None:
+        """Write the adapter of the target that adds what the one of the base does, at a scale; result as `write`."""
+        for _ in counted(self._points(scale), len(self.tuned.view.tensors), self.running.progress):
+            pass  # what sizes are, and that no value is too large
+        factors = {**adapter.factors, **factors_after(self.alignment, self.base, adapter, self.running.device)}
+        found = adapter.having({name: replace(x, b=scale * x.b) for name, x in factors.items()}, target)
+
+        def check(staging: Path) -> str | None:
+            with temporary_folder() as merged, calling(merged, folder):
+                place = write_merged(self.target, Adapter.open(staging), merged / "merged")
+                return runs(folder, self.running, place)
+
+        ends = [end.checkpoint.folder for end in (self.target, self.base)]
+        extra = partial(self._leave, library="peft")
+        return found.write(folder, force=self.running.force, inputs=ends, extra=extra, check=check)
+
+    def _leave(self, folder: Path, library: str = "transformers") -> None:
         """Write into the result's folder how it was made."""
         self.alignment.save(folder / ALIGNMENT)
-        leave(folder, [model.canonical for model in (self.tuned, self.base, self.target)])
+        leave(folder, [model.canonical for model in (self.tuned, self.base, self.target)], library=library)
 
     def _points(self, scale: float) -> Iterator[dict[str, Tensor]]:
         """Every tensor that the fine-tune has, carried; what it lacks stays as the form has it."""

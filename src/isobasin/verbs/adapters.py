@@ -1,0 +1,185 @@
+"""LoRA adapters after a move of their base: new factors, so that moved base and moved adapter do what the two did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from isobasin.alignment import Alignment, Moved
+from isobasin.architectures.feedforwards import FeedForward
+from isobasin.architectures.schema import Specification
+from isobasin.beside import ALIGNMENT
+from isobasin.canonical import base_of
+from isobasin.checkpoints import Adapter, check_output, temporary_folder, write_checkpoint
+from isobasin.checkpoints.adapters import Factors
+from isobasin.errors import AlignmentError, VerificationError, about
+from isobasin.model import Blocks, Model, opened
+from isobasin.symmetries.along import Stream
+from isobasin.verbs.leaving import leave
+from isobasin.verbs.settings import Running
+from isobasin.verification import Verification, verify_models
+
+# How far a tensor that no factor adds to may change with the adapter, beside its size: by rounding in float64.
+_SAME = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted(Blocks):
+    """A model with what an adapter adds, in float64, tensor by tensor as they are asked for.
+
+    Attributes:
+        model: The adapter's base.
+        added: What is added, by stored name.
+    """
+
+    model: Model
+    added: Mapping[str, Tensor]
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the user called the base."""
+        return self.model.name
+
+    @property
+    def specification(self) -> Specification:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the tensors mean: the same as without."""
+        return self.model.specification
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names."""
+        found = self.model.read(names)
+        return {name: x.double() + self.added[name] if name in self.added else x for name, x in found.items()}
+
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The type of every tensor of the base."""
+        return self.model.dtypes()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the base."""
+        return self.model.shape(name)
+
+    def feedforwards(self) -> tuple[FeedForward, ...]:
+        """The feed-forward blocks of the base."""
+        return self.model.feedforwards()
+
+    def stream(self, *, keep_gains: bool = False) -> Stream:
+        """The residual stream of the base."""
+        return self.model.stream(keep_gains=keep_gains)
+
+
+def move_adapter(
+    alignment: Alignment,
+    adapter: Adapter,
+    output: Path,
+    running: Running,
+    *,
+    moved_base: str | None,
+    allow_pickle: bool = False,
+) -> Moved:
+    """Write what an adapter is after a move of its base; arguments and errors as `apply`, which calls this.
+
+    Args:
+        alignment: The move.
+        adapter: The adapter; what its configuration names as its base is read.
+        output: Folder to write to.
+        running: Where, and whether it is verified.
+        moved_base: What the new configuration names as its base; None: what the old one does.
+        allow_pickle: Load pickled weights of the base, with `weights_only`.
+    """
+    with base_of(adapter, allow_pickle=allow_pickle, untie=alignment.untied) as canonical:
+        base, inputs = Model.of(canonical), [canonical.checkpoint.folder]
+        check_output(output, [*inputs, adapter.folder], running.force)
+        with about(str(adapter.folder)):
+            new = adapter.having(factors_after(alignment, base, adapter, running.device), moved_base or adapter.base)
+        called = replace(canonical, name=str(adapter.folder))
+
+        def extra(staging: Path) -> None:
+            alignment.save(staging / ALIGNMENT, force=True)
+            leave(staging, [called], library="peft")
+
+        def check(staging: Path) -> Verification | None:
+            if not running.verify:
+                return None
+            running.progress("verifying", 0, 1)
+            found = verify_adapters(alignment, base, adapter, Adapter.open(staging), running.device)
+            running.progress("verifying", 1, 1)
+            if not found.equal:
+                reason = f"{found.reason}; {output} was not written: lower --max-condition"
+                raise VerificationError(f"the moved adapter isn't the same function: {reason}")
+            return found
+
+        verified = new.write(output, force=running.force, inputs=inputs, extra=extra, check=check)
+    return Moved(output, None, verified, alignment)
+
+
+def factors_after(alignment: Alignment, base: Model, adapter: Adapter, device: str) -> dict[str, Factors]:
+    """The factors that a move changes, by module.
+
+    A weight moves linearly, and so does what is added to it: the difference of the moved weights with and without.
+
+    Raises:
+        AlignmentError: With the adapter another tensor moves otherwise, a bias say, which no adapter adds to.
+        TensorError: A factor fits no weight of the base.
+    """
+    targets = base.canonical.targets(adapter)
+    added = {name: adapter.factors[module].product(base.shape(name)) for name, module in targets.items()}
+    found: dict[str, Factors] = {}
+    moves = zip(alignment.moved(base, device), alignment.moved(Adapted(base, added), device), strict=True)
+    for before, after in moves:
+        for name, x in before.items():
+            change = (after[name] - x).cpu()
+            if name in targets:
+                found[targets[name]] = adapter.factors[targets[name]].adding(change)
+            elif float(change.norm()) > _SAME * float(x.norm()):
+                raise AlignmentError(
+                    f"{adapter.folder}: changes {name!r} of its moved base too, which factors can't: merge it into its "
+                    "base first, and move that"
+                )
+    return found
+
+
+def verify_adapters(alignment: Alignment, base: Model, adapter: Adapter, moved: Adapter, device: str) -> Verification:
+    """How the moved base with the moved adapter compares with what the two were, both merged in float32 or finer."""
+    dtype = torch.promote_types(base.dtype(), torch.float32)
+    with temporary_folder() as folder:
+        models = [
+            opened(str(which.folder), write_merged(base, which, folder / place, pieces, dtype=dtype))
+            for place, which, pieces in (("0", adapter, ()), ("1", moved, alignment.moved(base, device)))
+        ]
+        return verify_models(*models, device=device)
+
+
+def write_merged(
+    base: Model,
+    adapter: Adapter,
+    folder: Path,
+    pieces: Iterable[Mapping[str, Tensor]] = (),
+    *,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a model with what an adapter adds, as peft merges the two.
+
+    Args:
+        base: What is written.
+        adapter: What is added to it.
+        folder: Where to.
+        pieces: Tensors that the base has instead of its own, by stored name.
+        dtype: The type to store; None keeps each tensor's.
+    """
+    factors = {name: adapter.factors[module] for name, module in base.canonical.targets(adapter).items()}
+
+    def added() -> Iterator[dict[str, Tensor]]:
+        left = dict(factors)
+        for piece in pieces:
+            own = {name: left.pop(name).product(x.shape) for name, x in piece.items() if name in left}
+            yield {name: x.double().cpu() + own[name] if name in own else x for name, x in piece.items()}
+        for name, last in left.items():
+            weight = base.read([name])[name]
+            yield {name: weight.double() + last.product(weight.shape)}
+
+    write_checkpoint(base.checkpoint, folder, base.view.written(added()), dtype=dtype)
+    return folder
