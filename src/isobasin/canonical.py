@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 import torch
@@ -198,14 +199,38 @@ def _merged(name: str, adapter: Adapter, allow_pickle: bool) -> Generator[Checkp
         ties = base.view.ties
         if {base.view.stored(tied) for tied in ties} & base.targets(adapter).keys():
             base = base.untied()
-        targets = base.targets(adapter)
         warn(f"{name}: a LoRA adapter, merged into its base {adapter.base}")
-
-        def added() -> Iterator[dict[str, Tensor]]:
-            for stored, module in targets.items():
-                weight = base.checkpoint.read([stored])[stored]
-                yield {stored: weight.double() + adapter.factors[module].product(weight.shape)}
-
         with temporary_folder() as folder, calling(folder / "merged", name):
-            write_checkpoint(base.checkpoint, folder / "merged", base.view.written(added()))
-            yield Checkpoint.open(folder / "merged")
+            yield Checkpoint.open(write_merged(base, adapter, folder / "merged"))
+
+
+def write_merged(
+    base: Canonical,
+    adapter: Adapter,
+    folder: Path,
+    pieces: Iterable[Mapping[str, Tensor]] = (),
+    *,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a model with what an adapter adds, as peft merges the two.
+
+    Args:
+        base: What is written.
+        adapter: What is added to it.
+        folder: Where to.
+        pieces: Tensors that the base has instead of its own, by stored name.
+        dtype: The type to store; None keeps each tensor's.
+    """
+    factors = {name: adapter.factors[module] for name, module in base.targets(adapter).items()}
+
+    def added() -> Iterator[dict[str, Tensor]]:
+        left = dict(factors)
+        for piece in pieces:
+            own = {name: left.pop(name).product(x.shape) for name, x in piece.items() if name in left}
+            yield {name: x.double().cpu() + own[name] if name in own else x for name, x in piece.items()}
+        for name, last in left.items():
+            weight = base.checkpoint.read([name])[name]
+            yield {name: weight.double() + last.product(weight.shape)}
+
+    write_checkpoint(base.checkpoint, folder, base.view.written(added()), dtype=dtype)
+    return folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from isobasin.alignment import Alignment, Moved
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.schema import Specification
 from isobasin.beside import ALIGNMENT
-from isobasin.canonical import base_of
-from isobasin.checkpoints import Adapter, check_output, temporary_folder, write_checkpoint
+from isobasin.canonical import base_of, write_merged
+from isobasin.checkpoints import Adapter, check_output, temporary_folder
 from isobasin.checkpoints.adapters import Factors
 from isobasin.errors import AlignmentError, VerificationError, about
 from isobasin.model import Blocks, Model, opened
@@ -147,39 +147,7 @@ def verify_adapters(alignment: Alignment, base: Model, adapter: Adapter, moved: 
     dtype = torch.promote_types(base.dtype(), torch.float32)
     with temporary_folder() as folder:
         models = [
-            opened(str(which.folder), write_merged(base, which, folder / place, pieces, dtype=dtype))
+            opened(str(which.folder), write_merged(base.canonical, which, folder / place, pieces, dtype=dtype))
             for place, which, pieces in (("0", adapter, ()), ("1", moved, alignment.moved(base, device)))
         ]
         return verify_models(*models, device=device)
-
-
-def write_merged(
-    base: Model,
-    adapter: Adapter,
-    folder: Path,
-    pieces: Iterable[Mapping[str, Tensor]] = (),
-    *,
-    dtype: torch.dtype | None = None,
-) -> Path:
-    """Write a model with what an adapter adds, as peft merges the two.
-
-    Args:
-        base: What is written.
-        adapter: What is added to it.
-        folder: Where to.
-        pieces: Tensors that the base has instead of its own, by stored name.
-        dtype: The type to store; None keeps each tensor's.
-    """
-    factors = {name: adapter.factors[module] for name, module in base.canonical.targets(adapter).items()}
-
-    def added() -> Iterator[dict[str, Tensor]]:
-        left = dict(factors)
-        for piece in pieces:
-            own = {name: left.pop(name).product(x.shape) for name, x in piece.items() if name in left}
-            yield {name: x.double().cpu() + own[name] if name in own else x for name, x in piece.items()}
-        for name, last in left.items():
-            weight = base.read([name])[name]
-            yield {name: weight.double() + last.product(weight.shape)}
-
-    write_checkpoint(base.checkpoint, folder, base.view.written(added()), dtype=dtype)
-    return folder

@@ -18,14 +18,14 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.beside import ALIGNMENT
 from isobasin.bounds import check_number
-from isobasin.canonical import Source, adapter_in, evened, name_of, open_canonical
+from isobasin.canonical import Source, adapter_in, evened, name_of, open_canonical, write_merged
 from isobasin.checkpoints import Adapter, calling, check_output, temporary_folder, write_checkpoint
 from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, about, warn
 from isobasin.model import Model
 from isobasin.recipes import recorded
 from isobasin.text import Plain, plain
-from isobasin.verbs.adapters import factors_after, write_merged
+from isobasin.verbs.adapters import factors_after
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import counted, deliver, verify_move
 from isobasin.verbs.centring import moved_tensors
@@ -305,7 +305,7 @@ class _Carried:
 
         def check(staging: Path) -> str | None:
             with temporary_folder() as merged, calling(merged, folder):
-                place = write_merged(self.target, Adapter.open(staging), merged / "merged")
+                place = write_merged(self.target.canonical, Adapter.open(staging), merged / "merged")
                 return runs(folder, self.running, place)
 
         ends = [end.checkpoint.folder for end in (self.target, self.base)]
