@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,15 @@ from torch import Tensor
 from isobasin.architectures.configuration import Config, known
 from isobasin.architectures.description import Description
 from isobasin.architectures.view import View
-from isobasin.checkpoints import Adapter, Checkpoint, calling, resolve, temporary_folder, write_checkpoint
+from isobasin.checkpoints import (
+    Adapter,
+    Checkpoint,
+    calling,
+    headers_on_hub,
+    resolve,
+    temporary_folder,
+    write_checkpoint,
+)
 from isobasin.checkpoints.kinds import ADAPTER
 from isobasin.checkpoints.tokens import Tokens, read_tokens
 from isobasin.errors import ArchitectureError, CheckpointError, TensorError, about, warn
@@ -122,9 +130,11 @@ class Canonical:
 
 
 @contextmanager
-def open_canonical(source: Source, *, allow_pickle: bool = False, untie: bool = False) -> Generator[Canonical]:
+def open_canonical(
+    source: Source, *, allow_pickle: bool = False, untie: bool = False, headers: bool = False
+) -> Generator[Canonical]:
     """The tensors of what `open_model` opens, whatever its architecture."""
-    with open_checkpoint(source, allow_pickle=allow_pickle) as checkpoint:
+    with open_checkpoint(source, allow_pickle=allow_pickle, headers=headers) as checkpoint:
         found = Canonical.of(name_of(source), checkpoint)
         yield found.untied() if untie else found
 
@@ -145,9 +155,13 @@ def name_of(source: Source) -> str:
 
 
 @contextmanager
-def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Generator[Checkpoint]:
+def open_checkpoint(source: Source, *, allow_pickle: bool = False, headers: bool = False) -> Generator[Checkpoint]:
     """The files of what `open_model` opens, whatever its architecture."""
     if isinstance(source, (str, os.PathLike)):
+        with headers_on_hub(source) if headers else nullcontext() as checkpoint:
+            if checkpoint is not None:
+                yield checkpoint
+                return
         folder = resolve(source, allow_pickle=allow_pickle)
         if not Adapter.there(folder):
             yield Checkpoint.open(folder, allow_pickle=allow_pickle)

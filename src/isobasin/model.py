@@ -241,7 +241,9 @@ class TensorBlocks(Blocks):
 
 
 @contextmanager
-def open_model(source: Source, *, allow_pickle: bool = False, untie: bool = False) -> Generator[Model]:
+def open_model(
+    source: Source, *, allow_pickle: bool = False, untie: bool = False, headers: bool = False
+) -> Generator[Model]:
     """Open a local folder, a hub id, or a transformers model in memory.
 
     A model in memory is saved to a temporary folder first: the names that `save_pretrained` writes are the stable
@@ -251,12 +253,13 @@ def open_model(source: Source, *, allow_pickle: bool = False, untie: bool = Fals
         source: What to open.
         allow_pickle: Load pickled weights, with `weights_only`.
         untie: Take tied tensors apart, see `Canonical.untied`.
+        headers: Of a model on the hub no values are fetched before some are read.
 
     Raises:
         CheckpointError: It can't be found or read.
         ArchitectureError: Its architecture is not supported, or can't be untied.
     """
-    with open_canonical(source, allow_pickle=allow_pickle, untie=untie) as canonical:
+    with open_canonical(source, allow_pickle=allow_pickle, untie=untie, headers=headers) as canonical:
         yield Model.of(canonical)
 
 

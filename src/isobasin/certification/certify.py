@@ -140,14 +140,15 @@ def certify(
     check_seed(seed)
     if isinstance(source, str) and source in map(str, EXAMPLES) and not Path(source).is_dir():
         return _of_small(variant(source), source, seed, progress)
-    with _said_of_families(source), open_model(source, allow_pickle=allow_pickle) as opened:
+    with _said_of_families(source), open_model(source, allow_pickle=allow_pickle, headers=True) as opened:
         sizes = [sum(map(prod, block.shapes().values())) for block in _blocks(opened)]
-        if max(sizes) <= _LARGEST:
-            return Certificate(opened.name, False, _certified(opened, seed, progress))
-        config = opened.checkpoint.config
-        usual = tiny(opened.specification.model_type)
-        head = (config.get("architectures") or [usual.base])[0]
-        return _of_small(replace(usual, config=dict(config), head=head), opened.name, seed, progress)
+        if max(sizes) > _LARGEST:
+            config = opened.checkpoint.config
+            usual = tiny(opened.specification.model_type)
+            head = (config.get("architectures") or [usual.base])[0]
+            return _of_small(replace(usual, config=dict(config), head=head), opened.name, seed, progress)
+    with open_model(source, allow_pickle=allow_pickle) as opened:
+        return Certificate(opened.name, False, _certified(opened, seed, progress))
 
 
 @contextmanager

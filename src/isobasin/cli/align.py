@@ -18,7 +18,10 @@ EXAMPLE = "isobasin align runs/seed0 runs/seed1 -o runs/seed1-aligned"
 
 def align(
     reference: Annotated[
-        str, typer.Argument(metavar="REFERENCE", help="Local folder or hub id of the checkpoint that stays as it is.")
+        str,
+        typer.Argument(
+            metavar="REFERENCE", help="Local folder or hub id (ID@REVISION) of the checkpoint that stays as it is."
+        ),
     ],
     model: options.Model,
     output: options.Output,

@@ -18,7 +18,7 @@ def certify(
         str,
         typer.Argument(
             metavar="FAMILY|MODEL",
-            help="A model type such as llama, of which a small random model is made; or a local folder or hub id.",
+            help="A model type such as llama, of which a small random one is made; or a folder or hub id (ID@REVISION)",
         ),
     ],
     all_variants: Annotated[

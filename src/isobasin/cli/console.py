@@ -30,6 +30,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Span, Text
 
+from isobasin.downloads import LISTENER
 from isobasin.errors import IsobasinWarning
 from isobasin.recipes import followed
 from isobasin.signals import stop_if_asked
@@ -171,7 +172,11 @@ def working(what: str) -> Generator[Callable[[str, int, int], None]]:
         The library's progress callback.
     """
     with quiet(), redirect_stdout(sys.stderr), _bars(what) as progress:
-        yield progress
+        told = LISTENER.set(progress)
+        try:
+            yield progress
+        finally:
+            LISTENER.reset(told)
 
 
 @contextmanager

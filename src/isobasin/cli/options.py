@@ -57,13 +57,20 @@ def record(kind: Callable[..., Record], arguments: Mapping[str, Any], **more: An
 
 
 Models = Annotated[
-    list[str], typer.Argument(metavar="MODELS", help="Local folders or hub ids of two or more checkpoints: A B C ...")
+    list[str],
+    typer.Argument(
+        metavar="MODELS", help="Local folders or hub ids (ID@REVISION) of two or more checkpoints: A B C ..."
+    ),
 ]
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Local folder or hub id of a checkpoint; it isn't changed.")
+    str, typer.Argument(metavar="MODEL", help="Local folder or hub id (ID@REVISION) of a checkpoint; it isn't changed.")
 ]
-First = Annotated[str, typer.Argument(metavar="A", help="Local folder or hub id of the first checkpoint.")]
-Second = Annotated[str, typer.Argument(metavar="B", help="Local folder or hub id of the second checkpoint.")]
+First = Annotated[
+    str, typer.Argument(metavar="A", help="Local folder or hub id (ID@REVISION) of the first checkpoint.")
+]
+Second = Annotated[
+    str, typer.Argument(metavar="B", help="Local folder or hub id (ID@REVISION) of the second checkpoint.")
+]
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write; it appears complete or not at all.")
 ]

@@ -21,7 +21,10 @@ EXAMPLE = "isobasin scan finetuned fingerprints/"
 
 def scan(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Local folder or hub id of a checkpoint, or a fingerprint's file.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Local folder or hub id (ID@REVISION) of a checkpoint, or a fingerprint's file."
+        ),
     ],
     fingerprints: Annotated[
         list[str],

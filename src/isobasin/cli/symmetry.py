@@ -15,7 +15,8 @@ EXAMPLE = "isobasin symmetry openai-community/gpt2"
 
 def symmetry(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Local folder or hub id of a checkpoint; it isn't changed.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="Local folder or hub id (ID@REVISION) of a checkpoint; it isn't changed."),
     ] = None,
     every_family: Annotated[
         bool, typer.Option("--families", help="The groups of every supported model type, instead of MODEL's.")

@@ -26,7 +26,9 @@ EXAMPLE = "isobasin transport base-v1 base-v1-chat base-v2 --data held-out.txt -
 
 
 def transport(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Local folder or hub id of what was fine-tuned.")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Local folder or hub id (ID@REVISION) of what was fine-tuned.")
+    ],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Its fine-tune.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The other base; it isn't changed.")],
     output: options.Output,

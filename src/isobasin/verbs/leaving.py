@@ -101,7 +101,7 @@ def _base(model: Canonical) -> str | None:
     folder = os.fspath(model.checkpoint.folder)
     if not os.path.isdir(model.name):
         # An id leads to a folder of another name. A model in memory has none, but what it is called has spaces.
-        return None if " " in model.name else model.name
+        return None if " " in model.name else model.name.partition("@")[0]
     return model.name if os.path.isabs(folder) or model.name.startswith(".") else os.path.join(".", model.name)
 
 

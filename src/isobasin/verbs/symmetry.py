@@ -80,13 +80,13 @@ class Symmetry(Plain):
 def symmetry(model: Source, *, allow_pickle: bool = False) -> Symmetry:
     """The group of every block and its dimension (attention: arXiv 2606.17830, Theorems 2.1, 4.1, 4.2).
 
-    Only headers are read.
+    Only headers are read, and of a model on the hub only they and the configuration are fetched.
 
     Args:
         model: Folder, hub id, or transformers model.
         allow_pickle: Load pickled weights, with `weights_only`.
     """
-    with open_model(model, allow_pickle=allow_pickle) as opened:
+    with open_model(model, allow_pickle=allow_pickle, headers=True) as opened:
         layers = tuple(
             LayerSymmetry(block.layer, block.group, _size(block)) for block in opened.specification.attention
         )
