@@ -159,8 +159,9 @@ def _figure(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     families = list(dict.fromkeys(row["family"] for row in rows))
-    _, panels = pyplot.subplots(1, len(families), figsize=(3.4 * len(families), 3.4), layout="constrained", sharey=True)
-    for panel, family in zip([panels] if len(families) == 1 else panels, families, strict=True):
+    size = 3.4 * len(families), 3.8
+    figure, panels = pyplot.subplots(1, len(families), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for panel, family in zip(panels[0], families, strict=True):
         for index, (way, label) in enumerate(WAYS.items()):
             at = 0.18 * (index - (len(WAYS) - 1) / 2)
             points = [
@@ -173,9 +174,8 @@ def _figure(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set_xticks(range(len(TARGETS)), [target.replace(" ", "\n") for target in TARGETS], fontsize=8)
         panel.set(title=family, ylim=(-5, 110))
         panel.grid(axis="y", alpha=0.3)
-    first = panels if len(families) == 1 else panels[0]
-    first.set_ylabel("share of direct fine-tuning's gain, %")
-    first.legend(fontsize=7)
+    panels[0][0].set_ylabel("share of direct fine-tuning's gain, %")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(WAYS), fontsize=8)
     pyplot.savefig(path, dpi=120)
 
 
