@@ -16,7 +16,7 @@ from isobasin import lines
 from isobasin.cli.program import app
 
 ROOT = Path(__file__).parents[2]
-SHOWN = (".md", ".png", ".csv", ".yaml", ".json")
+SHOWN = (".md", ".html", ".png", ".csv", ".yaml", ".json")
 LINK = re.compile(r"\]\((?!https?:|#)([^)\s#]+)([^)\s]*)\)")
 
 # Rooms of the package whose names are for whoever describes architectures or works below checkpoints.

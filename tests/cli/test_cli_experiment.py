@@ -91,7 +91,7 @@ def test_run_list_and_report(cli: Cli, config: Path, tmp_path: Path):
     result = cli("experiment", "report", out, "--json")
     assert result.exit_code == 0, result.stderr
     files = [Path(file) for file in json.loads(result.stdout)["files"]]
-    assert out / "report" / "report.md" in files
+    assert out / "report" / "report.html" in files
     assert all(file.stat().st_size > 0 for file in files)
 
 

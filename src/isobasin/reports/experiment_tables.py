@@ -34,18 +34,13 @@ _PAPER_SCOPES = {
 }
 
 
+_WAYS = ("attention", "activations", "permutations", "model", "model-data", "model-activations", "refined")
 WAYS = {
     NAIVE: "naive",
     "heads": "head permutations",
     "orthogonal": "heads, orthogonal maps",
     "paper": "published (start + gradient descent)",
-    "attention": "attention",
-    "activations": "attention by activations",
-    "permutations": "permutations of stream, units, heads",
-    "model": "whole model",
-    "model-data": "whole model, chosen by data",
-    "model-activations": "whole model by activations",
-    "refined": "refined",
+    **{way: style.name for way, style in styles(_WAYS).items()},
     "circuits": "mean circuits after the match",
 }
 """What ways to align are called; in the order of `isobasin.experiments.alignments`."""
@@ -143,7 +138,7 @@ def _answer(plan: SettingPlan, scope: Redrawn, results: Results) -> str:
     shares: dict[str, list[float]] = {}
     for group in (group for group in plan.groups if group.scope is scope):
         for seeds, result in measured(group, results).items():
-            for method, share in _shares(result, _done(group, "alignments", results).get(seeds)).items():
+            for method, share in _shares(result, done(group, "alignments", results).get(seeds)).items():
                 shares.setdefault(method, []).append(share)
     naive = shares.pop(NAIVE, None)
     if naive is None:
@@ -170,7 +165,7 @@ def _name(method: str) -> str:
     return styles([method])[method].name
 
 
-def _done(group: Group, kind: str, results: Results) -> dict[tuple[int, int], Result]:
+def done(group: Group, kind: str, results: Results) -> dict[tuple[int, int], Result]:
     """The results of one ablation of a group that are there, by pair."""
     found = {seeds: results(cell) for seeds, cell in group.ablations.get(kind, {}).items()}
     return {seeds: result for seeds, result in found.items() if result is not None}
@@ -181,9 +176,8 @@ def _ablated(
 ) -> Iterator[tuple[str, str, dict[tuple[int, int], Result]]]:
     """Title, scope and results by pair of every group that was ablated so."""
     for title, group in _groups(plans):
-        done = _done(group, kind, results)
-        if done:
-            yield title, group.title, done
+        if found := done(group, kind, results):
+            yield title, group.title, found
 
 
 def stage_1(plans: Sequence[SettingPlan], results: Results) -> Table:

@@ -9,20 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.experiments.plan import SettingPlan
-from isobasin.reports.experiment_tables import WAYS, Results
+from isobasin.reports.experiment_tables import Results
 from isobasin.reports.figures import FORMATS, log_scale, plain, saved_figure
+from isobasin.reports.style import styles
 from isobasin.text import printable
 
-# Color and marker of one way of each kind: as they are, published, matched without and with data, learned.
-_DRAWN = {
-    "none": ("#D55E00", "s"),
-    "paper": ("#009E73", "v"),
-    "permutations": ("#B0568F", "D"),
-    "attention": ("#8A8F98", "^"),
-    "model": ("#56B4E9", "o"),
-    "model-data": ("#0072B2", "o"),
-    "refined": ("#7A4FBF", "P"),
-}
+# One way of each kind: as they are, published, matched without and with data, learned.
+_DRAWN = ("none", "paper", "permutations", "attention", "model", "model-data", "refined")
 _LOWEST = 1e-3
 _LABEL = 16
 # Of the space between two settings, what the markers of one take.
@@ -68,8 +61,8 @@ def _pairs(plan: SettingPlan, results: Results) -> list[dict[str, Any]]:
 
 def _draw(axis: Any, way: str, found: Found, aside: float) -> None:
     """One way's barriers, beside those of others; where there is none, they stand at the lower end of the scale."""
-    color, marker = _DRAWN[way]
-    look = {"color": color, "marker": marker, "linestyle": "none", "markeredgewidth": 0}
+    style = styles([way])[way]
+    look = {"color": style.color, "marker": style.marker, "linestyle": "none", "markeredgewidth": 0}
     means: dict[float, float] = {}
     for at, pairs in enumerate(found.values()):
         known = [row["barrier"] for pair in pairs if (row := pair.get(way)) and row["barrier"] is not None]
@@ -78,4 +71,4 @@ def _draw(axis: Any, way: str, found: Found, aside: float) -> None:
             axis.plot([place] * len(known), [max(x, _LOWEST) for x in known], markersize=4, alpha=0.45, **look)
             means[place] = max(statistics.mean(known), _LOWEST)
     if means:
-        axis.plot(list(means), list(means.values()), markersize=8, label=WAYS[way], **look)
+        axis.plot(list(means), list(means.values()), markersize=8, label=style.name, **look)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -64,11 +65,25 @@ class Table:
     columns: tuple[str, ...]
     frame: Any
 
+    def cells(self, text: Callable[[str], str] = str) -> list[list[str]]:
+        """What people read in every row; `text` is made of values that are no numbers."""
+        rows = self.frame.to_dict("records")
+        return [[_shown(row[name], row.get(f"{name} sd"), "%" in name, text) for name in self.columns] for row in rows]
+
+    def grouped(self) -> list[tuple[str | None, list[list[str]]]]:
+        """The rows under what their first cells say, where several agree in that; under None as they are otherwise."""
+        cells = self.cells()
+        groups = [(first, [row[1:] for row in rows]) for first, rows in groupby(cells, key=lambda row: row[0])]
+        return [*groups] if len(self.columns) > 1 and 1 < len(groups) < len(cells) else [(None, cells)]
+
+    def textual(self) -> list[bool]:
+        """Which columns have something else than numbers."""
+        return [not pd.api.types.is_numeric_dtype(self.frame[name]) for name in self.columns]
+
     def markdown(self) -> str:
         """For people."""
-        rows = self.frame.to_dict("records")
         names = [markdown(name) for name in self.columns]
-        cells = [[_shown(row[name], row.get(f"{name} sd"), "%" in name) for name in self.columns] for row in rows]
+        cells = self.cells(markdown)
         widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
         lines = [_padded(names, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
         lines += [_padded(row, widths) for row in cells]
@@ -80,12 +95,12 @@ class Table:
         return csv_text(self.frame[names])
 
 
-def _shown(value: Any, deviation: float | None, percent: bool) -> str:
+def _shown(value: Any, deviation: float | None, percent: bool, text: Callable[[str], str]) -> str:
     """A value for people; a mean with its deviation as `number` shows the mean, or with one decimal in per cent."""
     if pd.isna(value):
         return _MISSING
     if not isinstance(value, float):
-        return markdown(str(value))
+        return text(str(value))
     tenths = percent and deviation is not None
     mean = f"{value:.1f}" if tenths else number(value)
     if deviation is None or pd.isna(deviation):

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from isobasin.checkpoints.output import replace_text
-from isobasin.errors import needing
 from isobasin.records.curves import NAIVE
 from isobasin.records.schema import LayerRecord, StreamRecord, UnitsRecord
-from isobasin.reports.style import PERCENT, STEEP, Style, alike, brief, labels, metric_name, number, percent, styles
+from isobasin.reports.html import rendered, rounded
+from isobasin.reports.style import PERCENT, STEEP, Style, brief, labels, metric_name, number, styles
 from isobasin.reports.view import ShownLine, ShownPair, View, alone, best, moved, naive
-from isobasin.text import printable
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-_ASSETS = files("isobasin.reports") / "assets"
-_SCRIPTS = ("svg.js", "curves.js", "heads.js", "layers.js", "page.js")
-
-# Digits of what is only drawn.
-_DIGITS = 5
 
 
 def write_page(shown: View, path: Path) -> None:
@@ -42,23 +30,10 @@ def render(shown: View) -> str:
     Raises:
         DependencyError: Jinja2 is missing.
     """
-    with needing("the report page needs Jinja2"):
-        from jinja2 import Environment, StrictUndefined
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    filters: dict[str, Any] = {
-        "number": number,
-        "percent": percent,
-        "alike": alike,
-        "entry": _entry,
-        "path": _breakable,
-    }
-    environment.filters.update(filters)
-    return environment.from_string(_asset("page.html")).render(
-        css=_asset("page.css"),
-        scripts=[_asset(name) for name in _SCRIPTS],
+    return rendered(
+        "page.html",
+        ("heads.js", "layers.js", "page.js"),
+        styles=shown.styles,
         data=payload(shown),
         title=title(shown),
         headline=headline(shown),
@@ -141,20 +116,20 @@ def payload(shown: View) -> dict[str, Any]:
     return {
         "t": shown.run.t,
         "methods": [{"name": style.name, "dash": style.dash} for style in shown.styles.values()],
-        "quantities": _quantities(shown),
+        "quantities": quantities(shown.metrics, shown.calibrated),
         "pairs": pairs,
-        "costs": [[[_rounded(value) for value in row] for row in table] for table in costs],
+        "costs": [[[rounded(value) for value in row] for row in table] for table in costs],
     }
 
 
-def _quantities(shown: View) -> list[dict[str, Any]]:
+def quantities(metrics: Sequence[str], calibrated: bool) -> list[dict[str, Any]]:
     """What the curves can show: a chord joins the ends where the rise above it is the barrier."""
     loss = {"id": "loss", "name": "loss", "chord": True, "percent": False, "log": False}
     found = [loss]
-    for metric in shown.metrics:
+    for metric in metrics:
         scales = {"percent": metric in PERCENT, "log": metric in STEEP}
         found.append({"id": metric, "name": metric_name(metric), "chord": False, **scales})
-    if shown.calibrated:
+    if calibrated:
         found.append({**loss, "id": "calibrated_loss", "name": "calibrated loss"})
         found.append({**loss, "id": "temperature", "name": "temperature", "chord": False})
     return found
@@ -166,8 +141,8 @@ def _line(line: ShownLine, metrics: Sequence[str]) -> dict[str, Any]:
     curve = line.curve
     return {
         "t": [point.t for point in line.points],
-        "values": {name: [_rounded(value) for value in line.values(name)] for name in quantities},
-        "errors": [_rounded(error) for error in line.errors],
+        "values": {name: [rounded(value) for value in line.values(name)] for name in quantities},
+        "errors": [rounded(error) for error in line.errors],
         "barrier": None if curve is None else number(curve.barrier),
         "worst": None if curve is None else curve.worst_t,
         "calibratedBarrier": None if curve is None else number(curve.calibrated_barrier),
@@ -178,9 +153,9 @@ def _line(line: ShownLine, metrics: Sequence[str]) -> dict[str, Any]:
 def _layer(layer: LayerRecord, costs: dict[tuple[tuple[float | None, ...], ...], int]) -> dict[str, Any]:
     return {
         "layer": layer.layer,
-        "before": _rounded(layer.distance_before),
-        "after": _rounded(layer.distance_after),
-        "condition": _rounded(layer.condition),
+        "before": rounded(layer.distance_before),
+        "after": rounded(layer.distance_after),
+        "condition": rounded(layer.condition),
         "iterations": layer.iterations,
         "status": layer.status,
         "heads": layer.head_permutation,
@@ -193,40 +168,13 @@ def _units(block: UnitsRecord) -> dict[str, Any]:
     of = block.units * (block.experts or 1)
     return {
         "layer": block.block,
-        "before": _rounded(block.distance_before),
-        "after": _rounded(block.distance_after),
-        "moved": _rounded(block.moved_units / of),
+        "before": rounded(block.distance_before),
+        "after": rounded(block.distance_after),
+        "moved": rounded(block.moved_units / of),
         "status": block.status,
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.{_DIGITS}g}")
-
-
-def _shown(value: Any) -> Any:
-    """What takes the place of double braces; what comes from here (styles, scripts, data) is marked as HTML already."""
-    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that say something; what wasn't asked for isn't among them."""
     return {name: value for name, value in settings.items() if value not in (None, {}, [], "")}
-
-
-def _breakable(path: str) -> Markup:
-    """A path that is broken after its slashes, where it doesn't fit."""
-    from markupsafe import Markup, escape
-
-    return Markup("/<wbr>").join(escape(part) for part in printable(path).split("/"))
-
-
-def _entry(value: Any) -> str:
-    """A setting as people read it."""
-    if isinstance(value, list):
-        return ", ".join(map(_entry, cast(list[Any], value)))
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace("null", "none")
-
-
-def _asset(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8")

@@ -38,6 +38,14 @@ _STYLES = {
     "orthogonal": Style("orthogonal only", "orthogonal", "#B0568F", "#DE9CC3", (5, 1.5, 1, 1.5), "D"),
     "paper": Style("published (start + gradient descent)", "published", "#009E73", "#3FC79E", (2, 1), "v"),
     "gauss-newton": Style("Gauss-Newton", "Gauss-Newton", "#0072B2", "#56B4E9", (), "o"),
+    # Further ways of `experiments.alignments`.
+    "attention": Style("attention", "attention", "#70757E", "#A8ADB4", (6, 2), "^"),
+    "activations": Style("attention by activations", "activations", "#A67C00", "#E9B949", (4, 1, 1, 1), "<"),
+    "permutations": Style("permutations of stream, units, heads", "permutations", "#B0568F", "#DE9CC3", (2, 1), "D"),
+    "model": Style("whole model", "model", "#2F8FC8", "#8CCBF2", (3, 1), "o"),
+    "model-data": Style("whole model, chosen by data", "by data", "#1F4E9E", "#86AAF0", (), "o"),
+    "model-activations": Style("whole model by activations", "by activations", "#1F7A8C", "#6CC3D5", (4, 2), ">"),
+    "refined": Style("refined", "refined", "#7A4FBF", "#B79BEA", (), "P"),
 }
 _GIVEN = replace(_STYLES[NAIVE], name="as given", short="given")
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -59,8 +67,8 @@ def styles(methods: Sequence[str], moved: bool = False, given: Mapping[str, str]
         given: What moved the models of further lines before, by method.
     """
     known = {**_STYLES, **({NAIVE: _GIVEN} if moved else {})}
-    found = {method: style for method, style in known.items() if method in methods}
-    for index, method in enumerate(method for method in methods if method not in _STYLES):
+    found = {method: style for method, style in known.items() if method in methods and method not in given}
+    for index, method in enumerate(method for method in methods if method not in found):
         light, dark = _OTHERS[index % len(_OTHERS)]
         short = printable(method)
         by = _moved_by(given[method]) if method in given else short

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from isobasin.reports.frames import Table, spread
 pytest.importorskip("matplotlib")
 
 FILES = [
+    "report.html",
     "report.md",
     *(
         f"{name}.csv"
@@ -78,8 +81,39 @@ def test_all_files_are_there(report: Path):
     page = (report / "report.md").read_text()
     assert page.startswith("# a study\n\nAll 55 cells are done.\n")
     for name in FILES:
-        assert (f"({name})" in page) == name.endswith(".png")
+        assert (f"({name})" in page) == name.endswith((".png", ".html"))
         assert (report / name).stat().st_size > 0
+
+
+def test_the_page_has_all_tables_and_every_line(report: Path):
+    page = (report / "report.html").read_text()
+    text = html.unescape(re.sub(r"<[^>]*>", " ", page.split("<script", 1)[0]))
+    for words in (
+        "All 55 cells are done.",
+        "Is there linear mode connectivity?",
+        "0.187 ± 0.272",
+        "2 of 3, refined (no)",
+    ):
+        assert words in text
+    assert page.count('src="data:image/svg+xml;base64,') == 4
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert [method["name"] for method in data["methods"]] == ["naive", "Gauss-Newton", "attention", "refined"]
+    assert [[line["barrier"] for line in pair["lines"]] for pair in data["pairs"][:2]] == [
+        ["1.000", "0.020", "0.020", "0.010"],
+        ["2.000", "0.500", "0.500", "0.250"],
+    ]
+    assert len(data["pairs"]) == 12
+    assert data["pairs"][1]["lines"][1]["values"] == {"loss": [1.0, 1.5, 1.0], "accuracy": [0.9, 0.5, 0.9]}
+
+
+def test_the_page_shows_what_came_from_outside_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    evil = "</script><img src=x onerror=alert(1)>"
+    monkeypatch.setattr(experiment_records, "SETTINGS", experiment_records.SETTINGS.model_copy(update={"title": evil}))
+    experiment_records.write(tmp_path / "out", without=("pair", "alignments"))
+    write_experiment_report(tmp_path / "out")
+    page = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "<img src=x" not in page
+    assert html.escape(evil) in page
 
 
 def test_barriers(report: Path):
@@ -175,13 +209,13 @@ def test_an_unfinished_experiment_is_shown_as_far_as_it_came(tmp_path: Path):
     without = ("stage-1", "stage-2", "head-costs", "alignments", "reinitialise", "symmetry-breaking")
     experiment = experiment_records.write(tmp_path / "out", without=without)
     names = [path.name for path in write_experiment_report(tmp_path / "out")]
-    assert names[:4] == ["report.md", "ends.csv", "barriers.csv", "findings.csv"]
+    assert names[:5] == ["report.html", "report.md", "ends.csv", "barriers.csv", "findings.csv"]
     assert not any(name.startswith(("permutations", "reinitialise", "stage")) for name in names)
     # The models of the ablations are missing too.
     assert len(experiment.left(experiment.cells())) == 37
     assert "37 of 55 cells are still to do." in (tmp_path / "out" / "report" / "report.md").read_text()
     experiment_records.write(tmp_path / "none", without=(*without, *done))
-    assert [path.name for path in write_experiment_report(tmp_path / "none")] == ["report.md"]
+    assert [path.name for path in write_experiment_report(tmp_path / "none")] == ["report.html", "report.md"]
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ function drawCurves(data, state, read) {
   const quantity = data.quantities[state.quantity];
   const lines = data.pairs[state.pair].lines.map((line) => ({
     ...line,
-    values: line.values[quantity.id],
+    values: line.values[quantity.id] ?? [],
     errors: quantity.id === "loss" && line.errors.some((error) => error !== null) ? line.errors : null,
   }));
-  const visible = lines.filter((line, i) => !state.hidden.has(i) && line.t.length);
+  const visible = lines.filter((line, i) => !state.hidden.has(i) && line.values.length);
   const values = visible.flatMap((line) => [...line.values, ...above(line)]).filter((value) => value !== null);
   const possible = values.length > 0 && Math.min(...values) > 0 && !quantity.percent;
   const log = state.log && possible;
@@ -59,7 +59,7 @@ function pathOf(t, values, x, y) {
   let pen = "M";
   return t
     .map((at, i) => {
-      if (values[i] === null) {
+      if ((values[i] ?? null) === null) {
         pen = "M";
         return "";
       }
@@ -91,7 +91,7 @@ function curveOf(line, method, x, place, top) {
   const path = svg("path", { class: "line", d: pathOf(line.t, line.values, x, place.y) });
   if (method.dash.length) path.setAttribute("stroke-dasharray", method.dash.map((length) => 2.4 * length).join(" "));
   group.append(path);
-  line.t.forEach((t, i) => {
+  line.t.slice(0, line.values.length).forEach((t, i) => {
     if (line.values[i] === null) {
       const [cx, cy] = [x(t), top];
       group.append(svg("path", { class: "lost", d: `M${cx - 4} ${cy - 4}l8 8m0-8l-8 8` }));
@@ -113,7 +113,7 @@ function listen(data, state, drawing) {
     marks.replaceChildren(svg("line", { class: "guide", x1: x(t), x2: x(t), y1: drawing.top, y2: drawing.bottom }));
     const texts = lines.map((line, method) => {
       const found = line.t.indexOf(t);
-      if (found < 0 || state.hidden.has(method)) return "";
+      if (found < 0 || !line.values.length || state.hidden.has(method)) return "";
       const value = line.values[found];
       if (value !== null) marks.append(svg("circle", { class: `ring m${method}`, cx: x(t), cy: y(value), r: 4.5 }));
       return shown(value, quantity.percent);

@@ -6,18 +6,31 @@
   const by = (id) => document.getElementById(id);
   const quantities = [...document.querySelectorAll("[data-quantity]")];
   const keys = [...document.querySelectorAll("[data-method]")];
+  const heads = by("heads-section");
   let curves = null;
 
+  /** Whether a quantity was measured on the pair that is shown. */
+  function has(quantity) {
+    return data.pairs[state.pair].lines.some((line) => data.quantities[quantity].id in line.values);
+  }
+
   function redrawCurves() {
+    if (!has(state.quantity)) state.quantity = 0;
     curves = drawCurves(data, state, read);
-    quantities.forEach((button, i) => button.setAttribute("aria-pressed", i === state.quantity));
+    quantities.forEach((button, i) => {
+      button.setAttribute("aria-pressed", i === state.quantity);
+      button.hidden = i > 0 && !has(i);
+    });
     by("log").setAttribute("aria-pressed", state.log && state.logPossible);
     by("log").disabled = !state.logPossible;
     by("chord-key").style.visibility = curves.chord ? "visible" : "hidden";
-    by("band-key").style.visibility = curves.bands ? "visible" : "hidden";
+    by("band-key").hidden = !curves.bands;
     keys.forEach((key, i) => {
       key.setAttribute("aria-pressed", !state.hidden.has(i));
-      key.disabled = !data.pairs[state.pair].lines[i].t.length;
+      const measured = data.pairs[state.pair].lines[i].t.length;
+      key.disabled = !measured;
+      // Of many pairs, each shows what it has.
+      key.hidden = !measured && !heads;
     });
     read(null);
   }
@@ -41,7 +54,7 @@
   function fillChoices() {
     const all = data.pairs[state.pair].layers;
     const aligned = all.flatMap((layers, method) => (layers ? [method] : []));
-    by("heads-section").hidden = by("layers-section").hidden = !aligned.length;
+    heads.hidden = by("layers-section").hidden = !aligned.length;
     if (!aligned.length) return;
     if (!aligned.includes(state.alignment)) state.alignment = aligned.at(-1);
     const numbers = all[state.alignment].map(({ layer }) => layer);
@@ -60,8 +73,9 @@
   }
 
   function redrawLayers() {
+    if (!heads) return;
     fillChoices();
-    if (by("heads-section").hidden) return;
+    if (heads.hidden) return;
     const focused = document.activeElement.closest(".chart")?.id;
     drawHeads(data, state);
     drawLayers(data, state, (layer) => {
@@ -100,11 +114,11 @@
     state.pair = Number(event.target.value);
     redraw();
   });
-  by("alignment").addEventListener("change", (event) => {
+  by("alignment")?.addEventListener("change", (event) => {
     state.alignment = Number(event.target.value);
     redrawLayers();
   });
-  by("layer").addEventListener("change", (event) => {
+  by("layer")?.addEventListener("change", (event) => {
     state.layer = Number(event.target.value);
     redrawLayers();
   });
