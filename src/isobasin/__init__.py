@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
         Certificate as Certificate,
         certify as certify,
     )
+    from isobasin.checkpoints.upload import push_to_hub as push_to_hub
     from isobasin.choices import (
         Costs as Costs,
         HeadCost as HeadCost,
@@ -132,6 +133,7 @@ _HOMES = {
     "architectures.projection": "Layout Projection",
     "architectures.schema": "Specification",
     "certification.certify": "BlockCertificate Certificate certify",
+    "checkpoints.upload": "push_to_hub",
     "choices": "Costs HeadCost MergeMethod Method Objective Readout Rounding Scope Space Targets TaskKind Way",
     "diagnosis.findings": "Defect Finding",
     "errors": "IsobasinError",

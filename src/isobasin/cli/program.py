@@ -16,6 +16,7 @@ from isobasin import __version__, cli
 from isobasin.cli.console import QUIET, VERBOSE
 from isobasin.cli.failures import reported
 from isobasin.cli.panels import COMMANDS, put_under_headings
+from isobasin.cli.pushing import with_pushing
 from isobasin.recipes import recorded
 
 
@@ -52,6 +53,7 @@ class _Program(TyperGroup):
                 alone.command(epilog=f"Example: {module.EXAMPLE}")(recorded(verb))
                 verb = alone
             command = get_command(verb)
+            with_pushing(command, getattr(module, name))
             put_under_headings(command, name)
             self.add_command(command, name)
 
