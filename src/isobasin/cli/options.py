@@ -141,7 +141,9 @@ Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, he
 Data = Annotated[
     str,
     typer.Option(
-        "--data", metavar="DATA", help="Hub id of a data set, or local: parquet, csv, jsonl, text, npz, or a folder."
+        "--data",
+        metavar="DATA",
+        help="Hub id of a data set (ID:CONFIGURATION:SPLIT), or local: parquet, csv, jsonl, text, npz, or a folder.",
     ),
 ]
 Calibration = Annotated[
@@ -156,7 +158,10 @@ Calibration = Annotated[
 Split = Annotated[
     str | None, typer.Option("--split", metavar="SPLIT", help='Part of the data, as in "test" or "train[:10%]".')
 ]
-Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Configuration of the hub's data set.")]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="Configuration of the hub's data set, if --data doesn't say it."),
+]
 Columns = Annotated[
     str | None,
     typer.Option("--columns", metavar="ROLE=COLUMN,...", help="Which column is image, text, text_pair or label."),

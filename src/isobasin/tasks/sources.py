@@ -33,6 +33,8 @@ _FORMATS = {
 }
 _PACKED = (".xz", ".gz")
 _SYNONYMS = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
+# How `datasets` lists what there is to choose from.
+_CONFIGURATIONS = re.compile(r"available configs: \[(.*?)\]")
 _PART = re.compile(r"(?P<name>[^\[\]+]+)(?P<slice>\[[^\]]*\])?")
 
 
@@ -40,7 +42,7 @@ def read_source(source: str, name: str | None, split: str | None) -> tuple[Datas
     """One split of a source, columns as stored, and notes on how it was read.
 
     Args:
-        source: "digits", a path, or a hub id.
+        source: "digits", a path, or a hub id, with `:CONFIGURATION` or `:CONFIGURATION:SPLIT` after it or without.
         name: The hub's configuration.
         split: In the notation of `datasets`, or a file of a folder; None: "test", else "validation", else the only one.
 
@@ -60,7 +62,8 @@ def read_source(source: str, name: str | None, split: str | None) -> tuple[Datas
         elif os.path.lexists(path):
             splits = _file(path, notes)
         else:
-            splits = _hub(source, name, split)
+            hub_id, name, split = _parts(source, name, split)
+            splits = _hub(hub_id, name)
         return _select(splits, split, source), notes
 
 
@@ -124,7 +127,17 @@ def _bounds(part: str, length: int, source: str) -> tuple[int, int]:
     return found.from_, found.to
 
 
-def _hub(source: str, name: str | None, split: str | None) -> Mapping[str, Read]:
+def _parts(source: str, name: str | None, split: str | None) -> tuple[str, str | None, str | None]:
+    """Id, configuration and split of what `ID:CONFIGURATION:SPLIT` names; each may also be said by its own option."""
+    hub_id, *said = source.split(":", 2)
+    found = [part or None for part in (*said, "", "")[:2]]
+    for option, own, given in zip(("--name", "--split"), found, (name, split), strict=True):
+        if own is not None and given not in (None, own):
+            raise DataError(f"{source}: says {own!r}, and {option} {given!r}: give one of the two")
+    return hub_id, found[0] or name, found[1] or split
+
+
+def _hub(source: str, name: str | None) -> Mapping[str, Read]:
     """All splits of a data set on the hub."""
     import datasets
 
@@ -133,6 +146,9 @@ def _hub(source: str, name: str | None, split: str | None) -> Mapping[str, Read]
     try:
         found = datasets.load_dataset(source, name)
     except Exception as error:  # the hub's clients have no common base class
+        choices = _CONFIGURATIONS.search(str(error))
+        if choices:
+            raise DataError(f"{source}: choose one of its configurations, {source}:NAME: {choices[1]}") from error
         line = first_line(error)
         offline = "OfflineMode" in line or isinstance(error, ConnectionError)
         why = "the hub can't be reached" if offline else f"the hub's data set can't be had ({line})"

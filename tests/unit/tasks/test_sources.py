@@ -6,10 +6,11 @@ import io
 import json
 import re
 
+import datasets
 import numpy as np
 import pytest
 
-from isobasin.errors import DependencyError, IsobasinError
+from isobasin.errors import DataError, DependencyError, IsobasinError
 from isobasin.tasks.data import DataOptions, read_dataset
 
 TEXTS = ["a fine film", 'he said "no", twice', "bäd\tand long", "the end"]
@@ -324,3 +325,34 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DependencyError, match=r'needs the package datasets: pip install "isobasin\['):
         rows("digits")
+
+
+def test_configuration_and_split_may_follow_the_hubs_id(monkeypatch: pytest.MonkeyPatch):
+    splits = {"train": datasets.Dataset.from_dict({"text": ["a"]}), "test": datasets.Dataset.from_dict({"text": ["b"]})}
+    asked: list[tuple[str, str | None]] = []
+
+    def load(source: str, name: str | None) -> dict[str, datasets.Dataset]:
+        asked.append((source, name))
+        if name is None:
+            raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['raw', 'plain']")
+        return splits
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for source, options in (
+        ("owner/set:raw:train", {}),
+        ("owner/set:raw", {"split": "train"}),
+        ("owner/set", {"name": "raw", "split": "train"}),
+        ("owner/set::train", {"name": "raw"}),
+        ("owner/set:raw:train", {"name": "raw", "split": "train"}),
+    ):
+        assert rows(source, "causal-lm", **options)["text"][:] == ["a"]
+    assert asked == [("owner/set", "raw")] * 5
+    assert rows("owner/set:raw", "causal-lm")["text"][:] == ["b"]
+    with pytest.raises(
+        DataError, match=r"owner/set: choose one of its configurations, owner/set:NAME: 'raw', 'plain'$"
+    ):
+        rows("owner/set", "causal-lm")
+    with pytest.raises(DataError, match=r"owner/set:raw: says 'raw', and --name 'plain': give one of the two"):
+        rows("owner/set:raw", "causal-lm", name="plain")
+    with pytest.raises(DataError, match=r"has no split 'none': it has 'train', 'test'"):
+        rows("owner/set:raw:none", "causal-lm")
