@@ -87,6 +87,22 @@ def test_what_was_moved_before_is_in_the_same_report(
     assert not (tmp_path / "wrong").exists()
 
 
+def test_tied_and_untied_results_are_in_one_report(cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path):
+    pair, given = (models["a"], models["b"]), [tmp_path / "tied", tmp_path / "untied"]
+    for out, more in zip(given, ([], ["--untie"]), strict=True):
+        assert cli("align", *pair, "--scope", "model", "--no-verify", "-o", out, *more).exit_code == 0
+    start = "barrier", *pair, *text, "--points", 2, "--method", "none", "--aligned", given[0], "--aligned", given[1]
+    runs = {"alone": start[:-2], "both": start, "asked": (*start, "--untie")}
+    found: dict[str, dict[str, Any]] = {}
+    for name, arguments in runs.items():
+        result = cli(*arguments, "-o", tmp_path / name)
+        assert result.exit_code == 0, result.stderr
+        found[name] = {x["method"]: x for x in records(tmp_path / name) if x["kind"] == "alignment"}
+    assert found["alone"]["tied"] == found["both"]["tied"] == found["asked"]["tied"]
+    assert found["both"]["untied"] == found["asked"]["untied"]
+    assert found["both"]["tied"]["stream"] != found["both"]["untied"]["stream"]
+
+
 @pytest.mark.parametrize("start", [forked, pytest.param(launched, marks=pytest.mark.long)])
 def test_two_processes_measure_what_one_does(
     start: Callable[[list[str]], str], cli: Cli, models: dict[str, Path], text: list[str], tmp_path: Path

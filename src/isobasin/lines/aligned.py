@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from isobasin.alignment import Alignment
@@ -30,21 +30,21 @@ class Aligned:
         alignment: What moved the second model.
         last: The moved second model.
         first: The moved first model; None where that stays as it is.
+        form: The two models in the form in which the alignment was found, tied or untied, as `last` and `first` are.
+        line: What was moved in the form in which its line is measured.
     """
 
     method: str
     alignment: Alignment
     last: Canonical
     first: Canonical | None
+    form: tuple[Canonical, ...] = ()
+    line: tuple[Canonical, ...] = ()
 
     @property
     def ends(self) -> list[Canonical]:
         """What was moved: the second model, and the first one if it was."""
         return [self.last, *([] if self.first is None else [self.first])]
-
-    def having(self, ends: Sequence[Canonical]) -> Aligned:
-        """The same with other views of what was moved."""
-        return replace(self, last=ends[0], first=None if self.first is None else ends[1])
 
     def record(self) -> AlignedRecord:
         """What is said of it in the first line of the records."""
@@ -59,20 +59,21 @@ class Aligned:
         Raises:
             AlignmentError: Naming the folder.
         """
-        for end, original in zip(self.ends, (b, a), strict=False):
+        for end, original in zip(self.line, (b, a), strict=False):
             found = verify_models(original, Model.of(end), device=device)
             if not found.equal:
                 problem = f"doesn't compute what {original.name} does ({found.reason})"
                 raise AlignmentError(f"{end.name}: {problem}: give what was made of the two models, in this order")
 
-    def moves(self, key: Key, a: Model, b: Model, cost: HeadCost) -> AlignmentRecord:
+    def moves(self, key: Key, cost: HeadCost) -> AlignmentRecord:
         """What its alignment says of every block of the two models."""
+        a, b = map(Model.of, self.form)
         first = a if self.first is None else Model.of(self.first)
         return moves.measured(key, (a, b), (first, Model.of(self.last)), self.alignment, cost)
 
 
 @contextmanager
-def open_aligned(folders: Sequence[str], allow_pickle: bool = False, untie: bool = False) -> Generator[list[Aligned]]:
+def open_aligned(folders: Sequence[str], allow_pickle: bool = False) -> Generator[list[Aligned]]:
     """Open folders that `align` or `refine` wrote.
 
     Raises:
@@ -80,13 +81,12 @@ def open_aligned(folders: Sequence[str], allow_pickle: bool = False, untie: bool
         CheckpointError: There is no checkpoint in one.
     """
     found: list[Aligned] = []
-    opening = {"allow_pickle": allow_pickle, "untie": untie}
     with ExitStack() as stack:
         for folder, method in zip(folders, _methods(folders), strict=True):
             alignment, reference = Alignment.load(folder), Path(folder) / REFERENCE
-            last = stack.enter_context(open_canonical(folder, **opening))
+            last = stack.enter_context(open_canonical(folder, allow_pickle=allow_pickle))
             both = alignment_file(reference).is_file()
-            first = stack.enter_context(open_canonical(str(reference), **opening)) if both else None
+            first = stack.enter_context(open_canonical(str(reference), allow_pickle=allow_pickle)) if both else None
             found.append(Aligned(method, alignment, last, first))
         yield found
 

@@ -86,11 +86,10 @@ def measure(
     examples = examples_of(asked, models[0], allow_pickle=allow_pickle)
     said = asked.recorded if isinstance(asked, DataOptions) else {}
     with ExitStack() as stack:
-        opening = {"allow_pickle": allow_pickle, "untie": how.untie}
-        ends = [stack.enter_context(open_canonical(m, **opening)) for m in models]
-        ends, given = _evened(ends, stack.enter_context(open_aligned(aligned, **opening)))
+        ends = [stack.enter_context(open_canonical(m, allow_pickle=allow_pickle)) for m in models]
+        ends, given = _evened(ends, stack.enter_context(open_aligned(aligned, allow_pickle)), how.untie)
         names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
-        moved = [end for one in given for end in one.ends]
+        moved = [end for one in given for end in one.line]
         _check_alike([*ends, *moved], Taking(config=how.take_config))
         understood = _understood(ends, how) if how.moves or given else []
         for one in given:
@@ -108,14 +107,19 @@ def measure(
         return lines.finish()
 
 
-def _evened(models: Sequence[Canonical], given: Sequence[Aligned]) -> tuple[list[Canonical], list[Aligned]]:
-    """The same functions in one form; it is said whose changes for that."""
+def _evened(
+    models: Sequence[Canonical], given: Sequence[Aligned], untie: bool
+) -> tuple[list[Canonical], list[Aligned]]:
+    """The same functions in one form, all untied if that is asked for; else it is said whose changes."""
     ends = [*models, *(end for one in given for end in one.ends)]
-    found = evened(ends)
-    for end in (one for one, other in zip(ends, found, strict=True) if one is not other):
+    found = [end.untied() for end in ends] if untie else evened(ends)
+    for end in (one for one, other in zip(ends, found, strict=True) if one is not other and not untie):
         warn(f"{end.name}: measured with its tied tensors apart, as another model has them: the function is the same")
-    left = iter(found[len(models) :])
-    return found[: len(models)], [one.having([next(left) for _ in one.ends]) for one in given]
+    left, even = iter(found[len(models) :]), found[: len(models)]
+    return even, [
+        replace(one, form=tuple(even if one.alignment.untied else models), line=tuple(next(left) for _ in one.ends))
+        for one in given
+    ]
 
 
 def _check_alike(ends: Sequence[Canonical], taking: Taking) -> None:
@@ -259,8 +263,9 @@ class _Lines:
             return
         a, b, cost = self._models[first], self._models[second], self._how.head_cost
         if aligned is not None:
-            self._append(aligned.moves(key, a, b, cost))
-            yield start if aligned.first is None else aligned.first.checkpoint, aligned.last.checkpoint
+            self._append(aligned.moves(key, cost))
+            last, *moved = (end.checkpoint for end in aligned.line)
+            yield next(iter(moved), start), last
             return
         pair = OpenPair(a, b, self._losses, progress=self._progress)
         started = time.perf_counter()
