@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Where to write and what to print, and what gives the same bits however it is chosen.
-_NOT_RECORDED = ("output", "force", "as_json", "progress", "engine", "ray_address", "workers", "threads")
+_NOT_RECORDED = ("output", "force", "as_json", "dry_run", "progress", "engine", "ray_address", "workers", "threads")
 _VERSION, _COMMAND, _OPTIONS = "isobasin", "command", "options"
 
 

@@ -28,7 +28,7 @@ READS = {
     "diagnose": {"fix"},
 }
 # Asked of by other names.
-OTHERS = {"as_json", "no_verify"}
+OTHERS = {"as_json", "no_verify", "dry_run"}
 RECORDS: dict[str, tuple[Any, ...]] = {
     "barrier": (measure, Measuring, DataOptions),
     "gauge": (import_module("isobasin.quantisation.gauge").gauge, Refining, Running, DataOptions),

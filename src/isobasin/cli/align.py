@@ -10,6 +10,7 @@ from isobasin.beside import ALIGNMENT
 from isobasin.choices import Device, Dtype, HeadCost, Method, Objective, Runner, Scope
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.dry_run import dry_run as dry_run_of
 from isobasin.cli.engines import engine_of
 from isobasin.cli.examples import calibration_for
 
@@ -50,10 +51,13 @@ def align(
     force: options.Force = False,
     no_verify: options.NoVerify = False,
     allow_pickle: options.AllowPickle = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Move MODEL as near to REFERENCE as it gets without changing what it computes."""
     arguments = options.given(locals())
+    if dry_run:
+        return dry_run_of((reference, model), arguments | {"as_json": as_json}, "align")
     with working("reading") as progress:
         from isobasin.verbs.align import align
         from isobasin.verbs.settings import chosen_device

@@ -8,6 +8,7 @@ import typer
 
 from isobasin.cli import options
 from isobasin.cli.console import show_json, show_path, working
+from isobasin.cli.dry_run import dry_run as dry_run_of
 
 EXAMPLE = "isobasin interpolate runs/seed0 runs/seed1-aligned -t 0.5 -o midpoint"
 
@@ -25,10 +26,13 @@ def interpolate(
     untie: options.Untie = False,
     force: options.Force = False,
     allow_pickle: options.AllowPickle = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Write the point (1 - t) A + t B of the straight line between two checkpoints."""
     arguments = options.given(locals())
+    if dry_run:
+        return dry_run_of((a, b), arguments | {"as_json": as_json}, "interpolate", matches=False)
     with working("reading") as progress:
         from isobasin.verbs.interpolate import interpolate
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from isobasin.choices import Device, Dtype, HeadCost, MergeMethod, Method, Objective, Readout, Scope, Space
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.dry_run import dry_run as dry_run_of
 from isobasin.cli.examples import calibration_for, examples_for
 from isobasin.cli.tables import change, number, table
 
@@ -86,10 +87,13 @@ def merge(
     force: options.Force = False,
     no_verify: options.NoRun = False,
     allow_pickle: options.AllowPickle = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Align models to A without changing what they compute, and write their mean in A's form."""
     arguments = options.given(locals())
+    if dry_run:
+        return dry_run_of(models, arguments | {"as_json": as_json}, "merge", learns=refine)
     with working("reading") as progress:
         from isobasin.verbs.merge import merge
 

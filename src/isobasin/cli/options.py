@@ -37,7 +37,7 @@ def _device(name: str) -> str:
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a command, its `locals()`, as the library takes them: it calls them the same."""
-    found = {name: value for name, value in arguments.items() if name not in ("as_json", "no_verify")}
+    found = {name: value for name, value in arguments.items() if name not in ("as_json", "no_verify", "dry_run")}
     found |= {"verify": not arguments["no_verify"]} if "no_verify" in arguments else {}
     found |= {"dtype": arguments["dtype"].resolve()} if "dtype" in arguments else {}
     return found | ({"device": _here(arguments["device"])} if "device" in arguments else {})
@@ -88,6 +88,10 @@ AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickled weights too, with weights_only loading alone.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for machines.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only say what would be matched and written, in what memory and time."),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random numbers.")]
 HeadCost = Annotated[choices.HeadCost, choose("--head-cost", choices.HeadCost)]
 Scope = Annotated[choices.Scope, choose("--scope", choices.Scope)]

@@ -25,7 +25,7 @@ OPTIONS = {
     ),
     "Data": DATA,
     "Models that differ": ("take_config", "by_name", "common_rows", "head"),
-    "Running": (*ENGINE, "device", "seed", "no_verify", "allow_pickle"),
+    "Running": (*ENGINE, "device", "seed", "no_verify", "allow_pickle", "dry_run"),
     "Output": ("output", "force", "dtype", "push_to_hub", "public", "as_json"),
 }
 """Options that several commands have; a command's own are under `Options`, or where they say."""

@@ -9,6 +9,7 @@ import typer
 from isobasin.choices import Device, Objective, Scope, Targets
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.dry_run import dry_run as dry_run_of
 from isobasin.cli.examples import data_of
 from isobasin.cli.processes import processes
 from isobasin.refinement.recipe import Refining
@@ -67,6 +68,7 @@ def refine(
     force: options.Force = False,
     no_verify: options.NoVerify = False,
     allow_pickle: options.AllowPickle = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Learn an alignment: from the matched one, train what the group leaves free so that the line between is low.
@@ -76,6 +78,8 @@ def refine(
     Several devices share every batch under `accelerate launch -m isobasin refine ...`.
     """
     arguments = options.given(locals())
+    if dry_run:
+        return dry_run_of((reference, model), arguments | {"as_json": as_json}, "refine", written=1 + both, learns=True)
     with working("reading") as progress:
         from isobasin.beside import REFERENCE
         from isobasin.refinement.refine import refine
