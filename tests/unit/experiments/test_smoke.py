@@ -40,7 +40,9 @@ def test_a_packaged_configuration_runs(name: str, tmp_path: Path):
     summary = run(experiment, cells, Here(), RunOptions("cpu", data_root()), Seen(), keep_models=False)
     assert summary.failed == {}
     assert summary.done == len(cells)
-    assert {group.scope for plan in experiment.plans for group in plan.groups} == set(read(name).scopes)
+    given = read(name)
+    asked = {scope for setting in given.settings for scope in setting.scopes or given.scopes}
+    assert {group.scope for plan in experiment.plans for group in plan.groups} == asked
     for cell in cells:
         record = json.loads((experiment.store.path(cell) / "record.json").read_text())
         source = record["spec"]["data"]["source"]

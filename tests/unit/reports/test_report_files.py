@@ -269,6 +269,20 @@ def test_methods_are_named_and_ordered_alike_everywhere():
     assert len({style.dash for style in found.values()}) == len(found)
 
 
+def test_lines_to_what_was_moved_before_are_named_by_what_moved_it():
+    given = {"refined": "refine", "model": "gauss-newton", "mine": "scramble"}
+    found = styles(["none", "gauss-newton", *given], given=given)
+    assert [style.name for style in found.values()] == [
+        "naive",
+        "Gauss-Newton",
+        "refined",
+        "Gauss-Newton: model",
+        "scramble: mine",
+    ]
+    assert [style.short for style in found.values()][2:] == list(given)
+    assert len({style.color for style in found.values()}) == len(found)
+
+
 def test_models_are_named_by_what_tells_them_apart():
     assert labels(["runs/x/one/", "org/two"]) == ["one", "two"]
     assert labels(["one/model", "two/model"]) == ["one/model", "two/model"]
