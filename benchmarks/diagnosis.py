@@ -163,6 +163,16 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"| {name} | {families} | {len(found)} | {_share(found)} | {' / '.join(shares)} |\n"
 
 
+def by_family(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Of every family, how many diagnoses of each kind are right, of how many."""
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    yield f"| family | {' | '.join(kinds)} |\n{'|---' * (1 + len(kinds))}|\n"
+    for family in dict.fromkeys(row["family"] for row in rows):
+        found = [row for row in rows if row["family"] == family]
+        own = [[str(row["right"]) == "True" for row in found if row["kind"] == kind] for kind in kinds]
+        yield f"| {family} | {' | '.join(f'{sum(some)} of {len(some)}' if some else '–' for some in own)} |\n"
+
+
 def _share(rows: Sequence[dict[str, Any]]) -> str:
     return f"{100 * sum(str(row['right']) == 'True' for row in rows) / len(rows):.1f} %"
 
@@ -188,7 +198,7 @@ def main() -> None:
                         rows.append({"family": family, "seed": seed, **found})
                         writer.writerow(rows[-1])
                         file.flush()
-    (given.out / "table.md").write_text("".join(table(rows)))
+    (given.out / "table.md").write_text("".join([*table(rows), "\n", *by_family(rows)]))
 
 
 if __name__ == "__main__":
