@@ -66,6 +66,12 @@ def test_a_public_repository_and_json(cli: Cli, hub: SimpleNamespace, models: di
     assert hub.made == [("model", False, True)]
 
 
+def test_a_dry_run_uploads_nothing(cli: Cli, hub: SimpleNamespace, models: dict[str, Path], tmp_path: Path):
+    words = ("interpolate", models["a"], models["b"], "-o", tmp_path / "out", "--dry-run", "--push-to-hub", "model")
+    assert cli(*words).exit_code == 0
+    assert hub.made == []
+
+
 def test_failures_are_a_line(cli: Cli, hub: SimpleNamespace, models: dict[str, Path], tmp_path: Path, monkeypatch):
     out = tmp_path / "out"
 

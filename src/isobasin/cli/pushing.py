@@ -48,6 +48,8 @@ def with_pushing(command: Any, verb: Callable[..., Any]) -> None:
 
         check_repo(push_to_hub)
         write(**arguments)
+        if arguments.get("dry_run"):
+            return
         with working("uploading"):
             place = push(arguments[OUTPUT], push_to_hub, private=not public)
         if not arguments["as_json"]:
