@@ -412,6 +412,18 @@ def test_align_by_other_processes_gives_the_same_files(
     assert asked == [Processes(2, 1), Cluster(None, "x:1", threads=1, gpus=gpus)]
 
 
+@pytest.mark.parametrize("command", ["align", "merge", "transport", "gauge"])
+def test_how_data_are_read_without_data_is_refused(cli: Cli, models: dict[str, Path], tmp_path: Path, command: str):
+    rounding = ("--for", "rtn4")
+    several = {"gauge": (models["a"], *rounding), "transport": (models["a"], models["b"], models["a"])}
+    given = several.get(command, (models["a"], models["b"]))
+    for options in (("--split", "test"), ("--tokenizer", "x.json"), ("--length", 3), ("--skip-unknown",)):
+        result = cli(command, *given, "-o", tmp_path / "out", *options)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {options[0]} says how data are read: give --data as well")
+    assert not (tmp_path / "out").exists()
+
+
 def test_engines_that_align_refuses(cli: Cli, models: dict[str, Path], tmp_path: Path):
     pair = (models["a"], models["b"], "-o", tmp_path / "out")
     for options, problem in (

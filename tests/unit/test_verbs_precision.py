@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import isobasin
 from isobasin.architectures.examples import tiny
@@ -126,3 +128,20 @@ def test_a_model_that_differs_a_little_is_not_equivalent(tmp_path):
     other = tiny("llama").save(tmp_path / "other", seed=1, dtype=torch.float32)
     isobasin.interpolate(original, other, 1e-3, tmp_path / "near")
     assert not any(layer.equivalent for layer in isobasin.equivalent(original, tmp_path / "near").layers)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_biases_that_are_zero_are_so_up_to_the_rounding_of_what_adds_up_to_them(family, tmp_path):
+    original = tiny(family).save(tmp_path / "original", dtype=torch.float32)
+    weights = load_file(original / "model.safetensors")
+    zeros = {name: torch.zeros_like(x) if name.endswith("bias") else x for name, x in weights.items()}
+    save_file(zeros, original / "model.safetensors", {"format": "pt"})
+    isobasin.scramble(original, tmp_path / "scrambled", seed=5, condition=1e2)
+    assert isobasin.equivalent(original, tmp_path / "scrambled").equivalent
+    scrambled = load_file(tmp_path / "scrambled" / "model.safetensors")
+    name = next(name for name in scrambled if re.search(r"(attn\.c_proj|out_proj)\.bias$", name))
+    scrambled[name] += 1e-4
+    save_file(scrambled, tmp_path / "scrambled" / "model.safetensors", {"format": "pt"})
+    assert [layer.equivalent for layer in isobasin.equivalent(original, tmp_path / "scrambled").layers].count(
+        False
+    ) == 1

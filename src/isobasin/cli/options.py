@@ -36,7 +36,16 @@ def _device(name: str) -> str:
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a command, its `locals()`, as the library takes them: it calls them the same."""
+    """The arguments of a command, its `locals()`, as the library takes them: it calls them the same.
+
+    Raises:
+        typer.BadParameter: One says how data are read, and none are named.
+    """
+    if "data" in arguments and arguments["data"] is None:
+        # Every command has a number of examples, given or not.
+        for name in DATA:
+            if arguments.get(name) and name != "max_examples":
+                raise typer.BadParameter(f"--{name.replace('_', '-')} says how data are read: give --data as well")
     found = {name: value for name, value in arguments.items() if name not in ("as_json", "no_verify", "dry_run")}
     found |= {"verify": not arguments["no_verify"]} if "no_verify" in arguments else {}
     found |= {"dtype": arguments["dtype"].resolve()} if "dtype" in arguments else {}

@@ -15,13 +15,9 @@ from isobasin.choices import Method
 from isobasin.diagnosis.rounding import relative
 from isobasin.errors import TensorError
 from isobasin.matching.attention import match
-from isobasin.matching.circuits import bias_error, circuit_error, rounding
+from isobasin.matching.circuits import FLOORS, bias_error, bias_tolerance, circuit_error, tolerance
 from isobasin.matching.feedforward import match_feedforward
 
-# Relative errors of circuits that count as rounding, at least: a copy may have been stored in an ill-conditioned gauge.
-_FLOORS = {torch.float64: 1e-9, torch.float32: 1e-4}
-_FACTOR = 5
-_CEILING = 0.25
 # A move that leaves more than this of the distance is none: the blocks were as near before.
 _FALL = 0.5
 _MOST = 1e12
@@ -62,19 +58,18 @@ def gap(
 
     Circuits see no continuous map, so that a quick method finds nearly the same.
     """
-    floor = _FLOORS.get(kind, 0.0)
     if not isinstance(block, AttentionBlock):
-        return _units(block, x, y, max(floor, torch.finfo(kind).eps))
+        return _units(block, x, y, max(FLOORS.get(kind, 0.0), torch.finfo(kind).eps))
     try:
         ours, theirs = block.read(x), block.read(y)
     except TensorError:  # a gain of a latent is 0: no move is known
         return Gap({"gains": math.inf}, {"gains": 1.0}, 1.0)
     moved = match(block.group, ours, theirs, method=method).moved
-    blurs = [float(rounding(block.group, weights, kind)) for weights in (ours, theirs)]
-    allowed = min(max(_FACTOR * math.hypot(*blurs), floor), _CEILING)
+    stored = (ours, kind), (theirs, kind)
+    allowed = tolerance(block.group, *stored)
     errors = {
         "circuits": float(circuit_error(block.group, ours, moved)),
-        "biases": float(bias_error(block.group, ours, moved)),
+        "biases": float(bias_error(block.group, ours, moved, bias_tolerance(block.group, *stored))),
     }
     fall = _fall(ours.tensors(), theirs.tensors(), moved.tensors())
     return Gap(errors, {"circuits": allowed, "biases": 10 * allowed}, fall)

@@ -5,6 +5,7 @@ Circuits are what a block computes with; no continuous map changes them. None is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,28 @@ from isobasin.symmetries.weights import AttentionWeights
 _ROUNDING = 0.196
 # What scores depend on where queries and keys are normalised: no circuit holds it.
 _NORMED = ("query", "key", "query_bias", "key_bias", "query_gain", "key_gain")
+
+
+# Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in
+# an ill-conditioned gauge before, so many times what storing it now explains, and at most that share of the circuit.
+FLOORS = {torch.float64: 1e-9, torch.float32: 1e-4}
+_FACTOR = 5
+_CEILING = 0.25
+
+Stored = tuple[AttentionWeights, torch.dtype]
+"""The weights of a block, and the type that they are stored in."""
+
+
+def tolerance(group: AttentionGroup, *stored: Stored) -> float:
+    """Relative error of circuits that rounding may cause between some copies of one block."""
+    blurs = [float(rounding(group, weights, dtype)) for weights, dtype in stored]
+    floor = max(FLOORS.get(dtype, 0.0) for _, dtype in stored)
+    return min(max(_FACTOR * math.hypot(*blurs), floor), _CEILING)
+
+
+def bias_tolerance(group: AttentionGroup, *stored: Stored) -> float:
+    """How far apart it may bring what value and output biases add together: no share, a length."""
+    return _FACTOR * math.hypot(*(float(bias_rounding(group, weights, dtype)) for weights, dtype in stored))
 
 
 def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtype) -> Tensor:
@@ -96,10 +119,33 @@ def effective_bias(group: AttentionGroup, weights: AttentionWeights) -> Tensor:
     return bias
 
 
-def bias_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
-    """Relative difference of what value and output biases add together, `(...)`."""
+def bias_error(
+    group: AttentionGroup, a: AttentionWeights, b: AttentionWeights, rounded: Tensor | float = 0.0
+) -> Tensor:
+    """Relative difference of what value and output biases add together, `(...)`.
+
+    Args:
+        group: The blocks' group.
+        a: The reference.
+        b: The other block.
+        rounded: How large a difference says nothing, see `bias_tolerance`: the sum of large terms may be zero in one of
+            two equal blocks, and is that up to their rounding in the other.
+    """
     x, y = effective_bias(group, a), effective_bias(group, b)
-    return _relative(x.norm(dim=-1), (x - y).norm(dim=-1))
+    return _relative(x.norm(dim=-1), ((x - y).norm(dim=-1) - rounded).clamp(min=0))
+
+
+def bias_rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtype) -> Tensor:
+    """How far storing the weights in `dtype` moves what value and output biases add together, `(...)`.
+
+    Independent rounding errors of relative size ρ change `b_O + Σ b_V O^T` by `ρ sqrt(||b_O||² + 2 Σ_j b_j² ||o_j||²)`.
+    """
+    parts = [] if weights.output_bias is None else [weights.output_bias.square().sum(-1)]
+    if group.value_shift and weights.value_bias is not None:
+        terms = torch.einsum("...gm,...gsdm->...", weights.value_bias.square(), weights.output.square())
+        parts.append(2 * terms)
+    squares = sum(parts, torch.zeros_like(weights.output[..., 0, 0, 0, 0]))
+    return _ROUNDING * torch.finfo(dtype).eps * squares.sqrt()
 
 
 def _relative(size: Tensor, error: Tensor) -> Tensor:

@@ -26,10 +26,6 @@ from isobasin.verbs.align import match_models
 from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards, rest_of
 
-# Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in
-# an ill-conditioned gauge before, and at most that share of the circuit.
-_FLOORS = {torch.float64: 1e-9, torch.float32: 1e-4}
-_CEILING = 0.25
 # How many roundings of the stored type two scaled copies of a unit may be apart.
 _SCALE_ROUNDING = 16
 # Relative to a tensor's largest value: what rounding explains of a tensor in another basis of the residual stream.
@@ -219,12 +215,11 @@ def _evidence(a: Model, b: Blocks, index: int, layer: AttentionMove) -> LayerEvi
     block, other = a.specification.attention[index], b.specification.attention[index]
     reference, model = block.read(a.stored(block)), other.read(b.stored(other))
     moved = group.act(layer.element, model)
-    blurs = [float(circuits.rounding(group, w, m.dtype())) for w, m in ((reference, a), (model, b))]
-    floor = max(_FLOORS.get(m.dtype(), 0.0) for m in (a, b))
-    tolerance = min(max(5 * math.hypot(*blurs), floor), _CEILING)
+    stored = (reference, a.dtype()), (model, b.dtype())
+    tolerance = circuits.tolerance(group, *stored)
     error, bias = (
         float(circuits.circuit_error(group, reference, moved)),
-        float(circuits.bias_error(group, reference, moved)),
+        float(circuits.bias_error(group, reference, moved, circuits.bias_tolerance(group, *stored))),
     )
     size = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
     return LayerEvidence(
@@ -252,7 +247,9 @@ def _moved_feedforwards(a: Model, b: Blocks, unequal: set[str], device: str) -> 
         types = {tensor.dtype for tensors in stored for tensor in tensors.values()}
         eps = max(torch.finfo(dtype).eps for dtype in types)
         # Scales are estimated from rounded weights; a permutation alone rounds nothing.
-        slack = max(_SCALE_ROUNDING * eps, _FLOORS[torch.float64]) if ours.group.scaled else eps * (len(types) > 1)
+        slack = (
+            max(_SCALE_ROUNDING * eps, circuits.FLOORS[torch.float64]) if ours.group.scaled else eps * (len(types) > 1)
+        )
         slack = max(slack, _TURNED[a.dtype()]) if isinstance(b, Turned) else slack
         reference, model = ours.read(stored[0], device), theirs.read(stored[1], device)
         if _carried(ours.group, reference, model, slack, isinstance(b, Turned)):
