@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +39,7 @@ def with_pushing(command: Any, verb: Callable[..., Any]) -> None:
     command.params += added
     write = command.callback
 
+    @wraps(write)
     def call(*, push_to_hub: str | None, public: bool, **arguments: Any) -> None:
         if push_to_hub is None:
             if public:

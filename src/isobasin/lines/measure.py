@@ -83,7 +83,6 @@ def measure(
     if aligned and len(models) != 2:
         raise IsobasinError(f"aligned {aligned[0]!r}: it is a line between two models, and {len(models)} are given")
     asked = asked_for(data)
-    examples = examples_of(asked, models[0], allow_pickle=allow_pickle)
     said = asked.recorded if isinstance(asked, DataOptions) else {}
     with ExitStack() as stack:
         ends = [stack.enter_context(open_canonical(m, allow_pickle=allow_pickle)) for m in models]
@@ -92,10 +91,11 @@ def measure(
         moved = [end for one in given for end in one.line]
         _check_alike([*ends, *moved], Taking(config=how.take_config))
         understood = _understood(ends, how) if how.moves or given else []
-        for one in given:
-            one.check(understood[0], understood[1], how.device)
         opened = [end.checkpoint for end in ends]
         check_output(output, [end.checkpoint.folder for end in (*ends, *moved)], force=True)
+        examples = examples_of(asked, models[0], allow_pickle=allow_pickle)
+        for one in given:
+            one.check(understood[0], understood[1], how.device)
         run = _run_record(names, opened, given, examples, how, {**said, **(settings or {})}, progress)
         lines = _Lines(run, understood, opened, given, Losses(examples, how, accelerator), progress)
         if lines.writes:

@@ -120,10 +120,10 @@ def gauge(
     check_number("tries", tries, 0, MANY)
     if by is not Costs.weights and data is None:
         raise IsobasinError(f"by {by} is measured on data: give --data, or choose weights")
-    examples = None if data is None else examples_of(data, model, allow_pickle=allow_pickle)
     with open_model(model, allow_pickle=allow_pickle, untie=untie) as found:
         if output is not None:
             check_output(output, [found.checkpoint.folder], running.force)
+        examples = None if data is None else examples_of(data, model, allow_pickle=allow_pickle)
         within = widest([found]) if scope is None else Scope(scope)
         rest, test = (None, None) if examples is None else split(examples, how)
         cost = Cost(found, rounds, by, running.device, rest, None if examples is None else examples.kind)

@@ -107,7 +107,7 @@ def refine(
     group, how, running = Group(accelerator), how or Refining(), running or Running()
     running = replace(running, device=group.device(running.device))
     matching = matching or Matching(scope=Scope.model)
-    out, examples = Path(output), examples_of(data, reference, allow_pickle=allow_pickle)
+    out = Path(output)
     opening = {"feedforward": matching.feedforward, "allow_pickle": allow_pickle, "untie": matching.untie}
     with open_pair(reference, model, **opening) as (a, b):
         refuse_conflicts(
@@ -115,7 +115,7 @@ def refine(
         )
         check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
         advise(b, matching)
-        unfinished = Unfinished(out)
+        examples, unfinished = examples_of(data, reference, allow_pickle=allow_pickle), Unfinished(out)
         if start is None:
             calibration = DataCalibration(examples, running.device)
             start = group.once(lambda: match_models(a, b, matching, replace(running, verify=False), calibration))
