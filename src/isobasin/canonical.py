@@ -82,7 +82,8 @@ class Canonical:
     @property
     def configuration(self) -> Config | None:
         """The configuration as transformers builds it; None if it doesn't know the model type."""
-        return self.description.config if known(self.description.model_type) else None
+        with about(self.name):
+            return self.description.config if known(self.description.model_type) else None
 
     @cached_property
     def tokens(self) -> Tokens | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,23 @@ def test_what_disagrees_is_refused_by_every_verb_that_averages(make, message, ll
     found = isobasin.check([a, b]).pairs[0]
     assert not found.clear
     assert any(message in conflict.message for conflict in found.conflicts)
+
+
+def test_every_verb_says_whose_configuration_is_absurd(llamas, tmp_path):
+    a, b = llamas
+    broken = tmp_path / "broken"
+    shutil.copytree(b, broken)
+    config = read_config(broken) | {"num_hidden_layers": 10**7}
+    (broken / "config.json").write_text(json.dumps(config))
+    for verb in (
+        lambda: isobasin.interpolate(a, broken, 0.5, tmp_path / "out"),
+        lambda: isobasin.check([a, broken]),
+        lambda: measure([a, broken], "unread", tmp_path / "out"),
+        lambda: isobasin.compare(a, broken),
+    ):
+        with pytest.raises(ArchitectureError) as error:
+            verb()
+        assert str(error.value).startswith(f"{broken}: config.json has num_hidden_layers")
 
 
 @pytest.mark.parametrize("make", [other_rope, other_tokens, renamed_token, other_merges])
