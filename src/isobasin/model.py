@@ -104,6 +104,43 @@ class Blocks(ABC):
 
 
 @dataclass(frozen=True, eq=False)
+class Revalued(Blocks):
+    """A model whose tensors have other values here, under the same names and with the same meaning.
+
+    Attributes:
+        model: The model as it is.
+    """
+
+    model: Blocks
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the user called the model."""
+        return self.model.name
+
+    @property
+    def specification(self) -> Specification:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the tensors mean: the same as before."""
+        return self.model.specification
+
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The stored type of every tensor of the model."""
+        return self.model.dtypes()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the model."""
+        return self.model.shape(name)
+
+    def feedforwards(self) -> tuple[FeedForward, ...]:
+        """The feed-forward blocks of the model."""
+        return self.model.feedforwards()
+
+    def stream(self, *, keep_gains: bool = False) -> Stream:
+        """The residual stream of the model."""
+        return self.model.stream(keep_gains=keep_gains)
+
+
+@dataclass(frozen=True, eq=False)
 class Model(Blocks):
     """A checkpoint folder and its architecture, each part of which is looked for once.
 

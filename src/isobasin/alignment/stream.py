@@ -10,55 +10,25 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment.moves import StreamMove
-from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.schema import Specification
 from isobasin.errors import about
-from isobasin.model import Blocks
+from isobasin.model import Blocks, Revalued
 from isobasin.symmetries import turning
 from isobasin.symmetries.along import Stream
 
 
 @dataclass(frozen=True, eq=False)
-class Turned(Blocks):
+class Turned(Revalued):
     """A model after a move of its residual stream, in float64 as it is computed.
 
     Attributes:
-        model: The model before it.
         plan: Where its stream runs.
         move: The move, on the device.
         device: Where it is computed.
     """
 
-    model: Blocks
     plan: Stream
     move: StreamMove
     device: str = "cpu"
-
-    @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the user called the model."""
-        return self.model.name
-
-    @property
-    def specification(self) -> Specification:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the tensors mean: the same as before."""
-        return self.model.specification
-
-    def dtypes(self) -> Mapping[str, torch.dtype]:
-        """The stored type of every tensor of the model."""
-        return self.model.dtypes()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor of the model."""
-        return self.model.shape(name)
-
-    def feedforwards(self) -> tuple[FeedForward, ...]:
-        """The feed-forward blocks of the model."""
-        return self.model.feedforwards()
-
-    def stream(self, *, keep_gains: bool = False) -> Stream:
-        """The residual stream of the model."""
-        return self.model.stream(keep_gains=keep_gains)
 
     @cached_property
     def _maps(self) -> turning.Maps:

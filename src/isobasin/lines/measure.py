@@ -27,7 +27,7 @@ from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
 from isobasin.records.schema import AlignmentRecord, DataRecord, ModelRecord, PointRecord, RunRecord
-from isobasin.tasks.data import Data, DataOptions, Examples, asked_for, examples_of
+from isobasin.tasks.data import Data, DataOptions, Examples, asked_for, examples_in
 from isobasin.tasks.losses import Evaluation
 from isobasin.tasks.processes import Group
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
@@ -93,7 +93,7 @@ def measure(
         understood = _understood(ends, how) if how.moves or given else []
         opened = [end.checkpoint for end in ends]
         check_output(output, [end.checkpoint.folder for end in (*ends, *moved)], force=True)
-        examples = examples_of(asked, models[0], allow_pickle=allow_pickle)
+        examples = examples_in(asked, ends[0].name, opened[0])
         for one in given:
             one.check(understood[0], understood[1], how.device)
         run = _run_record(names, opened, given, examples, how, {**said, **(settings or {})}, progress)

@@ -24,7 +24,7 @@ from isobasin.refinement.descent import Descent, Refined, descend, split
 from isobasin.refinement.line import MovingLine, Sample
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import learned
-from isobasin.tasks.data import Data, examples_of
+from isobasin.tasks.data import Data, examples_in
 from isobasin.text import Plain, plain
 from isobasin.verbs.apply import deliver, write_moved
 from isobasin.verbs.settings import Running
@@ -123,7 +123,7 @@ def gauge(
     with open_model(model, allow_pickle=allow_pickle, untie=untie) as found:
         if output is not None:
             check_output(output, [found.checkpoint.folder], running.force)
-        examples = None if data is None else examples_of(data, model, allow_pickle=allow_pickle)
+        examples = None if data is None else examples_in(data, found.name, found.checkpoint)
         within = widest([found]) if scope is None else Scope(scope)
         rest, test = (None, None) if examples is None else split(examples, how)
         cost = Cost(found, rounds, by, running.device, rest, None if examples is None else examples.kind)

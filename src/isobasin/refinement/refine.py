@@ -22,7 +22,7 @@ from isobasin.refinement.descent import Refined, descend
 from isobasin.refinement.line import ModuleLine, MovingLine
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.unfinished import Unfinished
-from isobasin.tasks.data import Data, Examples, examples_of
+from isobasin.tasks.data import Data, Examples, examples_in
 from isobasin.tasks.processes import Group
 from isobasin.text import Plain
 from isobasin.verbs.align import match_models
@@ -115,7 +115,7 @@ def refine(
         )
         check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
         advise(b, matching)
-        examples, unfinished = examples_of(data, reference, allow_pickle=allow_pickle), Unfinished(out)
+        examples, unfinished = examples_in(data, a.name, a.checkpoint), Unfinished(out)
         if start is None:
             calibration = DataCalibration(examples, running.device)
             start = group.once(lambda: match_models(a, b, matching, replace(running, verify=False), calibration))

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Union
 
 from isobasin.canonical import Source, name_of, open_checkpoint
+from isobasin.checkpoints import Checkpoint
 from isobasin.choices import TaskKind
 from isobasin.errors import DataError
 from isobasin.tasks.columns import with_roles
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
 
     from isobasin.tasks.processors import Processor
 
-__all__ = ["Data", "DataFacts", "DataOptions", "Examples", "asked_for", "examples_of", "prepare", "read_dataset"]
+__all__ = [
+    "Data",
+    "DataFacts",
+    "DataOptions",
+    "Examples",
+    "asked_for",
+    "examples_in",
+    "examples_of",
+    "prepare",
+    "read_dataset",
+]
 
 Data = Union[str, "os.PathLike[str]", DataOptions, Examples]
 """What a verb takes as data: a hub id or path, the same with more said of it, or examples that are prepared."""
@@ -39,14 +50,23 @@ def examples_of(data: Data, model: Source, *, allow_pickle: bool = False) -> Exa
         DataError: They can't be found or read, or don't fit the model.
         CheckpointError: The model can't be found or read.
     """
+    with open_checkpoint(model, allow_pickle=allow_pickle) as checkpoint:
+        return examples_in(data, name_of(model), checkpoint)
+
+
+def examples_in(data: Data, name: str, checkpoint: Checkpoint) -> Examples:
+    """The same as a model sees them that is open already; `name` is what the user called it.
+
+    Raises:
+        DataError: They can't be found or read, or don't fit the model.
+    """
     asked = asked_for(data)
     if isinstance(asked, Examples):
         return asked
-    with open_checkpoint(model, allow_pickle=allow_pickle) as checkpoint:
-        config = config_of(name_of(model), checkpoint)
-        kind = kind_of(checkpoint.config) if asked.task is None else TaskKind(asked.task)
-        processor = load_processor(checkpoint.folder, kind, asked.tokenizer)
-        return prepare(read_dataset(asked, kind), kind, processor, asked, config=config)
+    config = config_of(name, checkpoint)
+    kind = kind_of(checkpoint.config) if asked.task is None else TaskKind(asked.task)
+    processor = load_processor(checkpoint.folder, kind, asked.tokenizer)
+    return prepare(read_dataset(asked, kind), kind, processor, asked, config=config)
 
 
 def read_dataset(options: DataOptions, kind: TaskKind | str) -> Dataset:

@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment, Moved
-from isobasin.architectures.feedforwards import FeedForward
-from isobasin.architectures.schema import Specification
 from isobasin.beside import ALIGNMENT
 from isobasin.canonical import base_of, write_merged
 from isobasin.checkpoints import Adapter, check_output, temporary_folder
 from isobasin.checkpoints.adapters import Factors
 from isobasin.errors import AlignmentError, VerificationError, about
-from isobasin.model import Blocks, Model, opened
-from isobasin.symmetries.along import Stream
+from isobasin.model import Model, Revalued, opened
 from isobasin.verbs.leaving import leave
 from isobasin.verbs.settings import Running
 from isobasin.verification import Verification, verify_models
@@ -28,47 +25,19 @@ _SAME = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
-class Adapted(Blocks):
-    """A model with what an adapter adds, in float64, tensor by tensor as they are asked for.
+class Adapted(Revalued):
+    """An adapter's base with what it adds, in float64, tensor by tensor as they are asked for.
 
     Attributes:
-        model: The adapter's base.
         added: What is added, by stored name.
     """
 
-    model: Model
     added: Mapping[str, Tensor]
-
-    @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the user called the base."""
-        return self.model.name
-
-    @property
-    def specification(self) -> Specification:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the tensors mean: the same as without."""
-        return self.model.specification
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these names."""
         found = self.model.read(names)
         return {name: x.double() + self.added[name] if name in self.added else x for name, x in found.items()}
-
-    def dtypes(self) -> Mapping[str, torch.dtype]:
-        """The type of every tensor of the base."""
-        return self.model.dtypes()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor of the base."""
-        return self.model.shape(name)
-
-    def feedforwards(self) -> tuple[FeedForward, ...]:
-        """The feed-forward blocks of the base."""
-        return self.model.feedforwards()
-
-    def stream(self, *, keep_gains: bool = False) -> Stream:
-        """The residual stream of the base."""
-        return self.model.stream(keep_gains=keep_gains)
 
 
 def move_adapter(

@@ -117,15 +117,15 @@ def outline(
         how = {"allow_pickle": allow_pickle, "untie": untie, "headers": True}
         opened = [stack.enter_context(open_canonical(source, **how)) for source in sources]
         check_output(output, [end.checkpoint.folder for end in opened], running.force)
-        matched = () if matching is None else tuple(_matched([Model.of(end) for end in opened], matching))
+        models = [] if matching is None else [Model.of(end) for end in opened]
         size = _written(opened[0], running)
         return Outline(
             models=tuple(map(_described, opened)),
-            matched=matched,
+            matched=() if matching is None else tuple(_matched(models, matching)),
             writes=written * size,
             free=shutil.disk_usage(_parent(Path(output))).free,
-            memory=int(_memory(opened, matching, running, learns)),
-            seconds=_seconds(opened, matching, running),
+            memory=int(_memory(opened, models, matching, running, learns)),
+            seconds=_seconds(opened, models, matching, running),
         )
 
 
@@ -167,11 +167,12 @@ def _matched(models: Sequence[Model], matching: Matching) -> Iterator[Part]:
         yield Part("residual stream", 1, str(stream.group), along)
 
 
-def _memory(opened: Sequence[Canonical], matching: Matching | None, running: Running, learns: bool) -> float:
+def _memory(
+    opened: Sequence[Canonical], models: Sequence[Model], matching: Matching | None, running: Running, learns: bool
+) -> float:
     largest = max(8 * prod(shape) for end in opened for shape in end.shapes.values())
     if matching is None:
         return _IMPORTED + 2 * largest
-    models = [Model.of(end) for end in opened[:1]]
     blocks = models[0].blocks(feedforward=matching.feedforward)
     block = max(8 * sum(map(prod, one.shapes().values())) for one in blocks)
     found = _IMPORTED + _BLOCKS * block * (2 if running.verify else 1)
@@ -180,13 +181,15 @@ def _memory(opened: Sequence[Canonical], matching: Matching | None, running: Run
     return found + _COPIES * 4 * _parameters(opened[0]) * learns
 
 
-def _seconds(opened: Sequence[Canonical], matching: Matching | None, running: Running) -> tuple[float, float]:
+def _seconds(
+    opened: Sequence[Canonical], models: Sequence[Model], matching: Matching | None, running: Running
+) -> tuple[float, float]:
     copied = _COPIED * sum(map(_parameters, opened)) / _MILLION
     if matching is None:
         return copied, copied
     compared = _COMPARED * _parameters(opened[0]) / _MILLION * running.verify
     near = far = 0.0
-    for block in Model.of(opened[0]).blocks(feedforward=matching.feedforward):
+    for block in models[0].blocks(feedforward=matching.feedforward):
         near += _MATCHED[matching.scope] * sum(map(prod, block.shapes().values())) / _MILLION
         group = block.group
         if isinstance(group, FeedForwardGroup):
