@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,47 @@ def test_a_layer_that_is_missing_is_taken_from_the_original(originals: dict[str,
     assert (finding.defect, finding.words, finding.layers) == (Defect.layers, "layer is missing", (1,))
     assert found.verified is not None
     assert found.verified.equal
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ((0, 2, 1), {("layers lie in another order", (1, 2))}),
+        ((0, 0, 2), {("layer is missing", (1,)), ("layer is there twice", (0,))}),
+        ((0, 2), {("layer is missing", (1,))}),
+    ],
+)
+def test_layers_of_a_moved_copy_are_told_apart_and_mended(
+    family: str, source: tuple[int, ...], words: set[tuple[str, tuple[int, ...]]], tmp_path: Path
+):
+    """The sizes of their tensors are others than the original's; what no move changes isn't."""
+    a = tiny(family, config={"num_hidden_layers": 3}).save(tmp_path / "a", 0, dtype=torch.float32)
+    isobasin.scramble(a, tmp_path / "moved", scope="block", condition=10, verify=False)
+    whole = load_file(tmp_path / "moved" / "model.safetensors")
+
+    def change(tensors, config):
+        tensors.clear()
+        config["num_hidden_layers"] = len(source)
+        for name, x in whole.items():
+            cut = re.search(r"(?<=\.)\d+(?=\.)", name)
+            for new, old in enumerate(source) if cut else ():
+                if int(cut[0]) == old:
+                    tensors[f"{name[: cut.start()]}{new}{name[cut.end() :]}"] = x.clone()
+            if cut is None:
+                tensors[name] = x
+
+    b = rewritten(tmp_path / "moved", tmp_path / "b", change)
+    found = isobasin.diagnose(a, b, tmp_path / "out")
+    assert {(one.words, one.layers) for one in found.findings} == words
+    assert {one.defect for one in found.findings} == {Defect.layers}
+    assert found.verified is not None
+    assert found.verified.equal
+    original, mended = (load_file(folder / "model.safetensors") for folder in (a, tmp_path / "out"))
+    for name, x in mended.items():
+        # A layer that the copy has lost is the original's.
+        lost = re.search(r"\.1\.", name) and 1 not in source
+        torch.testing.assert_close(x, (original if lost else whole)[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -1,4 +1,7 @@
-"""Which layer of the original each layer of a conversion is, by what no order of rows changes: sizes of its tensors."""
+"""Which layer of the original each layer of a conversion is.
+
+By what no order of rows changes, the sizes of its tensors; and by what no move of its blocks does, their invariants.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,24 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from isobasin.architectures.blocks import Block
 from isobasin.diagnosis.findings import Defect, Finding
+from isobasin.diagnosis.rounding import relative
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 # Relative difference of two norms that counts as none: rounding to bfloat16 changes them by less.
-_SAME = 2e-3
-# The share of a layer's tensors that must have the sizes of another layer's.
+SIZES = 2e-3
+# Likewise of the invariants of two blocks, of which one may have been moved before it was rounded.
+INVARIANTS = 1e-2
+# The share of an original layer's traits that another must have to be that layer.
 _SHARE = 0.5
 
-Norms = Mapping[str, Mapping[str, float]]
-"""Of every layer, by the beginning of its names, the norms of its tensors by the rest of theirs."""
+Traits = Mapping[str, Mapping[str, Tensor]]
+"""Of every layer, by the beginning of its names, norms of its tensors or invariants of its blocks, by name."""
+Likeness = Mapping[str, Mapping[str, float]]
+"""Of every layer of a conversion how much it is like each of the original's: the share of traits that agree."""
 
 
 def beginnings(blocks: Sequence[Block]) -> dict[str, int]:
@@ -66,27 +76,27 @@ class Order:
         return bool(self.findings) and sizes == self.counts and sizes[0] != sizes[1]
 
 
-def order(ours: Norms, theirs: Norms, numbers: Mapping[str, int]) -> Order:
+def order(sizes: Likeness, invariants: Likeness, numbers: Mapping[str, int]) -> Order:
     """Find the order of layers.
 
     Args:
-        ours: Norms of the original's layers.
-        theirs: Those of the conversion's.
+        sizes: How much layers are alike by the norms of their tensors.
+        invariants: Likewise by the invariants of their blocks; empty where sizes say everything.
         numbers: The number of each of the original's layers.
     """
-    twins = {start: _twin(start, norms, ours) for start, norms in theirs.items()}
+    twins = {start: _twin(start, found, invariants.get(start, {})) for start, found in sizes.items()}
     source: dict[str, str | None] = {}
-    for start in ours:
+    for start in numbers:
         from_ = [other for other, twin in twins.items() if twin == start]
         source[start] = start if start in from_ else from_[0] if from_ else None
     # A layer that none is like was changed, or drawn anew: it is the one in its place.
-    spare = [start for start in theirs if twins[start] is None]
+    spare = [start for start, twin in twins.items() if twin is None]
     for start, found in source.items():
         if found is None and start in spare:
             source[start] = start
     words: list[tuple[str, list[str]]] = []
     missing = [start for start, found in source.items() if found is None]
-    twice = [start for start in ours if sum(twin == start for twin in twins.values()) > 1]
+    twice = [start for start in numbers if sum(twin == start for twin in twins.values()) > 1]
     moved = [start for start, found in source.items() if found not in (start, None)]
     if missing:
         words.append(("is missing", missing))
@@ -96,7 +106,7 @@ def order(ours: Norms, theirs: Norms, numbers: Mapping[str, int]) -> Order:
         words.append(("lie in another order", moved))
     fix = "number the layers as the original does"
     return Order(
-        source, tuple(_finding(what, starts, numbers, fix) for what, starts in words), (len(ours), len(theirs))
+        source, tuple(_finding(what, starts, numbers, fix) for what, starts in words), (len(numbers), len(twins))
     )
 
 
@@ -106,17 +116,27 @@ def _finding(what: str, starts: Sequence[str], numbers: Mapping[str, int], fix: 
     return Finding(Defect.layers, f"layer{'s' * (len(layers) > 1)} {text}", layers, (), None, None, fix)
 
 
-def _twin(start: str, norms: Mapping[str, float], ours: Norms) -> str | None:
-    """The original's layer of the same sizes: the one in its place unless another is more alike."""
-    scores = {other: _alike(norms, there) for other, there in ours.items()}
-    own = scores.get(start, 0.0)
-    best = max(scores, key=scores.__getitem__, default=start)
-    if scores.get(best, 0.0) >= _SHARE and scores[best] > own:
+def _twin(start: str, sizes: Mapping[str, float], invariants: Mapping[str, float]) -> str | None:
+    """The original's layer that a conversion's is: the one in its place unless another is more alike."""
+    if invariants:
+        best = start if invariants.get(start) else max(invariants, key=invariants.__getitem__)
+        if invariants[best] >= _SHARE:
+            return best
+    own = sizes.get(start, 0.0)
+    best = max(sizes, key=sizes.__getitem__, default=start)
+    if sizes.get(best, 0.0) >= _SHARE and sizes[best] > own:
         return best
     return start if own > 0 and own >= _SHARE else None
 
 
-def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """The share of two layers' tensors that are there in both, and of one size."""
-    same = [abs(size - other[name]) <= _SAME * size for name, size in one.items() if name in other]
-    return sum(same) / max(len(one), len(other)) if same else 0.0
+def likeness(ours: Traits, theirs: Traits, allowed: float) -> Likeness:
+    """The share of the traits of each of the original's layers that each layer of a conversion has too."""
+    return {
+        start: {other: _share(there, found, allowed) for other, there in ours.items()}
+        for start, found in theirs.items()
+    }
+
+
+def _share(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], allowed: float) -> float:
+    both = [(x, theirs[name]) for name, x in ours.items() if name in theirs]
+    return sum(x.shape == y.shape and relative(x, y) <= allowed for x, y in both) / max(1, len(ours))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isobasin.architectures.entries import shown
 from isobasin.architectures.meaning import differences
-from isobasin.diagnosis import layers
+from isobasin.diagnosis import layers, traits
 from isobasin.diagnosis.blocks import AnyBlock, Examined, Kind, examine
 from isobasin.diagnosis.findings import Defect, Finding, merged
 from isobasin.diagnosis.layers import Order
@@ -55,7 +55,7 @@ class Whole:
     def of(cls, pair: Pair, progress: Progress) -> Whole:
         """Look at every place once."""
         fits = dict(pair.a.canonical.shapes) == dict(pair.b.shapes)
-        whole = cls(pair, _order(pair, progress), layers.beginnings(pair.blocks), fits=fits)
+        whole = cls(pair, traits.order(pair), layers.beginnings(pair.blocks), fits=fits)
         whole.found += [*whole.order.findings, *_configuration(pair, whole.order)]
         for item in places(pair, whole.order, progress, "comparing"):
             whole._add(item)
@@ -209,22 +209,6 @@ def places(pair: Pair, order: Order, progress: Progress, what: str) -> Iterator[
         progress(what, done, len(items))
         yield item
     progress(what, len(items), len(items))
-
-
-def _order(pair: Pair, progress: Progress) -> Order:
-    """Which layer is which, from the norms of all tensors."""
-    numbers = layers.beginnings(pair.blocks)
-    form = layers.patterns(numbers)
-    found: list[dict[str, dict[str, float]]] = []
-    for end in (pair.a.canonical, pair.b):
-        norms: dict[str, dict[str, float]] = {}
-        for name in end.shapes:
-            start = form.match(name)
-            if start is not None:
-                size = float(end.read([name])[name].double().norm())
-                norms.setdefault(start[0], {})[name[start.end() :]] = size
-        found.append(norms)
-    return layers.order(found[0], found[1], numbers)
 
 
 def _configuration(pair: Pair, order: Order) -> Iterator[Finding]:

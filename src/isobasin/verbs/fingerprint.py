@@ -20,16 +20,11 @@ from isobasin.checkpoints.files import WatchedFile, read_object
 from isobasin.checkpoints.shards import SafetensorsShard
 from isobasin.errors import ArchitectureError, CheckpointError, OutputError, TensorError, first_line
 from isobasin.matching import tokens
-from isobasin.matching.canonical import head_sizes
-from isobasin.matching.feedforward import unit_sizes
-from isobasin.matching.sides import Sides, all_sides
+from isobasin.matching.invariants import head_order, invariants
 from isobasin.matching.whole.folded import Folded
 from isobasin.model import Model, Source, open_model
 from isobasin.symmetries.along import Role
-from isobasin.symmetries.groups import AttentionGroup
-from isobasin.symmetries.rotation import Rotation
 from isobasin.symmetries.stream import rows
-from isobasin.symmetries.weights import AttentionWeights
 from isobasin.text import Plain, as_json
 from isobasin.verbs.settings import chosen_device
 from isobasin.verification import known_feedforwards
@@ -40,9 +35,6 @@ ENDINGS = (".json", ".safetensors")
 FORMAT = "2"
 SEEN = "tokens"
 """What names of numbers that tokens see begin with."""
-
-# Of a block with more units than that, every second one is kept, or every third and so on, so that files stay small.
-_UNITS = 4096
 
 _NAME = re.compile(r"(attention|feedforward)\.\d+(\.\d+)?\.\w+")
 
@@ -190,47 +182,11 @@ def fingerprint_of(model: Model, device: str) -> Fingerprint:
     for name, block in zip(names, (*model.specification.attention, *feedforwards), strict=True):
         shapes = block.shapes()
         stored = model.checked(shapes if folded is None else folded.plan.needed(shapes))
-        found = (
-            _of_heads(block, stored, device) if isinstance(block, AttentionBlock) else _of_units(block, stored, device)
-        )
+        found = invariants(block, stored, device)
         if folded is not None and seen_by is not None:
             found |= _seen(block, folded.made(stored), seen_by, device)
         tensors |= {f"{name}.{part}": values.cpu().contiguous() for part, values in found.items()}
     return Fingerprint(model.specification.model_type, tensors)
-
-
-def _of_heads(block: AttentionBlock, stored: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
-    """The invariants of one attention block."""
-    weights, group = block.read(stored, device), block.group
-    order = _order(group, weights)
-    found: dict[str, Tensor] = {}
-    for pair, circuit in all_sides(group, weights).items():
-        for sides in circuit:
-            name = {"query_key": "planes"}.get(pair, "value_planes") if sides.left.is_complex() else pair
-            name += f"_{sides.width}" if sides.left.is_complex() and sides.width > 1 else ""
-            found[name] = _spectra(sides).flatten(0, 1)[order]
-    for factor in group.factors:
-        if isinstance(factor, Rotation):
-            found[factor.name] = torch.linalg.svdvals(weights.tensors()[factor.writers[0]])
-    return found
-
-
-def _order(group: AttentionGroup, weights: AttentionWeights) -> Tensor:
-    """The query heads with the largest circuits first; as they are where none can change places."""
-    sizes = head_sizes(group, weights).flatten()
-    return sizes.argsort(descending=True) if group.permuted else torch.arange(len(sizes), device=sizes.device)
-
-
-def _of_units(block: FeedForward, stored: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
-    """Those of one feed-forward block."""
-    sizes = unit_sizes(block.group, block.read(stored, device)).flip(0)
-    return {"units": sizes[:: -(-len(sizes) // _UNITS)]}
-
-
-def _spectra(sides: Sides) -> Tensor:
-    """Singular values of every query head's circuits, `(g, s, columns)`; of a plane its size."""
-    left, right = (torch.linalg.qr(x, mode="r").R for x in sides.blocks())
-    return torch.linalg.svdvals(left @ right.mH).flatten(-2)
 
 
 def _folded(model: Model, device: str) -> Folded | None:
@@ -262,7 +218,7 @@ def _seen(
     """What a block's circuits make of sums of tokens, from its folded tensors."""
     if isinstance(block, AttentionBlock):
         weights = block.read(made, device)
-        order = _order(block.group, weights)
+        order = head_order(block.group, weights)
         found = {name: values[order] for name, values in tokens.seen_heads(weights, seen_by).items()}
     else:
         found = {"units": tokens.seen_units(block.group, block.read(made, device), seen_by)}
