@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -167,7 +167,11 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False, headers: bool
         if not Adapter.there(folder):
             yield Checkpoint.open(folder, allow_pickle=allow_pickle)
             return
-        with _merged(os.fspath(source), Adapter.open(folder), allow_pickle) as checkpoint:
+        adapter = Adapter.open(folder)
+        with (
+            base_of(adapter, allow_pickle=allow_pickle) as base,
+            merged(os.fspath(source), adapter, base) as checkpoint,
+        ):
             yield checkpoint
         return
     with temporary_folder() as folder:
@@ -205,18 +209,23 @@ def base_of(adapter: Adapter, *, allow_pickle: bool = False, untie: bool = False
 
 
 @contextmanager
-def _merged(name: str, adapter: Adapter, allow_pickle: bool) -> Generator[Checkpoint]:
-    """A temporary checkpoint of an adapter's base with what it adds, as peft merges the two.
+def merged(name: str, adapter: Adapter, base: Canonical) -> Generator[Checkpoint]:
+    """A temporary checkpoint of a model with what an adapter adds, as peft merges the two.
 
     A tied tensor that it adds to is taken apart from the other one, which stays.
+
+    Args:
+        name: What the user called the adapter.
+        adapter: What is added.
+        base: To which.
     """
-    with base_of(adapter, allow_pickle=allow_pickle) as base:
-        ties = base.view.ties
-        if {base.view.stored(tied) for tied in ties} & base.targets(adapter).keys():
-            base = base.untied()
-        warn(f"{name}: a LoRA adapter, merged into its base {adapter.base}")
-        with temporary_folder() as folder, calling(folder / "merged", name):
-            yield Checkpoint.open(write_merged(base, adapter, folder / "merged"))
+    ties = base.view.ties
+    if {base.view.stored(tied) for tied in ties} & base.targets(adapter).keys():
+        base = base.untied()
+    warn(f"{name}: a LoRA adapter, merged into its base {base.name}")
+    with temporary_folder() as folder, calling(folder / "merged", name):
+        found = Checkpoint.open(write_merged(base, adapter, folder / "merged"))
+        yield replace(found, made_of=(adapter.folder, *base.checkpoint.sources))
 
 
 def write_merged(

@@ -155,3 +155,23 @@ def test_a_hub_cache_and_its_snapshot(cli: Cli, models: dict[str, Path], tmp_pat
     assert "a model's folder in the hub cache: pass the hub id, or the folder of one revision" in result.stderr
     assert cli("scramble", snapshot, "-o", tmp_path / "out").exit_code == 0
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_force_keeps_what_is_read(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    """Whatever is read, not only models, lies outside of the folder that is replaced."""
+    moved = tmp_path / "moved"
+    assert cli("scramble", models["a"], "-o", moved, "--no-verify").exit_code == 0
+    data = moved / "text.txt"
+    data.write_text("a b")
+    before = {path: path.read_bytes() for path in moved.iterdir()}
+    alignment = moved / "alignment.isobasin"
+    for read, *words in (
+        (alignment, "apply", alignment, models["a"]),
+        (moved, "apply", moved, models["a"]),
+        (alignment, "transport", models["a"], models["b"], models["b"], "--alignment", alignment),
+        (data, "align", models["a"], models["b"], "--objective", "activations", "--data", data),
+    ):
+        result = cli(*words, "-o", moved, "--force")
+        line = f"error: {moved}: is, holds or lies in the input {read}: name a folder apart from it\n"
+        assert (result.exit_code, result.stderr) == (2, line)
+    assert {path: path.read_bytes() for path in moved.iterdir()} == before

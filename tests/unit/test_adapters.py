@@ -116,6 +116,25 @@ def test_an_adapter_is_carried_to_another_base(scale: float, tmp_path: Path):
     assert torch.allclose(end, wanted, rtol=0, atol=ROUNDING * float(wanted.abs().max()))
 
 
+def test_the_base_that_is_given_is_compared_with_the_one_that_is_named(tmp_path: Path, recwarn):
+    """A copy elsewhere is the same, another model isn't, and of one that isn't here nobody knows."""
+    base = LLAMA.save(tmp_path / "base", dtype=torch.float64)
+    adapter = adapted(base, tmp_path / "adapter", target_modules=["q_proj"])
+    shutil.copytree(base, tmp_path / "copy")
+    other = LLAMA.save(tmp_path / "other", 1, dtype=torch.float64)
+    isobasin.scramble(base, tmp_path / "target", seed=1, verify=False)
+    arguments = {"scope": "attention", "verify": False}
+    isobasin.transport(tmp_path / "copy", adapter, tmp_path / "target", tmp_path / "out", **arguments)
+    assert not [found for found in recwarn if "as its base" in str(found.message)]
+    with pytest.raises(IsobasinError, match=f"is of {base}, which is another model than {other}: give its own"):
+        isobasin.transport(other, adapter, tmp_path / "target", tmp_path / "more", **arguments)
+    base.rename(tmp_path / "away")
+    with pytest.warns(match="names .* as its base, which is no folder here: it is taken for one of"):
+        isobasin.transport(tmp_path / "copy", adapter, tmp_path / "target", tmp_path / "more", **arguments)
+    moved = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("out", "more")]
+    assert all(torch.equal(moved[0][name], moved[1][name]) for name in moved[0] | moved[1])
+
+
 def adapter_merged(base: Path, adapter: Path, folder: Path) -> Path:
     """What peft makes of the two."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="auto")
@@ -221,6 +240,12 @@ def test_an_adapter_is_written_to_a_folder_of_its_own(trained, tmp_path: Path):
     alignment = isobasin.scramble(base, tmp_path / "moved", seed=1, verify=False).alignment
     with pytest.raises(OutputError, match="is, holds or lies in the input"):
         isobasin.apply(alignment, adapter, adapter, force=True)
+    # Where it is merged on the fly, what is read lies elsewhere.
+    for kept in (adapter, base):
+        with pytest.raises(OutputError, match=f"is, holds or lies in the input {kept}"):
+            isobasin.scramble(adapter, kept, seed=1, force=True)
+        with pytest.raises(OutputError, match=f"is, holds or lies in the input {kept}"):
+            isobasin.interpolate(tmp_path / "moved", adapter, 0.5, kept, force=True)
     with pytest.raises(IsobasinError, match="is for adapters"):
         isobasin.apply(alignment, base, tmp_path / "out", moved_base="x")
     with pytest.raises(IsobasinError, match="is written to a folder"):

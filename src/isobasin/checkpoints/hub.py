@@ -146,7 +146,7 @@ def headers_of(model: HubModel) -> Generator[Checkpoint | None]:
             shutil.copyfile(path, folder / path.name)
         for name, file in found.files_metadata.items():
             _lay_out(folder / name, file)
-        yield replace(HeadersOnly.open(folder), home=model)
+        yield replace(HeadersOnly.open(folder), home=model, made_of=(here,))
 
 
 def _lay_out(path: Path, file: Any) -> None:

@@ -71,7 +71,7 @@ def write_checkpoint(
         CheckpointError: A file of the source changed since it was opened.
         ValueError: A moved tensor isn't in the source, has another shape, or comes twice.
     """
-    check_output(out, (*inputs, source.folder), force)
+    check_output(out, (*inputs, *source.sources), force)
     target = real(out)
     headers = {file: _cast_header(source, file, dtype) for file in source.files}
     found = companions(source.folder, frozenset(file.path.name for file in source.watched()))

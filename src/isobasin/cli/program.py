@@ -16,7 +16,7 @@ from isobasin import __version__, cli
 from isobasin.cli.console import QUIET, VERBOSE
 from isobasin.cli.failures import reported
 from isobasin.cli.panels import COMMANDS, put_under_headings
-from isobasin.cli.pushing import with_pushing
+from isobasin.cli.writing import with_output
 from isobasin.recipes import recorded
 
 
@@ -51,9 +51,10 @@ class _Program(TyperGroup):
             if not isinstance(verb, typer.Typer):
                 alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
                 alone.command(epilog=f"Example: {module.EXAMPLE}")(recorded(verb))
-                verb = alone
-            command = get_command(verb)
-            with_pushing(command, getattr(module, name))
+                command = get_command(alone)
+                with_output(command, verb)
+            else:
+                command = get_command(verb)
             put_under_headings(command, name)
             self.add_command(command, name)
 

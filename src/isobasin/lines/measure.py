@@ -92,7 +92,7 @@ def measure(
         _check_alike([*ends, *moved], Taking(config=how.take_config))
         understood = _understood(ends, how) if how.moves or given else []
         opened = [end.checkpoint for end in ends]
-        check_output(output, [end.checkpoint.folder for end in (*ends, *moved)], force=True)
+        check_output(output, [folder for end in (*ends, *moved) for folder in end.checkpoint.sources], force=True)
         examples = examples_in(asked, ends[0].name, opened[0])
         for one in given:
             one.check(understood[0], understood[1], how.device)

@@ -122,7 +122,7 @@ def gauge(
         raise IsobasinError(f"by {by} is measured on data: give --data, or choose weights")
     with open_model(model, allow_pickle=allow_pickle, untie=untie) as found:
         if output is not None:
-            check_output(output, [found.checkpoint.folder], running.force)
+            check_output(output, found.checkpoint.sources, running.force)
         examples = None if data is None else examples_in(data, found.name, found.checkpoint)
         within = widest([found]) if scope is None else Scope(scope)
         rest, test = (None, None) if examples is None else split(examples, how)

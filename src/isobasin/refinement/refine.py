@@ -113,7 +113,7 @@ def refine(
         refuse_conflicts(
             a.canonical, b.canonical, Taking(take_config, untie=matching.untie), (Option.config, Option.untie)
         )
-        check_output(out, [a.checkpoint.folder, b.checkpoint.folder], running.force)
+        check_output(out, [*a.checkpoint.sources, *b.checkpoint.sources], running.force)
         advise(b, matching)
         examples, unfinished = examples_in(data, a.name, a.checkpoint), Unfinished(out)
         if start is None:

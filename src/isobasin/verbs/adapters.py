@@ -60,7 +60,7 @@ def move_adapter(
         allow_pickle: Load pickled weights of the base, with `weights_only`.
     """
     with base_of(adapter, allow_pickle=allow_pickle, untie=alignment.untied) as canonical:
-        base, inputs = Model.of(canonical), [canonical.checkpoint.folder]
+        base, inputs = Model.of(canonical), canonical.checkpoint.sources
         check_output(output, [*inputs, adapter.folder], running.force)
         with about(str(adapter.folder)):
             new = adapter.having(factors_after(alignment, base, adapter, running.device), moved_base or adapter.base)

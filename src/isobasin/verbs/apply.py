@@ -101,7 +101,7 @@ def moved(
     """Open a model, find a move of it, and make that; arguments and result as `apply`."""
     with open_model(source, allow_pickle=allow_pickle, untie=untie) as model:
         if output is not None:
-            check_output(output, [model.checkpoint.folder], running.force)
+            check_output(output, model.checkpoint.sources, running.force)
         alignment = find(model)
 
         def write(folder: Path) -> Alignment:
@@ -221,7 +221,7 @@ def write_moving(
         model.view.written(pieces()),
         dtype=running.dtype,
         force=running.force,
-        inputs=[other.checkpoint.folder for other in others],
+        inputs=[folder for other in others for folder in other.checkpoint.sources],
         extra=add,
         check=check,
     )

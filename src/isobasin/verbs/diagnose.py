@@ -112,7 +112,7 @@ def diagnose(
     """
     running = Running(device, force=force, progress=progress)
     with opened_pair(a, b, allow_pickle=allow_pickle) as pair:
-        inputs = [end.checkpoint.folder for end in (pair.a.canonical, pair.b)]
+        inputs = [folder for end in (pair.a.canonical, pair.b) for folder in end.checkpoint.sources]
         if output is not None:
             check_output(output, inputs, force)
         whole = Whole.of(pair, progress)

@@ -66,7 +66,7 @@ def interpolate(
     with ExitStack() as stack:
         how = {"allow_pickle": allow_pickle, "untie": untie}
         one, other = (stack.enter_context(open_canonical(end, **how)) for end in (a, b))
-        inputs, names, weights = [end.checkpoint.folder for end in (one, other)], one.view.tensors, (1 - t, t)
+        inputs, names, weights = (*one.checkpoint.sources, *other.checkpoint.sources), one.view.tensors, (1 - t, t)
         options = (Option.config, Option.by_name, Option.rows, Option.untie)
         alone = only(weights, lambda: refuse_conflicts(one, other, taking, options))
         points: Iterator[dict[str, Tensor]] = iter(())

@@ -185,7 +185,7 @@ def merge(
         opened = [opening.enter_context(open_model(source, **how)) for source in models]
         if head is not None and Readout(head) is Readout.own:
             models, opened, weights = _own(models), opened[::-1], weights[::-1]
-        inputs = [model.checkpoint.folder for model in opened]
+        inputs = [folder for model in opened for folder in model.checkpoint.sources]
         whole = () if way.of_tasks else weights  # of which one may be all
         alone = only(whole, partial(_check_alike, opened, matching, taking))
         if output is not None:

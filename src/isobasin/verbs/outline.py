@@ -116,7 +116,7 @@ def outline(
     with ExitStack() as stack:
         how = {"allow_pickle": allow_pickle, "untie": untie, "headers": True}
         opened = [stack.enter_context(open_canonical(source, **how)) for source in sources]
-        check_output(output, [end.checkpoint.folder for end in opened], running.force)
+        check_output(output, [folder for end in opened for folder in end.checkpoint.sources], running.force)
         models = [] if matching is None else [Model.of(end) for end in opened]
         size = _written(opened[0], running)
         return Outline(

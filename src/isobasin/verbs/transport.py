@@ -18,7 +18,17 @@ from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.beside import ALIGNMENT
 from isobasin.bounds import check_number
-from isobasin.canonical import Source, adapter_in, evened, name_of, open_canonical, write_merged
+from isobasin.canonical import (
+    Canonical,
+    Source,
+    adapter_in,
+    base_of,
+    evened,
+    merged,
+    name_of,
+    open_canonical,
+    write_merged,
+)
 from isobasin.checkpoints import Adapter, calling, check_output, temporary_folder, write_checkpoint
 from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, about, warn
@@ -152,9 +162,10 @@ def transport(
         raise IsobasinError(f"an alignment that is there has its scope: leave out --scope {scope}")
     running = Running(device, verify=verify, force=force, progress=progress)
     untie = untie or (alignment is not None and alignment.untied)
-    with _opened((target, base, tuned), allow_pickle=allow_pickle, untie=untie) as models:
+    adapter = _adapter(tuned, output)
+    with _opened((target, base, tuned), adapter, allow_pickle=allow_pickle, untie=untie) as models:
         onto, start, end = models
-        inputs, adapter = [model.checkpoint.folder for model in models], _adapter(tuned, base, output)
+        inputs = [folder for model in models for folder in model.checkpoint.sources]
         if output is not None:
             check_output(output, inputs, force)
         if alignment is None:
@@ -183,24 +194,45 @@ def transport(
         return Transported(path, made, alignment, verified, chosen, tried, *sizes, new, checked)
 
 
-def _adapter(tuned: Source, base: Source, output: str | os.PathLike[str] | None) -> Adapter | None:
+def _adapter(tuned: Source, output: str | os.PathLike[str] | None) -> Adapter | None:
     """The adapter that a fine-tune is, if it is one.
 
     Raises:
         IsobasinError: No folder is named to write another one to.
     """
     adapter = adapter_in(tuned)
-    if adapter is None:
-        return None
-    if output is None:
+    if adapter is not None and output is None:
         raise IsobasinError(f"{adapter.folder}: an adapter is written to a folder: name that")
-    if os.path.realpath(adapter.base) != os.path.realpath(name_of(base)):
-        warn(f"{adapter.folder}: names {adapter.base} as its base, and not {name_of(base)}")
     return adapter
 
 
+def _check_base(adapter: Adapter, base: Canonical, allow_pickle: bool) -> None:
+    """An adapter adds to the base that is given; what it names as its own has to be the same, wherever that lies.
+
+    Raises:
+        IsobasinError: It is another model.
+    """
+    if os.path.realpath(adapter.base) == os.path.realpath(base.name):
+        return
+    if not os.path.isdir(adapter.base):
+        named = f"names {adapter.base} as its base, which is no folder here"
+        warn(f"{adapter.folder}: {named}: it is taken for one of {base.name}")
+        return
+    with base_of(adapter, allow_pickle=allow_pickle) as own:
+        names = own.view.tensors
+        if own.shapes.items() <= base.shapes.items() and all(
+            same(one[name], other[name]) for one, other in tensors_of([own, base], names) for name in one
+        ):
+            return
+    raise IsobasinError(
+        f"{adapter.folder}: is of {adapter.base}, which is another model than {base.name}: give its own"
+    )
+
+
 @contextmanager
-def _opened(sources: Sequence[Source], *, allow_pickle: bool, untie: bool) -> Generator[list[Model]]:
+def _opened(
+    sources: Sequence[Source], adapter: Adapter | None, *, allow_pickle: bool, untie: bool
+) -> Generator[list[Model]]:
     """Open target, base and fine-tune, in one form as to what is tied; refused where they are no three of a kind.
 
     Raises:
@@ -209,7 +241,12 @@ def _opened(sources: Sequence[Source], *, allow_pickle: bool, untie: bool) -> Ge
     """
     with ExitStack() as stack:
         how = {"allow_pickle": allow_pickle, "untie": untie}
-        ends = [stack.enter_context(open_canonical(source, **how)) for source in sources]
+        whole = sources if adapter is None else sources[:-1]
+        ends = [stack.enter_context(open_canonical(source, **how)) for source in whole]
+        if adapter is not None:
+            _check_base(adapter, ends[1], allow_pickle)
+            tuned = name_of(sources[-1])
+            ends.append(Canonical.of(tuned, stack.enter_context(merged(tuned, adapter, ends[1]))))
         for other in (ends[2], ends[0]):
             refuse_conflicts(ends[1], other, Taking(head=True, untie=True), ())
         even = evened(ends)
@@ -308,7 +345,7 @@ class _Carried:
                 place = write_merged(self.target.canonical, Adapter.open(staging), merged / "merged")
                 return runs(folder, self.running, place)
 
-        ends = [end.checkpoint.folder for end in (self.target, self.base)]
+        ends = [folder for end in (self.target, self.base) for folder in end.checkpoint.sources]
         extra = partial(self._leave, library="peft")
         return found.write(folder, force=self.running.force, inputs=ends, extra=extra, check=check)
 

@@ -1,18 +1,23 @@
-"""The options by which every command that writes a model uploads it, too."""
+"""What every command that writes a model does besides: it keeps what it reads, and uploads what it wrote."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.main import get_command
 
+from isobasin.cli import options
 from isobasin.cli.console import show_path, working
 
 OUTPUT = "output"
+
+_READ = ("alignment", "data", "tokenizer")
+"""What may be read besides models; those are looked after where they are opened."""
 
 
 def _options(
@@ -28,10 +33,9 @@ def _options(
 ) -> None: ...
 
 
-def with_pushing(command: Any, verb: Callable[..., Any]) -> None:
-    """Give a command that writes a model these options."""
-    written = inspect.signature(verb).parameters.get(OUTPUT)
-    if written is None or written.annotation != "options.Output":
+def with_output(command: Any, verb: Callable[..., Any]) -> None:
+    """Give a command that writes a model the options of uploading, and keep it from replacing what it reads."""
+    if get_type_hints(verb, include_extras=True).get(OUTPUT) != options.Output:
         return
     alone = typer.Typer(add_completion=False)
     alone.command()(_options)
@@ -41,6 +45,7 @@ def with_pushing(command: Any, verb: Callable[..., Any]) -> None:
 
     @wraps(write)
     def call(*, push_to_hub: str | None, public: bool, **arguments: Any) -> None:
+        _keep_inputs(arguments)
         if push_to_hub is None:
             if public:
                 raise typer.BadParameter("--public is about what --push-to-hub makes: name that")
@@ -58,3 +63,13 @@ def with_pushing(command: Any, verb: Callable[..., Any]) -> None:
             show_path("Uploaded to", place)
 
     command.callback = call
+
+
+def _keep_inputs(arguments: Mapping[str, Any]) -> None:
+    """Refuse to replace a folder that holds something that is read."""
+    named = [Path(arguments[name]) for name in _READ if arguments.get(name)]
+    here = [path for path in named if os.path.lexists(path)]
+    if here and os.path.lexists(arguments[OUTPUT]):
+        from isobasin.checkpoints import check_output
+
+        check_output(arguments[OUTPUT], here, arguments["force"])
