@@ -95,7 +95,7 @@ def huref(a: Weights, b: Weights, layers: int = 2) -> float:
 
     X are common tokens' embeddings; all of them, where the paper takes 4 096 rare ones.
     """
-    count = min(len(a.embedding), len(b.embedding), 4096)
+    count, layers = min(len(a.embedding), len(b.embedding), 4096), min(layers, len(a.query), len(b.query))
     one, other = (_invariants(w, count, layers) for w in (a, b))
     return float(torch.stack([torch.cosine_similarity(x, y, dim=0) for x, y in zip(one, other, strict=True)]).mean())
 

@@ -109,21 +109,21 @@ def test_a_layer_that_is_missing_is_taken_from_the_original(originals: dict[str,
     assert found.verified.equal
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("family", "source", "words", "scope"),
     [
-        ((0, 2, 1), {("layers lie in another order", (1, 2))}),
-        ((0, 0, 2), {("layer is missing", (1,)), ("layer is there twice", (0,))}),
-        ((0, 2), {("layer is missing", (1,))}),
+        ("llama", (0, 2, 1), {("layers lie in another order", (1, 2))}, "block"),
+        ("gpt_neox", (0, 0, 2), {("layer is missing", (1,)), ("layer is there twice", (0,))}, "block"),
+        ("llama", (0, 2), {("layer is missing", (1,))}, "block"),
+        ("llama", (2, 0, 1), {("layers lie in another order", (0, 1, 2))}, "model"),
     ],
 )
 def test_layers_of_a_moved_copy_are_told_apart_and_mended(
-    family: str, source: tuple[int, ...], words: set[tuple[str, tuple[int, ...]]], tmp_path: Path
+    family: str, source: tuple[int, ...], words: set[tuple[str, tuple[int, ...]]], scope: str, tmp_path: Path
 ):
     """The sizes of their tensors are others than the original's; what no move changes isn't."""
     a = tiny(family, config={"num_hidden_layers": 3}).save(tmp_path / "a", 0, dtype=torch.float32)
-    isobasin.scramble(a, tmp_path / "moved", scope="block", condition=10, verify=False)
+    isobasin.scramble(a, tmp_path / "moved", scope=scope, condition=10, verify=False)
     whole = load_file(tmp_path / "moved" / "model.safetensors")
 
     def change(tensors, config):
@@ -141,6 +141,7 @@ def test_layers_of_a_moved_copy_are_told_apart_and_mended(
     found = isobasin.diagnose(a, b, tmp_path / "out")
     assert {(one.words, one.layers) for one in found.findings} == words
     assert {one.defect for one in found.findings} == {Defect.layers}
+    assert bool(found.stream) == (scope == "model")
     assert found.verified is not None
     assert found.verified.equal
     original, mended = (load_file(folder / "model.safetensors") for folder in (a, tmp_path / "out"))

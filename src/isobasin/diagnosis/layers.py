@@ -70,6 +70,12 @@ class Order:
     findings: tuple[Finding, ...]
     counts: tuple[int, int]
 
+    def name(self, name: str) -> str | None:
+        """What the conversion calls what stands for one of the original's tensors; None where its layer is missing."""
+        cut = split(name, self.source)
+        start = None if cut is None else self.source[cut[0]]
+        return name if cut is None else None if start is None else start + cut[1]
+
     def explains(self, a: object, b: object) -> bool:
         """Whether two entries of configurations differ as the numbers of layers do."""
         sizes = tuple(len(x) if isinstance(x, list) else x for x in (a, b))

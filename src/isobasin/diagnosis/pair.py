@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from isobasin.architectures.registry import kind
 from isobasin.canonical import Canonical, Source, evened, open_canonical
 from isobasin.checkpoints import check_finite
 from isobasin.diagnosis.catalogue import Reading
+from isobasin.diagnosis.layers import Order
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Model
 from isobasin.symmetries.along import Stream
@@ -35,6 +36,12 @@ class Pair:
     def model_b(self) -> Model:
         """The conversion as a model of its own; refused where it is none."""
         return Model.of(self.b)
+
+    def ordered(self, order: Order) -> Pair:
+        """The same with the conversion's layers in the original's order, of which none is missing."""
+        stored = self.b.view.tensors
+        there = {name: stored[found] for name in stored if (found := order.name(name)) is not None}
+        return replace(self, b=replace(self.b, view=replace(self.b.view, tensors=there)))
 
     @cached_property
     def blocks(self) -> list[AttentionBlock | FeedForward]:

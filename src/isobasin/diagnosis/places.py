@@ -95,21 +95,12 @@ class Whole:
 
     def names(self, item: Item) -> dict[str, str]:
         """The original's tensors at a place, and what the conversion calls what stands for them."""
-        own = [item] if isinstance(item, str) else list(item.shapes())
-        found: dict[str, str] = {}
-        for name in own:
-            cut = layers.split(name, self.order.source)
-            start = None if cut is None else self.order.source[cut[0]]
-            if cut is None or start is not None:
-                found[name] = name if cut is None or start is None else start + cut[1]
-        return found
+        found = {name: self.order.name(name) for name in ([item] if isinstance(item, str) else item.shapes())}
+        return {name: there for name, there in found.items() if there is not None}
 
     def _missing(self, item: Item) -> bool:
         """Whether a place is in a layer that is missing, which is said already."""
-        starts = [
-            layers.split(name, self.order.source) for name in ([item] if isinstance(item, str) else item.shapes())
-        ]
-        return any(start is not None and self.order.source[start[0]] is None for start in starts)
+        return any(self.order.name(name) is None for name in ([item] if isinstance(item, str) else item.shapes()))
 
     def examined(self, item: Item) -> Examined:
         """What is wrong at one place."""

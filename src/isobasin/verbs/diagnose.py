@@ -14,16 +14,20 @@ from torch import Tensor
 from isobasin.canonical import Source
 from isobasin.checkpoints import check_output, write_checkpoint
 from isobasin.choices import Choice
+from isobasin.diagnosis import layers
 from isobasin.diagnosis.findings import Defect, Finding
+from isobasin.diagnosis.layers import Order
 from isobasin.diagnosis.pair import Pair, opened_pair
 from isobasin.diagnosis.places import Whole, places
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
 from isobasin.memory import give_memory_back
-from isobasin.model import opened
+from isobasin.model import Model, opened
 from isobasin.recipes import recorded
 from isobasin.text import Plain, finite
-from isobasin.verbs.equivalent import Equivalence, equivalent_models, may_be_turned
+from isobasin.verbs.equivalent import equivalent_models, may_be_turned
+from isobasin.verbs.fingerprint import fingerprint_of
 from isobasin.verbs.leaving import leave
+from isobasin.verbs.scan import layer_pairs
 from isobasin.verbs.settings import Progress, Running, silent
 from isobasin.verification import Verification, verify_models
 
@@ -116,7 +120,7 @@ def diagnose(
         if output is not None:
             check_output(output, inputs, force)
         whole = Whole.of(pair, progress)
-        found = _judged(pair, whole, running)
+        pair, found = _turned(pair, whole, running) or (pair, _judged(whole))
         if output is None:
             return found
         if not found.findings or found.judgement is Judgement.rounded:
@@ -125,11 +129,8 @@ def diagnose(
         return replace(found, verified=verified, path=Path(output))
 
 
-def _judged(pair: Pair, whole: Whole, running: Running) -> Diagnosis:
+def _judged(whole: Whole) -> Diagnosis:
     """The diagnosis of all places together."""
-    stream = _stream(pair, whole, running)
-    if stream is not None:
-        return Diagnosis(Judgement.equivalent, (), stream.feedforward, stream.stream, {}, whole.before, 0.0)
     findings, left = whole.findings(), whole.left
     wrong = [one for one in findings if one.defect is not Defect.rounding]
     judgement = (
@@ -146,19 +147,34 @@ def _judged(pair: Pair, whole: Whole, running: Running) -> Diagnosis:
     return Diagnosis(judgement, findings, tuple(sorted(whole.moved)), None, left, whole.before, whole.after)
 
 
-def _stream(pair: Pair, whole: Whole, running: Running) -> Equivalence | None:
-    """The evidence that a map of the residual stream carries all of B to A, if one does."""
+def _turned(pair: Pair, whole: Whole, running: Running) -> tuple[Pair, Diagnosis] | None:
+    """The diagnosis where a map of the residual stream carries all of B to A, and B with its layers in A's order."""
     embedding = pair.embedding
     if embedding is None or pair.a.view.stored(embedding) not in whole.left:
         return None
+    how = Running(running.device, verify=False, progress=running.progress)
     try:
         model = pair.model_b()
         if not may_be_turned(pair.a, model):
             return None
-        found = equivalent_models(pair.a, model, Running(running.device, verify=False, progress=running.progress))
+        found, findings = equivalent_models(pair.a, model, how), ()
+        if not found.equivalent:
+            order = _order(pair.a, model, whole.numbers)
+            pair, findings = pair.ordered(order), order.findings
+            found = equivalent_models(pair.a, pair.model_b(), how) if findings else found
     except (ArchitectureError, TensorError):
         return None  # B is no model that could be matched
-    return found if found.equivalent else None
+    if not found.equivalent:
+        return None
+    judgement = Judgement.defects if findings else Judgement.equivalent
+    return pair, Diagnosis(judgement, findings, found.feedforward, found.stream, {}, whole.before, 0.0)
+
+
+def _order(a: Model, b: Model, numbers: Mapping[str, int]) -> Order:
+    """Which layer is which, by what tokens see of them, which no map of the stream changes."""
+    starts = sorted(numbers, key=numbers.__getitem__)
+    pairs = layer_pairs(*(fingerprint_of(model, "cpu") for model in (a, b)))
+    return layers.order({starts[one.theirs]: {starts[one.ours]: 1.0} for one in pairs}, {}, numbers)
 
 
 def _write(
@@ -174,7 +190,9 @@ def _write(
 
     def mended() -> Iterator[Mapping[str, Tensor]]:
         for place in places(pair, whole.order, running.progress, "writing"):
-            yield {name: x for name, x in whole.examined(place).tensors.items() if name in form.shapes}
+            names = [place] if isinstance(place, str) else place.shapes()
+            values = pair.b.read(names) if found.stream else whole.examined(place).tensors
+            yield {name: x for name, x in values.items() if name in form.shapes}
             give_memory_back()
 
     def check(folder: Path) -> Verification:
