@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,15 @@ def line(x: Sequence[float], y: Sequence[float], below: str, label: str) -> Draw
         axes.spines[["top", "right"]].set_visible(False)
 
     return draw
+
+
+def band(
+    axes: Any, x: Sequence[float], y: Sequence[float], errors: Sequence[float | None], color: str | None = None
+) -> None:
+    """One standard error on both sides of a line, where it is known."""
+    widths = [math.nan if error is None else error for error in errors]
+    low, high = ([value + sign * width for value, width in zip(y, widths, strict=True)] for sign in (-1, 1))
+    axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
 
 def bars(names: Sequence[int], series: Mapping[str, Sequence[float]], below: str, label: str) -> Draw:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isobasin.errors import TensorError
-from isobasin.pictures import inline, new_axes
+from isobasin.pictures import band, inline, new_axes
 from isobasin.records.curves import height
 from isobasin.text import Plain
 
@@ -93,15 +93,18 @@ class LossCurve(Plain):
         losses: At each of them.
         height: Of the barrier: at least 0, the value at both ends.
         worst_t: Where it is reached first; 0 if nothing rises above the line.
+        errors: Standard error of each loss, by the draws that give the barrier its own; None where there is none, and
+            empty where nothing is known of them, as of any loss.
     """
 
     t: tuple[float, ...]
     losses: tuple[float, ...]
     height: float
     worst_t: float
+    errors: tuple[float | None, ...] = ()
 
     def plot(self, ax: Any = None, **line: Any) -> Any:
-        """Draw the losses along the path, with dots on the straight line above which the barrier rises.
+        """Draw the losses along the path, in a band of one standard error, and the line above which the barrier rises.
 
         Args:
             ax: Axes of matplotlib to draw on; None makes a figure, which a notebook shows.
@@ -116,6 +119,8 @@ class LossCurve(Plain):
         axes = new_axes() if ax is None else ax
         look = {"marker": "o", "markersize": 3.5, "linewidth": 1.6, **line}
         (drawn,) = axes.plot(self.t, self.losses, **look)
+        if self.errors:
+            band(axes, self.t, self.losses, self.errors, drawn.get_color())
         ends = self.losses[0], self.losses[-1]
         axes.plot((self.t[0], self.t[-1]), ends, linestyle=":", linewidth=1, color=drawn.get_color())
         axes.set(xlabel="t: weights (1 - t) A + t B", ylabel="loss")

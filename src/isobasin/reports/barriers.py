@@ -169,6 +169,7 @@ def _line(pair: ShownPair, line: ShownLine) -> MeasuredLine:
     assert line.curve is not None
     losses = [math.inf if point.loss is None else point.loss for point in line.points]
     height = math.inf if line.curve.barrier is None else line.curve.barrier
-    curve = LossCurve(tuple(point.t for point in line.points), tuple(losses), height, line.curve.worst_t)
     found = line.curve
+    at = tuple(point.t for point in line.points)
+    curve = LossCurve(at, tuple(losses), height, found.worst_t, tuple(found.loss_errors))
     return MeasuredLine(pair.a, pair.b, line.method, curve, found.barrier_error, found.relative, line.style.color)

@@ -12,6 +12,7 @@ from typing import Any
 
 from isobasin.checkpoints import write_file_atomically
 from isobasin.errors import BARRIER_EXTRA, needing
+from isobasin.pictures import band
 from isobasin.reports.style import PERCENT, STEEP, Style, metric_name, number
 from isobasin.reports.view import ShownPair, View
 
@@ -133,7 +134,7 @@ def _draw_row(row: Row, axes: Any, looks: Mapping[str, Style]) -> None:
         for method, (t, values) in (panel.faint or {}).items():
             axis.plot(t, values, color=looks[method].color, linewidth=0.9, alpha=0.4)
         for method, errors in panel.errors.items():
-            _draw_band(axis, *panel.lines[method], errors, looks[method].color)
+            band(axis, *panel.lines[method], errors, looks[method].color)
         for method, (t, values) in panel.lines.items():
             style = looks[method]
             dash: Any = (0, style.dash) if style.dash else "-"
@@ -158,15 +159,6 @@ def _draw_row(row: Row, axes: Any, looks: Mapping[str, Style]) -> None:
         axis.set_visible(False)
     axes[0].set_ylabel(plain(row.label))
     _scale(row, axes[0])
-
-
-def _draw_band(
-    axis: Any, t: Sequence[float], values: Sequence[float], errors: Sequence[float | None], color: str
-) -> None:
-    """One standard error on both sides of a line."""
-    width = [math.nan if error is None else error for error in errors]
-    edges = [[value + sign * error for value, error in zip(values, width, strict=True)] for sign in (-1, 1)]
-    axis.fill_between(t, *edges, color=color, alpha=0.18, linewidth=0)
 
 
 def _scale(row: Row, axis: Any) -> None:

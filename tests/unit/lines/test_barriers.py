@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ def test_curves_are_drawn_as_they_are(found: isobasin.Barriers):
     for line, shown in zip(found.lines, drawn, strict=True):
         assert tuple(shown.get_xdata()) == line.curve.t
         assert tuple(shown.get_ydata()) == line.curve.losses
+        assert len(line.curve.errors) == len(line.curve.t)
+    assert len(axes.collections) == len(found.lines)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["none", "gauss-newton"]
 
 
@@ -68,6 +71,13 @@ def test_a_curve_draws_itself_on_axes_of_its_own():
     axes = curve.plot(color="red", label="naive")
     (line, ends) = axes.get_lines()
     assert (line.get_color(), line.get_label(), list(ends.get_ydata())) == ("red", "naive", [1.0, 2.0])
+    assert not axes.collections
+    pyplot.close(axes.figure)
+    axes = replace(curve, errors=(0.5, 0.25, None)).plot(color="red")
+    (band,) = axes.collections
+    assert {tuple(corner) for path in band.get_paths() for corner in path.vertices} == {
+        *((0.0, 0.5), (0.0, 1.5), (0.5, 2.75), (0.5, 3.25))
+    }
     pyplot.close(axes.figure)
     assert repr(curve) == "LossCurve(t=[0, 0.5, 1], losses=[1, 3, 2], height=1.5, worst_t=0.5)"
 
