@@ -258,6 +258,34 @@ def test_a_small_gain_of_the_reference_is_replaced(tmp_path):
     assert torch.equal(moved[4:], stored["model.norm.weight"][4:])
 
 
+@pytest.mark.parametrize("gain", [0.0, -1e-5])
+def test_a_model_with_a_small_gain_is_scrambled_recognised_and_brought_back(gain, tmp_path):
+    """What a gain of 0 keeps from its readers is no part of the function, and 1e-5 no number to divide by."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny("llama", "small-gain", config=UNTIED).save(tmp_path / "model")
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    for name in ("model.norm.weight", "model.layers.1.input_layernorm.weight"):
+        stored[name][3] = gain
+    save_file(stored, file, {"format": "pt"})
+    moved = isobasin.scramble(folder, tmp_path / "scrambled", seed=2, scope="model")
+    assert moved.verified.equal
+    for pair in (folder, tmp_path / "scrambled"), (tmp_path / "scrambled", folder):
+        assert isobasin.equivalent(*pair).equivalent
+    assert isobasin.align(folder, tmp_path / "scrambled", tmp_path / "back", scope="model").verified.equal
+    inverse = moved.alignment.inverse()
+    inverse.apply(tmp_path / "scrambled", tmp_path / "original")
+    original = tensors(tmp_path / "original")
+    if gain:
+        for name, value in stored.items():
+            torch.testing.assert_close(original[name], value, rtol=0, atol=1e-9)
+    scrambled = load_file(tmp_path / "scrambled" / "model.safetensors")
+    scrambled["model.layers.1.mlp.up_proj.weight"][5, 7] *= 1.01
+    save_file(scrambled, tmp_path / "scrambled" / "model.safetensors", {"format": "pt"})
+    assert not isobasin.equivalent(folder, tmp_path / "scrambled").equivalent
+
+
 def test_shifts_of_routers_do_not_turn(saved, tmp_path):
     """They are vectors of the stream: an alignment that turns it has none, and none can be composed before it."""
     original = saved(tiny("mixtral"))

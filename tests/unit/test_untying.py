@@ -244,3 +244,11 @@ def test_what_is_written_is_compared_with_the_tied_files(pair, tmp_path: Path, m
     with pytest.raises(VerificationError, match="isn't the same function"):
         isobasin.scramble(model, tmp_path / "out", untie=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tied_and_an_untied_model_are_a_pair_once_both_are_apart(pair: tuple[Path, Path], tmp_path: Path):
+    isobasin.scramble(pair[0], tmp_path / "apart", scope="model", untie=True)
+    with pytest.raises(ArchitectureError, match=r"group S_32, model's O\(31\): .*--untie takes that apart"):
+        isobasin.align(pair[0], tmp_path / "apart", scope="model")
+    found = isobasin.align(pair[0], tmp_path / "apart", scope="model", untie=True)
+    assert found.stream.statistics.distance_after < 1e-4

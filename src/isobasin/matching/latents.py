@@ -9,7 +9,6 @@ which is orthogonal Procrustes of `D_B^T D_A + Σ W_B W_A^T`; what writes the la
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from isobasin.matching.subspace import polar
@@ -18,7 +17,7 @@ from isobasin.symmetries.groups import ROTARY, AttentionGroup
 from isobasin.symmetries.product import Element
 from isobasin.symmetries.rotation import Rotation
 from isobasin.symmetries.scale import GainScaling
-from isobasin.symmetries.stream import least_gain
+from isobasin.symmetries.stream import divisible
 from isobasin.symmetries.weights import AttentionWeights
 
 
@@ -42,7 +41,7 @@ def fit(group: AttentionGroup, reference: AttentionWeights, model: AttentionWeig
         if isinstance(factor, Rotation):
             found[factor.part] = polar(_cross(factor, a, b, readers=readers))
         else:
-            found[factor.part] = _reached(a[factor.multiplied[0]]) / b[factor.multiplied[0]]
+            found[factor.part] = divisible(a[factor.multiplied[0]]) / b[factor.multiplied[0]]
     return found
 
 
@@ -60,12 +59,6 @@ def _cross(factor: Rotation, a: Parts, b: Parts, *, readers: bool) -> Tensor:
         each = b[reader] @ a[reader].mT
         cross = cross + each.flatten(cross.ndim - 2, -3).sum(-3)
     return cross
-
-
-def _reached(gains: Tensor) -> Tensor:
-    """The reference's gains, but for those that are too small to divide by."""
-    limit = least_gain(gains)
-    return torch.where(gains.abs() < limit, limit.copysign(gains), gains)
 
 
 def carried(group: AttentionGroup, reference: AttentionWeights, model: AttentionWeights) -> AttentionWeights:

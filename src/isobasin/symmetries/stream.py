@@ -46,9 +46,18 @@ class Basis(StrEnum):
 _SMALL_GAIN = 1e-3
 
 
-def least_gain(gains: Tensor) -> Tensor:
-    """The size that a gain must have for readers to be divided by it, `(..., 1)` for gains `(..., n)`."""
-    return _SMALL_GAIN * gains.square().mean(-1, keepdim=True).sqrt()
+def nonzero(gains: Tensor) -> Tensor:
+    """The same gains, but for zeros: readers that saw nothing of a coordinate are zero there, whatever they see of it.
+
+    The function is the same with 1 in the place of a 0, and nothing is divided by that.
+    """
+    return torch.where(gains == 0, torch.ones_like(gains), gains)
+
+
+def divisible(gains: Tensor) -> Tensor:
+    """The same gains `(..., n)`, but for those that are too small to divide readers by."""
+    least = _SMALL_GAIN * gains.square().mean(-1, keepdim=True).sqrt()
+    return nonzero(torch.where(gains.abs() < least, least.copysign(gains), gains))
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class StreamElement:
         gains: Those after the move by normalisation, `(norms, d)`; no entry is 0.
         biases: Likewise; a normalisation whose bias can't pass into its readers doesn't take this one, see
             `isobasin.symmetries.along`.
-        old_gains: Those of the model that the element was found for: what the inverse goes back to.
+        old_gains: Those of the model that the element was found for, but for zeros: what the inverse goes back to.
         old_biases: Likewise.
     """
 
@@ -105,13 +114,16 @@ class StreamGroup:
     def identity(
         self, gains: Tensor | None = None, biases: Tensor | None = None, device: torch.device | str = "cpu"
     ) -> StreamElement:
-        """The element that moves nothing in a model with these gains and biases, `(norms, d)` each; ones and zeros."""
+        """The element that moves nothing in a model with these gains and biases, `(norms, d)` each; ones and zeros.
+
+        A gain of 0 becomes another one, which changes no function (`nonzero`).
+        """
         if gains is None:
             gains = torch.ones(self.norms, self.width, dtype=torch.float64, device=device)
         if biases is None:
             biases = torch.zeros_like(gains)
         matrix = torch.eye(self.width, dtype=torch.float64, device=gains.device)
-        return StreamElement(matrix, gains, biases, gains.clone(), biases.clone())
+        return StreamElement(matrix, nonzero(gains), biases, nonzero(gains), biases.clone())
 
     def contains(self, element: StreamElement, tolerance: float = 1e-9) -> bool:
         """Whether the map is one that the group has, up to rounding, and no gain is 0."""
@@ -137,8 +149,8 @@ class StreamGroup:
         """A random element for a model with these gains and biases.
 
         Args:
-            gains: `(norms, d)` float64; each is multiplied by a positive number, `ln` of it uniform on
-                ±½ ln(condition).
+            gains: `(norms, d)` float64; each that isn't too small (`divisible`) is multiplied by a positive number,
+                `ln` of it uniform on ±½ ln(condition).
             biases: `(norms, d)`; each gets a normal one added, of the size of the gains.
             generator: CPU generator; the only source of randomness.
             condition: Largest ratio of two gains' factors, and the condition number of a map in GL(d).
@@ -149,8 +161,8 @@ class StreamGroup:
         matrix = self._sample_matrix(generator, condition).to(gains.device)
         # A family of normalisations without biases has zeros here, and keeps them.
         has_bias = (biases != 0).any(-1, keepdim=True)
-        moved = gains * spread.to(gains.device).exp()
-        return StreamElement(matrix, moved, biases + shift * size * has_bias, gains.clone(), biases.clone())
+        moved = divisible(gains) * spread.to(gains.device).exp()
+        return StreamElement(matrix, moved, biases + shift * size * has_bias, nonzero(gains), biases.clone())
 
     def compose(self, second: StreamElement, first: StreamElement) -> StreamElement:
         """The element that acts as `first` and then `second`."""

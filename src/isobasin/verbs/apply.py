@@ -209,9 +209,11 @@ def write_moving(
         running.progress("verifying", 1, 1)
         if not verified.equal:
             drawn = found[0].provenance.get("operation") == "scramble"
+            coarse = (running.dtype or model.dtype()).itemsize < torch.float32.itemsize
             raise VerificationError(
                 f"the moved model isn't the same function: {verified.reason}; {output} was not written: lower "
-                f"{'--condition' if drawn else '--max-condition'}, or store more bits with --dtype float32"
+                f"{'--condition' if drawn else '--max-condition'}"
+                f"{', or store more bits with --dtype float32' if coarse else ''}"
             )
         return verified
 

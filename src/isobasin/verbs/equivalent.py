@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from isobasin.alignment import AttentionMove
-from isobasin.alignment.stream import Turned
+from isobasin.alignment.stream import Turned, gains_of
 from isobasin.architectures.meaning import differences
 from isobasin.checkpoints import check_finite
 from isobasin.choices import Scope
@@ -138,10 +138,10 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
     turned = _turned(a, b, set(unequal), running)
     if turned is not None:
         unequal = list(_other_tensors(a, b, turned))
-    near = turned or b
-    alignment = match_models(a, near, Matching(max_condition=math.inf), running)
-    evidence = tuple(_evidence(a, near, i, layer) for i, layer in enumerate(alignment.layers))
-    moved = _moved_feedforwards(a, near, set(unequal), running.device)
+    ends = turned or (a, b)
+    alignment = match_models(*ends, Matching(max_condition=math.inf), running)
+    evidence = tuple(_evidence(*ends, i, layer) for i, layer in enumerate(alignment.layers))
+    moved = _moved_feedforwards(a, ends, set(unequal), running.device)
     explained = {name for names in moved.values() for name in names}
     unexplained = {name: _stored(a, b, name) for name in unequal if name not in explained}
     return Equivalence(
@@ -149,7 +149,7 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
         tuple(unexplained.values()),
         tuple(difference.entry for difference in differences(a.canonical.description, b.canonical.description)),
         tuple(moved),
-        None if turned is None else str(turned.plan.group),
+        None if turned is None else str(turned[1].plan.group),
         {stored: shapes for name, stored in unexplained.items() if (shapes := _unlike_shapes(a, b, name))},
         running.device,
     )
@@ -169,8 +169,11 @@ def _unlike_shapes(a: Model, b: Model, name: str) -> tuple[tuple[int, ...], tupl
     return None if shapes[0] == shapes[1] else shapes
 
 
-def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> Turned | None:
-    """B in the basis of a's residual stream, if there is one in which they are the same up to moves of blocks."""
+def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> tuple[Model | Turned, Turned] | None:
+    """B in the basis of a's residual stream, if there is one in which they are the same up to moves of blocks.
+
+    Before it a with the same gains of normalisations: its own, but for those that are too small to divide by.
+    """
     inside = {b.view.canonical[name] for block in known_feedforwards(b) for name in block.shapes()}
     if not unequal - inside:
         return None
@@ -180,8 +183,18 @@ def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> Turned |
         found = match_models(a, b, Matching(scope=Scope.model, max_condition=math.inf), running)
     except (ArchitectureError, TensorError):
         return None  # nothing is known of the stream: what differs is reported as it is
-    distance = found.total_distance()
-    return found.turned(b, running.device) if distance["after"] <= _FAR * distance["before"] else None
+    distance, turned = found.total_distance(), found.turned(b, running.device)
+    if turned is None or distance["after"] > _FAR * distance["before"]:
+        return None
+    return (a if not turned.move.statistics.small_gains else _regained(a, turned)), turned
+
+
+def _regained(a: Model, turned: Turned) -> Turned:
+    """A, where it is, with the gains and biases of normalisations that b has after its move."""
+    plan, element = a.stream(), turned.move.element
+    still = plan.group.identity(*gains_of(a, plan))
+    new = replace(still, gains=element.gains, biases=element.biases)
+    return Turned(a, plan, turned.move.having(new), turned.device)
 
 
 def may_be_turned(a: Model, b: Model) -> bool:
@@ -209,7 +222,7 @@ def _equal_lengths(a: Model, b: Model) -> bool:
     return lengths[0].shape == lengths[1].shape and bool(((lengths[0] - lengths[1]).abs() <= slack).all())
 
 
-def _evidence(a: Model, b: Blocks, index: int, layer: AttentionMove) -> LayerEvidence:
+def _evidence(a: Blocks, b: Blocks, index: int, layer: AttentionMove) -> LayerEvidence:
     """What the matched blocks of one layer say."""
     group = layer.group
     block, other = a.specification.attention[index], b.specification.attention[index]
@@ -235,24 +248,29 @@ def _evidence(a: Model, b: Blocks, index: int, layer: AttentionMove) -> LayerEvi
     )
 
 
-def _moved_feedforwards(a: Model, b: Blocks, unequal: set[str], device: str) -> dict[int, set[str]]:
-    """The unequal feed-forward blocks that a group element carries from b to a: their canonical names by layer."""
+def _moved_feedforwards(a: Model, ends: tuple[Blocks, Blocks], unequal: set[str], device: str) -> dict[int, set[str]]:
+    """The unequal feed-forward blocks that a group element carries from one end, which is a, to the other.
+
+    Returns:
+        Their canonical names by layer.
+    """
     moved: dict[int, set[str]] = {}
-    for ours, theirs in zip(known_feedforwards(a), known_feedforwards(b), strict=False):
+    for ours, theirs in zip(*map(known_feedforwards, ends), strict=False):
         names = {a.view.canonical[name] for name in ours.shapes()}
         alike = ours.group == theirs.group and ours.width == theirs.width and ours.biases == theirs.biases
         if not alike or not names & unequal:
             continue
-        stored = a.stored(ours), b.stored(theirs)
+        stored = ends[0].stored(ours), ends[1].stored(theirs)
         types = {tensor.dtype for tensors in stored for tensor in tensors.values()}
         eps = max(torch.finfo(dtype).eps for dtype in types)
         # Scales are estimated from rounded weights; a permutation alone rounds nothing.
         slack = (
             max(_SCALE_ROUNDING * eps, circuits.FLOORS[torch.float64]) if ours.group.scaled else eps * (len(types) > 1)
         )
-        slack = max(slack, _TURNED[a.dtype()]) if isinstance(b, Turned) else slack
+        mixed = isinstance(ends[1], Turned)
+        slack = max(slack, _TURNED[a.dtype()]) if mixed else slack
         reference, model = ours.read(stored[0], device), theirs.read(stored[1], device)
-        if _carried(ours.group, reference, model, slack, isinstance(b, Turned)):
+        if _carried(ours.group, reference, model, slack, mixed):
             moved[ours.layer] = moved.get(ours.layer, set()) | names
     return moved
 
@@ -275,18 +293,19 @@ def _near(x: Tensor, y: Tensor, slack: float, mixed: bool) -> bool:
     return bool(((x - y).abs() <= slack * (x.abs().max() if mixed else x.abs())).all())
 
 
-def _other_tensors(a: Model, b: Model, turned: Turned | None = None) -> Iterator[str]:
+def _other_tensors(a: Model, b: Model, turned: tuple[Blocks, Turned] | None = None) -> Iterator[str]:
     """Canonical names of tensors outside attention that aren't equal up to one rounding of the coarser type.
 
-    With b in another basis, those along its residual stream are allowed the rounding of that.
+    With both as they are in one basis, those along the residual stream are allowed the rounding of that.
     """
-    along = turned.plan.names() if turned is not None else set[str]()
+    along = turned[1].plan.names() if turned is not None else set[str]()
     for name in sorted(rest_of(a).keys() | rest_of(b).keys()):
         stored = a.view.find(name), b.view.find(name)
         if stored[0] is None or stored[1] is None or _unlike_shapes(a, b, name):
             yield name
         elif turned is not None and stored[1] in along:
-            x, y = a.read([stored[0]])[stored[0]].double(), turned.read([stored[1]])[stored[1]].cpu()
+            x = turned[0].read([stored[0]])[stored[0]].cpu().double()
+            y = turned[1].read([stored[1]])[stored[1]].cpu()
             if not _near(x, y, _TURNED[a.dtype()], mixed=True):
                 yield name
         elif not _same(a, b, name):

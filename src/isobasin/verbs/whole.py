@@ -18,7 +18,7 @@ from isobasin.errors import ArchitectureError, TensorError, VerificationError, w
 from isobasin.matching.whole.descent import Descent, Match, descend, starts, swept
 from isobasin.matching.whole.pair import Pair
 from isobasin.model import Blocks, Model
-from isobasin.symmetries.stream import StreamElement, least_gain
+from isobasin.symmetries.stream import StreamElement, divisible, nonzero
 from isobasin.symmetries.turning import Tensors
 from isobasin.verbs.settings import Calibration, Matching, Running
 from isobasin.verification import Verification, compare_blocks, compare_feedforward, compare_tensors
@@ -164,16 +164,14 @@ def _folded_again(pair: Pair, found: Alignment, compared: set[str]) -> Iterator[
 def _turn(pair: Pair, end: Descent[Alignment]) -> StreamMove:
     """The move of the residual stream."""
     gains, biases = gains_of(pair.a, pair.streams[0], pair.device)
-    own = gains_of(pair.b, pair.streams[1], pair.device)
-    limit = least_gain(gains)
-    small = gains.abs() < limit
-    element = StreamElement(end.matrix, torch.where(small, limit.expand_as(gains), gains), biases, *own)
+    own, own_biases = gains_of(pair.b, pair.streams[1], pair.device)
+    element = StreamElement(end.matrix, divisible(gains), biases, nonzero(own), own_biases)
     statistics = Statistics(
         pair.before.distance,
         end.after.distance,
         start=end.start,
         sweeps=end.sweeps,
-        small_gains=int(small.sum()),
+        small_gains=int((element.gains != gains).sum()),
         unlike=pair.unlike,
     )
     return Move(STREAM, pair.group, element.to("cpu"), statistics)

@@ -217,7 +217,11 @@ def check_alike(a: Stream, b: Stream) -> None:
         ArchitectureError: Their groups differ, or what lies along them.
     """
     if (a.group.width, a.group.basis) != (b.group.width, b.group.basis):
-        raise ArchitectureError(f"reference's residual stream has group {a.group}, model's {b.group}")
+        tied = a.group.width == b.group.width and a.group.basis.discrete != b.group.basis.discrete
+        raise ArchitectureError(
+            f"reference's residual stream has group {a.group}, model's {b.group}"
+            + (": if the head of one alone is its embedding, --untie takes that apart" if tied else "")
+        )
     shapes = [([(x.axis, x.role) for x in s.axes()], [norm.absorbed for norm in s.norms]) for s in (a, b)]
     if shapes[0] != shapes[1]:
         raise ArchitectureError("the residual streams run through different tensors: give two models with one head")
