@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from isobasin.beside import ALIGNMENT
@@ -18,12 +16,7 @@ EXAMPLE = "isobasin align runs/seed0 runs/seed1 -o runs/seed1-aligned"
 
 
 def align(
-    reference: Annotated[
-        str,
-        typer.Argument(
-            metavar="REFERENCE", help="Local folder or hub id (ID@REVISION) of the checkpoint that stays as it is."
-        ),
-    ],
+    reference: options.Reference,
     model: options.Model,
     output: options.Output,
     method: options.Method = Method.gauss_newton,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -22,7 +22,11 @@ _SHOWN = 6
 EXAMPLE = "isobasin check runs/seed0 runs/seed1"
 
 
-def check(models: options.Models, allow_pickle: options.AllowPickle = False, as_json: options.Json = False) -> None:
+def check(
+    models: Annotated[list[str], options.checkpoint("MODELS", "two or more checkpoints: A B C ...", weights=False)],
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
+) -> None:
     """List what stands between models before they are merged, with what resolves it; exit code 1 if anything does.
 
     Configurations, labels, tokenizers and tensors are compared with A's, and what each scope would match is said.

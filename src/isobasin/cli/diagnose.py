@@ -24,8 +24,8 @@ EXAMPLE = "isobasin diagnose original converted"
 
 
 def diagnose(
-    a: Annotated[str, typer.Argument(metavar="A", help="Local folder or hub id (ID@REVISION) of the original.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The conversion that is judged; it isn't changed.")],
+    a: Annotated[str, options.checkpoint("A", "the original.")],
+    b: Annotated[str, options.checkpoint("B", "the conversion that is judged; it isn't changed.")],
     fix: Annotated[bool, typer.Option("--fix", help="Write B without its defects to OUT, verified against A.")] = False,
     output: Annotated[
         Path | None,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, cast
 import typer
 
 from isobasin import choices
+from isobasin.ahead import read_ahead
 from isobasin.text import near
 
 DATA = ("data", "split", "name", "columns", "max_examples", "length", "task", "tokenizer", "skip_unknown")
@@ -65,21 +66,24 @@ def record(kind: Callable[..., Record], arguments: Mapping[str, Any], **more: An
     return kind(**{name: value for name, value in arguments.items() if name in own} | more)
 
 
-Models = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODELS", help="Local folders or hub ids (ID@REVISION) of two or more checkpoints: A B C ..."
-    ),
-]
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Local folder or hub id (ID@REVISION) of a checkpoint; it isn't changed.")
-]
-First = Annotated[
-    str, typer.Argument(metavar="A", help="Local folder or hub id (ID@REVISION) of the first checkpoint.")
-]
-Second = Annotated[
-    str, typer.Argument(metavar="B", help="Local folder or hub id (ID@REVISION) of the second checkpoint.")
-]
+def checkpoint(metavar: str, what: str, *, weights: bool = True) -> Any:
+    """An argument that names a checkpoint; where its `weights` are read, that begins while the rest is imported."""
+    text = f"Local folder or hub id (ID@REVISION) of {what}"
+    return typer.Argument(metavar=metavar, help=text, callback=_begin if weights else None)
+
+
+def _begin(context: typer.Context, named: Any) -> Any:
+    """Read ahead the checkpoint, or the several, that an argument names."""
+    if not context.resilient_parsing:  # as when a shell asks how its words could end
+        read_ahead(*([named] if isinstance(named, str) else named))
+    return named
+
+
+Models = Annotated[list[str], checkpoint("MODELS", "two or more checkpoints: A B C ...")]
+Model = Annotated[str, checkpoint("MODEL", "a checkpoint; it isn't changed.")]
+Reference = Annotated[str, checkpoint("REFERENCE", "the checkpoint that stays as it is.")]
+First = Annotated[str, checkpoint("A", "the first checkpoint.")]
+Second = Annotated[str, checkpoint("B", "the second checkpoint.")]
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write; it appears complete or not at all.")
 ]

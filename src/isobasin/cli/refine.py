@@ -18,12 +18,7 @@ EXAMPLE = 'isobasin refine runs/seed0 runs/seed1 --data wikitext --split "train[
 
 
 def refine(
-    reference: Annotated[
-        str,
-        typer.Argument(
-            metavar="REFERENCE", help="Local folder or hub id (ID@REVISION) of one checkpoint; it is not changed."
-        ),
-    ],
+    reference: options.Reference,
     model: options.Model,
     data: options.Data,
     output: options.Output,

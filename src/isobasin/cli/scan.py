@@ -20,12 +20,7 @@ EXAMPLE = "isobasin scan finetuned fingerprints/"
 
 
 def scan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="Local folder or hub id (ID@REVISION) of a checkpoint, or a fingerprint's file."
-        ),
-    ],
+    model: Annotated[str, options.checkpoint("MODEL", "a checkpoint, or a fingerprint's file.")],
     fingerprints: Annotated[
         list[str],
         typer.Argument(metavar="FINGERPRINTS", help="Files that `isobasin fingerprint` wrote, or folders of them."),

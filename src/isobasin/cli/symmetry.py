@@ -14,10 +14,7 @@ EXAMPLE = "isobasin symmetry openai-community/gpt2"
 
 
 def symmetry(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help="Local folder or hub id (ID@REVISION) of a checkpoint; it isn't changed."),
-    ] = None,
+    model: Annotated[str | None, options.checkpoint("MODEL", "a checkpoint; it isn't changed.", weights=False)] = None,
     every_family: Annotated[
         bool, typer.Option("--families", help="The groups of every supported model type, instead of MODEL's.")
     ] = False,

@@ -26,11 +26,9 @@ EXAMPLE = "isobasin transport base-v1 base-v1-chat base-v2 --data held-out.txt -
 
 
 def transport(
-    base: Annotated[
-        str, typer.Argument(metavar="BASE", help="Local folder or hub id (ID@REVISION) of what was fine-tuned.")
-    ],
-    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Its fine-tune.")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The other base; it isn't changed.")],
+    base: Annotated[str, options.checkpoint("BASE", "what was fine-tuned.")],
+    tuned: Annotated[str, options.checkpoint("TUNED", "its fine-tune.")],
+    target: Annotated[str, options.checkpoint("TARGET", "the other base; it isn't changed.")],
     output: options.Output,
     scale: Annotated[
         float | None,
