@@ -183,7 +183,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
         "|---" * 8 + "|",
     ]
     sets = {name: [row for row in rows if row["set"] == name] for name in dict.fromkeys(row["set"] for row in rows)}
-    for kept, own in sets.items():
+    for kept, own in {**sets, "**all**": rows}.items():
         for name in DETECTORS:
             thresholds, missed, false = on_other_halves(own, name)
             fixed = ""
@@ -249,7 +249,7 @@ _INTRODUCTION = """# Copies and strangers: errors and scores
 Thresholds are chosen on a random half of the pairs and both errors counted on the other, 200 times over: means ±
 standard deviations. "fixed" are the thresholds that the commands have. Below, the spans of copies' scores by what was
 done, and in brackets the highest score of the same copies beside a stranger. In the figure, white was not run, and red
-scores are no higher than some stranger's.
+scores are no higher than some stranger's. HuRef compares last layers, which go by another number where one was dropped.
 
 ![Least scores of copies by move and change](scores.png)
 """

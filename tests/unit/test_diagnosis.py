@@ -175,6 +175,25 @@ def test_copies_moves_and_noise_are_no_defects(family: str, originals: dict[str,
     assert 5e-3 < found.after == found.before < 2e-2
 
 
+def test_one_number_that_was_trained_is_no_scale(tmp_path: Path):
+    """The temperature of CLIP's logits, which has no axis."""
+    a = tiny("clip").save(tmp_path / "a", 0, dtype=torch.float32)
+
+    def change(tensors, config):
+        tensors["logit_scale"] = tensors["logit_scale"] * 1.01
+
+    found = isobasin.diagnose(a, rewritten(a, tmp_path / "b", change))
+    assert (found.judgement, found.findings) == (Judgement.unexplained, ())
+    assert found.left == {"logit_scale": pytest.approx(0.01, rel=1e-4)}
+
+
+def test_a_permuted_stream_is_no_table_whose_rows_lie_in_another_order(tmp_path: Path):
+    a = tiny("electra").save(tmp_path / "a", 0, dtype=torch.float32)
+    isobasin.scramble(a, tmp_path / "moved", scope="model", condition=10, verify=False)
+    found = isobasin.diagnose(a, tmp_path / "moved")
+    assert (found.judgement, found.findings, found.stream) == (Judgement.equivalent, (), "S_32")
+
+
 def test_a_defect_is_found_in_another_gauge_as_well(originals: dict[str, Path], tmp_path: Path):
     a = originals["gpt2"]
     isobasin.scramble(a, tmp_path / "moved", scope="attention", condition=10, verify=False)

@@ -96,6 +96,15 @@ def test_a_copy_that_was_turned_and_then_trained_is_a_copy(name: str, tmp_path: 
     assert stranger.score < 0.1
 
 
+def test_as_much_as_small_models_trained_apart_have_in_common_is_no_kinship(tmp_path: Path):
+    """Seeds of a GPT-2 of two layers score up to 0.26, and 0.34 in one layer: results/provenance."""
+    origin, other = made("llama", tmp_path), made("llama", tmp_path, 1)
+    isobasin.interpolate(other, origin, 0.4, tmp_path / "between")
+    found = isobasin.compare(origin, tmp_path / "between")
+    assert 0.2 < found.score < 0.34
+    assert str(found.verdict) == "unrelated"
+
+
 def test_layers_are_assigned_where_some_are_left_out(tmp_path: Path):
     model = tiny("gpt2", config={"n_layer": 4})
     origin, other = (model.save(tmp_path / f"deep{seed}", seed, dtype=torch.float32) for seed in (0, 1))

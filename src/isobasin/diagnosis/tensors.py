@@ -129,6 +129,8 @@ def _neutral(place: Place, x: Tensor, y: Tensor) -> Iterator[_Guess]:
 
 def _numbers(place: Place, x: Tensor, y: Tensor) -> Iterator[_Guess]:
     """One added or taken, a factor, or gains multiplied by themselves."""
+    if x.numel() < 2:  # any number is a multiple of another
+        return
     wide, other = x.double(), y.double()
     if x.ndim == 1:
         for step in (1, -1):

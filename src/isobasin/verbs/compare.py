@@ -27,7 +27,7 @@ from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards
 
 # Between the scores of unrelated and of related models: docs/provenance.md.
-RELATED = 0.2
+RELATED = 0.35
 # Weights that are further apart than this after matching differ by more than rounding to any type.
 _EQUAL = 0.1
 # A block was moved if matching brings its weights this much nearer, and they were further apart than rounding.
@@ -86,7 +86,7 @@ class Comparison(Plain):
         blocks: The attention and then the feed-forward blocks, of layers that have a partner.
         device: Where the work was done.
         stream: How the residual streams go together, if that was looked at: where the blocks as they lie are no
-            relatives, or the models differ in depth. Where B is related, its blocks were compared in A's basis.
+            relatives, or the models differ in depth. Blocks were compared in A's basis where that makes them nearer.
     """
 
     verdict: Verdict
@@ -135,8 +135,7 @@ def _compared(a: Model, b: Model, running: Running) -> Comparison:
     blocks = _blocks(a, b, known, running)
     found = Comparison(_verdict(blocks), blocks, running.device)
     if found.verdict is Verdict.unrelated and (turned := _in_one_basis(a, b, running)) is not None:
-        related = turned.verdict is not Verdict.unrelated
-        found = turned if related else replace(found, stream=turned.stream)
+        found = turned if turned.score > found.score else replace(found, stream=turned.stream)
     # Equal functions are equal after matching, but for those in other bases of the residual stream.
     maybe = all(block.after < _EQUAL for block in found.blocks) or may_be_turned(a, b)
     same = maybe and equivalent_models(a, b, running).equivalent

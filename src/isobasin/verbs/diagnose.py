@@ -150,7 +150,9 @@ def _judged(whole: Whole) -> Diagnosis:
 def _turned(pair: Pair, whole: Whole, running: Running) -> tuple[Pair, Diagnosis] | None:
     """The diagnosis where a map of the residual stream carries all of B to A, and B with its layers in A's order."""
     embedding = pair.embedding
-    if embedding is None or pair.a.view.stored(embedding) not in whole.left:
+    # In a permuted stream the rows of what writes into it lie in another order: a defect elsewhere.
+    others = {*whole.left, *(name for finding in whole.findings() for name in finding.tensors)}
+    if embedding is None or pair.a.view.stored(embedding) not in others:
         return None
     how = Running(running.device, verify=False, progress=running.progress)
     try:

@@ -13,10 +13,12 @@ from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError
 from isobasin.model import Model
 from isobasin.text import Plain
-from isobasin.verbs.compare import RELATED, BlockScore, attention_scores
+from isobasin.verbs.compare import BlockScore, attention_scores
 
 # Rows of a table or weight that are enough to see whether two have anything in common.
 _ROWS = 4096
+# What a block's score or a weight's correlation must be to count: strangers' are near 0 where they lie.
+_COMMON = 0.2
 # Mean scores of whole models after a move: above it fine-tuned ones (0.9), below it those trained apart (0.4).
 _NEAR = 0.6
 _LEARN = "`isobasin refine A B --data DATA -o R`, then `isobasin interpolate R/reference R` may do better"
@@ -43,7 +45,7 @@ class Relation(Plain):
     @property
     def related(self) -> bool:
         """Whether any block or weight has something in common with its partner."""
-        return any(block.score >= RELATED for block in self.attention) or (self.elsewhere or 0) >= RELATED
+        return any(block.score >= _COMMON for block in self.attention) or (self.elsewhere or 0) >= _COMMON
 
     @property
     def words(self) -> str:
@@ -53,7 +55,7 @@ class Relation(Plain):
         if self.scope is Scope.model:
             more = "" if sum(scores) > _NEAR * len(scores) else f", as of models trained apart: {_LEARN}"
             return f"after the move its attention circuits correlate ({span}){more}"
-        far = sum(not score >= RELATED for score in scores)
+        far = sum(not score >= _COMMON for score in scores)
         if not far:
             return f"related: the circuits of all attention blocks correlate ({span})"
         if self.related:
@@ -88,7 +90,7 @@ def _relation(a: Model, b: Model, alignment: Alignment, device: str) -> Relation
     turned = alignment.turned(b, device)
     scope = Scope.model if turned is not None else Scope.block if alignment.feedforward else Scope.attention
     scores = tuple(attention_scores(alignment, a, turned or b, device))
-    near = scope is Scope.model or any(block.score >= RELATED for block in scores)
+    near = scope is Scope.model or any(block.score >= _COMMON for block in scores)
     return Relation(b.name, scores, None if near else _highest(_correlations(a, b)), scope)
 
 
@@ -97,7 +99,7 @@ def _highest(found: Iterator[float]) -> float:
     highest = 0.0
     for each in found:
         highest = max(highest, each)
-        if highest >= RELATED:
+        if highest >= _COMMON:
             break
     return highest
 
