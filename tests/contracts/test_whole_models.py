@@ -303,11 +303,21 @@ def test_shifts_of_routers_do_not_turn(saved, tmp_path):
     assert statistics.distance_after < 1e-7 * statistics.distance_before
 
 
-def test_another_model_is_not_taken_for_a_scrambled_one(tmp_path):
-    one, other = (tiny("llama", "apart", config=UNTIED).save(tmp_path / str(seed), seed) for seed in (0, 1))
+@pytest.mark.parametrize(("seed", "entries"), [(1, {}), (0, {"intermediate_size": 40})], ids=["apart", "units"])
+def test_another_model_is_not_taken_for_a_scrambled_one(seed, entries, tmp_path):
+    one = tiny("llama", "apart", config=UNTIED).save(tmp_path / "one", 0)
+    other = tiny("llama", "apart", config={**UNTIED, **entries}).save(tmp_path / "other", seed)
     found = isobasin.equivalent(one, other)
     assert not found.equivalent
     assert found.stream is None
+
+
+def test_a_scrambled_model_is_known_however_many_sweeps_that_takes(tmp_path):
+    """One head and seven units say little of the stream's map, so that the descent is slow."""
+    config = {"hidden_size": 8, "num_attention_heads": 1, "patch_size": 2, "intermediate_size": 7, "qkv_bias": False}
+    original = tiny("vit", "slow", config=config).save(tmp_path / "model", 5057)
+    isobasin.scramble(original, tmp_path / "scrambled", scope="model")
+    assert isobasin.equivalent(original, tmp_path / "scrambled").equivalent
 
 
 def test_a_scrambled_model_with_one_changed_weight_is_told(saved, tmp_path):

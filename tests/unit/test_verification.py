@@ -287,3 +287,16 @@ def test_a_folders_code_never_runs_and_its_attention_is_not_taken(tmp_path, monk
     assert isobasin.verify(a, b).equal
     assert load(b, torch.float32).config._attn_implementation in ("sdpa", "eager")
     assert not marker.exists()
+
+
+def test_what_can_not_be_compared_or_seen_is_said(tmp_path):
+    """Outputs of other shapes have no figures, and a window that no input fills leaves all figures at 0."""
+    one = tiny("mistral").save(tmp_path / "one")
+    longer = tiny("mistral", config={"vocab_size": 64}).save(tmp_path / "longer")
+    found = isobasin.verify(one, longer)
+    assert not found.equal
+    assert found.reason == found.misshapen == "outputs differ in shape: logits is 2x1x50 in one and 2x1x64 in the other"
+    wider = tiny("mistral", config={"sliding_window": 5000}).save(tmp_path / "wider")
+    found = isobasin.verify(one, wider)
+    assert (found.max_abs, found.misshapen, found.configuration) == (0, None, ("sliding_window",))
+    assert isobasin.verify(one, one).configuration == ()

@@ -127,9 +127,12 @@ def difference(verified: Verification) -> str:
     if verified.rounding is not None and verified.rounding.max_rel:
         rounding = f"{small(verified.rounding.max_rel)} and {small(verified.rounding.rms)}"
         figures.append(f"where one rounding of the stored values makes {rounding}")
-    text = f"{', '.join(figures)}; {small(verified.max_abs)} absolute; {verified.how}."
+    figures[-1] += f"; {small(verified.max_abs)} absolute"
+    text = f"{verified.misshapen or ', '.join(figures)}; {verified.how}."
     if verified.unequal:
         text += f" Tensor {verified.unequal[0]!r}, which transformers doesn't read, differs."
+    if verified.configuration:
+        text += f" In config.json {', '.join(verified.configuration)} differs: other inputs may show more of that."
     return text
 
 

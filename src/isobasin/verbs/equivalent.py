@@ -13,6 +13,7 @@ from torch import Tensor
 from isobasin.alignment import AttentionMove
 from isobasin.alignment.stream import Turned, gains_of
 from isobasin.architectures.meaning import differences
+from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_finite
 from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, TensorError
@@ -180,6 +181,7 @@ def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> tuple[Mo
     if not may_be_turned(a, b):
         return None
     try:
+        check_comparable(a.specification, b.specification, feedforward=True)
         found = match_models(a, b, Matching(scope=Scope.model, max_condition=math.inf), running)
     except (ArchitectureError, TensorError):
         return None  # nothing is known of the stream: what differs is reported as it is

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from isobasin.architectures.meaning import differences
 from isobasin.bounds import check_number, check_seed
 from isobasin.model import Source, open_pair
 from isobasin.verbs.settings import chosen_device
@@ -19,6 +22,9 @@ def verify(
 ) -> Verification:
     """Do two models compute the same? Their outputs on random inputs of several lengths and offsets.
 
+    Where their configurations mean something else, as windows of attention that these inputs don't fill, the result
+    says so.
+
     Args:
         a: The original: folder, hub id, or transformers model.
         b: The other one.
@@ -32,4 +38,6 @@ def verify(
     if tolerance is not None:
         check_number("tolerance", tolerance, 0)
     with open_pair(a, b, allow_pickle=allow_pickle) as (one, other):
-        return verify_models(one, other, tolerance=tolerance, seed=seed, device=device)
+        found = verify_models(one, other, tolerance=tolerance, seed=seed, device=device)
+        unlike = differences(*(model.canonical.description for model in (one, other)))
+    return replace(found, configuration=tuple(difference.entry for difference in unlike))

@@ -123,6 +123,15 @@ APART = Distance(math.inf, math.inf, math.inf)
 """Of outputs that can't be compared, or are no numbers."""
 
 
+def misshapen(a: Mapping[Label, Tensor], b: Mapping[Label, Tensor]) -> str | None:
+    """Which output has another shape in the second model, in words; None where all are alike."""
+    for label, x in a.items():
+        shapes = ["x".join(map(str, y.shape)) for y in (x, b[label])]
+        if shapes[0] != shapes[1]:
+            return f"outputs differ in shape: {label[0]} is {shapes[0]} in one and {shapes[1]} in the other"
+    return None
+
+
 def _ratio(gap: float, size: float) -> float:
     """A difference relative to a size; none is none of any size."""
     return gap / size if size else (math.inf if gap else 0.0)
@@ -153,6 +162,9 @@ class Verification(Plain):
         unread: Stored tensors that transformers doesn't read: they were compared by value.
         unequal: Those of them whose values differ.
         device: Where models ran; None where blocks were compared wherever they were.
+        misshapen: Which output has other shapes in the two, in words; None where all are alike.
+        configuration: Entries of config.json in which the two mean something else, whatever these inputs show of it;
+            only `verify` looks for them.
     """
 
     max_abs: float
@@ -167,6 +179,8 @@ class Verification(Plain):
     unread: tuple[str, ...] = ()
     unequal: tuple[str, ...] = ()
     device: str | None = None
+    misshapen: str | None = None
+    configuration: tuple[str, ...] = ()
     _also = ("equal",)
 
     @property
@@ -186,6 +200,8 @@ class Verification(Plain):
         """What differs, in words, where it isn't equal."""
         if self.unequal:
             return f"tensor {self.unequal[0]!r}, which transformers doesn't read, differs"
+        if self.misshapen:
+            return self.misshapen
         figures = [f"outputs differ by {self.max_rel:.2g} relative (allowed {self.tolerance:.2g})"]
         if self.rms is not None and self.max_rel <= self.tolerance:
             figures.append(f"{self.rms:.2g} in the root mean square")

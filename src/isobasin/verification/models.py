@@ -20,7 +20,7 @@ from isobasin.errors import ArchitectureError, VerificationError
 from isobasin.loading import Plan, plans
 from isobasin.model import Model
 from isobasin.verification.blocks import compare_by_layer
-from isobasin.verification.distance import AMPLIFICATION, FLOORS, Distance, Verification
+from isobasin.verification.distance import AMPLIFICATION, FLOORS, Distance, Verification, misshapen
 from isobasin.verification.running import How, Run, Sensitivity, fits, streams
 
 # Larger models run in float32: float64 costs more than twice the time.
@@ -85,6 +85,7 @@ def verify_models(
         unread,
         unequal,
         device,
+        misshapen(one.outputs, other.outputs),
     )
 
 

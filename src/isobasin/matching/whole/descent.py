@@ -22,8 +22,8 @@ from isobasin.symmetries.turning import Tensors
 # A sweep that lowers the squared distance by a smaller share than this is the last.
 _FALL = 1e-3
 _SWEEPS = 100
-# Below this share of the models' squared distance a sweep has only rounding to gain.
-_ROUNDING = 1e-15
+# Below this share of the models' squared distance a sweep has only rounding to gain, by the coarsest stored type.
+_ROUNDING, _ROUNDING_OF_DOUBLE = 1e-15, 1e-22
 
 Found = TypeVar("Found")
 
@@ -63,6 +63,8 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Foun
         solvers: Each matches all blocks of two models; the last one's blocks are the result's.
     """
     sweeps = 0
+    types = {end.dtype(feedforward=True) for end in (pair.a, pair.b)}
+    rounding = pair.before.squares * (_ROUNDING_OF_DOUBLE if types == {torch.float64} else _ROUNDING)
     best: Descent[Found] | None = None
     for match in solvers:
         known, best = None if best is None else best.blocks, None
@@ -73,7 +75,7 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Foun
             if best is not None and not found.after.squares < best.after.squares * (1 - _FALL):
                 break
             best = found
-            if found.after.squares <= _ROUNDING * pair.before.squares:
+            if found.after.squares <= rounding:
                 break
             matrix = best.matrix @ best.fit.best()
             if torch.equal(matrix, best.matrix):
