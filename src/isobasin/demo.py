@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from isobasin.checkpoints import check_output, temporary_folder
-from isobasin.checkpoints.output import disk_errors
+from isobasin.checkpoints.output import disk_errors, install, replace_text, staged
 from isobasin.errors import DEMO_EXTRA, OutputError
 from isobasin.experiments.cells import MODEL, TRAINED, Cell
 from isobasin.experiments.configuration import read
@@ -94,8 +94,7 @@ def run_demo(
         "scramble": undone,
         "seconds": time.monotonic() - started,
     }
-    with disk_errors(folder):
-        (folder / FIGURES).write_text(as_json(figures, indent=2) + "\n")
+    replace_text(folder / FIGURES, as_json(figures, indent=2) + "\n")
     return figures
 
 
@@ -162,8 +161,9 @@ def _trained(experiment: Experiment, folder: Path, watching: Watching) -> list[d
             name, test = "base", _result(experiment, cell)["test"]
             if cell.needs:
                 name = _model_name(cell.spec["seed"])
-                with disk_errors(folder):
-                    shutil.copytree(experiment.store.path(cell) / MODEL, folder / name)
+                with disk_errors(folder), staged(folder / name) as staging:
+                    shutil.copytree(experiment.store.path(cell) / MODEL, staging)
+                    install(staging, folder / name, force=False)
             models.append({"name": name, "test_loss": test["loss"], "test_accuracy": test["metrics"]["accuracy"]})
     return models
 

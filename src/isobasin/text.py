@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # What spreadsheets take for the beginning of a formula, in either width; so they do tabs and line breaks.
 _FORMULA = tuple("=+-@＝＋－＠")
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _MARKUP = re.compile(r"([\\`*_\[\]|~])")
 
 
@@ -36,6 +37,12 @@ def _written_out(character: str) -> str:
 def one_line(text: str) -> str:
     """A text whose lines are joined by spaces; blank ones are dropped."""
     return " ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
+def size(count: float) -> str:
+    """A number of bytes for people."""
+    unit, name = next(((unit, name) for unit, name in _UNITS if count >= unit), (1, "bytes"))
+    return f"{count / unit:.3g} {name}" if count < 1000 * unit else f"{count / unit:,.0f} {name}"
 
 
 def csv_cell(value: object) -> object:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from isobasin.checkpoints.companions import umask
 from isobasin.checkpoints.files import real
 from isobasin.checkpoints.temporary import own_folder
-from isobasin.errors import OutputError
+from isobasin.errors import OutputError, first_line
+from isobasin.space import full_disk, nearest_parent
 
 LOCK = ".lock"
 """Is in a folder while a process writes into it for long."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_output(out: str | os.PathLike[str], inputs: Sequence[Path] = (), force: bool = False) -> None:
@@ -135,30 +130,16 @@ def sole_writer(folder: Path) -> Generator[None, None, None]:
         lock.release()
 
 
-def check_space(target: Path, needed: int) -> None:
-    """Raise OutputError if `needed` bytes and 1 % don't fit beside `target`."""
-    with disk_errors(target, needed):
-        free = shutil.disk_usage(_nearest_parent(target)).free
-    if needed * 1.01 > free:
-        raise _no_space(target, needed)
-
-
 @contextmanager
 def disk_errors(target: Path, needed: int | None = None) -> Generator[None, None, None]:
     """Turn the operating system's errors into OutputError; `needed` is the size of the output in bytes."""
     try:
-        yield
+        with full_disk(target, needed):
+            yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise _no_space(target, needed) from error
         where = "" if error.filename is None else f" at {error.filename}"
-        reason = error.strerror or type(error).__name__
+        reason = error.strerror or first_line(error)
         raise OutputError(f"{target}: can't be written ({reason}{where}): check the folder") from error
-    except SafetensorError as error:
-        # what safetensors' own writer makes of an error of the operating system
-        if any(f"os error {code})" in str(error) for code in _FULL):
-            raise _no_space(target, needed) from error
-        raise
 
 
 def _refuse_overlap(out: Path, target: Path, item: Path) -> None:
@@ -173,23 +154,8 @@ def _refuse_overlap(out: Path, target: Path, item: Path) -> None:
 
 def _check_parent(target: Path) -> None:
     """The nearest parent that exists is a folder in which one may write."""
-    parent = _nearest_parent(target)
+    parent = nearest_parent(target)
     if not parent.is_dir():
         raise OutputError(f"{target}: {parent} is a file: name another place")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{target}: no permission to write in {parent}: name another place")
-
-
-def _nearest_parent(target: Path) -> Path:
-    return next(folder for folder in (target.parent, *target.parents) if folder.exists())
-
-
-def _no_space(target: Path, needed: int | None) -> OutputError:
-    parent = _nearest_parent(target)
-    free = _gigabytes(shutil.disk_usage(parent).free)
-    size = "" if needed is None else f"the output takes {_gigabytes(needed)}, "
-    return OutputError(f"{target}: no space left: {size}{free} are free in {parent}: make room")
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.3f} GB"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from isobasin.errors import IsobasinError
+from isobasin.space import TEMPORARY, full_disk
 
 Role = Literal["partial", "replaced", "temporary"]
 
@@ -26,8 +27,13 @@ _OWNER, _LOCK, _CONTENT = "owner", "lock", "content"
 
 @contextmanager
 def temporary_folder() -> Generator[Path]:
-    """An empty folder in the system's temporary directory, removed in the end."""
-    with own_folder(Path(tempfile.gettempdir()), "temporary") as folder:
+    """An empty folder in the system's temporary directory, removed in the end.
+
+    Raises:
+        OutputError: There is no space, for the folder or for what is written into it in the block.
+    """
+    home = Path(tempfile.gettempdir())
+    with full_disk(home / TEMPORARY), own_folder(home, "temporary") as folder:
         yield folder
 
 

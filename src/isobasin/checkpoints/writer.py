@@ -17,7 +17,6 @@ from isobasin.checkpoints.files import real
 from isobasin.checkpoints.layout import CODES, DTYPES, Header, Slot, make_header, raw_bytes
 from isobasin.checkpoints.output import (
     check_output,
-    check_space,
     disk_errors,
     install,
     staged,
@@ -26,6 +25,7 @@ from isobasin.checkpoints.output import (
 from isobasin.checkpoints.reader import CONFIG, Checkpoint
 from isobasin.checkpoints.temporary import calling
 from isobasin.errors import TensorError, warn
+from isobasin.space import check_space
 
 __all__ = ["check_output", "write_checkpoint", "write_file_atomically"]
 

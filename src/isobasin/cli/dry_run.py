@@ -12,11 +12,10 @@ from rich.text import Text
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, working
 from isobasin.cli.tables import table
+from isobasin.text import size
 
 if TYPE_CHECKING:
     from isobasin.verbs.outline import Outline
-
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def dry_run(
@@ -51,7 +50,7 @@ def dry_run(
 def _report(found: Outline, output: Path, learns: bool) -> Iterator[RenderableType]:
     read = table("model", "type", "parameters", "size", left=("model", "type"), title="What is read")
     for model in found.models:
-        read.add_row(model.model, model.model_type, f"{model.parameters:,}", _size(model.bytes))
+        read.add_row(model.model, model.model_type, f"{model.parameters:,}", size(model.bytes))
     yield read
     if found.matched:
         parts = table("what", "blocks", "parameters", "group", left=("what", "group"), title="What would be matched")
@@ -60,20 +59,13 @@ def _report(found: Outline, output: Path, learns: bool) -> Iterator[RenderableTy
             parts.add_row(part.what, str(part.blocks), f"{part.parameters:,}", part.group)
         yield parts
     fits = found.free > found.writes
-    yield Text(
-        f"Would write {_size(found.writes)} to {output}; {_size(found.free)} are free.", "" if fits else "yellow"
-    )
+    yield Text(f"Would write {size(found.writes)} to {output}; {size(found.free)} are free.", "" if fits else "yellow")
     batches = ", and what batches of examples need" if learns else ""
-    yield f"Memory: about {_size(found.memory)}{batches}."
+    yield f"Memory: about {size(found.memory)}{batches}."
     near, far = map(_time, found.seconds)
     apart = f" where the models are near each other, {far} where they were trained apart" if far != near else ""
     yield f"Time on two cores: about {near}{apart}{', besides learning' if learns else ''}."
     yield "Only configurations and headers were read, and nothing was written."
-
-
-def _size(count: float) -> str:
-    unit, name = next(((unit, name) for unit, name in _UNITS if count >= unit), (1, "bytes"))
-    return f"{count / unit:.3g} {name}" if count < 1000 * unit else f"{count / unit:,.0f} {name}"
 
 
 def _time(seconds: float) -> str:

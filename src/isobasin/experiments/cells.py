@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.checkpoints.output import disk_errors, install
+from isobasin.space import full_disk
 
 SCHEMA_VERSION = 1
 """Of `record.json`; part of every key."""
@@ -120,7 +121,8 @@ class Store:
             else:
                 with disk_errors(staging):
                     self._prepare(cell, staging)
-                yield staging
+                with full_disk(staging):
+                    yield staging
                 with disk_errors(staging):
                     (staging / _STAMP).unlink()
                     install(staging, self.path(cell), force=True)

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from isobasin.checkpoints.output import check_output, disk_errors, replace_text, sole_writer
+from isobasin.checkpoints.output import check_output, replace_text, sole_writer
 from isobasin.errors import EXPERIMENT_EXTRA, ConfigurationError, OutputError, needing
 from isobasin.execution.tasks import Engine, Failure, Progress, Task
 from isobasin.experiments.cells import RECORD, SCHEMA_VERSION, TRAINED, Cell, Store
@@ -293,7 +293,5 @@ class _Listener:
         else:
             path = self._experiment.failure_path(cell)
             self._summary.failed[cell.label] = failure.message + (f" (see {path})" if failure.trace else "")
-            with disk_errors(path):
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(f"{failure.message}\n\n{cell.label}\n{failure.trace}", encoding="utf-8")
+            replace_text(path, f"{failure.message}\n\n{cell.label}\n{failure.trace}")
         self._watcher.failed(cell, failure)

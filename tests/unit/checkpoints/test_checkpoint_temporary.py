@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from checkpoint_folders import contents, leftovers, single
+from safetensors import SafetensorError
 
 import isobasin.checkpoints.temporary as temporary_module
 from isobasin.checkpoints import temporary_folder, write_file_atomically
-from isobasin.checkpoints.output import install
+from isobasin.checkpoints.output import disk_errors, install
 from isobasin.checkpoints.temporary import calling, own_folder
 from isobasin.errors import OutputError
+from isobasin.space import check_space
 
 # A process that makes a folder, says where, and waits to be killed or told to end.
 CHILD = """
@@ -132,3 +137,37 @@ def test_errors_name_what_a_folder_stands_for(tmp_path: Path):
     assert str(tmp_path) in str(caught.value.__cause__)
     with pytest.raises(OutputError, match=r"^elsewhere$"), calling(tmp_path, "the model"):
         raise OutputError("elsewhere")
+
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, FULL),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError(f"Error while serializing: I/O error: {FULL} (os error 28)"),
+        shutil.Error([("a", "b", f"[Errno 28] {FULL}: 'b'")]),
+    ],
+)
+def test_no_space_for_temporary_files_is_said_of_their_place(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever writes there, and however it says so; not of the result, which lies elsewhere."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said = f"^{tmp_path}: no space left for temporary files: .* are free: make room, or name another folder in TMPDIR$"
+    with pytest.raises(OutputError, match=said), temporary_folder():
+        raise error
+    with pytest.raises(OutputError, match=said), temporary_folder() as folder, disk_errors(folder / "result"):
+        raise error
+    with pytest.raises(OutputError, match=said), temporary_folder() as folder:
+        check_space(folder / "result", 2**70)
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **options: _raise(error))
+    with pytest.raises(OutputError, match=said), temporary_folder():
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def _raise(error: Exception) -> None:
+    raise error
