@@ -40,6 +40,8 @@ _HOPE = 30.0
 # Two starts whose factors are this near to each other, in units of `||B'||² / n`, end at one minimum, and the lower is
 # followed: between minima at least one of n directions has turned.
 _SAME = 0.5
+# What is below this is nothing: float32 still holds it, and one over it.
+_NOTHING = 1e-30
 # How often, and by how much, a step that didn't lower f is shortened before it is looked for anew.
 _RETRIES, _SHORTER = 3, 0.3
 
@@ -239,25 +241,31 @@ class _Quadratic:
     def of(cls, p: Problems, fresh: bool) -> _Quadratic:
         """The model where the problems stand, `fresh` with new eigenvectors."""
         # Of heads that are zero there is neither slope nor curvature.
-        tiny = torch.finfo(p.f.dtype).tiny
-        unit = p.u.shape[-1] / (squares(p.left) + squares(p.right)).clamp(min=1e8 * tiny)
-        root = unit.sqrt()[:, None, None]
+        unit = p.u.shape[-1] / (squares(p.left) + squares(p.right)).clamp(min=_NOTHING**2)
+        root = unit.sqrt().float()[:, None, None]
         # Residuals are differences in float64; what is made of them needs no more digits than X.
         left, right, e_left, e_right = (
-            (root * x).float() for x in (p.left, p.right, p.a_left - p.left, p.a_right - p.right)
+            x.float().mul_(root) for x in (p.left, p.right, p.a_left - p.left, p.a_right - p.right)
         )
-        s_left, s_right = e_left.mT @ left, right.mT @ e_right
-        grams = torch.stack([right.mT @ right, left.mT @ left], 1)
-        slope = (s_left - s_right).to(unit.dtype)
-        stretch = squares(slope).sqrt().clamp(min=tiny)
         if fresh:
+            grams = torch.stack([right.mT @ right, left.mT @ left], 1)
             p.basis = torch.linalg.eigh(grams if p.basis.shape[1] == 2 else grams.sum(1, keepdim=True)).eigenvectors
         to_right, to_left = p.basis[:, 0], p.basis[:, -1]
-        slope = to_right.mT @ (slope / stretch[:, None, None]).float() @ to_left
-        s = to_right.mT @ (0.5 * (s_left + s_right)) @ to_left
-        gram_right, gram_left = (p.basis.mT @ grams @ p.basis).unbind(1)
-        turn = to_right.mT @ to_left if p.basis.shape[1] == 2 else None
-        return cls(to_right, to_left, turn, slope, s, gram_right, gram_left, stretch, unit)
+        left, right, e_left, e_right = left @ to_left, right @ to_right, e_left @ to_right, e_right @ to_left
+        s_left, s_right = e_left.mT @ left, right.mT @ e_right
+        slope = s_left - s_right
+        stretch = torch.linalg.vector_norm(slope, dim=(-2, -1), dtype=unit.dtype).clamp(min=_NOTHING)
+        return cls(
+            to_right,
+            to_left,
+            turn=to_right.mT @ to_left if p.basis.shape[1] == 2 else None,
+            slope=slope.div_(stretch.float()[:, None, None]),
+            s=(s_left + s_right).mul_(0.5),
+            gram_right=right.mT @ right,
+            gram_left=left.mT @ left,
+            stretch=stretch,
+            unit=unit,
+        )
 
     def image(self, x: Tensor) -> Tensor:
         """`H X`: in the eigenvectors, `turn` apart, `S X^T` is `s x^T turn` and `X^T S` is `turn x^T s`."""

@@ -27,6 +27,10 @@ _NEAR = 0.05
 # Grams square condition numbers: up to this one of B they cost 1e-10 of its accuracy.
 _WELL = 1e3
 _ROUNDING = 1e-13
+# Coefficients of x, x³ and x⁵: those of Muon (Jordan et al., 2024) bring what is small near 1 fast, the last keep it.
+_POLAR = ((3.4445, -4.7750, 2.0315),) * 7 + ((1.875, -1.25, 0.375),) * 3
+# What squared singular values of an orthogonal matrix may lack together.
+_ROUGH = 0.1
 
 
 @dataclass(frozen=True)
@@ -256,27 +260,50 @@ def least_squares_start(core: Core) -> Tensor:
 
 def _starts(core: Core) -> tuple[Tensor, Tensor]:
     """Two starts of problems that are far: the lowest in closed form, and the published one."""
-    published = orthogonal_start(core)
-    options = [published, *_far_starts(core)]
+    options = _far_starts(core)
+    # As many as there are directions, if all singular values are 1: of heads of less rank they aren't.
+    rough = newton.squares(options[0]) < options.shape[-1] - _ROUGH
+    if bool(rough.any()):
+        options[0, rough] = orthogonal_start(core[rough])
     values = torch.stack([core.objective(x).nan_to_num(torch.inf, torch.inf) for x in options])
     # Where they are no lower, as of heads that are zero, the published one is invertible and the others may not be.
     values[1:] += 1e-9 * core.scale()
-    return torch.stack(options)[values.argmin(0), torch.arange(len(published), device=published.device)], published
+    published = options[0]
+    return options[values.argmin(0), torch.arange(len(published), device=published.device)], published
 
 
-def _far_starts(core: Core) -> tuple[Tensor, Tensor]:
-    """Orthogonal Procrustes in the balanced gauges of both models, and between A as it is and B in its own.
+def _far_starts(core: Core) -> Tensor:
+    """Orthogonal Procrustes as both models are, between A as it is and B in its balanced gauge, and in both's.
 
-    The first is `balanced_start`, here from Grams, whose eigenvectors cost half of what singular vectors do: what they
-    lose of the smallest directions the descent finds again.
+    The first and the last are next to `orthogonal_start` and `balanced_start`: Grams and products cost a part of what
+    singular vectors do, and what that loses of the smallest directions the descent finds again.
+
+    Returns:
+        `(3, b, n, n)`.
     """
     top = core.top()
     lefts, rights = torch.cat([_root(core.a_left), top.b_left]), torch.cat([_root(core.a_right), top.b_right])
     to, undo = _balance_grams(lefts, rights)
     (to_a, to_b), (undo_a, undo_b) = to.chunk(2), undo.chunk(2)
-    left, right = top.a_left.mT @ (top.b_left @ to_b), top.a_right.mT @ (top.b_right @ undo_b.mT)
-    both, half = _polar_grams(torch.cat([to_a.mT @ left + undo_a @ right, left + right])).chunk(2)
-    return undo_a.mT @ both @ to_b.mT, half @ to_b.mT
+    left, right = top.a_left.mT @ top.b_left, top.a_right.mT @ top.b_right
+    published, left, right = left + right, left @ to_b, right @ undo_b.mT
+    found = _near_polar(torch.stack([published, left + right, to_a.mT @ left + undo_a @ right]))
+    found[1:] = found[1:] @ to_b.mT
+    found[2] = undo_a.mT @ found[2]
+    return found
+
+
+def _near_polar(x: Tensor) -> Tensor:
+    """Next to `polar`, by products alone: singular values are brought to 1 by odd polynomials.
+
+    Those below some 1e-5 of the norm stay below 1, and a matrix of zeros stays what it is.
+    """
+    norm = torch.linalg.matrix_norm(x, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    y = (x / norm).float().flatten(0, -3)
+    for a, b, c in _POLAR:
+        gram = y.mT @ y
+        y = torch.baddbmm(y, y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
+    return y.to(x.dtype).reshape(x.shape)
 
 
 def _root(x: Tensor) -> Tensor:
@@ -292,12 +319,6 @@ def _balance_grams(r_left: Tensor, r_right: Tensor) -> tuple[Tensor, Tensor]:
     sigma, t = _singular(m)
     root = sigma.rsqrt()
     return r_right.mT @ t * root.unsqueeze(-2), (root / sigma).unsqueeze(-1) * ((m @ t).mT @ r_left)
-
-
-def _polar_grams(x: Tensor) -> Tensor:
-    """`polar`, from the eigenvectors of `X^T X`."""
-    sigma, t = _singular(x)
-    return (x @ t / sigma.unsqueeze(-2)) @ t.mT
 
 
 def _singular(x: Tensor) -> tuple[Tensor, Tensor]:
