@@ -2,12 +2,14 @@
 
     python benchmarks/checkpoints.py time   [--threads 1] [--folder DIR]
     python benchmarks/checkpoints.py memory [--case align] [--folder DIR]
+    python benchmarks/checkpoints.py verify [--threads 1] [--folder DIR]
 
 The floor is what any aligner must do: read the attention of both checkpoints and the rest of the model, write the
 model's bytes (timed here, on the same files), and the matrix products of matching and moving, counted and divided by
 this machine's measured float64 rate: stage 1's products of stacked projections, one triangular factorisation per side
-and head, and the moved projections. The solver's own iterations are not in the floor. All of it is processor time, so
-that a busy machine changes little.
+and head, and the moved projections. The solver's own iterations are not in the floor. `verify` is what comparing a
+moved model takes, beside one forward pass of each on the same inputs, loaded as a whole before. All of it is processor
+time, so that a busy machine changes little.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from safetensors.torch import save_file
 from timing import best_of
 
 import isobasin
+from isobasin.inputs import model_inputs
 from isobasin.model import Model, open_model
 from isobasin.symmetries.groups import AttentionGroup
 
@@ -150,6 +153,41 @@ def bench_time(folder: Path, threads: int, rounds: int) -> None:
             )
 
 
+def bench_verify(folder: Path, threads: int, rounds: int) -> None:
+    torch.set_num_threads(threads)
+    original = make(folder / "original", SHAPES["gpt2-small"], 0)
+    for dtype in (torch.float32, torch.bfloat16):
+        stored, moved = folder / f"stored-{dtype}", folder / f"moved-{dtype}"
+        isobasin.scramble(original, stored, condition=10.0, dtype=dtype, verify=False)
+        isobasin.scramble(stored, moved, seed=1, condition=10.0, verify=False)
+        passes = 0.0
+        for model in (stored, moved):
+            held = transformers_model(model)
+            inputs = [given for _, given in model_inputs(held, 0)]
+            passes += best_of(rounds, lambda held=held, inputs=inputs: run(held, inputs), time.process_time)[0]
+        seconds, verified = best_of(
+            rounds, lambda stored=stored, moved=moved: isobasin.verify(stored, moved), time.process_time
+        )
+        print(
+            f"gpt2-small, {dtype}: {seconds:.2f} s, forward passes {passes:.2f} s, ratio {seconds / passes:.2f}; "
+            f"{verified.how}; {threads} thread(s)"
+        )
+
+
+def transformers_model(folder: Path) -> Any:
+    """A checkpoint in memory, in float64."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+
+
+@torch.no_grad()
+def run(model: Any, inputs: Sequence[dict[str, Any]]) -> None:
+    """Forward passes, without a cache."""
+    for given in inputs:
+        model(**given, use_cache=False)
+
+
 # What is measured of memory: name, and the command's call on two models and a folder to write to.
 MEMORY: dict[str, Callable[[str, str, Path], Any]] = {
     "align": lambda a, b, out: isobasin.align(a, b, out, verify=False),
@@ -211,7 +249,7 @@ def peak(folder: Path, case: str, a: str, b: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["time", "memory", "peak"])
+    parser.add_argument("what", choices=["time", "memory", "verify", "peak"])
     parser.add_argument("models", nargs="*")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2)
@@ -222,7 +260,8 @@ if __name__ == "__main__":
         peak(arguments.folder, arguments.case[0], *arguments.models)
     else:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-            if arguments.what == "time":
-                bench_time(Path(scratch), arguments.threads, arguments.rounds)
+            if arguments.what in ("time", "verify"):
+                bench = bench_time if arguments.what == "time" else bench_verify
+                bench(Path(scratch), arguments.threads, arguments.rounds)
             else:
                 bench_memory(Path(scratch), arguments.case)
