@@ -7,6 +7,7 @@ as the command line names them; it reads them into its cache, and what a verb re
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -32,9 +33,19 @@ def _advise(folders: tuple[str | Path, ...]) -> None:
     left = int(_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     # Whoever reads what can't be read says what is wrong with it.
     with suppress(OSError, ValueError):
-        for file in chain.from_iterable(sorted(Path(folder).glob("*.safetensors")) for folder in folders):
+        for file in chain.from_iterable(map(_weights, folders)):
             with file.open("rb") as opened:
                 left -= _ask(opened.fileno(), left)
+
+
+def _weights(folder: str | Path) -> Iterator[Path]:
+    """The weights in a folder; no pipe, at which one waits, and no link that leads to a place of its own."""
+    home = Path(folder).resolve()
+    places = home, home.parent.parent / "blobs"  # where a snapshot of the hub has its files
+    for file in sorted(home.glob("*.safetensors")):
+        there = file.resolve()
+        if there.parent in places and there.is_file():
+            yield there
 
 
 def _ask(file: int, most: int) -> int:

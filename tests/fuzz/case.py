@@ -114,7 +114,7 @@ def run(case: Case, home: Path, keep: Path | None = None) -> tuple[bounds.Run, s
             chance = random.Random(f"{case.seed}/{case.index}/{number}")
             if mutation is NUMBER:
                 words[chance.choice(_numbers(words))] = chance.choice(NUMBERS)
-            elif not mutation.during:
+            elif not mutation.during and _fifo(place / "inputs") is None:  # who damages a second time would wait there
                 # What fits no checkpoint of this form, or no longer after other damage, leaves it as it is.
                 with contextlib.suppress(Exception):
                     mutation.apply(chance, inputs[target])
@@ -130,9 +130,8 @@ def _judged(
     if keep is not None:
         shutil.copytree(place / "inputs", place / "kept", symlinks=True, copy_function=_copy_as_it_is)
     before = _snapshot(place / "inputs", but=inputs.get("records"))
-    fifo = next((path for path in (place / "inputs").rglob("*") if stat.S_ISFIFO(path.lstat().st_mode)), None)
     watching = bounds.trespassing(place / "inputs", place / "outside")
-    with bounds.released(fifo) as waited, watching as found, _during(case, inputs) as made:
+    with bounds.released(_fifo(place / "inputs")) as waited, watching as found, _during(case, inputs) as made:
         done = bounds.run(arguments)
     problem = next(iter(found + waited), "") or _problem(case, done, out, home, inputs, made)
     if not problem and not made and _snapshot(place / "inputs", but=inputs.get("records")) != before:
@@ -144,6 +143,11 @@ def _judged(
     if problem and keep is not None:
         _keep(case, arguments, done, problem, place, keep)
     return done, problem
+
+
+def _fifo(folder: Path) -> Path | None:
+    """A FIFO in a folder."""
+    return next((path for path in folder.rglob("*") if stat.S_ISFIFO(path.lstat().st_mode)), None)
 
 
 def _filled(words: Sequence[str], inputs: Mapping[str, Path], out: Path) -> list[str]:
@@ -230,6 +234,8 @@ def _copied(case: Case, home: Path, place: Path) -> dict[str, Path]:
         if source is None:
             continue
         (shutil.copytree if source.is_dir() else shutil.copy)(source, found[name])
+    if "adapter" in found:
+        subjects.join(found["adapter"], found["b"])
     return found
 
 
@@ -262,6 +268,8 @@ def prepare(subject: Subject, home: Path) -> None:
     _made(["align", str(folder / "a"), str(folder / "b"), "-o", str(folder / "aligned")])
     (folder / "aligned" / ALIGNMENT).rename(folder / ALIGNMENT)
     shutil.rmtree(folder / "aligned")
+    if subject.data == "text":
+        subjects.make_adapter(subject, folder)
     _made(["fingerprint", str(folder / "b"), "-o", str(folder / _FILES["fingerprint"])])
 
 

@@ -99,7 +99,7 @@ def _some_file(folder: Path, draw: Draw) -> Path:
     return draw.choice(sorted(path for path in folder.iterdir() if path.is_file()))
 
 
-def _in_folder(damage: Callable[[Draw, Path], None]) -> Callable[[Draw, Path], None]:
+def in_folder(damage: Callable[[Draw, Path], None]) -> Callable[[Draw, Path], None]:
     return lambda draw, folder: damage(draw, _some_file(folder, draw))
 
 
@@ -145,7 +145,7 @@ _STRAY: Iterable[tuple[str, str, Callable[[Path], object]]] = (
 )
 
 FOLDERS = (
-    *(Mutation("files", said(damage), "checkpoint", _in_folder(damage)) for damage in FILES),
+    *(Mutation("files", said(damage), "checkpoint", in_folder(damage)) for damage in FILES),
     *(Mutation("files", name, "checkpoint", _beside(file, make)) for name, file, make in _STRAY),
     Mutation("files", "folder is a link", "checkpoint", _unlinked_folder),
     Mutation("files", "shard named alignment", "checkpoint", _shard_of_our_name),

@@ -90,7 +90,7 @@ def unlike(subject: Subject, one: Path, other: Path, pristine: Path) -> str:
 
 def incomplete(folder: Path) -> str:
     """What is missing of a checkpoint that was written; empty if it is whole."""
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return "OUT has no config.json"
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .damage import FILES, of_file, said
+from .damage import FILES, in_folder, of_file, said
 from .mutation import VALUES, Draw, Mutation, deep, lines
 
 
@@ -83,6 +83,23 @@ def _changed(draw: Draw, value: Any) -> Any:
         at = draw.randrange(len(value))
         return [*value[:at], _changed(draw, value[at]), *value[at + 1 :]]
     return draw.choice((*VALUES, 1e30, 10**12))
+
+
+def _factors(change: Callable[[Draw, dict[str, Any], dict[str, str]], object]) -> Callable[[Draw, Path], None]:
+    """An adapter with its factors changed."""
+    return lambda draw, folder: _moved(change)(draw, folder / "adapter_model.safetensors")
+
+
+def _settings(draw: Draw, folder: Path) -> None:
+    """An entry of an adapter's configuration replaced, or another one that peft knows."""
+    path = folder / "adapter_config.json"
+    found = json.loads(path.read_text())
+    more = ("use_dora", "bias", "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "target_parameters")
+    if draw.random() < 0.5:
+        found[draw.choice((*more, *sorted(found)))] = draw.choice((*VALUES, {"c_attn": 3, "q_proj": 0, "(": 2}))
+    else:
+        found = _changed(draw, found)
+    path.write_text(json.dumps(found))
 
 
 def _letters(draw: Draw, path: Path) -> None:
@@ -236,6 +253,9 @@ OTHERS = (
         Mutation("alignment", said(change), "alignment", _moved(change))
         for change in (_element, _whole, _lost, _described)
     ),
+    *(Mutation("adapter", said(damage), "adapter", in_folder(damage)) for damage in FILES),
+    *(Mutation("adapter", said(change), "adapter", _factors(change)) for change in (_element, _whole, _lost)),
+    *[Mutation("adapter", "settings", "adapter", _settings)] * 4,
     *of_file("data", "text"),
     *of_file("data", "characters"),
     *of_file("data", "table"),

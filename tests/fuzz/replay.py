@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-from . import bounds
+from . import bounds, subjects
 
 
 def again(folder: Path) -> int:
@@ -16,6 +17,9 @@ def again(folder: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         inputs = Path(place) / "inputs"
         shutil.copytree(folder / "inputs", inputs, symlinks=True)
+        if (inputs / "adapter").is_dir():
+            with suppress(OSError, ValueError):  # damaged, or no longer there
+                subjects.join(inputs / "adapter", inputs / "b")
         (Path(place) / "outputs").mkdir()
         arguments = [
             word.replace(said["inputs"], str(inputs)).replace(said["outputs"], f"{place}/outputs")

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from isobasin.architectures.examples import variant
 
+ADAPTER = "adapter_config.json"
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUV \n"
 
 
@@ -90,6 +93,33 @@ def make(subject: Subject, folder: Path) -> None:
         if subject.data == "images":
             processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
             (folder / name / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def make_adapter(subject: Subject, folder: Path) -> None:
+    """Write an adapter of `folder/b` as peft does, `folder/adapter`, for the first matrices of its attention."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted((folder / "b").glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    chosen = [name for name, shape in sorted(shapes.items()) if "att" in name and len(shape) == 2][:3]
+    noise, turned = torch.Generator().manual_seed(2), subject.model == "gpt2"
+    factors: dict[str, torch.Tensor] = {}
+    for name in chosen:
+        inputs, outputs = shapes[name] if turned else reversed(shapes[name])
+        for which, shape in (("A", (2, inputs)), ("B", (outputs, 2))):
+            key = f"base_model.model.{name.removesuffix('.weight')}.lora_{which}.weight"
+            factors[key] = 0.1 * torch.randn(shape, generator=noise)
+    (folder / "adapter").mkdir()
+    save_file(factors, folder / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "bias": "none"}
+    config |= {"target_modules": [name.removesuffix(".weight") for name in chosen], "init_lora_weights": True}
+    (folder / "adapter" / ADAPTER).write_text(json.dumps({**config, "fan_in_fan_out": turned}))
+
+
+def join(adapter: Path, base: Path) -> None:
+    """Let an adapter name its base, which every case has elsewhere."""
+    path = adapter / ADAPTER
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(base)}))
 
 
 def make_other(folder: Path) -> None:

@@ -64,3 +64,16 @@ def test_a_file_that_cannot_be_read_says_nothing(tmp_path: Path, asked: dict[str
     (tmp_path / "a.safetensors").symlink_to(tmp_path / "gone")
     ahead.read_ahead(tmp_path)
     assert asked == {}
+
+
+def test_what_is_not_the_folders_own_is_not_touched(tmp_path: Path, asked: dict[str, list[tuple[int, int]]]):
+    """A link that leads elsewhere is refused later, and at a pipe one waits; the hub's snapshots link to blobs."""
+    folder, blobs = tmp_path / "snapshots" / "1", tmp_path / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    for place in (tmp_path / "elsewhere", blobs / "own"):
+        place.write_bytes(bytes(3))
+        (folder / f"{place.name}.safetensors").symlink_to(place)
+    os.mkfifo(folder / "pipe.safetensors")
+    ahead.read_ahead(folder)
+    assert asked == {"own": [(0, 3)]}

@@ -64,10 +64,11 @@ def own_folder(parent: Path, role: Role) -> Generator[Path]:
 
     _remove_orphans(parent)
     # Under a name that no other process looks for, until it is locked.
-    making = Path(tempfile.mkdtemp(prefix=".isobasin-new-", dir=parent))
-    folder = parent / f".isobasin-{role}-{secrets.token_hex(8)}"
+    letters = secrets.token_hex(8)
+    making, folder = (parent / f".isobasin-{which}-{letters}" for which in ("new", role))
     lock = FileLock(making / _LOCK, blocking=False, thread_local=False)
     try:
+        making.mkdir(mode=0o700)  # in here, for a signal may strike as soon as it is there
         with suppress(OSError, NotImplementedError):  # a file system without locks: nobody will remove the folder
             lock.acquire()
         (making / _OWNER).write_text(_host(), encoding="utf-8")

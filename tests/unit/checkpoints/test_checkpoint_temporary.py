@@ -139,6 +139,20 @@ def test_errors_name_what_a_folder_stands_for(tmp_path: Path):
         raise OutputError("elsewhere")
 
 
+@pytest.mark.parametrize("after", ["mkdir", "write_text", "rename"])
+def test_a_signal_leaves_nothing_wherever_it_strikes(after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = getattr(Path, after)
+
+    def struck(path: Path, *arguments: object, **options: object) -> None:
+        real(path, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, after, struck)
+    with pytest.raises(KeyboardInterrupt), own_folder(tmp_path, "partial"):
+        pytest.fail("nothing was interrupted")
+    assert os.listdir(tmp_path) == []
+
+
 FULL = "No space left on device"
 
 
@@ -163,7 +177,7 @@ def test_no_space_for_temporary_files_is_said_of_their_place(
         raise error
     with pytest.raises(OutputError, match=said), temporary_folder() as folder:
         check_space(folder / "result", 2**70)
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **options: _raise(error))
+    monkeypatch.setattr(Path, "mkdir", lambda path, **options: _raise(error))
     with pytest.raises(OutputError, match=said), temporary_folder():
         pass
     assert not list(tmp_path.iterdir())
