@@ -207,6 +207,23 @@ def test_a_defect_is_found_in_another_gauge_as_well(originals: dict[str, Path], 
     assert found.verified.equal
 
 
+@pytest.mark.parametrize(
+    ("family", "name"), [("gpt2", "key/value heads reversed"), ("llama", "query heads interleaved")]
+)
+def test_heads_beside_others_than_theirs_are_told_in_another_gauge(
+    family: str, name: str, originals: dict[str, Path], tmp_path: Path
+):
+    a = originals[family]
+    isobasin.scramble(a, tmp_path / "moved", scope="block", condition=10, verify=False)
+    b = plant(tmp_path / "moved", tmp_path / "b", (PLANTS[name],), 0)
+    assert b is not None
+    found = isobasin.diagnose(a, b, tmp_path / "out")
+    assert {finding.defect for finding in found.findings} == {Defect.head_order}
+    assert found.moved == (0, 1)
+    assert found.verified is not None
+    assert found.verified.equal
+
+
 def test_a_defect_of_a_fine_tune_is_a_part_of_the_difference(originals: dict[str, Path], tmp_path: Path):
     def change(tensors, config):
         generator = torch.Generator().manual_seed(1)

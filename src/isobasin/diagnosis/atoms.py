@@ -195,6 +195,45 @@ def ordered(names: Sequence[str], roles: Sequence[str], heads: int, named: Mappi
     return Atom(Defect.head_order, f"{whose} heads of {listed(roles)} lie", fix, tuple(names), undo)
 
 
+def regrouped(names: Sequence[str], roles: Sequence[str], heads: int, partner: str, groups: int, whose: str) -> Atom:
+    """Heads beside others than those that they belong to, in any gauge: by what the rows of a head span.
+
+    Args:
+        names: Projections and biases whose heads move together.
+        roles: The projections.
+        heads: How many there are.
+        partner: A projection whose heads lie right, in groups if there are more.
+        groups: How many key/value heads there are.
+        whose: What to call the heads.
+    """
+
+    def undo(x: Parts, y: Parts) -> Undone | None:
+        own, other = _same_heads(x, y, roles, heads), _same_heads(x, y, [partner], groups)
+        if own is None or other is None:
+            return None
+        order = torch.cat([(own // (heads // groups) == group).nonzero().flatten() for group in other])
+        if torch.equal(order, torch.arange(heads)):
+            return None
+        found = {n: y[n].reshape(heads, -1)[order].reshape(y[n].shape) for n in names}
+        return found, f": in the order {' '.join(map(str, order.tolist()))} they lie beside theirs"
+
+    words = f"{whose} heads of {listed(roles)} lie beside others than theirs"
+    fix = "put each head of queries beside the key/value head that it reads, and its output with it"
+    return Atom(Defect.head_order, words, fix, tuple(names), undo)
+
+
+def _same_heads(x: Parts, y: Parts, roles: Sequence[str], heads: int) -> Tensor | None:
+    """Which of the original's heads each is by the spaces that their rows span; None where those fill all columns."""
+    overlap = torch.zeros(heads, heads, dtype=torch.float64)
+    for role in roles:
+        spans = [part[role].double().unflatten(0, (heads, -1)).mT for part in (x, y)]
+        if 2 * spans[0].shape[-1] > spans[0].shape[-2]:
+            return None
+        ours, theirs = (torch.linalg.qr(span).Q for span in spans)
+        overlap += torch.einsum("adi,bdj->baij", ours, theirs).square().sum((-2, -1))
+    return torch.as_tensor(linear_sum_assignment(-overlap)[1])
+
+
 def lost(role: str, whole: str) -> Atom:
     """A bias, or another parameter, that is missing or zero."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from isobasin.architectures.blocks import AttentionBlock, Block
 from isobasin.architectures.projection import Projection
 from isobasin.diagnosis import orders
-from isobasin.diagnosis.atoms import Atom, folded, listed, lost, ordered, reorder, scaled, transposed
+from isobasin.diagnosis.atoms import Atom, folded, listed, lost, ordered, regrouped, reorder, scaled, transposed
 from isobasin.diagnosis.findings import Defect
 from isobasin.diagnosis.orders import Rows
 
@@ -131,12 +131,21 @@ def _heads(block: AttentionBlock) -> Iterator[Atom]:
         named["in blocks of key/value heads once too often"] = ids.reshape(group.queries_per_kv, -1).T.flatten()
     keys = (["key", "value"], ["key"], ["value"]) if group.kv_heads > 1 else ()
     queries = (["query", "output"], ["query"], ["output"]) if group.heads > 1 else ()
-    for roles in (*keys, *queries):
-        names = [*roles, *(f"{role}_bias" for role in roles if f"{role}_bias" in _biases(block))]
-        if roles in keys:
-            yield ordered(names, roles, group.kv_heads, {}, "key/value")
-        else:
-            yield ordered(names, roles, group.heads, named, "query")
+    for roles in keys:
+        yield ordered(_with_biases(block, roles), roles, group.kv_heads, {}, "key/value")
+    for roles in queries:
+        yield ordered(_with_biases(block, roles), roles, group.heads, named, "query")
+    together = (
+        (["key", "value"], group.kv_heads, "query", "key/value"),
+        (["query", "output"], group.heads, "key", "query"),
+    )
+    for roles, heads, partner, whose in together if group.kv_heads > 1 else ():
+        yield regrouped(_with_biases(block, roles), roles, heads, partner, group.kv_heads, whose)
+
+
+def _with_biases(block: Block, roles: Sequence[str]) -> list[str]:
+    """Roles and those of their biases that have the same rows."""
+    return [*roles, *(f"{role}_bias" for role in roles if f"{role}_bias" in _biases(block))]
 
 
 def _together(block: Block) -> Iterator[list[str]]:
