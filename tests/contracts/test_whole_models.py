@@ -286,6 +286,19 @@ def test_a_model_with_a_small_gain_is_scrambled_recognised_and_brought_back(gain
     assert not isobasin.equivalent(folder, tmp_path / "scrambled").equivalent
 
 
+def test_rounding_of_what_a_small_gain_multiplies_is_no_difference(tmp_path):
+    """In bfloat16, divided by a gain of a hundredth, it would be as large as the rows that are read."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny("llama", "damped", config=UNTIED).save(tmp_path / "model", dtype=torch.bfloat16)
+    stored = load_file(folder / "model.safetensors")
+    for layer in (0, 1):
+        stored[f"model.layers.{layer}.input_layernorm.weight"][:8] = 0.005
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    isobasin.scramble(folder, tmp_path / "scrambled", scope="model", condition=2.0)
+    assert isobasin.equivalent(folder, tmp_path / "scrambled").equivalent
+
+
 def test_shifts_of_routers_do_not_turn(saved, tmp_path):
     """They are vectors of the stream: an alignment that turns it has none, and none can be composed before it."""
     original = saved(tiny("mixtral"))

@@ -170,10 +170,11 @@ def _unlike_shapes(a: Model, b: Model, name: str) -> tuple[tuple[int, ...], tupl
     return None if shapes[0] == shapes[1] else shapes
 
 
-def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> tuple[Model | Turned, Turned] | None:
-    """B in the basis of a's residual stream, if there is one in which they are the same up to moves of blocks.
+def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> tuple[Turned, Turned] | None:
+    """Both in the basis of a's residual stream, if there is one in which they are the same up to moves of blocks.
 
-    Before it a with the same gains of normalisations: its own, but for those that are too small to divide by.
+    There all gains of a normalisation are one number: what a small one keeps from its readers is no part of the
+    function, and divided by it would be rounding that looks like a difference.
     """
     inside = {b.view.canonical[name] for block in known_feedforwards(b) for name in block.shapes()}
     if not unequal - inside:
@@ -188,15 +189,11 @@ def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> tuple[Mo
     distance, turned = found.total_distance(), found.turned(b, running.device)
     if turned is None or distance["after"] > _FAR * distance["before"]:
         return None
-    return (a if not turned.move.statistics.small_gains else _regained(a, turned)), turned
-
-
-def _regained(a: Model, turned: Turned) -> Turned:
-    """A, where it is, with the gains and biases of normalisations that b has after its move."""
-    plan, element = a.stream(), turned.move.element
-    still = plan.group.identity(*gains_of(a, plan))
-    new = replace(still, gains=element.gains, biases=element.biases)
-    return Turned(a, plan, turned.move.having(new), turned.device)
+    element, plan = turned.move.element, a.stream()
+    even = element.gains.square().mean(-1, keepdim=True).sqrt().expand_as(element.gains)
+    still = replace(plan.group.identity(*gains_of(a, plan)), biases=element.biases)
+    ours, theirs = (turned.move.having(replace(each, gains=even)) for each in (still, element))
+    return Turned(a, plan, ours, running.device), replace(turned, move=theirs)
 
 
 def may_be_turned(a: Model, b: Model) -> bool:
@@ -295,19 +292,18 @@ def _near(x: Tensor, y: Tensor, slack: float, mixed: bool) -> bool:
     return bool(((x - y).abs() <= slack * (x.abs().max() if mixed else x.abs())).all())
 
 
-def _other_tensors(a: Model, b: Model, turned: tuple[Blocks, Turned] | None = None) -> Iterator[str]:
+def _other_tensors(a: Model, b: Model, turned: tuple[Turned, Turned] | None = None) -> Iterator[str]:
     """Canonical names of tensors outside attention that aren't equal up to one rounding of the coarser type.
 
-    With both as they are in one basis, those along the residual stream are allowed the rounding of that.
+    With both in one basis, those along the residual stream are allowed the rounding of that.
     """
-    along = turned[1].plan.names() if turned is not None else set[str]()
+    along = turned[1].plan.names() if turned else set[str]()
     for name in sorted(rest_of(a).keys() | rest_of(b).keys()):
         stored = a.view.find(name), b.view.find(name)
         if stored[0] is None or stored[1] is None or _unlike_shapes(a, b, name):
             yield name
-        elif turned is not None and stored[1] in along:
-            x = turned[0].read([stored[0]])[stored[0]].cpu().double()
-            y = turned[1].read([stored[1]])[stored[1]].cpu()
+        elif turned and stored[1] in along:
+            x, y = turned[0].read([stored[0]])[stored[0]].cpu(), turned[1].read([stored[1]])[stored[1]].cpu()
             if not _near(x, y, _TURNED[a.dtype()], mixed=True):
                 yield name
         elif not _same(a, b, name):

@@ -205,6 +205,9 @@ class Verification(Plain):
         figures = [f"outputs differ by {self.max_rel:.2g} relative (allowed {self.tolerance:.2g})"]
         if self.rms is not None and self.max_rel <= self.tolerance:
             figures.append(f"{self.rms:.2g} in the root mean square")
+            figures += [] if self.kl is None else [f"{self.kl:.2g} nats as distributions"]
         if self.rounding is not None:
             figures.append(f"one rounding changes them by {self.rounding.max_rel:.2g} and {self.rounding.rms:.2g}")
+            times = self.amplification or 0.0
+            figures += [f"{times:.2g} times what it changes in the better gauge"] if times > AMPLIFICATION else []
         return ", ".join(figures)

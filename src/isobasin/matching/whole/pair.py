@@ -224,4 +224,7 @@ def check_alike(a: Stream, b: Stream) -> None:
         )
     shapes = [([(x.axis, x.role) for x in s.axes()], [norm.absorbed for norm in s.norms]) for s in (a, b)]
     if shapes[0] != shapes[1]:
-        raise ArchitectureError("the residual streams run through different tensors: give two models with one head")
+        raise ArchitectureError(
+            "the residual streams run through different tensors: give two models with one head; if that of one "
+            "alone is its embedding, --untie takes it apart"
+        )
