@@ -44,7 +44,8 @@ def read(source: str | os.PathLike[str]) -> ExperimentSettings:
     """
     name = os.fspath(source)
     path = Path(name)
-    if not path.exists():
+    # A folder of that name may be where it was run before: `experiment run digits -o digits`.
+    if not path.exists() or (path.is_dir() and name in _names()):
         if name.endswith((_SUFFIX, ".yml")):
             raise ConfigurationError(f"{name}: no such file: check the path")
         path = _packaged_file(name, "is no file, and ")

@@ -40,6 +40,12 @@ def test_a_file_is_read_with_its_defaults(tmp_path: Path):
     assert settings.settings[0].title == "vit on digits"
 
 
+def test_a_folder_of_results_does_not_hide_the_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("digits").mkdir()
+    assert read("digits").title == packaged()["digits"]
+
+
 def test_the_papers_are_the_last_of_the_packaged_ones():
     titles = packaged()
     assert list(titles)[:5] == ["apart", "demo", "digits", "scale", "small"]
