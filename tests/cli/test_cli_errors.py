@@ -156,7 +156,7 @@ def test_wrong_index(copied: Callable[..., Path], refused: Callable[..., None]):
     _index(folder, {name: file for name, file in right.items() if name != QKV})
     refused(folder, QKV, "not in the index")
     _index(folder, right | {QKV: "../shard.safetensors"})
-    refused(folder, "outside the folder")
+    refused(folder, "only files beside the index are read")
 
 
 def _pickled(folder: Path) -> Path:

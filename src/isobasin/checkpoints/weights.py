@@ -96,8 +96,8 @@ def _check_weight_map(path: Path, weight_map: object, suffix: str) -> dict[str, 
         if not isinstance(file, str) or not file.endswith(suffix):
             raise CheckpointError(f"{path}: maps {name!r} to {file!r}, not to a {suffix} file: restore it")
         if any(character in file for character in "/\\\0"):
-            reason = "a file outside the folder is never read"
-            raise CheckpointError(f"{path}: maps {name!r} to {file!r}: {reason}: restore the index")
+            advice = "only files beside the index are read: put it there, and name it without a path"
+            raise CheckpointError(f"{path}: maps {name!r} to {file!r}: {advice}")
     for file in sorted(set(weight_map.values())):
         if not os.path.lexists(path.parent / file):
             raise CheckpointError(f"{path}: names {file}, which is missing: download it to {path.parent}")
