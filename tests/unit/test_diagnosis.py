@@ -36,6 +36,16 @@ def rewritten(folder: Path, out: Path, change) -> Path:
     return out
 
 
+def test_rotary_features_of_roles_that_read_other_widths_are_told(tmp_path: Path):
+    """Queries of deepseek_v3 read a latent, its keys the stream."""
+    a = tiny("deepseek_v3").save(tmp_path / "a", 0, dtype=torch.float32)
+    b = plant(a, tmp_path / "b", (PLANTS["half and interleaved"],), 0)
+    assert b is not None
+    found = isobasin.diagnose(a, b)
+    assert {finding.defect for finding in found.findings} == {Defect.rotary_order}
+    assert not found.left
+
+
 @pytest.mark.parametrize("name", PLANTS)
 def test_every_defect_is_named(name: str, originals: dict[str, Path], tmp_path: Path):
     made = ((a, plant(a, tmp_path / family, (PLANTS[name],), 3)) for family, a in originals.items())

@@ -89,12 +89,17 @@ def reorder(
     spans = torch.arange(len(sigma)).split(list(counts))
     # Roles of which no row moves, in or out, have no part in it.
     moved = [role for role, span in zip(roles, spans, strict=True) if bool((sigma[span] != span).any())]
+    # Rows that stay in their roles needn't be of one width: queries may read a latent where keys read the stream.
+    within = all(torch.equal(sigma[span].sort().values, span) for span in spans)
 
     def undo(x: Parts, y: Parts) -> Undone | None:
         found: dict[str, Tensor] = {}
         for ending in endings:
             names = [f"{role}{ending}" for role in roles]
-            rows = torch.cat([y[name] for name in names])[inverse].split(list(counts))
+            if within:
+                rows = [y[name][inverse[span] - span[0]] for name, span in zip(names, spans, strict=True)]
+            else:
+                rows = torch.cat([y[name] for name in names])[inverse].split(list(counts))
             found |= {name: part for name, role, part in zip(names, roles, rows, strict=True) if role in moved}
         return found, ""
 
