@@ -16,7 +16,6 @@ from typer.testing import Result
 from isobasin.alignment import Alignment
 from isobasin.architectures.registry import families
 from isobasin.beside import ALIGNMENT
-from isobasin.checkpoints import Checkpoint
 from isobasin.execution.cluster import Cluster
 from isobasin.execution.local import Here, Processes
 from isobasin.verbs.settings import chosen_device
@@ -66,36 +65,6 @@ def test_align_brings_a_scrambled_model_back(cli: Cli, models: dict[str, Path], 
     before, after = (load_file(folder / "model.safetensors") for folder in (models["a"], out))
     assert all((before[name] - after[name]).abs().max() < 1e-4 for name in before)
     assert (out / ALIGNMENT).is_file()
-
-
-@pytest.mark.parametrize(
-    ("command", "matched"),
-    [
-        (("align", "--scope", "block"), ["attention", "feed-forward"]),
-        (("merge", "--scope", "attention"), ["attention"]),
-        (("refine", "--data", "nothing.txt"), ["attention", "feed-forward", "residual stream"]),
-        (("interpolate",), []),
-    ],
-)
-def test_a_dry_run_reads_no_values_and_writes_nothing(
-    command: tuple[str, ...],
-    matched: list[str],
-    cli: Cli,
-    models: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(Checkpoint, "read", None)
-    words = (*command, models["a"], models["b"], "-o", tmp_path / "out", "--dry-run")
-    found = parsed(cli(*words, "--json"))
-    assert (found["of"], found["output"]) == (command[0], str(tmp_path / "out"))
-    assert [part["what"] for part in found["matched"]] == matched
-    size = sum(tensor.nbytes for tensor in load_file(models["a"] / "model.safetensors").values())
-    assert found["writes"] == size * (2 if command[0] == "refine" else 1)
-    told = cli(*words)
-    assert told.exit_code == 0, told.stderr
-    assert "nothing was written" in told.stdout
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_align_without_verification_says_so(cli: Cli, models: dict[str, Path], tmp_path: Path):

@@ -16,7 +16,10 @@ from torch import Tensor
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.checkpoints import Checkpoint
 from isobasin.errors import AlignmentError, CheckpointError, IsobasinError, OutputError, TensorError
+from isobasin.verbs.outline import outline
+from isobasin.verbs.settings import Running
 
 peft = pytest.importorskip("peft")
 
@@ -233,6 +236,16 @@ def test_tables_that_lie_in_the_file_are_the_bases(trained, tmp_path: Path):
     own = changed(adapter, tmp_path / "own", {name: table + 1})
     with pytest.raises(TensorError, match="has a 'lm_head' of its own, and not its base's"):
         isobasin.verify(base, own)
+
+
+def test_a_dry_run_merges_no_adapter(trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    base, adapter = trained
+    monkeypatch.setattr(Checkpoint, "read", None)
+    found = outline([base, base], tmp_path / "out", matching=None, running=Running(), moved=adapter)
+    assert [model.model for model in found.models] == [str(base), str(base), str(adapter)]
+    assert found.writes == sum(x.nbytes for x in load_file(adapter / "adapter_model.safetensors").values())
+    with pytest.raises(OutputError, match="is, holds or lies in the input"):
+        outline([base], adapter, matching=None, running=Running(force=True), moved=adapter)
 
 
 def test_an_adapter_is_written_to_a_folder_of_its_own(trained, tmp_path: Path):

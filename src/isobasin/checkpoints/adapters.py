@@ -149,6 +149,11 @@ class Adapter:
         """The model that it adds to: a folder or hub id."""
         return self.config[BASE]
 
+    @property
+    def size(self) -> int:
+        """Bytes of its factors."""
+        return sum(x.nbytes for found in self.factors.values() for x in (found.a, found.b))
+
     def having(self, factors: Mapping[str, Factors], base: str) -> Adapter:
         """The same adapter with other factors, for another base."""
         return replace(self, factors={**self.factors, **factors}, config={**self.config, BASE: base})

@@ -12,6 +12,7 @@ from isobasin.choices import Device, Dtype
 from isobasin.cli import options
 from isobasin.cli.console import working
 from isobasin.cli.delivery import show_moved
+from isobasin.cli.dry_run import dry_run as dry_run_of
 from isobasin.recipes import saying
 
 EXAMPLE = f"isobasin apply aligned/{ALIGNMENT} finetuned -o finetuned-moved"
@@ -29,6 +30,7 @@ def apply(
     force: options.Force = False,
     no_verify: options.NoVerify = False,
     allow_pickle: options.AllowPickle = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
     moved_base: Annotated[
         str | None,
@@ -45,6 +47,11 @@ def apply(
     MODEL may be a LoRA adapter of that: OUT is one of the moved model then.
     """
     arguments = options.given(locals())
+    if dry_run:
+        from isobasin.alignment import Alignment
+
+        Alignment.load(alignment)
+        return dry_run_of((), arguments | {"as_json": as_json}, "apply", matches=False, moved=model)
     with working("reading") as progress:
         from isobasin.alignment import Alignment
         from isobasin.canonical import adapter_in

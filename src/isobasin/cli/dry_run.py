@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from isobasin.choices import Scope
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, working
 from isobasin.cli.tables import table
@@ -26,20 +27,25 @@ def dry_run(
     matches: bool = True,
     written: int = 1,
     learns: bool = False,
+    moved: str | None = None,
 ) -> None:
     """Say what a command would do with its arguments, as `given` has them."""
     with working("reading"):
         from isobasin.verbs.outline import outline
         from isobasin.verbs.settings import Matching, Running
 
+        widened = matches and arguments["scope"] is None
+        chosen = {**arguments, "scope": Scope.model} if widened else arguments
         found = outline(
             models,
             arguments["output"],
-            matching=options.record(Matching, arguments) if matches else None,
+            matching=options.record(Matching, chosen) if matches else None,
             running=options.record(Running, arguments),
             allow_pickle=arguments["allow_pickle"],
             written=written,
             learns=learns,
+            widened=widened,
+            moved=moved,
         )
     if arguments["as_json"]:
         show_json({"of": command, "output": str(arguments["output"]), **found.to_json()}, "dry-run")

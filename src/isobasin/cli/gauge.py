@@ -12,6 +12,7 @@ from rich.text import Text
 from isobasin.choices import Costs, Device, Dtype, Rounding, Scope
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.dry_run import dry_run as dry_run_of
 from isobasin.cli.examples import data_of
 from isobasin.quantisation.recipe import LEARNING
 from isobasin.refinement.recipe import Refining
@@ -85,6 +86,7 @@ def gauge(
     force: options.Force = False,
     no_verify: options.NoVerify = False,
     allow_pickle: options.AllowPickle = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Write the same function in the gauge where rounding its weights to a few bits costs least.
@@ -93,6 +95,8 @@ def gauge(
     blocks, as tools do it; embeddings, normalisations, routers and the head stay as they are.
     """
     arguments, sharing = options.given(locals()), _group(group)
+    if dry_run:
+        return dry_run_of((model,), arguments | {"as_json": as_json}, "gauge", learns=True)
     with working("reading") as progress:
         from isobasin.quantisation.gauge import gauge
         from isobasin.verbs.settings import Running

@@ -160,7 +160,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="Hub id of a data set (ID:CONFIGURATION:SPLIT), or local: parquet, csv, jsonl, text, npz, or a folder.",
+        help="Hub id of a data set (ID@REVISION:CONFIGURATION:SPLIT), or local: parquet, csv, jsonl, text, npz, or a "
+        "folder.",
     ),
 ]
 Calibration = Annotated[

@@ -14,6 +14,7 @@ from isobasin.beside import ALIGNMENT
 from isobasin.choices import Device, HeadCost, Method, Objective, Scope
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
+from isobasin.cli.dry_run import dry_run as dry_run_of
 from isobasin.cli.examples import examples_for
 from isobasin.cli.tables import number, table
 
@@ -73,6 +74,7 @@ def transport(
     force: options.Force = False,
     no_verify: options.NoRun = False,
     allow_pickle: options.AllowPickle = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Carry the fine-tune of one base to another: TARGET + X (g TUNED - g BASE), g the alignment of BASE to TARGET.
@@ -87,6 +89,9 @@ def transport(
         raise typer.BadParameter("--objective activations weighs by --data: give them")
     if data is not None and scale is not None and not weighs:
         raise typer.BadParameter("--scale is given, and --data would choose another: give one of the two")
+    if dry_run:
+        matches = alignment is None
+        return dry_run_of((target, base), arguments | {"as_json": as_json}, "transport", matches=matches, moved=tuned)
     with working("reading") as progress:
         from isobasin.verbs.transport import transport
 

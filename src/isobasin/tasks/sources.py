@@ -128,7 +128,7 @@ def _bounds(part: str, length: int, source: str) -> tuple[int, int]:
 
 
 def _parts(source: str, name: str | None, split: str | None) -> tuple[str, str | None, str | None]:
-    """Id, configuration and split of what `ID:CONFIGURATION:SPLIT` names; each may also be said by its own option."""
+    """Id, configuration and split of what `ID@REVISION:CONFIGURATION:SPLIT` names; the latter two may be options."""
     hub_id, *said = source.split(":", 2)
     found = [part or None for part in (*said, "", "")[:2]]
     for option, own, given in zip(("--name", "--split"), found, (name, split), strict=True):
@@ -143,8 +143,11 @@ def _hub(source: str, name: str | None) -> Mapping[str, Read]:
 
     if source.startswith(("/", ".", "~")) or source.count("/") > 1 or Path(source).suffix in (*_FORMATS, *_PACKED):
         raise DataError(f"{source}: no such file or folder: check the path")
+    hub_id, at, revision = source.partition("@")
+    if at and not (hub_id and revision):
+        raise DataError(f"{source}: name a data set, and a branch, a tag or a commit after the @")
     try:
-        found = datasets.load_dataset(source, name)
+        found = datasets.load_dataset(hub_id, name, revision=revision or None)
     except Exception as error:  # the hub's clients have no common base class
         choices = _CONFIGURATIONS.search(str(error))
         if choices:

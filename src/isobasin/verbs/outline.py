@@ -6,19 +6,20 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.resolve import check_comparable
-from isobasin.canonical import Canonical, Source, open_canonical
-from isobasin.checkpoints import check_output
+from isobasin.canonical import Canonical, Source, name_of, open_canonical
+from isobasin.checkpoints import Adapter, check_output
 from isobasin.choices import Scope
 from isobasin.model import Model
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.text import Plain
 from isobasin.verbs.settings import Matching, Running
+from isobasin.verbs.whole import widest
 
 _GIGABYTE, _MILLION = 1e9, 1e6
 # Bytes: what is imported; and of the largest block in float64 so many, twice as many where outputs are compared.
@@ -97,6 +98,8 @@ def outline(
     allow_pickle: bool = False,
     written: int = 1,
     learns: bool = False,
+    widened: bool = False,
+    moved: Source | None = None,
 ) -> Outline:
     """What would be matched and written, what that takes, and whatever would be refused before any work.
 
@@ -108,6 +111,8 @@ def outline(
         allow_pickle: Load pickled weights, with `weights_only`.
         written: How many models would be written.
         learns: Whether the alignment would be learned.
+        widened: Whether they would be matched at the widest scope that is known for them, whatever `matching` says.
+        moved: A fine-tune that would be moved as well, or a LoRA adapter: the result is one of these, then.
 
     Raises:
         IsobasinError: As the command itself would.
@@ -116,17 +121,32 @@ def outline(
     with ExitStack() as stack:
         how = {"allow_pickle": allow_pickle, "untie": untie, "headers": True}
         opened = [stack.enter_context(open_canonical(source, **how)) for source in sources]
-        check_output(output, [folder for end in opened for folder in end.checkpoint.sources], running.force)
+        adapter = None if moved is None else _adapter(moved)
+        ends = list(opened)
+        if moved is not None:
+            tuned = stack.enter_context(open_canonical(moved if adapter is None else adapter.base, **how))
+            ends.append(replace(tuned, name=name_of(moved)))
+        folders = [folder for end in ends for folder in end.checkpoint.sources]
+        check_output(output, [*folders, *([] if adapter is None else [adapter.folder])], running.force)
         models = [] if matching is None else [Model.of(end) for end in opened]
-        size = _written(opened[0], running)
+        if matching is not None and widened:
+            matching = replace(matching, scope=widest(models, keep_gains=matching.keep_gains))
+        size = _written(ends[0], running) if adapter is None else adapter.size
         return Outline(
-            models=tuple(map(_described, opened)),
+            models=tuple(map(_described, ends)),
             matched=() if matching is None else tuple(_matched(models, matching)),
             writes=written * size,
             free=shutil.disk_usage(_parent(Path(output))).free,
-            memory=int(_memory(opened, models, matching, running, learns)),
-            seconds=_seconds(opened, models, matching, running),
+            memory=int(_memory(ends, models, matching, running, learns)),
+            seconds=_seconds(ends, models, matching, running),
         )
+
+
+def _adapter(source: Source) -> Adapter | None:
+    """The adapter in a local folder, if one is there."""
+    if not isinstance(source, (str, os.PathLike)) or not Adapter.there(Path(source)):
+        return None
+    return Adapter.open(Path(source))
 
 
 def _described(end: Canonical) -> Described:
@@ -197,6 +217,6 @@ def _seconds(
         else:
             heads = group.kv_heads * group.queries_per_kv
             far += _HEAD * heads * (group.value_output.features / 64) ** 3
-    times = len(opened) - 1
+    times = len(models) - 1
     shared = copied + times * (compared + near)
     return shared, shared + times * far * (2 if matching.scope is Scope.model else 1)

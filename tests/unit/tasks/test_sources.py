@@ -329,10 +329,10 @@ def test_without_the_package(monkeypatch):
 
 def test_configuration_and_split_may_follow_the_hubs_id(monkeypatch: pytest.MonkeyPatch):
     splits = {"train": datasets.Dataset.from_dict({"text": ["a"]}), "test": datasets.Dataset.from_dict({"text": ["b"]})}
-    asked: list[tuple[str, str | None]] = []
+    asked: list[tuple[str | None, ...]] = []
 
-    def load(source: str, name: str | None) -> dict[str, datasets.Dataset]:
-        asked.append((source, name))
+    def load(source: str, name: str | None, revision: str | None) -> dict[str, datasets.Dataset]:
+        asked.append((source, name, revision))
         if name is None:
             raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['raw', 'plain']")
         return splits
@@ -346,7 +346,14 @@ def test_configuration_and_split_may_follow_the_hubs_id(monkeypatch: pytest.Monk
         ("owner/set:raw:train", {"name": "raw", "split": "train"}),
     ):
         assert rows(source, "causal-lm", **options)["text"][:] == ["a"]
-    assert asked == [("owner/set", "raw")] * 5
+    assert asked == [("owner/set", "raw", None)] * 5
+    assert rows("owner/set@v1.2:raw:train", "causal-lm")["text"][:] == ["a"]
+    assert asked.pop() == ("owner/set", "raw", "v1.2")
+    for wrong in ("owner/set@:raw", "@v1.2"):
+        with pytest.raises(
+            DataError, match=f"^{wrong.split(':')[0]}: name a data set, and a branch, a tag or a commit"
+        ):
+            rows(wrong, "causal-lm")
     assert rows("owner/set:raw", "causal-lm")["text"][:] == ["b"]
     with pytest.raises(
         DataError, match=r"owner/set: choose one of its configurations, owner/set:NAME: 'raw', 'plain'$"
