@@ -133,6 +133,8 @@ def needing(what: str, extra: str = BARRIER_EXTRA) -> Generator[None]:
     try:
         yield
     except ImportError as error:
+        if (error.name or "").partition(".")[0] == __package__:
+            raise  # ours is there: what is wrong with it is no missing package
         raise DependencyError(f"{what}: {extra}") from error
 
 

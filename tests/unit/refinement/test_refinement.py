@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from refined_pairs import LANGUAGE, UNTIED, pair, sentences
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import isobasin
@@ -17,140 +18,18 @@ from isobasin.architectures.examples import tiny
 from isobasin.beside import REFERENCE
 from isobasin.choices import Scope, Targets, TaskKind
 from isobasin.errors import ArchitectureError, DataError, IsobasinError
-from isobasin.model import TensorBlocks, open_model
+from isobasin.model import open_model
 from isobasin.refinement.calibration import DataCalibration
-from isobasin.refinement.chart import Chart
 from isobasin.refinement.descent import Descent, Points, descend, split
 from isobasin.refinement.line import ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import refine
 from isobasin.tasks.data import examples_of
-from isobasin.tasks.examples import TensorExamples
-from isobasin.tasks.options import DataFacts
 from isobasin.verbs.settings import Matching, Running
 
-UNTIED = {"tie_word_embeddings": False}
-LANGUAGE = (
-    tiny("gpt2", "refined", config=UNTIED),
-    tiny("llama", "refined", config=UNTIED),
-    tiny("llama", "refined-tied", config={"tie_word_embeddings": True}),
-)
 QUIET = Running(progress=lambda *_: None)
 SHORT = Refining(steps=30, batch_size=8, every=10, rate=2e-2, warmup=3, held_out=0.25)
-
-
-def sentences(count: int = 64, length: int = 12, vocabulary: int = 50) -> TensorExamples:
-    """Tokens that mostly follow one another in order, so that there is something to learn and to lose."""
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randint(3, vocabulary, (count, 1), generator=generator)
-    tokens = 3 + (first + torch.arange(length)) % (vocabulary - 3)
-    facts = DataFacts("made up", None, "causal-lm", count, "none")
-    return TensorExamples(TaskKind.causal_lm, facts, {"input_ids": tokens, "labels": tokens})
-
-
-def pair(model, folder: Path) -> tuple[Path, Path]:
-    """A model, and a scrambled relative of it: the line between the two is bad, and need not be."""
-    a, b = model.save(folder / "a", dtype=torch.float32), folder / "b"
-    isobasin.scramble(a, b, seed=1, condition=1.5, scope="model", verify=False)
-    return a, b
-
-
-def in_float64(folder: Path, opened) -> TensorBlocks:
-    tensors = {n: t.double() for n, t in opened.checkpoint.read(opened.checkpoint.tensors).items()}
-    described = replace(opened.specification, feedforwards=opened.feedforwards(), stream=opened.stream())
-    return TensorBlocks(str(folder), tensors, described)
-
-
-@pytest.mark.parametrize(
-    "model", [*LANGUAGE, *(tiny(name) for name in ("bert", "vit", "opt", "qwen3", "dinov2", "gemma2"))], ids=str
-)
-def test_every_point_of_the_chart_keeps_the_function(model, tmp_path):
-    """The element at random coordinates is applied and verified as any other alignment is."""
-    folder = model.save(tmp_path / "model")
-    with open_model(folder) as opened:
-        stream = None if model.model_type == "opt" else opened.stream()
-        chart = Chart(opened, feedforward=True, stream=stream)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for coordinate in chart.coordinates.values():
-                coordinate.copy_(torch.randn(coordinate.shape, generator=generator, dtype=torch.float64) * 0.2)
-        moved = chart.element().apply(folder, tmp_path / "moved", verify=True)
-    assert moved.verified.equal
-    assert moved.verified.max_rel < 1e-5
-    assert "attention.0.value_output.matrix" in chart.coordinates
-
-
-STACKED = ("gpt2", "llama", "bert", "opt", "qwen3", "dinov2", "gemma2", "gpt_neox", "mixtral", "deepseek_v3", "cohere")
-
-
-@pytest.mark.parametrize("name", STACKED)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_layers_move_together_as_each_does_alone(name, dtype, tmp_path):
-    """What learning computes of stacked layers, quickly, is what the element does that is read from it in the end."""
-    with open_model(tiny(name).save(tmp_path / "model")) as opened:
-        stream = None if name == "opt" else opened.stream()
-        chart = Chart(opened, feedforward=True, stream=stream, dtype=dtype)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for coordinate in chart.coordinates.values():
-                coordinate.copy_(torch.randn(coordinate.shape, generator=generator) * 0.1)
-        moved = chart.tensors()
-        assert {x.dtype for x in moved.values()} == {dtype}
-        expected: dict[str, torch.Tensor] = {}
-        for tensors in chart.element().moved(opened):
-            expected |= {name: x.detach() for name, x in tensors.items()}
-        assert expected.keys() == moved.keys()
-        for tensor_name, x in expected.items():
-            tolerance = (1e-10 if dtype == torch.float64 else 1e-4) * max(1.0, float(x.abs().max()))
-            torch.testing.assert_close(moved[tensor_name].detach().double(), x, rtol=0, atol=tolerance)
-        slopes = torch.autograd.grad(sum(x.sum() for x in moved.values()), [*chart.coordinates.values()])
-        assert all(bool(slope.isfinite().all()) for slope in slopes)
-
-
-@pytest.mark.parametrize("model", LANGUAGE, ids=str)
-def test_at_zero_the_chart_moves_nothing(model, tmp_path):
-    with open_model(model.save(tmp_path / "model")) as opened:
-        blocks = in_float64(tmp_path, opened)
-        chart = Chart(blocks, feedforward=True, stream=blocks.stream())
-        for tensors in chart.element().moved(blocks):
-            for name, tensor in tensors.items():
-                assert torch.allclose(tensor, blocks.tensors[name], rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("model", LANGUAGE, ids=str)
-def test_the_gradient_is_that_of_the_loss(model, tmp_path):
-    """Against finite differences along a random direction, through the moves, the line and the model."""
-    a, b = pair(replace(model), tmp_path)
-    for folder in (a, b):
-        wide = folder.with_name(folder.name + "64")
-        isobasin.scramble(folder, wide, condition=1.0, dtype=torch.float64, verify=False)
-    with open_model(tmp_path / "a64") as one, open_model(tmp_path / "b64") as other:
-        start = isobasin.align(tmp_path / "a64", tmp_path / "b64", scope="model", verify=False)
-        line = ModuleLine.between(one, other, start, TaskKind.causal_lm, moves=(True, True))
-        generator = torch.Generator().manual_seed(3)
-        coordinates = line.coordinates()
-        way = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in coordinates]
-        batch = sentences().fetch(range(4))
-        with torch.no_grad():
-            for x, w in zip(coordinates, way, strict=True):
-                x.add_(0.05 * w)
-
-        def loss_at(step: float) -> float:
-            with torch.no_grad():
-                for x, w in zip(coordinates, way, strict=True):
-                    x.add_(step * w)
-                found = float(line.loss(0.4, batch))
-                for x, w in zip(coordinates, way, strict=True):
-                    x.sub_(step * w)
-            return found
-
-        loss = line.loss(0.4, batch)
-        slopes = torch.autograd.grad(loss, coordinates)
-        expected = float(sum((g * w).sum() for g, w in zip(slopes, way, strict=True)))
-        measured = (loss_at(1e-3) - loss_at(-1e-3)) / 2e-3
-        # transformers' RMSNorm computes in float32.
-        assert measured == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
 def test_noise_is_in_units_of_the_inputs(tmp_path):
