@@ -37,6 +37,11 @@ def test_headers_are_enough(cli: Cli, begun: list[tuple[str, ...]], models: dict
     assert begun == []
 
 
+def test_a_dry_run_reads_headers(cli: Cli, begun: list[tuple[str, ...]], models: dict[str, Path], tmp_path: Path):
+    assert cli("align", models["a"], models["b"], "-o", tmp_path / "out", "--dry-run").exit_code == 0
+    assert begun == []
+
+
 def test_a_shell_that_completes_words_reads_nothing(begun: list[tuple[str, ...]]):
     from typer.main import get_command
 

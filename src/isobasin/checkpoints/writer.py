@@ -78,7 +78,7 @@ def write_checkpoint(
     needed = sum(header.size for header in headers.values()) + sum(file.size for file in found.files.values())
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    check_space(target, needed)
+        check_space(target, needed)
     with staged(target) as staging, calling(staging, out):
         with disk_errors(target, needed):
             staging.mkdir()

@@ -73,8 +73,9 @@ def checkpoint(metavar: str, what: str, *, weights: bool = True) -> Any:
 
 
 def _begin(context: typer.Context, named: Any) -> Any:
-    """Read ahead the checkpoint, or the several, that an argument names."""
-    if not context.resilient_parsing:  # as when a shell asks how its words could end
+    """Read ahead the checkpoint, or the several, that an argument names, unless headers will do."""
+    # A shell that asks how its words could end parses them too.
+    if not (context.resilient_parsing or context.params.get("dry_run")):
         read_ahead(*([named] if isinstance(named, str) else named))
     return named
 
@@ -103,7 +104,11 @@ AllowPickle = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for machines.")]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Only say what would be matched and written, in what memory and time."),
+    typer.Option(
+        "--dry-run",
+        is_eager=True,  # known before arguments are read ahead
+        help="Only say what would be matched and written, in what memory and time.",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random numbers.")]
 HeadCost = Annotated[choices.HeadCost, choose("--head-cost", choices.HeadCost)]

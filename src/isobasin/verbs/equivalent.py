@@ -248,7 +248,7 @@ def _evidence(a: Blocks, b: Blocks, index: int, layer: AttentionMove) -> LayerEv
 
 
 def _moved_feedforwards(a: Model, ends: tuple[Blocks, Blocks], unequal: set[str], device: str) -> dict[int, set[str]]:
-    """The unequal feed-forward blocks that a group element carries from one end, which is a, to the other.
+    """The unequal feed-forward blocks that a group element carries from the second end to the first, which is a.
 
     Returns:
         Their canonical names by layer.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.resolve import check_comparable
-from isobasin.canonical import Canonical, Source, name_of, open_canonical
+from isobasin.canonical import Canonical, Source, adapter_in, name_of, open_canonical
 from isobasin.checkpoints import Adapter, check_output
 from isobasin.choices import Scope
 from isobasin.model import Model
@@ -143,10 +143,9 @@ def outline(
 
 
 def _adapter(source: Source) -> Adapter | None:
-    """The adapter in a local folder, if one is there."""
-    if not isinstance(source, (str, os.PathLike)) or not Adapter.there(Path(source)):
-        return None
-    return Adapter.open(Path(source))
+    """The adapter that a local folder is, if it is one; from the hub nothing is fetched to find out."""
+    local = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+    return adapter_in(source) if local else None
 
 
 def _described(end: Canonical) -> Described:
