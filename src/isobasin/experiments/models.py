@@ -8,30 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isobasin.choices import Positions, Trained
+from isobasin.architectures.meaning import counts_padding
+from isobasin.architectures.registry import family
+from isobasin.choices import Positions, TaskKind, Trained
 from isobasin.errors import ArchitectureError, refusing
 from isobasin.experiments.settings import CLASSES, MOST_PARAMETERS, ModelSettings
+from isobasin.tasks.kind import LOADERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SIZES = {
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "feedforward": "intermediate_size",
-    "activation": "hidden_act",
-    "length": "max_position_embeddings",
+    "layers": ("num_hidden_layers",),
+    "width": ("hidden_size",),
+    "heads": ("num_attention_heads",),
+    "feedforward": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "hidden_dim"),
+    "activation": ("hidden_act", "activation_function", "activation", "hidden_activation"),
 }
-_GPT2_SIZES = _SIZES | {"feedforward": "n_inner", "activation": "activation_function"}
-_DROPOUTS = {
-    **dict.fromkeys(("vit", "bert", "roformer"), ("hidden_dropout_prob", "attention_probs_dropout_prob")),
-    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
-    "gpt_neox": ("attention_dropout", "hidden_dropout", "classifier_dropout"),
-    "llama": ("attention_dropout",),
-}
+"""What configurations of transformers call what a model's entries say, the usual name first."""
+
+_DROPOUTS = ("dropout", "dropout_prob", "pdrop")
+"""What the names of all probabilities of dropout end with."""
+
+_POSITIONS = "max_position_embeddings"
 # What entries of the model or of its data say too, besides what is renamed above.
-_SAID = ("num_labels", "patch_size", "num_key_value_heads")
+_SAID = (_POSITIONS, "num_labels", "patch_size", "num_key_value_heads")
 # Apart from its positions, GPT-NeoX as GPT-2 is: residual branches in turn, tied embeddings, GPT-2's activation.
 _FACTS: dict[str, dict[str, Any]] = {
     "gpt_neox": {
@@ -73,7 +74,7 @@ def new_model(
         ArchitectureError: Such a model doesn't exist, or its sizes don't fit together.
     """
     model_class = _model_class(settings, task)
-    if settings.family is Trained.vit:
+    if task == "image-classification":
         facts: dict[str, Any] = {"num_labels": num_labels, "image_size": image_size, "num_channels": channels}
         _check_image(settings, image_size)
     else:
@@ -83,7 +84,8 @@ def new_model(
     if missing:
         raise ArchitectureError(f"a {settings.family} model for {task} needs {' and '.join(missing)}")
     _check_heads(settings)
-    config = _configuration(model_class.config_class, settings, facts, pad_token_id)
+    reach = facts.pop("length", None)
+    config = _configuration(model_class.config_class, settings, facts, reach, pad_token_id)
     _check_extent(model_class, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream("model", seed))
@@ -109,19 +111,34 @@ def _model_class(settings: ModelSettings, task: str) -> Any:
 
     from isobasin import models
 
-    family, positions = settings.family, settings.positions
-    name = CLASSES.get((family, positions, task))
+    kind, positions = settings.family, settings.positions
+    if kind not in list(Trained):
+        return _class_of(kind, task)
+    name = CLASSES.get((kind, positions, task))
     if name is not None:
         return getattr(transformers, name, None) or getattr(models, name)
-    tasks = {t for f, p, t in CLASSES if (f, p) == (family, positions)}
+    tasks = {t for f, p, t in CLASSES if (f, p) == (kind, positions)}
     if not tasks:
-        raise ArchitectureError(f"{family} has no {positions} positions: write `positions: rotary`")
-    raise ArchitectureError(f"{family} is no model for {task}, only for {' and '.join(sorted(tasks))}")
+        raise ArchitectureError(f"{kind} has no {positions} positions: write `positions: rotary`")
+    raise ArchitectureError(f"{kind} is no model for {task}, only for {' and '.join(sorted(tasks))}")
+
+
+def _class_of(model_type: str, task: str) -> Any:
+    """The class of transformers for a task of any model type whose symmetries are known."""
+    import transformers
+
+    config_class = type(transformers.AutoConfig.for_model(family(model_type).model_type))
+    classes = getattr(transformers, LOADERS[TaskKind(task)])._model_mapping
+    if config_class not in classes:
+        raise ArchitectureError(f"transformers has no {model_type} for {task}")
+    # Of several, such as a distilled one beside the usual one, the first is the usual one.
+    found = classes[config_class]
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _check_image(settings: ModelSettings, image_size: int | tuple[int, int] | None) -> None:
     if settings.patch is None:
-        raise ArchitectureError("a vit model needs `patch`, the side of its patches")
+        raise ArchitectureError(f"a {settings.family} model needs `patch`, the side of its patches")
     sides = (image_size,) * 2 if image_size is None or isinstance(image_size, int) else image_size
     if any(side is not None and side % settings.patch for side in sides):
         shape = " x ".join(map(str, sides))
@@ -134,38 +151,28 @@ def _check_heads(settings: ModelSettings) -> None:
         raise ArchitectureError(f"width {width} is not a multiple of heads {heads}")
     if settings.positions is Positions.rotary and (width // heads) % 2:
         raise ArchitectureError(f"heads of {width // heads} features can't rotate: width / heads must be even")
-    if settings.key_value_heads is not None:
-        if settings.family is not Trained.llama:
-            raise ArchitectureError(f"only llama has key_value_heads, not {settings.family}")
-        if heads % settings.key_value_heads:
-            raise ArchitectureError(f"heads {heads} is not a multiple of key_value_heads {settings.key_value_heads}")
+    if settings.key_value_heads is not None and heads % settings.key_value_heads:
+        raise ArchitectureError(f"heads {heads} is not a multiple of key_value_heads {settings.key_value_heads}")
 
 
-def _configuration(config_class: Any, settings: ModelSettings, facts: dict[str, Any], pad_token_id: int | None) -> Any:
+def _configuration(
+    config_class: Any, settings: ModelSettings, facts: dict[str, Any], reach: int | None, pad_token_id: int | None
+) -> Any:
     """The configuration; `options` come last."""
-    from transformers.activations import ACT2FN
-
-    kind = config_class.model_type.removeprefix("isobasin_")
-    names = _GPT2_SIZES if kind == "gpt2" else _SIZES
-    sizes = {name: getattr(settings, name) for name in ("layers", "width", "heads", "feedforward")}
-    values = {names.get(name, name): value for name, value in {**sizes, **facts}.items()}
-    values |= dict.fromkeys(_DROPOUTS[kind], settings.dropout) | _FACTS.get(kind, {})
-    if kind == "vit":
+    usual, kind = config_class(), config_class.model_type.removeprefix("isobasin_")
+    sizes = _sizes(usual, settings)
+    values = _FACTS.get(kind, {}) | dict.fromkeys(_dropouts(usual), settings.dropout) | sizes | facts
+    if settings.patch is not None:
         values["patch_size"] = settings.patch
-    else:
+    if reach is not None and hasattr(usual, _POSITIONS):
+        values[_POSITIONS] = reach + (1 + (pad_token_id or 0) if counts_padding(usual) else 0)
+    if "vocab_size" in facts:
         # The families' own defaults are tokens of their own vocabularies.
         values |= {"pad_token_id": pad_token_id, "bos_token_id": None, "eos_token_id": None}
     if config_class.model_type == "isobasin_vit":
         values["rotary"] = True
-    if settings.key_value_heads is not None:
-        values["num_key_value_heads"] = settings.key_value_heads
-    if settings.activation is not None:
-        if settings.activation not in ACT2FN:
-            raise ArchitectureError(f"transformers has no activation {settings.activation!r}, see its ACT2FN")
-        values[names["activation"]] = settings.activation
-    usual = config_class()
     aliases: dict[str, str] = config_class.attribute_map
-    said = {aliases.get(name, name) for name in (*names.values(), *facts, *_SAID)}
+    said = {aliases.get(name, name) for name in (*sizes, *facts, *_SAID)}
     for name in settings.options:
         if aliases.get(name, name) in said:
             raise ArchitectureError(f"options has {name!r}, which entries of the model or its data say already")
@@ -175,3 +182,32 @@ def _configuration(config_class: Any, settings: ModelSettings, facts: dict[str, 
     what = f"transformers refuses the configuration of {settings.family}"
     with refusing(ArchitectureError, lambda message: f"{what}: {message}", lambda error: " ".join(str(error).split())):
         return config_class(**{**values, **settings.options})
+
+
+def _sizes(usual: Any, settings: ModelSettings) -> dict[str, Any]:
+    """What the model's entries say, under the names that its configuration has for them; `usual` is one."""
+    from transformers.activations import ACT2FN
+
+    found: dict[str, Any] = {}
+    for entry, names in _SIZES.items():
+        value, name = getattr(settings, entry), next((name for name in names if hasattr(usual, name)), None)
+        if value is not None and name is None:
+            raise ArchitectureError(f"{type(usual).__name__} has no entry for {entry}: see its options")
+        if value is not None:
+            found[str(name)] = value
+        elif name is not None and entry == "feedforward":
+            raise ArchitectureError(f"a {settings.family} model needs feedforward, the units of its layers")
+    if settings.activation is not None and settings.activation not in ACT2FN:
+        raise ArchitectureError(f"transformers has no activation {settings.activation!r}, see its ACT2FN")
+    if hasattr(usual, "num_key_value_heads"):
+        found["num_key_value_heads"] = settings.key_value_heads or settings.heads
+    elif settings.key_value_heads is not None:
+        raise ArchitectureError(f"{settings.family} has no key_value_heads")
+    if "head_dim" in vars(usual):
+        found["head_dim"] = settings.width // settings.heads
+    return found
+
+
+def _dropouts(usual: Any) -> list[str]:
+    """Every probability of dropout that a configuration has."""
+    return [name for name, value in vars(usual).items() if name.endswith(_DROPOUTS) and isinstance(value, float)]

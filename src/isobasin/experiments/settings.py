@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, model_validator
 
+from isobasin.architectures.registry import families
 from isobasin.bounds import LARGEST_BATCH, SEEDS
 from isobasin.choices import WAYS, Positions, Redrawn, Targets, TaskKind, Trained, Vocabulary, Way
 from isobasin.lines.path import MOST_POINTS
@@ -38,22 +39,22 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """One model; the sizes of its data (labels, vocabulary, image) follow from the data."""
 
-    family: Trained
-    """Which family of models it is of."""
+    family: Annotated[Trained | str, Field(union_mode="left_to_right")]
+    """Which family of models it is of; or any model type that `isobasin symmetry --families` lists."""
     positions: Positions = Positions.absolute
-    """How it knows where a token stands; another choice may be another family's."""
+    """How it knows where a token stands; another choice may be another family's. Model types have their own."""
     layers: Layers
     """How many layers it has."""
     width: Size
     """Features of the residual stream."""
     heads: Size
     """Attention heads of a layer."""
-    feedforward: Size
-    """Units of a feed-forward layer."""
+    feedforward: Size | None = None
+    """Units of a feed-forward layer; null where the width says it."""
     key_value_heads: Size | None = None
-    """Heads of keys and values, of a Llama; null for as many as `heads`."""
+    """Heads of keys and values, where they may be fewer; null for as many as `heads`."""
     patch: Side | None = None
-    """Side of a ViT's patches, in pixels."""
+    """Side of patches of images, in pixels."""
     activation: str | None = None
     """Activation of feed-forward layers, as transformers names it; null for the family's."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -63,7 +64,10 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        count = self.layers * self.width * (4 * self.width + 2 * self.feedforward)
+        known = {*Trained, *(family.model_type for family in families())}
+        if self.family not in known:
+            raise ValueError(f"family {self.family!r}: {near(self.family, known)}")
+        count = self.layers * self.width * (4 * self.width + 2 * (self.feedforward or self.width))
         if count > MOST_PARAMETERS:
             raise ValueError(f"its layers have {count:.3g} parameters, more than {MOST_PARAMETERS:.3g}")
         return self
@@ -305,7 +309,7 @@ class ExperimentSettings(Settings):
             _named("training", name, self.training)
         for part in data:
             tasks = dict.fromkeys(task for family, _, task in CLASSES if family == str(model.family))
-            if part.task not in tasks:
+            if tasks and part.task not in tasks:
                 raise ValueError(f"family {model.family} has no task {part.task}: it has {', '.join(tasks)}")
         if len({part.task for part in data}) > 1:
             raise ValueError("pretrain_data has another task than data")

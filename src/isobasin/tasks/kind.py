@@ -24,12 +24,13 @@ _ENDINGS = {
     "LMHeadModel": TaskKind.causal_lm,
     "ForMaskedLM": TaskKind.masked_lm,
 }
-_LOADERS = {
+LOADERS = {
     TaskKind.image_classification: "AutoModelForImageClassification",
     TaskKind.text_classification: "AutoModelForSequenceClassification",
     TaskKind.causal_lm: "AutoModelForCausalLM",
     TaskKind.masked_lm: "AutoModelForMaskedLM",
 }
+"""The classes of transformers that load a model for a task."""
 
 
 def kind_of(config: Any) -> TaskKind:
@@ -74,7 +75,7 @@ def load_model(
         with stand_in(source, source.read(source.tensors)) as written:
             return load_model(written, kind, device)
     folder, kind = source, TaskKind(kind)
-    config, loader, stored = configuration(folder), getattr(transformers, _LOADERS[kind]), _stored(Path(folder))
+    config, loader, stored = configuration(folder), getattr(transformers, LOADERS[kind]), _stored(Path(folder))
     if stored is not None:
         check_plan(stored, loader, config)
     try:

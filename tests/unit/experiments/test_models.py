@@ -104,7 +104,7 @@ def test_options_override():
         ({"family": "vit", "patch": 3}, "image-classification", "8 x 8 can't be cut into patches of side 3"),
         ({"family": "vit"}, "causal-lm", "vit is no model for causal-lm, only for image-classification"),
         ({"family": "llama"}, "causal-lm", "llama has no absolute positions"),
-        ({"family": "gpt2", "key_value_heads": 2}, "causal-lm", "only llama has key_value_heads"),
+        ({"family": "gpt2", "key_value_heads": 2}, "causal-lm", "gpt2 has no key_value_heads"),
         ({"family": "llama", "positions": "rotary", "key_value_heads": 3}, "causal-lm", "not a multiple of key_value"),
         ({"family": "bert", "options": {"hiden_size": 8}}, "masked-lm", "'hiden_size', which BertConfig doesn't know"),
         ({"family": "bert", "options": {"type_vocab_size": "x"}}, "masked-lm", "transformers refuses"),
@@ -121,12 +121,40 @@ def test_options_override():
             r"a model of 3.2e\+13 parameters, more than",
         ),
         ({"family": "bert", "activation": "none"}, "masked-lm", "no activation 'none'"),
+        ({"family": "bert", "feedforward": None}, "masked-lm", "a bert model needs feedforward"),
+        ({"family": "mpt"}, "causal-lm", "MptConfig has no entry for feedforward: see its options"),
+        ({"family": "bloom", "feedforward": None, "activation": "relu"}, "causal-lm", "no entry for activation"),
+        ({"family": "qwen3"}, "masked-lm", "transformers has no qwen3 for masked-lm"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(changes, task, message):
     with pytest.raises(ArchitectureError, match=message) as caught:
         new_model(settings(**changes), task, seed=0, **FACTS[task])
     assert "\n" not in str(caught.value)
+
+
+# Sizes under every name that configurations have for them; dropouts that would be 0.1 by themselves.
+_TYPES = {
+    ("qwen3", "causal-lm"): ("Qwen3ForCausalLM", {"num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 48}),
+    ("opt", "causal-lm"): ("OPTForCausalLM", {"ffn_dim": 48, "dropout": 0.0}),
+    ("falcon", "causal-lm"): ("FalconForCausalLM", {"ffn_hidden_size": 48}),
+    ("distilbert", "masked-lm"): ("DistilBertForMaskedLM", {"hidden_dim": 48, "dim": 32, "dropout": 0.0}),
+    # Its first position comes after the padding token's number.
+    ("roberta", "masked-lm"): ("RobertaForMaskedLM", {"max_position_embeddings": 11}),
+    # Of its two classes for images the other one has a second head, of another model's teaching.
+    ("deit", "image-classification"): ("DeiTForImageClassification", {"patch_size": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", _TYPES, ids="-".join)
+def test_any_model_type_has_the_sizes_that_are_asked_for(kind):
+    (family, task), (name, entries) = kind, _TYPES[kind]
+    patch = 2 if task == "image-classification" else None
+    model = new_model(settings(family, patch=patch), task, seed=0, **FACTS[task])
+    assert type(model).__name__ == name
+    assert {entry: getattr(model.config, entry) for entry in entries} == entries
+    assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.num_attention_heads) == (2, 32, 4)
+    assert torch.isfinite(model.eval()(**examples(task).fetch(range(5))).loss)
 
 
 def test_facts_that_are_missing_are_named():
