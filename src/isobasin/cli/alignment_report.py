@@ -119,7 +119,7 @@ def verification_line(verified: Verification | None) -> Text:
 
 def difference(verified: Verification) -> str:
     """The figures of a comparison in words."""
-    figures = [f"outputs differ by {small(verified.max_rel)} relative (allowed {small(verified.tolerance)})"]
+    figures = [f"{verified.subject} differ by {small(verified.max_rel)} relative (allowed {small(verified.tolerance)})"]
     if verified.rms is not None:
         figures.append(f"{small(verified.rms)} in the root mean square")
     if verified.kl is not None:
@@ -131,6 +131,9 @@ def difference(verified: Verification) -> str:
     text = f"{verified.misshapen or ', '.join(figures)}; {verified.how}."
     if verified.unequal:
         text += f" Tensor {verified.unequal[0]!r}, which transformers doesn't read, differs."
+    if verified.rows:
+        first, *more = verified.rows
+        text += f" Row {first} differs{f', and {len(more)} more' if more else ''}."
     if verified.configuration:
         text += f" In config.json {', '.join(verified.configuration)} differs: other inputs may show more of that."
     return text

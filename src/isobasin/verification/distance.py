@@ -47,7 +47,7 @@ class Distance(Plain):
 
     @classmethod
     def between(cls, a: Mapping[Label, Tensor], b: Mapping[Label, Tensor]) -> Distance:
-        """The distance of outputs of the same names and shapes; infinite where one is not a number, or misshapen.
+        """The distance of outputs; infinite where one is not a number, is misshapen, or isn't there in the second.
 
         Args:
             a: The outputs of the original, by name and then by what they are outputs on, which are taken together.
@@ -55,6 +55,8 @@ class Distance(Plain):
         """
         worst = cls()
         for name in dict.fromkeys(name for name, _ in a):
+            if any(k not in b for k in a if k[0] == name):
+                return APART
             worst = worst.worse(cls._of([(x.double(), b[k].double()) for k, x in a.items() if k[0] == name], name))
         return worst
 
@@ -126,7 +128,7 @@ APART = Distance(math.inf, math.inf, math.inf)
 def misshapen(a: Mapping[Label, Tensor], b: Mapping[Label, Tensor]) -> str | None:
     """Which output has another shape in the second model, in words; None where all are alike."""
     for label, x in a.items():
-        shapes = ["x".join(map(str, y.shape)) for y in (x, b[label])]
+        shapes = ["x".join(map(str, y.shape)) for y in (x, b.get(label, x))]
         if shapes[0] != shapes[1]:
             return f"outputs differ in shape: {label[0]} is {shapes[0]} in one and {shapes[1]} in the other"
     return None
@@ -165,6 +167,9 @@ class Verification(Plain):
         misshapen: Which output has other shapes in the two, in words; None where all are alike.
         configuration: Entries of config.json in which the two mean something else, whatever these inputs show of it;
             only `verify` looks for them.
+        rows: Rows of tables, as "7 of 'wte.weight'", that are others, whether or not any input looked them up; only
+            where 16 bits are stored, whose rounding may hide them.
+        only_opened: Whether the two differ nowhere but in rows of tables, experts or units that the inputs left out.
     """
 
     max_abs: float
@@ -181,12 +186,23 @@ class Verification(Plain):
     device: str | None = None
     misshapen: str | None = None
     configuration: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    only_opened: bool = False
     _also = ("equal",)
 
     @property
     def equal(self) -> bool:
         """Whether the difference is within the tolerance; never for values that are not numbers."""
-        return self.max_rel <= self.tolerance and self.explained and not self.unequal
+        return self.max_rel <= self.tolerance and self.explained and not (self.unequal or self.rows)
+
+    @property
+    def subject(self) -> str:
+        """What differs by these figures."""
+        return (
+            "rows, experts or units that random inputs leave out differ; with all taking part outputs"
+            if (self.only_opened)
+            else "outputs"
+        )
 
     @property
     def amplification(self) -> float | None:
@@ -202,7 +218,10 @@ class Verification(Plain):
             return f"tensor {self.unequal[0]!r}, which transformers doesn't read, differs"
         if self.misshapen:
             return self.misshapen
-        figures = [f"outputs differ by {self.max_rel:.2g} relative (allowed {self.tolerance:.2g})"]
+        if self.rows and (self.explained or self.only_opened):
+            first, *more = self.rows
+            return f"row {first} differs{f', and {len(more)} more' if more else ''}"
+        figures = [f"{self.subject} differ by {self.max_rel:.2g} relative (allowed {self.tolerance:.2g})"]
         if self.rms is not None and self.max_rel <= self.tolerance:
             figures.append(f"{self.rms:.2g} in the root mean square")
             figures += [] if self.kl is None else [f"{self.kl:.2g} nats as distributions"]

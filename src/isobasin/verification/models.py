@@ -9,7 +9,7 @@ to a few 1e-6 only. Where not even one layer fits in memory, blocks are compared
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -17,10 +17,18 @@ from torch import Tensor
 
 from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, VerificationError
-from isobasin.loading import Plan, plans
+from isobasin.loading import Plan, made, plans
 from isobasin.model import Model
 from isobasin.verification.blocks import compare_by_layer
-from isobasin.verification.distance import AMPLIFICATION, FLOORS, Distance, Verification, misshapen
+from isobasin.verification.distance import (
+    AMPLIFICATION,
+    FACTOR_OF_LARGEST,
+    FLOORS,
+    Distance,
+    Verification,
+    misshapen,
+)
+from isobasin.verification.rows import unlike_rows
 from isobasin.verification.running import How, Run, Sensitivity, fits, streams
 
 # Larger models run in float32: float64 costs more than twice the time.
@@ -67,26 +75,41 @@ def verify_models(
     found, floor = Distance.between(one.outputs, other.outputs), FLOORS[one.how.dtype]
     if not math.isfinite(found.max_rel):
         _check_stored(a, b)
+    rows = _unlike_rows(known[0], other, coarsest) if known else ()
     rounding = plain = None
     explaining = Distance()
     if math.isfinite(found.max_rel) and not explaining.explains(found, floor):
         rounding, plain = _rounding(one, other, known, coarsest, lambda most: most.explains(found, floor))
         explaining = _capped(rounding, plain)
+    explained = explaining.explains(found, floor)
     return Verification(
         found.max_abs,
         found.max_rel,
         explaining.allowed(floor) if tolerance is None else tolerance,
-        one.how.described(len(one.outputs), ours, unread),
+        one.how.described(one, unread),
         found.rms,
         found.kl,
         rounding,
         plain,
-        tolerance is not None or explaining.explains(found, floor),
+        tolerance is not None or explained,
         unread,
         unequal,
         device,
         misshapen(one.outputs, other.outputs),
+        rows=rows,
+        only_opened=not explained and explaining.explains(Distance.between(one.shown, other.outputs), floor),
     )
+
+
+def _unlike_rows(values: Mapping[str, Tensor], other: Run, coarsest: torch.dtype) -> tuple[str, ...]:
+    """`Verification.rows` of a model, given by its values, and another one, as it is loaded."""
+    found: list[str] = []
+    for tables in other.tables():
+        if tables.keys() <= values.keys():
+            pairs = [(made(values[name]).to(x.device), x) for name, x in tables.items()]
+            off = unlike_rows(pairs, FACTOR_OF_LARGEST * torch.finfo(coarsest).eps)
+            found += [f"{row} of {name!r}" for name, rows in zip(tables, off, strict=True) for row in rows]
+    return tuple(found)
 
 
 def _capped(rounding: Distance, plain: Distance) -> Distance:
@@ -142,7 +165,7 @@ def check_runs(model: Model, device: str = "cpu") -> str | None:
     name = run.not_finite()
     if name is not None:
         raise VerificationError(f"{model.name}: {name} has values that are NaN or infinite: it was not written")
-    return run.how.described(len(run.outputs), plan, (), "whole model")
+    return run.how.described(run, what="whole model")
 
 
 def _started(model: Model, plan: Plan, how: How) -> Run:

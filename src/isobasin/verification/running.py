@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from isobasin.inputs import Inputs, model_inputs, named_outputs, promised
 from isobasin.loading import Held, Plan, Streamed, made
 from isobasin.model import Model
 from isobasin.verification.distance import Distance, Label
+from isobasin.verification.opened import OPENED, Opened
 from isobasin.verification.rounding import compact, differing, dither, kinds
 
 # Larger models are run a layer at a time.
@@ -60,16 +62,19 @@ class How:
     more: bool = False
 
     def inputs(self, model: Any) -> Iterator[tuple[str, Inputs]]:
-        """Random inputs, each with a label; of more seeds the longest."""
+        """Random inputs, each with a label; of more seeds the longest, and that of the first for the opened model."""
         yield from model_inputs(model, self.seed)
-        for seed in range(self.seed + 1, self.seed + 1 + _MORE_SEEDS * self.more):
+        for seed in range(self.seed, self.seed + 1 + _MORE_SEEDS * self.more):
             label, longest = max(model_inputs(model, seed), key=lambda pair: _size(pair[1]))
-            yield f"{label}, seed {seed}", longest
+            yield (f"{label}{OPENED}" if seed == self.seed else f"{label}, seed {seed}"), longest
 
-    def described(self, outputs: int, plan: Plan, unread: tuple[str, ...], what: str = "whole models") -> str:
+    def described(self, run: Run, unread: tuple[str, ...] = (), what: str = "whole models") -> str:
         """What was compared, in words."""
-        kind, dtype = plan.kind.__name__, str(self.dtype).removeprefix("torch.")
-        text = f"{what} ({kind}) in {dtype}, {outputs} outputs on random inputs"
+        plan, dtype = run.plan, str(self.dtype).removeprefix("torch.")
+        kind, shown = plan.kind.__name__, len(run.shown)
+        opened = len(run.outputs) - shown
+        text = f"{what} ({kind}) in {dtype}, {shown} outputs on random inputs"
+        text += f" and {opened} where every row of tables, expert and unit takes part" if opened else ""
         for name in plan.missing[:1]:
             text += f"; outputs that depend on {name!r}, which is not stored, were not compared"
         for name in unread[:1]:
@@ -84,14 +89,16 @@ class Run:
     A large model is loaded without its layers, if it runs that way.
 
     Attributes:
+        plan: What is run.
         how: How it was run.
         outputs: Every floating-point output on every input, on the CPU, without the positions that are padding.
     """
 
     def __init__(self, model: Model, plan: Plan, how: How) -> None:
-        self._name, self._plan, self.how = model.name, plan, how
+        self._name, self.plan, self.how = model.name, plan, how
         self._stored = kinds(info.dtype for info in model.checkpoint.tensors.values())
         self._streamed = streams(model)
+        self._looked_up = set[int]()
         try:
             self._inputs, self.outputs = self._first()
         except IsobasinError:
@@ -103,6 +110,8 @@ class Run:
             self._inputs, self.outputs = self._first()
         if plan.missing:
             self._leave_out_random()
+        # What the files compute may be finite where what the opened model does is not.
+        self.outputs = {k: x for k, x in self.outputs.items() if k in self.shown or not _no_number(x)}
         if not self.outputs:
             why = "".join(f": all depend on {name!r}, which the file lacks" for name in plan.missing[:1])
             raise VerificationError(f"{model.name}: {self._kind} gives no output that can be compared{why}")
@@ -114,7 +123,7 @@ class Run:
     @cached_property
     def _loaded(self) -> Held:
         """The model in memory."""
-        module = self._plan.load(self.how.dtype, self.how.seed, deferred=self._streamed)
+        module = self.plan.load(self.how.dtype, self.how.seed, deferred=self._streamed)
         for config in _configurations(module.config):
             for entry in (name for name in vars(config) if name.startswith("output_")):
                 setattr(config, entry, False)
@@ -125,26 +134,48 @@ class Run:
         """Leave the outputs in memory only."""
         self.__dict__.pop("_loaded", None)
 
+    def tables(self) -> list[dict[str, Tensor]]:
+        """Tables that inputs look up some rows of, as they are in memory: those together that are added up."""
+        found: dict[tuple[str, int], dict[str, Tensor]] = {}
+        for name, x in self._loaded.module.named_parameters(remove_duplicate=False):
+            if id(x) in self._looked_up and not x.is_meta:
+                found.setdefault((name.rsplit(".", 2)[0], x.shape[-1]), {})[name] = x.detach()
+        ids = [{x.data_ptr() for x in tables.values()} for tables in found.values()]
+        # A tied table has a name wherever it is used.
+        return [t for i, t in enumerate(found.values()) if not any(ids[i] < other for other in ids)]
+
+    @property
+    def shown(self) -> dict[Label, Tensor]:
+        """The outputs of the model as it is, without those of the opened one."""
+        return {key: x for key, x in self.outputs.items() if not key[0].endswith(OPENED)}
+
     def not_finite(self) -> str | None:
         """The first output with NaN, or with an infinity other than the score of what is ruled out."""
-        found = (key for key, x in self.outputs.items() if x.isnan().any() or x.isposinf().any())
+        found = (key for key, x in self.outputs.items() if _no_number(x))
         return next((f"{name} at {label}" for name, label in found), None)
 
     @property
     def _kind(self) -> str:
-        return self._plan.kind.__name__
+        return self.plan.kind.__name__
 
     def _outputs(self, inputs: dict[str, Inputs]) -> dict[Label, Tensor]:
-        found = self._loaded.each(self._run, list(inputs.values()))
+        found = self._loaded.each(self._run, list(inputs.items()))
         return {(name, label): x for label, outputs in zip(inputs, found, strict=True) for name, x in outputs.items()}
 
     @torch.no_grad()
-    def _run(self, given: Inputs) -> dict[str, Tensor]:
+    def _run(self, labelled: tuple[str, Inputs]) -> dict[str, Tensor]:
         """The outputs on one input, by name."""
+        label, given = labelled
+        opened = label.endswith(OPENED)
         what = f"{self._name}: {self._kind} can't be run on random inputs"
         with refusing(VerificationError, lambda reason: f"{what} ({reason}): --no-verify goes without"):
-            returned = named_outputs(self._loaded.module(**given), _INNER)
-            return {name: promised(value, given).cpu() for name, value in returned}
+            with Opened(self.how.seed) if opened else nullcontext() as mode:
+                returned = self._loaded.module(**given)
+            if mode is not None and not mode.differs:
+                return {}
+            self._looked_up |= set() if mode is None else mode.tables
+            end = OPENED if opened else ""
+            return {f"{name}{end}": promised(value, given).cpu() for name, value in named_outputs(returned, _INNER)}
 
     @torch.no_grad()
     def _leave_out_random(self) -> None:
@@ -154,14 +185,14 @@ class Run:
         generator = torch.Generator().manual_seed(self.how.seed)
         kept: dict[str, Tensor] = {}
         parameters = dict(self._loaded.module.named_parameters())
-        for name in self._plan.missing:
+        for name in self.plan.missing:
             kept[name] = parameters[name].clone()
             parameters[name] += torch.randn(parameters[name].shape, generator=generator).to(parameters[name])
         after = self._outputs({label: given})
         for name, value in kept.items():
             parameters[name].copy_(value)
         random = {name for (name, _), x in before.items() if not torch.equal(x, after[name, label])}
-        self.outputs = {key: x for key, x in self.outputs.items() if key[0] not in random}
+        self.outputs = {key: x for key, x in self.outputs.items() if key[0].removesuffix(OPENED) not in random}
 
     def rounding(self, others: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Distance:
         """What one more rounding of those stored values changes that aren't another model's; they stay changed.
@@ -191,10 +222,16 @@ class Run:
 
     def _changed(self) -> Distance:
         """How far a share of the outputs is from what it was: the longest inputs."""
-        labels = sorted(self._inputs, key=lambda label: -_size(self._inputs[label]))
-        some = {label: self._inputs[label] for label in labels[: math.ceil(_SHARE * len(labels))]}
+        labels = sorted(self._inputs, key=lambda label: (label.endswith(OPENED), -_size(self._inputs[label])))
+        share = math.ceil(_SHARE * len(labels))
+        some = {x: self._inputs[x] for i, x in enumerate(labels) if i < share or x.endswith(OPENED)}
         after = {key: x for key, x in self._outputs(some).items() if key in self.outputs}
         return Distance.between({key: self.outputs[key] for key in after}, after)
+
+
+def _no_number(x: Tensor) -> bool:
+    """Whether an output has NaN, or an infinity other than the score of what is ruled out."""
+    return bool(x.isnan().any() or x.isposinf().any())
 
 
 def _size(inputs: Inputs) -> int:
