@@ -96,6 +96,51 @@ def test_a_copy_that_was_turned_and_then_trained_is_a_copy(name: str, tmp_path: 
     assert stranger.score < 0.1
 
 
+def test_a_turned_copy_of_fewer_tokens_than_its_stream_is_wide_is_compared_where_they_are(tmp_path: Path):
+    """18 tokens and 18 readouts say nothing of 28 directions out of 64."""
+    model = tiny("llama", config={"vocab_size": 18, "hidden_size": 64})
+    origin, other = (model.save(tmp_path / f"seed{seed}", seed, dtype=torch.float32) for seed in (0, 1))
+    isobasin.scramble(origin, tmp_path / "turned", scope="model", verify=False)
+    pruned: Any = loaded(tmp_path / "turned")
+    with torch.no_grad():
+        for layer in pruned.model.layers:
+            layer.mlp.up_proj.weight[layer.mlp.up_proj.weight.abs() < layer.mlp.up_proj.weight.abs().median()] = 0
+    pruned.save_pretrained(tmp_path / "pruned")
+    found = isobasin.compare(origin, tmp_path / "pruned")
+    assert str(found.verdict) == "obfuscated copy"
+    attention = [block.score for block in found.blocks if block.kind == "attention"]
+    assert attention == pytest.approx([1, 1], abs=1e-4)
+    assert found.score > 0.8
+    assert found.stream is not None
+    assert found.stream.said == pytest.approx(36 / 64)
+    stranger = isobasin.compare(other, tmp_path / "pruned")
+    assert str(stranger.verdict) == "unrelated"
+    assert stranger.score < 0.2
+
+
+def test_biases_are_no_evidence(tmp_path: Path):
+    """Models trained apart have them for the mean of what is read, as copies do that were trained on."""
+    origin = made("gpt2", tmp_path)
+    changed: Any = loaded(origin)
+    generator = torch.Generator().manual_seed(0)
+    for name, values in changed.transformer.h.named_parameters():
+        if name.endswith(("c_attn.bias", "c_fc.bias", "attn.c_proj.bias")):
+            values.data = torch.randn(values.shape, generator=generator)
+    changed.save_pretrained(tmp_path / "changed")
+    scores = [block.score for block in isobasin.compare(origin, tmp_path / "changed").blocks]
+    assert scores == pytest.approx([1] * 4, abs=1e-5)
+
+
+def test_of_a_few_tokens_nothing_is_concluded(tmp_path: Path):
+    """In twelve directions the best partners among heads and units of any two models are much alike."""
+    model = tiny("llama", config={"vocab_size": 6, "hidden_size": 64})
+    origin, other = (model.save(tmp_path / f"seed{seed}", seed, dtype=torch.float32) for seed in (0, 1))
+    found = isobasin.compare(origin, other)
+    assert found.stream is not None
+    assert found.stream.said == 1
+    assert str(found.verdict) == "unrelated"
+
+
 def test_as_much_as_small_models_trained_apart_have_in_common_is_no_kinship(tmp_path: Path):
     """Seeds of a GPT-2 of two layers score up to 0.26, and 0.34 in one layer: results/provenance."""
     origin, other = made("llama", tmp_path), made("llama", tmp_path, 1)

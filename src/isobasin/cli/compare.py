@@ -48,4 +48,6 @@ def _report(found: Comparison) -> Iterator[RenderableType]:
     yield rows
     if (stream := found.stream) is not None:
         yield f"Embeddings correlate by {stream.before:.3f} as they are, {stream.after:.3f} in A's basis of the stream."
+        if stream.said < 1:
+            yield f"They say {stream.said:.0%} of that basis, in which blocks were compared."
     yield Text.assemble("B, given A: ", (str(found.verdict), "bold"), ".")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -13,12 +13,27 @@ from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import kind
 from isobasin.canonical import Canonical, Source, evened, open_canonical
-from isobasin.checkpoints import check_finite
+from isobasin.checkpoints import Checkpoint, check_finite
 from isobasin.diagnosis.catalogue import Reading
 from isobasin.diagnosis.layers import Order
 from isobasin.errors import ArchitectureError, TensorError
-from isobasin.model import Model
+from isobasin.model import Blocks, Model
 from isobasin.symmetries.along import Stream
+
+
+@dataclass(frozen=True, eq=False)
+class _Ordered(Checkpoint):
+    """A conversion's tensors as if its files had the original's form.
+
+    Attributes:
+        values: The tensors of these names.
+    """
+
+    values: Callable[[Iterable[str]], dict[str, Tensor]] = field(default=lambda names: {})
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """See `Checkpoint.read`; raises TensorError, CheckpointError."""
+        return self.values(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +52,36 @@ class Pair:
         """The conversion as a model of its own; refused where it is none."""
         return Model.of(self.b)
 
-    def ordered(self, order: Order) -> Pair:
-        """The same with the conversion's layers in the original's order, of which none is missing."""
-        stored = self.b.view.tensors
-        there = {name: stored[found] for name in stored if (found := order.name(name)) is not None}
-        return replace(self, b=replace(self.b, view=replace(self.b.view, tensors=there)))
+    def ordered(self, order: Order, lost: Blocks) -> Pair:
+        """The same with the conversion in the original's form, its layers in that order.
+
+        Args:
+            order: Which layer is which.
+            lost: The original in the conversion's basis of the residual stream: missing layers are its own.
+
+        Raises:
+            TensorError: The conversion lacks another tensor, or has one of another shape.
+        """
+        form, infos = self.a.canonical, self.b.checkpoint.tensors
+        there = {own: found for name, own in form.view.tensors.items() if (found := order.name(name)) is not None}
+        tensors = dict(form.checkpoint.tensors)
+        for own, found in there.items():
+            info = infos.get(self.b.view.find(found) or "")
+            if info is None or info.shape != tensors[own].shape:
+                raise TensorError(f"{self.b.name}: has no tensor {found!r} of shape {tensors[own].shape}")
+            tensors[own] = replace(tensors[own], dtype=info.dtype)
+
+        def read(names: Iterable[str]) -> dict[str, Tensor]:
+            names = list(names)
+            theirs = self.b.read(there[name] for name in names if name in there)
+            ours = lost.read(name for name in names if name not in there)
+            return {
+                name: theirs[there[name]] if name in there else ours[name].to(tensors[name].dtype) for name in names
+            }
+
+        facts = {field.name: getattr(form.checkpoint, field.name) for field in fields(Checkpoint)}
+        facts |= {"folder": self.b.checkpoint.folder, "tensors": tensors, "original": None}
+        return replace(self, b=replace(form, name=self.b.name, checkpoint=_Ordered(**facts, values=read)))
 
     @cached_property
     def blocks(self) -> list[AttentionBlock | FeedForward]:

@@ -56,7 +56,7 @@ class Whole:
         """Look at every place once."""
         fits = dict(pair.a.canonical.shapes) == dict(pair.b.shapes)
         whole = cls(pair, traits.order(pair), layers.beginnings(pair.blocks), fits=fits)
-        whole.found += [*whole.order.findings, *_configuration(pair, whole.order)]
+        whole.found += [*whole.order.findings, *configuration(pair, whole.order)]
         for item in places(pair, whole.order, progress, "comparing"):
             whole._add(item)
             give_memory_back()
@@ -202,7 +202,7 @@ def places(pair: Pair, order: Order, progress: Progress, what: str) -> Iterator[
     progress(what, len(items), len(items))
 
 
-def _configuration(pair: Pair, order: Order) -> Iterator[Finding]:
+def configuration(pair: Pair, order: Order) -> Iterator[Finding]:
     """Entries of config.json that mean something else, but for the number of layers where that is said already."""
     for found in differences(pair.a.canonical.description, pair.b.description):
         if order.explains(found.a, found.b):

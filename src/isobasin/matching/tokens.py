@@ -100,14 +100,19 @@ def partners(ours: Sequence[Seen], theirs: Sequence[Seen], kinds: Mapping[str, S
         theirs: Likewise of the other.
         kinds: Names of what a kind of block has; its heads are assigned by all of these together.
     """
-    scores = {
-        kind: torch.tensor([[_alike(x, y, names) for y in theirs] for x in ours]) for kind, names in kinds.items()
-    }
-    known = {kind: score for kind, score in scores.items() if bool(score.isfinite().any())}
+    known = alike(ours, theirs, kinds)
     costs = sum((score.nan_to_num(0) for score in known.values()), start=torch.zeros(len(ours), len(theirs)))
     rows, columns = linear_sum_assignment(costs.double().numpy(), maximize=True)
     chosen = {kind: score[rows, columns] for kind, score in known.items()}
     return Partners(tuple(int(i) for i in rows), tuple(int(i) for i in columns), chosen)
+
+
+def alike(ours: Sequence[Seen], theirs: Sequence[Seen], kinds: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """How far what layers make of tokens correlates, by kind of block, `(ours, theirs)`; arguments as of `partners`."""
+    scores = {
+        kind: torch.tensor([[_alike(x, y, names) for y in theirs] for x in ours]) for kind, names in kinds.items()
+    }
+    return {kind: score for kind, score in scores.items() if bool(score.isfinite().any())}
 
 
 def _alike(x: Seen, y: Seen, names: Sequence[str]) -> float:

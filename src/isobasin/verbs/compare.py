@@ -15,7 +15,6 @@ from isobasin.architectures.blocks import Block
 from isobasin.architectures.resolve import check_comparable
 from isobasin.choices import HeadCost, Method, Scope
 from isobasin.errors import ArchitectureError
-from isobasin.matching.feedforward import branches
 from isobasin.matching.heads import head_costs
 from isobasin.model import Blocks, Model, Source, open_pair
 from isobasin.symmetries import attention
@@ -26,6 +25,9 @@ from isobasin.verbs.kinship import StreamScore, in_one_basis
 from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards
 
+# What of attention's weights is no circuit: tables' and sinks' distances would be added to a cosine, and most of a bias
+# may be there for the mean of what is read, which training apart and training on both move.
+_NO_CIRCUIT = dict.fromkeys(("table", "sink", "query_bias", "key_bias", "value_bias", "output_bias"))
 # Between the scores of unrelated and of related models: docs/provenance.md.
 RELATED = 0.35
 # Weights that are further apart than this after matching differ by more than rounding to any type.
@@ -176,10 +178,8 @@ def _score(blocks: tuple[BlockScore, ...]) -> float:
 def attention_scores(found: Alignment, a: Blocks, b: Blocks, device: str) -> Iterator[BlockScore]:
     """What the attention blocks of two models say whose heads an alignment matches; streams are taken as they are."""
     for layer, ours, theirs in zip(found.layers, a.specification.attention, b.specification.attention, strict=True):
-        # Tables and sinks are no circuits: their distances would be added to a cosine.
         pair = [
-            replace(block.read(model.stored(block), device), table=None, sink=None)
-            for block, model in ((ours, a), (theirs, b))
+            replace(block.read(model.stored(block), device), **_NO_CIRCUIT) for block, model in ((ours, a), (theirs, b))
         ]
         element = layer.element.to(device)
         ordered = attention.permute(pair[1], element.outer, element.inner)
@@ -192,8 +192,9 @@ def _feedforward_scores(found: Alignment, a: Blocks, b: Blocks, device: str) -> 
     blocks = zip(found.feedforward, a.feedforwards(), b.feedforwards(), strict=True) if found.feedforward else ()
     for layer, ours, theirs in blocks:
         reference, model = (block.read(m.stored(block), device) for block, m in ((ours, a), (theirs, b)))
-        moved = branches(layer.group.act(layer.element.to(device), model))
-        cosines = [torch.cosine_similarity(x, moved[name], -1) for name, x in branches(reference).items()]
+        moved = layer.group.act(layer.element.to(device), model).tensors()
+        rows = {name: x for name, x in reference.tensors().items() if name in ("up", "gate", "down")}
+        cosines = [torch.cosine_similarity(x, moved[name], -1) for name, x in rows.items()]
         score = float(torch.stack(cosines).prod(0).mean())
         yield _scored("feed-forward", (ours, theirs), layer, score, _size(reference.tensors()))
 

@@ -11,23 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isobasin.alignment import STREAM, Move
+from isobasin.alignment.stream import Turned, gains_of
 from isobasin.canonical import Source
 from isobasin.checkpoints import check_output, write_checkpoint
 from isobasin.choices import Choice
 from isobasin.diagnosis import layers
-from isobasin.diagnosis.findings import Defect, Finding
+from isobasin.diagnosis.findings import Defect, Finding, merged
 from isobasin.diagnosis.layers import Order
 from isobasin.diagnosis.pair import Pair, opened_pair
-from isobasin.diagnosis.places import Whole, places
+from isobasin.diagnosis.places import Whole, configuration, places
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
+from isobasin.matching.tokens import alike
 from isobasin.memory import give_memory_back
-from isobasin.model import Model, opened
+from isobasin.model import Blocks, Model, opened
 from isobasin.recipes import recorded
 from isobasin.text import Plain, finite
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
 from isobasin.verbs.fingerprint import fingerprint_of
+from isobasin.verbs.kinship import fitted
 from isobasin.verbs.leaving import leave
-from isobasin.verbs.scan import layer_pairs
+from isobasin.verbs.scan import KINDS
 from isobasin.verbs.settings import Progress, Running, silent
 from isobasin.verification import Verification, verify_models
 
@@ -159,11 +163,11 @@ def _turned(pair: Pair, whole: Whole, running: Running) -> tuple[Pair, Diagnosis
         model = pair.model_b()
         if not may_be_turned(pair.a, model):
             return None
-        found, findings = equivalent_models(pair.a, model, how), ()
-        if not found.equivalent:
-            order = _order(pair.a, model, whole.numbers)
-            pair, findings = pair.ordered(order), order.findings
-            found = equivalent_models(pair.a, pair.model_b(), how) if findings else found
+        order = _order(pair, model)
+        findings = merged((*order.findings, *configuration(pair, order)))
+        if findings:
+            pair = pair.ordered(order, _lost(pair.a, model))
+        found = equivalent_models(pair.a, pair.model_b(), how)
     except (ArchitectureError, TensorError):
         return None  # B is no model that could be matched
     if not found.equivalent:
@@ -172,11 +176,30 @@ def _turned(pair: Pair, whole: Whole, running: Running) -> tuple[Pair, Diagnosis
     return pair, Diagnosis(judgement, findings, found.feedforward, found.stream, {}, whole.before, 0.0)
 
 
-def _order(a: Model, b: Model, numbers: Mapping[str, int]) -> Order:
+def _order(pair: Pair, b: Model) -> Order:
     """Which layer is which, by what tokens see of them, which no map of the stream changes."""
-    starts = sorted(numbers, key=numbers.__getitem__)
-    pairs = layer_pairs(*(fingerprint_of(model, "cpu") for model in (a, b)))
-    return layers.order({starts[one.theirs]: {starts[one.ours]: 1.0} for one in pairs}, {}, numbers)
+    numbers = layers.beginnings(pair.blocks)
+    theirs = layers.beginnings(b.canonical.description.specification.attention)
+    scores = alike(fingerprint_of(b, "cpu").layers(), fingerprint_of(pair.a, "cpu").layers(), KINDS)
+    seen = {start: {start: 1.0} for start in theirs}
+    if scores:
+        # Of layers that are equal but for rounding each is the one in its place.
+        means = torch.stack([*scores.values()]).nanmean(0).nan_to_num(0).round(decimals=3)
+        ends = [sorted(found, key=found.__getitem__) for found in (theirs, numbers)]
+        if means.shape == tuple(map(len, ends)):
+            rows = zip(ends[0], means.tolist(), strict=True)
+            seen = {start: dict(zip(ends[1], row, strict=True)) for start, row in rows}
+    return layers.order(seen, {}, numbers)
+
+
+def _lost(a: Model, b: Model) -> Blocks:
+    """The original in the basis of a conversion's residual stream, as tokens and readouts say it."""
+    found = fitted(a, b, "cpu")
+    if found is None:
+        raise ArchitectureError(f"{b.name}: nothing says which basis its residual stream has")
+    group = found.a.plan.group
+    there = replace(group.identity(*gains_of(a, found.a.plan)), matrix=found.matrix)
+    return Turned(a, found.a.plan, Move(STREAM, group, group.inverse(there)))
 
 
 def _write(

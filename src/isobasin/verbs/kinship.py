@@ -16,7 +16,7 @@ from isobasin.matching.whole.basis import StreamFit
 from isobasin.matching.whole.folded import Folded
 from isobasin.model import Blocks, Model
 from isobasin.symmetries.along import Along
-from isobasin.symmetries.stream import rows
+from isobasin.symmetries.stream import Basis, StreamGroup, rows
 from isobasin.symmetries.turning import maps
 from isobasin.text import Plain
 from isobasin.verbs.fingerprint import fingerprint_of
@@ -26,6 +26,10 @@ AnyBlock = TypeVar("AnyBlock", AttentionBlock, FeedForward)
 
 # Of a table of tokens or positions, enough to find the map by.
 _ROWS = 2**14
+# Directions in which tables have less than this share of their mean size are noise; and with so few directions the best
+# partners of models trained apart correlate by chance (docs/provenance.md).
+_FAINT = 0.1
+_DIRECTIONS = 32
 # Where tables correlate less than this share of what they do after a map of the stream, it was moved.
 _TURNED = 0.5
 
@@ -37,10 +41,13 @@ class StreamScore(Plain):
     Attributes:
         before: Their correlation as they are.
         after: In the basis that brings them nearest. High for any two models with few tokens: no sign of kinship.
+        said: The share of the stream's directions in which blocks were compared: those that tokens, positions and
+            readouts lie in, since nothing says how others go together. All, where that would leave too few.
     """
 
     before: float
     after: float
+    said: float
     _also = ("moved",)
 
     @property
@@ -63,8 +70,24 @@ class InOneBasis:
     stream: StreamScore
 
 
-def in_one_basis(a: Model, b: Model, device: str) -> InOneBasis | None:
-    """Bring b into the basis of a's residual stream, and leave out layers that have no partner.
+@dataclass(frozen=True)
+class Fitted:
+    """The map of the stream that embeddings, positions and readouts of two models say.
+
+    Attributes:
+        a, b: The models with normalisations folded, each in its own basis.
+        matrix: What brings b's stream to a's, `(d, d)`.
+        tables: Rows of a's tables and of b's for them.
+    """
+
+    a: Folded
+    b: Folded
+    matrix: Tensor
+    tables: list[tuple[Along, Tensor, Tensor]]
+
+
+def fitted(a: Model, b: Model, device: str) -> Fitted | None:
+    """The map that brings b's stream to a's.
 
     None where nothing is known of a stream, where their groups differ, or where nothing outside the blocks is alike.
     """
@@ -75,18 +98,46 @@ def in_one_basis(a: Model, b: Model, device: str) -> InOneBasis | None:
     group = other.plan.group
     if (one.plan.group.width, one.plan.group.basis) != (group.width, group.basis):
         return None
-    couples = list(_outer(one, other))
-    if not couples:
+    tables = list(_outer(one, other))
+    if not tables:
         return None
     fit = StreamFit(group, device)
-    for item, x, y in couples:
+    for item, x, y in tables:
         fit.add(item.role, x, y)
-    turned = replace(other, maps=maps(group, fit.best()))
-    score = StreamScore(_correlation(couples), _correlation(_outer(one, turned)))
+    return Fitted(one, other, fit.best(), tables)
+
+
+def in_one_basis(a: Model, b: Model, device: str) -> InOneBasis | None:
+    """Bring b into the basis of a's residual stream, and leave out layers that have no partner; None as `fitted`."""
+    found = fitted(a, b, device)
+    if found is None:
+        return None
+    one, other, group, tables = found.a, found.b, found.b.plan.group, found.tables
+    said = _said(group, [x for _, x, _ in tables])
+    turned = replace(other, maps=maps(group, found.matrix))
+    score = StreamScore(_correlation(tables), _correlation(_outer(one, turned)), float(said.trace()) / len(said))
+    if score.said < 1:
+        one, turned = replace(one, maps=maps(group, said)), replace(other, maps=maps(group, found.matrix @ said))
     if len(a.specification.attention) == len(b.specification.attention):
         return InOneBasis(one, turned, score)
     pairs = layer_pairs(*(fingerprint_of(model, device) for model in (a, b)))
     return InOneBasis(_some(one, [x.ours for x in pairs]), _some(turned, [x.theirs for x in pairs]), score)
+
+
+def _said(group: StreamGroup, tables: Sequence[Tensor]) -> Tensor:
+    """The projector onto the directions of the stream that tables have a vector in, so that their match says its map.
+
+    The identity where that is all of a map, where too few are left for circuits to be told apart by, and where a map
+    is no rotation.
+    """
+    whole = torch.eye(group.width, dtype=torch.float64, device=tables[0].device)
+    if group.basis not in (Basis.orthogonal, Basis.centred):
+        return whole
+    squares, directions = torch.linalg.eigh(sum((x.mT @ x for x in tables), start=torch.zeros_like(whole)))
+    sizes = squares.clamp(min=0).sqrt()
+    directions = directions[:, sizes > _FAINT * sizes.mean()]
+    count = directions.shape[-1] + (group.basis is Basis.centred)
+    return directions @ directions.mT if _DIRECTIONS <= count < group.width else whole
 
 
 def _correlation(couples: Iterable[tuple[Along, Tensor, Tensor]]) -> float:
