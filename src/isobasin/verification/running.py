@@ -74,7 +74,7 @@ class How:
         kind, shown = plan.kind.__name__, len(run.shown)
         opened = len(run.outputs) - shown
         text = f"{what} ({kind}) in {dtype}, {shown} outputs on random inputs"
-        text += f" and {opened} where every row of tables, expert and unit takes part" if opened else ""
+        text += f" and {opened} with all rows of tables, experts and units taking part" if opened else ""
         for name in plan.missing[:1]:
             text += f"; outputs that depend on {name!r}, which is not stored, were not compared"
         for name in unread[:1]:
