@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -29,6 +29,7 @@ from isobasin.checkpoints.kinds import ADAPTER
 from isobasin.checkpoints.tokens import Tokens, read_tokens
 from isobasin.errors import ArchitectureError, CheckpointError, TensorError, about, warn
 from isobasin.loading import quiet_transformers, untied
+from isobasin.reads import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -165,10 +166,12 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False, headers: bool
                 return
         folder = resolve(source, allow_pickle=allow_pickle)
         if not Adapter.there(folder):
-            yield Checkpoint.open(folder, allow_pickle=allow_pickle)
+            with reading(folder):
+                yield Checkpoint.open(folder, allow_pickle=allow_pickle)
             return
         adapter = Adapter.open(folder)
         with (
+            reading(folder),
             base_of(adapter, allow_pickle=allow_pickle) as base,
             merged(os.fspath(source), adapter, base) as checkpoint,
         ):
@@ -224,8 +227,7 @@ def merged(name: str, adapter: Adapter, base: Canonical) -> Generator[Checkpoint
         base = base.untied()
     warn(f"{name}: a LoRA adapter, merged into its base {base.name}")
     with temporary_folder() as folder, calling(folder / "merged", name):
-        found = Checkpoint.open(write_merged(base, adapter, folder / "merged"))
-        yield replace(found, made_of=(adapter.folder, *base.checkpoint.sources))
+        yield Checkpoint.open(write_merged(base, adapter, folder / "merged"))
 
 
 def write_merged(

@@ -162,14 +162,17 @@ def test_force_keeps_what_is_read(cli: Cli, models: dict[str, Path], tmp_path: P
     moved = tmp_path / "moved"
     assert cli("scramble", models["a"], "-o", moved, "--no-verify").exit_code == 0
     data = moved / "text.txt"
-    data.write_text("a b")
+    data.write_text("a b" * 20)
+    letters = tmp_path / "letters.json"
+    letters.write_text(json.dumps({"a": 0, "b": 1, " ": 2}))
+    reading = "--objective", "activations", "--data", data, "--tokenizer", letters, "--length", 4
     before = {path: path.read_bytes() for path in moved.iterdir()}
     alignment = moved / "alignment.isobasin"
     for read, *words in (
         (alignment, "apply", alignment, models["a"]),
         (moved, "apply", moved, models["a"]),
         (alignment, "transport", models["a"], models["b"], models["b"], "--alignment", alignment),
-        (data, "align", models["a"], models["b"], "--objective", "activations", "--data", data),
+        (data, "align", models["a"], models["b"], *reading),
     ):
         result = cli(*words, "-o", moved, "--force")
         line = f"error: {moved}: is, holds or lies in the input {read}: name a folder apart from it\n"

@@ -15,13 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isobasin.checkpoints.companions import companions, copy, set_folder_mode
-from isobasin.checkpoints.files import WatchedFile, entries, inside, read_object, real
+from isobasin.checkpoints.companions import companions, copy
+from isobasin.checkpoints.files import WatchedFile, entries, inside, read_object
 from isobasin.checkpoints.kinds import ADAPTER, MERGE
-from isobasin.checkpoints.output import check_output, disk_errors, install, staged
+from isobasin.checkpoints.output import check_output, write_folder
 from isobasin.checkpoints.reader import CONFIG, check_finite
 from isobasin.checkpoints.shards import SafetensorsShard
-from isobasin.checkpoints.temporary import calling
 from isobasin.errors import CheckpointError, TensorError, about
 
 T = TypeVar("T")
@@ -163,7 +162,6 @@ class Adapter:
         out: Path,
         *,
         force: bool,
-        inputs: Sequence[Path],
         extra: Callable[[Path], None],
         check: Callable[[Path], T],
     ) -> T:
@@ -172,25 +170,19 @@ class Adapter:
         Raises:
             OutputError: As `check_output`, or it can't be written.
         """
-        check_output(out, (*inputs, self.folder), force)
-        target = real(out)
+        check_output(out, [self.folder], force)
         beside = companions(self.folder, frozenset(file.path.name for file in self.files))
-        with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with staged(target) as staging, calling(staging, out):
-            with disk_errors(target):
-                staging.mkdir()
-                for path, file in beside.files.items():
-                    copy(file, staging / path)
-                pairs = ((key, x) for f in self.factors.values() for key, x in zip(f.keys, (f.a, f.b), strict=True))
-                save_file({key: x.contiguous() for key, x in pairs}, staging / WEIGHTS, {"format": "pt"})
-                (staging / ADAPTER).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
-                extra(staging)
-            found = check(staging)
-            with disk_errors(target):
-                set_folder_mode(staging, self.folder)
-                install(staging, target, force)
-        return found
+
+        def fill(staging: Path) -> None:
+            for path, file in beside.files.items():
+                copy(file, staging / path)
+            pairs = ((key, x) for f in self.factors.values() for key, x in zip(f.keys, (f.a, f.b), strict=True))
+            save_file({key: x.contiguous() for key, x in pairs}, staging / WEIGHTS, {"format": "pt"})
+            (staging / ADAPTER).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+            extra(staging)
+
+        needed = self.size + sum(file.size for file in beside.files.values())
+        return write_folder(out, self.folder, fill, check, force=force, needed=needed)
 
 
 def _problems(config: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from isobasin.checkpoints.reader import Checkpoint
 from isobasin.checkpoints.temporary import calling, temporary_folder
 from isobasin.downloads import bar_for
 from isobasin.errors import CheckpointError, first_line
+from isobasin.reads import reading
 
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "merges*", "README.md", "LICENSE*")
 # a second copy of the weights, or another model's
@@ -146,7 +147,8 @@ def headers_of(model: HubModel) -> Generator[Checkpoint | None]:
             shutil.copyfile(path, folder / path.name)
         for name, file in found.files_metadata.items():
             _lay_out(folder / name, file)
-        yield replace(HeadersOnly.open(folder), home=model, made_of=(here,))
+        with reading(here):
+            yield replace(HeadersOnly.open(folder), home=model)
 
 
 def _lay_out(path: Path, file: Any) -> None:

@@ -6,12 +6,16 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from isobasin.checkpoints.companions import umask
+from isobasin import reads
+from isobasin.checkpoints.companions import set_folder_mode, umask
 from isobasin.checkpoints.files import real
-from isobasin.checkpoints.temporary import own_folder
+from isobasin.checkpoints.temporary import calling, own_folder
 from isobasin.errors import OutputError, first_line
-from isobasin.space import full_disk, nearest_parent
+from isobasin.space import check_space, full_disk, nearest_parent
+
+T = TypeVar("T")
 
 LOCK = ".lock"
 """Is in a folder while a process writes into it for long."""
@@ -20,16 +24,19 @@ LOCK = ".lock"
 def check_output(out: str | os.PathLike[str], inputs: Sequence[Path] = (), force: bool = False) -> None:
     """Refuse an output folder that can't or must not be written, before any work.
 
+    The output may not be, hold, or lie in a model that is being read (`isobasin.reads`). A new one may lie in what else
+    is read, but none that is there is replaced.
+
     Args:
         out: The folder to be written; it may exist if it is empty.
-        inputs: Files and folders that are read: the output may not be, hold, or lie in one of them.
+        inputs: Further folders that are read as models are.
         force: Whether an existing folder may be replaced.
 
     Raises:
         OutputError: The folder exists, is a file, overlaps with an input, or its parent isn't writable.
     """
     target = real(out)
-    for item in inputs:
+    for item in (*inputs, *reads.MODELS, *(reads.OTHERS if os.path.lexists(out) else ())):
         _refuse_overlap(Path(out), target, Path(item))
     with disk_errors(target):
         if target.exists() and not target.is_dir():
@@ -104,6 +111,46 @@ def install(staging: Path, target: Path, force: bool) -> None:
             if aside.exists() and not target.exists():
                 os.rename(aside, target)
             raise
+
+
+def write_folder(
+    out: str | os.PathLike[str],
+    like: Path,
+    fill: Callable[[Path], object],
+    check: Callable[[Path], T],
+    *,
+    force: bool,
+    needed: int | None = None,
+) -> T:
+    """Write a folder completely or not at all; if anything raises, what is there stays as it was.
+
+    Args:
+        out: The folder; its parents are created.
+        like: The folder whose mode it gets.
+        fill: Writes into the folder that it is given, which is hidden until all is done.
+        check: Looks at the complete folder before it gets its name; an exception refuses it.
+        force: Whether an existing folder may be replaced.
+        needed: Its size in bytes, if that is known.
+
+    Returns:
+        What `check` returns.
+
+    Raises:
+        OutputError: There is no space, or a file can't be written.
+    """
+    target = real(out)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_space(target, needed or 0)
+    with staged(target) as staging, calling(staging, out):
+        with disk_errors(target, needed):
+            staging.mkdir()
+            fill(staging)
+        result = check(staging)
+        with disk_errors(target, needed):
+            set_folder_mode(staging, like)
+            install(staging, target, force)
+    return result
 
 
 @contextmanager

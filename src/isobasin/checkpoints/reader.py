@@ -54,7 +54,6 @@ class Checkpoint:
         shards: The open shards by name, for the writer.
         index: The index of a sharded checkpoint, or None.
         original: What is in the files, where this has further tensors and another configuration (`apart.extended`).
-        made_of: Folders that it was made of, where its own is a temporary one.
     """
 
     folder: Path
@@ -66,7 +65,6 @@ class Checkpoint:
     shards: dict[str, Shard] = field(repr=False)
     index: Index | None = field(repr=False, default=None)
     original: Checkpoint | None = field(repr=False, default=None)
-    made_of: tuple[Path, ...] = ()
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Checkpoint:
@@ -110,11 +108,6 @@ class Checkpoint:
         """The files that are read: config, index and weights."""
         index = () if self.index is None else (self.index.file,)
         return (self.config_file, *index, *(shard.file for shard in self.shards.values()))
-
-    @property
-    def sources(self) -> tuple[Path, ...]:
-        """The folders that are read, which nothing may be written over."""
-        return (self.folder, *self.made_of)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

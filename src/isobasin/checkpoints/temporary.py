@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -21,6 +22,8 @@ from isobasin.space import TEMPORARY, full_disk
 Role = Literal["partial", "replaced", "temporary"]
 
 _NAME = re.compile(r"\.isobasin-(partial|replaced|temporary)-[0-9a-f]{16}")
+# One is called so until it is locked, a moment later: what has been for hours is a killed process's.
+_NEW, _HOURS = re.compile(r"\.isobasin-new-[0-9a-f]{16}"), 2
 # In such a folder: who made it, a lock that dies with its process, and what the folder is for.
 _OWNER, _LOCK, _CONTENT = "owner", "lock", "content"
 
@@ -86,9 +89,18 @@ def _remove_orphans(parent: Path) -> None:
     """Remove what killed processes of this user and this machine left in `parent`."""
     with suppress(OSError):
         for place in list(parent.iterdir()):
-            if _NAME.fullmatch(place.name) and _is_ours(place):
-                with suppress(OSError):
+            with suppress(OSError, AttributeError):  # Windows has no user numbers
+                if (_NAME.fullmatch(place.name) and _is_ours(place)) or _was_never_locked(place):
                     _remove_if_dead(place)
+
+
+def _was_never_locked(place: Path) -> bool:
+    """Whether this user's process was killed before a folder got its name and its owner."""
+    if not _NEW.fullmatch(place.name):
+        return False
+    found = place.lstat()
+    old = time.time() - found.st_mtime > _HOURS * 3600
+    return old and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _is_ours(place: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -13,19 +13,10 @@ from torch import Tensor
 
 from isobasin.checkpoints import shards
 from isobasin.checkpoints.companions import Companions, companions, copy, set_folder_mode, set_mode
-from isobasin.checkpoints.files import real
 from isobasin.checkpoints.layout import CODES, DTYPES, Header, Slot, make_header, raw_bytes
-from isobasin.checkpoints.output import (
-    check_output,
-    disk_errors,
-    install,
-    staged,
-    write_file_atomically,
-)
+from isobasin.checkpoints.output import check_output, write_file_atomically, write_folder
 from isobasin.checkpoints.reader import CONFIG, Checkpoint
-from isobasin.checkpoints.temporary import calling
 from isobasin.errors import TensorError, warn
-from isobasin.space import check_space
 
 __all__ = ["check_output", "write_checkpoint", "write_file_atomically"]
 
@@ -41,7 +32,6 @@ def write_checkpoint(
     *,
     dtype: torch.dtype | None = None,
     force: bool = False,
-    inputs: Sequence[Path] = (),
     extra: Callable[[Path], None] | None = None,
     check: Callable[[Path], T] | None = None,
 ) -> T | None:
@@ -58,7 +48,6 @@ def write_checkpoint(
         moved: New values by tensor name, consumed once, say a layer at a time; memory holds one item.
         dtype: The type of every floating-point tensor in the copy; each is cast once. None keeps the types.
         force: Whether an existing folder may be replaced.
-        inputs: Other files and folders that `out` may not overlap with.
         extra: Adds files to the folder that it is given, before config.json is written.
         check: Looks at the complete folder before it gets its name; an exception refuses it.
 
@@ -71,33 +60,29 @@ def write_checkpoint(
         CheckpointError: A file of the source changed since it was opened.
         ValueError: A moved tensor isn't in the source, has another shape, or comes twice.
     """
-    check_output(out, (*inputs, *source.sources), force)
-    target = real(out)
+    check_output(out, [source.folder], force)
     headers = {file: _cast_header(source, file, dtype) for file in source.files}
     found = companions(source.folder, frozenset(file.path.name for file in source.watched()))
     needed = sum(header.size for header in headers.values()) + sum(file.size for file in found.files.values())
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        check_space(target, needed)
-    with staged(target) as staging, calling(staging, out):
-        with disk_errors(target, needed):
-            staging.mkdir()
-            _write_shards(source, headers, moved, staging)
-            _copy(source.folder, staging, found)
-            _write_index(source, headers, staging)
-            if extra is not None:
-                extra(staging)
-            _write_config(source, dtype, staging)
+
+    def fill(staging: Path) -> None:
+        _write_shards(source, headers, moved, staging)
+        _copy(source.folder, staging, found)
+        _write_index(source, headers, staging)
+        if extra is not None:
+            extra(staging)
+        _write_config(source, dtype, staging)
+
+    def looked_at(staging: Path) -> T | None:
         try:
             result = None if check is None else check(staging)
         finally:
             # Before whatever the check found: it may have read other files than those that were copied.
             source.check_unchanged()
-        with disk_errors(target, needed):
-            _say_what_is_missing(found, source.folder, staging, out)
-            set_folder_mode(staging, source.folder)
-            install(staging, target, force)
-    return result
+        _say_what_is_missing(found, source.folder, staging, out)
+        return result
+
+    return write_folder(out, source.folder, fill, looked_at, force=force, needed=needed)
 
 
 def _cast_header(source: Checkpoint, file: str, dtype: torch.dtype | None) -> Header:

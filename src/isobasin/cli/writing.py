@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -13,6 +11,7 @@ from typer.main import get_command
 
 from isobasin.cli import options
 from isobasin.cli.console import show_path, working
+from isobasin.reads import keeping
 
 OUTPUT = "output"
 
@@ -45,17 +44,15 @@ def with_output(command: Any, verb: Callable[..., Any]) -> None:
 
     @wraps(write)
     def call(*, push_to_hub: str | None, public: bool, **arguments: Any) -> None:
-        _keep_inputs(arguments)
-        if push_to_hub is None:
-            if public:
-                raise typer.BadParameter("--public is about what --push-to-hub makes: name that")
-            write(**arguments)
-            return
         from isobasin.checkpoints.upload import check_repo, push_to_hub as push
 
-        check_repo(push_to_hub)
-        write(**arguments)
-        if arguments.get("dry_run"):
+        if public and push_to_hub is None:
+            raise typer.BadParameter("--public is about what --push-to-hub makes: name that")
+        if push_to_hub is not None:
+            check_repo(push_to_hub)
+        with keeping(*(arguments.get(name) for name in _READ)):
+            write(**arguments)
+        if push_to_hub is None or arguments.get("dry_run"):
             return
         with working("uploading"):
             place = push(arguments[OUTPUT], push_to_hub, private=not public)
@@ -63,13 +60,3 @@ def with_output(command: Any, verb: Callable[..., Any]) -> None:
             show_path("Uploaded to", place)
 
     command.callback = call
-
-
-def _keep_inputs(arguments: Mapping[str, Any]) -> None:
-    """Refuse to replace a folder that holds something that is read."""
-    named = [Path(arguments[name]) for name in _READ if arguments.get(name)]
-    here = [path for path in named if os.path.lexists(path)]
-    if here and os.path.lexists(arguments[OUTPUT]):
-        from isobasin.checkpoints import check_output
-
-        check_output(arguments[OUTPUT], here, arguments["force"])

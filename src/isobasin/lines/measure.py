@@ -27,7 +27,7 @@ from isobasin.records.curves import NAIVE, finished_curves
 from isobasin.records.file import NAME, Key, Measured, RecordFile
 from isobasin.records.provenance import model_sha256, versions
 from isobasin.records.schema import AlignmentRecord, DataRecord, ModelRecord, PointRecord, RunRecord
-from isobasin.tasks.data import Data, DataOptions, Examples, asked_for, examples_in
+from isobasin.tasks.data import Data, DataOptions, Examples, asked_for, examples_in, keeping_data
 from isobasin.tasks.losses import Evaluation
 from isobasin.tasks.processes import Group
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
@@ -85,6 +85,7 @@ def measure(
     asked = asked_for(data)
     said = asked.recorded if isinstance(asked, DataOptions) else {}
     with ExitStack() as stack:
+        stack.enter_context(keeping_data(asked))
         ends = [stack.enter_context(open_canonical(m, allow_pickle=allow_pickle)) for m in models]
         ends, given = _evened(ends, stack.enter_context(open_aligned(aligned, allow_pickle)), how.untie)
         names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
@@ -92,7 +93,7 @@ def measure(
         _check_alike([*ends, *moved], Taking(config=how.take_config))
         understood = _understood(ends, how) if how.moves or given else []
         opened = [end.checkpoint for end in ends]
-        check_output(output, [folder for end in (*ends, *moved) for folder in end.checkpoint.sources], force=True)
+        check_output(output, force=True)
         examples = examples_in(asked, ends[0].name, opened[0])
         for one in given:
             one.check(understood[0], understood[1], how.device)

@@ -24,7 +24,7 @@ from isobasin.refinement.descent import Descent, Refined, descend, split
 from isobasin.refinement.line import MovingLine, Sample
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import learned
-from isobasin.tasks.data import Data, examples_in
+from isobasin.tasks.data import Data, examples_in, keeping_data
 from isobasin.text import Plain, plain
 from isobasin.verbs.apply import deliver, write_moved
 from isobasin.verbs.settings import Running
@@ -120,9 +120,9 @@ def gauge(
     check_number("tries", tries, 0, MANY)
     if by is not Costs.weights and data is None:
         raise IsobasinError(f"by {by} is measured on data: give --data, or choose weights")
-    with open_model(model, allow_pickle=allow_pickle, untie=untie) as found:
+    with open_model(model, allow_pickle=allow_pickle, untie=untie) as found, keeping_data(data):
         if output is not None:
-            check_output(output, found.checkpoint.sources, running.force)
+            check_output(output, force=running.force)
         examples = None if data is None else examples_in(data, found.name, found.checkpoint)
         within = widest([found]) if scope is None else Scope(scope)
         rest, test = (None, None) if examples is None else split(examples, how)

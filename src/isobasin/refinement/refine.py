@@ -22,7 +22,7 @@ from isobasin.refinement.descent import Refined, descend
 from isobasin.refinement.line import ModuleLine, MovingLine
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.unfinished import Unfinished
-from isobasin.tasks.data import Data, Examples, examples_in
+from isobasin.tasks.data import Data, Examples, examples_in, keeping_data
 from isobasin.tasks.processes import Group
 from isobasin.text import Plain
 from isobasin.verbs.align import match_models
@@ -109,11 +109,11 @@ def refine(
     matching = matching or Matching(scope=Scope.model)
     out = Path(output)
     opening = {"feedforward": matching.feedforward, "allow_pickle": allow_pickle, "untie": matching.untie}
-    with open_pair(reference, model, **opening) as (a, b):
+    with open_pair(reference, model, **opening) as (a, b), keeping_data(data):
         refuse_conflicts(
             a.canonical, b.canonical, Taking(take_config, untie=matching.untie), (Option.config, Option.untie)
         )
-        check_output(out, [*a.checkpoint.sources, *b.checkpoint.sources], running.force)
+        check_output(out, force=running.force)
         advise(b, matching)
         examples, unfinished = examples_in(data, a.name, a.checkpoint), Unfinished(out)
         if start is None:

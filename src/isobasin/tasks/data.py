@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from isobasin.canonical import Source, name_of, open_checkpoint
 from isobasin.checkpoints import Checkpoint
 from isobasin.choices import TaskKind
 from isobasin.errors import DataError
+from isobasin.reads import keeping
 from isobasin.tasks.columns import with_roles
 from isobasin.tasks.examples import Examples
 from isobasin.tasks.kind import kind_of
@@ -30,6 +33,7 @@ __all__ = [
     "asked_for",
     "examples_in",
     "examples_of",
+    "keeping_data",
     "prepare",
     "read_dataset",
 ]
@@ -41,6 +45,14 @@ Data = Union[str, "os.PathLike[str]", DataOptions, Examples]
 def asked_for(data: Data) -> DataOptions | Examples:
     """Data of which only a name is given as the options that say no more; others as they are."""
     return DataOptions(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else data
+
+
+def keeping_data(data: Data | None) -> AbstractContextManager[None]:
+    """Keep what data are read from, and with: no folder that has it is replaced in the block."""
+    asked = None if data is None else asked_for(data)
+    if isinstance(asked, DataOptions):
+        return keeping(Path(asked.source).expanduser(), asked.tokenizer)
+    return keeping(None if asked is None else asked.facts.source)
 
 
 def examples_of(data: Data, model: Source, *, allow_pickle: bool = False) -> Examples:

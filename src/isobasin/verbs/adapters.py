@@ -60,8 +60,8 @@ def move_adapter(
         allow_pickle: Load pickled weights of the base, with `weights_only`.
     """
     with base_of(adapter, allow_pickle=allow_pickle, untie=alignment.untied) as canonical:
-        base, inputs = Model.of(canonical), canonical.checkpoint.sources
-        check_output(output, [*inputs, adapter.folder], running.force)
+        base = Model.of(canonical)
+        check_output(output, [adapter.folder], running.force)
         with about(str(adapter.folder)):
             new = adapter.having(factors_after(alignment, base, adapter, running.device), moved_base or adapter.base)
         called = replace(canonical, name=str(adapter.folder))
@@ -81,7 +81,7 @@ def move_adapter(
                 raise VerificationError(f"the moved adapter isn't the same function: {reason}")
             return found
 
-        verified = new.write(output, force=running.force, inputs=inputs, extra=extra, check=check)
+        verified = new.write(output, force=running.force, extra=extra, check=check)
     return Moved(output, None, verified, alignment)
 
 

@@ -101,7 +101,7 @@ def moved(
     """Open a model, find a move of it, and make that; arguments and result as `apply`."""
     with open_model(source, allow_pickle=allow_pickle, untie=untie) as model:
         if output is not None:
-            check_output(output, model.checkpoint.sources, running.force)
+            check_output(output, force=running.force)
         alignment = find(model)
 
         def write(folder: Path) -> Alignment:
@@ -181,7 +181,7 @@ def write_moving(
         model: What is moved.
         output: The folder to write.
         running: Where, and whether it is verified.
-        others: What else was read, with which the output may not overlap.
+        others: What else was read.
         extra: Adds more to the folder that it is given.
 
     Returns:
@@ -223,7 +223,6 @@ def write_moving(
         model.view.written(pieces()),
         dtype=running.dtype,
         force=running.force,
-        inputs=[folder for other in others for folder in other.checkpoint.sources],
         extra=add,
         check=check,
     )

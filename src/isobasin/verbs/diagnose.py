@@ -120,16 +120,15 @@ def diagnose(
     """
     running = Running(device, force=force, progress=progress)
     with opened_pair(a, b, allow_pickle=allow_pickle) as pair:
-        inputs = [folder for end in (pair.a.canonical, pair.b) for folder in end.checkpoint.sources]
         if output is not None:
-            check_output(output, inputs, force)
+            check_output(output, force=force)
         whole = Whole.of(pair, progress)
         pair, found = _turned(pair, whole, running) or (pair, _judged(whole))
         if output is None:
             return found
         if not found.findings or found.judgement is Judgement.rounded:
             raise IsobasinError(f"{pair.b.name}: there is no known defect to mend: {found.judgement.meaning}")
-        verified = _write(pair, whole, found, Path(output), inputs, running)
+        verified = _write(pair, whole, found, Path(output), running)
         return replace(found, verified=verified, path=Path(output))
 
 
@@ -202,9 +201,7 @@ def _lost(a: Model, b: Model) -> Blocks:
     return Turned(a, found.a.plan, Move(STREAM, group, group.inverse(there)))
 
 
-def _write(
-    pair: Pair, whole: Whole, found: Diagnosis, output: Path, inputs: list[Path], running: Running
-) -> Verification:
+def _write(pair: Pair, whole: Whole, found: Diagnosis, output: Path, running: Running) -> Verification:
     """Write B without its defects, in its own form, or in A's where it lacks a place for something."""
     own = whole.fits and not any(one.defect in (Defect.configuration, Defect.layers) for one in found.findings)
     form = pair.b if own else pair.a.canonical
@@ -237,7 +234,6 @@ def _write(
         form.written(mended()),
         dtype=dtype,
         force=running.force,
-        inputs=inputs,
         extra=say,
         check=check,
     )

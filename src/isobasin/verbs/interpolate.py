@@ -66,7 +66,7 @@ def interpolate(
     with ExitStack() as stack:
         how = {"allow_pickle": allow_pickle, "untie": untie}
         one, other = (stack.enter_context(open_canonical(end, **how)) for end in (a, b))
-        inputs, names, weights = (*one.checkpoint.sources, *other.checkpoint.sources), one.view.tensors, (1 - t, t)
+        names, weights = one.view.tensors, (1 - t, t)
         options = (Option.config, Option.by_name, Option.rows, Option.untie)
         alone = only(weights, lambda: refuse_conflicts(one, other, taking, options))
         points: Iterator[dict[str, Tensor]] = iter(())
@@ -77,7 +77,7 @@ def interpolate(
 
         def write(folder: Path) -> None:
             kept, told = (one, other)[alone or 0].checkpoint, partial(leave, models=(one, other))
-            write_checkpoint(kept, folder, points, force=force, inputs=inputs, extra=told)
+            write_checkpoint(kept, folder, points, force=force, extra=told)
 
         made = deliver((a, b)[alone or 0], output, write)
         say_if_beyond(t)

@@ -185,11 +185,10 @@ def merge(
         opened = [opening.enter_context(open_model(source, **how)) for source in models]
         if head is not None and Readout(head) is Readout.own:
             models, opened, weights = _own(models), opened[::-1], weights[::-1]
-        inputs = [folder for model in opened for folder in model.checkpoint.sources]
         whole = () if way.of_tasks else weights  # of which one may be all
         alone = only(whole, partial(_check_alike, opened, matching, taking))
         if output is not None:
-            check_output(output, inputs, force)
+            check_output(output, force=force)
         brought, truncation, points = _Brought(), list[Truncation](), iter(())
         if alone is None:
             forced = force_unrelated or 1 in whole
@@ -201,9 +200,7 @@ def merge(
         def write(folder: Path) -> tuple[str | None, tuple[float, ...]] | None:
             kept, check = opened[alone or 0].checkpoint, partial(_checked, folder, running, calibration)
             told = partial(brought.leave, models=[model.canonical for model in opened])
-            return write_checkpoint(
-                kept, folder, points, dtype=dtype, force=force, inputs=inputs, extra=told, check=check
-            )
+            return write_checkpoint(kept, folder, points, dtype=dtype, force=force, extra=told, check=check)
 
         path, made, found = deliver(models[alone or 0], output, write)
     say_if_beyond(place)

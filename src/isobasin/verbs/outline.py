@@ -126,8 +126,7 @@ def outline(
         if moved is not None:
             tuned = stack.enter_context(open_canonical(moved if adapter is None else adapter.base, **how))
             ends.append(replace(tuned, name=name_of(moved)))
-        folders = [folder for end in ends for folder in end.checkpoint.sources]
-        check_output(output, [*folders, *([] if adapter is None else [adapter.folder])], running.force)
+        check_output(output, [] if adapter is None else [adapter.folder], running.force)
         models = [] if matching is None else [Model.of(end) for end in opened]
         if matching is not None and widened:
             matching = replace(matching, scope=widest(models, keep_gains=matching.keep_gains))

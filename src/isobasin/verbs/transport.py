@@ -165,9 +165,8 @@ def transport(
     adapter = _adapter(tuned, output)
     with _opened((target, base, tuned), adapter, allow_pickle=allow_pickle, untie=untie) as models:
         onto, start, end = models
-        inputs = [folder for model in models for folder in model.checkpoint.sources]
         if output is not None:
-            check_output(output, inputs, force)
+            check_output(output, force=force)
         if alignment is None:
             within = widest(models, keep_gains=keep_gains) if scope is None else Scope(scope)
             how = Method(method), HeadCost(head_cost), max_condition, within, keep_gains, Objective(objective), untie
@@ -186,7 +185,7 @@ def transport(
         def write(folder: Path) -> str | None:
             if adapter is not None:
                 return carried.write_adapter(adapter, folder, chosen, name_of(target))
-            return carried.write(folder, chosen, inputs, check=partial(runs, folder, running))
+            return carried.write(folder, chosen, check=partial(runs, folder, running))
 
         path, made, checked = deliver(tuned if carried.form is end else target, output, write)
         sizes = math.sqrt(carried.sizes.distance), math.sqrt(carried.sizes.change)
@@ -317,7 +316,6 @@ class _Carried:
         self,
         folder: Path,
         scale: float,
-        inputs: Sequence[Path] = (),
         *,
         dtype: torch.dtype | None = None,
         check: Callable[[Path], str | None] | None = None,
@@ -329,9 +327,7 @@ class _Carried:
         points = counted(self._points(scale), len(self.tuned.view.tensors), self.running.progress)
         written = self.form.canonical.written(points)
         kept, force = self.form.checkpoint, self.running.force
-        return write_checkpoint(
-            kept, folder, written, dtype=dtype, force=force, inputs=inputs, extra=self._leave, check=check
-        )
+        return write_checkpoint(kept, folder, written, dtype=dtype, force=force, extra=self._leave, check=check)
 
     def write_adapter(self, adapter: Adapter, folder: Path, scale: float, target: str) -> str | None:
         """Write the adapter of the target that adds what the one of the base does, at a scale; result as `write`."""
@@ -345,9 +341,8 @@ class _Carried:
                 place = write_merged(self.target.canonical, Adapter.open(staging), merged / "merged")
                 return runs(folder, self.running, place)
 
-        ends = [folder for end in (self.target, self.base) for folder in end.checkpoint.sources]
         extra = partial(self._leave, library="peft")
-        return found.write(folder, force=self.running.force, inputs=ends, extra=extra, check=check)
+        return found.write(folder, force=self.running.force, extra=extra, check=check)
 
     def _leave(self, folder: Path, library: str = "transformers") -> None:
         """Write into the result's folder how it was made."""

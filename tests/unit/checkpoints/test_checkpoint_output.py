@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from isobasin.checkpoints import check_output, write_file_atomically
 from isobasin.errors import OutputError
+from isobasin.reads import keeping, reading
 
 
 def refusal(out: Path, inputs: list[Path] | None = None, force: bool = False) -> str:
@@ -46,6 +47,19 @@ def test_inputs_are_protected(out: str, force: bool, tmp_path: Path) -> None:
     single(tmp_path / "model")
     (tmp_path / "link").symlink_to(tmp_path / "model")
     assert "is, holds or lies in the input" in refusal(tmp_path / out, [tmp_path / "x", tmp_path / "model"], force)
+
+
+def test_what_is_read_in_a_block_is_protected_there(tmp_path: Path) -> None:
+    """A model from everything, other files from being replaced: new folders may lie beside them."""
+    single(tmp_path / "model")
+    (tmp_path / "data" / "out").mkdir(parents=True)
+    (tmp_path / "data" / "text.txt").write_text("x")
+    with reading(tmp_path / "model"), keeping(tmp_path / "data" / "text.txt", tmp_path / "data", None, "not/there"):
+        for out in ("model", "model/sub", ".", "data", "data/out"):
+            assert "is, holds or lies in the input" in refusal(tmp_path / out, force=True)
+        check_output(tmp_path / "data" / "new")
+    check_output(tmp_path / "model", force=True)
+    check_output(tmp_path / "data", force=True)
 
 
 def test_a_linked_input_is_protected(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ def test_only_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == before - {left.parent.name} | {"out"}
     end(alive)
     assert kept.parent.name not in os.listdir(tmp_path)
+
+
+def test_what_was_killed_before_it_had_a_name_is_removed_hours_later(tmp_path: Path) -> None:
+    """A process that is alive is past that in a moment."""
+    old, young = (tmp_path / f".isobasin-new-{letter * 16}" for letter in "0a")
+    for place in (old, young, tmp_path / ".isobasin-new-x"):
+        place.mkdir()
+        (place / "content").mkdir()
+    long_ago = time.time() - 3 * 3600
+    os.utime(old, (long_ago, long_ago))
+    os.utime(tmp_path / ".isobasin-new-x", (long_ago, long_ago))
+    write_file_atomically(tmp_path / "out", lambda path: path.write_text("new") and None)
+    assert sorted(os.listdir(tmp_path)) == [young.name, ".isobasin-new-x", "out"]
 
 
 def test_the_temporary_directory_is_cleaned_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

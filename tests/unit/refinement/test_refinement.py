@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.beside import REFERENCE
 from isobasin.choices import Scope, Targets, TaskKind
-from isobasin.errors import ArchitectureError, DataError, IsobasinError
+from isobasin.errors import ArchitectureError, DataError, IsobasinError, OutputError
 from isobasin.model import open_model
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.descent import Descent, Points, descend, split
@@ -316,8 +317,10 @@ def test_data_may_be_named(tmp_path: Path):
     """What is learned from a file is what is learned from its examples, prepared by hand; so it is by `gauge`."""
     folder = tiny("llama", "refined", config=UNTIED).save(tmp_path / "model", dtype=torch.float32)
     (tmp_path / "letters.json").write_text(json.dumps({letter: i for i, letter in enumerate("abcdefgh \n")}))
-    (tmp_path / "text.txt").write_text("abc defgh abcd\n" * 20)
-    data = isobasin.DataOptions(str(tmp_path / "text.txt"), length=8, tokenizer=str(tmp_path / "letters.json"))
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "text.txt").write_text("abc defgh abcd\n" * 20)
+    data = isobasin.DataOptions(str(texts / "text.txt"), length=8, tokenizer=str(tmp_path / "letters.json"))
     prepared = examples_of(data, folder)
     how = replace(SHORT, steps=2)
     found = [isobasin.refine(folder, folder, x, tmp_path / str(i), how=how) for i, x in enumerate((data, prepared))]
@@ -328,5 +331,8 @@ def test_data_may_be_named(tmp_path: Path):
              for i, x in enumerate((data, prepared))]  # fmt: skip
     assert costs[0].learned == costs[1].learned
     assert costs[0].before == costs[1].before
+    for verb in (partial(isobasin.refine, folder, folder, data), partial(isobasin.gauge, folder, "rtn2", data=data)):
+        with pytest.raises(OutputError, match=r"is, holds or lies in the input .*text\.txt"):
+            verb(output=texts, running=Running(force=True))
     with pytest.raises(DataError, match="has no tokenizer"):
-        isobasin.refine(folder, folder, tmp_path / "text.txt", tmp_path / "out", how=how)
+        isobasin.refine(folder, folder, texts / "text.txt", tmp_path / "out", how=how)
