@@ -29,7 +29,7 @@ from isobasin.verification import known_feedforwards
 # may be there for the mean of what is read, which training apart and training on both move.
 _NO_CIRCUIT = dict.fromkeys(("table", "sink", "query_bias", "key_bias", "value_bias", "output_bias"))
 # Between the scores of unrelated and of related models: docs/provenance.md.
-RELATED = 0.35
+RELATED = 0.4
 # Weights that are further apart than this after matching differ by more than rounding to any type.
 _EQUAL = 0.1
 # A block was moved if matching brings its weights this much nearer, and they were further apart than rounding.
