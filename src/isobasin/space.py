@@ -61,8 +61,14 @@ def _no_space(target: Path, needed: int | None) -> OutputError:
     if home is not None:
         advice = f"{size(_free(target))} are free: make room, or name another folder in TMPDIR"
         return OutputError(f"{home}: no space left for temporary files: {takes}{advice}")
-    free = f"{size(_free(target))} are free in {nearest_parent(target)}"
+    free = f"{size(_free(target))} are free in {_disk(target)}"
     return OutputError(f"{target}: no space left: {takes}{free}: make room")
+
+
+def _disk(target: Path) -> Path:
+    """Where the disk begins that something would lie on: its own folders may be gone when a user reads of them."""
+    there = nearest_parent(target).absolute()
+    return next(folder for folder in (there, *there.parents) if folder.parent == folder or folder.is_mount())
 
 
 def _free(target: Path) -> int:

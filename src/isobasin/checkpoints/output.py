@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,7 +64,6 @@ def write_file_atomically(path: Path, write: Callable[[Path], object], force: bo
         if target.exists() and not force:
             raise OutputError(f"{path}: exists: name another file, or replace it with --force")
         _check_parent(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
         with staged(target) as staging:
             write(staging)
             staging.chmod(0o666 & ~umask())  # safetensors would leave files that only the owner reads
@@ -84,13 +83,29 @@ def replace_text(path: Path, text: str) -> None:
 def staged(target: Path) -> Generator[Path]:
     """A path of the name of `target` in a hidden folder beside it, which is removed in the end.
 
+    Parents of `target` that aren't there are made, and removed again if the block raises.
+
     Raises:
         OutputError: The hidden folder can't be made.
     """
     with ExitStack() as stack:
         with disk_errors(target):
+            stack.enter_context(_parents(target))
             folder = stack.enter_context(own_folder(target.parent, "partial"))
         yield folder / target.name
+
+
+@contextmanager
+def _parents(target: Path) -> Generator[None]:
+    missing = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):  # another process has come to use one
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def install(staging: Path, target: Path, force: bool) -> None:
@@ -140,7 +155,6 @@ def write_folder(
     """
     target = real(out)
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target, needed or 0)
     with staged(target) as staging, calling(staging, out):
         with disk_errors(target, needed):

@@ -162,3 +162,18 @@ def test_links_in_a_circle_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(OutputError, match="circle"):
         write_file_atomically(tmp_path / "circle" / "file", lambda path: None)
+
+
+def test_parents_that_were_made_go_again_where_nothing_was_written(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        if (tmp_path / "a").exists():
+            (tmp_path / "a" / "kept").write_text("by another process")
+        raise RuntimeError
+
+    for out, left in ((tmp_path / "x" / "y" / "out", []), (tmp_path / "a" / "b" / "out", ["a"])):
+        with pytest.raises((RuntimeError, OutputError)):
+            write_file_atomically(out, fail)
+        assert os.listdir(tmp_path) == left
+    assert os.listdir(tmp_path / "a") == ["kept"]
+    write_file_atomically(tmp_path / "x" / "y" / "out", lambda path: path.write_text("whole"))
+    assert (tmp_path / "x" / "y" / "out").read_text() == "whole"
