@@ -20,6 +20,7 @@ from isobasin.checkpoints import (
     Adapter,
     Checkpoint,
     calling,
+    described,
     headers_on_hub,
     resolve,
     temporary_folder,
@@ -185,15 +186,14 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False, headers: bool
 
 
 def adapter_in(source: Source) -> Adapter | None:
-    """The LoRA adapter that a folder or hub id is; None if it is something else.
+    """The LoRA adapter that a folder or hub id is; None if it is something else, of which nothing more is fetched.
 
     Raises:
         CheckpointError: It can't be found, or its factors can't be read.
     """
     if not isinstance(source, (str, os.PathLike)):
         return None
-    folder = resolve(source)
-    return Adapter.open(folder) if Adapter.there(folder) else None
+    return Adapter.open(resolve(source)) if Adapter.there(described(source)) else None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.canonical import adapter_in
 from isobasin.checkpoints import Checkpoint
 from isobasin.errors import AlignmentError, CheckpointError, IsobasinError, OutputError, TensorError
 from isobasin.verbs.outline import outline
@@ -166,6 +168,25 @@ def test_an_adapter_is_a_model_where_one_is_asked_for(trained: tuple[Path, Path]
         assert torch.allclose(found[name], tensor, rtol=1e-6, atol=1e-7), name
     assert isobasin.verify(tmp_path / "merged", adapter).equal
     assert not isobasin.verify(base, adapter).equal
+
+
+def test_an_adapter_on_the_hub_is_known_by_its_small_files(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A dry run says what is written of one, and of a whole model no values are fetched to find out what it is."""
+    base, adapter = trained
+    asked: list[str] = []
+
+    def download(repo_id: str, allow_patterns: list[str], **_: object) -> str:
+        asked.extend(allow_patterns)
+        return str({"me/lora": adapter, "me/model": base}[repo_id])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = outline([], tmp_path / "out", matching=None, running=Running(), moved="me/lora")
+    assert found.writes == sum(x.nbytes for x in load_file(adapter / "adapter_model.safetensors").values())
+    asked.clear()
+    assert adapter_in("me/model") is None
+    assert asked == ["*.json"]
 
 
 def test_an_adapter_that_a_tied_table_has_leaves_the_other_use_alone(tmp_path: Path):

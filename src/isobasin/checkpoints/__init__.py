@@ -6,7 +6,7 @@ from isobasin.checkpoints.files import regular_file
 from isobasin.checkpoints.layout import write_tensors
 from isobasin.checkpoints.output import check_output, write_file_atomically
 from isobasin.checkpoints.reader import Checkpoint, TensorInfo, check_finite
-from isobasin.checkpoints.source import headers_on_hub, resolve
+from isobasin.checkpoints.source import described, headers_on_hub, resolve
 from isobasin.checkpoints.stand_in import stand_in
 from isobasin.checkpoints.temporary import calling, temporary_folder
 from isobasin.checkpoints.writer import write_checkpoint
@@ -18,6 +18,7 @@ __all__ = [
     "calling",
     "check_finite",
     "check_output",
+    "described",
     "extended",
     "headers_on_hub",
     "regular_file",

@@ -39,6 +39,16 @@ def resolve(source: str | os.PathLike[str], *, allow_pickle: bool = False) -> Pa
     return folder
 
 
+def described(source: str | os.PathLike[str]) -> Path:
+    """The folder that says what a checkpoint is: of a model on the hub no more than that is fetched.
+
+    Raises:
+        CheckpointError: As `resolve`.
+    """
+    found = _named(os.fspath(source))
+    return found if isinstance(found, Path) else found.download(["*.json"])
+
+
 @contextmanager
 def headers_on_hub(source: str | os.PathLike[str]) -> Generator[Checkpoint | None]:
     """A model on the hub of which no values are fetched before some are read.

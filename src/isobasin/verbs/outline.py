@@ -13,7 +13,7 @@ from pathlib import Path
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.resolve import check_comparable
 from isobasin.canonical import Canonical, Source, adapter_in, name_of, open_canonical
-from isobasin.checkpoints import Adapter, check_output
+from isobasin.checkpoints import check_output
 from isobasin.choices import Scope
 from isobasin.model import Model
 from isobasin.symmetries.feedforward import FeedForwardGroup
@@ -121,7 +121,7 @@ def outline(
     with ExitStack() as stack:
         how = {"allow_pickle": allow_pickle, "untie": untie, "headers": True}
         opened = [stack.enter_context(open_canonical(source, **how)) for source in sources]
-        adapter = None if moved is None else _adapter(moved)
+        adapter = None if moved is None else adapter_in(moved)
         ends = list(opened)
         if moved is not None:
             tuned = stack.enter_context(open_canonical(moved if adapter is None else adapter.base, **how))
@@ -139,12 +139,6 @@ def outline(
             memory=int(_memory(ends, models, matching, running, learns)),
             seconds=_seconds(ends, models, matching, running),
         )
-
-
-def _adapter(source: Source) -> Adapter | None:
-    """The adapter that a local folder is, if it is one; from the hub nothing is fetched to find out."""
-    local = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
-    return adapter_in(source) if local else None
 
 
 def _described(end: Canonical) -> Described:
