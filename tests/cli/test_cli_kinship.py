@@ -96,7 +96,9 @@ def test_check_lists_conflicts_with_its_exit_code(cli: Cli, models: dict[str, Pa
     found = json.loads(clear.stdout)
     assert found["clear"]
     assert [one["scope"] for one in found["pairs"][0]["scopes"]] == ["attention", "block", "model"]
-    assert "Nothing is in the way." in cli("check", models["a"], models["b"]).stdout
+    told = cli("check", models["a"], models["b"]).stdout
+    assert "Nothing is in the way." in told
+    assert "Weights were not read" in told  # a merge of unrelated ones is refused
     other = cli("check", models["a"], models["two-heads"])
     assert other.exit_code == 1
     assert "configuration: n_head is" in other.stdout

@@ -60,5 +60,6 @@ def _report(pair: PairCheck) -> Iterator[RenderableType]:
     count = len(pair.conflicts)
     if pair.clear:
         yield Text("Nothing is in the way.", "bold green")
+        yield Text("Weights were not read: how far they are related says `isobasin compare A B`.")
     else:
         yield Text(f"{count} conflict{'s' * (count != 1)}." if count else "They can't be matched.", "bold red")

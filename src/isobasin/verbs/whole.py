@@ -84,9 +84,10 @@ def match_whole(
     ends: list[Descent[Alignment]] = []
     seen = {} if calibration is None else calibration.starts(a, b, pair.streams[1])
     once = bool(seen) and matching.objective is Objective.activations
-    options = seen if once else starts(pair) | seen
-    for done, (name, matrix) in enumerate(options.items()):
-        running.progress("matching", done, len(options))
+    options = seen.items() if once else chain(starts(pair, solvers[0]), seen.items())
+    count = len(seen) + (0 if once else 2 + pair.group.basis.discrete)
+    for done, (name, matrix) in enumerate(options):
+        running.progress("matching", done, count)
         if calibration is not None:
             # The nearest map isn't the best one: the start's own, with blocks matched once, may leave a lower loss.
             ends.append(swept(pair, name, matrix, solvers[-1]))
@@ -94,7 +95,7 @@ def match_whole(
             ends.append(descend(pair, name, matrix, solvers))
         if ends[-1].after.squares <= (_NEAR if calibration is None else _FOUND) * pair.size:
             break
-    running.progress("matching", len(options), len(options))
+    running.progress("matching", count, count)
     found, best = _best(pair, ends, matching, calibration)
     return replace(found, verified=_check(pair, best, found)) if running.verify else found
 
@@ -104,7 +105,7 @@ def _best(
 ) -> tuple[Alignment, Descent[Alignment]]:
     """The end that is kept, as an alignment."""
     if calibration is None:
-        ends = [min(ends, key=lambda end: end.after.squares)]
+        ends = [min(ends, key=lambda end: end.after.distance)]
     made = [replace(end.blocks, moves=(_turn(pair, end), *_unshifted(end.blocks))) for end in ends]
     scores = [0.0] if calibration is None else calibration.scores(pair.a, pair.b, made)
     best = min(range(len(ends)), key=scores.__getitem__)

@@ -112,6 +112,17 @@ def test_a_planted_map_is_found(basis):
     assert torch.allclose(fit(StreamGroup(D, basis), pairs), matrix, atol=1e-8)
 
 
+@pytest.mark.parametrize("basis", [Basis.permutation, Basis.signed], ids=str)
+def test_sums_made_after_a_rotation_say_which_permutation_is_best(basis):
+    matrix, pairs = planted(basis, noise=0.3)
+    turn = element(Basis.orthogonal, 9).matrix
+    found = StreamFit(StreamGroup(D, Basis.orthogonal))
+    for role, some in ((Role.vector, pairs.vectors), (Role.covector, pairs.covectors)):
+        for a, b in some:
+            found.add(role, a.mT, b.mT @ turn)
+    assert torch.equal(found.within(StreamGroup(D, basis), turn).best(), matrix)
+
+
 def distance(matrix: torch.Tensor, pairs: StreamPairs) -> float:
     inverse = torch.linalg.inv(matrix)
     total = sum(float((a - matrix.mT @ b).square().sum()) for a, b in pairs.vectors)

@@ -53,6 +53,12 @@ class StreamFit:
         if sum(map(len, side)) > _ROWS * self.group.width:
             side[:] = [torch.linalg.qr(torch.cat(side), mode="r").R]
 
+    def within(self, group: StreamGroup, matrix: Tensor) -> StreamFit:
+        """The same sums, of vectors and covectors, for maps of another group before a map of this one."""
+        found = StreamFit(group, self._cross.device)
+        found._cross.add_(matrix @ self._cross)
+        return found
+
     def best(self) -> Tensor:
         """The best map T of the group, `(d, d)`."""
         basis, cross = self.group.basis, self._cross

@@ -37,7 +37,7 @@ class Descent(Generic[Found]):
     """Where a descent ended.
 
     Attributes:
-        start: Where it began: "identity", "embeddings".
+        start: Where it began: "embeddings", "rotation", "identity".
         matrix: The map of the stream.
         blocks: The moves of the blocks in its basis.
         after: How far apart the reference and the model are after both moves.
@@ -98,8 +98,25 @@ def swept(
     return Descent(start, matrix, found[0], after, fit, sweeps)
 
 
-def starts(pair: Pair) -> dict[str, Tensor]:
-    """Maps of the stream to begin with, by name, each once."""
-    identity = torch.eye(pair.group.width, dtype=torch.float64, device=pair.device)
+def starts(pair: Pair, match: Match[Found]) -> Iterator[tuple[str, Tensor]]:
+    """Maps of the stream to begin with, by name, each once; they are found as they are asked for."""
     outer = pair.outer()
-    return {"embeddings": outer} | ({} if torch.equal(outer, identity) else {"identity": identity})
+    yield "embeddings", outer
+    if pair.group.basis.discrete:
+        placed = _placed(pair, match)
+        if not torch.equal(placed, outer):
+            yield "rotation", placed
+    identity = torch.eye(pair.group.width, dtype=torch.float64, device=pair.device)
+    if not torch.equal(outer, identity):
+        yield "identity", identity
+
+
+def _placed(pair: Pair, match: Match[Found]) -> Tensor:
+    """Where coordinates only change places: the map nearest to where all rotations would lead.
+
+    Blocks that are matched in the basis of a rotation agree far better, and say more of which coordinates belong
+    together, than in that of the permutation nearest to it.
+    """
+    loose = pair.loose
+    turned = swept(loose, "rotation", loose.outer(), match)
+    return turned.fit.within(pair.group, turned.matrix).best()

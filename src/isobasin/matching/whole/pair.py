@@ -20,7 +20,7 @@ from isobasin.matching.whole.folded import Folded
 from isobasin.matching.whole.shares import Shares
 from isobasin.model import Blocks
 from isobasin.symmetries.along import Along, Stream
-from isobasin.symmetries.stream import StreamGroup, rows
+from isobasin.symmetries.stream import Basis, StreamGroup, rows
 from isobasin.symmetries.turning import maps
 
 # The axes of one tensor along the stream, of the reference and of the model: names may differ.
@@ -109,6 +109,11 @@ class Pair:
         """The streams' group."""
         return self.streams[1].group
 
+    @property
+    def loose(self) -> Pair:
+        """The same where streams turn however gains and tied embeddings hold them: no move of the models."""
+        return replace(self, streams=(_loose(self.streams[0]), _loose(self.streams[1])))
+
     def turned(self, matrix: Tensor) -> Folded:
         """The folded model in another basis."""
         return replace(self.folded[1], maps=maps(self.group, matrix))
@@ -177,6 +182,11 @@ class Pair:
         squares = math.fsum(weights[x] ** 2 * gap for x, gap in gaps.items())
         distance = math.sqrt(math.fsum(gap / factors.get(x, 1.0) ** 2 for x, gap in gaps.items()))
         return Apart(squares, distance)
+
+
+def _loose(stream: Stream) -> Stream:
+    basis = Basis.centred if stream.centred else Basis.orthogonal
+    return replace(stream, group=replace(stream.group, basis=basis))
 
 
 def _shapes(blocks: Blocks) -> Iterator[Iterable[str]]:
