@@ -27,12 +27,14 @@ from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.matching.nearest import plain_partners
+from isobasin.matching.scales import lowest
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.permutation import nested
 
 # Pairs of units whose scales are computed at once: their temporaries then stay in a processor's cache.
 _PAIRS = 2**17
-_NEWTON_STEPS = 60
+# Rows of the products that these are taken from: of a few rows products take twice as long.
+_ROWS = 256
 # Of coordinate descent where both branches of a gated unit have scales. An error of the scales is squared in a cost,
 # so that costs need few; those of the chosen pairs go on until nothing changes.
 _COST_SWEEPS = 12
@@ -246,10 +248,14 @@ def _costs(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) 
     costs = np.empty((units, others))
     eta = {name: branch.square().sum(-1) for name, branch in b.items()}
     step = max(1, _PAIRS // others)
-    for start in range(0, units, step):
-        rows = slice(start, start + step)
-        pairs = _Pairs(eta, {name: branch[rows] @ b[name].mT for name, branch in a.items()})
-        costs[rows] = _value(group, pairs, *_scales(group, pairs, _COST_SWEEPS)).cpu().numpy()
+    for start in range(0, units, _ROWS):
+        gammas = {name: (branch[start : start + _ROWS] @ b[name].mT).split(step) for name, branch in a.items()}
+        for i, parts in enumerate(zip(*gammas.values(), strict=True)):
+            pairs = _Pairs(eta, dict(zip(gammas, parts, strict=True)))
+            first = start + i * step
+            costs[first : first + len(parts[0])] = (
+                _value(group, pairs, *_scales(group, pairs, _COST_SWEEPS)).cpu().numpy()
+            )
     return costs
 
 
@@ -312,48 +318,7 @@ def _scale(kind: Scale, power: int, pairs: _Pairs, branch: str, down: Tensor | N
     p, q = gamma * (balance / level), gamma_down / (level * balance**power)
     sign = torch.ones_like(p)
     if kind is Scale.signed:
-        # With w -> 1/w, (2) at (p, q) becomes (2) at (q, p): the sign that makes p + q positive has the lower minimum.
+        # With w -> 1/w, f at (p, q) becomes f at (q, p): the sign that makes p + q positive has the lower minimum.
         sign = torch.where(p + q < 0, -sign, sign)
-    scale = _lowest(sign * p, sign * q, power) * sign * balance
+    scale = lowest(sign * p, sign * q, power) * sign * balance
     return torch.where(dead, torch.ones_like(scale), scale)
-
-
-def _lowest(p: Tensor, q: Tensor, m: int) -> Tensor:
-    """The global minimiser over w > 0 of (1) at balanced norms,
-
-        f(w) = w² - 2 p w + w^{-2m} - 2 q w^{-m},
-        f'(w) / 2 = w - p - m w^{-2m-1} + m q w^{-m-1}.                                                    (2)
-
-    (2) rises from -∞ and is concave up to `c = (2 (2m + 1) / (q (m + 2)))^{1/m}` and convex beyond (concave everywhere
-    for q ≤ 0). So Newton's steps climb to the lowest root if it is below c, and descend from above to the highest if
-    that is beyond; the global minimum is one of the two.
-    """
-    low = (m / (1 + (-p).clamp(min=0) + m * q.clamp(min=0))).clamp(max=1) ** (1 / m)
-    high = m + p.clamp(min=0)
-    w = _newton(low, p, q, m, low, torch.maximum(high, high - m * q))
-    beyond = ((q > 0) & (2 * (2 * m + 1) < q * (m + 2) * high**m)).nonzero(as_tuple=True)
-    if beyond[0].numel():
-        p, q, low, high = (x[beyond] for x in (p, q, low, high))
-        other, found = _newton(high, p, q, m, low, high), w[beyond]
-        lower = _reduced(other, p, q, m) < _reduced(found, p, q, m).nan_to_num(torch.inf)
-        w[beyond] = torch.where(lower, other, found)
-    return w
-
-
-def _reduced(w: Tensor, p: Tensor, q: Tensor, m: int) -> Tensor:
-    down = w**-m
-    return w * (w - 2 * p) + down * (down - 2 * q)
-
-
-def _newton(w: Tensor, p: Tensor, q: Tensor, m: int, low: Tensor, high: Tensor) -> Tensor:
-    """A root of (2) by Newton's steps from w, inside the bracket."""
-    for _ in range(_NEWTON_STEPS):
-        v = 1 / w
-        down = v**m
-        slope = w - p + m * v * down * (q - down)
-        bend = 1 + m * v * v * down * ((2 * m + 1) * down - (m + 1) * q)
-        new = torch.clamp(w - slope / bend, low, high)
-        if bool(((new - w).abs() <= 1e-9 * w).all()):  # quadratic: the error that is left is its square
-            return new
-        w = new
-    return w
