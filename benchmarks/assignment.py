@@ -1,4 +1,4 @@
-"""Linear assignment of feed-forward units: scipy's solver of all pairs, isobasin's use of those that matter, and lapx's.
+"""Linear assignment of feed-forward units: by scipy of all pairs, by isobasin of those that matter, and by lapx.
 
     python benchmarks/assignment.py 2048 5632 14336
 

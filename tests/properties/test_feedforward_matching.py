@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from test_feedforward import element, make_block
 from torch import Tensor
 
-from isobasin.matching import feedforward as matching, nearest
+from isobasin.matching import feedforward as matching, nearest, scales
 from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.matching.feedforward import distance, match_feedforward, unit_sizes
 from isobasin.matching.nearest import plain_partners
@@ -89,8 +89,8 @@ def test_planted_elements_are_recovered(kind: tuple[str, bool], seed: int, other
     found = match_feedforward(block.group, block.weights, moved)
     undone = block.group.compose(found.element, planted)
     assert torch.equal(undone.permutation, torch.arange(6))
-    for scales in (undone.parts["up"], undone.parts["gate"]):
-        torch.testing.assert_close(scales, torch.ones(6).double(), rtol=1e-10, atol=0)
+    for found_scales in (undone.parts["up"], undone.parts["gate"]):
+        torch.testing.assert_close(found_scales, torch.ones(6).double(), rtol=1e-10, atol=0)
     for name, tensor in block.weights.tensors().items():
         assert (getattr(found.moved, name) - tensor).norm() <= 1e-10 * tensor.norm(), name
 
@@ -102,8 +102,8 @@ def test_a_second_pass_changes_nothing(activation: str, gated: bool):
     assert distance(a.weights, first.moved) < distance(a.weights, b.weights)
     second = match_feedforward(a.group, a.weights, first.moved)
     assert torch.equal(second.element.permutation, torch.arange(8))
-    for scales in (second.element.parts["up"], second.element.parts["gate"]):
-        torch.testing.assert_close(scales, torch.ones(8).double(), rtol=1e-7, atol=0)
+    for found_scales in (second.element.parts["up"], second.element.parts["gate"]):
+        torch.testing.assert_close(found_scales, torch.ones(8).double(), rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -124,9 +124,9 @@ def test_the_scalar_problem_is_solved_to_its_global_minimum(m: int, size: float)
     """No point of a fine grid is lower, whatever the signs, and the slope is zero."""
     generator = torch.Generator().manual_seed(m)
     p, q = size * torch.randn(2, 3000, generator=generator, dtype=torch.float64)
-    w = matching._lowest(p, q, m)
+    w = scales.lowest(p, q, m)
     grid = torch.linspace(-10, 10, 2001, dtype=torch.float64).exp().unsqueeze(-1)
-    value, least = matching._reduced(w, p, q, m), matching._reduced(grid, p, q, m).amin(0)
+    value, least = scales.reduced(w, p, q, m), scales.reduced(grid, p, q, m).amin(0)
     assert bool((value <= least + 1e-12 * (1 + least.abs())).all())
     slope = w - p - m * w ** (-2 * m - 1) + m * q * w ** (-m - 1)
     assert bool((slope.abs() <= 1e-9 * (w + p.abs() + m * (1 + q.abs() * w**m) * w ** (-2 * m - 1))).all())

@@ -57,6 +57,9 @@ def by_candidates(costs: np.ndarray) -> np.ndarray | None:
         return None
     if least == most:
         return np.arange(len(costs))
+    nearest = costs.argmin(-1)
+    if len(np.unique(nearest)) == len(costs):
+        return nearest
     ties = _ties(len(costs), most - least)
     step, pairs = (most - least) / _STEPS, _candidates(costs, ties)
     u = v = None

@@ -65,12 +65,13 @@ def lowest_root(p: Tensor, q: Tensor, m: int) -> Tensor:
     if beyond[0].numel():
         p, q, low, high = (x[beyond] for x in (p, q, low, high))
         other, found = _newton(high, p, q, m, low, high), w[beyond]
-        lower = _reduced(other, p, q, m) < _reduced(found, p, q, m).nan_to_num(torch.inf)
+        lower = reduced(other, p, q, m) < reduced(found, p, q, m).nan_to_num(torch.inf)
         w[beyond] = torch.where(lower, other, found)
     return w
 
 
-def _reduced(w: Tensor, p: Tensor, q: Tensor, m: int) -> Tensor:
+def reduced(w: Tensor, p: Tensor, q: Tensor, m: int) -> Tensor:
+    """What `lowest` makes least."""
     down = w**-m
     return w * (w - 2 * p) + down * (down - 2 * q)
 
