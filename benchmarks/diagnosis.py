@@ -1,10 +1,11 @@
 """What `isobasin diagnose` says of conversions that went wrong on purpose, and of ones that didn't, in every family.
 
-Run: python benchmarks/diagnosis.py OUT [--seeds 0 1 2] [--families llama gpt2] [--pairs 6] [--every 6]
+Run: python benchmarks/diagnosis.py OUT [--seeds 0 1 2] [--families llama gpt2] [--pairs 6] [--every 6] [--turned]
 (15 seconds of processor time for each family and seed)
 
 OUT gets `cases.csv`, a row for each conversion, and `table.md`. A diagnosis is right if it names the defects that were
-planted and no others, and nothing else is left; of a copy, a moved copy or a fine-tune if it names no defect.
+planted and no others, and nothing else is left; of a copy, a moved copy or a fine-tune if it names no defect. With
+--turned only copies whose residual stream was turned are judged, with each defect that is known there.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ NOISE = (1e-4, 1e-2, 0.3)
 STEPS = 5
 # What would hide another defect, or undo it.
 _ALONE = ("layer twice",)
+# What is known beside a turned residual stream.
+_TURNED = ("layers swapped", "layer twice", "rope base", "epsilon", "activation")
 _OPPOSED = ({"folded", "unfolded"},)
 
 
@@ -146,12 +149,26 @@ def cases(model: TinyModel, home: Path, seed: int, count: int) -> Iterator[dict[
             yield {"kind": "moved, and a defect", "what": name, **found}
 
 
+def turned(model: TinyModel, home: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """Cases of a copy in another basis of the residual stream; none where nothing is known of that."""
+    a, moved = model.save(home / "original", seed, dtype=torch.float32), home / "turned"
+    try:
+        isobasin.scramble(a, moved, scope="model", seed=seed, condition=10, verify=False)
+    except IsobasinError:
+        return
+    ORIGINAL[moved] = a
+    for name in _TURNED:
+        found = planted(moved, home, [PLANTS[name]], seed)
+        if found is not None:
+            yield {"kind": "turned, and a defect", "what": name, **found}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The table: of each kind of case the share that is right, in all and by seed."""
     yield "| conversion | families | cases | right | by seed |\n|---|---|---|---|---|\n"
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        what = "" if row["kind"].startswith(("two", "moved")) else row["what"]
+        what = "" if row["kind"].startswith(("two", "moved", "turned")) else row["what"]
         groups[row["kind"], what].append(row)
         if what:
             groups[row["kind"], "**all**"].append(row)
@@ -185,6 +202,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(USUAL))
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--every", type=int, default=1, help="of the families only every so many, others for each seed")
+    parser.add_argument("--turned", action="store_true", help="only copies whose residual stream was turned")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -194,7 +212,8 @@ def main() -> None:
         for seed in given.seeds:
             for family in given.families[seed :: given.every] if given.every > 1 else given.families:
                 with tempfile.TemporaryDirectory() as home:
-                    for found in cases(USUAL[family], Path(home), seed, given.pairs):
+                    model = USUAL[family], Path(home), seed
+                    for found in turned(*model) if given.turned else cases(*model, given.pairs):
                         rows.append({"family": family, "seed": seed, **found})
                         writer.writerow(rows[-1])
                         file.flush()
