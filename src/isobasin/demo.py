@@ -23,10 +23,10 @@ from isobasin.experiments.plan import Seeds
 from isobasin.experiments.run import Experiment, Watcher, perform
 from isobasin.experiments.settings import ExperimentSettings
 from isobasin.experiments.work import RunOptions
+from isobasin.plain import as_json
 from isobasin.records.curves import NAIVE
 from isobasin.reports.experiment_figures import curves
 from isobasin.reports.figures import require_matplotlib
-from isobasin.text import as_json
 from isobasin.verbs.align import align
 from isobasin.verbs.apply import apply
 from isobasin.verbs.scramble import random_alignment

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from isobasin.text import Plain, csv_cell, markdown, printable
+from isobasin.plain import Plain
+from isobasin.text import csv_cell, markdown, printable
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ from isobasin.architectures.schema import Specification
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.pictures import bars, inline, permutations
+from isobasin.plain import Plain, finite, plain, table
 from isobasin.symmetries import attention
-from isobasin.text import Plain, finite, plain, table
 from isobasin.verification import Verification
 
 if TYPE_CHECKING:

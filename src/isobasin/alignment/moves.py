@@ -10,11 +10,11 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from isobasin.architectures.blocks import Block, labels
+from isobasin.plain import Plain, finite
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.stream import StreamElement, StreamGroup
-from isobasin.text import Plain, finite
 
 ATTENTION, FEEDFORWARD, STREAM = "attention", "feedforward", "stream"
 

@@ -23,9 +23,9 @@ from isobasin.certification.smallest import smallest
 from isobasin.certification.tangents import stored_tangents
 from isobasin.errors import CheckpointError
 from isobasin.model import Model, Source, open_model
+from isobasin.plain import Plain
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
-from isobasin.text import Plain
 
 # A block of more values than this is certified on a small model of its kind instead.
 _LARGEST = 1500

@@ -32,9 +32,10 @@ from rich.text import Span, Text
 
 from isobasin.downloads import LISTENER
 from isobasin.errors import IsobasinWarning
+from isobasin.plain import as_json
 from isobasin.recipes import followed
 from isobasin.signals import stop_if_asked
-from isobasin.text import as_json, one_line, printable
+from isobasin.text import one_line, printable
 
 DEBUG = "ISOBASIN_DEBUG"
 

@@ -14,8 +14,8 @@ from isobasin.cli.console import complain, console, quiet, show, show_json, show
 from isobasin.cli.engines import engine_of
 from isobasin.cli.tables import table
 from isobasin.errors import EXPERIMENT_EXTRA, needing
+from isobasin.plain import as_json as json_text
 from isobasin.signals import Terminated
-from isobasin.text import as_json as json_text
 
 if TYPE_CHECKING:
     from isobasin.experiments.run import Experiment, Summary

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from isobasin.choices import Choice
-from isobasin.text import Plain
+from isobasin.plain import Plain
 
 
 class Defect(Choice):

@@ -21,7 +21,7 @@ from isobasin.experiments.plan import SettingPlan, all_cells, pending, plans
 from isobasin.experiments.settings import ExperimentSettings, near
 from isobasin.experiments.smoke import shrunk
 from isobasin.experiments.work import WORK, Job, RunOptions
-from isobasin.text import as_json
+from isobasin.plain import as_json
 
 EXPERIMENT, FAILURES = "experiment.json", "failures"
 """In the folder of an experiment: its settings as they were run, and what unexpected errors said."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from isobasin.errors import TensorError
 from isobasin.pictures import band, inline, new_axes
+from isobasin.plain import Plain
 from isobasin.records.curves import height
-from isobasin.text import Plain
 
 POINTS = 25
 """How many points of the line the paper evaluates, ends included."""

@@ -15,6 +15,7 @@ from isobasin.checkpoints import check_output
 from isobasin.choices import Costs, Rounding, Scope
 from isobasin.errors import IsobasinError
 from isobasin.model import Source, open_model, opened
+from isobasin.plain import Plain, plain
 from isobasin.quantisation.objectives import Batch, Cost, Nothing, RoundingCost
 from isobasin.quantisation.quantiser import Quantiser
 from isobasin.quantisation.recipe import LEARNING
@@ -25,7 +26,6 @@ from isobasin.refinement.line import MovingLine, Sample
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import learned
 from isobasin.tasks.data import Data, examples_in, keeping_data
-from isobasin.text import Plain, plain
 from isobasin.verbs.apply import deliver, write_moved
 from isobasin.verbs.settings import Running
 from isobasin.verbs.whole import widest

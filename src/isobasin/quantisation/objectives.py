@@ -19,6 +19,7 @@ from isobasin.alignment import Alignment
 from isobasin.choices import Costs, TaskKind
 from isobasin.errors import IsobasinError
 from isobasin.model import Model
+from isobasin.plain import Plain
 from isobasin.quantisation.linears import Linear, linears, rounded
 from isobasin.quantisation.quantiser import Rounds
 from isobasin.refinement.calibration import moments_within
@@ -26,7 +27,6 @@ from isobasin.refinement.line import At, End, ModuleLine, MovingLine, Sample, ba
 from isobasin.refinement.names import names_in_memory
 from isobasin.tasks.examples import Indices
 from isobasin.tasks.kind import load_model
-from isobasin.text import Plain
 
 Batch = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from isobasin.text import finite
+from isobasin.plain import finite
 
 SCHEMA_VERSION = 1
 """Raised when a line changes its meaning; files of another version are refused."""

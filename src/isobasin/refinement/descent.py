@@ -14,12 +14,12 @@ from torch import Tensor
 from isobasin.choices import Targets
 from isobasin.errors import AlignmentError, DataError, TensorError
 from isobasin.pictures import inline, line
+from isobasin.plain import Plain
 from isobasin.records.curves import rise
 from isobasin.refinement.chart import GAINS, MATRIX
 from isobasin.refinement.gradients import gradients
 from isobasin.refinement.line import Batch, MovingLine, Sample, batches_of
 from isobasin.refinement.recipe import Refining
-from isobasin.text import Plain
 
 # Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
 # stands highest above the straight line between its ends, by a softmax at this temperature over moving averages.

@@ -15,6 +15,7 @@ from isobasin.beside import REFERENCE
 from isobasin.checkpoints import check_output
 from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_pair
+from isobasin.plain import Plain
 from isobasin.recipes import recorded
 from isobasin.records.provenance import model_sha256
 from isobasin.refinement.calibration import DataCalibration
@@ -24,7 +25,6 @@ from isobasin.refinement.recipe import Refining
 from isobasin.refinement.unfinished import Unfinished
 from isobasin.tasks.data import Data, Examples, examples_in, keeping_data
 from isobasin.tasks.processes import Group
-from isobasin.text import Plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts

@@ -17,10 +17,10 @@ from isobasin.lines.ends import Measuring
 from isobasin.lines.measure import measure
 from isobasin.lines.path import LossCurve
 from isobasin.pictures import inline, new_axes
+from isobasin.plain import Plain, finite
 from isobasin.records.file import Measured
 from isobasin.reports.view import ShownLine, ShownPair, view
 from isobasin.tasks.data import Data
-from isobasin.text import Plain, finite
 from isobasin.verbs.settings import Progress, silent
 
 

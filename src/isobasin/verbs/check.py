@@ -13,7 +13,7 @@ from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
 from isobasin.matching.whole.pair import check_alike
 from isobasin.model import Model
-from isobasin.text import Plain
+from isobasin.plain import Plain
 from isobasin.verbs.conflicts import Conflict, Option, conflicts
 
 

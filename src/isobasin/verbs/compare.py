@@ -17,8 +17,8 @@ from isobasin.choices import HeadCost, Method, Scope
 from isobasin.errors import ArchitectureError
 from isobasin.matching.heads import head_costs
 from isobasin.model import Blocks, Model, Source, open_pair
+from isobasin.plain import Plain
 from isobasin.symmetries import attention
-from isobasin.text import Plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
 from isobasin.verbs.kinship import StreamScore, in_one_basis

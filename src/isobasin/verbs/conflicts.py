@@ -14,7 +14,7 @@ from isobasin.architectures.meaning import differences
 from isobasin.architectures.registry import kind
 from isobasin.canonical import Canonical
 from isobasin.errors import ArchitectureError, TensorError
-from isobasin.text import Plain
+from isobasin.plain import Plain
 from isobasin.verbs.rows import Tables, labels_of, tables_of
 
 

@@ -25,8 +25,8 @@ from isobasin.errors import ArchitectureError, IsobasinError, TensorError, Verif
 from isobasin.matching.tokens import alike
 from isobasin.memory import give_memory_back
 from isobasin.model import Blocks, Model, opened
+from isobasin.plain import Plain, finite
 from isobasin.recipes import recorded
-from isobasin.text import Plain, finite
 from isobasin.verbs.equivalent import equivalent_models, may_be_turned
 from isobasin.verbs.fingerprint import fingerprint_of
 from isobasin.verbs.kinship import fitted

@@ -20,9 +20,9 @@ from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
 from isobasin.model import Blocks, Model, Source, open_pair
+from isobasin.plain import Plain, finite, plain
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.stream import Basis
-from isobasin.text import Plain, finite, plain
 from isobasin.verbs.align import match_models
 from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards, rest_of

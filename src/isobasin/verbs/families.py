@@ -15,9 +15,9 @@ from isobasin.architectures.examples import tiny
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.layouts import half_planes
 from isobasin.architectures.registry import Family, families
+from isobasin.plain import Plain
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup
 from isobasin.symmetries.stream import StreamGroup
-from isobasin.text import Plain
 
 COLUMNS = ("model type", "attention", "feed-forward", "residual stream", "not moved")
 LETTERS = (

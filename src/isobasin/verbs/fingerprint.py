@@ -23,9 +23,9 @@ from isobasin.matching import tokens
 from isobasin.matching.invariants import head_order, invariants
 from isobasin.matching.whole.folded import Folded
 from isobasin.model import Model, Source, open_model
+from isobasin.plain import Plain, as_json
 from isobasin.symmetries.along import Role
 from isobasin.symmetries.stream import rows
-from isobasin.text import Plain, as_json
 from isobasin.verbs.settings import chosen_device
 from isobasin.verification import known_feedforwards
 

@@ -15,10 +15,10 @@ from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching.whole.basis import StreamFit
 from isobasin.matching.whole.folded import Folded
 from isobasin.model import Blocks, Model
+from isobasin.plain import Plain
 from isobasin.symmetries.along import Along
 from isobasin.symmetries.stream import Basis, StreamGroup, rows
 from isobasin.symmetries.turning import maps
-from isobasin.text import Plain
 from isobasin.verbs.fingerprint import fingerprint_of
 from isobasin.verbs.scan import layer_pairs
 

@@ -23,9 +23,9 @@ from isobasin.choices import HeadCost, MergeMethod, Method, Objective, Readout, 
 from isobasin.errors import IsobasinError
 from isobasin.matching.averaging import circuit_mean
 from isobasin.model import Model, batches, open_model, opened
+from isobasin.plain import Plain, plain
 from isobasin.recipes import recorded
 from isobasin.symmetries.weights import stack
-from isobasin.text import Plain, plain
 from isobasin.verbs.apply import counted, deliver, verify_move
 from isobasin.verbs.centring import bring_together, moved_tensors
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts

@@ -16,8 +16,8 @@ from isobasin.canonical import Canonical, Source, adapter_in, name_of, open_cano
 from isobasin.checkpoints import check_output
 from isobasin.choices import Scope
 from isobasin.model import Model
+from isobasin.plain import Plain
 from isobasin.symmetries.feedforward import FeedForwardGroup
-from isobasin.text import Plain
 from isobasin.verbs.settings import Matching, Running
 from isobasin.verbs.whole import widest
 

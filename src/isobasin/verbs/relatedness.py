@@ -12,7 +12,7 @@ from isobasin.alignment import Alignment
 from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError
 from isobasin.model import Model
-from isobasin.text import Plain
+from isobasin.plain import Plain
 from isobasin.verbs.compare import BlockScore, attention_scores
 
 # Rows of a table or weight that are enough to see whether two have anything in common.

@@ -13,7 +13,7 @@ from isobasin.checkpoints.files import entries
 from isobasin.errors import CheckpointError
 from isobasin.matching.tokens import partners
 from isobasin.model import Source
-from isobasin.text import Plain
+from isobasin.plain import Plain
 from isobasin.verbs.fingerprint import ENDINGS, SEEN, Fingerprint, fingerprint
 from isobasin.verbs.settings import Progress, silent
 

@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 
 from isobasin.architectures.blocks import Block
 from isobasin.model import Source, open_model
+from isobasin.plain import Plain, plain
 from isobasin.symmetries.feedforward import FeedForwardGroup
 from isobasin.symmetries.groups import AttentionGroup
-from isobasin.text import Plain, plain
 from isobasin.verification import known_feedforwards
 
 Group = TypeVar("Group", AttentionGroup, FeedForwardGroup)

@@ -33,8 +33,8 @@ from isobasin.checkpoints import Adapter, calling, check_output, temporary_folde
 from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError, about, warn
 from isobasin.model import Model
+from isobasin.plain import Plain, plain
 from isobasin.recipes import recorded
-from isobasin.text import Plain, plain
 from isobasin.verbs.adapters import factors_after
 from isobasin.verbs.align import match_models
 from isobasin.verbs.apply import counted, deliver, verify_move

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isobasin.text import Plain
+from isobasin.plain import Plain
 
 # How many times what one rounding changes counts as rounding, in the root mean square and as distributions; single
 # values scatter more. Calibrated on trained checkpoints: docs/verification.md.
