@@ -15,6 +15,7 @@ time, so that a busy machine changes little.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shutil
 import subprocess
@@ -66,7 +67,8 @@ def make(folder: Path, shape: dict[str, Any], seed: int, **changes: int) -> Path
     """A random checkpoint of a real shape, one shard a few layers: normal weights of deviation 0.02."""
     import transformers
 
-    config = transformers.AutoConfig.for_model(**{**shape["config"], **changes})
+    entries: dict[str, Any] = {**shape["config"], **changes}
+    config = transformers.AutoConfig.for_model(**entries)
     config.architectures = [shape["class"]]
     with torch.device("meta"):
         model = getattr(transformers, shape["class"])(config)
@@ -237,10 +239,9 @@ def peak_bytes() -> int:
 
 def peak(folder: Path, case: str, a: str, b: str) -> None:
     """One case in this process; print its peak memory, before and after, in bytes."""
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import isobasin.verbs.merge  # noqa: F401
-
+    # What is imported is no part of what a case adds.
+    for module in ("transformers.models.llama.modeling_llama", "isobasin.verbs.merge"):
+        importlib.import_module(module)
     call, start = MEMORY[case], peak_bytes()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         call(a, b, Path(scratch) / "out")

@@ -98,7 +98,7 @@ def moved(source: Path, target: Path, move: str, seed: int = 0, read: Callable[[
     return target
 
 
-def _blocks(model: Any) -> list[nn.Module]:
+def _blocks(model: Any) -> list[Any]:
     """The modules of the layers that have matrices."""
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
     return [m for m in layers.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2]

@@ -32,7 +32,7 @@ from isobasin.errors import IsobasinError
 from isobasin.inputs import model_inputs
 from isobasin.testing.planted import PLANTS, Plant, plant
 
-FIELDS = ("kind", "what", "family", "seed", "right", "judgement", "found", "left", "seconds")
+FIELDS: tuple[str, ...] = ("kind", "what", "family", "seed", "right", "judgement", "found", "left", "seconds")
 NOISE = (1e-4, 1e-2, 0.3)
 STEPS = 5
 # What would hide another defect, or undo it.

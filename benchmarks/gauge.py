@@ -57,7 +57,9 @@ class Rotations(Cost):
     def line(self, start: Alignment) -> Any:
         """The line, whose coordinates are held."""
         line = super().line(start)
-        for name, x in line.ends[1].chart.coordinates.items():
+        chart = line.ends[1].chart
+        assert chart is not None
+        for name, x in chart.coordinates.items():
             if name.endswith("value_output.matrix"):
                 # Adam keeps what is antisymmetric so.
                 x.register_hook(lambda slope: (slope - slope.mT) / 2)

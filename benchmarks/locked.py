@@ -99,7 +99,7 @@ def language(name: str, base: Path, data: Path, home: Path, seed: int) -> Family
     def loss(model: Any) -> float:
         return float(model.eval()(input_ids=held_out, labels=held_out).loss)
 
-    return Family(name, base, *tuned, load, loss)
+    return Family(name, base, tuned[0], tuned[1], load, loss)
 
 
 def digits(home: Path, seed: int) -> Family:
@@ -126,8 +126,14 @@ def digits(home: Path, seed: int) -> Family:
     base = home / "vit-digits"
     if not base.exists():
         torch.manual_seed(0)
-        sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
-        config = transformers.ViTConfig(**sizes, image_size=8, patch_size=2, num_channels=1, num_labels=10)
+        sizes: dict[str, Any] = {
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+        }
+        sizes |= {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
+        config = transformers.ViTConfig(**sizes)
         fitted(transformers.ViTForImageClassification(config), order[400:], 400, 1e-3, 0.2, base)
     tuned = [home / f"vit-digits tuned {part} {seed}" for part in (0, 1)]
     for part, target in enumerate(tuned):
@@ -138,7 +144,7 @@ def digits(home: Path, seed: int) -> Family:
     def loss(model: Any) -> float:
         return float(model.eval()(pixel_values=pixels[test], labels=targets[test]).loss)
 
-    return Family("ViT", base, *tuned, read, loss)
+    return Family("ViT", base, tuned[0], tuned[1], read, loss)
 
 
 def merges(family: Family, second: Path) -> dict[str, float]:

@@ -10,6 +10,7 @@ checkpoints are loaded with `TorchAoConfig`: nothing of isobasin runs then.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from importlib.util import find_spec
 from typing import Any
@@ -49,12 +50,13 @@ def main() -> None:
 
 def _torchaos(rounds: Quantiser) -> Any:
     """The same quantiser as torchao has it: symmetric, and the scale that `MappingType.SYMMETRIC` takes."""
-    from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup
-
+    # An experiment's own package, which the environment of the tests lacks.
+    torchao = importlib.import_module("torchao.quantization")
     if not rounds.rounding.startswith("rtn"):
         sys.exit(f"{rounds.rounding}: torchao computes with it on a GPU only; give rtn2, rtn3 or rtn4")
     kind = getattr(torch, f"int{rounds.rounding[-1]}")
-    return IntxWeightOnlyConfig(kind, granularity=PerGroup(rounds.group) if rounds.group else PerAxis(0))
+    granularity = torchao.PerGroup(rounds.group) if rounds.group else torchao.PerAxis(0)
+    return torchao.IntxWeightOnlyConfig(kind, granularity=granularity)
 
 
 def _loaded(folder: str, **more: Any) -> Any:

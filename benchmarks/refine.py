@@ -58,7 +58,7 @@ def main() -> None:
 
 def _training(folder: Any, asked: argparse.Namespace) -> float:
     """Seconds of a training step."""
-    model = load_model(folder, TaskKind.causal_lm, asked.device).train()
+    model: Any = load_model(folder, TaskKind.causal_lm, asked.device).train()
     tokens = _tokens(model.config.vocab_size, asked.batch, asked.length).to(asked.device)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
@@ -75,7 +75,8 @@ def _refining(first: Any, second: Any, asked: argparse.Namespace, train: float) 
     with open_model(first) as a, open_model(second) as b:
         start = isobasin.random_alignment(second, condition=1.5, scope=asked.scope)
         line = ModuleLine.between(a, b, start, TaskKind.causal_lm, moves=(True, True), device=asked.device)
-    tokens = _tokens(line.module.config.vocab_size, 2 * asked.batch, asked.length)
+    module: Any = line.module
+    tokens = _tokens(module.config.vocab_size, 2 * asked.batch, asked.length)
     facts = DataFacts("random", None, "causal-lm", len(tokens), "none")
     examples = TensorExamples(TaskKind.causal_lm, facts, {"input_ids": tokens, "labels": tokens})
     descent = Descent(line, examples, Refining(batch_size=asked.batch))

@@ -42,12 +42,9 @@ def weights_of(folder: Path) -> Weights:
         each = each if each.ndim == like.ndim else each.unsqueeze(1).expand(*like.shape[:2], *each.shape[1:])
         return each.movedim(-2, 0).flatten(1)
 
-    return Weights(
-        embedding,
-        *([beside(getattr(w, name), w.query) for w in heads] for name in ("query", "key", "value", "output")),
-        [w.up.mT for w in units],
-        [w.down.mT for w in units],
-    )
+    roles = ("query", "key", "value", "output")
+    query, key, value, output = ([beside(getattr(w, name), w.query) for w in heads] for name in roles)
+    return Weights(embedding, query, key, value, output, [w.up.mT for w in units], [w.down.mT for w in units])
 
 
 def awm(a: Weights, b: Weights) -> float:

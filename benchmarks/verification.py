@@ -60,23 +60,27 @@ def noisy(size: float, seed: int) -> Callable[[str, Tensor], Tensor]:
     return lambda name, x: (x.double() + size * torch.randn(x.shape, generator=generator).sign()).to(x.dtype)
 
 
+def honest(source: Path, work: Path, dtype: torch.dtype) -> Path:
+    """Copies in one type that compute what a checkpoint does, or did before it was rounded; the first of them."""
+    name, scrambled, back = str(dtype).removeprefix("torch."), work / "scrambled", work / "back"
+    cast = copy(source, work / name, lambda _, tensor: tensor, dtype)
+    show(f"stored in {name}", isobasin.verify(source, cast))
+    for seed in range(2):
+        for scope in ("attention", "model"):
+            isobasin.scramble(cast, scrambled, seed=seed, scope=scope, verify=False, force=True)
+            show(f"{name}, scrambled ({scope}), seed {seed}", isobasin.verify(cast, scrambled))
+    isobasin.align(cast, scrambled, back, scope="model", verify=False, force=True)
+    show(f"{name}, scrambled and aligned back", isobasin.verify(cast, back))
+    isobasin.scramble(source, scrambled, condition=1e3, dtype=dtype, verify=False, force=True)
+    show(f"{name}, scrambled at condition 1e3", isobasin.verify(source, scrambled))
+    return cast
+
+
 def study(source: Path, work: Path) -> None:
     """Every copy of one checkpoint."""
     print(f"{source.name}\n  {'copy':38} differ  largest     rms      KL  amplif.")
-    for dtype in TYPES:
-        name = str(dtype).removeprefix("torch.")
-        cast = copy(source, work / name, lambda _, tensor: tensor, dtype)
-        show(f"stored in {name}", isobasin.verify(source, cast))
-        for seed in range(2):
-            for scope in ("attention", "model"):
-                scrambled = work / "scrambled"
-                isobasin.scramble(cast, scrambled, seed=seed, scope=scope, verify=False, force=True)
-                show(f"{name}, scrambled ({scope}), seed {seed}", isobasin.verify(cast, scrambled))
-        back = work / "back"
-        isobasin.align(cast, scrambled, back, scope="model", verify=False, force=True)
-        show(f"{name}, scrambled and aligned back", isobasin.verify(cast, back))
-        isobasin.scramble(source, scrambled, condition=1e3, dtype=dtype, verify=False, force=True)
-        show(f"{name}, scrambled at condition 1e3", isobasin.verify(source, scrambled))
+    casts = [honest(source, work, dtype) for dtype in TYPES]
+    cast = casts[-1]
     for size in (1e-4, 3e-4, 1e-3):
         show(
             f"bfloat16, all values moved by {size:g}", isobasin.verify(cast, copy(cast, work / "noisy", noisy(size, 0)))
