@@ -66,7 +66,13 @@ def as_in_memory(tensors: Tensors) -> Tensors:
     return tensors
 
 
+def inside_another(tensors: Tensors) -> Tensors:
+    """Llama's base model as a part of something that is called as it is."""
+    return {f"model.{n}" if n.startswith("model.") else n: tensor for n, tensor in tensors.items()}
+
+
 FORMS = [
+    ("llama", {"tie_word_embeddings": False}, inside_another),
     ("gpt2", {}, as_on_the_hub),
     ("llama", {"tie_word_embeddings": True}, tied_twice),
     ("llama", {"tie_word_embeddings": True}, head_alone),

@@ -179,7 +179,9 @@ class _Naming:
         """The canonical name of a tensor that is stored as `name`."""
         for new, old in self._beginnings:
             if name.startswith(new):
-                name = old + name.removeprefix(new)
+                name = name.removeprefix(new)
+                # A model that was saved inside of another has it twice, which transformers reads.
+                name = old + (name.removeprefix(new) if not old else name)
                 break
         for renaming in self.renamings:
             name = renaming.rename_source_key(name)[0]
