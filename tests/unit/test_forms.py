@@ -154,7 +154,8 @@ def test_a_module_is_filled_from_what_is_read(change, tmp_path: Path):
     for folder in (b, form):
         with open_model(folder) as opened:
             found = names_in_memory(opened, TaskKind.causal_lm)
-            names.append({opened.view.canonical[name]: keys for name, keys in found.items()})
+            places = {name: [place.parameter for place in some] for name, some in found.items()}
+            names.append({opened.view.canonical[name]: keys for name, keys in places.items()})
     assert names[0] == names[1]
     assert names[0]["embed_tokens.weight"] == ["model.embed_tokens.weight", "lm_head.weight"]
 

@@ -24,7 +24,7 @@ from isobasin.quantisation.linears import Linear, linears, rounded
 from isobasin.quantisation.quantiser import Rounds
 from isobasin.refinement.calibration import moments_within
 from isobasin.refinement.line import At, End, ModuleLine, MovingLine, Sample, batches_of, type_of
-from isobasin.refinement.names import names_in_memory
+from isobasin.refinement.names import names_in_memory, parameters
 from isobasin.tasks.examples import Indices
 from isobasin.tasks.kind import load_model
 
@@ -152,7 +152,7 @@ class RoundedModel(ModuleLine):
     def inputs(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """The moments of what each weight reads where the chart begins and its normalisations are bare."""
         parameters = self._named(bare(self.ends[1]))
-        owners = {one.weight: self.names[0][one.weight][0].rpartition(".")[0] for one in self.weights}
+        owners = {one.weight: self.names[0][one.weight][0].module for one in self.weights}
 
         def run(batch: Batch) -> None:
             self._logits(parameters, batch)
@@ -162,7 +162,7 @@ class RoundedModel(ModuleLine):
         return {weight: found[owner].to(self.device, dtype) for weight, owner in owners.items()}
 
     def _named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: tensors[name] for name, keys in self.names[0].items() for key in keys}
+        return parameters((tensors[name], places) for name, places in self.names[0].items())
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,6 @@ class Cost:
     def _module(self) -> RoundedModel:
         assert self.kind is not None
         module = load_model(self.model.checkpoint, self.kind, self.device)
-        used = {name: keys for name, keys in names_in_memory(self.model, self.kind).items() if keys}
+        used = {name: places for name, places in names_in_memory(self.model, self.kind).items() if places}
         ends, weights = (self._own, self._own), self._weights
         return RoundedModel(ends, self.device, module, (used, used), self.kind, weights=weights, rounds=self.rounds)

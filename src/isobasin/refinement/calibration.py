@@ -55,7 +55,7 @@ class DataCalibration:
         """
         memory = names_in_memory(model, self._examples.kind)
         module = load_model(model.checkpoint, self._examples.kind, self._device)
-        owners = {name: memory[name][0].rpartition(".")[0] for name in names if memory[name]}
+        owners = {name: memory[name][0].module for name in names if memory[name]}
         if unused := [name for name in names if name not in owners]:
             raise ArchitectureError(f"{model.name}: transformers has no parameter of tensor {unused[0]!r}")
 

@@ -19,7 +19,7 @@ from isobasin.choices import TaskKind
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Blocks, Model, TensorBlocks
 from isobasin.refinement.chart import Chart
-from isobasin.refinement.names import names_in_memory
+from isobasin.refinement.names import Places, names_in_memory, parameters
 from isobasin.tasks.examples import IGNORED, Indices
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import model_inputs, passing, targets
@@ -192,14 +192,14 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
 
     Attributes:
         module: Whose parameters the line's points replace.
-        names: From stored names to the module's; of either end, in one order.
+        names: Where stored tensors are in the module; of either end, in one order.
         kind: What the module is for.
         mixed_precision: Whether forward passes are in bfloat16.
     """
 
     predicts: ClassVar[bool] = True
     module: nn.Module
-    names: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
+    names: tuple[Places, Places]
     kind: TaskKind
     mixed_precision: bool = False
 
@@ -207,7 +207,7 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
         """The module's parameters at a point."""
         a, b = (end.tensors() for end in self.ends)
         pairs = zip(self.names[0].items(), self.names[1], strict=True)
-        return {key: x for (one, keys), other in pairs for x in (between(a[one], b[other], t),) for key in keys}
+        return parameters((between(a[one], b[other], t), places) for (one, places), other in pairs)
 
     def loss(self, t: At, batch: dict[str, Tensor]) -> Tensor:
         """The task's loss."""
@@ -248,8 +248,8 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
     def _fixed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The ends' parameters where they began: at all coordinates they predict the same, up to rounding."""
 
-        def named(end: End, names: Mapping[str, list[str]]) -> dict[str, Tensor]:
-            return {key: end.start[name] for name, keys in names.items() for key in keys}
+        def named(end: End, names: Places) -> dict[str, Tensor]:
+            return parameters((end.start[name], places) for name, places in names.items())
 
         return named(self.ends[0], self.names[0]), named(self.ends[1], self.names[1])
 
@@ -335,8 +335,8 @@ def between(a: Tensor, b: Tensor, t: At) -> Tensor:
     return torch.lerp(a, b, t.to(a.dtype) if isinstance(t, Tensor) else t)
 
 
-def _names(a: Model, b: Model, kind: TaskKind) -> tuple[Mapping[str, list[str]], Mapping[str, list[str]]]:
-    """The stored names of both models with the module's, in one order."""
+def _names(a: Model, b: Model, kind: TaskKind) -> tuple[Places, Places]:
+    """Where the stored tensors of both models are in the module, in one order."""
     ours = names_in_memory(a, kind)
     # The same names of one architecture mean the same.
     theirs = ours if a.view == b.view else names_in_memory(b, kind)

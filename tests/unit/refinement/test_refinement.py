@@ -23,10 +23,11 @@ from isobasin.model import open_model
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.descent import Descent, Points, descend, split
 from isobasin.refinement.line import ModuleLine, batches_of
-from isobasin.refinement.names import names_in_memory
+from isobasin.refinement.names import named_parameters, names_in_memory, parameters
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import refine
 from isobasin.tasks.data import examples_of
+from isobasin.tasks.kind import load_model
 from isobasin.verbs.settings import Matching, Running
 
 QUIET = Running(progress=lambda *_: None)
@@ -177,17 +178,27 @@ def test_an_interrupted_refinement_ends_as_if_it_had_not_been(tmp_path):
     assert not (tmp_path / "parts" / REFERENCE).exists()
 
 
-def test_names_in_memory_are_found_by_loading(tmp_path):
-    """transformers 5 calls a ViT's tensors other names than are stored."""
-    folder = tiny("vit").save(tmp_path / "vit", dtype=torch.float32)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        # transformers 5 calls its tensors other names than are stored.
+        ("vit", TaskKind.image_classification),
+        # Experts that are stored one by one are parts of one parameter, of two kinds in one of them.
+        ("mixtral", TaskKind.causal_lm),
+        ("deepseek_v3", TaskKind.causal_lm),
+    ],
+)
+def test_places_in_memory_are_found_by_loading(tmp_path, family: str, kind: TaskKind):
+    folder = tiny(family).save(tmp_path / family, dtype=torch.float32)
     with open_model(folder) as opened:
-        names = names_in_memory(opened, TaskKind.image_classification)
-        assert set(names) == set(opened.checkpoint.tensors)
-        module = transformers.AutoModelForImageClassification.from_pretrained(folder)
-        state = module.state_dict()
-        for name, keys in names.items():
-            for key in keys:
-                assert torch.equal(state[key], opened.checkpoint.read([name])[name])
+        places = names_in_memory(opened, kind)
+        assert set(places) == set(opened.view.tensors.values())
+        stored = opened.checkpoint.read(places)
+    found = parameters((stored[name], some) for name, some in places.items())
+    module = load_model(folder, kind)
+    assert found.keys() == named_parameters(module).keys()
+    for name, parameter in named_parameters(module).items():
+        assert torch.equal(found[name].reshape(parameter.shape), parameter)
 
 
 class _Reads(TorchDispatchMode):
