@@ -8,7 +8,7 @@ import torch
 import isobasin
 from isobasin.architectures.examples import tiny, variant
 from isobasin.choices import TaskKind
-from isobasin.errors import ArchitectureError, IsobasinError
+from isobasin.errors import IsobasinError
 from isobasin.model import open_model
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.tasks.examples import TensorExamples
@@ -83,7 +83,14 @@ def test_there_must_be_data(tmp_path):
         isobasin.align(a, a, objective="activations")
 
 
-def test_experts_that_are_stacked_in_memory_are_refused(tmp_path):
+def test_experts_that_are_stored_one_by_one_read_what_their_router_reads(tmp_path):
     folder = variant("mixtral").save(tmp_path / "a", dtype=torch.float32)
-    with open_model(folder) as opened, pytest.raises(ArchitectureError, match=r"data can't be used with it$"):
-        DataCalibration(tokens()).moments(opened, [])
+    block = "model.layers.0.block_sparse_moe"
+    router, *experts = (
+        f"{block}.gate.weight",
+        *(f"{block}.experts.{e}.{w}.weight" for e in (0, 2) for w in ("w1", "w3")),
+    )
+    with open_model(folder) as opened:
+        found = DataCalibration(tokens()).moments(opened, [router, *experts])
+    for name in experts:
+        assert torch.allclose(found[name], found[router], atol=1e-12)
