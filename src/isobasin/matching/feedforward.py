@@ -32,7 +32,7 @@ from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup
 from isobasin.symmetries.permutation import nested
 
 # Pairs of units whose scales are computed at once: their temporaries then stay in a processor's cache.
-_PAIRS = 2**17
+_PAIRS = 2**15
 # Rows of the products that these are taken from: of a few rows products take twice as long.
 _ROWS = 256
 # Of coordinate descent where both branches of a gated unit have scales. An error of the scales is squared in a cost,

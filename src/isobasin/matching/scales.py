@@ -7,7 +7,7 @@ from torch import Tensor
 
 _NEWTON_STEPS = 60
 # Where f is well convex in s, so many steps to its least are enough but for few pairs.
-_CONVEX, _FIXED_STEPS = 3.5, 4
+_CONVEX, _FIXED_STEPS = 3.5, 3
 
 
 def lowest(p: Tensor, q: Tensor, m: int) -> Tensor:

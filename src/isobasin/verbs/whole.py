@@ -92,7 +92,9 @@ def match_whole(
             # The nearest map isn't the best one: the start's own, with blocks matched once, may leave a lower loss.
             ends.append(swept(pair, name, matrix, solvers[-1]))
         if not once:
-            ends.append(descend(pair, name, matrix, solvers))
+            # Where a loss chooses, a start that ends further away may be the better one.
+            rival = ends[0].first if ends and calibration is None else None
+            ends.append(descend(pair, name, matrix, solvers, rival))
         if ends[-1].after.squares <= (_NEAR if calibration is None else _FOUND) * pair.size:
             break
     running.progress("matching", count, count)

@@ -82,9 +82,9 @@ def test_what_the_pairs_are_no_help_for_is_left_to_the_whole(monkeypatch: pytest
 
 def test_the_scale_of_a_pair_in_closed_form_is_the_lowest_root() -> None:
     draw = torch.Generator().manual_seed(0)
-    p, q = (2 * torch.randn(20000, generator=draw, dtype=torch.float64) for _ in range(2))
+    p, q = (torch.randn(20000, generator=draw, dtype=torch.float64) for _ in range(2))
     quick, found = scales.hyperbolic(p, q)
-    assert 0.2 < float(found.double().mean()) < 0.8  # where it isn't, Newton's steps have to find it
+    assert 0.1 < float(found.double().mean()) < 0.9  # where it isn't, Newton's steps have to find it
     exact = scales.lowest_root(p, q, 1)
     torch.testing.assert_close(quick[found], exact[found], rtol=1e-8, atol=0)
     torch.testing.assert_close(scales.lowest(p, q, 1), exact, rtol=1e-8, atol=0)

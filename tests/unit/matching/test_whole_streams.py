@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -87,3 +88,26 @@ def test_other_starts_are_followed_unless_the_models_are_near(
     found = isobasin.align(a, tmp_path / "moved", scope="model", verify=False)
     assert begun == starts
     assert found.stream.statistics.start == "embeddings"
+
+
+def test_a_start_without_hope_is_given_up_and_the_end_is_the_same(tmp_path, monkeypatch):
+    a, b = (tiny("llama").save(tmp_path / str(seed), seed) for seed in (0, 1))
+    isobasin.interpolate(a, b, 0.8, tmp_path / "between")
+    isobasin.scramble(tmp_path / "between", tmp_path / "moved", scope="model", verify=False)
+    ends: list[descent.Descent] = []
+
+    def descend(*args):
+        ends.append(descent.descend(*args))
+        return ends[-1]
+
+    monkeypatch.setattr(whole, "descend", descend)
+    found = isobasin.align(a, tmp_path / "moved", scope="model", verify=False)
+    followed, given_up = ends
+    assert followed.first is not None
+    assert given_up.first is None
+    monkeypatch.setattr(descent, "_HOPE", math.inf)
+    again = isobasin.align(a, tmp_path / "moved", scope="model", verify=False)
+    assert again.stream.statistics == found.stream.statistics
+    assert ends[-1].start == given_up.start
+    assert ends[-1].sweeps > given_up.sweeps
+    assert ends[-1].after.squares > followed.after.squares

@@ -8,7 +8,7 @@ map follows from is summed up as blocks are matched.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -22,6 +22,9 @@ from isobasin.symmetries.turning import Tensors
 # A sweep that lowers the squared distance by a smaller share than this is the last.
 _FALL = 1e-3
 _SWEEPS = 100
+# A start that is further above its rival than so many of its last falls is given up: these shrink with every sweep, and
+# of models trained apart what was still to come was up to four times the last.
+_HOPE = 6
 # Below this share of the models' squared distance a sweep has only rounding to gain, by the coarsest stored type.
 _ROUNDING, _ROUNDING_OF_DOUBLE = 1e-15, 1e-22
 
@@ -43,6 +46,7 @@ class Descent(Generic[Found]):
         after: How far apart the reference and the model are after both moves.
         fit: What the best further map of the stream follows from.
         sweeps: How often all factors were matched.
+        first: How far apart they were where the first solver ended.
     """
 
     start: str
@@ -51,9 +55,12 @@ class Descent(Generic[Found]):
     after: Apart
     fit: StreamFit
     sweeps: int
+    first: Apart | None = None
 
 
-def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Found]]) -> Descent[Found]:
+def descend(
+    pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Found]], rival: Apart | None = None
+) -> Descent[Found]:
     """Match blocks and stream in turn until the distance stops falling, with one solver of blocks after the other.
 
     Args:
@@ -61,8 +68,10 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Foun
         start: What the start is called.
         matrix: The stream's map to begin with.
         solvers: Each matches all blocks of two models; the last one's blocks are the result's.
+        rival: Where the first solver ended from another start: if this one has no hope to come as near, it isn't
+            followed any further.
     """
-    sweeps = 0
+    sweeps, first = 0, None
     types = {end.dtype(feedforward=True) for end in (pair.a, pair.b)}
     rounding = pair.before.squares * (_ROUNDING_OF_DOUBLE if types == {torch.float64} else _ROUNDING)
     best: Descent[Found] | None = None
@@ -74,15 +83,25 @@ def descend(pair: Pair, start: str, matrix: Tensor, solvers: Sequence[Match[Foun
             known = None
             if best is not None and not found.after.squares < best.after.squares * (1 - _FALL):
                 break
+            hopeless = first is None and best is not None and _hopeless(best.after, found.after, rival)
             best = found
+            if hopeless:
+                return best
             if found.after.squares <= rounding:
                 break
             matrix = best.matrix @ best.fit.best()
             if torch.equal(matrix, best.matrix):
                 break
-        matrix = best.matrix
+        matrix, first = best.matrix, first or best.after
     assert best is not None
-    return best
+    return replace(best, first=first)
+
+
+def _hopeless(before: Apart, after: Apart, rival: Apart | None) -> bool:
+    """Whether a descent that fell so much in its last sweep will end above its rival, in either distance."""
+    if rival is None or after.distance < rival.distance:
+        return False
+    return after.squares - rival.squares > _HOPE * (before.squares - after.squares)
 
 
 def swept(
