@@ -161,7 +161,9 @@ def _configuration(
     """The configuration; `options` come last."""
     usual, kind = config_class(), config_class.model_type.removeprefix("isobasin_")
     sizes = _sizes(usual, settings)
-    values = _FACTS.get(kind, {}) | dict.fromkeys(_dropouts(usual), settings.dropout) | sizes | facts
+    # A family that is asked for by its model type is as transformers has it.
+    own = _FACTS.get(kind, {}) if settings.family in list(Trained) else {}
+    values = own | dict.fromkeys(_dropouts(usual), settings.dropout) | sizes | facts
     if settings.patch is not None:
         values["patch_size"] = settings.patch
     if reach is not None and hasattr(usual, _POSITIONS):

@@ -139,6 +139,8 @@ _TYPES = {
     ("opt", "causal-lm"): ("OPTForCausalLM", {"ffn_dim": 48, "dropout": 0.0}),
     ("falcon", "causal-lm"): ("FalconForCausalLM", {"ffn_hidden_size": 48}),
     ("distilbert", "masked-lm"): ("DistilBertForMaskedLM", {"hidden_dim": 48, "dim": 32, "dropout": 0.0}),
+    # By its own name, not as GPT-2 with rotary positions.
+    ("gpt_neox", "causal-lm"): ("GPTNeoXForCausalLM", {"use_parallel_residual": True, "tie_word_embeddings": False}),
     # Its first position comes after the padding token's number.
     ("roberta", "masked-lm"): ("RobertaForMaskedLM", {"max_position_embeddings": 11}),
     # Of its two classes for images the other one has a second head, of another model's teaching.
