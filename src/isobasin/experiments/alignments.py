@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isobasin.alignment import Alignment
+from isobasin.architectures.feedforwards import ExpertsBlock
 from isobasin.beside import REFERENCE
 from isobasin.checkpoints import temporary_folder
 from isobasin.choices import Method, Objective, Scope, Space
@@ -75,7 +76,7 @@ def alignments(
     matches: dict[str, Alignment] = {}
     seconds: dict[str, float] = {}
     scope = pair.losses.how.scope
-    tried = ways(scope)
+    tried = {name: way for name, way in ways(scope).items() if _known(pair, way[0])}
     for done, (name, (matching, data)) in enumerate(tried.items()):
         progress("aligning", done, len(tried))
         began = time.perf_counter()
@@ -94,6 +95,13 @@ def alignments(
         losses = found[chosen]["losses"]
         found[CIRCUITS] = {"middle": _merged_loss(pair, start) - (losses[0] + losses[-1]) / 2}
     return {"ways": found, "seconds": seconds}
+
+
+def _known(pair: OpenPair, matching: Matching) -> bool:
+    """Whether there is such a way for these models: activations don't weigh experts."""
+    if matching.objective is not Objective.activations or not matching.scope.feedforward:
+        return True
+    return not any(isinstance(block, ExpertsBlock) for block in pair.a.feedforwards())
 
 
 def _refined(pair: OpenPair, train: Examples, start: Alignment, how: Refining, progress: Progress) -> dict[str, Any]:

@@ -112,3 +112,13 @@ def test_blocks_are_matched_where_blocks_differ():
 def test_the_report_knows_all_ways():
     known = {NAIVE, *ways(Scope.attention), *ways(Scope.model), REFINED, CIRCUITS}
     assert set(experiment_tables.WAYS) == known
+
+
+def test_experts_have_every_way_but_those_by_activations(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    tiny("mixtral").save(a, dtype=torch.float32)
+    isobasin.scramble(a, b, seed=1, condition=3.0, scope="model", verify=False)
+    with opened(a, b, 8, Scope.model) as pair:
+        rows = alignments(pair, tokens(20), SHORT, merging=False)["ways"]
+    assert list(rows) == [NAIVE, *(name for name in ways(Scope.model) if name != "model-activations"), REFINED]
+    assert rows["model-data"]["barrier"] < 1e-6
