@@ -164,6 +164,8 @@ def _configuration(
     # A family that is asked for by its model type is as transformers has it.
     own = _FACTS.get(kind, {}) if settings.family in list(Trained) else {}
     values = own | dict.fromkeys(_dropouts(usual), settings.dropout) | sizes | facts
+    if "head_dim" in vars(usual):
+        values["head_dim"] = settings.width // settings.heads
     if settings.patch is not None:
         values["patch_size"] = settings.patch
     if reach is not None and hasattr(usual, _POSITIONS):
@@ -205,8 +207,6 @@ def _sizes(usual: Any, settings: ModelSettings) -> dict[str, Any]:
         found["num_key_value_heads"] = settings.key_value_heads or settings.heads
     elif settings.key_value_heads is not None:
         raise ArchitectureError(f"{settings.family} has no key_value_heads")
-    if "head_dim" in vars(usual):
-        found["head_dim"] = settings.width // settings.heads
     return found
 
 

@@ -159,6 +159,11 @@ def test_any_model_type_has_the_sizes_that_are_asked_for(kind):
     assert torch.isfinite(model.eval()(**examples(task).fetch(range(5))).loss)
 
 
+def test_heads_share_the_width_unless_options_say_otherwise():
+    wide = new_model(settings("qwen3", options={"head_dim": 12}), "causal-lm", seed=0, **FACTS["causal-lm"])
+    assert wide.model.layers[0].self_attn.q_proj.weight.shape == (4 * 12, 32)
+
+
 def test_facts_that_are_missing_are_named():
     with pytest.raises(ArchitectureError, match="needs vocab_size and length"):
         new_model(settings("gpt2"), "causal-lm", seed=0)
