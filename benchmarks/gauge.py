@@ -54,9 +54,9 @@ WAYS = {
 class Rotations(Cost):
     """Learns rotations of the stream and of heads' values alone: the slopes of all else are taken away."""
 
-    def line(self, start: Alignment) -> Any:
+    def line(self, start: Alignment, stretching: float = 1.0) -> Any:
         """The line, whose coordinates are held."""
-        line = super().line(start)
+        line = super().line(start, stretching)
         chart = line.ends[1].chart
         assert chart is not None
         for name, x in chart.coordinates.items():

@@ -18,7 +18,7 @@ from isobasin.model import Source, open_model, opened
 from isobasin.plain import Plain, plain
 from isobasin.quantisation.objectives import Batch, Cost, Nothing, RoundingCost
 from isobasin.quantisation.quantiser import Quantiser
-from isobasin.quantisation.recipe import LEARNING
+from isobasin.quantisation.recipe import LEARNING, stretching
 from isobasin.quantisation.starts import at_random, still
 from isobasin.recipes import recorded
 from isobasin.refinement.descent import Descent, Refined, descend, split
@@ -154,7 +154,7 @@ def search(
     def tried(name: str) -> tuple[str, MovingLine[Batch]]:
         """The line from a start, whose cost is noted."""
         running.progress("trying", len(costs), len(starts))
-        descent = Descent(cost.line(starts[name]), sample, how)
+        descent = Descent(cost.line(starts[name], stretching(how)), sample, how)
         descent.look()
         costs[name] = descent.state.best
         return name, descent.line

@@ -185,9 +185,9 @@ class Cost:
     examples: Sample[Batch] | None = None
     kind: TaskKind | None = None
 
-    def line(self, start: Alignment) -> MovingLine[Batch]:
-        """The line to the model, rounded, in gauges around that where a move brings it."""
-        ends = self._own, self.end(self.model, start, movable=True)
+    def line(self, start: Alignment, stretching: float = 1.0) -> MovingLine[Batch]:
+        """The line to the model, rounded, in gauges around that where a move brings it; `stretching` as of `Chart`."""
+        ends = self._own, self.end(self.model, start, movable=True, stretching=stretching)
         if self.by is Costs.predictions:
             return replace(self._module, ends=ends)
         moments: Mapping[str, Tensor] = {}
@@ -218,9 +218,10 @@ class Cost:
     def _placed(self, test: Sample[Batch]) -> list[tuple[Batch, int]]:
         return [(self._module.placed(batch), size) for batch, size in batches_of(test, len(test), _BATCH)]
 
-    def end(self, model: Model, start: Alignment, *, movable: bool = False) -> End:
+    def end(self, model: Model, start: Alignment, *, movable: bool = False, stretching: float = 1.0) -> End:
         """A model after a move as an end of the line."""
-        return End.of(model, start, moved=True, movable=movable, device=self.device, dtype=type_of(model))
+        dtype = type_of(model)
+        return End.of(model, start, moved=True, movable=movable, device=self.device, dtype=dtype, stretching=stretching)
 
     @cached_property
     def _own(self) -> End:

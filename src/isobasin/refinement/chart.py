@@ -49,6 +49,7 @@ class Chart:
         stream: Stream | None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float64,
+        stretching: float = 1.0,
     ) -> None:
         """All coordinates at 0.
 
@@ -58,20 +59,22 @@ class Chart:
             stream: Its residual stream; None to leave that as it is.
             device: Where to compute.
             dtype: Of coordinates and moved tensors.
+            stretching: The share of coordinates that counts, of all that rotates nothing: a step of descent, as long in
+                each of them, stretches and shifts by as much less than it turns.
         """
         self._model_type, self._stream = model.specification.model_type, stream
         blocks = [*named(ATTENTION, model.specification.attention)]
         blocks += named(FEEDFORWARD, model.feedforwards() if feedforward else ())
         self._groups: dict[str, Product[Any, Any]] = {move: block.group for move, block in blocks}
         self._norms = None if stream is None else gains_of(model, stream, device)
-        self._stacks = stacked(model, pieces(blocks, stream), dtype, device)
+        self._stacks = stacked(model, pieces(blocks, stream), dtype, device, stretching)
         self.coordinates = {
             f"{stack.pieces[0].move}.{part}": x for stack in self._stacks for part, x in stack.coordinates.items()
         }
         for name, size in {} if stream is None else _sizes(stream).items():
             if 0 not in size:
                 self.coordinates[name] = torch.zeros(size, dtype=dtype, device=device, requires_grad=True)
-        self._dtype = dtype
+        self._dtype, self._stretching = dtype, stretching
 
     @property
     def rotates(self) -> bool:
@@ -113,8 +116,9 @@ class Chart:
         """The group element at the coordinates, exact and on the CPU, with the condition of every map."""
         own: dict[str, Parts] = {}
         for stack in self._stacks:
+            point = stack.point
             for layer, piece in enumerate(stack.pieces):
-                own[piece.move] = {part: x[layer].double() for part, x in stack.coordinates.items()}
+                own[piece.move] = {part: x[layer].double() for part, x in point.items()}
         moves: list[AnyMove] = []
         if self._stream is not None:
             moves.append(Move(STREAM, self._stream.group, self._turned(self._stream, torch.float64)))
@@ -130,6 +134,8 @@ class Chart:
         gains, biases = (x.to(dtype) for x in self._norms)
         start = plan.group.identity(gains, biases)
         found = {name: self.coordinates[name].to(dtype) for name in _sizes(plan) if name in self.coordinates}
+        slowed = found.keys() - ({MATRIX} if self.rotates else set())
+        found |= {name: self._stretching * found[name] for name in slowed if self._stretching != 1}
         if GAINS in found:
             start = replace(start, gains=start.gains * found[GAINS].exp())
         if BIASES in found:

@@ -76,6 +76,7 @@ class End:
         movable: bool = False,
         device: str = "cpu",
         dtype: torch.dtype = torch.float64,
+        stretching: float = 1.0,
     ) -> End:
         """A model as an end of the line.
 
@@ -86,6 +87,7 @@ class End:
             movable: Whether it gets coordinates.
             device: Where it is.
             dtype: The type of the line.
+            stretching: As of `Chart`.
         """
         types = model.dtypes()
         stored = model.read(types)
@@ -99,7 +101,14 @@ class End:
             feedforwards = model.feedforwards() if start.feedforward else ()
             described = replace(model.specification, feedforwards=feedforwards, stream=stream)
             blocks = TensorBlocks(model.name, tensors, described)
-            chart = Chart(blocks, feedforward=bool(start.feedforward), stream=stream, device=device, dtype=dtype)
+            chart = Chart(
+                blocks,
+                feedforward=bool(start.feedforward),
+                stream=stream,
+                device=device,
+                dtype=dtype,
+                stretching=stretching,
+            )
         cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
         return cls(cast, types, chart)
 

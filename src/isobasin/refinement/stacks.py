@@ -89,18 +89,19 @@ class Stack:
         coordinates: By their names in the block's group, `(layers, ...)`.
     """
 
-    def __init__(self, alike: Sequence[tuple[Piece, Parts]]) -> None:
+    def __init__(self, alike: Sequence[tuple[Piece, Parts]], stretching: float = 1.0) -> None:
         """All coordinates at 0.
 
         Args:
             alike: Pieces that differ in their names alone, each with its folded tensors by number.
+            stretching: The share of coordinates that counts, of all that rotates nothing.
         """
         self.pieces = tuple(piece for piece, _ in alike)
         first = self.pieces[0]
         self._tensors = {name: torch.stack([tensors[name] for _, tensors in alike]) for name in alike[0][1]}
         some = next(iter(self._tensors.values()))
         dtype, device = some.dtype, some.device
-        self._together = len(alike) > 1
+        self._together, self._stretching = len(alike) > 1, stretching
         self._places = torch.tensor([piece.places for piece in self.pieces], dtype=torch.int64, device=device)
         factors = () if first.block is None else first.block.group.factors
         # What changes nothing on the line either, as the free shift of a key bias, has no coordinate.
@@ -113,6 +114,14 @@ class Stack:
             if 0 not in shape
         }
 
+    @property
+    def point(self) -> Parts:
+        """Where the coordinates are, as charts of factors read them."""
+        if self._stretching == 1:
+            return self.coordinates
+        factors = {part: factor for factor, _ in self._factors for part in factor.coordinates}
+        return {part: factors[part].slowed(x, self._stretching) for part, x in self.coordinates.items()}
+
     def moved(self, turn: Turn | None) -> dict[str, Tensor]:
         """The tensors at the coordinates by their names in the model, after a move of the stream."""
         rows = () if turn is None else (turn.gains[self._places], turn.biases[self._places])
@@ -120,7 +129,7 @@ class Stack:
         def act(coordinates: Parts, tensors: Parts, *norms: Tensor) -> Parts:
             return self._act(coordinates, tensors, None if turn is None else Turn(turn.maps, *norms))
 
-        return self._named(self._each(act, self.coordinates, self._tensors, *rows))
+        return self._named(self._each(act, self.point, self._tensors, *rows))
 
     def _named(self, found: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         """Tensors of each layer by number under their names in the model."""
@@ -142,7 +151,7 @@ class Stack:
             str(number): [piece.names[number] for piece in self.pieces] for number in range(len(self.pieces[0].names))
         }
         there = {number: torch.stack([tensors[x] for x in own]) for number, own in names.items() if own[0] in tensors}
-        return self._named(self._each(lambda at, x: self._act_back(at, x, back), self.coordinates, there))
+        return self._named(self._each(lambda at, x: self._act_back(at, x, back), self.point, there))
 
     def _each(self, act: Callable[..., Parts], *stacks: Parts | Tensor) -> dict[str, Sequence[Tensor]]:
         """What a function returns for each layer: for all at once, or where it asks for a value, one by one."""
@@ -185,8 +194,10 @@ class Stack:
         return {**tensors, **block.write(tensors, type(read)(**weights))}
 
 
-def stacked(model: Blocks, found: Iterable[Piece], dtype: torch.dtype, device: str) -> list[Stack]:
-    """Stacks of pieces that are alike."""
+def stacked(
+    model: Blocks, found: Iterable[Piece], dtype: torch.dtype, device: str, stretching: float = 1.0
+) -> list[Stack]:
+    """Stacks of pieces that are alike; `stretching` as of `Stack`."""
     alike: dict[Any, list[tuple[Piece, Parts]]] = {}
     for piece in found:
         stored = model.double(piece.names, device)
@@ -195,7 +206,7 @@ def stacked(model: Blocks, found: Iterable[Piece], dtype: torch.dtype, device: s
         cast = {name: x.to(dtype) for name, x in folded.items()}
         key = piece.block, piece.stream, tuple((name, x.shape) for name, x in cast.items())
         alike.setdefault(key, []).append((piece, cast))
-    return [Stack(some) for some in alike.values()]
+    return [Stack(some, stretching) for some in alike.values()]
 
 
 def _identity(factor: Factor, dtype: torch.dtype, device: torch.device) -> Parts:

@@ -290,6 +290,13 @@ class Matrices(Bilinear):
         """`exp(X)`."""
         return exponential(torch.view_as_complex(coordinates) if self.dtype.is_complex else coordinates)
 
+    def slowed(self, coordinates: Tensor, share: float) -> Tensor:
+        """The skew part of X as it is, and a share of the rest."""
+        x = torch.view_as_complex(coordinates) if self.dtype.is_complex else coordinates
+        skew = (x - x.mH) / 2
+        found = skew + share * (x - skew)
+        return torch.view_as_real(found) if self.dtype.is_complex else found
+
     def sizes(self, element: Parts) -> dict[str, Tensor]:
         """Singular values of every U."""
         return {self.name: torch.linalg.svdvals(element[self.part]).flatten(-1 - len(self.several))}

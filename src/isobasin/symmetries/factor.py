@@ -92,6 +92,10 @@ class Factor(ABC):
         """A part at its coordinates: they themselves where elements are added."""
         return coordinates
 
+    def slowed(self, coordinates: Tensor, share: float) -> Tensor:
+        """Coordinates of which rotations stay as they are, and a share is left of all that stretches or shifts."""
+        return share * coordinates
+
     @property
     def dimension(self) -> int:
         """Real dimension of the continuous part."""

@@ -87,6 +87,10 @@ class Planes(Rotating):
         """`exp(r + iφ)`."""
         return torch.exp(torch.view_as_complex(coordinates))
 
+    def slowed(self, coordinates: Tensor, share: float) -> Tensor:
+        """Φ as it is, and a share of r."""
+        return coordinates * coordinates.new_tensor([share, 1.0])
+
     def sizes(self, element: Parts) -> dict[str, Tensor]:
         """Sizes of every u."""
         return {self.name: element[self.part].abs()}

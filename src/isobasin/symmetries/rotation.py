@@ -88,6 +88,10 @@ class Rotation(Factor):
         """`exp(S - S^T)`."""
         return rotated(coordinates)
 
+    def slowed(self, coordinates: Tensor, share: float) -> Tensor:
+        """S as it is."""
+        return coordinates
+
     def canonical(self, weights: Parts, loose: Loose) -> Parts:
         """The basis in which what writes the latent has orthogonal columns, the longest first."""
         rows = [weights[name].reshape(-1, self.size) for name in self.writers if name in weights]

@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 import isobasin
+from isobasin.alignment import Alignment
 from isobasin.architectures.examples import tiny
 from isobasin.architectures.tiny import TinyModel
 from isobasin.choices import Costs, Scope, TaskKind
@@ -101,6 +102,24 @@ def test_the_function_stays_and_rounding_costs_less(name: str, by: str, tmp_path
     assert {n: (x.shape, x.dtype) for n, x in before.items()} == {n: (x.shape, x.dtype) for n, x in after.items()}
     assert (tmp_path / "out" / "config.json").read_bytes() == (model / "config.json").read_bytes()
     assert found.alignment.provenance["operation"] == "gauge"
+
+
+@pytest.mark.parametrize(("steps", "share"), [(2, 0.3), (100, 1.0)])
+def test_in_few_steps_what_is_no_rotation_moves_by_less(
+    steps: int, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[float] = []
+    line = Cost.line
+
+    def noted(cost: Cost, start: Alignment, stretching: float = 1.0):
+        asked.append(stretching)
+        return line(cost, start, stretching)
+
+    monkeypatch.setattr(Cost, "line", noted)
+    how = replace(SHORT, steps=steps, rate=30.0, patience=1)  # which ends at its first look
+    model = tiny("llama", "gauged").save(tmp_path / "model", dtype=torch.float32)
+    gauge(model, "rtn4", tmp_path / "out", tries=1, how=how)
+    assert asked == [share, share]
 
 
 def test_where_nothing_is_better_the_model_stays_as_it_is(tmp_path: Path):

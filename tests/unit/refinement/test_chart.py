@@ -69,6 +69,35 @@ def test_layers_move_together_as_each_does_alone(name, dtype, tmp_path):
         assert all(bool(slope.isfinite().all()) for slope in slopes)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "deepseek_v3", "cohere"])
+def test_of_all_that_is_no_rotation_a_share_counts(name, tmp_path):
+    """Gauges are learned so: everything but skew matrices, phases and rotations moves by less."""
+    with open_model(tiny(name).save(tmp_path / "model")) as opened:
+        plain, slowed = (
+            Chart(opened, feedforward=True, stream=opened.stream(), stretching=share) for share in (1.0, 0.25)
+        )
+        generator = torch.Generator().manual_seed(0)
+        rotations = {"stream.matrix", "attention.0.latent.query", "attention.0.latent.key_value"}
+        with torch.no_grad():
+            for key, x in slowed.coordinates.items():
+                x.copy_(torch.randn(x.shape, generator=generator, dtype=torch.float64) * 0.2)
+                expected = 0.25 * x
+                if key in rotations:
+                    expected = x
+                elif key.endswith(".matrix"):
+                    expected = (x - x.mT) / 2 + 0.25 * (x + x.mT) / 2
+                elif key.endswith((".planes", ".rotary")):
+                    expected = torch.stack([0.25 * x[..., 0], x[..., 1]], -1)
+                plain.coordinates[key].copy_(expected)
+        moved = plain.tensors()
+        for key, x in slowed.tensors().items():
+            torch.testing.assert_close(x, moved[key], rtol=1e-12, atol=1e-12)
+        ends = zip(slowed.element().moved(opened), plain.element().moved(opened), strict=True)
+        for ours, theirs in ends:
+            for key, x in ours.items():
+                torch.testing.assert_close(x, theirs[key], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("model", LANGUAGE, ids=str)
 def test_at_zero_the_chart_moves_nothing(model, tmp_path):
     with open_model(model.save(tmp_path / "model")) as opened:
