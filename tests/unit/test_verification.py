@@ -205,6 +205,26 @@ def test_a_rounding_is_equal_and_a_small_edit_is_not(dtype, tmp_path):
     assert json.loads(json.dumps(found.to_json()))["rounding"]["rms"] == found.rounding.rms
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_move_that_rounding_takes_back_is_equal(dtype, tmp_path):
+    """Of near fine-tunes in 16 bits most values stay where they were; an edit that leaves as many is none."""
+    a = tiny("llama").save(tmp_path / "a", dtype=dtype)
+    generator, size = torch.Generator().manual_seed(0), torch.finfo(dtype).eps / 4
+
+    def tuned(tensors: Tensors) -> Tensors:
+        draws = {n: torch.randn(x.shape, generator=generator) for n, x in tensors.items()}
+        return {n: (x + size * x.float().std() * draws[n]).to(x.dtype) if x.ndim > 1 else x for n, x in tensors.items()}
+
+    b = changed(a, tmp_path / "b", tuned)
+    for scope in ("attention", "model"):
+        assert isobasin.align(a, b, tmp_path / scope, scope=scope).verified.equal
+    moved = load_file(tmp_path / "attention" / "model.safetensors")
+    name = "model.layers.0.self_attn.v_proj.weight"
+    assert 0 < int((moved[name] != load_file(b / "model.safetensors")[name]).sum()) < moved[name].numel() / 2
+    edited = changed(b, tmp_path / "edited", lambda t: t[name].view(-1)[::7].mul_(1.1))
+    assert not isobasin.verify(b, edited).equal
+
+
 def test_rounding_is_measured_only_where_it_can_matter(tmp_path, monkeypatch):
     """Where arithmetic explains a difference each model runs once; an edit is measured, from files read again."""
     a = tiny("llama").save(tmp_path / "a", dtype=torch.float32)

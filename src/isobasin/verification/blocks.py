@@ -17,7 +17,7 @@ from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verification.distance import APART, FLOORS, Distance, Label, Verification
-from isobasin.verification.rounding import differing, dither
+from isobasin.verification.rounding import HIDDEN, differing, dither, stays_by_rounding
 
 _TOKENS = 24
 # Relative difference of what a block computes in float64 that counts as equal.
@@ -123,10 +123,12 @@ def _rounded(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], seed: 
     generator, changed = torch.Generator().manual_seed(seed), False
     rounded: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        where = differing(tensor, others.get(name))
+        other = others.get(name)
+        where = differing(tensor, other)
         rounded[name] = tensor.to(torch.float64)
         if where is not None:
-            dither(rounded[name], tensor.dtype, where, generator)
+            stays = stays_by_rounding(tensor.double(), other, tensor.dtype, where)
+            dither(rounded[name], tensor.dtype, where, generator, HIDDEN if stays else 0.0)
             changed = True
     return rounded if changed else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ AMPLIFICATION = 4.0
 # What arithmetic alone leaves, relative: transformers keeps some steps in float32 whatever the model's type, and errors
 # grow with depth. By the type that the models run in.
 FLOORS = {torch.float64: 1e-5, torch.float32: 1e-4}
+
+OPENED = ", all taking part"
+"""Ends the names of outputs of an opened model, and the labels of its inputs."""
 
 Label = tuple[str, str]
 """Name of an output, and of the input that it is an output on."""
@@ -125,6 +129,37 @@ APART = Distance(math.inf, math.inf, math.inf)
 """Of outputs that can't be compared, or are no numbers."""
 
 
+@dataclass(frozen=True)
+class Distances:
+    """Of two models as they are, and opened (`isobasin.verification.opened`): each by itself, as either may be larger.
+
+    Attributes:
+        shown: Of what they compute.
+        opened: Of what they compute once everything takes part; none where nothing was left out.
+    """
+
+    shown: Distance = Distance()
+    opened: Distance = Distance()
+
+    @classmethod
+    def between(cls, a: Mapping[Label, Tensor], b: Mapping[Label, Tensor]) -> Distances:
+        """As `Distance.between`, by the names of the outputs."""
+        opened = [{key: x for key, x in a.items() if key[0].endswith(OPENED) == wanted} for wanted in (False, True)]
+        return cls(*(Distance.between(some, b) for some in opened))
+
+    def worse(self, other: Distances) -> Distances:
+        """See `Distance.worse`."""
+        return Distances(self.shown.worse(other.shown), self.opened.worse(other.opened))
+
+    def better(self, other: Distances, times: float) -> Distances:
+        """See `Distance.better`."""
+        return Distances(self.shown.better(other.shown, times), self.opened.better(other.opened, times))
+
+    def explains(self, found: Distances, floor: float) -> bool:
+        """See `Distance.explains`."""
+        return self.shown.explains(found.shown, floor) and self.opened.explains(found.opened, floor)
+
+
 def misshapen(a: Mapping[Label, Tensor], b: Mapping[Label, Tensor]) -> str | None:
     """Which output has another shape in the second model, in words; None where all are alike."""
     for label, x in a.items():
@@ -189,6 +224,49 @@ class Verification(Plain):
     rows: tuple[str, ...] = ()
     only_opened: bool = False
     _also = ("equal",)
+
+    @classmethod
+    def judged(
+        cls,
+        how: str,
+        found: Distances,
+        explaining: Distances,
+        measured: Sequence[Distances | None],
+        floor: float,
+        tolerance: float | None,
+        **others: Any,
+    ) -> Verification:
+        """The verdict on models as they are, or opened where that is all that differs.
+
+        Args:
+            how: What was compared, in words.
+            found: How far the two are from each other.
+            explaining: What rounding explains of that.
+            measured: `rounding` and `plain`, if they were measured.
+            floor: What arithmetic alone leaves.
+            tolerance: What counts as equal instead of both.
+            others: Further fields.
+        """
+        within = [
+            rounds.explains(apart, floor) if tolerance is None else apart.max_rel <= tolerance
+            for rounds, apart in ((explaining.shown, found.shown), (explaining.opened, found.opened))
+        ]
+        which = "opened" if within == [True, False] else "shown"
+        apart, rounds = getattr(found, which), getattr(explaining, which)
+        rounding, plain = (None if each is None else getattr(each, which) for each in measured)
+        return cls(
+            apart.max_abs,
+            apart.max_rel,
+            rounds.allowed(floor) if tolerance is None else tolerance,
+            how,
+            apart.rms,
+            apart.kl,
+            rounding,
+            plain,
+            tolerance is not None or all(within),
+            only_opened=which == "opened",
+            **others,
+        )
 
     @property
     def equal(self) -> bool:

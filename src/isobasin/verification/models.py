@@ -25,6 +25,7 @@ from isobasin.verification.distance import (
     FACTOR_OF_LARGEST,
     FLOORS,
     Distance,
+    Distances,
     Verification,
     misshapen,
 )
@@ -34,7 +35,7 @@ from isobasin.verification.running import How, Run, Sensitivity, fits, streams
 # Larger models run in float32: float64 costs more than twice the time.
 _DOUBLE_LIMIT = 400_000_000
 # What a rounding without bound would change.
-_ANY = Distance(math.inf, math.inf, math.inf, math.inf, math.inf)
+_ANY = Distances(*[Distance(math.inf, math.inf, math.inf, math.inf, math.inf)] * 2)
 
 
 def verify_models(
@@ -72,32 +73,28 @@ def verify_models(
     known = one.sensitivity(coarsest) if coarsest.itemsize == 2 else None
     one.unload()
     other = Run(b, theirs, one.how)
-    found, floor = Distance.between(one.outputs, other.outputs), FLOORS[one.how.dtype]
-    if not math.isfinite(found.max_rel):
+    found, floor = Distances.between(one.outputs, other.outputs), FLOORS[one.how.dtype]
+    finite = all(math.isfinite(each.max_rel) for each in (found.shown, found.opened))
+    if not finite:
         _check_stored(a, b)
     rows = _unlike_rows(known[0], other, coarsest) if known else ()
     rounding = plain = None
-    explaining = Distance()
-    if math.isfinite(found.max_rel) and not explaining.explains(found, floor):
+    explaining = Distances()
+    if finite and not explaining.explains(found, floor):
         rounding, plain = _rounding(one, other, known, coarsest, lambda most: most.explains(found, floor))
         explaining = _capped(rounding, plain)
-    explained = explaining.explains(found, floor)
-    return Verification(
-        found.max_abs,
-        found.max_rel,
-        explaining.allowed(floor) if tolerance is None else tolerance,
+    return Verification.judged(
         one.how.described(one, unread),
-        found.rms,
-        found.kl,
-        rounding,
-        plain,
-        tolerance is not None or explained,
-        unread,
-        unequal,
-        device,
-        misshapen(one.outputs, other.outputs),
+        found,
+        explaining,
+        (rounding, plain),
+        floor,
+        tolerance,
+        unread=unread,
+        unequal=unequal,
+        device=device,
+        misshapen=misshapen(one.outputs, other.outputs),
         rows=rows,
-        only_opened=not explained and explaining.explains(Distance.between(one.shown, other.outputs), floor),
     )
 
 
@@ -112,7 +109,7 @@ def _unlike_rows(values: Mapping[str, Tensor], other: Run, coarsest: torch.dtype
     return tuple(found)
 
 
-def _capped(rounding: Distance, plain: Distance) -> Distance:
+def _capped(rounding: Distances, plain: Distances) -> Distances:
     """What rounding explains: not what a gauge amplifies in which the function is lost."""
     return rounding.better(plain, AMPLIFICATION)
 
@@ -122,8 +119,8 @@ def _rounding(
     other: Run,
     known: Sensitivity | None,
     coarsest: torch.dtype,
-    explained: Callable[[Distance], bool],
-) -> tuple[Distance, Distance]:
+    explained: Callable[[Distances], bool],
+) -> tuple[Distances, Distances]:
     """`Verification.rounding` and `plain`, of both models if the second isn't enough; one at a time is loaded.
 
     Args:

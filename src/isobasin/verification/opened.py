@@ -18,9 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-OPENED = ", all taking part"
-"""Ends the names of outputs of an opened model, and the labels of its inputs."""
-
 
 class Opened(TorchFunctionMode):
     """Within it everything takes part, in the thread that entered it.

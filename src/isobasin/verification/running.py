@@ -18,9 +18,9 @@ from isobasin.errors import IsobasinError, VerificationError, refusing
 from isobasin.inputs import Inputs, model_inputs, named_outputs, promised
 from isobasin.loading import Held, Plan, Streamed, made
 from isobasin.model import Model
-from isobasin.verification.distance import Distance, Label
-from isobasin.verification.opened import OPENED, Opened
-from isobasin.verification.rounding import compact, differing, dither, kinds
+from isobasin.verification.distance import OPENED, Distances, Label
+from isobasin.verification.opened import Opened
+from isobasin.verification.rounding import HIDDEN, compact, differing, dither, kinds, stays_by_rounding
 
 # Larger models are run a layer at a time.
 _HELD_LIMIT = 32_000_000
@@ -31,7 +31,7 @@ _SHARE = 0.25
 # What a model returns beside its outputs: inner values, which moves change, and what it keeps for the next token.
 _INNER = ("hidden_states", "attentions", "past_key_values", "router_logits")
 
-Sensitivity = tuple[dict[str, Tensor], Distance]
+Sensitivity = tuple[dict[str, Tensor], Distances]
 """A model's values, compact or deferred, and what one rounding of them changes."""
 
 
@@ -197,7 +197,7 @@ class Run:
         random = {name for (name, _), x in before.items() if not torch.equal(x, after[name, label])}
         self.outputs = {key: x for key, x in self.outputs.items() if key[0].removesuffix(OPENED) not in random}
 
-    def rounding(self, others: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Distance:
+    def rounding(self, others: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Distances:
         """What one more rounding of those stored values changes that aren't another model's; they stay changed.
 
         Args:
@@ -208,28 +208,31 @@ class Run:
 
         def round_again(name: str, value: Tensor) -> None:
             nonlocal changed
-            where = differing(value, made(others[name]) if name in others else None)
+            other = made(others[name]) if name in others else None
+            where = differing(value, other)
             if where is not None:
                 # Of each tensor by itself, in whatever order they come.
                 generator = torch.Generator().manual_seed(crc32(f"{self.how.seed} {name}".encode()))
-                dither(value, dtype or compact(value, self._stored).dtype, where, generator)
+                stored = dtype or compact(value, self._stored).dtype
+                stays = stays_by_rounding(value, other, stored, where)
+                dither(value, stored, where, generator, HIDDEN if stays else 0.0)
                 changed = True
 
         self._loaded.change(round_again)
         found = self._changed()
-        return found if changed else Distance()
+        return found if changed else Distances()
 
     def sensitivity(self, dtype: torch.dtype) -> Sensitivity:
         """The stored values, and what one rounding of all of them to a type changes; they stay changed."""
         return self._loaded.values(lambda value: compact(value, self._stored)), self.rounding({}, dtype)
 
-    def _changed(self) -> Distance:
+    def _changed(self) -> Distances:
         """How far a share of the outputs is from what it was: the longest inputs."""
         labels = sorted(self._inputs, key=lambda label: (label.endswith(OPENED), -_size(self._inputs[label])))
         share = math.ceil(_SHARE * len(labels))
         some = {x: self._inputs[x] for i, x in enumerate(labels) if i < share or x.endswith(OPENED)}
         after = {key: x for key, x in self._outputs(some).items() if key in self.outputs}
-        return Distance.between({key: self.outputs[key] for key in after}, after)
+        return Distances.between({key: self.outputs[key] for key in after}, after)
 
 
 def _no_number(x: Tensor) -> bool:
