@@ -225,49 +225,6 @@ class Verification(Plain):
     only_opened: bool = False
     _also = ("equal",)
 
-    @classmethod
-    def judged(
-        cls,
-        how: str,
-        found: Distances,
-        explaining: Distances,
-        measured: Sequence[Distances | None],
-        floor: float,
-        tolerance: float | None,
-        **others: Any,
-    ) -> Verification:
-        """The verdict on models as they are, or opened where that is all that differs.
-
-        Args:
-            how: What was compared, in words.
-            found: How far the two are from each other.
-            explaining: What rounding explains of that.
-            measured: `rounding` and `plain`, if they were measured.
-            floor: What arithmetic alone leaves.
-            tolerance: What counts as equal instead of both.
-            others: Further fields.
-        """
-        within = [
-            rounds.explains(apart, floor) if tolerance is None else apart.max_rel <= tolerance
-            for rounds, apart in ((explaining.shown, found.shown), (explaining.opened, found.opened))
-        ]
-        which = "opened" if within == [True, False] else "shown"
-        apart, rounds = getattr(found, which), getattr(explaining, which)
-        rounding, plain = (None if each is None else getattr(each, which) for each in measured)
-        return cls(
-            apart.max_abs,
-            apart.max_rel,
-            rounds.allowed(floor) if tolerance is None else tolerance,
-            how,
-            apart.rms,
-            apart.kl,
-            rounding,
-            plain,
-            tolerance is not None or all(within),
-            only_opened=which == "opened",
-            **others,
-        )
-
     @property
     def equal(self) -> bool:
         """Whether the difference is within the tolerance; never for values that are not numbers."""
@@ -308,3 +265,45 @@ class Verification(Plain):
             times = self.amplification or 0.0
             figures += [f"{times:.2g} times what it changes in the better gauge"] if times > AMPLIFICATION else []
         return ", ".join(figures)
+
+
+def judged(
+    how: str,
+    found: Distances,
+    explaining: Distances,
+    measured: Sequence[Distances | None],
+    floor: float,
+    tolerance: float | None,
+    **others: Any,
+) -> Verification:
+    """The verdict on models as they are, or opened where that is all that differs.
+
+    Args:
+        how: What was compared, in words.
+        found: How far the two are from each other.
+        explaining: What rounding explains of that.
+        measured: `rounding` and `plain`, if they were measured.
+        floor: What arithmetic alone leaves.
+        tolerance: What counts as equal instead of both.
+        others: Further fields.
+    """
+    within = [
+        rounds.explains(apart, floor) if tolerance is None else apart.max_rel <= tolerance
+        for rounds, apart in ((explaining.shown, found.shown), (explaining.opened, found.opened))
+    ]
+    which = "opened" if within == [True, False] else "shown"
+    apart, rounds = getattr(found, which), getattr(explaining, which)
+    rounding, plain = (None if each is None else getattr(each, which) for each in measured)
+    return Verification(
+        apart.max_abs,
+        apart.max_rel,
+        rounds.allowed(floor) if tolerance is None else tolerance,
+        how,
+        apart.rms,
+        apart.kl,
+        rounding,
+        plain,
+        tolerance is not None or all(within),
+        only_opened=which == "opened",
+        **others,
+    )

@@ -27,6 +27,7 @@ from isobasin.verification.distance import (
     Distance,
     Distances,
     Verification,
+    judged,
     misshapen,
 )
 from isobasin.verification.rows import unlike_rows
@@ -83,7 +84,7 @@ def verify_models(
     if finite and not explaining.explains(found, floor):
         rounding, plain = _rounding(one, other, known, coarsest, lambda most: most.explains(found, floor))
         explaining = _capped(rounding, plain)
-    return Verification.judged(
+    return judged(
         one.how.described(one, unread),
         found,
         explaining,

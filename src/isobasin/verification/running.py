@@ -62,12 +62,15 @@ class How:
     more: bool = False
 
     def inputs(self, model: Any) -> Iterator[tuple[str, Inputs]]:
-        """Random inputs, each with a label; of more seeds the longest, and half of the first's for the opened model."""
+        """Random inputs, each with a label; of more seeds the longest. The first's is for the opened model too, or half."""
         yield from model_inputs(model, self.seed)
         for seed in range(self.seed, self.seed + 1 + _MORE_SEEDS * self.more):
             label, longest = max(model_inputs(model, seed), key=lambda pair: _size(pair[1]))
             if seed == self.seed:
-                yield f"{label}{OPENED}", {n: x[:1] if isinstance(x, Tensor) else x for n, x in longest.items()}
+                yield (
+                    f"{label}{OPENED}",
+                    {n: x if self.more or not isinstance(x, Tensor) else x[:1] for n, x in longest.items()},
+                )
             else:
                 yield f"{label}, seed {seed}", longest
 
