@@ -62,17 +62,16 @@ class How:
     more: bool = False
 
     def inputs(self, model: Any) -> Iterator[tuple[str, Inputs]]:
-        """Random inputs, each with a label; of more seeds the longest. The first's is for the opened model too, or half."""
+        """Random inputs, each with a label; of more seeds the longest, and for the opened model the first's or half."""
         yield from model_inputs(model, self.seed)
         for seed in range(self.seed, self.seed + 1 + _MORE_SEEDS * self.more):
             label, longest = max(model_inputs(model, seed), key=lambda pair: _size(pair[1]))
-            if seed == self.seed:
-                yield (
-                    f"{label}{OPENED}",
-                    {n: x if self.more or not isinstance(x, Tensor) else x[:1] for n, x in longest.items()},
-                )
-            else:
+            if seed > self.seed:
                 yield f"{label}, seed {seed}", longest
+            elif self.more:
+                yield f"{label}{OPENED}", longest
+            else:  # one text shows enough where no rounding is measured on it
+                yield f"{label}{OPENED}", {n: x[:1] if isinstance(x, Tensor) else x for n, x in longest.items()}
 
     def described(self, run: Run, unread: tuple[str, ...] = (), what: str = "whole models") -> str:
         """What was compared, in words."""
