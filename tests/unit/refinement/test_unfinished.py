@@ -112,7 +112,7 @@ def test_killed_anywhere_it_leaves_all_or_nothing_and_goes_on(ends, tmp_path):
     assert seen >= {(False, True), (True, True)}
 
 
-@pytest.mark.parametrize("fails", ["isobasin.checkpoints.writer._write_config", "isobasin.checkpoints.writer.install"])
+@pytest.mark.parametrize("fails", ["isobasin.checkpoints.writer._write_config", "isobasin.checkpoints.output.install"])
 @pytest.mark.parametrize("time", [1, 2])
 def test_a_failure_in_the_middle_of_writing(fails, time, ends, tmp_path, monkeypatch):
     """The disk fills while the reference, or the model around it, is written: nothing is left but the state."""
