@@ -15,6 +15,7 @@ from isobasin.checkpoints import temporary_folder
 from isobasin.choices import Method, Objective, Scope, Space
 from isobasin.experiments.ablations import with_percent
 from isobasin.lines.ends import OpenPair
+from isobasin.matching import latents
 from isobasin.records.curves import NAIVE
 from isobasin.refinement.calibration import DataCalibration
 from isobasin.refinement.recipe import Refining
@@ -68,7 +69,8 @@ def alignments(
 
     Returns:
         "ways": by name, from "none" on, a curve with its "percent" of the naive barrier and "middle", how far the loss
-        half-way is above the mean of the ends'; for "circuits", a merged model without a line, "middle" alone.
+        half-way is above the mean of the ends'; for "circuits", a merged model without a line, "middle" alone. What
+        can't be done with such models is not there: weighing experts, averaging circuits of latent attention.
         "seconds": what matching took, by name.
     """
     calibration = DataCalibration(train, pair.losses.device)
@@ -91,7 +93,7 @@ def alignments(
         found[REFINED] = _refined(pair, train, start, refining, progress)
         seconds[REFINED] = time.perf_counter() - began
     found = with_percent({name: {**row, "middle": _middle(row["losses"])} for name, row in found.items()})
-    if merging:
+    if merging and not any(latents.of(block.group) for block in pair.a.specification.attention):
         losses = found[chosen]["losses"]
         found[CIRCUITS] = {"middle": _merged_loss(pair, start) - (losses[0] + losses[-1]) / 2}
     return {"ways": found, "seconds": seconds}
