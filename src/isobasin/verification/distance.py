@@ -235,7 +235,7 @@ class Verification(Plain):
         """What differs by these figures."""
         return (
             "rows, experts or units that random inputs leave out differ; with all taking part outputs"
-            if (self.only_opened)
+            if self.only_opened
             else "outputs"
         )
 

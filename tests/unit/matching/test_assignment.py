@@ -86,5 +86,5 @@ def test_the_scale_of_a_pair_in_closed_form_is_the_lowest_root() -> None:
     quick, found = scales.hyperbolic(p, q)
     assert 0.1 < float(found.double().mean()) < 0.9  # where it isn't, Newton's steps have to find it
     exact = scales.lowest_root(p, q, 1)
-    torch.testing.assert_close(quick[found], exact[found], rtol=1e-8, atol=0)
-    torch.testing.assert_close(scales.lowest(p, q, 1), exact, rtol=1e-8, atol=0)
+    torch.testing.assert_close(quick[found], exact[found], rtol=1e-13, atol=0)
+    torch.testing.assert_close(scales.lowest(p, q, 1), exact, rtol=1e-13, atol=0)
