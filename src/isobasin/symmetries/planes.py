@@ -89,7 +89,8 @@ class Planes(Rotating):
 
     def slowed(self, coordinates: Tensor, share: float) -> Tensor:
         """Φ as it is, and a share of r."""
-        return coordinates * coordinates.new_tensor([share, 1.0])
+        r, phi = coordinates.unbind(-1)
+        return torch.stack([share * r, phi], -1)
 
     def sizes(self, element: Parts) -> dict[str, Tensor]:
         """Sizes of every u."""

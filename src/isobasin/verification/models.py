@@ -111,8 +111,12 @@ def _unlike_rows(values: Mapping[str, Tensor], other: Run, coarsest: torch.dtype
 
 
 def _capped(rounding: Distances, plain: Distances) -> Distances:
-    """What rounding explains: not what a gauge amplifies in which the function is lost."""
-    return rounding.better(plain, AMPLIFICATION)
+    """What rounding explains: not what a gauge amplifies in which the function is lost.
+
+    The opened model is no function that anybody uses: where what the models compute agrees, its rounding may be as
+    large as it is.
+    """
+    return replace(rounding, shown=rounding.shown.better(plain.shown, AMPLIFICATION))
 
 
 def _rounding(
