@@ -68,9 +68,9 @@ def _round(folder: str, module: Any, kind: TaskKind, rounds: Quantiser) -> None:
     """Round a loaded model's weights in place."""
     with open_model(folder) as model:
         weights, names, held = linears(model), names_in_memory(model, kind), named_parameters(module)
-        tensors = {one.weight: held[names[one.weight][0]] for one in weights}
+        tensors = {one.weight: held[names[one.weight][0].parameter] for one in weights}
     for name, x in rounded(tensors, weights, rounds).items():
-        held[names[name][0]].copy_(x)
+        held[names[name][0].parameter].copy_(x)
 
 
 def _loss(module: Any, examples: Examples) -> float:

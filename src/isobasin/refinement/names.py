@@ -49,8 +49,10 @@ def parameters(tensors: Iterable[tuple[Tensor, Sequence[Place]]]) -> dict[str, T
             if not place.part:
                 found[place.parameter] = tensor
                 continue
-            whole = found.setdefault(place.parameter, tensor.new_empty(place.shape))
-            part = whole[tuple(slice(*ends) for ends in place.part)]
+            # What no tensor is given for is no number, instead of whatever memory holds.
+            if place.parameter not in found:
+                found[place.parameter] = tensor.new_full(place.shape, math.nan)
+            part = found[place.parameter][tuple(slice(*ends) for ends in place.part)]
             part.copy_(tensor.reshape(part.shape))
     return found
 
