@@ -132,8 +132,7 @@ def difference(verified: Verification) -> str:
     if verified.unequal:
         text += f" Tensor {verified.unequal[0]!r}, which transformers doesn't read, differs."
     if verified.rows:
-        first, *more = verified.rows
-        text += f" Row {first} differs{f', and {len(more)} more' if more else ''}."
+        text += f" Row {verified.which_rows}."
     if verified.configuration:
         text += f" In config.json {', '.join(verified.configuration)} differs: other inputs may show more of that."
     return text

@@ -240,6 +240,14 @@ class Verification(Plain):
         )
 
     @property
+    def which_rows(self) -> str:
+        """Which rows of tables are others, in words that follow on "row"; empty where none is."""
+        if not self.rows:
+            return ""
+        first, *more = self.rows
+        return f"{first} differs{f', and {len(more)} more' if more else ''}"
+
+    @property
     def amplification(self) -> float | None:
         """How many times what rounding changes in the better gauge it changes in the other; None if not measured."""
         if self.rounding is None or self.plain is None or not self.plain.rms:
@@ -254,8 +262,7 @@ class Verification(Plain):
         if self.misshapen:
             return self.misshapen
         if self.rows and (self.explained or self.only_opened):
-            first, *more = self.rows
-            return f"row {first} differs{f', and {len(more)} more' if more else ''}"
+            return f"row {self.which_rows}"
         figures = [f"{self.subject} differ by {self.max_rel:.2g} relative (allowed {self.tolerance:.2g})"]
         if self.rms is not None and self.max_rel <= self.tolerance:
             figures.append(f"{self.rms:.2g} in the root mean square")

@@ -83,9 +83,8 @@ def descend(
             known = None
             if best is not None and not found.after.squares < best.after.squares * (1 - _FALL):
                 break
-            hopeless = first is None and best is not None and _hopeless(best.after, found.after, rival)
-            best = found
-            if hopeless:
+            before, best = best, found
+            if first is None and before is not None and _hopeless(before.after, best.after, rival):
                 return best
             if found.after.squares <= rounding:
                 break
