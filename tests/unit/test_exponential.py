@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from isobasin.symmetries.exponential import exponential
 
@@ -29,3 +30,23 @@ def test_without_a_gradient_it_is_exact():
     x = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with torch.no_grad():
         assert torch.equal(exponential(x), torch.matrix_exp(x))
+
+
+def test_layers_that_move_together_take_the_quick_one():
+    """`vmap` hides that a gradient is wanted."""
+
+    class Seen(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names: set[str] = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with Seen() as seen:
+        together = torch.vmap(exponential)(x)
+        together.sum().backward()
+    assert "aten.linalg_matrix_exp.default" not in seen.names
+    torch.testing.assert_close(together, torch.matrix_exp(x), rtol=1e-4, atol=1e-5)

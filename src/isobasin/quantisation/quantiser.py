@@ -83,7 +83,9 @@ class Quantiser:
             whole = (largest.amax((-3, -2), keepdim=True) / (_E4M3.max * _LARGEST)).clamp(min=_TINY)
             inside = (largest / _LARGEST / whole).clamp(_E4M3.tiny, _E4M3.max)
             return inside.to(torch.float8_e4m3fn).to(largest.dtype) * whole
-        return largest / (2 ** (self._bits - 1) - 0.5)
+        # Divided by a tensor: by a number a GPU multiplies with its inverse, and the largest of a group then lies on
+        # the other side of the middle between two codes.
+        return largest / torch.full_like(largest, 2 ** (self._bits - 1) - 0.5)
 
     def _codes(self, x: Tensor) -> Tensor:
         """The nearest number that is stored, of two the even one."""
