@@ -37,7 +37,7 @@ from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.options import DataFacts
 from isobasin.testing.assertions import assert_function_preserved
-from isobasin.testing.pretended import pretended_cuda
+from isobasin.testing.pretended import pretended_cuda, recording
 from isobasin.verbs.settings import Matching, Running
 from isobasin.verification import running
 
@@ -200,7 +200,8 @@ def test_gauge(pair, by, tmp_path):
 
     def act(device: str) -> Gauged:
         on = Running(device=device)
-        return gauge(a, "rtn3", tmp_path / device, data=data, by=by, tries=1, how=how, running=on)
+        # Of integers the largest of every group is half-way between two codes, and goes either way by its last digit.
+        return gauge(a, "nvfp4", tmp_path / device, data=data, by=by, tries=1, how=how, running=on)
 
     done = on_both(act)
     # A value next to the middle of two codes, or a slope next to nothing, goes either way: what is learned differs.
@@ -388,16 +389,32 @@ def test_a_streamed_model_computes_what_a_held_one_does(tmp_path, monkeypatch):
     assert streamed.rounding.rms == pytest.approx(held.rounding.rms, rel=1e-6)
 
 
-@pytest.mark.skipif(not REAL, reason="graphs are recorded by CUDA")
-def test_a_replayed_step_is_the_step(pair):
-    """The gradients of a recorded graph, on batches that it wasn't recorded with."""
+def line_of(pair: tuple[Path, Path, TensorExamples]) -> ModuleLine:
+    """The line between both models, whose ends move."""
     a, b, found = pair
     start = isobasin.align(a, b, scope="model")
     with open_model(a) as one, open_model(b) as other:
-        line = ModuleLine.between(one, other, start, found.kind, moves=(True, True), device="cuda")
+        return ModuleLine.between(one, other, start, found.kind, moves=(True, True), device="cuda")
+
+
+@pytest.mark.skipif(REAL, reason="a graph is recorded there")
+def test_a_step_can_be_recorded(cuda, pair):
+    """Nothing is asked of the device, or copied to it."""
+    line = line_of(pair)
+    batch, t = line.placed(pair[2].fetch(range(4))), torch.tensor(0.3, device="cuda")
+    for _ in range(2):
+        line.divergence(t, batch)
+    with recording():
+        line.divergence(t, batch).backward()
+
+
+@pytest.mark.skipif(not REAL, reason="graphs are recorded by CUDA")
+def test_a_replayed_step_is_the_step(pair):
+    """The gradients of a recorded graph, on batches that it wasn't recorded with."""
+    line = line_of(pair)
     replayed, stepwise = (kind(line.divergence, line.coordinates()) for kind in (Replayed, Stepwise))
     for step in range(6):
-        batch = line.placed(found.fetch(range(step, step + 4)))
+        batch = line.placed(pair[2].fetch(range(step, step + 4)))
         t = torch.tensor(0.1 * (step + 1), device="cuda")
         slopes = []
         for take in (replayed, stepwise):

@@ -74,6 +74,9 @@ class Chart:
         for name, size in {} if stream is None else _sizes(stream).items():
             if 0 not in size:
                 self.coordinates[name] = torch.zeros(size, dtype=dtype, device=device, requires_grad=True)
+        absorbed = [] if stream is None else [place for place, norm in enumerate(stream.norms) if norm.absorbed]
+        # On the device, where a step would otherwise wait for them.
+        self._absorbed = torch.tensor(absorbed, dtype=torch.int64, device=device)
         self._dtype, self._stretching = dtype, stretching
 
     @property
@@ -139,10 +142,7 @@ class Chart:
         if GAINS in found:
             start = replace(start, gains=start.gains * found[GAINS].exp())
         if BIASES in found:
-            where = [place for place, norm in enumerate(plan.norms) if norm.absorbed]
-            rows = torch.zeros_like(start.biases)
-            rows[where] = found[BIASES]
-            start = replace(start, biases=start.biases + rows)
+            start = replace(start, biases=start.biases.index_add(0, self._absorbed, found[BIASES]))
         matrix = _map(plan.group, found[MATRIX]) if MATRIX in found else start.matrix.to(dtype)
         return replace(start, matrix=matrix)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from isobasin.errors import IsobasinError
+from isobasin.errors import IsobasinError, first_line, warn
 
 # Steps before a graph is recorded: libraries choose and allocate what they need in the first ones.
 _WARM = 3
@@ -86,8 +86,10 @@ class Replayed:
             torch.cuda.current_stream().wait_stream(beside)
             with torch.cuda.graph(graph):
                 self._loss = self._stepwise(self._t, self._batch)
-        except (RuntimeError, IsobasinError):
-            return  # step by step either it goes well, or what is wrong is said
+        except (RuntimeError, IsobasinError) as error:
+            # Step by step either it goes well, or what is wrong is said.
+            warn(f"a step can't be recorded as one CUDA graph, and so takes several times as long: {first_line(error)}")
+            return
         self._slopes, self._graph = [x.grad for x in self._coordinates], graph
 
 

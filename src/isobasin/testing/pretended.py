@@ -23,6 +23,9 @@ _aten = torch.ops.aten
 # What takes tensors of two devices: copies, and indices.
 _COPIES = {_aten.copy_.default, _aten._to_copy.default, _aten._copy_from.default}
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index.Tensor}
+# What has to wait for the device.
+_WAITING = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default}
+_WAITING |= {_aten.linalg_matrix_exp.default, _aten._linalg_svd.default, _aten._linalg_eigh.default}
 # What Python asks of a tensor without dispatching an operation of torch.
 _PYTHON = (Tensor.tolist, Tensor.__deepcopy__, Tensor.__reduce_ex__, Tensor.numpy, Tensor.__array__, Tensor.data_ptr)
 _DEVICE_OF: Any = Tensor.device.__get__  # pyright: ignore
@@ -128,6 +131,8 @@ def _copy(x: Remote) -> Tensor:
     return made.requires_grad_(x.requires_grad)
 
 
+# Whether what is done is being recorded.
+_RECORDING = [False]
 # Whether a function of tensors on the device is being computed: what torch's C++ makes for it is on the device too,
 # where it believes that to be.
 _INSIDE = [False]
@@ -177,6 +182,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     _check(func, args, tensors)
     wanted = kwargs.get("device")
     there = bool(wrapped) if wanted is None else torch.device(wanted).type in _there()
+    if _RECORDING[0]:
+        _check_recorded(func, args, tensors, there)
     if there and wanted is not None:
         inner_kwargs["device"] = torch.device("cpu")
     made = func(*inner_args, **inner_kwargs)
@@ -220,6 +227,22 @@ def _check(func: Any, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:
         )
 
 
+def _check_recorded(func: Any, args: Sequence[Any], tensors: Sequence[Tensor], there: bool) -> None:
+    """Refuse what a graph can't record.
+
+    Raises:
+        RuntimeError: The device would have to be waited for, or something copied to it or from it.
+    """
+    sides = {isinstance(x, Remote) for x in tensors}
+    waits = func in _WAITING and True in sides
+    copies = func in _COPIES and {*sides, there} == {True, False}
+    if func in _INDEXED and isinstance(args[0], Remote):
+        rows = [x for x in args[1] if isinstance(x, Tensor)]
+        copies, waits = any(not isinstance(x, Remote) for x in rows), any(x.dtype == torch.bool for x in rows)
+    if waits or copies:
+        raise RuntimeError(f"operation not permitted when stream is capturing ({func})")
+
+
 def _refuses(*_: Any) -> None:
     raise RuntimeError("nothing is recorded on a device that isn't there")
 
@@ -245,3 +268,14 @@ def pretended_cuda() -> Generator[None]:
         for mode in (calm, _Functions(), _Operations()):
             stack.enter_context(mode)
         yield
+
+
+@contextmanager
+def recording() -> Generator[None]:
+    """On the pretended device, what a CUDA graph could not record is refused, as where one is being recorded."""
+    _RECORDING[0] = True
+    try:
+        with mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True):
+            yield
+    finally:
+        _RECORDING[0] = False

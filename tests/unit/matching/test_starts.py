@@ -1,5 +1,7 @@
 """Where the descents of heads that are far from each other begin."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +23,21 @@ def test_polynomials_come_next_to_the_polar_factor():
     x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scaled = x * torch.logspace(-20, 20, 5, dtype=torch.float64)[:, None, None, None]
     torch.testing.assert_close(subspace._near_polar(scaled), subspace.polar(x), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e12])
+def test_newtons_iteration_comes_to_the_polar_factor(condition: float):
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.linalg.qr(torch.randn(40, 40, generator=generator, dtype=torch.float64)).Q for _ in range(2))
+    x = 1e5 * (one * torch.logspace(0, -math.log10(condition), 40, dtype=torch.float64)) @ other
+    found = subspace._iterated_polar(x)
+    assert found is not None
+    torch.testing.assert_close(found @ found.mT, torch.eye(40, dtype=torch.float64), atol=1e-13, rtol=0)
+    torch.testing.assert_close(found, one @ other, atol=1e-14 * condition, rtol=0)
+
+
+def test_newtons_iteration_says_where_it_does_not_end():
+    assert subspace._iterated_polar(torch.zeros(6, 6, dtype=torch.float64)) is None
 
 
 def test_the_published_start_is_the_polar_factor():
