@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from test_feedforward import element, make_block
 from torch import Tensor
 
-from isobasin.matching import feedforward as matching, nearest, scales
+from isobasin.matching import assignment, feedforward as matching, nearest, scales
 from isobasin.matching.assignment import linear_sum_assignment
 from isobasin.matching.feedforward import distance, match_feedforward, unit_sizes
 from isobasin.matching.nearest import plain_partners
@@ -149,8 +150,53 @@ def test_plain_partners_are_those_of_least_cost(
     assert found is not None
     assert {0, 1} <= set(found[1].tolist())
     assert len(found[1]) <= 2 + strangers
-    least = linear_sum_assignment(matching._costs(block.group, a, b))[1]
-    assert matching._partners(block.group, a, b).tolist() == least.tolist()
+    least = linear_sum_assignment(matching.unit_costs(block.group, a, b))[1]
+    assert matching.partners(block.group, a, b).tolist() == least.tolist()
+
+
+@given(st.sampled_from(KINDS), seeds(), st.booleans(), st.sampled_from([1.0, 1e-8, 1e6]))
+def test_float32_makes_no_pair_dearer_than_is_said(kind: tuple[str, bool], seed: int, bias: bool, size: float):
+    """Of units of many sizes, of one sign so that roundings add up, alike ones and zeros among them."""
+    a, b = (make_block(kind[0], 40, 24, s, gated=kind[1], bias=bias) for s in (seed, seed + 1))
+    draw = torch.Generator().manual_seed(seed)
+    for block in (a, b):
+        for rows in block.weights.tensors().values():
+            if rows.ndim == 2:
+                rows.abs_().mul_(size * (2 * torch.randn(40, 1, generator=draw, dtype=torch.float64)).exp())
+    for name, rows in a.weights.tensors().items():
+        if rows.ndim == 2:
+            rows[:5] = getattr(b.weights, name)[5:10]
+            rows[5:7] = 0
+    sides = matching.branches(a.weights), matching.branches(b.weights)
+    assert matching._bounded(a.group, *sides) == (kind in ONE_SCALE)
+    rough, costs = matching._rough(a.group, *sides), matching.unit_costs(a.group, *sides)
+    rows, columns = (torch.arange(40).repeat_interleave(40), torch.arange(40).repeat(40))
+    exact = rough.exact(rows.numpy(), columns.numpy()).reshape(40, 40)
+    np.testing.assert_allclose(exact, costs, rtol=1e-9, atol=1e-12 * np.abs(costs).max())
+    if kind in ONE_SCALE:
+        blur = np.stack([rough.blur(column) for column in exact.T], 1)
+        assert (rough.costs - exact <= blur).all()
+        assert (blur[7:] <= 1e-3 * (np.abs(exact) + blur.min())[7:].max()).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_blocks_are_assigned_as_by_the_costs_in_float64(kind: tuple[str, bool], monkeypatch: pytest.MonkeyPatch):
+    """Units that float32 can't tell apart, twins and zeros among them."""
+    a, b = (make_block(kind[0], 96, 8, seed, gated=kind[1], bias=False) for seed in (1, 2))
+    draw = torch.Generator().manual_seed(0)
+    for name, rows in a.weights.tensors().items():
+        rows[:24] = rows[24:48] + 1e-9 * torch.randn(24, 8, generator=draw, dtype=torch.float64)
+        getattr(b.weights, name)[:30] = getattr(b.weights, name)[30:60] * (1 + 1e-9)
+        rows[90:], getattr(b.weights, name)[92:] = 0, 0
+    sides = matching.branches(a.weights), matching.branches(b.weights)
+    costs = matching.unit_costs(a.group, *sides)
+    least = costs[linear_sum_assignment(costs)].sum()
+    for name, value in {"_SMALL": 20, "_CANDIDATES": 3, "_MORE": 2}.items():
+        monkeypatch.setattr(assignment, name, value)
+    if kind in ONE_SCALE:
+        monkeypatch.delattr(matching, "linear_sum_assignment")
+    found = matching.partners(a.group, *sides)
+    assert costs[np.arange(96), found.numpy()].sum() == pytest.approx(least, rel=1e-11)
 
 
 def test_unlike_units_are_no_plain_partners():

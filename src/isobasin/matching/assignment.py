@@ -5,10 +5,15 @@ these and equality for the chosen ones, is one of least cost among all pairs if 
 either: every assignment then costs `Σ u + Σ v` or more, which is what this one costs. So pairs that undercut their
 prices are added until there are none. That takes a few passes over the costs, where solving the whole takes as many as
 there are rows.
+
+Costs may be rough ones. Those of the pairs that could undercut their prices are then made exact, so that what is found
+is of least cost by the exact ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,14 +24,33 @@ _SMALL = 1024
 _CANDIDATES, _MORE = 64, 64
 # As many of all pairs at most are looked at, in as many rounds, before all are.
 _SHARE, _ROUNDS = 1 / 4, 30
-# Costs count in so many steps between the least and the largest: sums of thousands of them are exact in float64.
-_STEPS = 2**40
+# Costs count in so many steps between the least and the largest, then in as many finer ones: sums of thousands of them
+# are exact in float64. The solver outbids by what two costs differ by, a step at least, and where only the finer ones
+# tell them apart prices are near their ends by then.
+_STEPS = 2**20
 # How soft the first prices are, in deviations of the costs, at the first and the last of so many sweeps.
 _SOFTNESS, _SWEEPS = (0.1, 0.01), 15
 # What tells equal costs apart where some are picked, of their range.
 _TIES = 1e-6
 # Costs that are looked at at once.
 _NUMBERS = 2**21
+# Of rough costs as many a row are made exact at most, before all are.
+_EXACT = 64
+
+
+@dataclass(frozen=True)
+class Rough:
+    """Costs of all pairs of as many rows as columns, and how to have those of some exactly.
+
+    Attributes:
+        costs: Of giving each row each column, but for rounding.
+        exact: What some pairs truly cost, by their rows and columns.
+        blur: By how much a pair of each row may seem dearer than it is, if it truly costs less than this.
+    """
+
+    costs: np.ndarray
+    exact: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    blur: Callable[[np.ndarray], np.ndarray]
 
 
 def linear_sum_assignment(costs: Any, *, maximize: bool = False) -> tuple[Any, Any]:
@@ -50,25 +74,31 @@ def linear_sum_assignment(costs: Any, *, maximize: bool = False) -> tuple[Any, A
     return optimize.linear_sum_assignment(costs, maximize)
 
 
-def by_candidates(costs: np.ndarray) -> np.ndarray | None:
+def large(size: int) -> bool:
+    """Whether assignments of so many rows and columns are found by the pairs that matter."""
+    return size > _SMALL
+
+
+def by_candidates(costs: np.ndarray | Rough) -> np.ndarray | None:
     """The column of each row, from pairs that are cheap in their row or column; None where too many of them are."""
-    least, most = costs.min(), costs.max()
+    rough, costs = (costs, costs.costs) if isinstance(costs, Rough) else (None, costs)
+    least, most = float(costs.min()), float(costs.max())
     if not np.isfinite(most - least):
         return None
     if least == most:
-        return np.arange(len(costs))
+        return np.arange(len(costs)) if rough is None else None
     nearest = costs.argmin(-1)
-    if len(np.unique(nearest)) == len(costs):
+    if rough is None and len(np.unique(nearest)) == len(costs):
         return nearest
     ties = _ties(len(costs), most - least)
-    step, pairs = (most - least) / _STEPS, _candidates(costs, ties)
-    u = v = None
+    coarse, pairs, known = (most - least) / _STEPS, _candidates(costs, ties), _Known(costs)
+    step, u, v = coarse, None, None
     for _ in range(_ROUNDS):
         if np.count_nonzero(pairs) > _SHARE * pairs.size:
             return None
         rows, columns = pairs.nonzero()
         # Of whole numbers all sums are exact: solvers go round in circles where rounding makes ties unequal.
-        values = np.rint((costs[rows, columns] - least) / step)
+        values = np.rint((known.of(rows, columns) - least) / step)
         if u is None or v is None:
             u, v = _soft_prices(rows, columns, values, len(costs))
         # Prices change what every assignment costs by the same, and near the best ones there is little left to do.
@@ -76,9 +106,58 @@ def by_candidates(costs: np.ndarray) -> np.ndarray | None:
         chosen = _sparse(rows, columns, left, len(costs))
         more_u, more_v = _prices(rows, columns, left, chosen)
         u, v = u + more_u, v + more_v
-        if not _add(pairs, costs, ties, step * (u - 1) + least, step * v):
+        paid = step * (u - 1) + least, step * v
+        if _add(pairs, ties, known.under(*paid)):
+            continue
+        if rough is not None and _make_exact(pairs, known, rough, *paid):
+            if len(known.places) > _EXACT * len(costs):
+                return None
+        elif step == coarse:
+            step, u, v = coarse / _STEPS, _STEPS * u, _STEPS * v
+        else:
             return chosen
     return None
+
+
+class _Known:
+    """What pairs cost, exactly where rough costs have been made so."""
+
+    def __init__(self, costs: np.ndarray) -> None:
+        """No cost was made exact yet."""
+        self.costs = costs
+        # Of those that were, in order: row times the number of columns, and column.
+        self.places, self._values = np.empty(0, int), np.empty(0)
+
+    def of(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """What some pairs cost."""
+        found = self.costs[rows, columns].astype(float)
+        if len(self.places):
+            wanted = rows * len(self.costs) + columns
+            at = np.searchsorted(self.places, wanted).clip(max=len(self.places) - 1)
+            exact = self.places[at] == wanted
+            found[exact] = self._values[at[exact]]
+        return found
+
+    def add(self, places: np.ndarray, values: np.ndarray) -> None:
+        """Some are exact from now on."""
+        places, values = np.concatenate([self.places, places]), np.concatenate([self._values, values])
+        order = np.argsort(places, kind="stable")
+        self.places, self._values = places[order], values[order]
+
+    def under(
+        self, u: np.ndarray, v: np.ndarray, blur: np.ndarray | None = None
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Of some rows at a time, how far pairs are above their prices, and which are below, or less so than a blur.
+
+        Those that were made exact are not asked about: they are infinitely far above.
+        """
+        size = len(self.costs)
+        for some in _slices(size):
+            above = self.costs[some] - v - u[some, None]
+            first, last = np.searchsorted(self.places, (some.start * size, some.stop * size))
+            above.reshape(-1)[self.places[first:last] - some.start * size] = np.inf
+            below = above < (0 if blur is None else blur[some, None])
+            yield some, above, below
 
 
 def _slices(size: int) -> list[slice]:
@@ -171,19 +250,32 @@ def _lengths(to: np.ndarray, from_: np.ndarray, steps: np.ndarray) -> np.ndarray
         found = shorter
 
 
-def _add(pairs: np.ndarray, costs: np.ndarray, ties: np.ndarray, u: np.ndarray, v: np.ndarray) -> bool:
+def _add(pairs: np.ndarray, ties: np.ndarray, under: Iterator[tuple[slice, np.ndarray, np.ndarray]]) -> bool:
     """Add pairs that cost less than their prices, of every row those that do by most; whether there were any."""
     found = False
-    for some in _slices(len(costs)):
-        above = costs[some] - v - u[some, None]
-        under = above < 0
-        many = under.sum(-1) > _MORE
-        found |= bool(under.any())
+    for some, above, below in under:
+        many = below.sum(-1) > _MORE
+        found |= bool(below.any())
         if many.any():
             most = np.argpartition(above[many] + ties[some][many], _MORE)[:, :_MORE]
-            under[many] = False
-            rows = under[many]
+            below[many] = False
+            rows = below[many]
             np.put_along_axis(rows, most, True, -1)
-            under[many] = rows
-        pairs[some] |= under
+            below[many] = rows
+        pairs[some] |= below
     return found
+
+
+def _make_exact(pairs: np.ndarray, known: _Known, rough: Rough, u: np.ndarray, v: np.ndarray) -> bool:
+    """Make exact, and add, the pairs that may cost less than their prices, or no more; whether there were any.
+
+    Where there is none all that are chosen are exact, and by the exact costs as well no pair undercuts its prices.
+    """
+    size, found = len(pairs), []
+    for some, _, below in known.under(u, v, rough.blur(u + v.max())):
+        pairs[some] |= below
+        found.append(np.flatnonzero(below) + some.start * size)
+    places = np.concatenate(found)
+    if len(places):
+        known.add(places, rough.exact(*np.divmod(places, size)))
+    return len(places) > 0

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from isobasin.bounds import VANISHING
-from isobasin.matching.assignment import linear_sum_assignment
+from isobasin.matching.assignment import Rough, by_candidates, large, linear_sum_assignment
 from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.matching.nearest import plain_partners
@@ -39,6 +39,12 @@ _ROWS = 256
 # so that costs need few; those of the chosen pairs go on until nothing changes.
 _COST_SWEEPS = 12
 _SWEEPS = 1000
+# What is added to the terms of a product where its rounding is bounded: those of its operands, and of what follows.
+_SOME = 16
+# Squared norms of which products in float32 have nothing but their rounding.
+_SINGLE = 1e-20, 1e20
+# Pairs of units whose exact costs are computed at once.
+_COUPLES = 256
 # Above so many pairs of units, over all pairs of experts, experts are compared by probes instead.
 _NESTED = 2**24
 _PROBES = 64
@@ -78,7 +84,7 @@ def match_feedforward(
         element = _match_experts(group, reference, model)
         return FeedForwardMatch(element, group.act(element, model))
     a, b = (branches(w if moments is None else weighted(w, moments)) for w in (reference, model))
-    order = _partners(group, a, b)
+    order = partners(group, a, b)
     up, gate = _scales(group, _couples(a, b, slice(None), order), _SWEEPS)
     element = group.identity((), order.device).having({"permutation": order, "up": up, "gate": gate})
     return FeedForwardMatch(element, group.act(element, model))
@@ -176,7 +182,7 @@ def _expert_costs(group: FeedForwardGroup, reference: FeedForwardWeights, model:
 def _least(group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights) -> float:
     """The least squared distance of two blocks' units over all moves."""
     a, b = branches(reference), branches(model)
-    return float(_distances(group, a, b, slice(None), _partners(group, a, b)).sum())
+    return float(_distances(group, a, b, slice(None), partners(group, a, b)).sum())
 
 
 def _probed_costs(group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights) -> Tensor:
@@ -212,18 +218,54 @@ Rows = Tensor | slice
 """Which units, by their numbers."""
 
 
-def _partners(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
+def partners(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
     """Which unit of the model each of the reference's gets: the assignment of least squared distance over scales."""
     device = a["up"].device
     plain = plain_partners(a, b, lambda i, j: _distances(group, a, b, i, j))
     if plain is not None:
-        partners, rest = plain
+        chosen, rest = plain
         # Where those in doubt take nobody's partner, no assignment costs less than all these together.
-        some = _costs(group, {name: branch[rest] for name, branch in a.items()}, b)
-        partners[rest] = torch.from_numpy(linear_sum_assignment(some)[1]).to(device)
-        if len(partners.unique()) == group.units:
-            return partners
-    return torch.from_numpy(linear_sum_assignment(_costs(group, a, b))[1]).to(device)
+        some = unit_costs(group, {name: branch[rest] for name, branch in a.items()}, b)
+        chosen[rest] = torch.from_numpy(linear_sum_assignment(some)[1]).to(device)
+        if len(chosen.unique()) == group.units:
+            return chosen
+    found = by_candidates(_rough(group, a, b)) if large(group.units) and _bounded(group, a, b) else None
+    if found is None:
+        found = linear_sum_assignment(unit_costs(group, a, b))[1]
+    return torch.from_numpy(found).to(device)
+
+
+def _bounded(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether costs in float32 are bounded: the best scales are known, and no number is too small or large."""
+    if group.up is not Scale.none and group.gate not in (None, Scale.none, Scale.sign):
+        return False
+    sizes = torch.cat([branch.square().sum(-1) for side in (a, b) for branch in side.values()])
+    low, high = _SINGLE
+    return not bool(((sizes > 0) & ((sizes < low) | (sizes > high))).any())
+
+
+def _rough(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> Rough:
+    """The costs of all pairs in float32, and those that could matter as they are.
+
+    With x all branches of a unit of the reference and y those of one of the model at their best scales, an inner
+    product is wrong by `ε ||x|| ||y||` at most, ε the unit roundoff times the terms of a sum and some more. So a pair
+    of cost c seems dearer by `2 ε ||x|| ||y||` and some roundings of `||y||²` and of that product, and if c is less
+    than p, then `||y|| <= ||x|| + (||x||² + p)^{1/2}`, as c is `||x - y||² - ||x||²`.
+    """
+    device, eps = a["up"].device, torch.finfo(torch.float32).eps
+    norms = torch.stack([branch.square().sum(-1) for branch in a.values()]).sum(0).sqrt().cpu().numpy()
+    terms = max(branch.shape[-1] for branch in a.values()) + _SOME
+
+    def exact(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        couples = (torch.from_numpy(x).to(device).split(_COUPLES) for x in (rows, columns))
+        found = [_least_costs(group, _couples(a, b, *some)) for some in zip(*couples, strict=True)]
+        return torch.cat(found).cpu().numpy()
+
+    def blur(price: np.ndarray) -> np.ndarray:
+        size = norms + np.sqrt((norms**2 + price).clip(min=0))
+        return eps * size * (terms * norms + _SOME * size)
+
+    return Rough(unit_costs(group, a, {name: branch.float() for name, branch in b.items()}), exact, blur)
 
 
 def _couples(a: dict[str, Tensor], b: dict[str, Tensor], ours: Rows, theirs: Tensor) -> _Pairs:
@@ -239,24 +281,29 @@ def _distances(
     """The least squared distances of such pairs over all scales, or where both branches have some, one that is near."""
     pairs = _couples(a, b, ours, theirs)
     own = sum(branch[ours].square().sum(-1) for branch in a.values())
-    return own + _value(group, pairs, *_scales(group, pairs, _COST_SWEEPS))
+    return own + _least_costs(group, pairs)
 
 
-def _costs(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> np.ndarray:
-    """The least squared distance over scales of every pair of units, less the reference's norms, `(f, f)`."""
+def unit_costs(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> np.ndarray:
+    """The least squared distance over scales of every pair of units, less the reference's norms, in b's type."""
     units, others = len(a["up"]), len(b["up"])
-    costs = np.empty((units, others))
-    eta = {name: branch.square().sum(-1) for name, branch in b.items()}
+    dtype = b["up"].dtype
+    costs = np.empty((units, others), np.float32 if dtype is torch.float32 else float)
+    eta = {name: torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square().to(dtype) for name, x in b.items()}
     step = max(1, _PAIRS // others)
     for start in range(0, units, _ROWS):
-        gammas = {name: (branch[start : start + _ROWS] @ b[name].mT).split(step) for name, branch in a.items()}
+        some = {name: branch[start : start + _ROWS].to(dtype) for name, branch in a.items()}
+        gammas = {name: (branch @ b[name].mT).split(step) for name, branch in some.items()}
         for i, parts in enumerate(zip(*gammas.values(), strict=True)):
             pairs = _Pairs(eta, dict(zip(gammas, parts, strict=True)))
             first = start + i * step
-            costs[first : first + len(parts[0])] = (
-                _value(group, pairs, *_scales(group, pairs, _COST_SWEEPS)).cpu().numpy()
-            )
+            costs[first : first + len(parts[0])] = _least_costs(group, pairs).cpu().numpy()
     return costs
+
+
+def _least_costs(group: FeedForwardGroup, pairs: _Pairs) -> Tensor:
+    """The least squared distances of pairs over scales, less the reference's norms."""
+    return _value(group, pairs, *_scales(group, pairs, _COST_SWEEPS))
 
 
 def _value(group: FeedForwardGroup, pairs: _Pairs, up: Tensor, gate: Tensor) -> Tensor:
@@ -311,8 +358,9 @@ def _scale(kind: Scale, power: int, pairs: _Pairs, branch: str, down: Tensor | N
         return torch.ones_like(gamma)
     if kind is Scale.sign:
         return torch.where(gamma + gamma_down < 0, -torch.ones_like(gamma), torch.ones_like(gamma))
-    dead = (eta < VANISHING) | (eta_down < VANISHING)
-    eta, eta_down = (e.clamp(min=VANISHING) for e in (eta, eta_down))
+    least = max(VANISHING, torch.finfo(eta.dtype).tiny)
+    dead = (eta < least) | (eta_down < least)
+    eta, eta_down = (e.clamp(min=least) for e in (eta, eta_down))
     balance = (eta_down / eta) ** (0.5 / (1 + power))
     level = eta * balance.square()
     p, q = gamma * (balance / level), gamma_down / (level * balance**power)

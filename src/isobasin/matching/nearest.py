@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 # Pairs of rows whose cosines are held at once.
-_PAIRS = 2**22
-# Of the units, as many may be in doubt: they are then assigned by the costs of all their pairs.
-_IN_DOUBT = 1 / 16
+_PAIRS = 2**20
+# Of the units, as many may be in doubt: they are then assigned by the costs of all their pairs. And of those that were
+# looked at so far.
+_IN_DOUBT, _SO_FAR = 1 / 16, 1 / 2
 
 Rows = Mapping[str, Tensor]
 """The branches of units, `(f, n)` each, by name."""
@@ -36,13 +37,14 @@ def plain_partners(a: Rows, b: Rows, distances: Callable[[Tensor, Tensor], Tenso
     """
     units, device = len(a["up"]), a["up"].device
     squares = {name: rows.square().sum(-1) for name, rows in a.items()}
-    ours, theirs = ({name: _unit(rows) for name, rows in side.items()} for side in (a, b))
+    theirs = {name: _unit(rows) for name, rows in b.items()}
     partners = torch.zeros(units, dtype=torch.int64, device=device)
     doubtful = torch.zeros(units, dtype=torch.bool, device=device)
     for rows in torch.arange(units, device=device).split(max(1, _PAIRS // units)):
+        seen = int(rows[-1]) + 1
         score, least = torch.zeros((), device=device), torch.zeros((), device=device)
         for name, own in squares.items():
-            cosines = ours[name][rows] @ theirs[name].mT
+            cosines = _unit(a[name][rows]) @ theirs[name].mT
             # More than sums of so many products and their squares may be wrong by.
             blur = (a[name].shape[-1] + 8) * torch.finfo(cosines.dtype).eps
             score = score + cosines.abs_().add_(blur).square_().mul_(own[rows, None])
@@ -55,7 +57,7 @@ def plain_partners(a: Rows, b: Rows, distances: Callable[[Tensor, Tensor], Tenso
             if not len(rows):
                 break
         doubtful[rows] = True
-        if int(doubtful.sum()) > _IN_DOUBT * units:
+        if int(doubtful.sum()) > min(_IN_DOUBT * units, _SO_FAR * seen):
             return None
     doubtful |= partners[~doubtful].bincount(minlength=units)[partners] > 1
     rest = doubtful.nonzero().squeeze(-1)

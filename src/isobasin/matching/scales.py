@@ -46,7 +46,7 @@ def hyperbolic(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         step = (s * (4 - h * c) - e) / (4 - h * c * c * c)
         s = s - step
     # Quadratic: the error that is left is about the square of this.
-    found = convex & (step.abs() <= 1e-8 * (1 + s.abs()))
+    found = convex & (step.abs() <= _last(s) * (1 + s.abs()))
     root = (1 + s * s).sqrt()
     return torch.where(s > 0, s + root, 1 / (root - s)), found
 
@@ -84,7 +84,12 @@ def _newton(w: Tensor, p: Tensor, q: Tensor, m: int, low: Tensor, high: Tensor) 
         slope = w - p + m * v * down * (q - down)
         bend = 1 + m * v * v * down * ((2 * m + 1) * down - (m + 1) * q)
         new = torch.clamp(w - slope / bend, low, high)
-        if bool(((new - w).abs() <= 1e-9 * w).all()):  # quadratic: the error that is left is its square
+        if bool(((new - w).abs() <= _last(w) * w).all()):  # quadratic: the error that is left is its square
             return new
         w = new
     return w
+
+
+def _last(w: Tensor) -> float:
+    """The share of a value that its last step changes: the error that is left is about the square of it."""
+    return torch.finfo(w.dtype).eps ** 0.5 / 2

@@ -56,6 +56,49 @@ def test_the_assignment_of_a_part_of_the_pairs_is_that_of_all(kind: str, seed: i
     assert np.array_equal(columns, best)
 
 
+def _rough(costs: np.ndarray, blur: float, asked: list[np.ndarray], seed: int = 0) -> assignment.Rough:
+    """Costs that are wrong by less than a blur, and a note of the places that were asked for."""
+    draw = np.random.default_rng(seed)
+
+    def exact(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        asked.append(rows * len(costs) + columns)
+        return costs[rows, columns]
+
+    wrong = (costs + blur * draw.uniform(-1, 1, costs.shape)).astype(np.float32)
+    return assignment.Rough(wrong, exact, lambda price: np.full(len(price), 1.001 * blur))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("blur", [1e-6, 0.3, 3.0])
+@pytest.mark.parametrize("kind", ["plain", "sizes", "near", "twins"])
+def test_rough_costs_are_made_exact_where_they_decide(
+    kind: str, blur: float, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimum of the exact costs, though that of the rough ones is another; no cost is asked for twice."""
+    for name in ("_EXACT", "_SHARE", "_ROUNDS"):
+        monkeypatch.setattr(assignment, name, _ROWS)
+    costs, asked = _costs(kind, seed), list[np.ndarray]()
+    # Costs in single precision are wrong by more than 1e-6 themselves.
+    rough, rows = _rough(costs, max(blur, 1e-6 * np.abs(costs).max()), asked, seed), np.arange(_ROWS)
+    found = assignment.by_candidates(rough)
+    assert found is not None
+    least = costs[scipy.optimize.linear_sum_assignment(costs)].sum()
+    assert costs[rows, found].sum() == pytest.approx(least, rel=1e-11)
+    places = np.concatenate(asked)
+    assert len(np.unique(places)) == len(places)
+    if blur < 1 and kind in ("plain", "sizes", "near"):
+        assert len(places) < costs.size / 10
+    if blur == 3.0 and kind in ("plain", "sizes"):
+        quick = scipy.optimize.linear_sum_assignment(rough.costs)
+        assert costs[quick].sum() > least + 1
+
+
+def test_rough_costs_that_decide_nowhere_are_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assignment, "_EXACT", 5)
+    assert assignment.by_candidates(_rough(_costs("plain"), 100.0, [])) is None
+    assert assignment.by_candidates(_rough(np.full((30, 30), 2.0), 0.0, [])) is None
+
+
 @pytest.mark.parametrize("kind", ["dead", "twins", "whole numbers"])
 def test_among_equal_costs_an_assignment_of_the_least_is_found(kind: str) -> None:
     costs = _costs(kind)
