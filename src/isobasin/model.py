@@ -21,6 +21,7 @@ from isobasin.architectures.view import View
 from isobasin.canonical import Canonical, Source, evened, open_canonical
 from isobasin.checkpoints import Checkpoint, check_finite
 from isobasin.errors import ArchitectureError, TensorError
+from isobasin.memory import carried
 from isobasin.symmetries.along import Stream
 from isobasin.symmetries.weights import AttentionWeights, stack
 
@@ -94,7 +95,7 @@ class Blocks(ABC):
 
     def double(self, names: Iterable[str], device: str = "cpu") -> dict[str, Tensor]:
         """The same in float64 on a device."""
-        return {name: tensor.to(device, torch.float64) for name, tensor in self.checked(names).items()}
+        return {name: carried(tensor, device, torch.float64) for name, tensor in self.checked(names).items()}
 
     def dtype(self, *, feedforward: bool = False) -> torch.dtype:
         """The coarsest type that a tensor of attention, or of feed-forward blocks as well, is stored in."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isobasin.symmetries.exponential import exponential
+from isobasin.symmetries.exponential import _iterated, exponential, inverse
 
 
 @pytest.mark.parametrize("norm", [0.0, 0.1, 3.0, 15.0])
@@ -50,3 +52,20 @@ def test_layers_that_move_together_take_the_quick_one():
         together.sum().backward()
     assert "aten.linalg_matrix_exp.default" not in seen.names
     torch.testing.assert_close(together, torch.matrix_exp(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("condition", [1.0, 10.0, 300.0])
+def test_an_inverse_by_products_is_the_inverse_and_so_is_its_gradient(condition):
+    generator = torch.Generator().manual_seed(0)
+    turns = [torch.linalg.qr(torch.randn(3, 12, 12, generator=generator, dtype=torch.float64)).Q for _ in range(2)]
+    sizes = torch.logspace(0, -math.log10(condition), 12, dtype=torch.float64)
+    exact = (turns[0] * sizes @ turns[1]).requires_grad_()
+    quick = exact.detach().float().requires_grad_()
+    one, other = _iterated(quick), inverse(exact)
+    assert torch.equal(other, torch.linalg.inv(exact))
+    scale = float(other.detach().abs().max())
+    torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-6 * condition * scale)
+    way = torch.randn(3, 12, 12, generator=generator, dtype=torch.float64)
+    (slope,) = torch.autograd.grad((one * way.float()).sum(), quick)
+    (expected,) = torch.autograd.grad((other * way).sum(), exact)
+    torch.testing.assert_close(slope.double(), expected, rtol=0, atol=1e-5 * condition * float(expected.abs().max()))

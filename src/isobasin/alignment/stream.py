@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isobasin.alignment.moves import StreamMove
 from isobasin.errors import about
+from isobasin.memory import carried
 from isobasin.model import Blocks, Revalued
 from isobasin.symmetries import turning
 from isobasin.symmetries.along import Stream
@@ -60,7 +61,7 @@ class Turned(Revalued):
         return {**moved, first: whole}
 
     def _acted(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        tensors = {name: tensor.to(self.device, torch.float64) for name, tensor in stored.items()}
+        tensors = {name: carried(tensor, self.device, torch.float64) for name, tensor in stored.items()}
         with about(self.name):
             return turning.act(self.plan, self.move.element, self._maps, tensors)
 

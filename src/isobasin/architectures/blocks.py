@@ -13,6 +13,7 @@ from torch import Tensor
 
 from isobasin.architectures.projection import Gains, Projection
 from isobasin.errors import TensorError
+from isobasin.memory import carried
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -109,7 +110,7 @@ class Block(ABC):
 
         The first axis counts heads, or experts, and is 1 of what has none.
         """
-        given = {name: tensors[name].to(device, dtype) for name in self.shapes()}
+        given = {name: carried(tensors[name], device, dtype) for name in self.shapes()}
         found: dict[str, list[Tensor]] = {}
 
         def add(role: str, name: str, projection: Projection, *, bias: bool) -> None:

@@ -118,7 +118,7 @@ def _write_shards(
             file = source.tensors[name].file
             with (folder / file).open("r+b") as out:
                 # Of a long table no copy is made in the type of the file.
-                for part, piece in enumerate(tensor.detach().cpu().reshape(-1).split(shards.PIECE)):
+                for part, piece in enumerate(tensor.detach().reshape(-1).split(shards.PIECE)):
                     _write(out, name, headers[file].slots[name], part * shards.PIECE, piece)
     for file, header in headers.items():
         rest = [name for name in header.slots if name not in done]

@@ -17,6 +17,7 @@ from torch.nn import functional
 from isobasin.alignment import Alignment
 from isobasin.choices import TaskKind
 from isobasin.errors import ArchitectureError, TensorError
+from isobasin.memory import carried
 from isobasin.model import Blocks, Model, TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.names import Places, names_in_memory, parameters
@@ -91,7 +92,9 @@ class End:
         """
         types = model.dtypes()
         stored = model.read(types)
-        tensors = {name: t.to(device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()}
+        tensors = {
+            name: carried(t, device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()
+        }
         for changed in start.moved(model, device) if moved else ():
             tensors |= changed
         chart = None

@@ -159,6 +159,9 @@ class Stack:
             try:
                 return {number: x.unbind() for number, x in vmap(act)(*stacks).items()}
             except RuntimeError:
+                # While a graph is recorded something else is wrong, which its recorder is to hear of.
+                if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                    raise
                 self._together = False
 
         def of(layer: int, x: Parts | Tensor) -> Parts | Tensor:

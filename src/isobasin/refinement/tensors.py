@@ -14,6 +14,7 @@ from isobasin.architectures.schema import Specification
 from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.lines.path import check_line
+from isobasin.memory import carried
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.refinement.descent import descend
 from isobasin.refinement.line import At, MovingLine, batches_of, between, ends_of
@@ -170,7 +171,7 @@ def refine_tensors(
 @torch.no_grad()
 def _verified(model: TensorBlocks, move: Alignment, loss: Loss, rows: Rows, height: float, device: str) -> Verification:
     """The losses of single examples before and after a move, in float64; small beside them, or the line's height."""
-    tensors = {n: t.to(device, torch.float64) if t.is_floating_point() else t for n, t in model.tensors.items()}
+    tensors = {n: carried(t, device, torch.float64) if t.is_floating_point() else t for n, t in model.tensors.items()}
     moved = dict(tensors)
     for changed in move.moved(replace(model, tensors=tensors), device):
         moved |= changed

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from isobasin.symmetries.exponential import exponential
+from isobasin.symmetries.exponential import exponential, inverse
 from isobasin.symmetries.factor import Factor, Parts, conditioned, eye
 from isobasin.symmetries.loose import Loose
 from isobasin.symmetries.weights import AXES
@@ -308,8 +308,8 @@ class Matrices(Bilinear):
     def right(self, element: Tensor, columns: Tensor) -> Tensor:
         """`R conj(U)^{-1}`."""
         # Rows are many more than columns: one inverse costs less than a triangular solution for each, and the error of
-        # the product `L R^T` has the same bound. Whether there is one is not asked: a GPU would wait for the answer.
-        return self.unset(self.sets(columns) @ torch.linalg.inv_ex(element.conj()).inverse)
+        # the product `L R^T` has the same bound.
+        return self.unset(self.sets(columns) @ inverse(element.conj()))
 
     def balanced(self, left: Tensor, right: Tensor, loose: Loose) -> Tensor:
         """As `balance` has it."""

@@ -26,9 +26,12 @@ _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.defaul
 # What has to wait for the device.
 _WAITING = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default}
 _WAITING |= {_aten.linalg_matrix_exp.default, _aten._linalg_svd.default, _aten._linalg_eigh.default}
+# By the numbers and sizes of matrices.
+_WAITING |= {_aten.linalg_inv_ex.default, _aten._linalg_solve_ex.default, _aten.linalg_lu_factor_ex.default}
 # What Python asks of a tensor without dispatching an operation of torch.
 _PYTHON = (Tensor.tolist, Tensor.__deepcopy__, Tensor.__reduce_ex__, Tensor.numpy, Tensor.__array__, Tensor.data_ptr)
 _DEVICE_OF: Any = Tensor.device.__get__  # pyright: ignore
+_IS_CUDA: Any = Tensor.is_cuda.__get__  # pyright: ignore
 
 
 class Remote(Tensor):
@@ -92,8 +95,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func == _DEVICE_OF and _holds(args[0]):
-            return _DEVICE
+        if func in (_DEVICE_OF, _IS_CUDA) and _holds(args[0]):
+            return _DEVICE if func == _DEVICE_OF else True
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             func, args, kwargs = Tensor.to, (func(*args, **kwargs | {"device": None}), kwargs["device"]), {}
         if func in (Tensor.to, Tensor.type_as) and len(args) > 1 and isinstance(args[1], Tensor):
@@ -258,6 +261,7 @@ def pretended_cuda() -> Generator[None]:
         "is_bf16_supported": lambda *_: True,
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
+        "is_current_stream_capturing": lambda: False,
         "Stream": _refuses,
     }
     # In inference mode no module can be moved, as parameters are exchanged for wrappers there.

@@ -13,6 +13,7 @@ from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward
 from isobasin.architectures.schema import Specification
 from isobasin.errors import about
+from isobasin.memory import carried
 from isobasin.model import Blocks
 from isobasin.symmetries.along import Stream
 from isobasin.symmetries.stream import Basis, centred
@@ -67,7 +68,7 @@ class Folded(Blocks):
         """What tensors of the model are here: whole blocks, and others, with all that these need (`Stream.needed`)."""
         _, plan = self.plan.part(stored)
         with about(self.name):
-            tensors = fold(plan, {name: tensor.to(self.device, torch.float64) for name, tensor in stored.items()})
+            tensors = fold(plan, {name: carried(tensor, self.device, torch.float64) for name, tensor in stored.items()})
         if plan.group.basis is Basis.centred:
             _centre(plan, tensors)
         for block in self._centring:
