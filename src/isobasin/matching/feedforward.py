@@ -27,6 +27,7 @@ from isobasin.matching.assignment import Rough, by_candidates, large, linear_sum
 from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.matching.nearest import plain_partners
+from isobasin.matching.products import with_rows
 from isobasin.matching.scales import lowest
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.permutation import nested
@@ -265,7 +266,7 @@ def _rough(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) 
         size = norms + np.sqrt((norms**2 + price).clip(min=0))
         return eps * size * (terms * norms + _SOME * size)
 
-    return Rough(unit_costs(group, a, {name: branch.float() for name, branch in b.items()}), exact, blur)
+    return Rough(unit_costs(group, a, b, torch.float32), exact, blur)
 
 
 def _couples(a: dict[str, Tensor], b: dict[str, Tensor], ours: Rows, theirs: Tensor) -> _Pairs:
@@ -284,16 +285,20 @@ def _distances(
     return own + _least_costs(group, pairs)
 
 
-def unit_costs(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> np.ndarray:
-    """The least squared distance over scales of every pair of units, less the reference's norms, in b's type."""
+def unit_costs(
+    group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor], dtype: torch.dtype = torch.float64
+) -> np.ndarray:
+    """The least squared distance over scales of every pair of units, less the reference's norms, `(f, f)`.
+
+    In float64 or in float32.
+    """
     units, others = len(a["up"]), len(b["up"])
-    dtype = b["up"].dtype
     costs = np.empty((units, others), np.float32 if dtype is torch.float32 else float)
-    eta = {name: torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square().to(dtype) for name, x in b.items()}
+    eta = {name: branch.square().sum(-1).to(dtype) for name, branch in b.items()}
+    inner = {name: with_rows(branch, dtype) for name, branch in b.items()}
     step = max(1, _PAIRS // others)
     for start in range(0, units, _ROWS):
-        some = {name: branch[start : start + _ROWS].to(dtype) for name, branch in a.items()}
-        gammas = {name: (branch @ b[name].mT).split(step) for name, branch in some.items()}
+        gammas = {name: inner[name](branch[start : start + _ROWS]).split(step) for name, branch in a.items()}
         for i, parts in enumerate(zip(*gammas.values(), strict=True)):
             pairs = _Pairs(eta, dict(zip(gammas, parts, strict=True)))
             first = start + i * step

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from isobasin.matching.products import with_rows
+
 # Pairs of rows whose cosines are held at once.
 _PAIRS = 2**20
 # Of the units, as many may be in doubt: they are then assigned by the costs of all their pairs. And of those that were
@@ -37,14 +39,14 @@ def plain_partners(a: Rows, b: Rows, distances: Callable[[Tensor, Tensor], Tenso
     """
     units, device = len(a["up"]), a["up"].device
     squares = {name: rows.square().sum(-1) for name, rows in a.items()}
-    theirs = {name: _unit(rows) for name, rows in b.items()}
+    theirs = {name: with_rows(_unit(rows)) for name, rows in b.items()}
     partners = torch.zeros(units, dtype=torch.int64, device=device)
     doubtful = torch.zeros(units, dtype=torch.bool, device=device)
     for rows in torch.arange(units, device=device).split(max(1, _PAIRS // units)):
         seen = int(rows[-1]) + 1
         score, least = torch.zeros((), device=device), torch.zeros((), device=device)
         for name, own in squares.items():
-            cosines = _unit(a[name][rows]) @ theirs[name].mT
+            cosines = theirs[name](_unit(a[name][rows]))
             # More than sums of so many products and their squares may be wrong by.
             blur = (a[name].shape[-1] + 8) * torch.finfo(cosines.dtype).eps
             score = score + cosines.abs_().add_(blur).square_().mul_(own[rows, None])
@@ -65,5 +67,5 @@ def plain_partners(a: Rows, b: Rows, distances: Callable[[Tensor, Tensor], Tenso
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Rows of norm 1 in float32; zeros stay."""
-    return torch.nn.functional.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny).float()
+    """Rows of norm 1; zeros stay."""
+    return torch.nn.functional.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny)

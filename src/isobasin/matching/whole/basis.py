@@ -16,6 +16,7 @@ from torch import Tensor
 
 from isobasin.matching import subspace
 from isobasin.matching.assignment import linear_sum_assignment
+from isobasin.matching.products import with_rows
 from isobasin.symmetries.along import Role
 from isobasin.symmetries.stream import Basis, StreamGroup, complement, lift
 
@@ -45,8 +46,8 @@ class StreamFit:
         if self.group.basis is not Basis.linear:
             total = self._gains if role is Role.gain else self._cross
             # Where coordinates only change places, sums decide between them and become no entry of a map.
-            dtype = torch.float32 if self.group.basis.discrete else torch.float64
-            total.add_(theirs.mT.to(dtype) @ ours.to(dtype), alpha=weight**2)
+            product = with_rows(ours.mT)(theirs.mT) if self.group.basis.discrete else theirs.mT @ ours
+            total.add_(product, alpha=weight**2)
             return
         side = self._sides[role]
         side.append(torch.cat([theirs, ours], -1) * weight)
