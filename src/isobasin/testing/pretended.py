@@ -24,10 +24,18 @@ _aten = torch.ops.aten
 _COPIES = {_aten.copy_.default, _aten._to_copy.default, _aten._copy_from.default}
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index.Tensor}
 # What has to wait for the device.
-_WAITING = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default}
-_WAITING |= {_aten.linalg_matrix_exp.default, _aten._linalg_svd.default, _aten._linalg_eigh.default}
-# By the numbers and sizes of matrices.
-_WAITING |= {_aten.linalg_inv_ex.default, _aten._linalg_solve_ex.default, _aten.linalg_lu_factor_ex.default}
+_WAITING = {
+    _aten._local_scalar_dense.default,
+    _aten.nonzero.default,
+    _aten.masked_select.default,
+    _aten.linalg_matrix_exp.default,
+    _aten._linalg_svd.default,
+    _aten._linalg_eigh.default,
+    # By the numbers and sizes of matrices.
+    _aten.linalg_inv_ex.default,
+    _aten._linalg_solve_ex.default,
+    _aten.linalg_lu_factor_ex.default,
+}
 # What Python asks of a tensor without dispatching an operation of torch.
 _PYTHON = (Tensor.tolist, Tensor.__deepcopy__, Tensor.__reduce_ex__, Tensor.numpy, Tensor.__array__, Tensor.data_ptr)
 _DEVICE_OF: Any = Tensor.device.__get__  # pyright: ignore
