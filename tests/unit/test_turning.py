@@ -47,8 +47,14 @@ def test_a_long_tensor_moves_some_rows_at_a_time(turned: Turned, monkeypatch: py
     monkeypatch.setattr(along, "_VALUES", 100)
     again = turned.read(names)
     assert max(len(list(turned.plan.pieces(name, x.shape))) for name, x in together.items()) > 3
+    longest = 0
     for name in names:
         torch.testing.assert_close(again[name], together[name], rtol=1e-12, atol=1e-12)
+        value = turned.value(name)
+        rows = [value] if isinstance(value, torch.Tensor) else list(value.rows())
+        torch.testing.assert_close(torch.cat(rows), together[name], rtol=1e-12, atol=1e-12)
+        longest = max(longest, len(rows))
+    assert longest > 3
 
 
 def test_a_moved_model_folded_is_the_folded_one_turned(turned: Turned):

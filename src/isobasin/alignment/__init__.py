@@ -33,11 +33,12 @@ from isobasin.alignment.moves import (
     named,
     unmatched,
 )
-from isobasin.alignment.stream import Turned
+from isobasin.alignment.stream import Turned, whole
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import kind
 from isobasin.architectures.schema import Specification
+from isobasin.checkpoints import Value
 from isobasin.errors import AlignmentError
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.pictures import bars, inline, permutations
@@ -238,7 +239,16 @@ class Alignment(Plain):
     def moved(
         self, model: Blocks, device: str = "cpu", see: Callable[[AnyMove, Any], None] = lambda move, weights: None
     ) -> Iterator[dict[str, Tensor]]:
+        """As `flowing`, every tensor at once."""
+        for tensors in self.flowing(model, device, see):
+            yield {name: whole(value) for name, value in tensors.items()}
+
+    def flowing(
+        self, model: Blocks, device: str = "cpu", see: Callable[[AnyMove, Any], None] = lambda move, weights: None
+    ) -> Iterator[dict[str, Value]]:
         """The stored tensors of every block after the move, a block at a time, in float64 as they are computed.
+
+        Long tables along the stream come in rows.
 
         Args:
             model: What is moved.
@@ -260,7 +270,7 @@ class Alignment(Plain):
             done |= new.keys()
         if turned is not None:
             for name in sorted(turned.plan.names() - done):
-                yield turned.read([name])
+                yield {name: turned.value(name)}
 
     def turned(self, model: Blocks, device: str = "cpu") -> Turned | None:
         """The model after the move of the residual stream alone; None if that stays as it is.

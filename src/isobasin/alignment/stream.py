@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment.moves import StreamMove
+from isobasin.checkpoints import InRows, Value
 from isobasin.errors import about
 from isobasin.memory import carried
 from isobasin.model import Blocks, Revalued
@@ -45,25 +46,37 @@ class Turned(Revalued):
         for name in sorted(wanted, key=lambda name: -len(needed[name])):
             if name not in found:
                 moved = self._moved(needed[name])
-                found |= {other: moved[other] for other in needed[name] if other in needed}
+                found |= {other: whole(moved[other]) for other in needed[name] if other in needed}
         return {name: found[name] for name in wanted}
 
-    def _moved(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """A tensor and all that passes through it."""
+    def value(self, name: str) -> Value:
+        """One moved tensor, a long one in rows."""
+        return self._moved(self.plan.needed([name]))[name]
+
+    def _moved(self, names: Sequence[str]) -> dict[str, Value]:
+        """A tensor, and all that it passes through."""
         stored, first = self.model.checked(names), names[0]
         pieces = list(self.plan.pieces(first, stored[first].shape))
         if len(pieces) == 1:
-            return self._acted(stored)
-        moved, whole = dict[str, Tensor](), torch.empty(stored[first].shape, dtype=torch.float64, device=self.device)
-        for rows in pieces:
-            moved = self._acted({**stored, first: stored[first][rows]})
-            whole[rows] = moved[first]
-        return {**moved, first: whole}
+            return {**self._acted(stored)}
+
+        def some(rows: slice) -> dict[str, Tensor]:
+            return self._acted({**stored, first: stored[first][rows]})
+
+        def all_rows() -> Iterator[Tensor]:
+            return (some(rows)[first] for rows in pieces)
+
+        return {**some(slice(1)), first: InRows(tuple(stored[first].shape), all_rows)}
 
     def _acted(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors = {name: carried(tensor, self.device, torch.float64) for name, tensor in stored.items()}
         with about(self.name):
             return turning.act(self.plan, self.move.element, self._maps, tensors)
+
+
+def whole(value: Value) -> Tensor:
+    """A tensor at once."""
+    return value if isinstance(value, Tensor) else value.whole()
 
 
 def gains_of(model: Blocks, stream: Stream, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -9,12 +9,14 @@ from isobasin.checkpoints.reader import Checkpoint, TensorInfo, check_finite
 from isobasin.checkpoints.source import described, headers_on_hub, resolve
 from isobasin.checkpoints.stand_in import stand_in
 from isobasin.checkpoints.temporary import calling, temporary_folder
-from isobasin.checkpoints.writer import write_checkpoint
+from isobasin.checkpoints.writer import InRows, Value, write_checkpoint
 
 __all__ = [
     "Adapter",
     "Checkpoint",
+    "InRows",
     "TensorInfo",
+    "Value",
     "calling",
     "check_finite",
     "check_output",

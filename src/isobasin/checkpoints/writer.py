@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -25,10 +26,35 @@ T = TypeVar("T")
 _NAMED = 5  # files that a warning names
 
 
+@dataclass(frozen=True)
+class InRows:
+    """A long tensor that is made some rows at a time, whenever it is asked for.
+
+    Attributes:
+        shape: Of the whole.
+        rows: Makes them, in order.
+    """
+
+    shape: tuple[int, ...]
+    rows: Callable[[], Iterator[Tensor]]
+
+    def whole(self) -> Tensor:
+        """All rows."""
+        found, at = torch.empty(0), 0
+        for rows in self.rows():
+            found = found if at else rows.new_empty(self.shape)
+            found[at : at + len(rows)] = rows
+            at += len(rows)
+        return found
+
+
+Value = Tensor | InRows
+
+
 def write_checkpoint(
     source: Checkpoint,
     out: str | os.PathLike[str],
-    moved: Iterable[Mapping[str, Tensor]],
+    moved: Iterable[Mapping[str, Value]],
     *,
     dtype: torch.dtype | None = None,
     force: bool = False,
@@ -103,7 +129,7 @@ def _cast_header(source: Checkpoint, file: str, dtype: torch.dtype | None) -> He
 
 
 def _write_shards(
-    source: Checkpoint, headers: Mapping[str, Header], moved: Iterable[Mapping[str, Tensor]], folder: Path
+    source: Checkpoint, headers: Mapping[str, Header], moved: Iterable[Mapping[str, Value]], folder: Path
 ) -> None:
     """Write the moved tensors as they come, then copy the others."""
     for file, header in headers.items():
@@ -117,9 +143,10 @@ def _write_shards(
             done.add(name)
             file = source.tensors[name].file
             with (folder / file).open("r+b") as out:
-                # Of a long table no copy is made in the type of the file.
-                for part, piece in enumerate(tensor.detach().reshape(-1).split(shards.PIECE)):
-                    _write(out, name, headers[file].slots[name], part * shards.PIECE, piece)
+                at = 0
+                for piece in _elements(tensor):
+                    _write(out, name, headers[file].slots[name], at, piece)
+                    at += len(piece)
     for file, header in headers.items():
         rest = [name for name in header.slots if name not in done]
         with (folder / file).open("r+b") as out:
@@ -128,7 +155,13 @@ def _write_shards(
         set_mode(folder / file, source.shards[file].file.mode)
 
 
-def _check_moved(source: Checkpoint, name: str, tensor: Tensor, done: set[str]) -> None:
+def _elements(value: Value) -> Iterator[Tensor]:
+    """Its elements in order, so few at a time that it matters little what they are copied to."""
+    for part in (value,) if isinstance(value, Tensor) else value.rows():
+        yield from part.detach().reshape(-1).split(shards.PIECE)
+
+
+def _check_moved(source: Checkpoint, name: str, tensor: Value, done: set[str]) -> None:
     if name not in source.tensors:
         raise ValueError(f"moved tensor {name!r} is not in {source.folder}")
     shape = source.tensors[name].shape

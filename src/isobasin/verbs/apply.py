@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from isobasin.alignment import Alignment, AnyMove, Moved
 from isobasin.beside import ALIGNMENT
 from isobasin.canonical import adapter_in
-from isobasin.checkpoints import calling, check_output, temporary_folder, write_checkpoint
+from isobasin.checkpoints import Value, calling, check_output, temporary_folder, write_checkpoint
 from isobasin.errors import IsobasinError, VerificationError
 from isobasin.loading import like
 from isobasin.matching import circuits
@@ -112,7 +111,7 @@ def moved(
     return Moved(path, made, found.verified, found)
 
 
-Moving = Generator[dict[str, Tensor], None, Alignment]
+Moving = Generator[Mapping[str, Value], None, Alignment]
 """The tensors of a moved model, some at a time, and at the end the move."""
 
 
@@ -131,7 +130,7 @@ def acting(alignment: Alignment, model: Model, running: Running, *, stored: torc
         if stored is not None and isinstance(weights, AttentionWeights):
             rounding[move.block] = float(circuits.rounding(move.group, weights, stored))
 
-    yield from counted(alignment.moved(model, running.device, see), alignment.blocks, running.progress)
+    yield from counted(alignment.flowing(model, running.device, see), alignment.blocks, running.progress)
     figures = [
         replace(move.statistics, rounding=rounding.get(move.block, move.statistics.rounding))
         for move in alignment.moves
@@ -192,7 +191,7 @@ def write_moving(
     """
     found: list[Alignment] = []
 
-    def pieces() -> Iterator[dict[str, Tensor]]:
+    def pieces() -> Iterator[Mapping[str, Value]]:
         found.append((yield from moving))
 
     def add(staging: Path) -> None:
@@ -229,7 +228,7 @@ def write_moving(
     return replace(found[0], verified=verified)
 
 
-def counted(items: Iterable[dict[str, Tensor]], total: int, progress: Progress) -> Iterator[dict[str, Tensor]]:
+def counted(items: Iterable[T], total: int, progress: Progress) -> Iterator[T]:
     """The items, with `progress` told before each."""
     for done, item in enumerate(items):
         progress("writing", done, total)
