@@ -41,6 +41,7 @@ _READ = re.compile(r"config((?:\.[a-zA-Z]\w*)+)|getattr\([\w.]*config, *\"(\w+)\
 _READ_OF_ROPE = re.compile(r"rope_parameters(?:\.get\(|\[)\"(\w+)\"")
 # Sources in which padding is more than a row: positions are counted from it, or the last token before it is read.
 _COUNTS_PADDING = re.compile(r"create_position_ids_from_input_ids")
+_PADDING = re.compile(r"self\.padding_idx = (\d+)")
 _READS_LAST = re.compile(r"GenericForSequenceClassification|pad_token_id is None")
 _POINTS = torch.linspace(-8, 8, 257, dtype=torch.float64)
 
@@ -141,9 +142,20 @@ def _entries(config: Config, within: str = "", *, classifies: bool = False) -> I
 def counts_padding(config: Config) -> bool:
     """Whether the code of a model type numbers positions from the number of its padding token on, so that few are left.
 
-    The first position is `pad_token_id + 1`, and `max_position_embeddings` counts those before it too.
+    `max_position_embeddings` counts those before the first position too, see `first_position`.
     """
     return _COUNTS_PADDING.search(_source(type(config))) is not None
+
+
+def first_position(config: Config) -> int:
+    """The number of a text's first position: one more than the padding token's, where code counts so, whichever it is.
+
+    The code of some model types has a number of its own for it.
+    """
+    if not counts_padding(config):
+        return 0
+    own = _PADDING.search(_source(type(config)))
+    return 1 + (int(own[1]) if own else config.pad_token_id or 0)
 
 
 def _raw(folder_config: Mapping[str, Any]) -> dict[str, Any]:

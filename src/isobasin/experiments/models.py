@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isobasin.architectures.meaning import counts_padding
+from isobasin.architectures.meaning import first_position
 from isobasin.architectures.registry import family
 from isobasin.choices import Positions, TaskKind, Trained
 from isobasin.errors import ArchitectureError, refusing
@@ -94,7 +94,8 @@ def new_model(
 
 def _check_extent(model_class: Any, config: Any) -> None:
     """Refuse a model that is larger than any that is trained here, before it gets memory."""
-    with torch.device("meta"):
+    what = f"{model_class.__name__} can't be made with these sizes"
+    with refusing(ArchitectureError, lambda reason: f"{what}: {reason}"), torch.device("meta"):
         model = model_class(config)
     count = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
     if count > MOST_PARAMETERS:
@@ -164,15 +165,18 @@ def _configuration(
     # A family that is asked for by its model type is as transformers has it.
     own = _FACTS.get(kind, {}) if settings.family in list(Trained) else {}
     values = own | dict.fromkeys(_dropouts(usual), settings.dropout) | sizes | facts
-    if "head_dim" in vars(usual):
+    # Where it is no entry of its own it follows from others.
+    if "head_dim" in vars(usual) and hasattr(config_class, "head_dim"):
         values["head_dim"] = settings.width // settings.heads
     if settings.patch is not None:
         values["patch_size"] = settings.patch
     if reach is not None and hasattr(usual, _POSITIONS):
-        values[_POSITIONS] = reach + (1 + (pad_token_id or 0) if counts_padding(usual) else 0)
+        values[_POSITIONS] = reach
     if "vocab_size" in facts:
         # The families' own defaults are tokens of their own vocabularies.
         values |= {"pad_token_id": pad_token_id, "bos_token_id": None, "eos_token_id": None}
+    if _POSITIONS in values:
+        values[_POSITIONS] += first_position(config_class(pad_token_id=pad_token_id))
     if config_class.model_type == "isobasin_vit":
         values["rotary"] = True
     aliases: dict[str, str] = config_class.attribute_map

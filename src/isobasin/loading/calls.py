@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,18 @@ def pretrained(
         model, report = loader.from_pretrained(
             **source, config=config, trust_remote_code=False, output_loading_info=True, **_OWN_CODE, **options
         )
+        if report["missing_keys"]:
+            _freeze(model, report["missing_keys"])
     return model.eval(), report
+
+
+def _freeze(model: Any, names: Iterable[str]) -> None:
+    """Freeze those of these parameters that the class does, tables that it computes: loading leaves none frozen."""
+    with torch.device("meta"):
+        made = type(model)(deepcopy(model.config)).named_parameters()
+        frozen = {name for name, parameter in made if not parameter.requires_grad}
+    for name in frozen.intersection(names):
+        model.get_parameter(name).requires_grad_(False)
 
 
 def like(model: Any, folder: str | os.PathLike[str], dtype: torch.dtype) -> Any:

@@ -72,8 +72,9 @@ def names_in_memory(model: Model, kind: TaskKind) -> dict[str, list[Place]]:
     with stand_in(model.checkpoint, probes) as folder:
         module = load_model(folder, kind)
     found: dict[str, list[Place]] = {name: [] for name in stored}
-    for name, parameter in named_parameters(module).items():
-        values = parameter.detach()
+    # Frozen tables are computed from the configuration, as buffers are.
+    learned = ((name, x.detach()) for name, x in named_parameters(module).items() if x.requires_grad)
+    for name, values in learned:
         # Sorting all values of a large tensor would take longer than loading it.
         numbers = values.unique() if bool((values != values.flatten()[0]).any()) else values.flatten()[:1]
         for number in numbers.tolist():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from isobasin.architectures.meaning import counts_padding
+from isobasin.architectures.meaning import first_position
 from isobasin.choices import TaskKind
 from isobasin.errors import DataError
 from isobasin.tasks.examples import IGNORED, TensorExamples, chosen, facts_of
@@ -113,8 +113,8 @@ def _tokenizer(processor: Processor) -> Any:
 def _longest(tokenizer: Any, options: DataOptions, config: Any) -> int:
     """Tokens of the longest input: what the user says, within what the model and the tokenizer allow."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    if config is not None and positions and counts_padding(config):
-        positions -= 1 + (config.pad_token_id or 0)  # positions are numbered from pad_token_id + 1
+    if config is not None and positions:
+        positions -= first_position(config)
     limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 1e9]
     limit = int(min(limits, default=_BLOCK))
     if options.length is not None and options.length > limit:

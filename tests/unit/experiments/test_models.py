@@ -125,6 +125,12 @@ def test_options_override():
         ({"family": "mpt"}, "causal-lm", "MptConfig has no entry for feedforward: see its options"),
         ({"family": "bloom", "feedforward": None, "activation": "relu"}, "causal-lm", "no entry for activation"),
         ({"family": "qwen3"}, "masked-lm", "transformers has no qwen3 for masked-lm"),
+        # It has a number of heads for every stage.
+        (
+            {"family": "swin", "patch": 2, "feedforward": None},
+            "image-classification",
+            "SwinForImageClassification can't be made with these sizes: TypeError: 'int' object is not subscriptable",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(changes, task, message):
@@ -143,6 +149,10 @@ _TYPES = {
     ("gpt_neox", "causal-lm"): ("GPTNeoXForCausalLM", {"use_parallel_residual": True, "tie_word_embeddings": False}),
     # Its first position comes after the padding token's number.
     ("roberta", "masked-lm"): ("RobertaForMaskedLM", {"max_position_embeddings": 11}),
+    # Its code has a number for that of its own.
+    ("mpnet", "masked-lm"): ("MPNetForMaskedLM", {"max_position_embeddings": 12}),
+    # Its heads have several sizes, none of which is a share of the width.
+    ("deepseek_v3", "causal-lm"): ("DeepseekV3ForCausalLM", {"head_dim": 64, "qk_rope_head_dim": 64}),
     # Of its two classes for images the other one has a second head, of another model's teaching.
     ("deit", "image-classification"): ("DeiTForImageClassification", {"patch_size": 2}),
 }
