@@ -152,6 +152,36 @@ def test_equivalence_is_not_fooled_by_one_changed_weight(model_type, tmp_path):
     assert set(found.other_tensors) >= {block.up.weight, block.down.weight}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("model_type", ["llama", "opt", "mixtral"])
+def test_equivalence_allows_units_of_16_bits_their_rounding_and_no_more(model_type, dtype, tmp_path):
+    """However small a weight is: in float16 scales make some of them subnormal."""
+    original = tiny(model_type).save(tmp_path / "original", 1, dtype=dtype)
+    isobasin.scramble(original, tmp_path / "scrambled", seed=8, scope="block", verify=False)
+    assert isobasin.equivalent(original, tmp_path / "scrambled").equivalent
+    with open_model(original) as opened:
+        block = opened.feedforwards()[1]
+        name = next(name for name in block.shapes() if "fc2" in name or "down_proj" in name or "w2" in name)
+    largest = load_file(tmp_path / "scrambled" / "model.safetensors")[name].abs().argmax()
+    edit(tmp_path / "scrambled", lambda tensors: tensors[name].view(-1)[largest].mul_(1.05))
+    assert not isobasin.equivalent(original, tmp_path / "scrambled").equivalent
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "dinov2", "gpt_oss"])
+def test_equivalence_looks_at_every_row_of_a_moved_model_of_16_bits(model_type, tmp_path):
+    """Of one that rounding alone changed none is another; biases may be small sums of large numbers."""
+    original = tiny(model_type).save(tmp_path / "original", 1, dtype=torch.bfloat16)
+    isobasin.scramble(original, tmp_path / "scrambled", seed=8, scope="model", verify=False)
+    assert isobasin.equivalent(original, tmp_path / "scrambled").equivalent
+    tensors = load_file(original / "model.safetensors")
+    table = next(
+        n for n in tensors if n.endswith(("embed_tokens.weight", "wte.weight", "patch_embeddings.projection.weight"))
+    )
+    row = tensors[table].flatten(1).norm(dim=-1).argmin()
+    edit(tmp_path / "scrambled", lambda tensors: tensors[table][row].mul_(1.1))
+    assert not isobasin.equivalent(original, tmp_path / "scrambled").equivalent
+
+
 def test_unrelated_blocks_are_told_apart_without_an_assignment(tmp_path, monkeypatch):
     a, b = (tiny("llama").save(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 1)))
 

@@ -79,8 +79,11 @@ def _units(block: FeedForward, x: Mapping[str, Tensor], y: Mapping[str, Tensor],
     """`gap` of two feed-forward blocks."""
     ours, theirs = block.read(x), block.read(y)
     moved = match_feedforward(block.group, ours, theirs).moved.tensors()
-    errors = {role: relative(part, moved[role]) for role, part in ours.tensors().items()}
-    return Gap(errors, dict.fromkeys(errors, allowed), _fall(ours.tensors(), theirs.tensors(), moved))
+    pairs = {role: (part, theirs.tensors()[role]) for role, part in ours.tensors().items()}
+    errors = {role: relative(part, moved[role]) for role, (part, _) in pairs.items()}
+    grown = {role: relative(part, part + other) for role, (part, other) in pairs.items() if role in block.group.shifted}
+    within = {role: allowed * max(1.0, grown.get(role, 1.0)) for role in errors}
+    return Gap(errors, within, _fall(ours.tensors(), theirs.tensors(), moved))
 
 
 def _fall(x: Mapping[str, Tensor], y: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> float:

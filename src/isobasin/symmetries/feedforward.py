@@ -145,6 +145,11 @@ class FeedForwardGroup(Product[FeedForwardElement, FeedForwardWeights]):
         return self.up is not Scale.none or self.gate not in (None, Scale.none) or self.shift > 0
 
     @property
+    def shifted(self) -> tuple[str, ...]:
+        """The weights that are shifted, however large they are themselves: rounding is that of what they become."""
+        return ("router", "router_bias") if self.shift else ()
+
+    @property
     def expert(self) -> FeedForwardGroup:
         """The group of one expert."""
         return replace(self, experts=None, expert_groups=1, shift=0)

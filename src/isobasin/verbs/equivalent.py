@@ -27,9 +27,12 @@ from isobasin.verbs.align import match_models
 from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards, rest_of
 
-# How many roundings of the stored type two scaled copies of a unit may be apart.
-_SCALE_ROUNDING = 16
-# Relative to a tensor's largest value: what rounding explains of a tensor in another basis of the residual stream.
+# How many units in the last place of the stored type two scaled copies of a unit may be apart: either is rounded once,
+# which is half of one, and scales are estimated from what is rounded.
+_SCALE_ROUNDING = 2
+# What rounding explains of a tensor in another basis of the residual stream: of a row of a matrix relative to its size,
+# where one rounding makes half a unit in the last place, and of biases, which are sums, to the largest value.
+_TURNED_ROW = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 _TURNED = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # A whole match that leaves more of the distance than this found no common function.
 _FAR = 1e-2
@@ -262,34 +265,77 @@ def _moved_feedforwards(a: Model, ends: tuple[Blocks, Blocks], unequal: set[str]
         stored = ends[0].stored(ours), ends[1].stored(theirs)
         types = {tensor.dtype for tensors in stored for tensor in tensors.values()}
         eps = max(torch.finfo(dtype).eps for dtype in types)
-        # Scales are estimated from rounded weights; a permutation alone rounds nothing.
-        slack = (
-            max(_SCALE_ROUNDING * eps, circuits.FLOORS[torch.float64]) if ours.group.scaled else eps * (len(types) > 1)
-        )
-        mixed = isinstance(ends[1], Turned)
-        slack = max(slack, _TURNED[a.dtype()]) if mixed else slack
+        # A permutation alone rounds nothing.
+        scaled, floor = ours.group.scaled, circuits.FLOORS[torch.float64]
+        slack = max(_SCALE_ROUNDING * eps, floor) if scaled else eps * (len(types) > 1)
+        least = max(torch.finfo(dtype).smallest_normal for dtype in types) * eps * scaled
         reference, model = ours.read(stored[0], device), theirs.read(stored[1], device)
-        if _carried(ours.group, reference, model, slack, mixed):
+        if _carried(ours.group, reference, model, slack, least, isinstance(ends[1], Turned), a.dtype()):
             moved[ours.layer] = moved.get(ours.layer, set()) | names
     return moved
 
 
 def _carried(
-    group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights, slack: float, mixed: bool
+    group: FeedForwardGroup,
+    reference: FeedForwardWeights,
+    model: FeedForwardWeights,
+    slack: float,
+    least: float,
+    turned: bool,
+    dtype: torch.dtype,
 ) -> bool:
-    """Whether the best move makes every weight equal up to this relative difference."""
+    """Whether the best move makes every weight equal up to rounding.
+
+    Args:
+        group: Of the block.
+        reference: Its weights in the one model.
+        model: And in the other.
+        slack: How far a value may be off, relative to it.
+        least: How far any value may be off.
+        turned: Whether it was brought into the reference's basis, which mixes all values.
+        dtype: The type that it is stored in.
+    """
+    near = max(slack, _TURNED[dtype]) if turned else slack
     sizes = [feedforward.unit_sizes(group, weights) for weights in (reference, model)]
-    if not torch.allclose(*sizes, rtol=1e-6 + 100 * slack, atol=1e-6 * float(sizes[0].max())):
+    if not torch.allclose(*sizes, rtol=1e-6 + 100 * near, atol=1e-6 * float(sizes[0].max())):
         return False  # no need of an assignment to see that they are others
-    moved = feedforward.match_feedforward(group, reference, model).moved.tensors()
-    # A shift leaves rounding of its own size in a router's rows.
-    shifted = ("router", "router_bias") if group.shift else ()
-    return all(_near(x, moved[n], slack, mixed or n in shifted) for n, x in reference.tensors().items())
+    match = feedforward.match_feedforward(group, reference, model)
+    moved = match.moved.tensors()
+    # The smallest numbers are rounded by as much, and scaled with their units.
+    smallest = group.act(match.element, model.map(lambda x: torch.full_like(x, least))).tensors()
+    added = {n: _largest(x) if n in group.shifted else 0.0 for n, x in model.tensors().items()}
+    return all(
+        _near_mixed(x, moved[n], dtype, added[n])
+        if turned or n in group.shifted
+        else _near(x, moved[n], slack, smallest[n].abs())
+        for n, x in reference.tensors().items()
+    )
 
 
-def _near(x: Tensor, y: Tensor, slack: float, mixed: bool) -> bool:
-    """Whether all values agree: each by itself, or where a change of basis mixes them, relative to the largest."""
-    return bool(((x - y).abs() <= slack * (x.abs().max() if mixed else x.abs())).all())
+def _near(x: Tensor, y: Tensor, slack: float, least: Tensor | float = 0.0) -> bool:
+    """Whether all values agree, each by itself: up to this much relative to it, or up to the least."""
+    return bool(((x - y).abs() <= slack * x.abs() + least).all())
+
+
+def _near_mixed(x: Tensor, y: Tensor, dtype: torch.dtype, added: float = 0.0) -> bool:
+    """Whether values agree that a change of basis mixed, so that rounding of one is rounding of others.
+
+    Args:
+        x: The reference's, of a matrix with the axis last that was mixed.
+        y: The other's.
+        dtype: The type that they are stored in.
+        added: The largest that was added to a bias, or to a row, which leaves rounding of its own size.
+    """
+    if x.ndim < 2:
+        return bool(((x - y).abs() <= _TURNED[dtype] * max(added, _largest(x))).all())
+    sizes = x.norm(dim=-1)
+    allowed = _TURNED_ROW[dtype] * sizes.clamp(min=max(added, float(sizes.median())))
+    return bool(((x - y).norm(dim=-1) <= allowed).all())
+
+
+def _largest(x: Tensor) -> float:
+    """The size of a matrix's largest row, or the largest of biases."""
+    return float((x.abs() if x.ndim < 2 else x.norm(dim=-1)).max())
 
 
 def _other_tensors(a: Model, b: Model, turned: tuple[Turned, Turned] | None = None) -> Iterator[str]:
@@ -303,11 +349,24 @@ def _other_tensors(a: Model, b: Model, turned: tuple[Turned, Turned] | None = No
         if stored[0] is None or stored[1] is None or _unlike_shapes(a, b, name):
             yield name
         elif turned and stored[1] in along:
-            x, y = turned[0].read([stored[0]])[stored[0]].cpu(), turned[1].read([stored[1]])[stored[1]].cpu()
-            if not _near(x, y, _TURNED[a.dtype()], mixed=True):
+            ends = tuple(zip(turned, (stored[0], stored[1]), strict=True))
+            axis = next((item.axis for item in turned[1].plan.axes() if item.tensor == stored[1]), -1)
+            x, y = (end.read([own])[own].cpu().movedim(axis, -1) for end, own in ends)
+            if not _near_mixed(x, y, a.dtype(), max(_added(end, own) for end, own in ends)):
                 yield name
         elif not _same(a, b, name):
             yield name
+
+
+def _added(end: Turned, name: str) -> float:
+    """The largest sum of what a normalisation's bias adds to a reader's of this name, most of which may cancel."""
+    for norm in end.plan.norms:
+        for reader in norm.readers if norm.absorbed else ():
+            if norm.bias is not None and reader.bias == name:
+                parts = end.model.double([reader.weight, norm.bias])
+                weight, bias = parts[reader.weight].movedim(reader.axis, -1).abs(), parts[norm.bias].abs()
+                return float((weight.unflatten(-1, (-1, len(bias))) * bias).flatten(-2).sum(-1).max())
+    return 0.0
 
 
 def _same(a: Model, b: Model, name: str) -> bool:
@@ -321,7 +380,7 @@ def _same(a: Model, b: Model, name: str) -> bool:
         return torch.equal(x, y)
     eps = max(torch.finfo(t.dtype).eps for t in (x, y)) if x.dtype != y.dtype else 0.0
     x, y = x.double(), y.double()
-    if _near(x, y, eps, mixed=False):
+    if _near(x, y, eps):
         return True
     check_finite({a.view.stored(name): x}, a.name)
     check_finite({b.view.stored(name): y}, b.name)

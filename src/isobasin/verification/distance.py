@@ -19,6 +19,9 @@ FACTOR_OF_LARGEST = 4.0
 # A gauge in which one rounding changes more than this many times what it changes in another counts no more than that:
 # there the function is lost, however well rounding explains it.
 AMPLIFICATION = 4.0
+# Up to how many times what one rounding explains further ones are tried: now and then rounding flips which experts are
+# chosen, or what saturated heads attend to.
+NEAR = 4.0
 # What arithmetic alone leaves, relative: transformers keeps some steps in float32 whatever the model's type, and errors
 # grow with depth. By the type that the models run in.
 FLOORS = {torch.float64: 1e-5, torch.float32: 1e-4}
@@ -112,6 +115,22 @@ class Distance(Plain):
             None if self.shift is None or other.shift is None else min(self.shift, times * other.shift),
         )
 
+    @classmethod
+    def pooled(cls, draws: Sequence[Distance]) -> Distance:
+        """What several roundings change: the largest value of all, and the root mean square of the other figures."""
+
+        def mean(values: Sequence[float | None], power: int) -> float | None:
+            known = [value**power for value in values if value is not None]
+            return (sum(known) / len(known)) ** (1 / power) if known else None
+
+        return cls(
+            max(draw.max_abs for draw in draws),
+            max(draw.max_rel for draw in draws),
+            mean([draw.rms for draw in draws], 2) or 0.0,
+            mean([draw.kl for draw in draws], 1),
+            mean([draw.shift for draw in draws], 2),
+        )
+
     def allowed(self, floor: float) -> float:
         """The largest relative difference that one rounding which changes outputs this far explains."""
         return max(FACTOR_OF_LARGEST * self.max_rel, floor)
@@ -154,6 +173,11 @@ class Distances:
     def better(self, other: Distances, times: float) -> Distances:
         """See `Distance.better`."""
         return Distances(self.shown.better(other.shown, times), self.opened.better(other.opened, times))
+
+    @classmethod
+    def pooled(cls, draws: Sequence[Distances]) -> Distances:
+        """See `Distance.pooled`."""
+        return cls(*(Distance.pooled([getattr(draw, which) for draw in draws]) for which in ("shown", "opened")))
 
     def explains(self, found: Distances, floor: float) -> bool:
         """See `Distance.explains`."""

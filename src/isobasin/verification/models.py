@@ -9,7 +9,7 @@ to a few 1e-6 only. Where not even one layer fits in memory, blocks are compared
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,6 +24,7 @@ from isobasin.verification.distance import (
     AMPLIFICATION,
     FACTOR_OF_LARGEST,
     FLOORS,
+    NEAR,
     Distance,
     Distances,
     Verification,
@@ -35,6 +36,8 @@ from isobasin.verification.running import How, Run, Sensitivity, fits, streams
 
 # Larger models run in float32: float64 costs more than twice the time.
 _DOUBLE_LIMIT = 400_000_000
+# Further roundings, where one explains a difference nearly.
+_MORE_DRAWS = 4
 # What a rounding without bound would change.
 _ANY = Distances(*[Distance(math.inf, math.inf, math.inf, math.inf, math.inf)] * 2)
 
@@ -141,13 +144,45 @@ def _rounding(
         one.unload()
     values, plain = known
     rounding = other.rounding(values)
-    # Of models that are too far apart for any rounding in the first one's gauge the rest needs no measuring.
-    if explained(_capped(rounding, plain)) or not explained(_capped(_ANY, plain)):
+    other.unload()
+    capped = _capped(rounding, plain)
+    if explained(capped) or not explained(_ANY.better(_capped(_ANY, plain), NEAR)):
         return rounding, plain
+    # Of models that are too far apart for any rounding in the first one's gauge the rest needs no measuring.
+    theirs, own = other.sensitivity(coarsest)
     other.unload()
-    values, own = other.sensitivity(coarsest)
-    other.unload()
-    return rounding.worse(one.rounding(values)), plain.better(own, 1)
+    found = rounding.worse(one.rounding(theirs)), plain.better(own, 1)
+    one.unload()
+    if explained(_capped(*found)) or not explained(_ANY.better(_capped(*found), NEAR)):
+        return found
+    return _redrawn(((one, theirs), (other, values)), coarsest, explained)
+
+
+def _redrawn(
+    models: Sequence[tuple[Run, Mapping[str, Tensor]]], coarsest: torch.dtype, explained: Callable[[Distances], bool]
+) -> tuple[Distances, Distances]:
+    """The same by further roundings, on all inputs, until they explain what was found.
+
+    What rounding flips, such as which experts are chosen, one of them may miss.
+
+    Args:
+        models: Both, unloaded, each with the other one's values.
+        coarsest: The coarser of their types.
+        explained: As in `_rounding`.
+    """
+    draws: list[tuple[list[Distances], list[Distances]]] = [([], []) for _ in models]
+    found = Distances(), Distances()
+    for draw in range(1, 1 + _MORE_DRAWS):
+        for (run, others), (rounded, plain) in zip(models, draws, strict=True):
+            rounded.append(run.rounding(others, draw=draw))
+            run.unload()
+            plain.append(run.rounding({}, coarsest, draw))
+            run.unload()
+        (ours, our_own), (theirs, their_own) = [tuple(map(Distances.pooled, each)) for each in draws]
+        found = ours.worse(theirs), our_own.better(their_own, 1)
+        if explained(_capped(*found)):
+            break
+    return found
 
 
 def check_runs(model: Model, device: str = "cpu") -> str | None:

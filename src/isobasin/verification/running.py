@@ -140,10 +140,14 @@ class Run:
         self.__dict__.pop("_loaded", None)
 
     def tables(self) -> list[dict[str, Tensor]]:
-        """Tables that inputs look up some rows of, as they are in memory: those together that are added up."""
+        """Tables that inputs look up some rows of, as they are in memory, those together that are added up; and heads.
+
+        A head has a row of its own for every token, whose share in the outputs is as small.
+        """
         found: dict[tuple[str, int], dict[str, Tensor]] = {}
+        head = getattr(self._loaded.module.get_output_embeddings(), "weight", None)
         for name, x in self._loaded.module.named_parameters(remove_duplicate=False):
-            if id(x) in self._looked_up and not x.is_meta:
+            if (id(x) in self._looked_up or x is head) and not x.is_meta:
                 found.setdefault((name.rsplit(".", 2)[0], x.shape[-1]), {})[name] = x.detach()
         ids = [{x.data_ptr() for x in tables.values()} for tables in found.values()]
         # A tied table has a name wherever it is used.
@@ -199,12 +203,13 @@ class Run:
         random = {name for (name, _), x in before.items() if not torch.equal(x, after[name, label])}
         self.outputs = {key: x for key, x in self.outputs.items() if key[0].removesuffix(OPENED) not in random}
 
-    def rounding(self, others: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Distances:
+    def rounding(self, others: Mapping[str, Tensor], dtype: torch.dtype | None = None, draw: int = 0) -> Distances:
         """What one more rounding of those stored values changes that aren't another model's; they stay changed.
 
         Args:
             others: The other model's values.
             dtype: The type that they are rounded to; by default each to the type that it is stored in.
+            draw: Which of several roundings; the first is measured on a share of the inputs, others on all.
         """
         changed = False
 
@@ -214,24 +219,24 @@ class Run:
             where = differing(value, other)
             if where is not None:
                 # Of each tensor by itself, in whatever order they come.
-                generator = torch.Generator().manual_seed(crc32(f"{self.how.seed} {name}".encode()))
+                generator = torch.Generator().manual_seed(crc32(f"{self.how.seed + draw} {name}".encode()))
                 stored = dtype or compact(value, self._stored).dtype
                 stays = stays_by_rounding(value, other, stored, where)
                 dither(value, stored, where, generator, HIDDEN if stays else 0.0)
                 changed = True
 
         self._loaded.change(round_again)
-        found = self._changed()
+        found = self._changed(1.0 if draw else _SHARE)
         return found if changed else Distances()
 
     def sensitivity(self, dtype: torch.dtype) -> Sensitivity:
         """The stored values, and what one rounding of all of them to a type changes; they stay changed."""
         return self._loaded.values(lambda value: compact(value, self._stored)), self.rounding({}, dtype)
 
-    def _changed(self) -> Distances:
+    def _changed(self, of_inputs: float) -> Distances:
         """How far a share of the outputs is from what it was: the longest inputs."""
         labels = sorted(self._inputs, key=lambda label: (label.endswith(OPENED), -_size(self._inputs[label])))
-        share = math.ceil(_SHARE * len(labels))
+        share = math.ceil(of_inputs * len(labels))
         some = {x: self._inputs[x] for i, x in enumerate(labels) if i < share or x.endswith(OPENED)}
         after = {key: x for key, x in self._outputs(some).items() if key in self.outputs}
         return Distances.between({key: self.outputs[key] for key in after}, after)
