@@ -33,7 +33,7 @@ _SOFTNESS, _SWEEPS = (0.1, 0.01), 15
 # What tells equal costs apart where some are picked, of their range.
 _TIES = 1e-6
 # Costs that are looked at at once.
-_NUMBERS = 2**21
+_NUMBERS = 2**17
 # Of rough costs as many a row are made exact at most, before all are.
 _EXACT = 64
 
@@ -237,17 +237,26 @@ def _prices(
 
 
 def _lengths(to: np.ndarray, from_: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """The length of the shortest path to each point, from whichever (Bellman and Ford's method)."""
+    """The length of the shortest path to each point, from whichever (Bellman and Ford's method).
+
+    Every point has a step of length 0 to itself, and no circle is shorter than 0. Where no path is shorter than -x, no
+    step longer than x is of use, and most are far longer.
+    """
     order = np.argsort(to, kind="stable")
     from_, steps, to = from_[order], steps[order], to[order]
-    count = int(to[-1]) + 1
-    first, found = np.searchsorted(to, np.arange(count)), np.zeros(count)
+    points, useful = np.arange(int(to[-1]) + 1), -steps.min()
+    found = np.zeros(len(points))
     while True:
-        # Every point has a step of length 0 to itself, and no circle is shorter than 0.
-        shorter = np.minimum.reduceat(found[from_] + steps, first)
-        if np.array_equal(found, shorter):
+        some = steps <= useful
+        first, start, step = np.searchsorted(to[some], points), from_[some], steps[some]
+        while True:
+            shorter = np.minimum.reduceat(found[start] + step, first)
+            if np.array_equal(found, shorter):
+                break
+            found = shorter
+        if -found.min() <= useful:
             return found
-        found = shorter
+        useful = -found.min()
 
 
 def _add(pairs: np.ndarray, ties: np.ndarray, under: Iterator[tuple[slice, np.ndarray, np.ndarray]]) -> bool:

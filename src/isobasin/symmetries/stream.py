@@ -231,7 +231,7 @@ class Placing:
         return len(self.order)
 
     def __rmatmul__(self, rows: Tensor) -> Tensor:
-        return rows[..., self.order] * self.factors
+        return rows[..., self.order].mul_(self.factors)
 
 
 def move_axis(matrix: Tensor | Placing, tensor: Tensor, axis: int) -> Tensor:
