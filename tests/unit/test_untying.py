@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,19 @@ def test_a_pair_of_two_forms_is_matched_when_untied(pair, tmp_path: Path):
         isobasin.align(untied, pair[0], scope="model")
     assert isobasin.align(untied, pair[0], scope="model", untie=True).untied
     assert not isobasin.align(pair[0], untied, scope="model", untie=True).untied
+
+
+def test_whoever_matches_tied_models_whole_is_told_of_what_would_be_free(pair, tmp_path: Path):
+    said = partial(pytest.warns, IsobasinWarning, match=r"its head is the embedding, .* --untie .* frees O\(31\)")
+    with said():
+        isobasin.merge(pair, tmp_path / "merged", scope="model")
+    with said():
+        isobasin.gauge(pair[0], "rtn4", tmp_path / "gauge", how=Refining(steps=1), tries=0)
+    with said():
+        measure(pair, texts(), tmp_path / "barriers", measuring=Measuring(scope=Scope.model, points=3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", IsobasinWarning)
+        isobasin.merge(pair, tmp_path / "untied", scope="model", untie=True)
 
 
 def test_a_tied_model_and_an_untied_one_are_known_to_be_one_function(pair, tmp_path: Path):

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from isobasin.checkpoints import calling
 from isobasin.checkpoints.output import disk_errors, install
 from isobasin.space import full_disk
 
@@ -119,13 +120,15 @@ class Store:
             if self.complete(cell):
                 yield None
             else:
-                with disk_errors(staging):
-                    self._prepare(cell, staging)
-                with full_disk(staging):
-                    yield staging
-                with disk_errors(staging):
-                    (staging / _STAMP).unlink()
-                    install(staging, self.path(cell), force=True)
+                # The folder that was asked for is what is known of, not one that is hidden in it.
+                with calling(staging, self.folder.parent):
+                    with disk_errors(staging):
+                        self._prepare(cell, staging)
+                    with full_disk(staging):
+                        yield staging
+                    with disk_errors(staging):
+                        (staging / _STAMP).unlink()
+                        install(staging, self.path(cell), force=True)
             # Who waited for this file finds the cell done, so nobody needs it any more.
             Path(lock.lock_file).unlink(missing_ok=True)
 

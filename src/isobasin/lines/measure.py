@@ -32,6 +32,7 @@ from isobasin.tasks.losses import Evaluation
 from isobasin.tasks.processes import Group
 from isobasin.verbs.conflicts import Option, Taking, refuse_conflicts
 from isobasin.verbs.settings import Progress, silent
+from isobasin.verbs.whole import advise
 
 # Two runs that differ only in these are one run: it may be continued by a newer library.
 _INCIDENTAL = {"versions", "group_weights"}
@@ -92,6 +93,8 @@ def measure(
         moved = [end for one in given for end in one.line]
         _check_alike([*ends, *moved], Taking(config=how.take_config))
         understood = _understood(ends, how) if how.moves or given else []
+        if how.moves:
+            advise(understood[0], how.matching())
         opened = [end.checkpoint for end in ends]
         check_output(output, force=True)
         examples = examples_in(asked, ends[0].name, opened[0])

@@ -27,8 +27,8 @@ from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import learned
 from isobasin.tasks.data import Data, examples_in, keeping_data
 from isobasin.verbs.apply import deliver, write_moved
-from isobasin.verbs.settings import Running
-from isobasin.verbs.whole import widest
+from isobasin.verbs.settings import Matching, Running
+from isobasin.verbs.whole import advise, widest
 from isobasin.verification import Verification
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def gauge(
             check_output(output, force=running.force)
         examples = None if data is None else examples_in(data, found.name, found.checkpoint)
         within = widest([found]) if scope is None else Scope(scope)
+        advise(found, Matching(scope=within))
         rest, test = (None, None) if examples is None else split(examples, how)
         cost = Cost(found, rounds, by, running.device, rest, None if examples is None else examples.kind)
         starts, went, alignment = search(cost, within, tries, how, running)

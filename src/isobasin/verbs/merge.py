@@ -35,6 +35,7 @@ from isobasin.verbs.interpolate import means, only, say_if_beyond
 from isobasin.verbs.leaving import leave
 from isobasin.verbs.relatedness import Relation, refuse_unrelated, relations
 from isobasin.verbs.settings import MAX_CONDITION, Evaluating, Matching, Progress, Running, silent
+from isobasin.verbs.whole import advise
 from isobasin.verification import check_runs
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ def _bring(
     fits = [fit(first.canonical, other.canonical, taking) for other in others]
     ends = [first, *(_fitted(opening, first, other, found) for other, found in zip(others, fits, strict=True))]
     if known is None:
+        advise(first, matching)
         alignments, distances = bring_together(ends, matching, running, calibration)
     else:
         alignments, distances = tuple(known), ()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from isobasin.errors import OutputError
 from isobasin.experiments.cells import RECORD, Cell, Store
+from isobasin.space import full_disk
 
 
 def put(store: Store, cell: Cell, **extra: Any) -> None:
@@ -61,6 +65,20 @@ def test_the_key_is_the_same_in_another_process():
     code = "from isobasin.experiments.cells import Cell; print(Cell('pretrain', {'seed': 0, 'rate': 1e-3}).key)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == base().key
+
+
+@pytest.mark.parametrize("who", ["the system", "a writer"])
+def test_a_full_disk_names_the_folder_that_was_asked_for(tmp_path: Path, who: str):
+    def write() -> None:
+        with Store(tmp_path).writing(base()) as folder:
+            assert folder is not None
+            with nullcontext() if who == "the system" else full_disk(folder / "model"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match="no space left") as caught:
+        write()
+    assert str(caught.value).startswith(str(tmp_path))
+    assert ".partial" not in str(caught.value)
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path):
