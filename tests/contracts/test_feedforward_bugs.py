@@ -166,12 +166,12 @@ def test_align_without_an_output_checks_block_by_block(name, plant, saved, tmp_p
 
 
 def inverse_assignment(patch: Patch) -> None:
-    plain = matching._partners
-    patch.setattr(matching, "_partners", lambda *given: plain(*given).argsort())
+    plain = matching.partners
+    patch.setattr(matching, "partners", lambda *given: plain(*given).argsort())
 
 
 def no_assignment(patch: Patch) -> None:
-    patch.setattr(matching, "_partners", lambda group, a, b: torch.arange(group.units))
+    patch.setattr(matching, "partners", lambda group, a, b: torch.arange(group.units))
 
 
 def no_scales(patch: Patch) -> None:
