@@ -1,0 +1,26 @@
+"""Products of rows in either precision, whichever library makes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from isobasin.matching.products import with_rows
+
+
+@pytest.mark.parametrize("available", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 7), (1, 1), (300, 64), (0, 7), (5, 0)])
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_products_are_those_of_the_rows(
+    shape: tuple[int, int], count: int, dtype: torch.dtype, available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not available:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    draw = torch.Generator().manual_seed(0)
+    left = torch.randn(shape[1], count, generator=draw, dtype=torch.float64).mT
+    right = torch.randn(shape, generator=draw, dtype=torch.float64)
+    found = with_rows(right, dtype)(left)
+    assert found.dtype is dtype
+    exact, sizes = left @ right.mT, left.norm(dim=-1)[:, None] * right.norm(dim=-1)
+    assert bool(((found - exact).abs() <= shape[1] * torch.finfo(dtype).eps * sizes).all())
