@@ -24,3 +24,10 @@ def test_products_are_those_of_the_rows(
     assert found.dtype is dtype
     exact, sizes = left @ right.mT, left.norm(dim=-1)[:, None] * right.norm(dim=-1)
     assert bool(((found - exact).abs() <= shape[1] * torch.finfo(dtype).eps * sizes).all())
+
+
+def test_they_are_exact_where_torch_may_multiply_floats_less_exactly(monkeypatch: pytest.MonkeyPatch):
+    left, right = (torch.randn(n, 8, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (3, 5))
+    assert with_rows(right)(left).dtype is torch.float32
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert torch.equal(with_rows(right)(left), left @ right.mT)
