@@ -19,9 +19,9 @@ FACTOR_OF_LARGEST = 4.0
 # A gauge in which one rounding changes more than this many times what it changes in another counts no more than that:
 # there the function is lost, however well rounding explains it.
 AMPLIFICATION = 4.0
-# Up to how many times what one rounding explains further ones are tried: now and then rounding flips which experts are
-# chosen, or what saturated heads attend to.
-NEAR = 4.0
+# Up to how many times what one rounding explains further ones are tried: now and then rounding flips what saturated
+# heads attend to, or, with a much larger effect, which experts are chosen.
+NEAR, NEAR_OF_CHOICES = 4.0, 64.0
 # What arithmetic alone leaves, relative: transformers keeps some steps in float32 whatever the model's type, and errors
 # grow with depth. By the type that the models run in.
 FLOORS = {torch.float64: 1e-5, torch.float32: 1e-4}

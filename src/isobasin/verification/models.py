@@ -25,6 +25,7 @@ from isobasin.verification.distance import (
     FACTOR_OF_LARGEST,
     FLOORS,
     NEAR,
+    NEAR_OF_CHOICES,
     Distance,
     Distances,
     Verification,
@@ -143,17 +144,18 @@ def _rounding(
         known = one.sensitivity(coarsest)
         one.unload()
     values, plain = known
+    near = NEAR_OF_CHOICES if other.chooses else NEAR
     rounding = other.rounding(values)
     other.unload()
     capped = _capped(rounding, plain)
-    if explained(capped) or not explained(_ANY.better(_capped(_ANY, plain), NEAR)):
+    if explained(capped) or not explained(_ANY.better(_capped(_ANY, plain), near)):
         return rounding, plain
     # Of models that are too far apart for any rounding in the first one's gauge the rest needs no measuring.
     theirs, own = other.sensitivity(coarsest)
     other.unload()
     found = rounding.worse(one.rounding(theirs)), plain.better(own, 1)
     one.unload()
-    if explained(_capped(*found)) or not explained(_ANY.better(_capped(*found), NEAR)):
+    if explained(_capped(*found)) or not explained(_ANY.better(_capped(*found), near)):
         return found
     return _redrawn(((one, theirs), (other, values)), coarsest, explained)
 

@@ -25,6 +25,7 @@ class Opened(TorchFunctionMode):
     Attributes:
         tables: Those of which blends were returned, by identity.
         differs: Whether anything was opened: else what was computed is what the model computes.
+        chooses: Whether experts are chosen.
     """
 
     def __init__(self, seed: int) -> None:
@@ -32,7 +33,7 @@ class Opened(TorchFunctionMode):
         super().__init__()
         self._generator = torch.Generator().manual_seed(seed)
         self.tables: set[int] = set()
-        self.differs = False
+        self.differs = self.chooses = False
 
     def __torch_function__(
         self,
@@ -47,7 +48,7 @@ class Opened(TorchFunctionMode):
             self.differs = True
             return args[0] if args else given["input"]
         if func in (torch.topk, Tensor.topk):
-            self.differs = True
+            self.differs = self.chooses = True
             values, dim = args[0], given.get("dim", -1)
             chosen = func(values, values.shape[dim], dim)
             return chosen.values.new_full(chosen.values.shape, 1 / values.shape[dim]), chosen.indices

@@ -97,13 +97,14 @@ class Run:
         plan: What is run.
         how: How it was run.
         outputs: Every floating-point output on every input, on the CPU, without the positions that are padding.
+        chooses: Whether it chooses experts.
     """
 
     def __init__(self, model: Model, plan: Plan, how: How) -> None:
         self._name, self.plan, self.how = model.name, plan, how
         self._stored = kinds(info.dtype for info in model.checkpoint.tensors.values())
         self._streamed = streams(model)
-        self._looked_up = set[int]()
+        self._looked_up, self.chooses = set[int](), False
         try:
             self._inputs, self.outputs = self._first()
         except IsobasinError:
@@ -183,6 +184,7 @@ class Run:
             if mode is not None and not mode.differs:
                 return {}
             self._looked_up |= set() if mode is None else mode.tables
+            self.chooses |= mode is not None and mode.chooses
             end = OPENED if opened else ""
             return {f"{name}{end}": promised(value, given).cpu() for name, value in named_outputs(returned, _INNER)}
 
