@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from isobasin.alignment import STREAM, Alignment, unmatched
-from isobasin.alignment.stream import Turned, gains_of
+from isobasin.alignment.stream import Turned, gains_of, in_rows
 from isobasin.architectures.examples import tiny
 from isobasin.errors import TensorError
 from isobasin.model import TensorBlocks, open_model
@@ -50,7 +50,7 @@ def test_a_long_tensor_moves_some_rows_at_a_time(turned: Turned, monkeypatch: py
     longest = 0
     for name in names:
         torch.testing.assert_close(again[name], together[name], rtol=1e-12, atol=1e-12)
-        value = turned.value(name)
+        value = in_rows(turned, name)
         rows = [value] if isinstance(value, torch.Tensor) else list(value.rows())
         torch.testing.assert_close(torch.cat(rows), together[name], rtol=1e-12, atol=1e-12)
         longest = max(longest, len(rows))

@@ -33,7 +33,7 @@ from isobasin.alignment.moves import (
     named,
     unmatched,
 )
-from isobasin.alignment.stream import Turned, whole
+from isobasin.alignment.stream import Turned, in_rows, whole
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import kind
@@ -239,16 +239,7 @@ class Alignment(Plain):
     def moved(
         self, model: Blocks, device: str = "cpu", see: Callable[[AnyMove, Any], None] = lambda move, weights: None
     ) -> Iterator[dict[str, Tensor]]:
-        """As `flowing`, every tensor at once."""
-        for tensors in self.flowing(model, device, see):
-            yield {name: whole(value) for name, value in tensors.items()}
-
-    def flowing(
-        self, model: Blocks, device: str = "cpu", see: Callable[[AnyMove, Any], None] = lambda move, weights: None
-    ) -> Iterator[dict[str, Value]]:
         """The stored tensors of every block after the move, a block at a time, in float64 as they are computed.
-
-        Long tables along the stream come in rows.
 
         Args:
             model: What is moved.
@@ -258,19 +249,8 @@ class Alignment(Plain):
         Raises:
             AlignmentError: If the model has another architecture.
         """
-        pairs, turned = self.paired(model), self.turned(model, device)
-        done: set[str] = set()
-        for move, block in pairs:
-            stored = (turned or model).double(block.shapes(), device)
-            weights = move.act(block.read(stored, device))
-            see(move, weights)
-            new = block.write(stored, weights)
-            # Blocks that read one table move it alike: it is given once.
-            yield {name: tensor for name, tensor in new.items() if name not in done}
-            done |= new.keys()
-        if turned is not None:
-            for name in sorted(turned.plan.names() - done):
-                yield {name: turned.value(name)}
+        for tensors in flowing(self, model, device, see):
+            yield {name: whole(value) for name, value in tensors.items()}
 
     def turned(self, model: Blocks, device: str = "cpu") -> Turned | None:
         """The model after the move of the residual stream alone; None if that stays as it is.
@@ -351,6 +331,28 @@ class Alignment(Plain):
 
 
 _UNTIED = "untied"
+
+
+def flowing(
+    alignment: Alignment,
+    model: Blocks,
+    device: str = "cpu",
+    see: Callable[[AnyMove, Any], None] = lambda move, weights: None,
+) -> Iterator[dict[str, Value]]:
+    """As `Alignment.moved`, but that long tables along the stream come in rows."""
+    pairs, turned = alignment.paired(model), alignment.turned(model, device)
+    done: set[str] = set()
+    for move, block in pairs:
+        stored = (turned or model).double(block.shapes(), device)
+        weights = move.act(block.read(stored, device))
+        see(move, weights)
+        new = block.write(stored, weights)
+        # Blocks that read one table move it alike: it is given once.
+        yield {name: tensor for name, tensor in new.items() if name not in done}
+        done |= new.keys()
+    if turned is not None:
+        for name in sorted(turned.plan.names() - done):
+            yield {name: in_rows(turned, name)}
 
 
 def untied_note(model: Blocks) -> dict[str, str]:

@@ -45,33 +45,36 @@ class Turned(Revalued):
         # What a tensor passes through is moved with it, so that it comes first.
         for name in sorted(wanted, key=lambda name: -len(needed[name])):
             if name not in found:
-                moved = self._moved(needed[name])
+                moved = _moved(self, needed[name])
                 found |= {other: whole(moved[other]) for other in needed[name] if other in needed}
         return {name: found[name] for name in wanted}
 
-    def value(self, name: str) -> Value:
-        """One moved tensor, a long one in rows."""
-        return self._moved(self.plan.needed([name]))[name]
-
-    def _moved(self, names: Sequence[str]) -> dict[str, Value]:
-        """A tensor, and all that it passes through."""
-        stored, first = self.model.checked(names), names[0]
-        pieces = list(self.plan.pieces(first, stored[first].shape))
-        if len(pieces) == 1:
-            return {**self._acted(stored)}
-
-        def some(rows: slice) -> dict[str, Tensor]:
-            return self._acted({**stored, first: stored[first][rows]})
-
-        def all_rows() -> Iterator[Tensor]:
-            return (some(rows)[first] for rows in pieces)
-
-        return {**some(slice(1)), first: InRows(tuple(stored[first].shape), all_rows)}
-
-    def _acted(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def acted(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Some of its tensors after the move, with all that these need (`Stream.needed`)."""
         tensors = {name: carried(tensor, self.device, torch.float64) for name, tensor in stored.items()}
         with about(self.name):
             return turning.act(self.plan, self.move.element, self._maps, tensors)
+
+
+def in_rows(turned: Turned, name: str) -> Value:
+    """One moved tensor, a long one in rows."""
+    return _moved(turned, turned.plan.needed([name]))[name]
+
+
+def _moved(turned: Turned, names: Sequence[str]) -> dict[str, Value]:
+    """A tensor, and all that it passes through."""
+    stored, first = turned.model.checked(names), names[0]
+    pieces = list(turned.plan.pieces(first, stored[first].shape))
+    if len(pieces) == 1:
+        return {**turned.acted(stored)}
+
+    def some(rows: slice) -> dict[str, Tensor]:
+        return turned.acted({**stored, first: stored[first][rows]})
+
+    def all_rows() -> Iterator[Tensor]:
+        return (some(rows)[first] for rows in pieces)
+
+    return {**some(slice(1)), first: InRows(tuple(stored[first].shape), all_rows)}
 
 
 def whole(value: Value) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from isobasin.alignment import Alignment, AnyMove, Moved
+from isobasin.alignment import Alignment, AnyMove, Moved, flowing
 from isobasin.beside import ALIGNMENT
 from isobasin.canonical import adapter_in
 from isobasin.checkpoints import Value, calling, check_output, temporary_folder, write_checkpoint
@@ -130,7 +130,7 @@ def acting(alignment: Alignment, model: Model, running: Running, *, stored: torc
         if stored is not None and isinstance(weights, AttentionWeights):
             rounding[move.block] = float(circuits.rounding(move.group, weights, stored))
 
-    yield from counted(alignment.flowing(model, running.device, see), alignment.blocks, running.progress)
+    yield from counted(flowing(alignment, model, running.device, see), alignment.blocks, running.progress)
     figures = [
         replace(move.statistics, rounding=rounding.get(move.block, move.statistics.rounding))
         for move in alignment.moves

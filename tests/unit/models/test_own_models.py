@@ -66,7 +66,9 @@ def test_a_saved_model_is_the_same_function_whatever_attention_is_asked_for(case
         loaded.set_attn_implementation("sdpa")
         found = outputs(loaded, case.inputs())
         assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        for name, x in expected.items():
+            # Where tensors lie in memory decides a convolution's last digit on some processors.
+            torch.testing.assert_close(found[name], x, rtol=1e-12, atol=1e-12)
     assert type(load(tmp_path, torch.float64)).__name__ == case.own
 
 
