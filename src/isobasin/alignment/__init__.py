@@ -330,9 +330,6 @@ class Alignment(Plain):
         return f"<p>{html.escape(repr(self))}</p>{self._picture()}{''.join(tables)}"
 
 
-_UNTIED = "untied"
-
-
 def flowing(
     alignment: Alignment,
     model: Blocks,
@@ -353,6 +350,9 @@ def flowing(
     if turned is not None:
         for name in sorted(turned.plan.names() - done):
             yield {name: in_rows(turned, name)}
+
+
+_UNTIED = "untied"
 
 
 def untied_note(model: Blocks) -> dict[str, str]:

@@ -97,7 +97,8 @@ def pretrained(
         options: Others of `from_pretrained`.
 
     Returns:
-        The model in evaluation mode; `missing_keys`, `unexpected_keys` and `mismatched_keys`.
+        The model in evaluation mode; `missing_keys`, without tables that the class computes from the configuration as
+        it does buffers, `unexpected_keys` and `mismatched_keys`.
 
     Raises:
         CheckpointError: It can't be loaded.
@@ -109,18 +110,19 @@ def pretrained(
         model, report = loader.from_pretrained(
             **source, config=config, trust_remote_code=False, output_loading_info=True, **_OWN_CODE, **options
         )
-        if report["missing_keys"]:
-            _freeze(model, report["missing_keys"])
+        missing = set(report["missing_keys"])
+        report["missing_keys"] = missing - _frozen(model, missing) if missing else missing
     return model.eval(), report
 
 
-def _freeze(model: Any, names: Iterable[str]) -> None:
-    """Freeze those of these parameters that the class does, tables that it computes: loading leaves none frozen."""
+def _frozen(model: Any, names: Iterable[str]) -> set[str]:
+    """Those of these parameters that the class freezes, which are frozen again: loading leaves none so."""
     with torch.device("meta"):
         made = type(model)(deepcopy(model.config)).named_parameters()
-        frozen = {name for name, parameter in made if not parameter.requires_grad}
-    for name in frozen.intersection(names):
+        frozen = {name for name, parameter in made if not parameter.requires_grad}.intersection(names)
+    for name in frozen:
         model.get_parameter(name).requires_grad_(False)
+    return frozen
 
 
 def like(model: Any, folder: str | os.PathLike[str], dtype: torch.dtype) -> Any:

@@ -165,9 +165,8 @@ def _tried(checkpoint: Checkpoint, kind: Any, config: Any) -> tuple[tuple[str, .
             f"{checkpoint.folder}: tensor {name!r} has shape {tuple(stored)}, but {kind.__name__} has {tuple(wanted)} "
             "by config.json: check both"
         )
-    # Buffers and frozen tables are computed from the configuration, not drawn; biases of weights that are there are 0.
-    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    lacking = learned & set(report["missing_keys"])
+    # Buffers are computed from the configuration, not drawn; biases of weights that are there are 0.
+    lacking = report["missing_keys"].intersection(name for name, _ in model.named_parameters())
     missing = sorted(n for n in lacking if not n.endswith(".bias") or f"{n.removesuffix('bias')}weight" in lacking)
     return tuple(n for n, s in shapes.items() if not s.asked), tuple(missing), at_once(model)
 

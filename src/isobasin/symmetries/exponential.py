@@ -18,9 +18,7 @@ def exponential(x: Tensor) -> Tensor:
     costs two more of each, where that of torch's is an exponential of twice the size, and no norm is asked for, for
     which a GPU would have to be waited for. For norms below 16 it differs by rounding. Otherwise it is torch's.
     """
-    exact = x.dtype in (torch.float64, torch.complex128)
-    # What `vmap` hands on doesn't say whether a gradient is wanted.
-    if exact or not torch.is_grad_enabled():
+    if _exact(x):
         return torch.matrix_exp(x)
     x = x / 2**_SQUARINGS
     one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
@@ -39,10 +37,14 @@ def inverse(u: Tensor) -> Tensor:
     there may wait for the device, and then no step could be recorded. Newton's iteration, `V <- V (2 - U V)`, doubles
     the right digits at every step once the condition number's are there (Ben-Israel and Cohen, 1966).
     """
-    exact = u.dtype in (torch.float64, torch.complex128)
-    if exact or not (u.is_cuda and torch.is_grad_enabled()):
+    if _exact(u) or not u.is_cuda:
         return torch.linalg.inv_ex(u).inverse
     return _iterated(u)
+
+
+def _exact(x: Tensor) -> bool:
+    """Whether a matrix is in double precision, or no gradients are taken; what `vmap` hands on doesn't say of which."""
+    return x.dtype in (torch.float64, torch.complex128) or not torch.is_grad_enabled()
 
 
 def _iterated(u: Tensor) -> Tensor:

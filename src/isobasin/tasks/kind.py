@@ -85,9 +85,7 @@ def load_model(
         raise CheckpointError(
             f"{os.fspath(folder)}: can't be loaded for {kind} ({reason}): check it, and --task"
         ) from error
-    # Frozen tables are computed from the configuration, as buffers are.
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    missing = sorted(set(report["missing_keys"]) - frozen)
+    missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
             f"{os.fspath(folder)}: lacks {len(missing)} weights that {kind} needs, such as {missing[0]!r}: "

@@ -117,7 +117,7 @@ class Distance(Plain):
 
     @classmethod
     def pooled(cls, draws: Sequence[Distance]) -> Distance:
-        """What several roundings change: the largest value of all, and the root mean square of the other figures."""
+        """What several roundings change: the largest of the largest values, and means of the other figures."""
 
         def mean(values: Sequence[float | None], power: int) -> float | None:
             known = [value**power for value in values if value is not None]
