@@ -244,7 +244,12 @@ def test_canonicalize_says_what_rounding_decides(cli: Cli, copied: Callable[...,
     dead = copied("a")
     edit_tensors(dead, lambda tensors: tensors["transformer.h.1.attn.c_attn.weight"].zero_())
     result = cli("canonicalize", dead, "-o", tmp_path / "out", "--no-verify")
+    assert "Rounding decides a part of the gauge" in result.stdout
     assert "Layer 1: attention is not unique: head order, rank" in result.stdout
+    assert "in c_attn.weight, c_attn.bias, c_proj.weight." in result.stdout
+    blocks = parsed(cli("canonicalize", dead, "-o", tmp_path / "again", "--no-verify", "--json"))["blocks"]
+    assert blocks["attention.0"] == "canonical"
+    assert blocks["attention.1"].startswith("not unique: head order")
 
 
 def test_align_by_other_processes_gives_the_same_files(

@@ -17,7 +17,7 @@ from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.function import attend
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup, LatentGroup, QueryKeyNorm
-from isobasin.symmetries.weights import AttentionWeights
+from isobasin.symmetries.weights import AttentionWeights, Weights
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.testing.strategies import random_weights
 
@@ -91,6 +91,44 @@ def canonical(group: AttentionGroup, weights: AttentionWeights) -> tuple[Attenti
     element = canonical_attention(group, weights, head_sizes(group, weights), loose)
     assert group.contains(element)
     return element, group.act(element, weights), loose.names
+
+
+def apart(one: Weights, other: Weights) -> set[str]:
+    """The roles of weights that differ by more than rounding can make of them."""
+    pairs = ((role, x, getattr(other, role)) for role, x in one.tensors().items())
+    return {role for role, x, y in pairs if float((x - y).norm()) > 0.1 * float(x.norm())}
+
+
+@pytest.mark.parametrize("name", ["normalised, not rotated", "slopes", "latents", "wider than the model"])
+def test_whatever_heads_of_copies_in_16_bits_disagree_on_is_named(name):
+    group, seen = GROUPS[name], False
+    for seed in range(20):
+        weights = random_weights(group, 12, _BIASES, seed)
+        random = group.sample(torch.Generator().manual_seed(seed + 10), condition=3.0)
+        moved, loose = list[AttentionWeights](), Loose(torch.finfo(torch.bfloat16).eps)
+        for copy in (weights, group.act(random, weights)):
+            stored = copy.map(lambda x: x.bfloat16().double())
+            element = canonical_attention(group, stored, head_sizes(group, stored), loose)
+            moved.append(group.act(element, stored))
+        differing = apart(*moved)
+        assert differing <= set[str]().union(*loose.choices.values())
+        seen |= bool(differing)
+    assert seen
+
+
+def test_whatever_units_of_copies_in_16_bits_disagree_on_is_named():
+    group = FeedForwardGroup(20, up=Scale.signed, gate=Scale.none, experts=3)
+    generator, moved = torch.Generator().manual_seed(0), list[FeedForwardWeights]()
+    parts = dict.fromkeys(("up", "gate", "down"), (3, 20, 8)) | {"router": (3, 8), "up_bias": (3, 20)}
+    weights = FeedForwardWeights(
+        **{role: torch.randn(shape, generator=generator, dtype=torch.float64) for role, shape in parts.items()}
+    )
+    loose = Loose(torch.finfo(torch.bfloat16).eps)
+    for copy in (weights, group.act(group.sample(generator), weights)):
+        stored = copy.map(lambda x: x.bfloat16().double())
+        moved.append(group.act(canonical_feedforward(group, stored, loose), stored))
+    assert apart(*moved) == {"up", "gate", "down", "up_bias"} == loose.choices["unit order"]
+    assert loose.choices.get("expert order", parts.keys()) == parts.keys()
 
 
 @pytest.mark.parametrize("name", GROUPS)

@@ -35,7 +35,7 @@ class Statistics:
         iterations: Most steps that any head's stage 2 took.
         status: "exact" where the distance after is rounding only; of heads otherwise "converged", "max-iterations" or
             "capped", of units "optimal"; "composed" for an element that no solver found; of a canonical gauge,
-            "canonical" or "not unique: " and what rounding decides.
+            "canonical" or "not unique: " and what rounding decides, in which tensors.
         rounding: Relative error of the circuits that storing the moved weights will cause (predicted).
         start: Where the map of the stream that was kept began: "embeddings", "identity", "activations".
         sweeps: How often all factors were matched.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
@@ -78,6 +78,14 @@ class Block(ABC):
                 shapes[projection.bias] = self._whole(projection) if whole else projection.layout.shape(bias=True)
         shapes |= {other.weight: other.layout.shape(bias=True) for other in self.others.values()}
         return shapes
+
+    def names(self, roles: Collection[str]) -> tuple[str, ...]:
+        """The stored tensors that some roles of the block's weights are read from, each once."""
+        found: list[str | None] = []
+        for name, projection in (*self.projections.items(), *self.others.items()):
+            role = name.partition(".")[0]
+            found += [x for x, of in ((projection.weight, role), (projection.bias, f"{role}_bias")) if of in roles]
+        return tuple(dict.fromkeys(name for name in found if name is not None))
 
     def _whole(self, writer: Projection) -> tuple[int, ...]:
         """The shape of the bias of a projection into the stream, with an axis of experts if it holds several."""

@@ -32,9 +32,11 @@ def canonicalize(
         from isobasin.verbs.canonicalize import canonicalize
 
         moved = canonicalize(**arguments, progress=progress)
-    if not as_json and moved.alignment is not None:
+    assert moved.alignment is not None
+    statuses = {move.block: move.statistics.status for move in moved.alignment.moves}
+    if not as_json:
         _show_not_unique(moved.alignment)
-    show_moved(moved, output, as_json)
+    show_moved(moved, output, as_json, blocks=statuses)
 
 
 def _show_not_unique(alignment: Alignment) -> None:
@@ -48,4 +50,5 @@ def _show_not_unique(alignment: Alignment) -> None:
             if entry.statistics.status != CANONICAL:
                 found.setdefault(f"{kind} is {entry.statistics.status}", []).append(entry.layer)
     if found:
+        show("Rounding decides a part of the gauge, in which a copy that was rounded otherwise may differ:")
         show(*(f"{layers(which).capitalize()}: {what}." for what, which in found.items()))

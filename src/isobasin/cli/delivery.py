@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from isobasin.verbs.apply import Moved
 
 
-def show_moved(moved: Moved, output: Path, as_json: bool) -> None:
-    """Say where the result is and how it was verified."""
+def show_moved(moved: Moved, output: Path, as_json: bool, **more: object) -> None:
+    """Say where the result is and how it was verified, and more for machines."""
     if as_json:
         verified = None if moved.verified is None else moved.verified.to_json()
-        show_json({"output": str(output), "verified": verified})
+        show_json({"output": str(output), "verified": verified, **more})
         return
     from isobasin.cli.alignment_report import untied_line, verification_line
 

@@ -23,7 +23,9 @@ from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.groups import AttentionGroup
 from isobasin.symmetries.loose import Loose as Loose
-from isobasin.symmetries.weights import AttentionWeights
+from isobasin.symmetries.weights import AXES, AttentionWeights
+
+_EXPERTS = "expert order"
 
 
 def head_sizes(group: AttentionGroup, weights: AttentionWeights) -> Tensor:
@@ -42,17 +44,21 @@ def canonical_attention(
         group: Of the block.
         weights: Float64, without leading dimensions.
         sizes: `head_sizes`, or their sum over blocks whose heads permute together.
-        loose: Takes the names of choices that rounding decides.
+        loose: Takes the choices that rounding decides, and what they move.
     """
     heads, *factors = group.factors
     element = group.identity(device=weights.key.device)
     if group.permuted:
         outer = loose.order("head order", sizes.sum(-1))
         element = element.having({"outer": outer, "inner": permutation.take(loose.order("head order", sizes), outer)})
+        loose.decide(loose.choices, weights.tensors().keys() & AXES.keys())
     moved = heads.act(element.tensors(), weights.tensors())
     for factor in factors:
-        found = factor.canonical(moved, loose)
-        moved, element = factor.act(found, moved), element.having(found)
+        own, before = Loose(loose.eps), moved
+        found = factor.canonical(before, own)
+        moved, element = factor.act(found, before), element.having(found)
+        # What a factor doesn't move it passes on.
+        loose.decide(own.choices, (role for role, x in moved.items() if x is not before[role]))
     return element
 
 
@@ -66,7 +72,7 @@ def canonical_feedforward(group: FeedForwardGroup, weights: FeedForwardWeights, 
     Args:
         group: Of the block.
         weights: Float64, without leading dimensions.
-        loose: Takes the names of choices that rounding decides.
+        loose: Takes the choices that rounding decides, and what they move.
     """
     rows = branches(weights)
     powers: dict[str, int] = dict(zip(("up", "gate"), group.powers, strict=True))
@@ -90,8 +96,10 @@ def canonical_feedforward(group: FeedForwardGroup, weights: FeedForwardWeights, 
         size = size * norms[name] ** powers[name] if name in rows else size
     order = loose.order("unit order", size)
     found = {name: permutation.take(scales[name], order) for name in kinds} | {"permutation": order}
+    loose.decide(loose.choices, weights.tensors().keys() & AXES.keys())
     experts = None if group.experts is None else _expert_order(group, size.sum(-1), loose)
     if experts is not None:
+        loose.decide(loose.choices.keys() & {_EXPERTS}, weights.tensors())
         found = {name: permutation.take(part, experts) for name, part in found.items()} | {"experts": experts}
     # The mean of a router's rows is the same in any order.
     shift = group.factors[1].canonical(weights.tensors(), loose)
@@ -101,5 +109,5 @@ def canonical_feedforward(group: FeedForwardGroup, weights: FeedForwardWeights, 
 def _expert_order(group: FeedForwardGroup, sizes: Tensor, loose: Loose) -> Tensor:
     """Experts in the order of their sizes, in their groups."""
     sizes = sizes.unflatten(-1, (group.expert_groups, -1))
-    groups = loose.order("expert order", sizes.sum(-1))
-    return permutation.nested(groups, permutation.take(loose.order("expert order", sizes), groups))
+    groups = loose.order(_EXPERTS, sizes.sum(-1))
+    return permutation.nested(groups, permutation.take(loose.order(_EXPERTS, sizes), groups))

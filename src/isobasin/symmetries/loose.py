@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,16 +15,28 @@ class Loose:
 
     Attributes:
         eps: Relative size of what counts as rounding: that of the stored type.
-        names: Of the choices that it decides, in the order in which they were made.
+        choices: Those that it decides, in the order in which they were made, and the roles of the weights that they
+            move: whoever makes the moves of these says which (`decide`).
     """
 
     eps: float
-    names: list[str] = field(default_factory=list[str])
+    choices: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
+
+    @property
+    def names(self) -> list[str]:
+        """Of the choices."""
+        return list(self.choices)
 
     def check(self, name: str, undecided: Tensor) -> None:
         """Note a choice if it is undecided anywhere."""
-        if name not in self.names and bool(undecided.any()):
-            self.names.append(name)
+        if bool(undecided.any()):
+            self.choices.setdefault(name, set())
+
+    def decide(self, choices: Iterable[str], roles: Iterable[str]) -> None:
+        """Note what choices move, those that are noted or come from elsewhere."""
+        moved = set(roles)
+        for name in choices:
+            self.choices.setdefault(name, set()).update(moved)
 
     def order(self, name: str, sizes: Tensor) -> Tensor:
         """Indices that sort by size, the largest first."""

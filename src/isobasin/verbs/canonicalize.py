@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import ATTENTION, FEEDFORWARD, Alignment, AnyMove, named, unmatched
-from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.blocks import AttentionBlock, Block
 from isobasin.choices import Scope
 from isobasin.errors import IsobasinError
 from isobasin.matching.canonical import Loose, canonical_attention, canonical_feedforward, head_sizes
@@ -20,6 +21,7 @@ from isobasin.verbs.apply import Moved, moved
 from isobasin.verbs.settings import Progress, Running, silent
 
 CANONICAL = "canonical"
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def canonical_alignment(
@@ -32,7 +34,8 @@ def canonical_alignment(
 ) -> Alignment:
     """The move that brings a model into the canonical gauge; `isobasin.matching.canonical` says what that is.
 
-    A block's status is "canonical", or names the choices that rounding decides, such as between two heads of one size.
+    A block's status is "canonical", or names the choices that rounding decides, such as between two heads of one size,
+    and the tensors of the block that they move: there another copy of the model may differ.
 
     Args:
         model: Folder, hub id, or transformers model.
@@ -74,11 +77,21 @@ def _found(model: Model, scope: Scope, running: Running) -> Alignment:
             element = canonical_attention(block.group, weights, sizes, loose)
         else:
             element = canonical_feedforward(block.group, block.read(stored, running.device), loose)
-        status = f"not unique: {', '.join(loose.names)}" if loose.names else CANONICAL
-        moves.append(unmatched(name, block.group, element.to("cpu"), status))
+        moves.append(unmatched(name, block.group, element.to("cpu"), _status(block, loose)))
     running.progress("matching", len(named_blocks), len(named_blocks))
     facts = {"operation": "canonicalize", "model": model.name, "scope": str(scope), "device": running.device}
     return Alignment(model.specification.model_type, tuple(moves), facts)
+
+
+def _status(block: Block, loose: Loose) -> str:
+    """Whether a block's gauge is one, or what rounding decides and in which of its tensors; a star is any number."""
+    found: dict[str, list[str]] = {}
+    for choice, roles in loose.choices.items():
+        own = (name.removeprefix(f"{block.name}.") for name in block.names(roles))
+        names = dict.fromkeys(_NUMBER.sub("*", name) for name in own)
+        found.setdefault(", ".join(names), []).append(choice)
+    told = "; ".join(f"{', '.join(choices)} in {names}" for names, choices in found.items())
+    return f"not unique: {told}" if told else CANONICAL
 
 
 def _common_sizes(model: Blocks, device: str) -> dict[int, Tensor]:
