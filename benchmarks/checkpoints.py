@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from timing import best_of
 
 import isobasin
+from isobasin.checkpoints.shards import PIECE
 from isobasin.inputs import model_inputs
 from isobasin.model import Model, open_model
 from isobasin.symmetries.groups import AttentionGroup
@@ -122,7 +123,7 @@ def copy_bytes(a: Model, b: Model, target: Path) -> None:
     target.mkdir()
     for file in b.checkpoint.files:
         with (b.checkpoint.folder / file).open("rb") as source, (target / file).open("wb") as copy:
-            while chunk := source.read(2**24):
+            while chunk := source.read(PIECE):
                 copy.write(chunk)
 
 

@@ -19,7 +19,10 @@ from isobasin.checkpoints.files import WatchedFile
 from isobasin.checkpoints.layout import CODES, Header, make_header, read_header
 from isobasin.errors import CheckpointError, refusing
 
-PIECE = 16 * 2**20  # bytes in memory at a time while a tensor is copied; a multiple of every item size
+# Bytes in memory at a time while a tensor is copied; a multiple of every item size. What is written in pieces of a
+# megabyte or more the system keeps in pages of as much, which a virtual machine's host takes back when they are free
+# and has to give anew: that took ten times as long as the writing.
+PIECE = 2**18
 
 
 class Shard(Protocol):

@@ -158,7 +158,7 @@ def _write_shards(
 def _elements(value: Value) -> Iterator[Tensor]:
     """Its elements in order, so few at a time that it matters little what they are copied to."""
     for part in (value,) if isinstance(value, Tensor) else value.rows():
-        yield from part.detach().reshape(-1).split(shards.PIECE)
+        yield from part.detach().reshape(-1).split(shards.PIECE // torch.float32.itemsize)
 
 
 def _check_moved(source: Checkpoint, name: str, tensor: Value, done: set[str]) -> None:
