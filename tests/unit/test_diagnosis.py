@@ -85,6 +85,20 @@ def test_two_defects_are_told_apart_and_mended(
         torch.testing.assert_close(mended[key], x, rtol=1e-5, atol=1e-6)
 
 
+def test_whatever_is_larger_is_not_taken_for_a_multiple(originals: dict[str, Path], tmp_path: Path):
+    """Divided by any number it comes nearer, and is as far as before from the original."""
+
+    def change(tensors, config):
+        for key, x in tensors.items():
+            if x.ndim == 1 and "ln_" in key:
+                generator = torch.Generator().manual_seed(len(key))
+                tensors[key] = 50 * (x + x.norm() / len(x) ** 0.5 * torch.randn(x.shape, generator=generator))
+
+    found = isobasin.diagnose(originals["gpt2"], rewritten(originals["gpt2"], tmp_path / "b", change))
+    assert found.judgement is Judgement.unexplained
+    assert not found.findings
+
+
 def test_layers_roles_and_numbers_are_those_that_were_planted(originals: dict[str, Path], tmp_path: Path):
     def change(tensors, config):
         name = "model.layers.1.self_attn.k_proj.weight"

@@ -65,7 +65,7 @@ def gap(
     except TensorError:  # a gain of a latent is 0: no move is known
         return Gap({"gains": math.inf}, {"gains": 1.0}, 1.0)
     moved = match(block.group, ours, theirs, method=method).moved
-    stored = (ours, kind), (theirs, kind)
+    stored = (ours, kind, ours), (theirs, kind, theirs)
     allowed = tolerance(block.group, *stored)
     errors = {
         "circuits": float(circuit_error(block.group, ours, moved)),

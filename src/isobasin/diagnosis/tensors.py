@@ -73,7 +73,8 @@ def examine_tensor(place: Place, x: Tensor, y: Tensor | None) -> Examined:
     found: list[tuple[float, _Guess]] = []
     for guess in _guesses(place, x, y):
         after = relative(x, guess.tensor)
-        if after <= guess.share * before:
+        # More than all of it counts as all of it: whatever is far larger comes nearer by being divided.
+        if after <= guess.share * min(before, 1.0):
             found.append((after, guess))
     if not found:
         return plain or Examined(tensors={}, left={place.name: before})

@@ -30,28 +30,37 @@ FLOORS = {torch.float64: 1e-9, torch.float32: 1e-4}
 _FACTOR = 5
 _CEILING = 0.25
 
-Stored = tuple[AttentionWeights, torch.dtype]
-"""The weights of a block, and the type that they are stored in."""
+Stored = tuple[AttentionWeights, torch.dtype, AttentionWeights]
+"""The weights of a block, the type that they are stored in, and what was rounded to it: the same but for biases that
+are sums, whose sizes are those of their terms."""
 
 
 def tolerance(group: AttentionGroup, *stored: Stored) -> float:
     """Relative error of circuits that rounding may cause between some copies of one block."""
-    blurs = [float(rounding(group, weights, dtype)) for weights, dtype in stored]
-    floor = max(FLOORS.get(dtype, 0.0) for _, dtype in stored)
+    blurs = [float(rounding(group, *each)) for each in stored]
+    floor = max(FLOORS.get(dtype, 0.0) for _, dtype, _ in stored)
     return min(max(_FACTOR * math.hypot(*blurs), floor), _CEILING)
 
 
 def bias_tolerance(group: AttentionGroup, *stored: Stored) -> float:
     """How far apart it may bring what value and output biases add together: no share, a length."""
-    return _FACTOR * math.hypot(*(float(bias_rounding(group, weights, dtype)) for weights, dtype in stored))
+    return _FACTOR * math.hypot(*(float(bias_rounding(group, terms, dtype)) for _, dtype, terms in stored))
 
 
-def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtype) -> Tensor:
+def rounding(
+    group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtype, terms: AttentionWeights | None = None
+) -> Tensor:
     """Relative error of the circuits that storing the weights in `dtype` will cause, `(...)`; worst head.
 
     Independent rounding errors of relative size ρ in L and R change `L R^T` by `ρ sqrt(2 Σ_j ||l_j||² ||r_j||²)`.
     In the balanced gauge this is near ρ; a map of condition number c can raise it c-fold, one of complex scalings
     not at all.
+
+    Args:
+        group: The block's group.
+        weights: Its weights.
+        dtype: The type.
+        terms: What is rounded, as in `Stored`; None for the weights themselves.
     """
     rho = _ROUNDING * torch.finfo(dtype).eps
     worst = weights.key.new_zeros(weights.key.shape[:-3])
@@ -60,8 +69,8 @@ def rounding(group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtyp
             # Each column is a circuit by itself.
             worst = worst.clamp(min=rho * 2**0.5)
             continue
-        tall = [x.tall() for x in pair_sides(group, weights, pair)]
-        columns, norm = sum(x.column_squares().sum(-1) for x in tall), circuit_squares(tall)
+        tall, rounded = ([x.tall() for x in pair_sides(group, each, pair)] for each in (weights, terms or weights))
+        columns, norm = sum(x.column_squares().sum(-1) for x in rounded), circuit_squares(tall)
         ratio = torch.where(norm > 0, columns / norm, 1).clamp(min=0).sqrt()
         worst = worst.maximum(rho * 2**0.5 * ratio.amax((-2, -1)))
     return worst

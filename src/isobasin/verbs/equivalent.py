@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from isobasin.alignment import AttentionMove
 from isobasin.alignment.stream import Turned, gains_of
+from isobasin.architectures.blocks import AttentionBlock
+from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_finite
@@ -23,6 +25,7 @@ from isobasin.model import Blocks, Model, Source, open_pair
 from isobasin.plain import Plain, finite, plain
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
 from isobasin.symmetries.stream import Basis
+from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verbs.align import match_models
 from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verification import known_feedforwards, rest_of
@@ -230,7 +233,7 @@ def _evidence(a: Blocks, b: Blocks, index: int, layer: AttentionMove) -> LayerEv
     block, other = a.specification.attention[index], b.specification.attention[index]
     reference, model = block.read(a.stored(block)), other.read(b.stored(other))
     moved = group.act(layer.element, model)
-    stored = (reference, a.dtype()), (model, b.dtype())
+    stored = (reference, a.dtype(), _rounded(a, block)), (model, b.dtype(), _rounded(b, other))
     tolerance = circuits.tolerance(group, *stored)
     error, bias = (
         float(circuits.circuit_error(group, reference, moved)),
@@ -270,7 +273,8 @@ def _moved_feedforwards(a: Model, ends: tuple[Blocks, Blocks], unequal: set[str]
         slack = max(_SCALE_ROUNDING * eps, floor) if scaled else eps * (len(types) > 1)
         least = max(torch.finfo(dtype).smallest_normal for dtype in types) * eps * scaled
         reference, model = ours.read(stored[0], device), theirs.read(stored[1], device)
-        if _carried(ours.group, reference, model, slack, least, isinstance(ends[1], Turned), a.dtype()):
+        added = _added_inside(ends, (ours, theirs))
+        if _carried(ours.group, reference, model, slack, least, added, isinstance(ends[1], Turned), a.dtype()):
             moved[ours.layer] = moved.get(ours.layer, set()) | names
     return moved
 
@@ -281,6 +285,7 @@ def _carried(
     model: FeedForwardWeights,
     slack: float,
     least: float,
+    absorbed: Mapping[str, float],
     turned: bool,
     dtype: torch.dtype,
 ) -> bool:
@@ -292,6 +297,7 @@ def _carried(
         model: And in the other.
         slack: How far a value may be off, relative to it.
         least: How far any value may be off.
+        absorbed: The largest that a normalisation's bias adds to a bias, by role.
         turned: Whether it was brought into the reference's basis, which mixes all values.
         dtype: The type that it is stored in.
     """
@@ -303,9 +309,9 @@ def _carried(
     moved = match.moved.tensors()
     # The smallest numbers are rounded by as much, and scaled with their units.
     smallest = group.act(match.element, model.map(lambda x: torch.full_like(x, least))).tensors()
-    added = {n: _largest(x) if n in group.shifted else 0.0 for n, x in model.tensors().items()}
+    added = dict(absorbed) | {n: _largest(x) for n, x in model.tensors().items() if n in group.shifted}
     return all(
-        _near_mixed(x, moved[n], dtype, added[n])
+        _near_mixed(x, moved[n], dtype, added.get(n, 0.0))
         if turned or n in group.shifted
         else _near(x, moved[n], slack, smallest[n].abs())
         for n, x in reference.tensors().items()
@@ -358,15 +364,49 @@ def _other_tensors(a: Model, b: Model, turned: tuple[Turned, Turned] | None = No
             yield name
 
 
+def _added_inside(ends: Sequence[Blocks], blocks: Sequence[FeedForward]) -> dict[str, float]:
+    """`_added` to the biases of a block in two models, by role, where those are turned."""
+    found: dict[str, float] = {}
+    for end, block in zip(ends, blocks, strict=True):
+        for name, projection in block.readers.items():
+            if isinstance(end, Turned) and projection.bias is not None:
+                role = f"{name.partition('.')[0]}_bias"
+                found[role] = max(found.get(role, 0.0), _added(end, projection.bias))
+    return found
+
+
 def _added(end: Turned, name: str) -> float:
-    """The largest sum of what a normalisation's bias adds to a reader's of this name, most of which may cancel."""
+    """The size of what a normalisation's bias adds to a reader's of this name, most of which may cancel.
+
+    Terms are rounded independently: it is the root of the sum of their squares.
+    """
+    terms = _terms(end, name)
+    return 0.0 if terms is None else float(terms.norm(dim=-1).max())
+
+
+def _rounded(end: Blocks, block: AttentionBlock) -> AttentionWeights:
+    """A block's weights, with the sizes of the terms where biases are sums, as `circuits.Stored` has them."""
+    stored = dict(end.stored(block))
+    for projection in block.readers.values():
+        if isinstance(end, Turned) and projection.bias is not None:
+            terms = _terms(end, projection.bias)
+            if terms is not None:
+                own = end.model.double([projection.bias])[projection.bias]
+                # Of each product both factors were rounded.
+                squares = own.square() + 2 * terms.square().sum(-1).view_as(own)
+                stored[projection.bias] = squares.sqrt().to(stored[projection.bias])
+    return block.read(stored)
+
+
+def _terms(end: Turned, name: str) -> Tensor | None:
+    """What a normalisation's bias adds to a reader's of this name, term by term, the last axis; None if nothing."""
     for norm in end.plan.norms:
         for reader in norm.readers if norm.absorbed else ():
             if norm.bias is not None and reader.bias == name:
                 parts = end.model.double([reader.weight, norm.bias])
-                weight, bias = parts[reader.weight].movedim(reader.axis, -1).abs(), parts[norm.bias].abs()
-                return float((weight.unflatten(-1, (-1, len(bias))) * bias).flatten(-2).sum(-1).max())
-    return 0.0
+                weight, bias = parts[reader.weight].movedim(reader.axis, -1), parts[norm.bias]
+                return (weight.unflatten(-1, (-1, len(bias))) * bias).flatten(-2)
+    return None
 
 
 def _same(a: Model, b: Model, name: str) -> bool:
