@@ -3,7 +3,7 @@
     python benchmarks/refine.py A B --batch 32 --length 128
 
 A and B are checkpoints of one decoder; without them two random Llamas of `--width` and `--layers` stand for them. A
-training step is a forward pass, a backward pass and AdamW, in the type that models are loaded in.
+training step is a forward pass, a backward pass and AdamW in the type that models are loaded in.
 """
 
 from __future__ import annotations
@@ -74,7 +74,15 @@ def _refining(first: Any, second: Any, asked: argparse.Namespace, train: float) 
     """Steps of refine, whole and in parts."""
     with open_model(first) as a, open_model(second) as b:
         start = isobasin.random_alignment(second, condition=1.5, scope=asked.scope)
-        line = ModuleLine.between(a, b, start, TaskKind.causal_lm, moves=(True, True), device=asked.device)
+        line = ModuleLine.between(
+            a,
+            b,
+            start,
+            TaskKind.causal_lm,
+            moves=(True, True),
+            device=asked.device,
+            mixed_precision=asked.mixed_precision,
+        )
     module: Any = line.module
     tokens = _tokens(module.config.vocab_size, 2 * asked.batch, asked.length)
     facts = DataFacts("random", None, "causal-lm", len(tokens), "none")
@@ -96,8 +104,11 @@ def _refining(first: Any, second: Any, asked: argparse.Namespace, train: float) 
     adam = timed(lambda: [optimiser.step() for optimiser in descent.optimisers])
     with Reads() as reads:
         descent.step()
+    descent.know(lambda *_: None)
+    knowing = timed(descent.step)
     print(f"training step {1e3 * train:8.1f} ms")
     print(f"refine step   {1e3 * step:8.1f} ms, {step / train:.2f} times as long, {reads.count} values read")
+    print(f"  once predictions of all examples are known {1e3 * knowing:8.1f} ms, {knowing / train:.2f} times")
     parts = {
         "ends moved": moved,
         "interpolated and cast": to_point - moved,
@@ -162,6 +173,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--scope", default="model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--mixed-precision", action="store_true", help="forward passes of refine in bfloat16")
     return parser.parse_args()
 
 

@@ -55,8 +55,13 @@ def refine(
         typer.Option("--noise", metavar="X", min=0, help="Noise on images, in standard deviations; with targets ends."),
     ] = Refining.noise,
     mixed_precision: Annotated[
-        bool, typer.Option("--mixed-precision", help="Forward passes in bfloat16; what is written is as exact as ever.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--mixed-precision/--no-mixed-precision",
+            show_default="where it is quicker",
+            help="Forward passes in bfloat16; what is written is as exact as ever.",
+        ),
+    ] = None,
     take_config: options.TakeConfig = False,
     seed: options.Seed = 0,
     device: options.Device = Device.auto,

@@ -256,8 +256,16 @@ def _alignments(job: Job) -> dict[str, Any]:
     from isobasin.refinement.recipe import Refining
 
     asked = RefiningSettings.model_validate(job.spec["refining"])
+    # In single precision and for as long as it takes, so that it doesn't depend on the machine.
     how = Refining(
-        asked.steps, asked.batch, asked.rate, both=asked.both, targets=asked.targets, noise=asked.noise, minutes=0
+        asked.steps,
+        asked.batch,
+        asked.rate,
+        both=asked.both,
+        targets=asked.targets,
+        noise=asked.noise,
+        minutes=0,
+        mixed_precision=False,
     )
     measured = {"untie": job.spec.get("untie", False)}
     measured |= {"scope": Scope.model} if Redrawn(job.spec["scope"]) is Redrawn.entire_model else {}

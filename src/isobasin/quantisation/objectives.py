@@ -131,6 +131,7 @@ class RoundedModel(ModuleLine):
     """
 
     looks: ClassVar[tuple[float, ...]] = (1.0,)
+    predicting: ClassVar[int] = 1
     weights: tuple[Linear, ...] = ()
     rounds: Rounds = field(default=torch.clone)
 
@@ -142,10 +143,8 @@ class RoundedModel(ModuleLine):
 
     def divergence(self, t: At, batch: Batch) -> Tensor:
         """The mean over what is labelled."""
-        rows = self._rows(batch)
-        with torch.no_grad():
-            own = self._logits(self.at(0.0), batch)[rows].log_softmax(-1)
-        found = self._logits(self.at(t), batch)[rows].log_softmax(-1)
+        (own,) = self._own(batch)
+        found = self._logits(self.at(t), batch)[self._rows(batch)].log_softmax(-1)
         return (own.exp() * (own - found)).sum(-1).mean()
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from isobasin.records.curves import rise
 from isobasin.refinement.chart import GAINS, MATRIX
 from isobasin.refinement.gradients import gradients
 from isobasin.refinement.line import Batch, MovingLine, Sample, batches_of
+from isobasin.refinement.predictions import Predictions
 from isobasin.refinement.recipe import Refining
 
 # Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
@@ -33,8 +34,10 @@ _LOWEST_RATE = 0.05
 # Highest rates beside that of most coordinates: of the logarithms of the stream's gains, and radians that it turns by.
 _GAINS = 3.0
 _RADIANS = 3.0
-# Steps between which a step is timed: the first ones also prepare.
+# Steps between which a step is timed, from where steps take as long as they do: the first ones also prepare.
 _TIMED_FROM, _TIMED_TO = 8, 18
+# What the ends predict is computed once if steps will ask for it that often: it is a third of a step.
+_WORTH = 2
 # How many held-out examples are looked at, at most.
 _LOOKED_AT = 128
 # What the move says where coordinates became so large that its maps are not finite, or singular.
@@ -98,10 +101,12 @@ Saved = dict[str, Any]
 
 @dataclass
 class State:
-    """Where a descent stands."""
+    """Where a descent stands; `since` is the step from which on steps take as long as they do, by what is known."""
 
     planned: int
     step: int = 0
+    since: int = 0
+    known: bool = False
     best_step: int = 0
     best: float = math.inf
     history: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
@@ -139,13 +144,16 @@ class Descent(Generic[Batch]):
         # The ends may have been trained on held-out examples too; with noise, the same at every look, they weren't.
         looked_at = batches_of(held, _LOOKED_AT, how.batch_size)
         self.looked_at = [(line.placed(self._noisy(batch)), size) for batch, size in looked_at]
+        if targets is Targets.ends:
+            self.looked_at = line.knowing(self.looked_at)
+        self._predictions: Predictions | None = None
         # At the ends nothing diverges from what they predict themselves.
         first, last = line.means(self.measure, self.looked_at, (0.0, 1.0)) if targets is Targets.labels else (0.0, 0.0)
         self.ends = first, last
         self.points = Points(self.ends, line.device)
         self.optimisers = _optimisers(line, how.rate)
         self.state = State(planned=how.steps)
-        self._clock, self._looking = Clock(line.device), 0.0
+        self._clock, self._looking, self._began = Clock(line.device), 0.0, time.perf_counter()
 
     def saved(self) -> Saved:
         """All that `restore` takes."""
@@ -217,7 +225,8 @@ class Descent(Generic[Batch]):
         """
         rows = torch.randint(len(self.train), (self.how.batch_size,), generator=self.generator)
         index = self.points.draw(self.generator)
-        batch = self.line.placed(self._noisy(self.train.fetch(rows)))
+        known = None if self._predictions is None else (self._predictions, rows)
+        batch = self.line.placed(self._noisy(self.train.fetch(rows)), known)
         weight = self.line.weight(batch)
         try:
             loss = self.gradient(self.points.t.take(index), batch)
@@ -236,15 +245,37 @@ class Descent(Generic[Batch]):
         return True
 
     def _plan(self) -> None:
-        """Once, after a few steps: how many of them the minutes hold."""
+        """After a few steps of a kind: how many of them what is left of the minutes holds."""
         state, how = self.state, self.how
-        if not how.minutes or state.step not in (_TIMED_FROM, _TIMED_TO):
+        taken = state.step - state.since
+        if not how.minutes or taken not in (_TIMED_FROM, _TIMED_TO):
             return
         seconds = self._clock.lap()
-        if state.step == _TIMED_TO:
+        if taken == _TIMED_TO:
             each = seconds / (_TIMED_TO - _TIMED_FROM) + self._looking / how.every
-            fitting = max(state.step, min(how.steps, int(60 * how.minutes / each)))
+            # The first steps of all count as the others do, whatever else they prepare.
+            left = 60 * how.minutes - (time.perf_counter() - self._began if state.since else state.step * each)
+            fitting = max(state.step, min(how.steps, state.step + int(left / each)))
             state.planned = self.line.group.once(lambda: fitting)
+
+    def worth_knowing(self) -> bool:
+        """Whether it saves time to compute once what the ends predict of all examples: asked after every step."""
+        state = self.state
+        if state.known or state.since or state.step != _TIMED_TO or self.measure != self.line.divergence:
+            return False
+        asked = (state.planned - state.step) * self.how.batch_size / self.line.group.count
+        noisy = self.noise and self.line.takes_noise(self.train.fetch([0]))
+        return asked >= _WORTH * len(self.train) and not noisy
+
+    def know(self, progress: Callable[[str, int, int], None]) -> None:
+        """Compute what the ends predict of all examples, if it isn't too much to hold."""
+        self._predictions = self.line.predictions(self.train, self.how.batch_size, progress)
+        if self._predictions is None:
+            return
+        if not self.state.known:
+            self.state.known, self.state.since = True, self.state.step
+        # Steps of another kind are recorded anew.
+        self.gradient = gradients(self.measure, self.coordinates, recordable=self.line.recordable)
 
     def finish(self) -> Refined:
         """Put the best coordinates in place.
@@ -302,6 +333,8 @@ def descend(
     state = descent.state
     if resume is not None:
         descent.restore(resume)
+    if state.known:
+        descent.know(progress)
     while state.step < state.planned:
         if state.step % how.every == 0 and descent.look():
             save(descent.saved())
@@ -311,6 +344,8 @@ def descend(
         if (step and math.isinf(height)) or not descent.step():
             break  # it diverged: what was best until here is kept
         progress("refining", state.step, state.planned)
+        if descent.worth_knowing():
+            descent.know(progress)
     return descent.finish()
 
 

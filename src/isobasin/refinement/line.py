@@ -21,6 +21,8 @@ from isobasin.memory import carried
 from isobasin.model import Blocks, Model, TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.names import Places, names_in_memory, parameters
+from isobasin.refinement.precision import quicker_in_bfloat16
+from isobasin.refinement.predictions import LARGEST, Predictions, gathered
 from isobasin.tasks.examples import IGNORED, Indices
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import model_inputs, passing, targets
@@ -33,8 +35,9 @@ At = float | Tensor
 Measure = Callable[[At, Batch], Tensor]
 """Of a point of the line, on a batch."""
 
-# What a placed batch has beside the model's inputs and labels: the numbers of its labelled rows.
-_ROWS = "labelled rows"
+# What a placed batch has beside the model's inputs and labels: the numbers of its labelled rows, and what the ends
+# predict there, if that is known.
+_ROWS, _PREDICTED = "labelled rows", "predicted"
 
 
 class Sample(Protocol[Fetched]):
@@ -163,13 +166,32 @@ class MovingLine(ABC, Generic[Batch]):
     recordable: ClassVar[bool] = False
     """Whether a measure of a placed batch asks for no values, so that a CUDA graph can replay it."""
 
-    def placed(self, batch: Batch) -> Batch:
-        """This process's share of a batch, where it is computed with; here all of it stays."""
+    def placed(self, batch: Batch, known: tuple[Predictions, Tensor] | None = None) -> Batch:
+        """This process's share of a batch, where it is computed with; here all of it stays.
+
+        Args:
+            batch: The batch.
+            known: What the ends predict of examples, and the numbers of those that the batch has.
+        """
         return batch
+
+    def predictions(
+        self, sample: Sample[Batch], size: int, progress: Callable[[str, int, int], None]
+    ) -> Predictions | None:
+        """What the ends predict of all examples, `size` at a time; None if that isn't known or too large."""
+        return None
+
+    def knowing(self, batches: Sequence[tuple[Batch, int]]) -> list[tuple[Batch, int]]:
+        """Placed batches with what the ends predict of them, if that isn't too large; here they stay."""
+        return list(batches)
 
     def weight(self, batch: Batch) -> float:
         """How much a placed batch counts among those of the other processes."""
         return 1.0
+
+    def takes_noise(self, batch: Batch) -> bool:
+        """Whether a batch has real numbers that may get noise; here not."""
+        return False
 
     def noisy(self, batch: Batch, noise: float, generator: torch.Generator) -> Batch:
         """A batch with noise on what it has of real numbers, in units of their standard deviation; here nothing."""
@@ -210,6 +232,8 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
     """
 
     predicts: ClassVar[bool] = True
+    predicting: ClassVar[int] = 2
+    """How many of the ends, from the first, are asked what they predict."""
     module: nn.Module
     names: tuple[Places, Places]
     kind: TaskKind
@@ -227,26 +251,57 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
 
     def divergence(self, t: At, batch: dict[str, Tensor]) -> Tensor:
         """The loss there above that of the ends, to what both predict: the mean over what is labelled."""
-        rows = self._rows(batch)
+        a, b = self._own(batch)
         with torch.no_grad():
-            a, b = (self._logits(end, batch)[rows].log_softmax(-1) for end in self._fixed)
             drawn, own = between(a.exp(), b.exp(), t), between(a, b, t)
-        found = self._logits(self.at(t), batch)[rows].log_softmax(-1)
+        found = self._logits(self.at(t), batch)[self._rows(batch)].log_softmax(-1)
         return (drawn * (own - found)).sum(-1).mean()
 
     recordable: ClassVar[bool] = True
 
-    def placed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def placed(self, batch: dict[str, Tensor], known: tuple[Predictions, Tensor] | None = None) -> dict[str, Tensor]:
         """Its share on the device, with the numbers of labelled rows, which are asked for where labels are."""
         share = range(self.group.rank, len(batch["labels"]), self.group.count)
         # Where there are more processes than examples, one computes what then doesn't count.
         mine = {name: x[list(share) or [0]] for name, x in batch.items()} if self.group.count > 1 else batch
         rows = self._rows(mine) if share else torch.zeros(0, dtype=torch.long, device=self.device)
-        return {**{name: x.to(self.device, non_blocking=True) for name, x in mine.items()}, _ROWS: rows}
+        found = {**{name: x.to(self.device, non_blocking=True) for name, x in mine.items()}, _ROWS: rows}
+        if known is not None:
+            predictions, numbers = known
+            found[_PREDICTED] = predictions.of(numbers[list(share)])
+        return found
+
+    def predictions(
+        self, sample: Sample[dict[str, Tensor]], size: int, progress: Callable[[str, int, int], None]
+    ) -> Predictions | None:
+        """What the ends predict of all examples, in half precision."""
+        count = len(sample)
+
+        def parts() -> Iterator[tuple[Sequence[Tensor], Tensor]]:
+            for done, (batch, many) in enumerate(batches_of(sample, count, size)):
+                labelled = targets(self.kind, batch["labels"]).reshape(many, -1) != IGNORED
+                yield self._own(batch), labelled.sum(-1)
+                progress("predicting", min(count, (done + 1) * size), count)
+
+        return gathered(parts(), count)
+
+    def knowing(self, batches: Sequence[tuple[dict[str, Tensor], int]]) -> list[tuple[dict[str, Tensor], int]]:
+        """Placed batches with what the ends predict of them, as exactly as it is computed, if that isn't too large."""
+        found: list[tuple[dict[str, Tensor], int]] = []
+        for batch, size in batches:
+            own = torch.stack(list(self._own(batch)))
+            if own.nbytes * len(batches) > LARGEST // 4:
+                return list(batches)
+            found.append(({**batch, _PREDICTED: own}, size))
+        return found
 
     def weight(self, batch: dict[str, Tensor]) -> float:
         """The number of its labelled rows, which measures are means over."""
         return float(len(self._rows(batch)))
+
+    def takes_noise(self, batch: dict[str, Tensor]) -> bool:
+        """Whether anything but token numbers and labels is in it."""
+        return any(x.is_floating_point() for x in batch.values())
 
     def noisy(self, batch: dict[str, Tensor], noise: float, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch with noise on its real numbers; token numbers and labels stay."""
@@ -257,13 +312,18 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
         return {name: new(x) if x.is_floating_point() else x for name, x in batch.items()}
 
     @cached_property
-    def _fixed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _fixed(self) -> tuple[dict[str, Tensor], ...]:
         """The ends' parameters where they began: at all coordinates they predict the same, up to rounding."""
+        ends = tuple(zip(self.ends, self.names, strict=True))[: self.predicting]
+        return tuple(parameters((end.start[name], places) for name, places in names.items()) for end, names in ends)
 
-        def named(end: End, names: Places) -> dict[str, Tensor]:
-            return parameters((end.start[name], places) for name, places in names.items())
-
-        return named(self.ends[0], self.names[0]), named(self.ends[1], self.names[1])
+    @torch.no_grad()
+    def _own(self, batch: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Log-probabilities of the ends where there are labels: looked up, if they are known."""
+        if _PREDICTED in batch:
+            return batch[_PREDICTED].unbind()
+        rows = self._rows(batch)
+        return [self._logits(end, batch)[rows].log_softmax(-1) for end in self._fixed]
 
     def _rows(self, batch: dict[str, Tensor]) -> Tensor:
         """The numbers of a batch's labelled rows, on the device; known of a placed one."""
@@ -278,7 +338,8 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
     def _logits(self, parameters: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         """What the module predicts with some parameters, a row for each label."""
         device = torch.device(self.device)
-        inputs = model_inputs(self.module, {n: x for n, x in batch.items() if n != _ROWS}, device)
+        given = {name: x for name, x in batch.items() if name not in (_ROWS, _PREDICTED)}
+        inputs = model_inputs(self.module, given, device)
         mixed = torch.autocast(device.type, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False)
         with passing(self.module), mixed:
             logits = functional_call(self.module, parameters, kwargs=inputs).logits
@@ -295,7 +356,7 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
         *,
         moves: tuple[bool, bool] = (False, False),
         device: str = "cpu",
-        mixed_precision: bool = False,
+        mixed_precision: bool | None = False,
         group: Group | None = None,
     ) -> ModuleLine:
         """The line from a model to another after a move.
@@ -307,16 +368,20 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
             kind: What the models are for.
             moves: Which ends get coordinates.
             device: Where to compute.
-            mixed_precision: Forward passes in bfloat16.
+            mixed_precision: Forward passes in bfloat16; None: where that is quicker.
             group: The processes that share its batches; None: this one alone.
 
         Raises:
             TensorError: Their tensors differ in shape, so that there is no line between them.
         """
+        module = load_model(a.checkpoint, kind, device)
+        if mixed_precision is None:
+            single = type_of(a, b) is torch.float32
+            mixed_precision = single and quicker_in_bfloat16(module.parameters(), device)
         return cls(
             ends_of(a, b, start, moves=moves, device=device),
             device,
-            load_model(a.checkpoint, kind, device),
+            module,
             _names(a, b, kind),
             kind,
             mixed_precision,

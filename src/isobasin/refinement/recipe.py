@@ -23,7 +23,8 @@ class Refining:
         held_out: Share of the examples that the best coordinates are chosen by.
         every: Steps between two such looks.
         patience: Looks without a better one after which it ends.
-        mixed_precision: Forward passes in bfloat16 where the device has it.
+        mixed_precision: Forward passes in bfloat16; None: where that is quicker, for what the device multiplies and how
+            wide the model is.
         targets: What it learns from; None: the ends' predictions, or labels where only a loss is known.
         noise: Standard deviation of what is added to inputs that are real numbers, images for example, in units of
             theirs; only where it learns from the ends' predictions. Held-out examples get it once.
@@ -42,7 +43,7 @@ class Refining:
     held_out: float = 0.1
     every: int = 50
     patience: int = 20
-    mixed_precision: bool = False
+    mixed_precision: bool | None = None
     targets: Targets | None = None
     noise: float = 0.2
     minutes: float = 30
