@@ -62,6 +62,16 @@ def test_models_made_apart_are_refused_unless_that_is_wanted(scope: str, pair: t
     isobasin.merge(pair, tmp_path / "end", t=1, scope=scope, verify=False)
 
 
+def test_a_few_values_that_correlate_by_chance_are_no_relation(tmp_path: Path):
+    """Two rows of token types, without what they have in common, are one direction."""
+    a, b = (tiny("bert").save(tmp_path / str(seed), seed, dtype=torch.float32) for seed in (0, 1))
+    types = "bert.embeddings.token_type_embeddings.weight"
+    kept = load_file(a / "model.safetensors")[types]
+    alike = changed(b, tmp_path / "alike", lambda name, x: kept if name == types else x)
+    with pytest.raises(ArchitectureError, match="unrelated: neither attention circuits"):
+        isobasin.merge([a, alike], tmp_path / "out", verify=False)
+
+
 def test_whole_models_made_apart_are_merged_with_advice(pair: tuple[Path, Path], tmp_path: Path):
     (relation,) = isobasin.merge(pair, tmp_path / "out", scope="model", verify=False).relations
     assert relation.elsewhere is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from isobasin.verbs.compare import BlockScore, attention_scores
 _ROWS = 4096
 # What a block's score or a weight's correlation must be to count: strangers' are near 0 where they lie.
 _COMMON = 0.2
+# Of fewer values, as of two rows of token types, strangers may correlate as far by chance: 4.5 standard deviations.
+_TELLING = 500
 # Mean scores of whole models after a move: above it fine-tuned ones (0.9), below it those trained apart (0.4).
 _NEAR = 0.6
 _LEARN = "`isobasin refine A B --data DATA -o R`, then `isobasin interpolate R/reference R` may do better"
@@ -105,13 +108,15 @@ def _highest(found: Iterator[float]) -> float:
 
 
 def _correlations(a: Model, b: Model) -> Iterator[float]:
-    """Of all weights outside attention, as they lie; vectors are too much alike to tell anything."""
+    """Of all weights outside attention, as they lie; vectors, and a few values, are too much alike to tell anything."""
     inside = {name for block in a.specification.attention for name in block.shapes()}
     kinds = a.dtypes()
     for name, ours in a.view.tensors.items():
         theirs = b.view.tensors[name]
         plain = kinds[ours].is_floating_point and kinds[ours].itemsize > 1
-        if ours not in inside and plain and len(a.shape(ours)) > 1 and a.shape(ours) == b.shape(theirs):
+        shape = a.shape(ours)
+        telling = len(shape) > 1 and (shape[0] - 1) * math.prod(shape[1:]) >= _TELLING
+        if ours not in inside and plain and telling and shape == b.shape(theirs):
             yield _correlation(a.read([ours])[ours], b.read([theirs])[theirs])
 
 
