@@ -18,6 +18,7 @@ from torch import Tensor
 from isobasin.choices import HeadCost
 from isobasin.matching import latents
 from isobasin.matching.assignment import linear_sum_assignment
+from isobasin.matching.products import with_rows
 from isobasin.matching.sides import Sides, pair_sides
 from isobasin.symmetries.centred import Centred
 from isobasin.symmetries.groups import QUERY_KEY, VALUE_OUTPUT, AttentionGroup
@@ -62,7 +63,7 @@ def head_permutation(
         return fixed.outer, fixed.inner
     pairs = list(_pairs(group, reference, model, cost))
     if cost not in (HeadCost.spectral, HeadCost.cosine):
-        found = [_quick_distances(a, b) for a, b in pairs]
+        found = [_quick_costs(a, b) for a, b in pairs]
         costs = _with_scores(sum((x for x, _ in found), start=torch.zeros(())), group, reference, model)
         blur = sum((x for _, x in found), start=torch.zeros(()))
         outer, inner, margin = _assigned(costs)
@@ -170,16 +171,12 @@ def _cosine(a: Circuit, b: Circuit) -> Tensor:
 
 def _distances(a: Circuit, b: Circuit) -> Tensor:
     """`||A_i - B_j||²` of the circuits of all pairs of heads, `(..., g, g', s, s')`."""
-    return _outer(a, b) - 2 * _inner(a, b)
+    squares = circuit_squares(a)[..., :, None, :, None] + circuit_squares(b)[..., None, :, None, :]
+    return squares - 2 * _inner(a, b)
 
 
-def _outer(a: Circuit, b: Circuit) -> Tensor:
-    """`||A_i||² + ||B_j||²` likewise."""
-    return circuit_squares(a)[..., :, None, :, None] + circuit_squares(b)[..., None, :, None, :]
-
-
-def _quick_distances(a: Circuit, b: Circuit) -> tuple[Tensor, Tensor]:
-    """`_distances` with inner products from float32, and a bound on what that makes them wrong by.
+def _quick_costs(a: Circuit, b: Circuit) -> tuple[Tensor, Tensor]:
+    """`_distances` without the norms, which every assignment adds up alike, by float32; and a bound on the error.
 
     With `X = L^T L'`, `Y = R'^T R`, errors of X are at most `ε ||L|| ||L'||` in Frobenius norm, and those of the sum
     `<X, Y>` at most `ε (||L|| ||L'|| ||Y|| + ||X|| ||R|| ||R'||)`: much where maps are ill-conditioned.
@@ -187,16 +184,21 @@ def _quick_distances(a: Circuit, b: Circuit) -> tuple[Tensor, Tensor]:
     eps = 2 * torch.finfo(torch.float32).eps
     total, blur = torch.zeros(()), torch.zeros(())
     for x, y in zip(a, b, strict=True):
-        left, right = (_gram(*map(_single, side)) for side in zip(x.blocks(), y.blocks(), strict=True))
+        left, right = (_quick_gram(*side) for side in zip(x.blocks(), y.blocks(), strict=True))
         wide, high = (_products(*sizes) for sizes in zip(x.sizes(), y.sizes(), strict=True))
         total = total + _contracted(left, right).double()
         blur = blur + eps * (wide * _norms(right) + _norms(left) * high).sum(-5)
-    return _outer(a, b) - 2 * total, 2 * blur
+    return -2 * total, 2 * blur
 
 
-def _single(x: Tensor) -> Tensor:
-    """In float32, circuits first."""
-    return x.to(torch.complex64 if x.is_complex() else torch.float32).movedim(-3, -5)
+def _quick_gram(x: Tensor, y: Tensor) -> Tensor:
+    """`_gram` by float32, circuits first."""
+    x, y = (t.to(torch.complex64 if t.is_complex() else torch.float32).movedim(-3, -5) for t in (x, y))
+    if x.is_complex():
+        return _gram(x, y)
+    left, right = (t.mT.flatten(-4, -2).flatten(0, -3) for t in (x, y))
+    product = torch.stack([with_rows(b)(a) for a, b in zip(left, right, strict=True)])
+    return _apart(product.unflatten(0, x.shape[:-4]), x, y)
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
@@ -218,7 +220,11 @@ def circuit_squares(circuit: Circuit) -> Tensor:
 def _gram(x: Tensor, y: Tensor) -> Tensor:
     """`x_i^H y_j` for all pairs of heads: `(..., g, s, n, g', s', n')`, one matrix product."""
     stacked = [t.movedim(-2, -4).flatten(-3) for t in (x, y)]
-    product = stacked[0].mH @ stacked[1]
+    return _apart(stacked[0].mH @ stacked[1], x, y)
+
+
+def _apart(product: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Products of stacked heads, head by head, `(..., g, s, n, g', s', n')`."""
     return product.unflatten(-1, y.shape[-4:-2] + y.shape[-1:]).unflatten(-4, x.shape[-4:-2] + x.shape[-1:])
 
 

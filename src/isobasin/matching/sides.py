@@ -54,7 +54,10 @@ class Sides:
 
     def sizes(self) -> tuple[Tensor, Tensor]:
         """`||L||` and `||R||` of every circuit, `(..., g, slots, circuits)`."""
-        left, right = (x.diagonal(dim1=-2, dim2=-1).real.sum(-1).sqrt() for x in self.grams)
+        if self.width == 1:
+            left, right = (column_squares(x).sqrt() for x in (self.left, self.right))
+        else:
+            left, right = (torch.linalg.vector_norm(x, dim=(-2, -1)) for x in self.blocks())
         return left, right
 
     def column_squares(self) -> Tensor:

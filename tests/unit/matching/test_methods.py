@@ -1,11 +1,12 @@
 """The stage-2 methods and head costs that ablations compare."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from isobasin.choices import HeadCost, Method
 from isobasin.matching.attention import distance, match
-from isobasin.matching.heads import head_costs
+from isobasin.matching.heads import head_costs, head_permutation
 from isobasin.symmetries import attention
 from isobasin.symmetries.groups import AttentionGroup, BilinearGroup
 from isobasin.symmetries.weights import AttentionWeights
@@ -50,6 +51,22 @@ def test_the_spectral_and_cosine_costs_are_what_they_are_called():
         angles = sum(1 - (x * y).sum() / (x.norm() * y.norm()) for x, y in pairs)
         torch.testing.assert_close(spectral[i, j, s, t], norms)
         torch.testing.assert_close(cosine[i, j, s, t], angles)
+
+
+@pytest.mark.parametrize("planes", [(), _PLANES])
+@pytest.mark.parametrize("queries", [1, 2])
+def test_heads_that_single_precision_cannot_tell_apart_are_found_too(
+    planes: tuple[tuple[int, int], ...], queries: int
+) -> None:
+    """All heads of the reference are alike to 1e-6 of them; of the model they are the same in some order."""
+    group, orders = _group(planes, queries), torch.tensor([[0, 1, 2], [1, 2, 0], [2, 1, 0], [0, 2, 1]])
+    slots = torch.arange(queries).flip(0).expand(4, 3, queries)
+    some, noise = _weights(0, queries).tensors(), _weights(1, queries).tensors()
+    alike = {n: x if n == "output_bias" else x[:1].expand_as(x) + 1e-6 * noise[n] for n, x in some.items()}
+    reference = AttentionWeights(**{name: x.expand(4, *x.shape) for name, x in alike.items()})
+    outer, inner = head_permutation(group, reference, attention.permute(reference, orders, slots))
+    assert torch.equal(outer, orders.argsort(-1))
+    assert torch.equal(inner, slots)
 
 
 def test_heads_alone_permutes_and_moves_nothing_else():
