@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+GENERATED = "generated"
+"""The name of data that the models write themselves."""
+
+
 class Choice(StrEnum):
     """Names to choose from. Every member says what it means in `meaning`; `help` of the class lists them.
 

@@ -26,9 +26,10 @@ from isobasin.refinement.line import ModuleLine
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import refine
 from isobasin.refinement.tensors import TensorCalibration
+from isobasin.tasks.data import examples_of
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import load_model
-from isobasin.tasks.options import DataFacts
+from isobasin.tasks.options import DataFacts, DataOptions
 from isobasin.testing.pretended import recording
 from isobasin.verbs.settings import Matching, Running
 
@@ -185,6 +186,28 @@ def test_a_step_can_be_recorded(cuda, pair):
         line.divergence(t, batch)
     with recording():
         line.divergence(t, batch).backward()
+
+
+def test_predictions_are_looked_up_there(cuda, pair):
+    """And a step that looks them up can be recorded."""
+    line, rows, t = line_of(pair), torch.tensor([3, 0, 2]), torch.tensor(0.3, device="cuda")
+    known = line.predictions(pair[2], 4, lambda *_: None)
+    batch = pair[2].fetch(rows)
+    placed, plain = line.placed(batch, (known, rows)), line.placed(batch)
+    with torch.no_grad():
+        assert float(line.divergence(t, placed)) == pytest.approx(float(line.divergence(t, plain)), rel=5e-3, abs=1e-4)
+    if not REAL:
+        with recording():
+            line.divergence(t, placed).backward()
+
+
+@pytest.mark.skipif(not REAL, reason="texts are drawn by CUDA itself")
+def test_texts_are_written_there(pair):
+    """As many, as long, and by the seed."""
+    options = DataOptions("generated", max_examples=6, length=8, seed=2)
+    first, again = (examples_of(options, *pair[:2], device="cuda") for _ in range(2))
+    assert first.fetch(range(6))["input_ids"].shape == (6, 8)
+    assert first.facts.sha256 == again.facts.sha256
 
 
 @pytest.mark.skipif(not REAL, reason="graphs are recorded by CUDA")

@@ -59,7 +59,7 @@ def align(
         runs = engine_of(**{name: arguments.pop(name) for name in options.ENGINE}, device=place)
         if data is not None and scope is not Scope.model and objective is not Objective.activations:
             raise typer.BadParameter("--data goes with --scope model or with --objective activations")
-        calibration = calibration_for(reference, arguments)
+        calibration = calibration_for((reference, model), arguments, progress)
         found = align(**arguments, calibration=calibration, engine=runs, progress=progress)
     verified = None if found.verified is None else found.verified.to_json()
     if as_json:

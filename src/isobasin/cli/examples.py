@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,6 +12,7 @@ from isobasin.cli import options
 if TYPE_CHECKING:
     from isobasin.refinement.calibration import DataCalibration
     from isobasin.tasks.data import DataOptions, Examples
+    from isobasin.verbs.settings import Progress
 
 
 def data_of(arguments: Mapping[str, Any]) -> DataOptions:
@@ -22,21 +23,22 @@ def data_of(arguments: Mapping[str, Any]) -> DataOptions:
     return options.record(DataOptions, arguments, source=arguments["data"], columns=columns)
 
 
-def examples_for(model: str, arguments: Mapping[str, Any], allow_pickle: bool) -> Examples:
-    """The same data as a model sees them."""
+def examples_for(models: Sequence[str], arguments: Mapping[str, Any], **how: Any) -> Examples:
+    """The same data as the first of a command's models sees them; `how` goes to `examples_of`."""
     from isobasin.tasks.data import examples_of
 
-    return examples_of(data_of(arguments), model, allow_pickle=allow_pickle)
+    return examples_of(data_of(arguments), *models, **how)
 
 
-def calibration_for(model: str, arguments: dict[str, Any]) -> DataCalibration | None:
+def calibration_for(models: Sequence[str], arguments: dict[str, Any], progress: Progress) -> DataCalibration | None:
     """What data that a command may name (`options.DATA`) say of models; those arguments are taken out."""
     asked = {name: arguments.pop(name) for name in options.DATA}
     if asked["data"] is None:
         return None
     from isobasin.refinement.calibration import DataCalibration
 
-    return DataCalibration(examples_for(model, asked, arguments["allow_pickle"]), arguments["device"])
+    how = {name: arguments[name] for name in ("allow_pickle", "device")}
+    return DataCalibration(examples_for(models, asked, progress=progress, **how), arguments["device"])
 
 
 def parsed_columns(text: str | None) -> dict[str, str]:

@@ -101,7 +101,7 @@ def merge(
         learning = {name: arguments.pop(name) for name in ("refine", "minutes")}
         if learning["refine"]:
             arguments["alignments"] = [_learned(models, arguments, learning["minutes"], progress)]
-        calibration = calibration_for(models[0], arguments)
+        calibration = calibration_for(models, arguments, progress)
         found = merge(**arguments, calibration=calibration, progress=progress)
     if as_json:
         show_json({"output": str(output), "space": space, **found.to_json()})
@@ -119,11 +119,12 @@ def _learned(models: list[str], arguments: dict[str, Any], minutes: float, progr
     from isobasin.refinement.refine import refine
     from isobasin.verbs.settings import Matching, Running
 
+    reading = {name: arguments[name] for name in ("allow_pickle", "device")}
     with temporary_folder() as folder:
         found = refine(
             models[0],
             models[1],
-            examples_for(models[0], arguments | {"seed": Refining.seed}, arguments["allow_pickle"]),
+            examples_for(models, arguments | {"seed": Refining.seed}, progress=progress, **reading),
             Path(folder) / "refined",
             how=Refining(minutes=minutes),
             matching=options.record(Matching, arguments),

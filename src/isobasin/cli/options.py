@@ -166,7 +166,7 @@ Data = Annotated[
         "--data",
         metavar="DATA",
         help="Hub id of a data set (ID@REVISION:CONFIGURATION:SPLIT), or local: parquet, csv, jsonl, text, npz, or a "
-        "folder.",
+        "folder; or generated: texts that the models write themselves.",
     ),
 ]
 Calibration = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from isobasin.choices import Device, Objective, Scope, Targets
+from isobasin.choices import GENERATED, Device, Objective, Scope, Targets
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.dry_run import dry_run as dry_run_of
@@ -20,8 +20,8 @@ EXAMPLE = 'isobasin refine runs/seed0 runs/seed1 --data wikitext --split "train[
 def refine(
     reference: options.Reference,
     model: options.Model,
-    data: options.Data,
     output: options.Output,
+    data: options.Data = GENERATED,
     split: options.Split = None,
     name: options.Name = None,
     columns: options.Columns = None,

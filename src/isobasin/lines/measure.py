@@ -97,7 +97,7 @@ def measure(
             advise(understood[0], how.matching())
         opened = [end.checkpoint for end in ends]
         check_output(output, force=True)
-        examples = examples_in(asked, ends[0].name, opened[0])
+        examples = examples_in(asked, ends[0].name, *opened, device=how.device, progress=progress)
         for one in given:
             one.check(understood[0], understood[1], how.device)
         run = _run_record(names, opened, given, examples, how, {**said, **(settings or {})}, progress)

@@ -123,7 +123,10 @@ def gauge(
     with open_model(model, allow_pickle=allow_pickle, untie=untie) as found, keeping_data(data):
         if output is not None:
             check_output(output, force=running.force)
-        examples = None if data is None else examples_in(data, found.name, found.checkpoint)
+        examples = None
+        if data is not None:
+            place, told = running.device, running.progress
+            examples = examples_in(data, found.name, found.checkpoint, device=place, progress=told)
         within = widest([found]) if scope is None else Scope(scope)
         advise(found, Matching(scope=within))
         rest, test = (None, None) if examples is None else split(examples, how)

@@ -115,7 +115,11 @@ def refine(
         )
         check_output(out, force=running.force)
         advise(b, matching)
-        examples, unfinished = examples_in(data, a.name, a.checkpoint), Unfinished(out)
+        # Other processes write the same texts, by the same seed.
+        examples = examples_in(
+            data, a.name, a.checkpoint, b.checkpoint, device=running.device, progress=running.progress
+        )
+        unfinished = Unfinished(out)
         if start is None:
             calibration = DataCalibration(examples, running.device)
             start = group.once(lambda: match_models(a, b, matching, replace(running, verify=False), calibration))

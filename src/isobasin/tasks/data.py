@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from isobasin.canonical import Source, name_of, open_checkpoint
 from isobasin.checkpoints import Checkpoint
-from isobasin.choices import TaskKind
+from isobasin.choices import GENERATED, TaskKind
 from isobasin.errors import DataError
 from isobasin.reads import keeping
 from isobasin.tasks.columns import with_roles
 from isobasin.tasks.examples import Examples
+from isobasin.tasks.generated import generated
 from isobasin.tasks.kind import kind_of
 from isobasin.tasks.options import DataFacts, DataOptions
 from isobasin.tasks.processors import config_of, load_processor
 from isobasin.tasks.reading import reading
 from isobasin.tasks.sources import read_source
+from isobasin.verbs.settings import Progress, silent
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,19 +57,43 @@ def keeping_data(data: Data | None) -> AbstractContextManager[None]:
     return keeping(None if asked is None else asked.facts.source)
 
 
-def examples_of(data: Data, model: Source, *, allow_pickle: bool = False) -> Examples:
+def examples_of(
+    data: Data,
+    model: Source,
+    *others: Source,
+    allow_pickle: bool = False,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Examples:
     """Data as a model sees them, with its tokenizer or image processor; prepared examples as they are.
+
+    Args:
+        data: The data.
+        model: The model.
+        others: Those that are aligned with it, which write data too if these are "generated".
+        allow_pickle: Load pickled weights, with `weights_only`.
+        device: Where data are generated.
+        progress: Called as that goes on.
 
     Raises:
         DataError: They can't be found or read, or don't fit the model.
         CheckpointError: The model can't be found or read.
     """
-    with open_checkpoint(model, allow_pickle=allow_pickle) as checkpoint:
-        return examples_in(data, name_of(model), checkpoint)
+    with ExitStack() as stack:
+        needed = (model, *others) if _is_generated(data) else (model,)
+        opened = [stack.enter_context(open_checkpoint(one, allow_pickle=allow_pickle)) for one in needed]
+        return examples_in(data, name_of(model), *opened, device=device, progress=progress)
 
 
-def examples_in(data: Data, name: str, checkpoint: Checkpoint) -> Examples:
-    """The same as a model sees them that is open already; `name` is what the user called it.
+def examples_in(
+    data: Data,
+    name: str,
+    checkpoint: Checkpoint,
+    *others: Checkpoint,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Examples:
+    """The same as a model sees them that is open already, as the others are; `name` is what the user called it.
 
     Raises:
         DataError: They can't be found or read, or don't fit the model.
@@ -77,8 +103,17 @@ def examples_in(data: Data, name: str, checkpoint: Checkpoint) -> Examples:
         return asked
     config = config_of(name, checkpoint)
     kind = kind_of(checkpoint.config) if asked.task is None else TaskKind(asked.task)
+    if _is_generated(asked):
+        configs = [config, *(config_of(name, other) for other in others)]
+        return generated((checkpoint, *others), kind, asked, configs, device=device, progress=progress)
     processor = load_processor(checkpoint.folder, kind, asked.tokenizer)
     return prepare(read_dataset(asked, kind), kind, processor, asked, config=config)
+
+
+def _is_generated(data: Data) -> bool:
+    """Whether the models write the data themselves."""
+    asked = asked_for(data)
+    return isinstance(asked, DataOptions) and asked.source == GENERATED
 
 
 def read_dataset(options: DataOptions, kind: TaskKind | str) -> Dataset:

@@ -18,8 +18,8 @@ class DataOptions:
     """What a user says about the data.
 
     Attributes:
-        source: Hub id, as `ID@REVISION:CONFIGURATION:SPLIT` if need be, path of a file or folder, or "digits"
-            (scikit-learn's).
+        source: Hub id, as `ID@REVISION:CONFIGURATION:SPLIT` if need be, path of a file or folder, "digits"
+            (scikit-learn's), or "generated": texts that the models themselves write.
         name: The hub's configuration, such as "wikitext-103-raw-v1".
         split: In the notation of `datasets`, such as "test" or "train[:90%]", or a file of the folder `source`. None:
             "test", else "validation", else the only one.
