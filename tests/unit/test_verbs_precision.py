@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,32 @@ def test_biases_that_are_zero_are_so_up_to_the_rounding_of_what_adds_up_to_them(
     assert [layer.equivalent for layer in isobasin.equivalent(original, tmp_path / "scrambled").layers].count(
         False
     ) == 1
+
+
+@HALVES
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("scope", [None, "block", "model"])
+def test_a_copy_of_16_bits_is_its_wide_original(scope, model_type, dtype, tmp_path):
+    """In either order, and with weights so small that float16 keeps few of their digits."""
+    original = tiny(model_type).save(tmp_path / "original", 1, dtype=torch.float32)
+    table = "model.embed_tokens.weight" if model_type == "llama" else "transformer.wpe.weight"
+    tensors = load_file(original / "model.safetensors")
+    up = next(name for name in tensors if name.endswith(("up_proj.weight", "c_fc.weight")))
+    tensors |= {name: 1e-3 * tensors[name] for name in (table, up)}
+    save_file(tensors, original / "model.safetensors", {"format": "pt"})
+    copy = tmp_path / "copy"
+    if scope is None:
+        shutil.copytree(original, copy)
+        save_file({name: x.to(dtype) for name, x in tensors.items()}, copy / "model.safetensors", {"format": "pt"})
+    else:
+        isobasin.scramble(original, copy, scope=scope, dtype=dtype, verify=False)
+    for one, other in ((original, copy), (copy, original)):
+        assert isobasin.equivalent(one, other).equivalent
+        assert isobasin.diagnose(one, other).sound
+    assert isobasin.compare(original, copy).verdict == "same function"
+    if scope is None:
+        assert isobasin.diagnose(original, copy).judgement == "rounded"
+    stored = load_file(copy / "model.safetensors")
+    stored[table][3] *= 1.1
+    save_file(stored, copy / "model.safetensors", {"format": "pt"})
+    assert not isobasin.equivalent(original, copy).equivalent

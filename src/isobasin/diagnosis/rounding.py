@@ -21,6 +21,11 @@ def eps(kind: torch.dtype) -> float:
     return torch.finfo(kind).eps
 
 
+def smallest(kind: torch.dtype) -> float:
+    """The smallest number of a type above zero."""
+    return torch.finfo(kind).smallest_normal * eps(kind)
+
+
 def grain(tensors: Iterable[Tensor]) -> torch.dtype:
     """The narrowest type that holds all of these values: they may have been rounded to it, whatever they are stored in.
 
@@ -61,8 +66,8 @@ def state(x: Tensor, y: Tensor, kind: torch.dtype, *, divided: bool = False) -> 
     if not (x.is_floating_point() and y.is_floating_point()):
         return False
     gap, size = (x.double() - y.double()).abs(), x.double().abs()
-    info, own = torch.finfo(kind), coarser(x.dtype, kind)
-    if eps(kind) > eps(grain([x])) and bool((gap <= _HALF * info.eps * size + info.smallest_normal * info.eps).all()):
+    own = coarser(x.dtype, kind)
+    if eps(kind) > eps(grain([x])) and bool((gap <= _HALF * eps(kind) * size + smallest(kind)).all()):
         return kind
     # What was added and taken again is rounded as the values that it was added to. Narrow types can't tell that from
     # training.

@@ -123,7 +123,9 @@ def diagnose(
         if output is not None:
             check_output(output, force=force)
         whole = Whole.of(pair, progress)
-        pair, found = _turned(pair, whole, running) or (pair, _judged(whole))
+        found = _judged(whole)
+        if not found.sound:
+            pair, found = _turned(pair, whole, running) or (pair, found)
         if output is None:
             return found
         if not found.findings or found.judgement is Judgement.rounded:

@@ -18,6 +18,7 @@ from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_finite
 from isobasin.choices import Scope
+from isobasin.diagnosis.rounding import coarser, eps as eps_of, smallest
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
@@ -223,7 +224,7 @@ def _equal_lengths(a: Model, b: Model) -> bool:
         if stream.group.basis is Basis.centred:
             vectors = vectors - vectors.mean(first.axis, keepdim=True)
         lengths.append(vectors.norm(dim=first.axis))
-    slack = _TURNED[a.dtype()] * float(lengths[0].max())
+    slack = _TURNED[coarser(a.dtype(), b.dtype())] * float(lengths[0].max())
     return lengths[0].shape == lengths[1].shape and bool(((lengths[0] - lengths[1]).abs() <= slack).all())
 
 
@@ -267,14 +268,15 @@ def _moved_feedforwards(a: Model, ends: tuple[Blocks, Blocks], unequal: set[str]
             continue
         stored = ends[0].stored(ours), ends[1].stored(theirs)
         types = {tensor.dtype for tensors in stored for tensor in tensors.values()}
-        eps = max(torch.finfo(dtype).eps for dtype in types)
+        eps = max(map(eps_of, types))
         # A permutation alone rounds nothing.
-        scaled, floor = ours.group.scaled, circuits.FLOORS[torch.float64]
-        slack = max(_SCALE_ROUNDING * eps, floor) if scaled else eps * (len(types) > 1)
-        least = max(torch.finfo(dtype).smallest_normal for dtype in types) * eps * scaled
+        scaled, floor, unlike = ours.group.scaled, circuits.FLOORS[torch.float64], len(types) > 1
+        slack = max(_SCALE_ROUNDING * eps, floor) if scaled else eps * unlike
+        least = max(map(smallest, types)) if scaled or unlike else 0.0
         reference, model = ours.read(stored[0], device), theirs.read(stored[1], device)
         added = _added_inside(ends, (ours, theirs))
-        if _carried(ours.group, reference, model, slack, least, added, isinstance(ends[1], Turned), a.dtype()):
+        kind = coarser(*(end.dtype() for end in ends))
+        if _carried(ours.group, reference, model, slack, least, added, isinstance(ends[1], Turned), kind):
             moved[ours.layer] = moved.get(ours.layer, set()) | names
     return moved
 
@@ -307,13 +309,13 @@ def _carried(
         return False  # no need of an assignment to see that they are others
     match = feedforward.match_feedforward(group, reference, model)
     moved = match.moved.tensors()
-    # The smallest numbers are rounded by as much, and scaled with their units.
+    # The smallest numbers are rounded by as much in either, and the model's scaled with their units.
     smallest = group.act(match.element, model.map(lambda x: torch.full_like(x, least))).tensors()
     added = dict(absorbed) | {n: _largest(x) for n, x in model.tensors().items() if n in group.shifted}
     return all(
         _near_mixed(x, moved[n], dtype, added.get(n, 0.0))
         if turned or n in group.shifted
-        else _near(x, moved[n], slack, smallest[n].abs())
+        else _near(x, moved[n], slack, least + smallest[n].abs())
         for n, x in reference.tensors().items()
     )
 
@@ -358,7 +360,8 @@ def _other_tensors(a: Model, b: Model, turned: tuple[Turned, Turned] | None = No
             ends = tuple(zip(turned, (stored[0], stored[1]), strict=True))
             axis = next((item.axis for item in turned[1].plan.axes() if item.tensor == stored[1]), -1)
             x, y = (end.read([own])[own].cpu().movedim(axis, -1) for end, own in ends)
-            if not _near_mixed(x, y, a.dtype(), max(_added(end, own) for end, own in ends)):
+            added = max(_added(end, own) for end, own in ends)
+            if not _near_mixed(x, y, coarser(a.dtype(), b.dtype()), added):
                 yield name
         elif not _same(a, b, name):
             yield name
@@ -418,9 +421,11 @@ def _same(a: Model, b: Model, name: str) -> bool:
     x, y = (model.canonical.read([name])[name] for model in (a, b))
     if not x.is_floating_point() or not y.is_floating_point():
         return torch.equal(x, y)
-    eps = max(torch.finfo(t.dtype).eps for t in (x, y)) if x.dtype != y.dtype else 0.0
+    # Of numbers near a type's smallest rounding leaves no digits.
+    types = (x.dtype, y.dtype) if x.dtype != y.dtype else ()
+    eps, least = (max(map(of, types), default=0.0) for of in (eps_of, smallest))
     x, y = x.double(), y.double()
-    if _near(x, y, eps):
+    if _near(x, y, eps, least):
         return True
     check_finite({a.view.stored(name): x}, a.name)
     check_finite({b.view.stored(name): y}, b.name)
