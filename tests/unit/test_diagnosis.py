@@ -85,6 +85,32 @@ def test_two_defects_are_told_apart_and_mended(
         torch.testing.assert_close(mended[key], x, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", MODELS)
+def test_names_of_a_wrapper_are_no_missing_layers(family: str, originals: dict[str, Path], tmp_path: Path):
+    def change(tensors, config):
+        for name in list(tensors):
+            tensors[f"_orig_mod.{name}"] = tensors.pop(name)
+
+    b = rewritten(originals[family], tmp_path / "b", change)
+    for verb in (isobasin.diagnose, isobasin.verify):
+        with pytest.raises(TensorError, match=r"no attention tensor .*: take '_orig_mod\.' from the beginning of all"):
+            verb(originals[family], b)
+
+
+def test_a_bias_of_a_padded_vocabulary_has_more_rows_too(originals: dict[str, Path], tmp_path: Path):
+    a, names = originals["bert"], ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
+
+    def change(tensors, config):
+        for name in names:
+            tensors[name] = torch.cat([tensors[name], tensors[name].new_zeros(14, *tensors[name].shape[1:])])
+        config["vocab_size"] = 64
+
+    found = isobasin.diagnose(a, rewritten(a, tmp_path / "b", change))
+    rows = next(finding for finding in found.findings if finding.defect is Defect.rows)
+    assert (rows.words, set(rows.tensors)) == ("14 rows more than the original", set(names))
+    assert not found.left
+
+
 def test_whatever_is_larger_is_not_taken_for_a_multiple(originals: dict[str, Path], tmp_path: Path):
     """Divided by any number it comes nearer, and is as far as before from the original."""
 

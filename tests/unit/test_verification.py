@@ -21,6 +21,8 @@ from isobasin.errors import ArchitectureError, CheckpointError, VerificationErro
 from isobasin.inputs import model_inputs, named_outputs, promised
 from isobasin.loading import Plan, load
 from isobasin.verification import Distance, running
+from isobasin.verification.distance import Distances
+from isobasin.verification.models import capped
 from isobasin.verification.rounding import compact, dither, kinds
 
 Tensors = dict[str, Tensor]
@@ -233,6 +235,20 @@ def test_experts_that_rounding_chooses_otherwise_are_no_difference(name, seed, t
     assert isobasin.verify(a, b).equal
     down = next(name for name in load_file(a / "model.safetensors") if "down_proj" in name or "w2" in name)
     assert not isobasin.verify(a, changed(b, tmp_path / "edited", lambda t: t[down].mul_(1.5))).equal
+
+
+def test_experts_that_one_gauge_flips_are_no_amplification():
+    """What no choice decides says how much a gauge amplifies; where that is much, or there is no choice, all counts."""
+    small, large = Distance(1e-3, 1e-3, 1e-3), Distance(0.1, 0.1, 0.1)
+    plain = Distances(small, small)
+    flipped, amplified = Distances(large, small), Distances(large, large)
+    found = Distances(large, small)
+    for rounding, chooses, explained in (
+        (flipped, True, True),
+        (flipped, False, False),
+        (amplified, True, False),
+    ):
+        assert capped(rounding, plain, chooses).explains(found, 1e-5) is explained
 
 
 def test_rounding_is_measured_only_where_it_can_matter(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def specification(description: Description, *, source: str, view: View | None = 
         bare, config = description.specification, description.config
         view = view or View.of(description)
         found = bare.named(view.stored)
-        _check_any(bare, view, description.family)
+        check_any(bare, view, description.family)
         _check_shapes(found.attention, description.shapes, described(config))
         _check_explained(bare.attention, description.family.beside, view, config)
     return found
@@ -147,16 +147,30 @@ def _facts(block: AttentionBlock | FeedForward) -> list[str]:
     return [place, experts, units, f"width {block.width}", biases, f"group {block.group}"]
 
 
-def _check_any(bare: Specification, view: View, entry: Family) -> None:
-    """Check that the checkpoint has some attention tensor of every part of the model."""
+def check_any(bare: Specification, view: View, entry: Family) -> None:
+    """Check that the checkpoint has some attention tensor of every part of the model.
+
+    Raises:
+        TensorError: It has none, or by names that begin with something that is no part of them.
+    """
     needed = [name for block in bare.attention for name in block.shapes()]
     for part in entry.namings or (("", *entry.prefixes),):
         ours = [name for name in needed if name.startswith(part[0])]
         if ours and not any(view.find(name) for name in ours):
-            looked = (repr(beginning + ours[0].removeprefix(part[0])) for beginning in part)
+            looked = [beginning + ours[0].removeprefix(part[0]) for beginning in part]
             raise TensorError(
-                f"no attention tensor of a {entry.model_type} model is there; looked for {' and '.join(looked)}"
+                f"no attention tensor of a {entry.model_type} model is there; looked for "
+                f"{' and '.join(map(repr, looked))}{_wrapped(view, looked)}"
             )
+
+
+def _wrapped(view: View, looked: Sequence[str]) -> str:
+    """What to do where all names of a file begin with what a wrapper of the model is called; empty where none is."""
+    for name in sorted(looked, key=len, reverse=True):
+        for stored in view.tensors.values():
+            if stored.endswith(f".{name}"):
+                return f"; there is {stored!r}: take {stored.removesuffix(name)!r} from the beginning of all names"
+    return ""
 
 
 def _check_read(view: View) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import kind
+from isobasin.architectures.resolve import check_any
 from isobasin.canonical import Canonical, Source, evened, open_canonical
 from isobasin.checkpoints import Checkpoint, check_finite
 from isobasin.diagnosis.catalogue import Reading
 from isobasin.diagnosis.layers import Order
-from isobasin.errors import ArchitectureError, TensorError
+from isobasin.errors import ArchitectureError, TensorError, about
 from isobasin.model import Blocks, Model
 from isobasin.symmetries.along import Stream
 
@@ -168,6 +169,7 @@ def opened_pair(a: Source, b: Source, *, allow_pickle: bool = False) -> Generato
     Raises:
         CheckpointError: One can't be found or read.
         ArchitectureError: The original's architecture is not supported, or the conversion is another one.
+        TensorError: The conversion has none of the original's attention tensors.
     """
     how = {"allow_pickle": allow_pickle}
     with open_canonical(a, **how) as first, open_canonical(b, **how) as second:
@@ -177,4 +179,9 @@ def opened_pair(a: Source, b: Source, *, allow_pickle: bool = False) -> Generato
         if second.checkpoint.config.get("quantization_config"):
             raise ArchitectureError(f"{second.name}: config.json has quantization_config: dequantise the model first")
         one, other = evened((first, second))
-        yield Pair(Model.of(one), other)
+        pair = Pair(Model.of(one), other)
+        names = {name for block in pair.blocks for name in block.shapes()}
+        if not any(other.view.find(name) for name in names):
+            with about(other.name):
+                check_any(one.description.specification, other.view, one.description.family)
+        yield pair

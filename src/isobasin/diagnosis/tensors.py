@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,10 @@ def _guesses(place: Place, x: Tensor, y: Tensor) -> Iterator[_Guess]:
         yield _Guess(Defect.transposed, words, fix, y.T.contiguous(), GIVEN)
     if x.ndim == y.ndim == 2 and x.shape[1] == y.shape[1]:
         yield from _rows(x, y)
+    if x.ndim == y.ndim == 1 and len(x) != len(y):
+        # A bias of as many rows as its table.
+        for guess in _rows(x.unsqueeze(1), y.unsqueeze(1)):
+            yield replace(guess, tensor=guess.tensor.squeeze(1))
     if x.shape != y.shape:
         return
     if place.tied and relative(x, y) > _FAR:

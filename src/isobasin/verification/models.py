@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def verify_models(
     explaining = Distances()
     if finite and not explaining.explains(found, floor):
         rounding, plain = _rounding(one, other, known, coarsest, lambda most: most.explains(found, floor))
-        explaining = _capped(rounding, plain)
+        explaining = capped(rounding, plain, other.chooses)
     return judged(
         one.how.described(one, unread),
         found,
@@ -114,12 +115,15 @@ def _unlike_rows(values: Mapping[str, Tensor], other: Run, coarsest: torch.dtype
     return tuple(found)
 
 
-def _capped(rounding: Distances, plain: Distances) -> Distances:
+def capped(rounding: Distances, plain: Distances, chooses: bool) -> Distances:
     """What rounding explains: not what a gauge amplifies in which the function is lost.
 
     The opened model is no function that anybody uses: where what the models compute agrees, its rounding may be as
-    large as it is.
+    large as it is. But of models that choose experts it says what a gauge amplifies, since it chooses none: experts
+    that rounding flips in one gauge, and happens not to in the other, are no fault of either.
     """
+    if chooses and rounding.opened.rms <= AMPLIFICATION * plain.opened.rms:
+        return rounding
     return replace(rounding, shown=rounding.shown.better(plain.shown, AMPLIFICATION))
 
 
@@ -144,24 +148,25 @@ def _rounding(
         known = one.sensitivity(coarsest)
         one.unload()
     values, plain = known
-    near = NEAR_OF_CHOICES if other.chooses else NEAR
+    near, cap = NEAR_OF_CHOICES if other.chooses else NEAR, partial(capped, chooses=other.chooses)
     rounding = other.rounding(values)
     other.unload()
-    capped = _capped(rounding, plain)
-    if explained(capped) or not explained(_ANY.better(_capped(_ANY, plain), near)):
+    if explained(cap(rounding, plain)) or not explained(_ANY.better(cap(_ANY, plain), near)):
         return rounding, plain
     # Of models that are too far apart for any rounding in the first one's gauge the rest needs no measuring.
     theirs, own = other.sensitivity(coarsest)
     other.unload()
     found = rounding.worse(one.rounding(theirs)), plain.better(own, 1)
     one.unload()
-    if explained(_capped(*found)) or not explained(_ANY.better(_capped(*found), near)):
+    if explained(cap(*found)) or not explained(_ANY.better(cap(*found), near)):
         return found
-    return _redrawn(((one, theirs), (other, values)), coarsest, explained)
+    return _redrawn(((one, theirs), (other, values)), coarsest, lambda *each: explained(cap(*each)))
 
 
 def _redrawn(
-    models: Sequence[tuple[Run, Mapping[str, Tensor]]], coarsest: torch.dtype, explained: Callable[[Distances], bool]
+    models: Sequence[tuple[Run, Mapping[str, Tensor]]],
+    coarsest: torch.dtype,
+    explained: Callable[[Distances, Distances], bool],
 ) -> tuple[Distances, Distances]:
     """The same by further roundings, on all inputs, until they explain what was found.
 
@@ -170,7 +175,7 @@ def _redrawn(
     Args:
         models: Both, unloaded, each with the other one's values.
         coarsest: The coarser of their types.
-        explained: As in `_rounding`.
+        explained: Whether these two explain what was found.
     """
     draws: list[tuple[list[Distances], list[Distances]]] = [([], []) for _ in models]
     found = Distances(), Distances()
@@ -182,7 +187,7 @@ def _redrawn(
             run.unload()
         (ours, our_own), (theirs, their_own) = [tuple(map(Distances.pooled, each)) for each in draws]
         found = ours.worse(theirs), our_own.better(their_own, 1)
-        if explained(_capped(*found)):
+        if explained(*found):
             break
     return found
 
