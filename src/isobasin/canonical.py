@@ -15,7 +15,7 @@ from torch import Tensor
 
 from isobasin.architectures.configuration import Config, known
 from isobasin.architectures.description import Description
-from isobasin.architectures.view import View
+from isobasin.architectures.view import View, canonical_names
 from isobasin.checkpoints import (
     Adapter,
     Checkpoint,
@@ -110,11 +110,13 @@ class Canonical:
             TensorError: There is none for a module, or one for two.
         """
         found: dict[str, str] = {}
+        canonical = canonical_names(self.description)
         for module in adapter.factors:
-            # The path in memory has what comes before the family's own names.
+            # The path in memory has what comes before the family's own names, and may have newer ones than the file.
             parts = f"{module}.weight".split(".")
             ends = (".".join(parts[first:]) for first in range(len(parts) - 1))
-            stored = next((name for end in ends if (name := self.view.find(end)) is not None), None)
+            there = (self.view.find(own) for end in ends for own in (end, canonical(end)))
+            stored = next((name for name in there if name is not None), None)
             if stored is None or stored in found:
                 why = "has no such weight" if stored is None else f"ties it to that of {found[stored]!r}"
                 raise TensorError(f"{adapter.folder}: adds to {module!r}, and {self.name} {why}: give its own base")

@@ -103,6 +103,30 @@ def test_a_moved_adapter_does_on_the_moved_base_what_it_did(model, scope: str, o
     assert torch.allclose(outputs(base, tmp_path / "back"), wanted, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("family", ["deit", "beit"])
+def test_an_adapter_names_modules_as_they_are_in_memory(family: str, tmp_path: Path):
+    """Which transformers writes into files by older names."""
+    made = tiny(family)
+    base, moved = made.save(tmp_path / "base", dtype=torch.float64), tmp_path / "moved"
+    images = torch.randn(2, 3, *[made.config["image_size"]] * 2, generator=torch.Generator().manual_seed(0)).double()
+
+    def computed(folder: Path, adapter: Path) -> Tensor:
+        model = getattr(transformers, made.head).from_pretrained(folder, dtype=torch.float64)
+        with torch.no_grad():
+            return peft.PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).eval()(images).logits
+
+    model = getattr(transformers, made.head).from_pretrained(base, dtype=torch.float64)
+    config = peft.LoraConfig(r=3, target_modules=["q_proj", "k_proj"], init_lora_weights=False)
+    peft.get_peft_model(model, config, autocast_adapter_dtype=False).save_pretrained(tmp_path / "adapter")
+    assert "attention.k_proj" in " ".join(load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    assert not any("k_proj" in name for name in load_file(base / "model.safetensors"))
+    alignment = isobasin.scramble(base, moved, seed=1, scope="block", condition=3).alignment
+    found = isobasin.apply(alignment, tmp_path / "adapter", tmp_path / "out", moved_base=moved)
+    assert found.verified.equal
+    wanted = computed(base, tmp_path / "adapter")
+    torch.testing.assert_close(computed(moved, tmp_path / "out"), wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_an_adapter_is_carried_to_another_base(scale: float, tmp_path: Path):
     """To a moved copy of its base, as the whole fine-tune is."""

@@ -111,6 +111,11 @@ class View:
             yield {**piece, **again}
 
 
+def canonical_names(description: Description) -> Callable[[str], str]:
+    """What finds the canonical name of any that transformers knows a tensor by, older ones and newer ones."""
+    return _Naming.of(description).canonical
+
+
 def _tied(
     pairs: Mapping[str, str], stored: dict[str, str], equal: Callable[[str, str], bool]
 ) -> tuple[dict[str, str], dict[str, str]]:
