@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Rows that a map is found from, for every number of their width; and of how many random sums of features.
 _SAMPLE, _SUMS = 4, 16
+# Rows of which a copy is held.
+_AT_ONCE = 1024
 
 Pair = tuple[Tensor, Tensor]
 """One table of two models, `(rows, width)`."""
@@ -30,17 +32,26 @@ def unlike_rows(pairs: Sequence[Pair], slack: float) -> list[list[int]]:
     """
     if any(x.shape != y.shape for x, y in pairs):
         return [[] for _ in pairs]
-    off = [_off(y.double() - x.double(), y, slack) for x, y in pairs]
+    off = [_off(_sizes(y, x), _sizes(y), slack) for x, y in pairs]
     moved = 2 * sum(int(found.sum()) for found in off) > sum(map(len, off))
     if moved:
         off = _off_the_map(pairs, slack)
     return [found.nonzero().flatten().tolist() for found in off]
 
 
-def _off(gap: Tensor, y: Tensor, slack: float) -> Tensor:
+def _off(gaps: Tensor, sizes: Tensor, slack: float) -> Tensor:
     """Which rows' gaps are more than that of their size, or of a usual row's if that is larger."""
-    sizes = y.double().norm(dim=-1)
-    return gap.norm(dim=-1) > slack * sizes.clamp(min=float(sizes.median()))
+    return gaps > slack * sizes.clamp(min=float(sizes.median()))
+
+
+def _sizes(y: Tensor, x: Tensor | None = None) -> Tensor:
+    """The norm of every row, or of its difference from another table's, in float64; some at a time."""
+    found = y.new_empty(len(y), dtype=torch.float64)
+    for start in range(0, len(y), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        rows = y[part].double() if x is None else y[part].double() - x[part].double()
+        found[part] = rows.norm(dim=-1)
+    return found
 
 
 def _off_the_map(pairs: Sequence[Pair], slack: float) -> list[Tensor]:
@@ -63,4 +74,4 @@ def _off_the_map(pairs: Sequence[Pair], slack: float) -> list[Tensor]:
     drawn[torch.randperm(len(stacked), generator=generator)[:count]] = True
     sample = drawn.to(device) | small
     found = torch.linalg.lstsq(stacked[sample], torch.cat(wanted)[sample]).solution
-    return [_off(z - x @ found, z, slack) for x, z in zip(inputs, wanted, strict=True)]
+    return [_off((z - x @ found).norm(dim=-1), z.norm(dim=-1), slack) for x, z in zip(inputs, wanted, strict=True)]
