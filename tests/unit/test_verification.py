@@ -251,6 +251,18 @@ def test_experts_that_one_gauge_flips_are_no_amplification():
         assert capped(rounding, plain, chooses).explains(found, 1e-5) is explained
 
 
+def test_bfloat16_files_run_in_double_where_single_precision_might_matter(tmp_path):
+    """What rounding does to all values is far above what either precision leaves, what one value does may not be."""
+    a = tiny("llama").save(tmp_path / "a", dtype=torch.bfloat16)
+    moved = isobasin.scramble(a, tmp_path / "moved", verify=False).path
+    name = "model.layers.0.self_attn.o_proj.weight"
+    edited = changed(a, tmp_path / "edited", lambda t: t[name].view(-1)[:1].mul_(1.05))
+    for b, equal, kind in ((a, True, 32), (moved, True, 32), (edited, False, 64)):
+        found = isobasin.verify(a, b)
+        assert (found.equal, f"in float{kind}" in found.how) == (equal, True), found
+    assert "in float64" in isobasin.verify(a, moved, tolerance=0.1).how
+
+
 def test_rounding_is_measured_only_where_it_can_matter(tmp_path, monkeypatch):
     """Where arithmetic explains a difference each model runs once; an edit is measured, from files read again."""
     a = tiny("llama").save(tmp_path / "a", dtype=torch.float32)

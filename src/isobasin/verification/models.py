@@ -1,9 +1,9 @@
 """Whole models: their outputs on random inputs, as transformers computes them.
 
-They run one after the other, in float64 unless they are very large, and large ones a layer at a time. transformers
-itself keeps some steps in float32: RMSNorm, rotary tables, a few softmaxes and scores; two equal models may then agree
-to a few 1e-6 only. Where not even one layer fits in memory, blocks are compared one by one
-(`isobasin.verification.blocks`).
+They run one after the other, in float64 unless they are very large or float32 shows plainly enough how far they differ,
+and large ones a layer at a time. transformers itself keeps some steps in float32: RMSNorm, rotary tables, a few
+softmaxes and scores; two equal models may then agree to a few 1e-6 only. Where not even one layer fits in memory,
+blocks are compared one by one (`isobasin.verification.blocks`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from isobasin.verification.running import How, Run, Sensitivity, fits, streams
 
 # Larger models run in float32: float64 costs more than twice the time.
 _DOUBLE_LIMIT = 400_000_000
+# What single precision adds to a difference is small beside one of this size, and beside what bfloat16's rounding does.
+_PLAIN = 1e-3
 # Further roundings, where one explains a difference nearly.
 _MORE_DRAWS = 4
 # What a rounding without bound would change.
@@ -73,13 +75,15 @@ def verify_models(
     _check_missing(a, b, ours, theirs)
     unread, unequal = _unread(a, b, ours, theirs)
     coarsest = max((_coarsest(model) for model in (a, b)), key=lambda dtype: torch.finfo(dtype).eps)
-    one = _started(a, ours, How(dtype, seed, device, more=coarsest.itemsize == 2))
-    _check_numbers(one, a, b)
-    # Of 16 bits rounding matters nearly always; of more, the model would rather be loaded again.
-    known = one.sensitivity(coarsest) if coarsest.itemsize == 2 else None
-    one.unload()
-    other = Run(b, theirs, one.how)
-    found, floor = Distances.between(one.outputs, other.outputs), FLOORS[one.how.dtype]
+    how = How(dtype, seed, device, more=coarsest.itemsize == 2)
+    quick = dtype == torch.float64 and coarsest == torch.bfloat16 and tolerance is None
+    run = partial(_both, (a, ours), (b, theirs), coarsest=coarsest)
+    one, other, known, found = run(replace(how, dtype=torch.float32) if quick else how)
+    floor = FLOORS[torch.float64 if quick else one.how.dtype]
+    if quick and not _is_plain(found, floor):
+        del one, other, known
+        one, other, known, found = run(how)
+        floor = FLOORS[one.how.dtype]
     finite = all(math.isfinite(each.max_rel) for each in (found.shown, found.opened))
     if not finite:
         _check_stored(a, b)
@@ -102,6 +106,29 @@ def verify_models(
         misshapen=misshapen(one.outputs, other.outputs),
         rows=rows,
     )
+
+
+def _both(
+    a: tuple[Model, Plan], b: tuple[Model, Plan], how: How, coarsest: torch.dtype
+) -> tuple[Run, Run, Sensitivity | None, Distances]:
+    """Both models, run; the first one's sensitivity where 16 bits are stored; and how far apart they are.
+
+    Raises:
+        VerificationError: The first one's outputs are no numbers.
+    """
+    one = _started(*a, how)
+    _check_numbers(one, a[0], b[0])
+    # Of 16 bits rounding matters nearly always; of more, the model would rather be loaded again.
+    known = one.sensitivity(coarsest) if coarsest.itemsize == 2 else None
+    one.unload()
+    other = Run(*b, one.how)
+    return one, other, known, Distances.between(one.outputs, other.outputs)
+
+
+def _is_plain(found: Distances, floor: float) -> bool:
+    """Whether what single precision adds to differences can't matter: they are below the floor, or far above it."""
+    figures = [each.max_rel for each in (found.shown, found.opened)]
+    return all(x <= floor or _PLAIN <= x < math.inf for x in figures)
 
 
 def _unlike_rows(values: Mapping[str, Tensor], other: Run, coarsest: torch.dtype) -> tuple[str, ...]:
