@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from isobasin.cli import options
+from isobasin.cli import examples, options
+from isobasin.cli.examples import learned_data
 from isobasin.lines.ends import Measuring
 from isobasin.lines.measure import measure
 from isobasin.refinement.recipe import Refining
+from isobasin.tasks import generated
 from isobasin.tasks.options import DataOptions
 from isobasin.verbs.settings import Matching, Running
 
@@ -61,3 +63,14 @@ def test_a_record_is_made_of_its_own_options():
     assert options.record(Refining, arguments, noise=0.0) == Refining(steps=7, both=False, noise=0.0)
     assert options.record(Running, arguments) == Running(force=True, verify=False)
     assert {"steps", "both"} <= {field.name for field in fields(Refining)}
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "read"), [("a.txt", None, 4096), ("a.txt", 7, 7), ("generated", None, None), ("generated", 9, 9)]
+)
+def test_how_many_examples_are_learned_from(data, asked, read):
+    """As many as the help says, of what is read and of what models write."""
+    arguments = {"data": data, "columns": None, "max_examples": asked, "length": None}
+    assert learned_data(arguments).max_examples == read
+    shown = options.LearnedExamples.__metadata__[0].show_default
+    assert shown == f"{examples._LEARNED}, generated {generated._COUNT}"

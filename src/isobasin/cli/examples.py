@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from isobasin.choices import GENERATED
 from isobasin.cli import options
 
 if TYPE_CHECKING:
@@ -15,12 +17,22 @@ if TYPE_CHECKING:
     from isobasin.verbs.settings import Progress
 
 
+# As the help of `options.LearnedExamples` says.
+_LEARNED = 4096
+
+
 def data_of(arguments: Mapping[str, Any]) -> DataOptions:
     """The data that a command's arguments (`options.DATA`, and a seed) name."""
     from isobasin.tasks.options import DataOptions
 
     columns = parsed_columns(arguments["columns"])
     return options.record(DataOptions, arguments, source=arguments["data"], columns=columns)
+
+
+def learned_data(arguments: Mapping[str, Any]) -> DataOptions:
+    """The same to learn from: no more than a few thousand examples are read unless that is said."""
+    found = data_of(arguments)
+    return found if found.max_examples or found.source == GENERATED else replace(found, max_examples=_LEARNED)
 
 
 def examples_for(models: Sequence[str], arguments: Mapping[str, Any], **how: Any) -> Examples:

@@ -13,7 +13,7 @@ from isobasin.choices import Costs, Device, Dtype, Rounding, Scope
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.dry_run import dry_run as dry_run_of
-from isobasin.cli.examples import data_of
+from isobasin.cli.examples import learned_data
 from isobasin.quantisation.recipe import LEARNING
 from isobasin.refinement.recipe import Refining
 
@@ -59,7 +59,7 @@ def gauge(
     split: options.Split = None,
     name: options.Name = None,
     columns: options.Columns = None,
-    max_examples: options.MaxExamples = 4096,
+    max_examples: options.LearnedExamples = None,
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
@@ -106,7 +106,7 @@ def gauge(
             rounding,
             output,
             group=sharing,
-            data=None if data is None else data_of(arguments),
+            data=None if data is None else learned_data(arguments),
             by=by,
             tries=tries,
             scope=scope,

@@ -192,8 +192,18 @@ Columns = Annotated[
 MaxExamples = Annotated[
     int | None, typer.Option("--max-examples", metavar="N", help="At most so many examples, chosen at random.")
 ]
+LearnedExamples = Annotated[
+    int | None,
+    typer.Option(
+        "--max-examples",
+        metavar="N",
+        show_default="4096, generated 1024",
+        help="At most so many examples, chosen at random.",
+    ),
+]
 Length = Annotated[
-    int | None, typer.Option("--length", metavar="N", help="Tokens of an example; by default what the model takes.")
+    int | None,
+    typer.Option("--length", metavar="N", help="Tokens of an example; by default what the model takes, generated 128."),
 ]
 Task = Annotated[
     choices.TaskKind | None, choose("--task", choices.TaskKind, "By default what their configuration says.")

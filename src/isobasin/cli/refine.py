@@ -10,7 +10,7 @@ from isobasin.choices import GENERATED, Device, Objective, Scope, Targets
 from isobasin.cli import options
 from isobasin.cli.console import show, show_json, show_path, working
 from isobasin.cli.dry_run import dry_run as dry_run_of
-from isobasin.cli.examples import data_of
+from isobasin.cli.examples import learned_data
 from isobasin.cli.processes import processes
 from isobasin.refinement.recipe import Refining
 
@@ -25,7 +25,7 @@ def refine(
     split: options.Split = None,
     name: options.Name = None,
     columns: options.Columns = None,
-    max_examples: options.MaxExamples = 4096,
+    max_examples: options.LearnedExamples = None,
     length: options.Length = None,
     task: options.Task = None,
     tokenizer: options.Tokenizer = None,
@@ -89,7 +89,7 @@ def refine(
             found = refine(
                 reference,
                 model,
-                data_of(arguments),
+                learned_data(arguments),
                 output,
                 how=options.record(Refining, arguments),
                 matching=options.record(Matching, arguments),
