@@ -125,6 +125,24 @@ def test_whatever_is_larger_is_not_taken_for_a_multiple(originals: dict[str, Pat
     assert not found.findings
 
 
+@pytest.mark.parametrize("family", MODELS)
+def test_no_defect_is_looked_for_in_a_copy_in_another_basis(
+    family: str, originals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """That would find nothing, and take ten times as long as to see that it is the same model."""
+
+    def looked(*_: object) -> None:
+        raise AssertionError
+
+    isobasin.scramble(originals[family], tmp_path / "b", scope="model", verify=False)
+    monkeypatch.setattr("isobasin.diagnosis.places.examine", looked)
+    found = isobasin.diagnose(originals[family], tmp_path / "b")
+    assert found.judgement is Judgement.equivalent
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (originals[family], tmp_path / "b"))
+    gap = sum(float((x - theirs[name]).square().sum()) for name, x in ours.items())
+    assert found.before == pytest.approx((gap / sum(float(x.square().sum()) for x in ours.values())) ** 0.5, rel=1e-4)
+
+
 def test_layers_roles_and_numbers_are_those_that_were_planted(originals: dict[str, Path], tmp_path: Path):
     def change(tensors, config):
         name = "model.layers.1.self_attn.k_proj.weight"

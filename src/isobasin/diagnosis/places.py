@@ -52,20 +52,33 @@ class Whole:
     _squares: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
 
     @classmethod
-    def of(cls, pair: Pair, progress: Progress) -> Whole:
-        """Look at every place once."""
+    def of(cls, pair: Pair) -> Whole:
+        """Before any place was looked at."""
         fits = dict(pair.a.canonical.shapes) == dict(pair.b.shapes)
-        whole = cls(pair, traits.order(pair), layers.beginnings(pair.blocks), fits=fits)
-        whole.found += [*whole.order.findings, *configuration(pair, whole.order)]
-        for item in places(pair, whole.order, progress, "comparing"):
-            whole._add(item)
+        return cls(pair, traits.order(pair), layers.beginnings(pair.blocks), fits=fits)
+
+    def look(self, progress: Progress) -> None:
+        """Look at every place once."""
+        pair = self.pair
+        self.found += [*self.order.findings, *configuration(pair, self.order)]
+        for item in places(pair, self.order, progress, "comparing"):
+            self._add(item)
             give_memory_back()
-        used = {name for names in map(whole.names, _items(pair)) for name in names.values()}
-        twice = any(finding.defect is Defect.layers for finding in whole.order.findings)
+        used = {name for names in map(self.names, _items(pair)) for name in names.values()}
+        twice = any(finding.defect is Defect.layers for finding in self.order.findings)
         for name in () if twice else pair.b.shapes.keys() - used:
             if bool(pair.b.read([name])[name].any()):
-                whole.left[pair.b.view.stored(name)] = math.inf
-        return whole
+                self.left[pair.b.view.stored(name)] = math.inf
+
+    def distance(self) -> float:
+        """`before`, where no place was looked at."""
+        size = gap = 0.0
+        for item in _items(self.pair):
+            x, y = self._tensors(item)
+            size += sum(float(tensor.double().square().sum()) for tensor in x.values())
+            gap += sum(_gap(tensor, y.get(name)) for name, tensor in x.items())
+            give_memory_back()
+        return (gap / size) ** 0.5 if size else 0.0
 
     @property
     def before(self) -> float:
@@ -106,10 +119,14 @@ class Whole:
         """What is wrong at one place."""
         return self._looked(item)[2]
 
+    def _tensors(self, item: Item) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tensors of both at one place."""
+        own = [item] if isinstance(item, str) else item.shapes()
+        return self.pair.original(own), self.pair.conversion(self.names(item))
+
     def _looked(self, item: Item) -> tuple[dict[str, Tensor], dict[str, Tensor], Examined]:
         """The tensors of both at one place, and what is wrong with the conversion's."""
-        pair, names = self.pair, self.names(item)
-        x, y = pair.original([item] if isinstance(item, str) else item.shapes()), pair.conversion(names)
+        pair, (x, y) = self.pair, self._tensors(item)
         if self._missing(item):
             return x, y, Examined(tensors=x)
         misshapen = [name for name, one in x.items() if name not in y or y[name].shape != one.shape]

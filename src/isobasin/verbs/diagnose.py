@@ -122,10 +122,11 @@ def diagnose(
     with opened_pair(a, b, allow_pickle=allow_pickle) as pair:
         if output is not None:
             check_output(output, force=force)
-        whole = Whole.of(pair, progress)
-        found = _judged(whole)
-        if not found.sound:
-            pair, found = _turned(pair, whole, running) or (pair, found)
+        whole = Whole.of(pair)
+        turned = _turned(pair, whole, running)
+        if turned is None:
+            whole.look(progress)
+        pair, found = turned or (pair, _judged(whole))
         if output is None:
             return found
         if not found.findings or found.judgement is Judgement.rounded:
@@ -153,11 +154,16 @@ def _judged(whole: Whole) -> Diagnosis:
 
 
 def _turned(pair: Pair, whole: Whole, running: Running) -> tuple[Pair, Diagnosis] | None:
-    """The diagnosis where a map of the residual stream carries all of B to A, and B with its layers in A's order."""
+    """The diagnosis where a map of the residual stream carries all of B to A, and B with its layers in A's order.
+
+    That is seen before any defect is looked for in a basis in which nothing is where it was.
+    """
     embedding = pair.embedding
+    if embedding is None:
+        return None
+    first = whole.examined(embedding)
     # In a permuted stream the rows of what writes into it lie in another order: a defect elsewhere.
-    others = {*whole.left, *(name for finding in whole.findings() for name in finding.tensors)}
-    if embedding is None or pair.a.view.stored(embedding) not in others:
+    if not (first.left or first.findings):
         return None
     how = Running(running.device, verify=False, progress=running.progress)
     try:
@@ -174,7 +180,7 @@ def _turned(pair: Pair, whole: Whole, running: Running) -> tuple[Pair, Diagnosis
     if not found.equivalent:
         return None
     judgement = Judgement.defects if findings else Judgement.equivalent
-    return pair, Diagnosis(judgement, findings, found.feedforward, found.stream, {}, whole.before, 0.0)
+    return pair, Diagnosis(judgement, findings, found.feedforward, found.stream, {}, whole.distance(), 0.0)
 
 
 def _order(pair: Pair, b: Model) -> Order:
