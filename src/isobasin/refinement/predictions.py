@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # Bytes of predictions that are held at most: of small vocabularies and of classes they fit, of large ones they don't.
-LARGEST = 2**30
+LARGEST = 2**29
 
 
 @dataclass(frozen=True)
