@@ -224,7 +224,10 @@ def _equal_lengths(a: Model, b: Model) -> bool:
         if stream.group.basis is Basis.centred:
             vectors = vectors - vectors.mean(first.axis, keepdim=True)
         lengths.append(vectors.norm(dim=first.axis))
-    slack = _TURNED[coarser(a.dtype(), b.dtype())] * float(lengths[0].max())
+    allowed = _TURNED.get(coarser(a.dtype(), b.dtype()))
+    if allowed is None:
+        return False  # of fewer bits: blocks are refused where they are read
+    slack = allowed * float(lengths[0].max())
     return lengths[0].shape == lengths[1].shape and bool(((lengths[0] - lengths[1]).abs() <= slack).all())
 
 
