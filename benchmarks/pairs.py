@@ -30,7 +30,7 @@ def main() -> None:
     tests = examples(asked, asked.data, asked.test, asked.test_examples)
     train = examples(asked, asked.data, asked.train, asked.train_examples)
     losses = Losses(tests, Measuring(batch_size=256, scope=Scope(asked.scope), temperature=False, untie=asked.untie))
-    how = Refining(asked.steps, asked.batch, asked.rate, minutes=0) if asked.steps else None
+    how = Refining(asked.steps, asked.batch, asked.rate, minutes=0, mixed_precision=False) if asked.steps else None
     with OpenPair.open(asked.a, asked.b, losses) as pair:
         found = alignments(pair, train, how, progress=_quiet)
     for name, row in found["ways"].items():
@@ -49,7 +49,7 @@ def examples(asked: argparse.Namespace, data: str, split: str, count: int) -> An
     """Examples of a split, as the first model sees them."""
     given = {"data": data, "split": split, "max_examples": count, "length": asked.length}
     left = {"name": None, "columns": None, "seed": 0, "task": None, "tokenizer": asked.tokenizer}
-    return examples_for(asked.a, given | left, False)
+    return examples_for((asked.a,), given | left)
 
 
 def _quiet(what: str, done: int, total: int) -> None:
