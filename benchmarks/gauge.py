@@ -36,7 +36,7 @@ from isobasin.quantisation.objectives import Cost
 from isobasin.quantisation.quantiser import Quantiser
 from isobasin.quantisation.starts import at_random, still
 from isobasin.refinement.calibration import DataCalibration
-from isobasin.refinement.line import End, type_of
+from isobasin.refinement.ends import End, type_of
 from isobasin.tasks.examples import TensorExamples
 from isobasin.verbs.apply import write_moved
 from isobasin.verbs.settings import Running

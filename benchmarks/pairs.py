@@ -49,7 +49,7 @@ def examples(asked: argparse.Namespace, data: str, split: str, count: int) -> An
     """Examples of a split, as the first model sees them."""
     given = {"data": data, "split": split, "max_examples": count, "length": asked.length}
     left = {"name": None, "columns": None, "seed": 0, "task": None, "tokenizer": asked.tokenizer}
-    return examples_for((asked.a,), given | left)
+    return examples_for((asked.a,), given | left | {"allow_pickle": False, "device": "cpu"}, _quiet)
 
 
 def _quiet(what: str, done: int, total: int) -> None:

@@ -35,11 +35,12 @@ def learned_data(arguments: Mapping[str, Any]) -> DataOptions:
     return found if found.max_examples or found.source == GENERATED else replace(found, max_examples=_LEARNED)
 
 
-def examples_for(models: Sequence[str], arguments: Mapping[str, Any], **how: Any) -> Examples:
-    """The same data as the first of a command's models sees them; `how` goes to `examples_of`."""
+def examples_for(models: Sequence[str], arguments: Mapping[str, Any], progress: Progress) -> Examples:
+    """The same data as the first of a command's models sees them."""
     from isobasin.tasks.data import examples_of
 
-    return examples_of(data_of(arguments), *models, **how)
+    how = {name: arguments[name] for name in ("allow_pickle", "device")}
+    return examples_of(data_of(arguments), *models, progress=progress, **how)
 
 
 def calibration_for(models: Sequence[str], arguments: dict[str, Any], progress: Progress) -> DataCalibration | None:
@@ -49,8 +50,7 @@ def calibration_for(models: Sequence[str], arguments: dict[str, Any], progress: 
         return None
     from isobasin.refinement.calibration import DataCalibration
 
-    how = {name: arguments[name] for name in ("allow_pickle", "device")}
-    return DataCalibration(examples_for(models, asked, progress=progress, **how), arguments["device"])
+    return DataCalibration(examples_for(models, arguments | asked, progress), arguments["device"])
 
 
 def parsed_columns(text: str | None) -> dict[str, str]:

@@ -119,12 +119,11 @@ def _learned(models: list[str], arguments: dict[str, Any], minutes: float, progr
     from isobasin.refinement.refine import refine
     from isobasin.verbs.settings import Matching, Running
 
-    reading = {name: arguments[name] for name in ("allow_pickle", "device")}
     with temporary_folder() as folder:
         found = refine(
             models[0],
             models[1],
-            examples_for(models, arguments | {"seed": Refining.seed}, progress=progress, **reading),
+            examples_for(models, arguments | {"seed": Refining.seed}, progress),
             Path(folder) / "refined",
             how=Refining(minutes=minutes),
             matching=options.record(Matching, arguments),

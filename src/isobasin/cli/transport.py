@@ -98,8 +98,8 @@ def transport(
         asked = {key: arguments.pop(key) for key in options.DATA}
         arguments["alignment"] = None if alignment is None else _between(alignment)
         if data is not None:
-            how = {"allow_pickle": allow_pickle, "device": arguments["device"], "progress": progress}
-            arguments |= _by_data(examples_for((tuned,), asked | {"seed": 0}, **how), str(device), scale, weighs)
+            examples = examples_for((tuned,), arguments | asked | {"seed": 0}, progress)
+            arguments |= _by_data(examples, str(device), scale, weighs)
         found = transport(**arguments, progress=progress)
     if as_json:
         show_json({"output": str(output), **found.to_json()})

@@ -23,7 +23,8 @@ from isobasin.plain import Plain
 from isobasin.quantisation.linears import Linear, linears, rounded
 from isobasin.quantisation.quantiser import Rounds
 from isobasin.refinement.calibration import moments_within
-from isobasin.refinement.line import At, End, ModuleLine, MovingLine, Sample, batches_of, type_of
+from isobasin.refinement.ends import End, type_of
+from isobasin.refinement.line import At, ModuleLine, MovingLine, Sample, batches_of
 from isobasin.refinement.names import names_in_memory, parameters
 from isobasin.tasks.examples import Indices
 from isobasin.tasks.kind import load_model

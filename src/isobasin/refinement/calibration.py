@@ -14,7 +14,8 @@ from isobasin.alignment import Alignment
 from isobasin.errors import ArchitectureError
 from isobasin.matching.whole.basis import StreamFit
 from isobasin.model import Model
-from isobasin.refinement.line import End, ModuleLine, batches_of, type_of
+from isobasin.refinement.ends import End, type_of
+from isobasin.refinement.line import ModuleLine, batches_of
 from isobasin.refinement.names import names_in_memory
 from isobasin.symmetries.along import Role, Stream
 from isobasin.symmetries.stream import Basis

@@ -19,16 +19,11 @@ from isobasin.records.curves import rise
 from isobasin.refinement.chart import GAINS, MATRIX
 from isobasin.refinement.gradients import gradients
 from isobasin.refinement.line import Batch, MovingLine, Sample, batches_of
+from isobasin.refinement.points import Points
 from isobasin.refinement.predictions import Predictions
 from isobasin.refinement.recipe import Refining
+from isobasin.verbs.settings import Progress
 
-# Where points of the line are drawn: in the middle of so many parts of this interval. Most come from where the loss
-# stands highest above the straight line between its ends, by a softmax at this temperature over moving averages.
-_BINS = 13
-_FIRST, _LAST = 0.08, 0.92
-_TEMPERATURE = 0.03
-_UNIFORM = 0.2
-_DECAY = 0.9
 _BETAS = (0.9, 0.95)
 _LOWEST_RATE = 0.05
 # Highest rates beside that of most coordinates: of the logarithms of the stream's gains, and radians that it turns by.
@@ -42,32 +37,6 @@ _WORTH = 2
 _LOOKED_AT = 128
 # What the move says where coordinates became so large that its maps are not finite, or singular.
 _DIVERGED = (TensorError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
-
-
-class Points:
-    """Draws points of the line, most where the loss stands highest above its ends.
-
-    Everything is on the device of the losses, so that no step has to wait for one to be known.
-    """
-
-    def __init__(self, ends: tuple[float, float], device: str = "cpu") -> None:
-        self._ends = ends
-        self.excess = torch.zeros(_BINS, dtype=torch.float64, device=device)
-        self.t = torch.linspace(_FIRST, _LAST, _BINS, dtype=torch.float64, device=device)
-        self._each = torch.arange(_BINS, device=device)
-
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """The index of a point."""
-        likely = torch.softmax(self.excess / _TEMPERATURE, 0) * (1 - _UNIFORM) + _UNIFORM / _BINS
-        # As torch.multinomial draws, but that its numbers are drawn on the CPU whatever the device is.
-        waiting = torch.empty(_BINS, dtype=torch.float64).exponential_(generator=generator)
-        return (likely / waiting.to(likely.device, non_blocking=True)).argmax()
-
-    def tell(self, index: Tensor | int, loss: Tensor | float) -> None:
-        """The loss that was found there."""
-        first, last = self._ends
-        new = _DECAY * self.excess + (1 - _DECAY) * (loss - ((1 - self.t) * first + self.t * last))
-        self.excess = torch.where(self._each == index, new, self.excess)
 
 
 @dataclass(frozen=True)
@@ -101,16 +70,20 @@ Saved = dict[str, Any]
 
 @dataclass
 class State:
-    """Where a descent stands; `since` is the step from which on steps take as long as they do, by what is known."""
+    """Where a descent stands; `since` is the step before which it was first known what the ends predict, or 0."""
 
     planned: int
     step: int = 0
     since: int = 0
-    known: bool = False
     best_step: int = 0
     best: float = math.inf
     history: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
     kept: list[Tensor] = field(default_factory=list[Tensor])
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known what the ends predict, so that steps are quicker."""
+        return self.since > 0
 
 
 class Clock:
@@ -254,26 +227,25 @@ class Descent(Generic[Batch]):
         if taken == _TIMED_TO:
             each = seconds / (_TIMED_TO - _TIMED_FROM) + self._looking / how.every
             # The first steps of all count as the others do, whatever else they prepare.
-            left = 60 * how.minutes - (time.perf_counter() - self._began if state.since else state.step * each)
+            left = 60 * how.minutes - (time.perf_counter() - self._began if state.known else state.step * each)
             fitting = max(state.step, min(how.steps, state.step + int(left / each)))
             state.planned = self.line.group.once(lambda: fitting)
 
     def worth_knowing(self) -> bool:
         """Whether it saves time to compute once what the ends predict of all examples: asked after every step."""
         state = self.state
-        if state.known or state.since or state.step != _TIMED_TO or self.measure != self.line.divergence:
+        if state.known or state.step != _TIMED_TO or self.measure != self.line.divergence:
             return False
         asked = (state.planned - state.step) * self.how.batch_size / self.line.group.count
         noisy = self.noise and self.line.takes_noise(self.train.fetch([0]))
         return asked >= _WORTH * len(self.train) and not noisy
 
-    def know(self, progress: Callable[[str, int, int], None]) -> None:
+    def know(self, progress: Progress) -> None:
         """Compute what the ends predict of all examples, if it isn't too much to hold."""
         self._predictions = self.line.predictions(self.train, self.how.batch_size, progress)
         if self._predictions is None:
             return
-        if not self.state.known:
-            self.state.known, self.state.since = True, self.state.step
+        self.state.since = self.state.since or self.state.step
         # Steps of another kind are recorded anew.
         self.gradient = gradients(self.measure, self.coordinates, recordable=self.line.recordable)
 
@@ -315,7 +287,7 @@ def descend(
     examples: Sample[Batch],
     how: Refining,
     *,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     save: Callable[[Saved], None] = lambda saved: None,
     resume: Saved | None = None,
 ) -> Refined:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -17,9 +17,8 @@ from torch.nn import functional
 from isobasin.alignment import Alignment
 from isobasin.choices import TaskKind
 from isobasin.errors import ArchitectureError, TensorError
-from isobasin.memory import carried
-from isobasin.model import Blocks, Model, TensorBlocks
-from isobasin.refinement.chart import Chart
+from isobasin.model import Model
+from isobasin.refinement.ends import End, ends_of, type_of
 from isobasin.refinement.names import Places, names_in_memory, parameters
 from isobasin.refinement.precision import quicker_in_bfloat16
 from isobasin.refinement.predictions import LARGEST, Predictions, gathered
@@ -27,6 +26,7 @@ from isobasin.tasks.examples import IGNORED, Indices
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import model_inputs, passing, targets
 from isobasin.tasks.processes import Group
+from isobasin.verbs.settings import Progress
 
 Batch = TypeVar("Batch")
 Fetched = TypeVar("Fetched", covariant=True)
@@ -54,73 +54,6 @@ class Sample(Protocol[Fetched]):
     def subset(self, indices: Indices) -> Sample[Fetched]:
         """Some of them, in that order."""
         ...
-
-
-@dataclass(frozen=True)
-class End:
-    """One end of the line.
-
-    Attributes:
-        start: Its tensors where it begins, real ones in the type of the line.
-        types: Those that they are stored in.
-        chart: Its coordinates; None if it stays.
-    """
-
-    start: Mapping[str, Tensor]
-    types: Mapping[str, torch.dtype]
-    chart: Chart | None
-
-    @classmethod
-    def of(
-        cls,
-        model: Blocks,
-        start: Alignment,
-        *,
-        moved: bool,
-        movable: bool = False,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float64,
-        stretching: float = 1.0,
-    ) -> End:
-        """A model as an end of the line.
-
-        Args:
-            model: The model.
-            start: Where the line begins; its scope says what coordinates there are.
-            moved: Whether this is the model that `start` moves.
-            movable: Whether it gets coordinates.
-            device: Where it is.
-            dtype: The type of the line.
-            stretching: As of `Chart`.
-        """
-        types = model.dtypes()
-        stored = model.read(types)
-        tensors = {
-            name: carried(t, device, torch.float64) if t.is_floating_point() else t for name, t in stored.items()
-        }
-        for changed in start.moved(model, device) if moved else ():
-            tensors |= changed
-        chart = None
-        if movable:
-            keep = start.stream is not None and start.stream.group.keep_gains
-            stream = None if start.stream is None else model.stream(keep_gains=keep)
-            feedforwards = model.feedforwards() if start.feedforward else ()
-            described = replace(model.specification, feedforwards=feedforwards, stream=stream)
-            blocks = TensorBlocks(model.name, tensors, described)
-            chart = Chart(
-                blocks,
-                feedforward=bool(start.feedforward),
-                stream=stream,
-                device=device,
-                dtype=dtype,
-                stretching=stretching,
-            )
-        cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-        return cls(cast, types, chart)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors at the coordinates."""
-        return {**self.start, **({} if self.chart is None else self.chart.tensors())}
 
 
 @dataclass
@@ -175,9 +108,7 @@ class MovingLine(ABC, Generic[Batch]):
         """
         return batch
 
-    def predictions(
-        self, sample: Sample[Batch], size: int, progress: Callable[[str, int, int], None]
-    ) -> Predictions | None:
+    def predictions(self, sample: Sample[Batch], size: int, progress: Progress) -> Predictions | None:
         """What the ends predict of all examples, `size` at a time; None if that isn't known or too large."""
         return None
 
@@ -271,9 +202,7 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
             found[_PREDICTED] = predictions.of(numbers[list(share)])
         return found
 
-    def predictions(
-        self, sample: Sample[dict[str, Tensor]], size: int, progress: Callable[[str, int, int], None]
-    ) -> Predictions | None:
+    def predictions(self, sample: Sample[dict[str, Tensor]], size: int, progress: Progress) -> Predictions | None:
         """What the ends predict of all examples, in half precision."""
         count = len(sample)
 
@@ -387,22 +316,6 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
             mixed_precision,
             group=group or Group(),
         )
-
-
-def ends_of(
-    a: Blocks, b: Blocks, start: Alignment, *, moves: tuple[bool, bool], device: str = "cpu"
-) -> tuple[End, End]:
-    """The ends of the line from a model to another after a move; `moves` says which get coordinates."""
-    dtype = type_of(a, b)
-    return (
-        End.of(a, start, moved=False, movable=moves[0], device=device, dtype=dtype),
-        End.of(b, start, moved=True, movable=moves[1], device=device, dtype=dtype),
-    )
-
-
-def type_of(*models: Blocks) -> torch.dtype:
-    """The type in which the line between models is computed: single precision, unless one is stored in double."""
-    return torch.float64 if any(torch.float64 in model.dtypes().values() for model in models) else torch.float32
 
 
 def between(a: Tensor, b: Tensor, t: At) -> Tensor:

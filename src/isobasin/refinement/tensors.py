@@ -17,7 +17,8 @@ from isobasin.lines.path import check_line
 from isobasin.memory import carried
 from isobasin.model import Blocks, TensorBlocks
 from isobasin.refinement.descent import descend
-from isobasin.refinement.line import At, MovingLine, batches_of, between, ends_of
+from isobasin.refinement.ends import ends_of
+from isobasin.refinement.line import At, MovingLine, batches_of, between
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import Refinement, learned
 from isobasin.tasks.examples import Indices, as_index

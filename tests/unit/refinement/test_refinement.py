@@ -21,9 +21,10 @@ from isobasin.choices import Scope, Targets, TaskKind
 from isobasin.errors import ArchitectureError, DataError, IsobasinError, OutputError
 from isobasin.model import open_model
 from isobasin.refinement.calibration import DataCalibration
-from isobasin.refinement.descent import Descent, Points, descend, split
+from isobasin.refinement.descent import Descent, descend, split
 from isobasin.refinement.line import ModuleLine, batches_of
 from isobasin.refinement.names import named_parameters, names_in_memory, parameters
+from isobasin.refinement.points import Points
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import refine
 from isobasin.tasks.data import examples_of
