@@ -59,7 +59,9 @@ def _inputs(
     """`model_inputs` on the CPU."""
     accepted, config = inspect.signature(model.forward).parameters, model.config
     if model.main_input_name == "pixel_values":
-        yield from _images(config, "interpolate_pos_encoding" in accepted, generator)
+        # A classifier of images may have the configuration of two towers.
+        seen = getattr(config, "vision_config", config)
+        yield from _images(seen, "interpolate_pos_encoding" in accepted, generator)
         return
     text = getattr(config, "text_config", config)
     pools = made_for(model, "SEQUENCE_CLASSIFICATION")

@@ -24,7 +24,7 @@ from isobasin.architectures.entries import shown, trying
 
 # Entries of bookkeeping, of training and of generation, and switches of what is returned or how fast.
 _SILENT = re.compile(
-    r"_.*|architectures|model_type|transformers_version|(torch_)?dtype|name_or_path|problem_type|return_dict|auto_map"
+    r"_(?!remove_final_layer_norm).*|architectures|model_type|transformers_version|(torch_)?dtype|name_or_path|problem_type|return_dict|auto_map"
     r"|initializer_.*|init_.*|.*_init_value|.*dropout.*|.*_pdrop|drop_.*|.*layerdrop|.*_drop_rate|use_cache|output_.*"
     r"|chunk_size_feed_forward|gradient_checkpointing|pretraining_tp|deterministic_flash_attn|reorder_and_upcast_attn"
     r"|apply_spec_augment|mask_(time|feature)_.*|sparse_pred.*|router_aux_loss_coef|router_jitter_noise|.*loss_.*"
@@ -37,7 +37,7 @@ _SHOWN = re.compile(
     r".*vocab_size|num_labels|id2label|label2id|.*max_position_embeddings|n_positions|n_ctx|max_seq_len"
     r"|max_(source|target)_positions|head_dim|num_key_value_heads|num_kv_heads|tie_word_embeddings|pooler_output_size"
 )
-_READ = re.compile(r"config((?:\.[a-zA-Z]\w*)+)|getattr\([\w.]*config, *\"(\w+)\"")
+_READ = re.compile(r"config((?:\.[a-zA-Z_]\w*)+)|getattr\([\w.]*config, *\"(\w+)\"")
 _READ_OF_ROPE = re.compile(r"rope_parameters(?:\.get\(|\[)\"(\w+)\"")
 # Sources in which padding is more than a row: positions are counted from it, or the last token before it is read.
 _COUNTS_PADDING = re.compile(r"create_position_ids_from_input_ids")

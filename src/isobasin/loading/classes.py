@@ -81,10 +81,12 @@ def plans(ends: Sequence[tuple[Checkpoint, Any]]) -> list[Plan]:
 
     It is the one that a configuration's `architectures` names, if transformers or this library has it, it belongs to
     the model type and it reads every stored tensor; otherwise, of the classes that transformers knows for the model
-    type, the one that leaves fewest stored tensors unread, and then has fewest parameters that the files lack.
+    type, the one that leaves fewest stored tensors unread, and then has fewest parameters that the files lack. It is the
+    one that is named as well where only some of the files have all that it computes with: a class without head would
+    hide that they are other models.
 
     Raises:
-        CheckpointError: No class can be tried.
+        CheckpointError: No class can be tried, or a file doesn't fit the class that its own configuration names.
     """
     named = dict.fromkeys(kind for _, config in ends for kind in _named(config))
     best: tuple[tuple[int, int], list[Plan]] | None = None
@@ -93,12 +95,15 @@ def plans(ends: Sequence[tuple[Checkpoint, Any]]) -> list[Plan]:
         try:
             tried = [planned(checkpoint, kind, config) for checkpoint, config in ends]
         except CheckpointError as error:
+            if kind in named and all(kind in _named(config) for _, config in ends):
+                raise
             failure = failure or error
             continue
         left = sum(len(plan.unread) for plan in tried), sum(len(plan.missing) for plan in tried)
         if best is None or left < best[0]:
             best = left, tried
-        if best[0] == (0, 0):
+        uneven = kind in named and not left[0] and len({plan.missing for plan in tried}) > 1
+        if uneven or best[0] == (0, 0):
             break
     if best is None:
         what = f"transformers has no class for model type {ends[0][1].model_type!r}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from isobasin.architectures.configuration import known
 from isobasin.architectures.entries import shown
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.registry import kind
@@ -110,7 +111,8 @@ def conflicts(a: Canonical, b: Canonical) -> list[Conflict]:
     if kind(str(types[0])) != kind(str(types[1])):
         return [Conflict("architecture", "model_type", f"A is a {types[0]} model, B a {types[1]} model")]
     tables = tables_of(a), tables_of(b)
-    return [*_configurations(a, b), *_tokenizers(a, b), *_labels(a, b, tables), *_tensors(a, b, tables)]
+    found = [*_configurations(a, b), *_tokenizers(a, b), *_labels(a, b, tables), *_tensors(a, b, tables)]
+    return [*found, *_nowhere("A", a, "B", b), *_nowhere("B", b, "A", a)]
 
 
 def _quantised(name: str, end: Canonical) -> Iterator[Conflict]:
@@ -127,6 +129,16 @@ def _quantised(name: str, end: Canonical) -> Iterator[Conflict]:
             found = str(dtype).removeprefix("torch.")
             yield Conflict("quantised", tensor, f"tensor {stored!r} of {name} is {found}, and codes have no average")
             return
+
+
+def _nowhere(tied: str, a: Canonical, other: str, b: Canonical) -> Iterator[Conflict]:
+    """Tensors that are tied in one, and in the other, whose configuration ties none, are not stored either."""
+    if not known(b.description.model_type) or getattr(b.description.config, "tie_word_embeddings", False):
+        return
+    for name in a.view.ties:
+        if b.view.find(name) is None:
+            message = f"tensor {name!r} is tied to {a.view.find(name)!r} in {tied}, and {other} has none"
+            yield Conflict("head", name, message)
 
 
 def _configurations(a: Canonical, b: Canonical) -> Iterator[Conflict]:

@@ -33,7 +33,7 @@ from isobasin.verbs.kinship import fitted
 from isobasin.verbs.leaving import leave
 from isobasin.verbs.scan import KINDS
 from isobasin.verbs.settings import Progress, Running, silent
-from isobasin.verification import Verification, verify_models
+from isobasin.verification import Verification, check_alike, verify_models
 
 
 class Judgement(Choice):
@@ -127,6 +127,8 @@ def diagnose(
         if turned is None:
             whole.look(progress)
         pair, found = turned or (pair, _judged(whole))
+        if found.sound and pair.a.checkpoint.config != pair.b.checkpoint.config:
+            check_alike(pair.a, pair.model_b())
         if output is None:
             return found
         if not found.findings or found.judgement is Judgement.rounded:

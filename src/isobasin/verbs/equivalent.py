@@ -29,7 +29,7 @@ from isobasin.symmetries.stream import Basis
 from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verbs.align import match_models
 from isobasin.verbs.settings import Matching, Progress, Running, silent
-from isobasin.verification import known_feedforwards, rest_of
+from isobasin.verification import check_alike, known_feedforwards, rest_of
 
 # How many units in the last place of the stored type two scaled copies of a unit may be apart: either is rounded once,
 # which is half of one, and scales are estimated from what is rounded.
@@ -152,7 +152,7 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
     moved = _moved_feedforwards(a, ends, set(unequal), running.device)
     explained = {name for names in moved.values() for name in names}
     unexplained = {name: _stored(a, b, name) for name in unequal if name not in explained}
-    return Equivalence(
+    found = Equivalence(
         evidence,
         tuple(unexplained.values()),
         tuple(difference.entry for difference in differences(a.canonical.description, b.canonical.description)),
@@ -161,6 +161,9 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
         {stored: shapes for name, stored in unexplained.items() if (shapes := _unlike_shapes(a, b, name))},
         running.device,
     )
+    if found.equivalent and a.checkpoint.config != b.checkpoint.config:
+        check_alike(a, b)
+    return found
 
 
 def _stored(a: Model, b: Model, name: str) -> str:

@@ -8,11 +8,12 @@ from isobasin.verification.blocks import (
     rest_of,
 )
 from isobasin.verification.distance import Distance, Verification
-from isobasin.verification.models import check_runs, verify_models
+from isobasin.verification.models import check_alike, check_runs, verify_models
 
 __all__ = [
     "Distance",
     "Verification",
+    "check_alike",
     "check_runs",
     "compare_blocks",
     "compare_feedforward",

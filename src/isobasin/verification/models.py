@@ -219,6 +219,17 @@ def _redrawn(
     return found
 
 
+def check_alike(a: Model, b: Model) -> None:
+    """Check that two models with the same tensors are the same to who loads them under their configurations.
+
+    Raises:
+        CheckpointError: The tensors don't fit one of the configurations.
+        ArchitectureError: Only one of them has all that its class computes with: a tied head may be stored nowhere.
+    """
+    a, b = a.original, b.original
+    _check_missing(a, b, *_plans(a, b))
+
+
 def check_runs(model: Model, device: str = "cpu") -> str | None:
     """Check that an open model loads and that its outputs on random inputs are finite.
 
