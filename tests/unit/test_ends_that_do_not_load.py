@@ -75,3 +75,20 @@ def test_an_entry_whose_name_looks_private_may_change_the_function(tmp_path: Pat
     assert not isobasin.equivalent(a, b).equivalent
     with pytest.raises(IsobasinError, match="_remove_final_layer_norm is"):
         isobasin.interpolate(a, b, 0.5, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "entries"),
+    [
+        ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 24}),  # as the 350M OPT is
+        ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    ],
+)
+def test_a_stream_that_cannot_move_keeps_nobody_from_the_rest(
+    model_type: str, entries: dict[str, Any], tmp_path: Path
+) -> None:
+    a, b = (tiny(model_type, config=entries).save(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    isobasin.interpolate(a, b, 0.5, tmp_path / "out")
+    isobasin.merge([a, b], tmp_path / "merged", force_unrelated=True)
+    assert not isobasin.diagnose(a, b).sound
+    assert isobasin.diagnose(a, a).sound

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.registry import kind
 from isobasin.architectures.resolve import check_any
+from isobasin.architectures.stream import StreamFacts
 from isobasin.canonical import Canonical, Source, evened, open_canonical
 from isobasin.checkpoints import Checkpoint, check_finite
 from isobasin.diagnosis.catalogue import Reading
@@ -109,20 +110,25 @@ class Pair:
         return None if self.stream is None else self.stream.along[0].tensor
 
     @cached_property
+    def _facts(self) -> StreamFacts | None:
+        """What the family says of the original's residual stream; None where it has nothing to say."""
+        facts = self.a.canonical.description.family.stream
+        with suppress(ArchitectureError):
+            return None if facts is None else facts(self.a.canonical.description.config)
+
+    @cached_property
     def readouts(self) -> frozenset[str]:
         """Canonical names of what reads the stream after the last layer."""
-        facts = self.a.canonical.description.family.stream
-        found = () if facts is None else facts(self.a.canonical.description.config).readouts
+        found = () if self._facts is None else self._facts.readouts
         return frozenset(f"{readout.module}.weight" for readout in found)
 
     @cached_property
     def offsets(self) -> dict[str, float]:
         """What is added to every gain of a normalisation that is folded, by canonical name."""
-        facts = self.a.canonical.description.family.stream
-        if self.stream is None or facts is None:
+        if self.stream is None or self._facts is None:
             return {}
         gains = {item.tensor for item in self.stream.along if item.role == "gain"}
-        offset = facts(self.a.canonical.description.config).gain_offset
+        offset = self._facts.gain_offset
         return {**dict.fromkeys(gains, offset), **{norm.gain: norm.offset for norm in self.stream.norms}}
 
     def readings(self, block: AttentionBlock | FeedForward) -> list[Reading]:

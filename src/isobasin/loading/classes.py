@@ -81,8 +81,8 @@ def plans(ends: Sequence[tuple[Checkpoint, Any]]) -> list[Plan]:
 
     It is the one that a configuration's `architectures` names, if transformers or this library has it, it belongs to
     the model type and it reads every stored tensor; otherwise, of the classes that transformers knows for the model
-    type, the one that leaves fewest stored tensors unread, and then has fewest parameters that the files lack. It is the
-    one that is named as well where only some of the files have all that it computes with: a class without head would
+    type, the one that leaves fewest stored tensors unread, and then has fewest parameters that the files lack. It is
+    the one that is named as well where only some of the files have all that it computes with: one without head would
     hide that they are other models.
 
     Raises:

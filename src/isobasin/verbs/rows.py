@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from isobasin.architectures.entries import trying
 from isobasin.architectures.registry import lookup
 from isobasin.canonical import Canonical
+from isobasin.errors import ArchitectureError
 
 # Entries that count positions; a table may have a few rows more than they say.
 _POSITIONS = ("max_position_embeddings", "max_target_positions", "max_source_positions")
@@ -63,10 +65,11 @@ def _head(end: Canonical) -> frozenset[str]:
     entry = lookup(end.checkpoint.config.get("model_type"))
     beginnings: tuple[str, ...] = ()
     if entry is not None and entry.stream is not None:
-        with trying(f"config.json of model type {entry.model_type} can't be read"):
+        # Of a stream that can't move, heads are known by the base model's prefix alone.
+        with suppress(ArchitectureError), trying(f"config.json of model type {entry.model_type} can't be read"):
             stream = entry.stream(end.configuration)
-        modules = [module for head in stream.readouts for module in (head.module, head.transform, *head.then) if module]
-        beginnings = (*(f"{module}." for module in modules), *stream.outside)
+            modules = [m for head in stream.readouts for m in (head.module, head.transform, *head.then) if m]
+            beginnings = (*(f"{module}." for module in modules), *stream.outside)
     prefix = end.view.beginnings.get("", "")
     outside = {name for name, stored in end.view.tensors.items() if prefix and not stored.startswith(prefix)}
     return frozenset(outside | {name for name in end.view.tensors if beginnings and name.startswith(beginnings)})
