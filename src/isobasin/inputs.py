@@ -7,7 +7,7 @@ is promised: what transformers computes there depends on the attention that runs
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ def model_inputs(
     offsets: Iterable[int] = OFFSETS,
     *,
     padded_left: bool = False,
+    crossed: bool = True,
 ) -> Iterator[tuple[str, Inputs]]:
     """Random inputs of a model, each with a label, on its device and floating-point ones in its type.
 
@@ -40,9 +41,12 @@ def model_inputs(
             a table of relative positions is read.
         offsets: First positions, where the model takes positions.
         padded_left: Pad on the left as well as on the right.
+        crossed: Texts of every length at every offset, and padded. Otherwise short ones as they are, and the longest
+            padded and, as it is, at the last offset at which there are positions for it: one each of all that there
+            is, at the farthest positions.
     """
     generator = torch.Generator().manual_seed(seed)
-    for label, inputs in _inputs(model, generator, lengths, tuple(offsets), padded_left):
+    for label, inputs in _inputs(model, generator, lengths, tuple(offsets), padded_left, crossed):
         yield label, {name: _placed(value, model) for name, value in inputs.items()}
 
 
@@ -54,7 +58,12 @@ def _placed(value: Any, model: Any) -> Any:
 
 
 def _inputs(
-    model: Any, generator: torch.Generator, lengths: Iterable[int] | None, offsets: tuple[int, ...], padded_left: bool
+    model: Any,
+    generator: torch.Generator,
+    lengths: Iterable[int] | None,
+    offsets: tuple[int, ...],
+    padded_left: bool,
+    crossed: bool,
 ) -> Iterator[tuple[str, Inputs]]:
     """`model_inputs` on the CPU."""
     accepted, config = inspect.signature(model.forward).parameters, model.config
@@ -73,7 +82,7 @@ def _inputs(
     rows = choices * (1 if single else _ROWS)
     sides = () if single else ("right", "left") if padded_left else ("right",)
     found = _lengths(model, text, lengths)
-    for label, inputs in _texts(text, rows, found, longest(model, text), offsets, sides, generator):
+    for label, inputs in _texts(text, rows, found, longest(model, text), offsets, sides, crossed, generator):
         if model.main_input_name == "input_features":  # two frames of sound for every position
             sound = torch.randn(rows, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
             yield label, {"input_features": sound} | {f"decoder_{name}": value for name, value in inputs.items()}
@@ -128,22 +137,24 @@ def longest(model: Any, config: Any) -> int | None:
 def _texts(
     config: Any,
     rows: int,
-    lengths: Iterable[int],
+    lengths: Sequence[int],
     most: int | None,
-    offsets: Iterable[int],
+    offsets: Sequence[int],
     sides: Iterable[str],
+    crossed: bool,
     generator: torch.Generator,
 ) -> Iterator[tuple[str, Inputs]]:
     """Random tokens of several lengths, at several first positions, with padding of the last row."""
     for length in lengths:
         tokens = torch.randint(0, config.vocab_size, (rows, length), generator=generator)
         mask = torch.ones_like(tokens)
-        for offset in offsets:
-            if most is None or offset + length <= most:
-                positions = (torch.arange(length) + offset).expand_as(tokens)
-                extra = {"position_ids": positions} if offset else {}
-                yield f"length {length}, offset {offset}", {"input_ids": _ended(tokens, mask, config), **extra}
-        for side in sides if length > 3 else ():
+        last = length == lengths[-1]
+        fit = [offset for offset in offsets if most is None or offset + length <= most]
+        for offset in fit if crossed else fit[-1:] if last else fit[:1]:
+            positions = (torch.arange(length) + offset).expand_as(tokens)
+            extra = {"position_ids": positions} if offset else {}
+            yield f"length {length}, offset {offset}", {"input_ids": _ended(tokens, mask, config), **extra}
+        for side in sides if length > 3 and (crossed or last) else ():
             hidden = mask.clone()
             hidden[-1, slice(length // 2, None) if side == "right" else slice(0, length // 2)] = 0
             padded = {"input_ids": _ended(tokens, hidden, config), "attention_mask": hidden}

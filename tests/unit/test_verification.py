@@ -153,6 +153,21 @@ def test_positions_follow_the_row_for_padding(tmp_path):
         assert all(x.isfinite().all() for _, x in named_outputs(model(**inputs)))
 
 
+@pytest.mark.parametrize("positions", [64, 30])
+def test_few_inputs_have_one_each_of_what_all_have(positions):
+    """The farthest positions, every length, a padding, and none."""
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | {"max_position_embeddings": positions}))
+    every, few = (dict(model_inputs(model, crossed=crossed)) for crossed in (True, False))
+    assert len(few) == 4 < len(every)
+    for facts in (
+        lambda given: given["input_ids"].shape[1],
+        lambda given: "attention_mask" in given,
+        lambda given: int(given["position_ids"].max()) if "position_ids" in given else given["input_ids"].shape[1] - 1,
+    ):
+        assert {facts(given) for given in few.values()} <= {facts(given) for given in every.values()}
+        assert max(facts(given) for given in few.values()) == max(facts(given) for given in every.values())
+
+
 def test_what_padding_hides_is_not_compared(tmp_path):
     """Behind a short window such positions see nothing, and float64 makes no numbers of that in a float32 softmax."""
     config = transformers.Gemma2Config(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,9 @@ NEAR, NEAR_OF_CHOICES = 4.0, 64.0
 # What arithmetic alone leaves, relative: transformers keeps some steps in float32 whatever the model's type, and errors
 # grow with depth. By the type that the models run in.
 FLOORS = {torch.float64: 1e-5, torch.float32: 1e-4}
+
+# Values at once.
+_PIECE = 2**16
 
 OPENED = ", all taking part"
 """Ends the names of outputs of an opened model, and the labels of its inputs."""
@@ -64,7 +67,7 @@ class Distance(Plain):
         for name in dict.fromkeys(name for name, _ in a):
             if any(k not in b for k in a if k[0] == name):
                 return APART
-            worst = worst.worse(cls._of([(x.double(), b[k].double()) for k, x in a.items() if k[0] == name], name))
+            worst = worst.worse(cls._of([(x, b[k]) for k, x in a.items() if k[0] == name], name))
         return worst
 
     @classmethod
@@ -74,7 +77,7 @@ class Distance(Plain):
             return APART
         largest = size = squares = total = 0.0
         divergences: list[Tensor] = []
-        for x, y in (pair for pair in pairs if pair[0].numel()):
+        for x, y in (piece for pair in pairs if pair[0].numel() for piece in _pieces(*pair)):
             # Scores of what is ruled out are -inf in both.
             gap = torch.where(x == y, 0.0, x - y).abs().nan_to_num(math.inf, math.inf)
             finite = torch.where(x.isfinite(), x, 0.0)
@@ -191,6 +194,16 @@ def misshapen(a: Mapping[Label, Tensor], b: Mapping[Label, Tensor]) -> str | Non
         if shapes[0] != shapes[1]:
             return f"outputs differ in shape: {label[0]} is {shapes[0]} in one and {shapes[1]} in the other"
     return None
+
+
+def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two outputs of one shape in float64, some of their rows at a time, which stay in the processor's cache."""
+    if x.ndim < 2:
+        yield x.double(), y.double()
+        return
+    rows = max(1, _PIECE // x.shape[-1])
+    for parts in zip(*(each.flatten(0, -2).split(rows) for each in (x, y)), strict=True):
+        yield parts[0].double(), parts[1].double()
 
 
 def _ratio(gap: float, size: float) -> float:

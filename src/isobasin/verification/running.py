@@ -63,9 +63,9 @@ class How:
 
     def inputs(self, model: Any) -> Iterator[tuple[str, Inputs]]:
         """Random inputs, each with a label; of more seeds the longest, and for the opened model the first's or half."""
-        yield from model_inputs(model, self.seed)
+        yield from model_inputs(model, self.seed, crossed=False)
         for seed in range(self.seed, self.seed + 1 + _MORE_SEEDS * self.more):
-            label, longest = max(model_inputs(model, seed), key=lambda pair: _size(pair[1]))
+            label, longest = max(model_inputs(model, seed, crossed=False), key=lambda pair: _size(pair[1]))
             if seed > self.seed:
                 yield f"{label}, seed {seed}", longest
             elif self.more:
