@@ -119,6 +119,20 @@ def test_an_expert_that_no_token_chooses_is_compared(family, router, down, which
     assert isobasin.scramble(a, tmp_path / "moved", scope="model").verified.equal
 
 
+@pytest.mark.parametrize("scope", ["block", "model"])
+def test_an_expert_of_16_bits_is_compared_by_itself(scope, tmp_path):
+    """A twentieth more of all that it adds is lost in what rounding does to all others."""
+    a = tiny("deepseek_v3").save(tmp_path / "a", dtype=torch.bfloat16)
+    b = isobasin.scramble(a, tmp_path / "b", scope=scope, seed=3).path
+    assert isobasin.verify(a, b).experts == ()
+    name = "model.layers.1.mlp.experts.2.down_proj.weight"
+    found = isobasin.verify(a, changed(b, tmp_path / "changed", lambda t: t[name].mul_(1.05)))
+    assert found.explained
+    assert not found.equal
+    assert found.experts == ("2 of layer 1",)
+    assert found.reason == "expert 2 of layer 1 differs"
+
+
 def test_a_unit_that_no_input_switches_on_is_compared(tmp_path):
     model = tiny("opt").save(tmp_path / "whole", dtype=torch.float32)
     a = changed(model, tmp_path / "a", lambda t: t["model.decoder.layers.0.fc1.bias"][3:4].fill_(-50))

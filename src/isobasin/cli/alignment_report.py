@@ -131,8 +131,8 @@ def difference(verified: Verification) -> str:
     text = f"{verified.misshapen or ', '.join(figures)}; {verified.how}."
     if verified.unequal:
         text += f" Tensor {verified.unequal[0]!r}, which transformers doesn't read, differs."
-    if verified.rows:
-        text += f" Row {verified.which_rows}."
+    for part in verified.which_parts:
+        text += f" {part[0].upper()}{part[1:]}."
     if verified.configuration:
         text += f" In config.json {', '.join(verified.configuration)} differs: other inputs may show more of that."
     return text

@@ -241,6 +241,8 @@ class Verification(Plain):
             only `verify` looks for them.
         rows: Rows of tables, as "7 of 'wte.weight'", that are others, whether or not any input looked them up; only
             where 16 bits are stored, whose rounding may hide them.
+        experts: Experts, as "3 of layer 1", that are others where what they add to tokens is compared one by one; only
+            where 16 bits are stored, and of the first block that has any.
         only_opened: Whether the two differ nowhere but in rows of tables, experts or units that the inputs left out.
     """
 
@@ -259,13 +261,14 @@ class Verification(Plain):
     misshapen: str | None = None
     configuration: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()
     only_opened: bool = False
     _also = ("equal",)
 
     @property
     def equal(self) -> bool:
         """Whether the difference is within the tolerance; never for values that are not numbers."""
-        return self.max_rel <= self.tolerance and self.explained and not (self.unequal or self.rows)
+        return self.max_rel <= self.tolerance and self.explained and not (self.unequal or self.rows or self.experts)
 
     @property
     def subject(self) -> str:
@@ -277,12 +280,13 @@ class Verification(Plain):
         )
 
     @property
-    def which_rows(self) -> str:
-        """Which rows of tables are others, in words that follow on "row"; empty where none is."""
-        if not self.rows:
-            return ""
-        first, *more = self.rows
-        return f"{first} differs{f', and {len(more)} more' if more else ''}"
+    def which_parts(self) -> list[str]:
+        """Which rows of tables and which experts are others, in words; empty where none is."""
+        return [
+            f"{what} {found[0]} differs{f', and {len(found) - 1} more' if found[1:] else ''}"
+            for what, found in (("row", self.rows), ("expert", self.experts))
+            if found
+        ]
 
     @property
     def amplification(self) -> float | None:
@@ -298,8 +302,8 @@ class Verification(Plain):
             return f"tensor {self.unequal[0]!r}, which transformers doesn't read, differs"
         if self.misshapen:
             return self.misshapen
-        if self.rows and (self.explained or self.only_opened):
-            return f"row {self.which_rows}"
+        if self.which_parts and (self.explained or self.only_opened):
+            return "; ".join(self.which_parts)
         figures = [f"{self.subject} differ by {self.max_rel:.2g} relative (allowed {self.tolerance:.2g})"]
         if self.rms is not None and self.max_rel <= self.tolerance:
             figures.append(f"{self.rms:.2g} in the root mean square")

@@ -20,7 +20,7 @@ from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, VerificationError
 from isobasin.loading import Plan, made, plans
 from isobasin.model import Model
-from isobasin.verification.blocks import compare_by_layer
+from isobasin.verification.blocks import compare_by_layer, known_feedforwards
 from isobasin.verification.distance import (
     AMPLIFICATION,
     FACTOR_OF_LARGEST,
@@ -33,6 +33,7 @@ from isobasin.verification.distance import (
     judged,
     misshapen,
 )
+from isobasin.verification.experts import unlike_experts
 from isobasin.verification.rows import unlike_rows
 from isobasin.verification.running import How, Run, Sensitivity, fits, streams
 
@@ -89,10 +90,11 @@ def verify_models(
         _check_stored(a, b)
     rows = _unlike_rows(known[0], other, coarsest) if known else ()
     rounding = plain = None
-    explaining = Distances()
+    explaining, experts = Distances(), ()
     if finite and not explaining.explains(found, floor):
         rounding, plain = _rounding(one, other, known, coarsest, lambda most: most.explains(found, floor))
         explaining = capped(rounding, plain, other.chooses)
+        experts = _unlike_experts(one, other, b) if known else ()
     return judged(
         one.how.described(one, unread),
         found,
@@ -105,6 +107,7 @@ def verify_models(
         device=device,
         misshapen=misshapen(one.outputs, other.outputs),
         rows=rows,
+        experts=experts,
     )
 
 
@@ -140,6 +143,17 @@ def _unlike_rows(values: Mapping[str, Tensor], other: Run, coarsest: torch.dtype
             off = unlike_rows(pairs, FACTOR_OF_LARGEST * torch.finfo(coarsest).eps)
             found += [f"{row} of {name!r}" for name, rows in zip(tables, off, strict=True) for row in rows]
     return tuple(found)
+
+
+def _unlike_experts(one: Run, other: Run, b: Model) -> tuple[str, ...]:
+    """`Verification.experts` of two models that ran, and were rounded."""
+    found = unlike_experts(one.experts, other.experts, (one.rounded, other.rounded))
+    if found is None:
+        return ()
+    block, experts = found
+    layers = [each.layer for each in known_feedforwards(b) if each.group.experts]
+    where = f"layer {layers[block]}" if len(layers) == len(other.experts) else f"block {block} of experts"
+    return tuple(f"{expert} of {where}" for expert in experts)
 
 
 def capped(rounding: Distances, plain: Distances, chooses: bool) -> Distances:

@@ -19,6 +19,7 @@ from isobasin.inputs import Inputs, model_inputs, named_outputs, promised
 from isobasin.loading import Held, Plan, Streamed, made
 from isobasin.model import Model
 from isobasin.verification.distance import OPENED, Distances, Label
+from isobasin.verification.experts import changes
 from isobasin.verification.opened import Opened
 from isobasin.verification.rounding import HIDDEN, compact, differing, dither, kinds, stays_by_rounding
 
@@ -98,6 +99,8 @@ class Run:
         how: How it was run.
         outputs: Every floating-point output on every input, on the CPU, without the positions that are padding.
         chooses: Whether it chooses experts.
+        experts: What each of them adds where all take part, by blocks: see `isobasin.verification.experts`.
+        rounded: The most that any rounding so far changed of that.
     """
 
     def __init__(self, model: Model, plan: Plan, how: How) -> None:
@@ -105,6 +108,8 @@ class Run:
         self._stored = kinds(info.dtype for info in model.checkpoint.tensors.values())
         self._streamed = streams(model)
         self._looked_up, self.chooses = set[int](), False
+        self._experts: list[Tensor] = []
+        self.rounded: list[Tensor] = []
         try:
             self._inputs, self.outputs = self._first()
         except IsobasinError:
@@ -114,6 +119,7 @@ class Run:
             self._streamed = False
             self.unload()
             self._inputs, self.outputs = self._first()
+        self.experts = self._experts
         if plan.missing:
             self._leave_out_random()
         # What the files compute may be finite where what the opened model does is not.
@@ -185,6 +191,7 @@ class Run:
                 return {}
             self._looked_up |= set() if mode is None else mode.tables
             self.chooses |= mode is not None and mode.chooses
+            self._experts = self._experts if mode is None else [torch.stack(each) for each in mode.experts]
             end = OPENED if opened else ""
             return {f"{name}{end}": promised(value, given).cpu() for name, value in named_outputs(returned, _INNER)}
 
@@ -241,6 +248,8 @@ class Run:
         share = math.ceil(of_inputs * len(labels))
         some = {x: self._inputs[x] for i, x in enumerate(labels) if i < share or x.endswith(OPENED)}
         after = {key: x for key, x in self._outputs(some).items() if key in self.outputs}
+        found = changes(self.experts, self._experts)
+        self.rounded = [torch.maximum(*each) for each in zip(self.rounded or found, found, strict=True)]
         return Distances.between({key: self.outputs[key] for key in after}, after)
 
 
