@@ -81,6 +81,10 @@ def test_broken_tensors(kind: str, copied: Callable[..., Path], refused: Callabl
 
 BROKEN_CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown type": ({"model_type": "gpt3"}, ("unknown model type 'gpt3'", "did you mean", "gpt2", "CONTRIBUTING.md")),
+    "a type without a family": (
+        {"model_type": "mt5", "is_encoder_decoder": True},
+        ("no symmetries are known of model type 'mt5'", "isobasin symmetry --families", "CONTRIBUTING.md"),
+    ),
     "no type": ({"model_type": None}, ("has no model_type",)),
     "cross-attention": ({"add_cross_attention": True}, ("add_cross_attention",)),
     "heads that don't divide": ({"n_head": 3}, ("n_head 3",)),

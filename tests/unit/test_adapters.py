@@ -247,6 +247,7 @@ def changed(adapter: Path, folder: Path, tensors: dict[str, Tensor] | None = Non
         ({"modules_to_save": ["lm_head"]}, "a PEFT adapter with modules_to_save: merge"),
         ({"bias": "all"}, "a PEFT adapter with biases: merge"),
         ({"peft_type": "IA3"}, "a PEFT adapter of type IA3: merge"),
+        ({"peft_type": "PREFIX_TUNING"}, "of type PREFIX_TUNING: what it learned is no change of weights"),
         ({"init_lora_weights": "pissa"}, r"that began from its base's own weights \(pissa\): merge"),
         ({"base_model_name_or_path": None}, "that doesn't say what it adds to"),
         ({"base_model_name_or_path": "/nowhere"}, "the base that its adapter_config.json names can't be had: "),

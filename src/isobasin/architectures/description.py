@@ -50,7 +50,8 @@ class Description:
             ArchitectureError: There is none, or it doesn't support such a configuration.
         """
         known = lookup(self.model_type)
-        check_supported(self.entries, () if known is None else known.accepts)
+        # Of a type that is no family, that alone is what stands in the way.
+        check_supported(self.entries, ("is_encoder_decoder",) if known is None else known.accepts)
         if not isinstance(self.model_type, str):
             raise ArchitectureError("config.json has no model_type, so its architecture is unknown; add it")
         return family(self.model_type)

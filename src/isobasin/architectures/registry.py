@@ -8,6 +8,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
 
+from transformers import CONFIG_MAPPING
+
 from isobasin.architectures import families as files
 from isobasin.architectures.entries import shown
 from isobasin.architectures.family import Family
@@ -58,10 +60,15 @@ def family(model_type: str) -> Family:
     if model_type in _REGISTRY:
         return _REGISTRY[model_type]
     near = get_close_matches(model_type, _REGISTRY, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"supported are {', '.join(sorted(_REGISTRY))};"
-    raise ArchitectureError(
-        f"unknown model type {shown(model_type)}: {hint} To add one, see CONTRIBUTING.md, Add a family"
-    )
+    what, hint = "unknown model type", f"supported are {', '.join(sorted(_REGISTRY))};"
+    if model_type in CONFIG_MAPPING:  # no mistake of who wrote it
+        what, hint = (
+            "no symmetries are known of model type",
+            "`isobasin symmetry --families` lists those of which some are.",
+        )
+    elif near:
+        hint = f"did you mean {' or '.join(near)}?"
+    raise ArchitectureError(f"{what} {shown(model_type)}: {hint} To add one, see CONTRIBUTING.md, Add a family")
 
 
 def kind(model_type: str) -> str:

@@ -37,6 +37,9 @@ _OTHERWISE = (
     *("target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config", "kasa_config"),
     *("monteclora_config", "velora_config", "megatron_config"),
 )
+# Those that put learned states before a text's, which no weight of the base can hold.
+_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "ADAPTION_PROMPT")
+_NO_WEIGHTS = "what it learned is no change of weights and can't be merged: give its base"
 _ALPHA = ("alpha_pattern", "lora_alpha")
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
@@ -137,7 +140,8 @@ class Adapter:
         files = tuple(WatchedFile.of(inside(folder, folder / name)) for name in (ADAPTER, WEIGHTS))
         config, shard = read_object(files[0]), SafetensorsShard.open(files[1])
         for problem in _problems(config, shard.header.slots):
-            raise CheckpointError(f"{folder}: a PEFT adapter {problem}: {MERGE.format(folder=os.fspath(folder))}")
+            advice = _NO_WEIGHTS if config.get("peft_type") in _PROMPTS else MERGE.format(folder=os.fspath(folder))
+            raise CheckpointError(f"{folder}: a PEFT adapter {problem}: {advice}")
         tensors = shard.read(shard.header.slots)
         check_finite(tensors, folder)
         copies = {found[1]: x for name, x in tensors.items() if (found := _COPY.fullmatch(name))}

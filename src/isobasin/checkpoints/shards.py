@@ -131,6 +131,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not tensors by name: save the state dict")
+    for name, value in state.items():
+        if isinstance(value, Mapping) and any(isinstance(inner, Tensor) for inner in value.values()):
+            raise CheckpointError(f"{path}: tensors lie in its entry {name!r}: save what is there by itself")
     return {_storable(path, name, value): value.detach() for name, value in state.items()}
 
 

@@ -286,9 +286,14 @@ def test_old_torch_may_not_load_pickles(tmp_path: Path, monkeypatch: pytest.Monk
     assert "upgrade torch" in refusal(pickled(tmp_path))
 
 
-@pytest.mark.parametrize("state", [{"a": 3}, {"a": {"b": torch.zeros(1)}}, {4: torch.zeros(1)}])
+@pytest.mark.parametrize("state", [{"a": 3}, {"a": {"b": 3}}, {4: torch.zeros(1)}])
 def test_a_pickle_with_entries_that_are_no_tensors(state: object, tmp_path: Path) -> None:
     assert "not a tensor: remove it" in refusal(pickled(tmp_path, state))
+
+
+def test_a_pickle_with_tensors_in_one_of_its_entries(tmp_path: Path) -> None:
+    state = {"epoch": 3, "state_dict": {"b": torch.zeros(1)}}
+    assert "tensors lie in its entry 'state_dict': save what is there by itself" in refusal(pickled(tmp_path, state))
 
 
 def test_pickles_of_other_kinds(tmp_path: Path) -> None:
