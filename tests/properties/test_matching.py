@@ -286,6 +286,8 @@ def test_matching_two_unrelated_blocks(block: Block, seed: int, cost: HeadCost):
     other = random_weights(group, block.hidden.shape[-1], _biases(block), seed)
     found = match(group, block.weights, other, head_cost=cost, max_condition=1e6)
     again = match(group, block.weights, other, head_cost=cost, max_condition=1e6)
+    told = [circuits.rounding(group, found.moved, torch.float32, known=sides) for sides in (found.sides, None)]
+    torch.testing.assert_close(*told, rtol=1e-8, atol=0)
     for name, part in found.element.tensors().items():
         assert torch.equal(part, again.element.tensors()[name]), name
     permuted = attention.permute(other, found.element.outer, found.element.inner)

@@ -7,8 +7,8 @@ least squares. Everything is batched over heads and over the leading dimensions 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from isobasin.choices import HeadCost, Method
 from isobasin.matching import heads, latents, paper, rotary, shared_planes, subspace
 from isobasin.matching.fits import Solvers, fit
 from isobasin.matching.inputs import Moments, weighted
+from isobasin.matching.sides import Sides
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.groups import AttentionGroup
-from isobasin.symmetries.weights import AttentionWeights
+from isobasin.symmetries.weights import AXES, AttentionWeights
 
 # Of heads and latents in turn, at most; one that lowers the squared distance by a smaller share is the last.
 _SWEEPS = 100
@@ -47,6 +48,7 @@ class Match:
         iterations: Most steps that any head's stage 2 took, `(...)`.
         converged: Whether every head's solver met its own test, `(...)`.
         capped: Whether any map's condition number was cut to the limit, `(...)`.
+        sides: Of moved heads by the factor that moved them, in a basis of fewer rows, where matching had one.
     """
 
     element: AttentionElement
@@ -54,6 +56,7 @@ class Match:
     iterations: Tensor
     converged: Tensor
     capped: Tensor
+    sides: Mapping[str, Sides] = field(default_factory=lambda: {})
 
 
 def match(
@@ -85,7 +88,7 @@ def match(
     a, b = (reference, model) if moments is None else (weighted(w, moments) for w in (reference, model))
     outer, inner = heads.head_permutation(group, a, b, head_cost) if order is None else order
     found = align_heads(group, a, b, outer, inner, method=method, max_condition=max_condition)
-    return found if moments is None else replace(found, moved=group.act(found.element, model))
+    return found if moments is None else replace(found, moved=group.act(found.element, model), sides={})
 
 
 def align_heads(
@@ -125,7 +128,7 @@ def align_heads(
         turn = group.compose(more, kept)
     assert best is not None
     # To the last bit what the element makes of the model, not of what earlier ones made of that.
-    return replace(best, moved=group.act(best.element, model))
+    return replace(best, moved=group.act(best.element, model), sides={})
 
 
 def _nearest(nearer: Tensor, found: Match, best: Match) -> Match:
@@ -162,28 +165,45 @@ def _align_heads(
     theirs, moved = reference.tensors(), heads.act(element.tensors(), model.tensors())
     count = torch.zeros(outer.shape[:-1], dtype=torch.int64, device=outer.device)
     converged, capped = count == 0, count != 0
+    sides: dict[str, Sides] = {}
     for factor in factors:
         found = fit(factor, theirs, moved, _SOLVERS[method], max_condition)
         moved, element = factor.act(found.parts, moved), element.having(found.parts)
         if found.iterations is not None and found.converged is not None and found.capped is not None:
             count = count.maximum(found.iterations.amax(-1))
             converged, capped = converged & found.converged.all(-1), capped | found.capped.any(-1)
-    return Match(element, AttentionWeights(**moved), count, converged, capped)
+        if found.sides is not None:
+            sides |= dict.fromkeys(found.parts, found.sides)
+    return Match(element, AttentionWeights(**moved), count, converged, capped, sides)
 
 
 def distance(a: AttentionWeights, b: AttentionWeights) -> Tensor:
     """Frobenius distance of all weights and biases of each block, `(...)`."""
-    others = b.tensors()
-    return _norm(a, (x - others[name] for name, x in a.tensors().items()))
+    others, blocks = b.tensors(), a.query.ndim - 4
+    return _whole([_apart(name, x, others[name], blocks) for name, x in a.tensors().items()])
 
 
 def size(weights: AttentionWeights) -> Tensor:
     """Frobenius norm of all weights and biases of each block, `(...)`."""
-    return _norm(weights, weights.tensors().values())
-
-
-def _norm(weights: AttentionWeights, tensors: Iterable[Tensor]) -> Tensor:
-    """Norm of tensors like the weights' of each block, of which one at a time is held."""
     blocks = weights.query.ndim - 4
-    norms = [torch.linalg.vector_norm(x, dim=tuple(range(blocks, x.ndim))) for x in tensors]
-    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return _whole([_norm(x, blocks) for x in weights.tensors().values()])
+
+
+def _apart(name: str, x: Tensor, y: Tensor, blocks: int) -> Tensor:
+    """Norm of the difference of two weights of each block, a head at a time: new memory costs more than the norm."""
+    heads = blocks + len(AXES.get(name, ()))
+    if heads == blocks:
+        return _norm(x - y, blocks)
+    pairs = zip(x.flatten(0, heads - 1), y.flatten(0, heads - 1), strict=True)
+    norms = torch.stack([torch.linalg.vector_norm(one - other) for one, other in pairs])
+    return _norm(norms.reshape(x.shape[:heads]), blocks)
+
+
+def _norm(x: Tensor, blocks: int) -> Tensor:
+    """Norm over all axes but the first ones, which count blocks."""
+    return torch.linalg.vector_norm(x, dim=tuple(range(blocks, x.ndim)))
+
+
+def _whole(norms: Sequence[Tensor]) -> Tensor:
+    """Norm of all weights together from that of each."""
+    return torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)

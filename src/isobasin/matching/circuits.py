@@ -6,6 +6,7 @@ Circuits are what a block computes with; no continuous map changes them. None is
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from isobasin.choices import HeadCost
 from isobasin.matching.heads import circuit_squares, head_costs, own_scores
-from isobasin.matching.sides import all_sides, pair_sides
+from isobasin.matching.sides import Sides, all_sides, pair_sides
 from isobasin.symmetries.groups import QUERY_KEY, AttentionGroup
 from isobasin.symmetries.weights import AttentionWeights
 
@@ -48,7 +49,11 @@ def bias_tolerance(group: AttentionGroup, *stored: Stored) -> float:
 
 
 def rounding(
-    group: AttentionGroup, weights: AttentionWeights, dtype: torch.dtype, terms: AttentionWeights | None = None
+    group: AttentionGroup,
+    weights: AttentionWeights,
+    dtype: torch.dtype,
+    terms: AttentionWeights | None = None,
+    known: Mapping[str, Sides] | None = None,
 ) -> Tensor:
     """Relative error of the circuits that storing the weights in `dtype` will cause, `(...)`; worst head.
 
@@ -61,6 +66,8 @@ def rounding(
         weights: Its weights.
         dtype: The type.
         terms: What is rounded, as in `Stored`; None for the weights themselves.
+        known: Sides of the weights' factors, by part, with one slot and in any orthonormal basis of their rows: no norm
+            depends on it.
     """
     rho = _ROUNDING * torch.finfo(dtype).eps
     worst = weights.key.new_zeros(weights.key.shape[:-3])
@@ -69,7 +76,10 @@ def rounding(
             # Each column is a circuit by itself.
             worst = worst.clamp(min=rho * 2**0.5)
             continue
-        tall, rounded = ([x.tall() for x in pair_sides(group, each, pair)] for each in (weights, terms or weights))
+        tall = [known[factor.part] for factor in factors if known and factor.part in known]
+        if len(tall) < len(factors):
+            tall = [x.tall() for x in pair_sides(group, weights, pair)]
+        rounded = tall if terms is None else [x.tall() for x in pair_sides(group, terms, pair)]
         columns, norm = sum(x.column_squares().sum(-1) for x in rounded), circuit_squares(tall)
         ratio = torch.where(norm > 0, columns / norm, 1).clamp(min=0).sqrt()
         worst = worst.maximum(rho * 2**0.5 * ratio.amax((-2, -1)))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from isobasin.matching import normed, rotary, shared_planes, subspace
+from isobasin.matching.products import with_rows
+from isobasin.matching.sides import Sides
 from isobasin.symmetries.bilinear import Bilinear
 from isobasin.symmetries.factor import Factor, Parts
 from isobasin.symmetries.linear import Linear
@@ -49,12 +51,14 @@ class Fit:
         iterations: Steps of every map, `(..., heads)`; None where nothing descends.
         converged: Whether the solver's own test was met.
         capped: Whether the condition number was cut to the limit.
+        sides: The model's once they are moved, in a basis of fewer rows; None where there is none.
     """
 
     parts: Parts
     iterations: Tensor | None = None
     converged: Tensor | None = None
     capped: Tensor | None = None
+    sides: Sides | None = None
 
 
 @singledispatch
@@ -87,7 +91,8 @@ def _(factor: Linear, reference: Parts, model: Parts, solvers: Solvers, max_cond
     if math.isfinite(max_condition):
         matrix = subspace.cap_condition(core, matrix, max_condition)
         capped = (matrix != found.matrix).any(-1).any(-1)
-    return Fit({factor.part: matrix}, found.iterations, found.converged, capped)
+    sides = Sides(*(x.unsqueeze(-3) for x in core.top().moved(matrix)), factor.width)
+    return Fit({factor.part: matrix}, found.iterations, found.converged, capped, sides)
 
 
 @fit.register
@@ -143,17 +148,18 @@ def _damped_least_squares(matrix: Tensor, near: Tensor, target: Tensor) -> Tenso
         near: `(..., n)`.
         target: `(..., d)`.
     """
-    single = matrix.float()
-    normal = single.mT @ single
+    columns = matrix.mT.float()
+    products = [with_rows(x)(x) for x in columns.reshape(-1, *columns.shape[-2:])]
+    normal = torch.stack(products).float().reshape(*columns.shape[:-1], -1)
     normal.diagonal(dim1=-2, dim2=-1).add_(1)
     factor, failed = torch.linalg.cholesky_ex(normal)
     right = (near + (target.unsqueeze(-2) @ matrix).squeeze(-2)).unsqueeze(-1)
     x, residual = torch.zeros_like(right), right
-    for _ in range(_REFINEMENTS):
+    for _ in range(_REFINEMENTS if bool((failed == 0).all()) else 0):
         x = x + torch.cholesky_solve(residual.float(), factor).double()
         residual = right - x - matrix.mT @ (matrix @ x)
-    if bool((failed == 0).all() & (residual.norm() <= 1e-14 * right.norm())):
-        return x.squeeze(-1)
+        if bool(residual.norm() <= 1e-14 * right.norm()):
+            return x.squeeze(-1)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     both = torch.cat([identity.expand(*matrix.shape[:-2], *identity.shape), matrix], -2)
     sides = torch.cat([near, target], -1).unsqueeze(-1)

@@ -51,9 +51,12 @@ class Core:
 
     def objective(self, u: Tensor) -> Tensor:
         """f(U), `(...)`."""
-        left = self.a_left - self.b_left @ u.mT
-        right = self.a_right - newton.divide(self.b_right, u)
-        return left.square().sum((-2, -1)) + right.square().sum((-2, -1))
+        left, right = self.moved(u)
+        return (self.a_left - left).square().sum((-2, -1)) + (self.a_right - right).square().sum((-2, -1))
+
+    def moved(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """`B_L U^T` and `B_R U^{-1}`."""
+        return self.b_left @ u.mT, newton.divide(self.b_right, u)
 
     def scale(self) -> Tensor:
         """`||A_L||² + ||A_R||²`, `(...)`."""

@@ -267,7 +267,7 @@ class BlockMatching:
         """What is reported of every block of a stack."""
         before, after = distance(a, b).tolist(), distance(a, found.moved).tolist()
         whole, eps = size(a).tolist(), self._eps()
-        rounding = circuits.rounding(group, found.moved, self._dtype).tolist()
+        rounding = circuits.rounding(group, found.moved, self._dtype, known=found.sides).tolist()
         rows: list[Statistics] = []
         for i in range(len(before)):
             bound = condition_of(group, found.element[i])
