@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from isobasin.checkpoints import (
 )
 from isobasin.checkpoints.kinds import ADAPTER
 from isobasin.checkpoints.tokens import Tokens, read_tokens
-from isobasin.errors import ArchitectureError, CheckpointError, TensorError, about, warn
+from isobasin.errors import ArchitectureError, CheckpointError, TensorError, about, refusing, warn
 from isobasin.loading import quiet_transformers, untied
 from isobasin.reads import reading
 
@@ -181,10 +181,35 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False, headers: bool
             yield checkpoint
         return
     with temporary_folder() as folder:
-        with quiet_transformers():
-            source.save_pretrained(folder)
+        _save(source, folder)
         with calling(folder, name_of(source)):
             yield Checkpoint.open(folder)
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Save a model in memory.
+
+    Raises:
+        CheckpointError: It is no model of transformers, has no values, or hasn't its own weights alone.
+    """
+    name = name_of(model)
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "named_parameters"):
+        inner = ": pass its .module" if hasattr(getattr(model, "module", None), "save_pretrained") else ""
+        raise CheckpointError(
+            f"{name}: neither a path, a hub id nor a transformers model{inner or ': pass one of those'}"
+        )
+    if getattr(model, "peft_config", None):
+        advice = "pass what its merge_and_unload() returns, or save the adapter and pass that folder"
+        raise CheckpointError(f"{name}: has an adapter that is no part of its weights: {advice}")
+    bare = next((n for n, x in model.named_parameters() if x.is_meta), None)
+    if bare is not None:
+        raise CheckpointError(f"{name}: {bare!r} has no values (device meta): load them first")
+    said = f"{name}: save_pretrained fails"
+    with (
+        quiet_transformers(),
+        refusing(CheckpointError, lambda reason: f"{said} ({reason}): make it one that can be saved"),
+    ):
+        model.save_pretrained(folder)
 
 
 def adapter_in(source: Source) -> Adapter | None:
