@@ -10,7 +10,7 @@ import torch
 import isobasin
 from contracts.checks import KINDS, models_at, tensors, thorough
 from isobasin.alignment import Alignment
-from isobasin.architectures.examples import EXAMPLES, tiny
+from isobasin.architectures.examples import EXAMPLES, tiny, variant
 from isobasin.architectures.registry import family
 from isobasin.errors import AlignmentError, ArchitectureError, TensorError
 from isobasin.model import open_model
@@ -299,19 +299,20 @@ def test_rounding_of_what_a_small_gain_multiplies_is_no_difference(tmp_path):
     assert isobasin.equivalent(folder, tmp_path / "scrambled").equivalent
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_bigcode", "gpt_neox"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_bigcode", "gpt_neox", "stablelm-qk-norm-biases"])
 def test_rounding_of_what_a_bias_of_a_normalisation_adds_is_no_difference(name, tmp_path):
     """A scrambled copy's are as large as gains, and what they add to its readers is taken back by the readers' own."""
     from safetensors.torch import load_file, save_file
 
-    folder = tiny(name).save(tmp_path / "model", dtype=torch.bfloat16)
+    folder = variant(name).save(tmp_path / "model", dtype=torch.bfloat16)
     stored = load_file(folder / "model.safetensors")
     small = {key: 0.02 * x if x.ndim == 1 and key.endswith("bias") else x for key, x in stored.items()}
     save_file(small, folder / "model.safetensors", {"format": "pt"})
     isobasin.scramble(folder, tmp_path / "scrambled", scope="model", verify=False)
     assert isobasin.equivalent(folder, tmp_path / "scrambled").equivalent
     scrambled = load_file(tmp_path / "scrambled" / "model.safetensors")
-    key = next(key for key, x in scrambled.items() if x.ndim == 1 and key.endswith(("c_fc.bias", "h_to_4h.bias")))
+    ends = "c_fc.bias", "h_to_4h.bias", "q_proj.bias"
+    key = next(key for key, x in scrambled.items() if x.ndim == 1 and key.endswith(ends))
     scrambled[key][3] += scrambled[key].abs().mean() / 2
     save_file(scrambled, tmp_path / "scrambled" / "model.safetensors", {"format": "pt"})
     assert not isobasin.equivalent(folder, tmp_path / "scrambled").equivalent

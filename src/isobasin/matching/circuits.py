@@ -22,7 +22,8 @@ from isobasin.symmetries.weights import AttentionWeights
 # epsilon: sqrt(E[1] / (12 E[m²])) for mantissas m spread log-uniformly over [1, 2).
 _ROUNDING = 0.196
 # What scores depend on where queries and keys are normalised: no circuit holds it.
-_NORMED = ("query", "key", "query_bias", "key_bias", "query_gain", "key_gain")
+_NORMED_BIASES = ("query_bias", "key_bias")
+_NORMED = ("query", "key", *_NORMED_BIASES, "query_gain", "key_gain")
 
 
 # Relative error of a circuit that counts as rounding: at least this in each type, since a copy may have been stored in
@@ -46,6 +47,17 @@ def tolerance(group: AttentionGroup, *stored: Stored) -> float:
 def bias_tolerance(group: AttentionGroup, *stored: Stored) -> float:
     """How far apart it may bring what value and output biases add together: no share, a length."""
     return _FACTOR * math.hypot(*(float(bias_rounding(group, terms, dtype)) for _, dtype, terms in stored))
+
+
+def score_tolerance(group: AttentionGroup, *stored: Stored) -> dict[str, float]:
+    """How far apart it may bring biases of any head that `score_error` compares: lengths, too."""
+    found: dict[str, float] = {}
+    for name in _NORMED_BIASES if group.normed is not None else ():
+        terms = [(getattr(each, name), dtype) for _, dtype, each in stored]
+        # Each head's features are the last axis.
+        blurs = [_ROUNDING * torch.finfo(d).eps * float(x.norm(dim=-1).max()) for x, d in terms if x is not None]
+        found[name] = _FACTOR * math.hypot(*blurs)
+    return found
 
 
 def rounding(
@@ -86,13 +98,21 @@ def rounding(
     return worst
 
 
-def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
+def circuit_error(
+    group: AttentionGroup, a: AttentionWeights, b: AttentionWeights, rounded: Mapping[str, float] | None = None
+) -> Tensor:
     """`||M_A - M_B|| / ||M_A||` of the worst key/value head and pair, `(...)`; heads already in the same order.
 
     `M_A - M_B = ΔL R_A^T + L_B ΔR^T` with small Δ, so nothing large cancels. What scores depend on besides, see
     `score_error`, counts like a pair; where queries and keys are normalised, it counts instead of theirs.
+
+    Args:
+        group: The blocks' group.
+        a: The reference.
+        b: The other block.
+        rounded: How large a difference of some biases says nothing, see `score_tolerance`.
     """
-    worst = score_error(group, a, b)
+    worst = score_error(group, a, b, rounded)
     theirs = all_sides(group, b)
     for name, circuit in all_sides(group, a).items():
         if name == QUERY_KEY and group.normed is not None:
@@ -104,7 +124,9 @@ def circuit_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeight
     return worst
 
 
-def score_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights) -> Tensor:
+def score_error(
+    group: AttentionGroup, a: AttentionWeights, b: AttentionWeights, rounded: Mapping[str, float] | None = None
+) -> Tensor:
     """Relative difference of what a head's scores depend on and no circuit holds, `(...)`; worst head.
 
     Tables of position biases, up to free constants; scores of no token; what latents are normalised from; and, where
@@ -114,7 +136,8 @@ def score_error(group: AttentionGroup, a: AttentionWeights, b: AttentionWeights)
     worst = torch.zeros(a.key.shape[:blocks], dtype=torch.float64, device=a.key.device)
     for (name, x), y in zip(_scoring(group, a).items(), _scoring(group, b).values(), strict=True):
         heads = blocks + (1 if name.startswith("key") else 2)
-        error = _relative(x.flatten(heads).norm(dim=-1), (x - y).flatten(heads).norm(dim=-1))
+        gap = (x - y).flatten(heads).norm(dim=-1) - (rounded or {}).get(name, 0.0)
+        error = _relative(x.flatten(heads).norm(dim=-1), gap.clamp(min=0))
         worst = worst.maximum(error.flatten(blocks).amax(-1))
     for name, x in a.tensors().items():
         if name.endswith(("_down", "_down_bias")):

@@ -243,7 +243,7 @@ def _evidence(a: Blocks, b: Blocks, index: int, layer: AttentionMove) -> LayerEv
     stored = (reference, a.dtype(), _rounded(a, block)), (model, b.dtype(), _rounded(b, other))
     tolerance = circuits.tolerance(group, *stored)
     error, bias = (
-        float(circuits.circuit_error(group, reference, moved)),
+        float(circuits.circuit_error(group, reference, moved, circuits.score_tolerance(group, *stored))),
         float(circuits.bias_error(group, reference, moved, circuits.bias_tolerance(group, *stored))),
     )
     size = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
