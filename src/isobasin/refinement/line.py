@@ -20,7 +20,7 @@ from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Model
 from isobasin.refinement.ends import End, ends_of, type_of
 from isobasin.refinement.names import Places, names_in_memory, parameters
-from isobasin.refinement.precision import quicker_in_bfloat16
+from isobasin.refinement.precision import ShortAttention, quicker_in_bfloat16
 from isobasin.refinement.predictions import LARGEST, Predictions, gathered
 from isobasin.tasks.examples import IGNORED, Indices
 from isobasin.tasks.kind import load_model
@@ -246,6 +246,12 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
         ends = tuple(zip(self.ends, self.names, strict=True))[: self.predicting]
         return tuple(parameters((end.start[name], places) for name, places in names.items()) for end, names in ends)
 
+    @cached_property
+    def _attention(self) -> ShortAttention | None:
+        """What chooses the module's attention; None where there is nothing to choose."""
+        chooses = self.mixed_precision and torch.device(self.device).type == "cpu"
+        return ShortAttention(self.module) if chooses else None
+
     @torch.no_grad()
     def _own(self, batch: dict[str, Tensor]) -> Sequence[Tensor]:
         """Log-probabilities of the ends where there are labels: looked up, if they are known."""
@@ -270,6 +276,8 @@ class ModuleLine(MovingLine[dict[str, Tensor]]):
         given = {name: x for name, x in batch.items() if name not in (_ROWS, _PREDICTED)}
         inputs = model_inputs(self.module, given, device)
         mixed = torch.autocast(device.type, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False)
+        if self._attention is not None:
+            self._attention.fit(inputs["input_ids"].shape[-1] if "input_ids" in inputs else 0)
         with passing(self.module), mixed:
             logits = functional_call(self.module, parameters, kwargs=inputs).logits
         logits = logits.reshape(-1, logits.shape[-1])

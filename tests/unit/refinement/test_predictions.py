@@ -14,10 +14,9 @@ import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.choices import Targets, TaskKind
 from isobasin.model import open_model
-from isobasin.refinement import descent as descents, precision, predictions
+from isobasin.refinement import descent as descents, predictions
 from isobasin.refinement.descent import Descent, descend
 from isobasin.refinement.line import ModuleLine
-from isobasin.refinement.precision import quicker_in_bfloat16
 from isobasin.refinement.predictions import Predictions
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import refine
@@ -228,29 +227,6 @@ def test_a_step_by_step_look_is_the_same(still, asked):
     asked.clear()
     assert still.means(still.divergence, known, (0.3, 0.6)) == still.means(still.divergence, batches, (0.3, 0.6))
     assert asked == [8] * 4
-
-
-def test_where_bfloat16_is_quicker(monkeypatch):
-    """Where a processor multiplies it, in matrices of 128 rows and columns at least."""
-    wide, narrow = [torch.zeros(128, 300), torch.zeros(7)], [torch.zeros(5000, 64), torch.zeros(3, 64, 64)]
-    for able in ("avx512_bf16", "amx_bf16", "avx512_f"):
-        monkeypatch.setattr(precision.torch.cpu, "get_capabilities", lambda able=able: {able: True})
-        assert quicker_in_bfloat16(wide, "cpu") is (able != "avx512_f")
-        assert not quicker_in_bfloat16(narrow, "cpu")
-    monkeypatch.setattr(precision.torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
-    assert quicker_in_bfloat16(wide, "cuda:0")
-    assert not quicker_in_bfloat16([torch.zeros(())], "cuda:0")
-
-
-@pytest.mark.parametrize(("dtype", "wanted"), [(torch.float32, True), (torch.float64, False)])
-def test_models_in_double_are_learned_in_double(dtype, wanted, tmp_path, monkeypatch):
-    monkeypatch.setattr("isobasin.refinement.line.quicker_in_bfloat16", lambda *_: True)
-    a = tiny("llama", "refined-double", config=UNTIED).save(tmp_path / "a", dtype=dtype)
-    with open_model(a) as one, open_model(a) as other:
-        start = isobasin.random_alignment(a, condition=1.5, scope="model")
-        for asked, got in ((None, wanted), (False, False), (True, True)):
-            of = ModuleLine.between(one, other, start, TaskKind.causal_lm, mixed_precision=asked)
-            assert of.mixed_precision is got
 
 
 def test_nothing_of_no_rows():
