@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from refined_pairs import LANGUAGE, UNTIED, pair, sentences
+from refined_pairs import LANGUAGE, pair, sentences
 
 import isobasin
 from isobasin.architectures.examples import tiny
