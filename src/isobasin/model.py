@@ -19,7 +19,7 @@ from isobasin.architectures.resolve import check_comparable, check_feedforwards,
 from isobasin.architectures.schema import Specification
 from isobasin.architectures.view import View
 from isobasin.canonical import Canonical, Source, evened, open_canonical
-from isobasin.checkpoints import Checkpoint, check_finite
+from isobasin.checkpoints import Checkpoint, check_finite, reads_hidden_states
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.memory import carried
 from isobasin.symmetries.along import Stream
@@ -208,6 +208,9 @@ class Model(Blocks):
         """The residual stream, with every tensor in the checkpoint's header accounted for."""
         if keep_gains not in self._streams:
             description = self.canonical.description
+            if reads_hidden_states(self.checkpoint.folder):
+                why = "sentence-transformers reads its hidden states (modules.json), so their basis can't move"
+                raise ArchitectureError(f"{self.name}: {why}: use --scope block")
             if description.family.stream is not None:
                 self.feedforwards()
             found = check_stream(description, source=self.name, view=self.view, keep_gains=keep_gains)

@@ -2,6 +2,7 @@
 
 from isobasin.checkpoints.adapters import Adapter
 from isobasin.checkpoints.apart import extended
+from isobasin.checkpoints.companions import reads_hidden_states, unlike_modules
 from isobasin.checkpoints.files import regular_file
 from isobasin.checkpoints.layout import write_tensors
 from isobasin.checkpoints.output import check_output, write_file_atomically
@@ -23,10 +24,12 @@ __all__ = [
     "described",
     "extended",
     "headers_on_hub",
+    "reads_hidden_states",
     "regular_file",
     "resolve",
     "stand_in",
     "temporary_folder",
+    "unlike_modules",
     "write_checkpoint",
     "write_file_atomically",
     "write_tensors",

@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from filecmp import cmp
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,6 +27,8 @@ _TRAINING = (
     *("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "mergekit_config.yml"),
 )
 _SKIPPED = (".cache", ".git")
+# Modules of sentence-transformers that go by what a model predicts, and not by its hidden states.
+_READ_LOGITS = {"MLMTransformer", "SpladePooling"}
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,38 @@ def umask() -> int:
 
 def modules(folder: Path) -> frozenset[PurePosixPath]:
     """Sub-folders that a sentence-transformers folder names as modules of the model."""
+    names = [entry.get("path") for entry in _listed(folder)]
+    return frozenset(PurePosixPath(name) for name in names if isinstance(name, str) and name.strip("./"))
+
+
+def reads_hidden_states(folder: Path) -> bool:
+    """Whether sentence-transformers reads a model's hidden states: its list of modules lies there or a folder above."""
+    above = [entry for entry in _listed(folder.parent) if entry.get("path") == folder.name]
+    kinds = [str(entry.get("type")).rpartition(".")[2] for entry in (*_listed(folder), *above)]
+    return bool(kinds) and not set(kinds) <= _READ_LOGITS
+
+
+def unlike_modules(one: Path, other: Path) -> list[str]:
+    """The files of modules that sentence-transformers puts behind both models, and that aren't the same to the byte."""
+    found: list[str] = []
+    for module in sorted(modules(one) & modules(other)):
+        ends = [
+            {p.relative_to(end): p for p in sorted((end / module).rglob("*")) if p.is_file()} for end in (one, other)
+        ]
+        for path in sorted(ends[0].keys() | ends[1].keys()):
+            ours, theirs = (end.get(path) for end in ends)
+            if ours is None or theirs is None or not cmp(ours, theirs, shallow=False):
+                found.append(path.as_posix())
+    return found
+
+
+def _listed(folder: Path) -> list[dict[str, Any]]:
+    """The modules that a sentence-transformers folder names."""
     path = folder / _MODULES
     if not os.path.isfile(path) or leads_outside(folder, path):
-        return frozenset()
+        return []
     listed: Any = read_json(WatchedFile.of(path))
-    paths = [entry.get("path") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return frozenset(PurePosixPath(name) for name in paths if isinstance(name, str) and name.strip("./"))
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
 def _look(folder: Path, here: Path, read: frozenset[str], named: frozenset[PurePosixPath], found: Companions) -> None:

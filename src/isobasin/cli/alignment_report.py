@@ -130,7 +130,7 @@ def difference(verified: Verification) -> str:
     figures[-1] += f"; {small(verified.max_abs)} absolute"
     text = f"{verified.misshapen or ', '.join(figures)}; {verified.how}."
     if verified.unequal:
-        text += f" Tensor {verified.unequal[0]!r}, which transformers doesn't read, differs."
+        text += f" {verified.unequal[0]!r}, which transformers doesn't read, differs."
     for part in verified.which_parts:
         text += f" {part[0].upper()}{part[1:]}."
     if verified.configuration:

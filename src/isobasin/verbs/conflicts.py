@@ -14,6 +14,7 @@ from isobasin.architectures.entries import shown
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.registry import kind
 from isobasin.canonical import Canonical
+from isobasin.checkpoints import unlike_modules
 from isobasin.errors import ArchitectureError, TensorError
 from isobasin.plain import Plain
 from isobasin.verbs.rows import Tables, labels_of, tables_of
@@ -112,7 +113,7 @@ def conflicts(a: Canonical, b: Canonical) -> list[Conflict]:
         return [Conflict("architecture", "model_type", f"A is a {types[0]} model, B a {types[1]} model")]
     tables = tables_of(a), tables_of(b)
     found = [*_configurations(a, b), *_tokenizers(a, b), *_labels(a, b, tables), *_tensors(a, b, tables)]
-    return [*found, *_nowhere("A", a, "B", b), *_nowhere("B", b, "A", a)]
+    return [*found, *_nowhere("A", a, "B", b), *_nowhere("B", b, "A", a), *_modules(a, b)]
 
 
 def _quantised(name: str, end: Canonical) -> Iterator[Conflict]:
@@ -139,6 +140,13 @@ def _nowhere(tied: str, a: Canonical, other: str, b: Canonical) -> Iterator[Conf
         if b.view.find(name) is None:
             message = f"tensor {name!r} is tied to {a.view.find(name)!r} in {tied}, and {other} has none"
             yield Conflict("head", name, message)
+
+
+def _modules(a: Canonical, b: Canonical) -> Iterator[Conflict]:
+    """What sentence-transformers puts behind both, which isn't averaged."""
+    for path in unlike_modules(a.checkpoint.folder, b.checkpoint.folder):
+        message = f"{path}, a module of sentence-transformers, is another one in B, and modules are not averaged"
+        yield Conflict("tensors", path, message, (Option.config,))
 
 
 def _configurations(a: Canonical, b: Canonical) -> Iterator[Conflict]:

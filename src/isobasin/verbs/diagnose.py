@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 from isobasin.alignment import STREAM, Move
 from isobasin.alignment.stream import Turned, gains_of
 from isobasin.canonical import Source
-from isobasin.checkpoints import check_output, write_checkpoint
+from isobasin.checkpoints import check_output, unlike_modules, write_checkpoint
 from isobasin.choices import Choice
 from isobasin.diagnosis import layers
 from isobasin.diagnosis.findings import Defect, Finding, merged
@@ -127,6 +128,7 @@ def diagnose(
         if turned is None:
             whole.look(progress)
         pair, found = turned or (pair, _judged(whole))
+        found = _with_modules(pair, found)
         if found.sound and pair.a.checkpoint.config != pair.b.checkpoint.config:
             check_alike(pair.a, pair.model_b())
         if output is None:
@@ -135,6 +137,15 @@ def diagnose(
             raise IsobasinError(f"{pair.b.name}: there is no known defect to mend: {found.judgement.meaning}")
         verified = _write(pair, whole, found, Path(output), running)
         return replace(found, verified=verified, path=Path(output))
+
+
+def _with_modules(pair: Pair, found: Diagnosis) -> Diagnosis:
+    """The diagnosis, with what sentence-transformers puts behind both models where that isn't the same."""
+    unlike = dict.fromkeys(unlike_modules(pair.a.checkpoint.folder, pair.b.checkpoint.folder), math.inf)
+    if not unlike:
+        return found
+    judgement = Judgement.partly if found.findings else Judgement.unexplained
+    return replace(found, judgement=judgement, left={**found.left, **unlike})
 
 
 def _judged(whole: Whole) -> Diagnosis:

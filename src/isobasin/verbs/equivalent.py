@@ -16,7 +16,7 @@ from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import FeedForward
 from isobasin.architectures.meaning import differences
 from isobasin.architectures.resolve import check_comparable
-from isobasin.checkpoints import check_finite
+from isobasin.checkpoints import check_finite, unlike_modules
 from isobasin.choices import Scope
 from isobasin.diagnosis.rounding import coarser, eps as eps_of, smallest
 from isobasin.errors import ArchitectureError, TensorError
@@ -154,7 +154,7 @@ def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
     unexplained = {name: _stored(a, b, name) for name in unequal if name not in explained}
     found = Equivalence(
         evidence,
-        tuple(unexplained.values()),
+        (*unexplained.values(), *unlike_modules(a.checkpoint.folder, b.checkpoint.folder)),
         tuple(difference.entry for difference in differences(a.canonical.description, b.canonical.description)),
         tuple(moved),
         None if turned is None else str(turned[1].plan.group),

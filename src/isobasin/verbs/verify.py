@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from isobasin.architectures.meaning import differences
 from isobasin.bounds import check_number, check_seed
+from isobasin.checkpoints import unlike_modules
 from isobasin.model import Source, open_pair
 from isobasin.verbs.settings import chosen_device
 from isobasin.verification import Verification, verify_models
@@ -39,5 +40,7 @@ def verify(
         check_number("tolerance", tolerance, 0)
     with open_pair(a, b, allow_pickle=allow_pickle) as (one, other):
         found = verify_models(one, other, tolerance=tolerance, seed=seed, device=device)
+        modules = unlike_modules(one.checkpoint.folder, other.checkpoint.folder)
         unlike = differences(*(model.canonical.description for model in (one, other)))
-    return replace(found, configuration=tuple(difference.entry for difference in unlike))
+    entries = tuple(difference.entry for difference in unlike)
+    return replace(found, configuration=entries, unequal=(*found.unequal, *modules))

@@ -299,7 +299,7 @@ class Verification(Plain):
     def reason(self) -> str:
         """What differs, in words, where it isn't equal."""
         if self.unequal:
-            return f"tensor {self.unequal[0]!r}, which transformers doesn't read, differs"
+            return f"{self.unequal[0]!r}, which transformers doesn't read, differs"
         if self.misshapen:
             return self.misshapen
         if self.which_parts and (self.explained or self.only_opened):
