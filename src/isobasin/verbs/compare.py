@@ -20,9 +20,10 @@ from isobasin.model import Blocks, Model, Source, open_pair
 from isobasin.plain import Plain
 from isobasin.symmetries import attention
 from isobasin.verbs.align import match_models
-from isobasin.verbs.equivalent import equivalent_models, may_be_turned
+from isobasin.verbs.equivalent import equivalent_models
 from isobasin.verbs.kinship import StreamScore, in_one_basis
 from isobasin.verbs.settings import Matching, Progress, Running, silent
+from isobasin.verbs.turned import may_be_turned
 from isobasin.verification import known_feedforwards
 
 # What of attention's weights is no circuit: tables' and sinks' distances would be added to a cosine, and most of a bias

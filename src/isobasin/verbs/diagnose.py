@@ -28,12 +28,13 @@ from isobasin.memory import give_memory_back
 from isobasin.model import Blocks, Model, opened
 from isobasin.plain import Plain, finite
 from isobasin.recipes import recorded
-from isobasin.verbs.equivalent import equivalent_models, may_be_turned
+from isobasin.verbs.equivalent import equivalent_models
 from isobasin.verbs.fingerprint import fingerprint_of
 from isobasin.verbs.kinship import fitted
 from isobasin.verbs.leaving import leave
 from isobasin.verbs.scan import KINDS
 from isobasin.verbs.settings import Progress, Running, silent
+from isobasin.verbs.turned import may_be_turned
 from isobasin.verification import Verification, check_alike, verify_models
 
 

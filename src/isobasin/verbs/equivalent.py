@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from isobasin.alignment import AttentionMove
-from isobasin.alignment.stream import Turned, gains_of
-from isobasin.architectures.blocks import AttentionBlock
-from isobasin.architectures.feedforwards import FeedForward
+from isobasin.alignment.stream import Turned
 from isobasin.architectures.meaning import differences
-from isobasin.architectures.resolve import check_comparable
 from isobasin.checkpoints import check_finite, unlike_modules
-from isobasin.choices import Scope
 from isobasin.diagnosis.rounding import coarser, eps as eps_of, smallest
-from isobasin.errors import ArchitectureError, TensorError
 from isobasin.matching import circuits, feedforward
 from isobasin.matching.circuits import Degeneracy
 from isobasin.model import Blocks, Model, Source, open_pair
 from isobasin.plain import Plain, finite, plain
 from isobasin.symmetries.feedforward import FeedForwardGroup, FeedForwardWeights
-from isobasin.symmetries.stream import Basis
-from isobasin.symmetries.weights import AttentionWeights
 from isobasin.verbs.align import match_models
 from isobasin.verbs.settings import Matching, Progress, Running, silent
+from isobasin.verbs.turned import TURNED, added_inside, largest, near_mixed, rounded_terms, size_added, turned_ends
 from isobasin.verification import check_alike, known_feedforwards, rest_of
 
 # How many units in the last place of the stored type two scaled copies of a unit may be apart: either is rounded once,
 # which is half of one, and scales are estimated from what is rounded.
 _SCALE_ROUNDING = 2
-# What rounding explains of a tensor in another basis of the residual stream: of a row of a matrix relative to its size,
-# where one rounding makes half a unit in the last place, and of biases, which are sums, to the largest value.
-_TURNED_ROW = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-_TURNED = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-# A whole match that leaves more of the distance than this found no common function.
-_FAR = 1e-2
 
 
 @dataclass(frozen=True)
@@ -143,7 +131,7 @@ def equivalent(
 def equivalent_models(a: Model, b: Model, running: Running) -> Equivalence:
     """`equivalent` for two open models that are comparable."""
     unequal = list(_other_tensors(a, b))
-    turned = _turned(a, b, set(unequal), running)
+    turned = turned_ends(a, b, set(unequal), running)
     if turned is not None:
         unequal = list(_other_tensors(a, b, turned))
     ends = turned or (a, b)
@@ -180,67 +168,13 @@ def _unlike_shapes(a: Model, b: Model, name: str) -> tuple[tuple[int, ...], tupl
     return None if shapes[0] == shapes[1] else shapes
 
 
-def _turned(a: Model, b: Model, unequal: set[str], running: Running) -> tuple[Turned, Turned] | None:
-    """Both in the basis of a's residual stream, if there is one in which they are the same up to moves of blocks.
-
-    There all gains of a normalisation are one number: what a small one keeps from its readers is no part of the
-    function, and divided by it would be rounding that looks like a difference.
-    """
-    inside = {b.view.canonical[name] for block in known_feedforwards(b) for name in block.shapes()}
-    if not unequal - inside:
-        return None
-    if not may_be_turned(a, b):
-        return None
-    try:
-        check_comparable(a.specification, b.specification, feedforward=True)
-        found = match_models(a, b, Matching(scope=Scope.model, max_condition=math.inf), running)
-    except (ArchitectureError, TensorError):
-        return None  # nothing is known of the stream: what differs is reported as it is
-    distance, turned = found.total_distance(), found.turned(b, running.device)
-    if turned is None or distance["after"] > _FAR * distance["before"]:
-        return None
-    element, plan = turned.move.element, a.stream()
-    even = element.gains.square().mean(-1, keepdim=True).sqrt().expand_as(element.gains)
-    still = replace(plan.group.identity(*gains_of(a, plan)), biases=element.biases)
-    ours, theirs = (turned.move.having(replace(each, gains=even)) for each in (still, element))
-    return Turned(a, plan, ours, running.device), replace(turned, move=theirs)
-
-
-def may_be_turned(a: Model, b: Model) -> bool:
-    """Whether, at a glance, a map of the residual stream may carry b to a; no if nothing is known of the stream."""
-    try:
-        return _equal_lengths(a, b)
-    except (ArchitectureError, TensorError):
-        return False
-
-
-def _equal_lengths(a: Model, b: Model) -> bool:
-    """Whether the first embedding's vectors are as long in both streams, which no map of one changes.
-
-    It costs next to nothing, where matching unrelated models whole would cost much.
-    """
-    lengths: list[Tensor] = []
-    for model in (a, b):
-        stream = model.stream()
-        first = stream.along[0]
-        vectors = model.double([first.tensor])[first.tensor]
-        if stream.group.basis is Basis.centred:
-            vectors = vectors - vectors.mean(first.axis, keepdim=True)
-        lengths.append(vectors.norm(dim=first.axis))
-    allowed = _TURNED.get(coarser(a.dtype(), b.dtype()))
-    if allowed is None:
-        return False  # of fewer bits: blocks are refused where they are read
-    slack = allowed * float(lengths[0].max())
-    return lengths[0].shape == lengths[1].shape and bool(((lengths[0] - lengths[1]).abs() <= slack).all())
-
-
 def _evidence(a: Blocks, b: Blocks, index: int, layer: AttentionMove) -> LayerEvidence:
     """What the matched blocks of one layer say."""
     group = layer.group
     block, other = a.specification.attention[index], b.specification.attention[index]
     reference, model = block.read(a.stored(block)), other.read(b.stored(other))
     moved = group.act(layer.element, model)
-    stored = (reference, a.dtype(), _rounded(a, block)), (model, b.dtype(), _rounded(b, other))
+    stored = (reference, a.dtype(), rounded_terms(a, block)), (model, b.dtype(), rounded_terms(b, other))
     tolerance = circuits.tolerance(group, *stored)
     error, bias = (
         float(circuits.circuit_error(group, reference, moved, circuits.score_tolerance(group, *stored))),
@@ -280,7 +214,7 @@ def _moved_feedforwards(a: Model, ends: tuple[Blocks, Blocks], unequal: set[str]
         slack = max(_SCALE_ROUNDING * eps, floor) if scaled else eps * unlike
         least = max(map(smallest, types)) if scaled or unlike else 0.0
         reference, model = ours.read(stored[0], device), theirs.read(stored[1], device)
-        added = _added_inside(ends, (ours, theirs))
+        added = added_inside(ends, (ours, theirs))
         kind = coarser(*(end.dtype() for end in ends))
         if _carried(ours.group, reference, model, slack, least, added, isinstance(ends[1], Turned), kind):
             moved[ours.layer] = moved.get(ours.layer, set()) | names
@@ -309,7 +243,7 @@ def _carried(
         turned: Whether it was brought into the reference's basis, which mixes all values.
         dtype: The type that it is stored in.
     """
-    near = max(slack, _TURNED[dtype]) if turned else slack
+    near = max(slack, TURNED[dtype]) if turned else slack
     sizes = [feedforward.unit_sizes(group, weights) for weights in (reference, model)]
     if not torch.allclose(*sizes, rtol=1e-6 + 100 * near, atol=1e-6 * float(sizes[0].max())):
         return False  # no need of an assignment to see that they are others
@@ -317,9 +251,9 @@ def _carried(
     moved = match.moved.tensors()
     # The smallest numbers are rounded by as much in either, and the model's scaled with their units.
     smallest = group.act(match.element, model.map(lambda x: torch.full_like(x, least))).tensors()
-    added = dict(absorbed) | {n: _largest(x) for n, x in model.tensors().items() if n in group.shifted}
+    added = dict(absorbed) | {n: largest(x) for n, x in model.tensors().items() if n in group.shifted}
     return all(
-        _near_mixed(x, moved[n], dtype, added.get(n, 0.0))
+        near_mixed(x, moved[n], dtype, added.get(n, 0.0))
         if turned or n in group.shifted
         else _near(x, moved[n], slack, least + smallest[n].abs())
         for n, x in reference.tensors().items()
@@ -329,27 +263,6 @@ def _carried(
 def _near(x: Tensor, y: Tensor, slack: float, least: Tensor | float = 0.0) -> bool:
     """Whether all values agree, each by itself: up to this much relative to it, or up to the least."""
     return bool(((x - y).abs() <= slack * x.abs() + least).all())
-
-
-def _near_mixed(x: Tensor, y: Tensor, dtype: torch.dtype, added: float = 0.0) -> bool:
-    """Whether values agree that a change of basis mixed, so that rounding of one is rounding of others.
-
-    Args:
-        x: The reference's, of a matrix with the axis last that was mixed.
-        y: The other's.
-        dtype: The type that they are stored in.
-        added: The largest that was added to a bias, or to a row, which leaves rounding of its own size.
-    """
-    if x.ndim < 2:
-        return bool(((x - y).abs() <= _TURNED[dtype] * max(added, _largest(x))).all())
-    sizes = x.norm(dim=-1)
-    allowed = _TURNED_ROW[dtype] * sizes.clamp(min=max(added, float(sizes.median())))
-    return bool(((x - y).norm(dim=-1) <= allowed).all())
-
-
-def _largest(x: Tensor) -> float:
-    """The size of a matrix's largest row, or the largest of biases."""
-    return float((x.abs() if x.ndim < 2 else x.norm(dim=-1)).max())
 
 
 def _other_tensors(a: Model, b: Model, turned: tuple[Turned, Turned] | None = None) -> Iterator[str]:
@@ -366,56 +279,11 @@ def _other_tensors(a: Model, b: Model, turned: tuple[Turned, Turned] | None = No
             ends = tuple(zip(turned, (stored[0], stored[1]), strict=True))
             axis = next((item.axis for item in turned[1].plan.axes() if item.tensor == stored[1]), -1)
             x, y = (end.read([own])[own].cpu().movedim(axis, -1) for end, own in ends)
-            added = max(_added(end, own) for end, own in ends)
-            if not _near_mixed(x, y, coarser(a.dtype(), b.dtype()), added):
+            added = max(size_added(end, own) for end, own in ends)
+            if not near_mixed(x, y, coarser(a.dtype(), b.dtype()), added):
                 yield name
         elif not _same(a, b, name):
             yield name
-
-
-def _added_inside(ends: Sequence[Blocks], blocks: Sequence[FeedForward]) -> dict[str, float]:
-    """`_added` to the biases of a block in two models, by role, where those are turned."""
-    found: dict[str, float] = {}
-    for end, block in zip(ends, blocks, strict=True):
-        for name, projection in block.readers.items():
-            if isinstance(end, Turned) and projection.bias is not None:
-                role = f"{name.partition('.')[0]}_bias"
-                found[role] = max(found.get(role, 0.0), _added(end, projection.bias))
-    return found
-
-
-def _added(end: Turned, name: str) -> float:
-    """The size of what a normalisation's bias adds to a reader's of this name, most of which may cancel.
-
-    Terms are rounded independently: it is the root of the sum of their squares.
-    """
-    terms = _terms(end, name)
-    return 0.0 if terms is None else float(terms.norm(dim=-1).max())
-
-
-def _rounded(end: Blocks, block: AttentionBlock) -> AttentionWeights:
-    """A block's weights, with the sizes of the terms where biases are sums, as `circuits.Stored` has them."""
-    stored = dict(end.stored(block))
-    for projection in block.readers.values():
-        if isinstance(end, Turned) and projection.bias is not None:
-            terms = _terms(end, projection.bias)
-            if terms is not None:
-                own = end.model.double([projection.bias])[projection.bias]
-                # Of each product both factors were rounded.
-                squares = own.square() + 2 * terms.square().sum(-1).view_as(own)
-                stored[projection.bias] = squares.sqrt().to(stored[projection.bias])
-    return block.read(stored)
-
-
-def _terms(end: Turned, name: str) -> Tensor | None:
-    """What a normalisation's bias adds to a reader's of this name, term by term, the last axis; None if nothing."""
-    for norm in end.plan.norms:
-        for reader in norm.readers if norm.absorbed else ():
-            if norm.bias is not None and reader.bias == name:
-                parts = end.model.double([reader.weight, norm.bias])
-                weight, bias = parts[reader.weight].movedim(reader.axis, -1), parts[norm.bias]
-                return (weight.unflatten(-1, (-1, len(bias))) * bias).flatten(-2)
-    return None
 
 
 def _same(a: Model, b: Model, name: str) -> bool:
