@@ -91,7 +91,8 @@ def _(factor: Linear, reference: Parts, model: Parts, solvers: Solvers, max_cond
     if math.isfinite(max_condition):
         matrix = subspace.cap_condition(core, matrix, max_condition)
         capped = (matrix != found.matrix).any(-1).any(-1)
-    sides = Sides(*(x.unsqueeze(-3) for x in core.top().moved(matrix)), factor.width)
+    left, right = core.top().moved(matrix)
+    sides = Sides(left.unsqueeze(-3), right.unsqueeze(-3), factor.width)
     return Fit({factor.part: matrix}, found.iterations, found.converged, capped, sides)
 
 

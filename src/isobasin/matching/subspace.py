@@ -230,15 +230,15 @@ def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 3e-8)
     """
     shape = core.b_left.shape
     flat = Core(*(x.reshape(-1, *x.shape[-2:]) for x in vars(core).values()))
-    u = least_squares_start(flat)
-    f = flat.objective(u).nan_to_num(torch.inf, torch.inf)
-    far = f > _NEAR * flat.scale()
-    found = newton.Found(u, f, torch.zeros_like(f, dtype=torch.int64), torch.zeros_like(far))
+    problems = _problems(flat, least_squares_start(flat), bases=2)
+    far = problems.f > _NEAR * flat.scale()
+    found = newton.Found(problems.u, problems.f, torch.zeros_like(problems.index), torch.zeros_like(far))
     limits = max_iterations, tolerance
     if not far.all():
-        some = flat[~far]
-        alone = torch.full_like(found.iterations[~far], -1)
-        found.put(~far, newton.descend(_problems(some, u[~far], bases=2), alone, *limits))
+        near = problems.only(~far)
+        near.index = torch.arange(len(near.f), device=near.f.device)
+        alone = torch.full_like(near.index, -1)
+        found.put(~far, newton.descend(near, alone, *limits))
     if far.any():
         found.put(far, _better_of_two(flat[far], *limits))
     return SubspaceSolution(
