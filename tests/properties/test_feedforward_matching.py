@@ -217,9 +217,25 @@ def test_pieces_make_no_difference(kind: tuple[str, bool], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["up", "down"])
-def test_units_of_zeros_keep_their_scale(name: str):
+def test_of_units_of_zeros_the_other_weights_say_the_scale(name: str):
     a, b = (make_block("relu", 4, 3, seed, gated=False, bias=False) for seed in (1, 2))
     getattr(b.weights, name)[2] = 0
+    getattr(a.weights, name)[0] = 0
+    found = match_feedforward(a.group, a.weights, b.weights)
+    place = found.element.permutation == 2
+    other = "down" if name == "up" else "up"
+    ours, theirs = getattr(a.weights, other)[place], getattr(b.weights, other)[2]
+    share = float((ours * theirs).sum() / theirs.square().sum())
+    scale = max(share, 1 / 64) if share > 0 else 1.0  # scales of ReLU are positive
+    assert found.element.parts["up"][place].item() == pytest.approx(1 / scale if name == "up" else scale)
+    assert all(t.isfinite().all() for t in found.moved.tensors().values())
+
+
+@pytest.mark.parametrize("name", ["up", "down"])
+def test_units_of_zeros_alone_keep_their_scale(name: str):
+    a, b = (make_block("relu", 4, 3, seed, gated=False, bias=False) for seed in (1, 2))
+    for part in ("up", "down"):
+        getattr(b.weights, part)[2] = 0
     getattr(a.weights, name)[0] = 0
     found = match_feedforward(a.group, a.weights, b.weights)
     assert found.element.parts["up"][found.element.permutation == 2].item() == 1

@@ -44,6 +44,8 @@ _SWEEPS = 1000
 _SOME = 16
 # Squared norms of which products in float32 have nothing but their rounding.
 _SINGLE = 1e-20, 1e20
+# Of units that nobody reads, or that read nothing, the largest scale.
+_UNHEARD = 64.0
 # Pairs of units whose exact costs are computed at once.
 _COUPLES = 256
 # Above so many pairs of units, over all pairs of experts, experts are compared by probes instead.
@@ -70,9 +72,9 @@ def match_feedforward(
     """Find the element of `group` that brings `model` nearest to `reference`, in all weights and biases.
 
     The global minimum over permutations and scales; where both branches of a gated block have continuous scales, those
-    of a pair of units are found by coordinate descent from equal norms, which may end in a local minimum. A unit
-    whose weights into or out of it are all zero keeps its scale. Of many large experts only their order may be another
-    than the best, see `_expert_costs`.
+    of a pair of units are found by coordinate descent from equal norms, which may end in a local minimum. Of a unit
+    whose weights into or out of it are all zero the others say the scale, within bounds. Of many large experts only
+    their order may be another than the best, see `_expert_costs`.
 
     Args:
         group: The block's group.
@@ -374,4 +376,18 @@ def _scale(kind: Scale, power: int, pairs: _Pairs, branch: str, down: Tensor | N
         # With w -> 1/w, f at (p, q) becomes f at (q, p): the sign that makes p + q positive has the lower minimum.
         sign = torch.where(p + q < 0, -sign, sign)
     scale = lowest(sign * p, sign * q, power) * sign * balance
-    return torch.where(dead, torch.ones_like(scale), scale)
+    return torch.where(dead, _one_sided(kind, power, pairs, branch, least), scale)
+
+
+def _one_sided(kind: Scale, power: int, pairs: _Pairs, branch: str, least: float) -> Tensor:
+    """The best scale of one branch where it, or the down row, is zero: what scales the one that isn't onto its partner.
+
+    No function depends on it, so that it is bounded: another model, in which neither is zero, may get the same move.
+    """
+    into, out = (
+        torch.where(pairs.eta[name] < least, 0.0, pairs.gamma[name] / pairs.eta[name].clamp(min=least))
+        for name in (branch, "down")
+    )
+    share = torch.where(out == 0, into, out.sign() * out.abs().clamp(min=least) ** (-1 / power))
+    known = ((into == 0) != (out == 0)) & ((share > 0) | (kind is Scale.signed))
+    return torch.where(known, share.sign() * share.abs().clamp(1 / _UNHEARD, _UNHEARD), 1.0)
