@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # the real one lies in typing, which takes longer to import t
     from isobasin.lines.path import LossCurve as LossCurve
     from isobasin.matching.attention import Match as Match, match as match
     from isobasin.matching.circuits import Degeneracy as Degeneracy
+    from isobasin.matching.sides import Sides as Sides
     from isobasin.model import Blocks as Blocks
     from isobasin.quantisation.gauge import Gauged as Gauged, gauge as gauge
     from isobasin.quantisation.objectives import RoundingCost as RoundingCost
@@ -142,6 +143,7 @@ _HOMES = {
     "execution.tasks": "Engine Failure Listener Task",
     "matching.attention": "Match match",
     "matching.circuits": "Degeneracy",
+    "matching.sides": "Sides",
     "lines.ends": "Measuring",
     "lines.path": "LossCurve",
     "model": "Blocks",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +18,14 @@ from isobasin.loading import quiet_transformers
 from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.options import DataFacts, DataOptions
+from isobasin.tasks.processors import load_processor
+from isobasin.tasks.texts import check_masks, framed, with_masks
 from isobasin.verbs.settings import Progress, silent
 
 # How many texts of how many tokens there are unless it is said, and how many are written at a time.
 _COUNT, _LENGTH, _BATCH = 1024, 128, 256
+# In how many rounds masked tokens are filled in, and how many scores of tokens are held meanwhile.
+_ROUNDS, _SCORES = 8, 2**26
 # What says how texts are read, which none are.
 _READING = ("name", "split", "columns", "tokenizer", "skip_unknown")
 
@@ -33,46 +39,56 @@ def generated(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> TensorExamples:
-    """Texts that decoders draw from their own predictions, each as many as the others.
+    """Texts that language models draw from their own predictions, each as many as the others.
 
-    The first token is the one that stands at the beginning of texts, or any one where there is none, and every other
-    one is drawn from `p(token | those before it)` as it is predicted: no temperature, and no end before the length.
+    A causal one begins with the token that stands at the beginning of texts, or any one where there is none, and draws
+    every other one from `p(token | those before it)` as it is predicted: no temperature, and no end before the length.
+    A masked one begins with masks between the tokenizer's special tokens and draws an eighth of them at a time, chosen
+    at random, from `p(token | those that are drawn)`; 15 % of what is there in the end are to be predicted.
 
     Args:
         writers: The models.
         kind: What they do.
-        options: How many texts, their length, and the seed.
+        options: How many texts, their length, and the seed; of masked ones another tokenizer than the first's.
         configs: The models' configurations.
         device: Where they are written: others draw other texts.
         progress: Called with how many are written.
 
     Raises:
-        DataError: The models write no texts, or what is asked is said of data that are read.
+        DataError: The models write no texts, what is asked is said of data that are read, or there is no tokenizer.
         CheckpointError: A model can't be loaded.
     """
-    if kind is not TaskKind.causal_lm:
-        raise DataError(f"{GENERATED}: texts are written by causal language models only: name data with --data")
-    if asked := [name for name in _READING if getattr(options, name)]:
+    if kind not in (TaskKind.causal_lm, TaskKind.masked_lm):
+        raise DataError(f"{GENERATED}: texts are written by language models only: name data with --data")
+    tokenizer = None
+    if kind is TaskKind.masked_lm:
+        tokenizer = load_processor(writers[0].folder, kind, options.tokenizer).tokenizer
+        check_masks(tokenizer)
+    unused = (name for name in _READING if tokenizer is None or name != "tokenizer")
+    if asked := [name for name in unused if getattr(options, name)]:
         said = asked[0].replace("_", "-")
         raise DataError(f"{GENERATED}: nothing is read, so there is no --{said}: leave it out, or name other data")
-    length, size = _length(configs, options), min(config.vocab_size for config in configs)
+    frame = 0 if tokenizer is None else tokenizer.num_special_tokens_to_add()
+    length, size = _length(configs, options, frame), min(config.vocab_size for config in configs)
     count = max(options.max_examples or _COUNT, len(writers))
+    write = _written if tokenizer is None else partial(_filled, tokenizer)
     texts: list[Tensor] = []
     for number, writer in enumerate(writers):
         model: Any = load_model(writer, kind, device)
         share = len(range(number, count, len(writers)))
-        for written in _written(model, share, length, size, options.seed + number):
+        for written in write(model, share, length, size, options.seed + number):
             texts.append(written.cpu())
             progress("writing texts", sum(map(len, texts)), count)
     tokens = torch.cat(texts)
+    tensors = {"input_ids": tokens, "labels": tokens}
     by = f"{len(writers)} model{'s' if len(writers) > 1 else ''}"
     notes = (f"texts of {length} tokens, written by {by} of this run",)
     facts = DataFacts(GENERATED, None, str(kind), count, "", notes)
-    return TensorExamples.of({"input_ids": tokens, "labels": tokens}, facts)
+    return TensorExamples.of(tensors if tokenizer is None else with_masks(tokens, tokenizer, options), facts)
 
 
-def _length(configs: Sequence[Any], options: DataOptions) -> int:
-    """Tokens of a text: what is asked, within what all models take."""
+def _length(configs: Sequence[Any], options: DataOptions, frame: int) -> int:
+    """Tokens of a text, special ones included: what is asked, within what all models take."""
     positions = [
         config.max_position_embeddings - first_position(config)
         for config in configs
@@ -82,7 +98,7 @@ def _length(configs: Sequence[Any], options: DataOptions) -> int:
     length = options.length or min(_LENGTH, longest)
     if length > longest:
         raise DataError(f"--length {length}: the models take at most {longest} tokens")
-    if length < 2:
+    if length - frame < 2:
         raise DataError(f"--length {length} leaves no tokens to predict: take more")
     return length
 
@@ -115,12 +131,42 @@ def _written(model: Any, count: int, length: int, size: int, seed: int) -> Itera
 def _continued(model: Any, first: Tensor, seed: int) -> Tensor:
     """Texts that begin so."""
     devices = [first.device] if first.is_cuda else []
-    with (
-        quiet_transformers(),
-        torch.random.fork_rng(devices),
-        refusing(
-            CheckpointError, lambda reason: f"{type(model).__name__} can't write texts ({reason}): name other data"
-        ),
-    ):
+    with _writing(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return model.generate(first, attention_mask=torch.ones_like(first))
+
+
+@torch.no_grad()
+def _filled(tokenizer: Any, model: Any, count: int, length: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Texts of a masked model in batches, with tokens of the tokenizer's below a number."""
+    generator, width = torch.Generator(model.device).manual_seed(seed), model.config.vocab_size
+    masked = torch.full((1, length - tokenizer.num_special_tokens_to_add()), tokenizer.mask_token_id)
+    text = framed(masked, tokenizer).to(model.device)
+    places = (text[0] == tokenizer.mask_token_id).nonzero().squeeze(-1)
+    known = {token for token in tokenizer.get_vocab().values() if token < size} - {*tokenizer.all_special_ids}
+    unknown = torch.ones(width, dtype=torch.bool)
+    unknown[sorted(known)] = False
+    unknown = unknown.to(model.device)
+    most = max(1, min(_BATCH, _SCORES // (length * width)))
+    for done in range(0, count, most):
+        texts = text.repeat(min(most, count - done), 1)
+        order = torch.rand(len(texts), len(places), generator=generator, device=model.device).argsort(1)
+        with _writing(model):
+            for part in places[order].tensor_split(min(_ROUNDS, len(places)), 1):
+                scores = model(input_ids=texts, attention_mask=torch.ones_like(texts)).logits
+                scores = scores.gather(1, part.unsqueeze(-1).expand(-1, -1, scores.shape[-1])).float()
+                likely = scores.masked_fill(unknown, -torch.inf).softmax(-1)
+                drawn = torch.multinomial(likely.flatten(0, 1), 1, generator=generator)
+                texts.scatter_(1, part, drawn.view_as(part))
+        yield texts
+
+
+@contextmanager
+def _writing(model: Any) -> Generator[None]:
+    """Turn whatever a model raises over its own texts into one line."""
+
+    def said(reason: str) -> str:
+        return f"{type(model).__name__} can't write texts ({reason}): name other data"
+
+    with quiet_transformers(), refusing(CheckpointError, said):
+        yield

@@ -71,8 +71,8 @@ def prepare_blocks(
     """Blocks of tokens for a causal or masked language model; a last one that is not full is left out."""
     tokenizer = _tokenizer(processor)
     masked = kind == TaskKind.masked_lm
-    if masked and tokenizer.mask_token_id is None:
-        raise DataError("the tokenizer has no mask token, which masked language modelling needs: name another")
+    if masked:
+        check_masks(tokenizer)
     length = min(_longest(tokenizer, options, config), options.length or _BLOCK)
     frame = tokenizer.num_special_tokens_to_add() if masked else 0
     if length - frame < 2:
@@ -91,9 +91,7 @@ def prepare_blocks(
     rows = chosen(len(blocks), options.max_examples, options.seed)
     blocks = blocks if rows is None else blocks[rows]
     if masked:
-        tensors = _masked(_framed(blocks, tokenizer), tokenizer, options.seed)
-        if not (tensors["labels"] != IGNORED).any():
-            raise DataError(f"{options.source}: too short a text: of its {blocks.numel()} tokens none is masked")
+        tensors = with_masks(framed(blocks, tokenizer), tokenizer, options)
     else:
         tensors = {"input_ids": blocks, "labels": blocks}
     _check_vocabulary(tensors["input_ids"], config)
@@ -190,7 +188,17 @@ def _tokens(tokenizer: Any, source: str, texts: list[list[str]], **options: Any)
         return tokenizer(*texts, verbose=False, **options)
 
 
-def _framed(blocks: Tensor, tokenizer: Any) -> Tensor:
+def check_masks(tokenizer: Any) -> None:
+    """Whether a tokenizer is one for masked language modelling.
+
+    Raises:
+        DataError: It isn't.
+    """
+    if tokenizer.mask_token_id is None:
+        raise DataError("the tokenizer has no mask token, which masked language modelling needs: name another")
+
+
+def framed(blocks: Tensor, tokenizer: Any) -> Tensor:
     """Blocks between the tokenizer's special tokens, such as [CLS] and [SEP]."""
     frame = tokenizer("", add_special_tokens=True)["input_ids"]
     first, last = frame[:1], frame[1:]
@@ -198,18 +206,26 @@ def _framed(blocks: Tensor, tokenizer: Any) -> Tensor:
     return torch.cat([sides[0], blocks, sides[1]], 1) if frame else blocks
 
 
-def _masked(blocks: Tensor, tokenizer: Any, seed: int) -> dict[str, Tensor]:
-    """15 % of the tokens to predict: 80 % of them masked, 10 % replaced, 10 % kept (BERT, arXiv 1810.04805)."""
+def with_masks(blocks: Tensor, tokenizer: Any, options: DataOptions) -> dict[str, Tensor]:
+    """15 % of the tokens to predict: 80 % of them masked, 10 % replaced, 10 % kept (BERT, arXiv 1810.04805).
+
+    Raises:
+        DataError: None is.
+    """
     from transformers import DataCollatorForLanguageModeling
 
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=_MASKED_SHARE, seed=seed)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=_MASKED_SHARE, seed=options.seed)
     special = torch.tensor(tokenizer.all_special_ids)
     parts: list[dict[str, Tensor]] = []
     for part in blocks.long().split(256):
         rows = [{"input_ids": r, "special_tokens_mask": torch.isin(r, special).long()} for r in part]
         made: Any = collator(rows)
         parts.append({name: made[name].to(torch.int32) for name in ("input_ids", "labels")})
-    return {name: torch.cat([part[name] for part in parts]) for name in ("input_ids", "labels")}
+    found = {name: torch.cat([part[name] for part in parts]) for name in ("input_ids", "labels")}
+    if not (found["labels"] != IGNORED).any():
+        count = int((~torch.isin(blocks, special)).sum())
+        raise DataError(f"{options.source}: too short a text: of its {count} tokens none is masked")
+    return found
 
 
 def _check_vocabulary(ids: Tensor, config: Any) -> None:

@@ -16,11 +16,14 @@ from isobasin.choices import TaskKind
 from isobasin.errors import DataError, IsobasinError
 from isobasin.refinement.recipe import Refining
 from isobasin.tasks.data import examples_of
+from isobasin.tasks.examples import IGNORED
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.options import DataOptions
+from isobasin.tasks.processors import build_tokenizer, load_processor
 from isobasin.verbs.settings import Running
 
 QUIET = Running(progress=lambda *_: None)
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz"
 MODEL = tiny("llama", "writing", config={"tie_word_embeddings": False})
 
 
@@ -35,6 +38,12 @@ def having(folder: Path, **entries: object) -> Path:
 def models(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("writers")
     return [having(MODEL.save(folder / str(seed), seed, dtype=torch.float32), bos_token_id=None) for seed in (0, 1)]
+
+
+def masked(folder: Path, seed: int = 0, family: str = "bert", **options) -> Path:
+    """A masked language model, with a tokenizer of characters between special tokens."""
+    build_tokenizer([CHARACTERS], "characters", 64, classification=True).save_pretrained(folder)
+    return tiny(family, "writing", **options).save(folder, seed, dtype=torch.float32)
 
 
 def written(models, count: int = 12, length: int | None = 6, seed: int = 0, **options) -> torch.Tensor:
@@ -122,11 +131,13 @@ def test_nothing_is_read(options, models):
         written(models, **options)
 
 
-@pytest.mark.parametrize("model", [tiny("vit", "writing"), tiny("bert", "writing")], ids=str)
-def test_only_decoders_write(model, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "task"), [(tiny("vit", "writing"), None), (tiny("bert", "writing"), "text-classification")], ids=str
+)
+def test_only_language_models_write(model, task, tmp_path):
     folder = model.save(tmp_path / "a", dtype=torch.float32)
-    with pytest.raises(DataError, match="written by causal language models only: name data with --data"):
-        written([folder])
+    with pytest.raises(DataError, match="generated: texts are written by language models only: name data with --data"):
+        written([folder], task=task)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "mixtral", "deepseek_v3", "gemma2", "isobasin_gpt2"])
@@ -158,3 +169,68 @@ def test_a_class_that_can_not_write(models, monkeypatch):
     monkeypatch.setattr("isobasin.tasks.generated.load_model", lambda *_: torch.nn.Linear(2, 2))
     with pytest.raises(IsobasinError, match="generated: Linear has no method that writes texts"):
         written(models)
+
+
+def test_masked_models_fill_in_what_they_predict(tmp_path):
+    """Frequencies of the first of two tokens, which one time in two is drawn where the other one is known already."""
+    folder, count = masked(tmp_path / "a"), 20000
+    tokenizer = load_processor(folder, TaskKind.masked_lm).tokenizer
+    found = examples_of(DataOptions("generated", max_examples=count, length=4), folder).fetch(range(count))
+    texts = torch.where(found["labels"] == IGNORED, found["input_ids"], found["labels"])
+    assert texts[:, 0].unique().tolist() == [tokenizer.cls_token_id]
+    assert texts[:, 3].unique().tolist() == [tokenizer.sep_token_id]
+    letters = torch.tensor(tokenizer.convert_tokens_to_ids(list(CHARACTERS)))
+    model, frame = load_model(folder, TaskKind.masked_lm), (tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+    def predicted(first: torch.Tensor, second: torch.Tensor, place: int) -> torch.Tensor:
+        rows = torch.stack([torch.full_like(first, frame[0]), first, second, torch.full_like(first, frame[1])], 1)
+        with torch.no_grad():
+            return model(rows).logits[:, place, letters].double().softmax(-1)
+
+    hidden = torch.tensor([tokenizer.mask_token_id])
+    alone, other = (predicted(hidden, hidden, place)[0] for place in (1, 2))
+    after = other @ predicted(hidden.expand(len(letters)), letters, 1)
+    seen = (texts[:, 1, None] == letters).sum(0).double()
+    assert int(seen.sum()) == count
+    assert chisquare(seen, count * (alone + after) / 2).pvalue > 1e-4
+    assert chisquare(seen, count * alone).pvalue < 1e-6
+
+
+def test_of_filled_texts_some_tokens_are_to_be_predicted(tmp_path):
+    models = [masked(tmp_path / str(seed), seed) for seed in (0, 1)]
+    both = examples_of(DataOptions("generated", max_examples=100, length=12), *models)
+    share = (both.fetch(range(100))["labels"] != IGNORED).double().mean()
+    assert 0.08 < share < 0.18
+    again = examples_of(DataOptions("generated", max_examples=100, length=12), *models)
+    assert both.facts == again.facts
+    other = examples_of(DataOptions("generated", max_examples=100, length=12, seed=1), *models)
+    assert other.facts.sha256 != both.facts.sha256
+    with pytest.raises(DataError, match="length 3 leaves no tokens to predict"):
+        examples_of(DataOptions("generated", length=3), *models)
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "modernbert", "electra", "albert", "roformer", "mpnet"])
+def test_masked_families_write(family, tmp_path):
+    found = examples_of(DataOptions("generated", max_examples=20, length=8), masked(tmp_path / "a", family=family))
+    assert found.fetch(range(20))["input_ids"].shape == (20, 8)
+    assert len(found.fetch(range(20))["input_ids"].unique()) > 10
+
+
+def test_what_masked_models_need_of_a_tokenizer(tmp_path):
+    """One at all, and a mask; another one may be named."""
+    folder = tiny("bert", "writing").save(tmp_path / "a", dtype=torch.float32)
+    with pytest.raises(DataError, match="has no tokenizer: name one with --tokenizer"):
+        written([folder])
+    letters = tmp_path / "letters.json"
+    letters.write_text(json.dumps(list(CHARACTERS)))
+    with pytest.raises(DataError, match="the tokenizer has no mask token"):
+        written([folder], tokenizer=str(letters))
+    assert written([folder], tokenizer=str(masked(tmp_path / "b"))).shape == (12, 6)
+
+
+def test_lines_of_encoders_are_learned_from_them(tmp_path):
+    models = [masked(tmp_path / str(seed), seed) for seed in (0, 1)]
+    how = Refining(steps=30, batch_size=8, every=10, rate=2e-2, warmup=3, minutes=0)
+    found = isobasin.refine(*models, DataOptions("generated", max_examples=64, length=16), tmp_path / "out", how=how)
+    assert found.refined.after < 0.9 * found.refined.before
+    assert all(verified.equal for verified in found.verified)
