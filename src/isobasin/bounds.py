@@ -28,6 +28,9 @@ ABOVE_ROUNDING = 1e15
 VANISHING = sys.float_info.min**0.25
 """A squared norm below this is zero: quotients of two such, and of their roots, would leave float64."""
 
+UNHEARD = 64.0
+"""The largest scale that matching gives to what no function depends on, in a model in which something might."""
+
 
 def check_number(name: str, value: float, least: float = -_MOST, most: float = _MOST) -> None:
     """Refuse a number outside of a range, and what is infinite or no number, which lies outside every range.

@@ -1,4 +1,4 @@
-"""Units that write nothing, as of blocks that were added to a model and not trained yet, or that read nothing."""
+"""Units and planes that write nothing, as of blocks that were added and not trained yet, or that read nothing."""
 
 from __future__ import annotations
 
@@ -37,4 +37,16 @@ def test_a_copy_is_known_and_brought_back(model_type: str, role: str, scope: str
     assert isobasin.equivalent(model, tmp_path / "copy").equivalent
     alignment = isobasin.align(model, tmp_path / "copy", scope=scope)
     distance = alignment.total_distance()
+    assert distance["after"] < 1e-5 * distance["before"]
+
+
+@pytest.mark.parametrize("role", ["query", "key"])
+def test_planes_of_which_one_side_is_zero(role: str, tmp_path: Path) -> None:
+    model = tiny("llama").build()
+    for layer in model.model.layers:
+        getattr(layer.self_attn, f"{role[0]}_proj").weight.data.zero_()
+    model.save_pretrained(tmp_path / "model")
+    isobasin.scramble(tmp_path / "model", tmp_path / "copy", scope="model")
+    assert isobasin.equivalent(tmp_path / "model", tmp_path / "copy").equivalent
+    distance = isobasin.align(tmp_path / "model", tmp_path / "copy", scope="model").total_distance()
     assert distance["after"] < 1e-5 * distance["before"]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobasin.bounds import VANISHING
+from isobasin.bounds import UNHEARD, VANISHING
 from isobasin.matching.assignment import Rough, by_candidates, large, linear_sum_assignment
 from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
@@ -44,8 +44,6 @@ _SWEEPS = 1000
 _SOME = 16
 # Squared norms of which products in float32 have nothing but their rounding.
 _SINGLE = 1e-20, 1e20
-# Of units that nobody reads, or that read nothing, the largest scale.
-_UNHEARD = 64.0
 # Pairs of units whose exact costs are computed at once.
 _COUPLES = 256
 # Above so many pairs of units, over all pairs of experts, experts are compared by probes instead.
@@ -390,4 +388,4 @@ def _one_sided(kind: Scale, power: int, pairs: _Pairs, branch: str, least: float
     )
     share = torch.where(out == 0, into, out.sign() * out.abs().clamp(min=least) ** (-1 / power))
     known = ((into == 0) != (out == 0)) & ((share > 0) | (kind is Scale.signed))
-    return torch.where(known, share.sign() * share.abs().clamp(1 / _UNHEARD, _UNHEARD), 1.0)
+    return torch.where(known, share.sign() * share.abs().clamp(1 / UNHEARD, UNHEARD), 1.0)

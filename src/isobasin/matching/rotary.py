@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isobasin.bounds import VANISHING
+from isobasin.bounds import UNHEARD, VANISHING
 from isobasin.symmetries.bilinear import Columns, column_squares
 
 _GRID = 32
@@ -81,7 +81,7 @@ def align_planes(problem: PlaneProblem) -> Tensor:
 
         f(r) = 2 cosh 2r - 2 sqrt(a² e^{2r} + b² e^{-2r} + 2c),
 
-    whose minima lie between `-ln(1 + b)` and `ln(1 + a)`. A plane that is zero in one model has none: it gets u = 1.
+    whose minima lie between `-ln(1 + b)` and `ln(1 + a)`. A plane one side of which is zero has none: the other says u.
     """
     dead = (problem.eta_left < VANISHING) | (problem.eta_right < VANISHING)
     eta_left, eta_right = (e.clamp(min=VANISHING) for e in (problem.eta_left, problem.eta_right))
@@ -92,7 +92,16 @@ def align_planes(problem: PlaneProblem) -> Tensor:
     r = _lowest(a.abs(), b.abs(), (a * b.conj()).real)
     turn = r.exp() * a + (-r).exp() * b
     phase = torch.where(turn.abs() > 0, turn, torch.ones_like(turn)).sgn()
-    return torch.where(dead, torch.ones_like(phase), phase * (r + balance).exp())
+    return torch.where(dead, _one_sided(problem), phase * (r + balance).exp())
+
+
+def _one_sided(problem: PlaneProblem) -> Tensor:
+    """The minimiser where one side is zero, bounded, since no function depends on it; 1 where neither says anything."""
+    sides = ((problem.gamma_left, problem.eta_left), (problem.gamma_right, problem.eta_right))
+    left, right = (torch.where(eta < VANISHING, 0.0, gamma / eta.clamp(min=VANISHING)) for gamma, eta in sides)
+    u = torch.where(right == 0, left, 1 / torch.where(right == 0, 1.0, right).conj())
+    known = (left == 0) != (right == 0)
+    return torch.where(known, u.sgn() * u.abs().clamp(1 / UNHEARD, UNHEARD), 1.0)
 
 
 def turn_planes(problem: PlaneProblem) -> Tensor:
