@@ -11,6 +11,7 @@ from test_verification import Tensors, changed
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.verification.experts import changes, products
 
 # Larger than what the random inputs look up, choose or switch on.
 WIDE = {"vocab_size": 3000, "max_position_embeddings": 200, "n_positions": 200}
@@ -131,6 +132,19 @@ def test_an_expert_of_16_bits_is_compared_by_itself(scope, tmp_path):
     assert not found.equal
     assert found.experts == ("2 of layer 1",)
     assert found.reason == "expert 2 of layer 1 differs"
+
+
+def test_one_token_says_no_more_of_an_expert_than_another():
+    """However large what it gets is: of one number rounding may happen to change next to nothing."""
+    added = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    added[3] *= 1000
+    found: list[float] = []
+    for token in (3, 7):
+        other = added.clone()
+        other[token] *= 1.1
+        gaps = changes([products(added)[None]], [products(other)[None]])
+        found.append(float(gaps[0]))
+    assert found[1] / 2 < found[0] < 2 * found[1]
 
 
 def test_a_unit_that_no_input_switches_on_is_compared(tmp_path):

@@ -25,9 +25,19 @@ def products(added: Tensor) -> Tensor:
 
 
 def changes(x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
-    """How far every expert's products are from others, relative, of blocks of experts `(experts, tokens, tokens)`."""
-    gaps = [_norms(ours - theirs) / _norms(ours) for ours, theirs in zip(x, y, strict=True)]
-    return [gap.nan_to_num(0.0, torch.inf) for gap in gaps]  # 0 / 0: none is none of any size
+    """How far every expert's products are from others, relative, of blocks of experts `(experts, tokens, tokens)`.
+
+    What is added to a token counts by its own size in the first, or a usual token's where that is larger: now and then
+    one token gets a thousand times as much as others, and what rounding happens to change of it alone says nothing.
+    """
+    found: list[Tensor] = []
+    for ours, theirs in zip(x, y, strict=True):
+        sizes = ours.diagonal(dim1=-2, dim2=-1).double().clamp(min=0).sqrt()
+        sizes = sizes.clamp(min=sizes.median(-1, keepdim=True).values)
+        units = sizes.unsqueeze(-1) * sizes.unsqueeze(-2)
+        gaps, whole = (torch.linalg.vector_norm(each / units, dim=(-2, -1)) for each in (ours - theirs, ours))
+        found.append((gaps / whole).nan_to_num(0.0, torch.inf))  # 0 / 0: none is none of any size
+    return found
 
 
 def unlike_experts(
@@ -53,7 +63,3 @@ def unlike_experts(
         if off.any():
             return block, sorted(pairs[off].tolist())
     return None
-
-
-def _norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x.double(), dim=(-2, -1))

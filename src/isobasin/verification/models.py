@@ -94,7 +94,8 @@ def verify_models(
     if finite and not explaining.explains(found, floor):
         rounding, plain = _rounding(one, other, known, coarsest, lambda most: most.explains(found, floor))
         explaining = capped(rounding, plain, other.chooses)
-        experts = _unlike_experts(one, other, b) if known else ()
+        draws = _MORE_DRAWS if explaining.explains(found, floor) else 0
+        experts = _unlike_experts(one, other, b, coarsest, draws) if known else ()
     return judged(
         one.how.described(one, unread),
         found,
@@ -145,9 +146,25 @@ def _unlike_rows(values: Mapping[str, Tensor], other: Run, coarsest: torch.dtype
     return tuple(found)
 
 
-def _unlike_experts(one: Run, other: Run, b: Model) -> tuple[str, ...]:
-    """`Verification.experts` of two models that ran, and were rounded."""
+def _unlike_experts(one: Run, other: Run, b: Model, coarsest: torch.dtype, draws: int) -> tuple[str, ...]:
+    """`Verification.experts` of two models that ran, and were rounded: as no further rounding of either explains them.
+
+    Args:
+        one: The first.
+        other: The second.
+        b: The second's files.
+        coarsest: The coarser of their types.
+        draws: How many further roundings are tried.
+    """
     found = unlike_experts(one.experts, other.experts, (one.rounded, other.rounded))
+    for draw in range(1, 1 + draws):
+        if found is None:
+            break
+        for run in (one, other):
+            run.unload()
+            run.rounding({}, coarsest, draw)
+            run.unload()
+        found = unlike_experts(one.experts, other.experts, (one.rounded, other.rounded))
     if found is None:
         return ()
     block, experts = found
