@@ -11,6 +11,7 @@ from test_verification import Tensors, changed
 
 import isobasin
 from isobasin.architectures.examples import tiny
+from isobasin.verification import models
 from isobasin.verification.experts import changes, products
 
 # Larger than what the random inputs look up, choose or switch on.
@@ -132,6 +133,15 @@ def test_an_expert_of_16_bits_is_compared_by_itself(scope, tmp_path):
     assert not found.equal
     assert found.experts == ("2 of layer 1",)
     assert found.reason == "expert 2 of layer 1 differs"
+
+
+def test_further_roundings_explain_an_expert_that_one_does_not(tmp_path, monkeypatch):
+    """By the first it is 2.8 times as far as rounding brings it."""
+    a = tiny("qwen3_moe").save(tmp_path / "a", 6, dtype=torch.bfloat16)
+    b = isobasin.scramble(a, tmp_path / "b", scope="model", seed=9, verify=False).path
+    assert isobasin.verify(a, b).equal
+    monkeypatch.setattr(models, "_MORE_DRAWS", 0)
+    assert isobasin.verify(a, b).experts == ("0 of layer 1",)
 
 
 def test_one_token_says_no_more_of_an_expert_than_another():
