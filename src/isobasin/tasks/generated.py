@@ -24,8 +24,9 @@ from isobasin.verbs.settings import Progress, silent
 
 # How many texts of how many tokens there are unless it is said, and how many are written at a time.
 _COUNT, _LENGTH, _BATCH = 1024, 128, 256
-# In how many rounds masked tokens are filled in, and how many scores of tokens are held meanwhile.
-_ROUNDS, _SCORES = 8, 2**26
+# How often a share of a text is masked and drawn anew, as large as models are trained with, and how many scores of
+# tokens are held meanwhile.
+_SWEEPS, _SHARE, _SCORES = 24, 0.15, 2**26
 # What says how texts are read, which none are.
 _READING = ("name", "split", "columns", "tokenizer", "skip_unknown")
 
@@ -43,8 +44,8 @@ def generated(
 
     A causal one begins with the token that stands at the beginning of texts, or any one where there is none, and draws
     every other one from `p(token | those before it)` as it is predicted: no temperature, and no end before the length.
-    A masked one begins with masks between the tokenizer's special tokens and draws an eighth of them at a time, chosen
-    at random, from `p(token | those that are drawn)`; 15 % of what is there in the end are to be predicted.
+    A masked one begins with any tokens between the tokenizer's special ones. 24 times 15 % of them, chosen at random,
+    are masked and drawn anew from `p(token | the others)`; then 15 % are masked once more, to be predicted.
 
     Args:
         writers: The models.
@@ -139,25 +140,26 @@ def _continued(model: Any, first: Tensor, seed: int) -> Tensor:
 @torch.no_grad()
 def _filled(tokenizer: Any, model: Any, count: int, length: int, size: int, seed: int) -> Iterator[Tensor]:
     """Texts of a masked model in batches, with tokens of the tokenizer's below a number."""
-    generator, width = torch.Generator(model.device).manual_seed(seed), model.config.vocab_size
-    masked = torch.full((1, length - tokenizer.num_special_tokens_to_add()), tokenizer.mask_token_id)
-    text = framed(masked, tokenizer).to(model.device)
-    places = (text[0] == tokenizer.mask_token_id).nonzero().squeeze(-1)
+    device, width, mask = model.device, model.config.vocab_size, tokenizer.mask_token_id
+    generator = torch.Generator(device).manual_seed(seed)
+    frame = framed(torch.full((1, length - tokenizer.num_special_tokens_to_add()), mask), tokenizer).to(device)
+    places = (frame[0] == mask).nonzero().squeeze(-1)
     known = {token for token in tokenizer.get_vocab().values() if token < size} - {*tokenizer.all_special_ids}
-    unknown = torch.ones(width, dtype=torch.bool)
-    unknown[sorted(known)] = False
-    unknown = unknown.to(model.device)
-    most = max(1, min(_BATCH, _SCORES // (length * width)))
+    tokens = torch.tensor(sorted(known), device=device)
+    most, redrawn = max(1, min(_BATCH, _SCORES // (length * width))), max(1, round(_SHARE * len(places)))
     for done in range(0, count, most):
-        texts = text.repeat(min(most, count - done), 1)
-        order = torch.rand(len(texts), len(places), generator=generator, device=model.device).argsort(1)
+        texts = frame.repeat(min(most, count - done), 1)
         with _writing(model):
-            for part in places[order].tensor_split(min(_ROUNDS, len(places)), 1):
+            drawn = torch.randint(len(tokens), (len(texts), len(places)), generator=generator, device=device)
+            texts[:, places] = tokens[drawn]
+            for _ in range(_SWEEPS):
+                chosen = torch.rand(drawn.shape, generator=generator, device=device).topk(redrawn, 1).indices
+                chosen = places[chosen]
+                texts.scatter_(1, chosen, mask)
                 scores = model(input_ids=texts, attention_mask=torch.ones_like(texts)).logits
-                scores = scores.gather(1, part.unsqueeze(-1).expand(-1, -1, scores.shape[-1])).float()
-                likely = scores.masked_fill(unknown, -torch.inf).softmax(-1)
-                drawn = torch.multinomial(likely.flatten(0, 1), 1, generator=generator)
-                texts.scatter_(1, part, drawn.view_as(part))
+                scores = scores.gather(1, chosen.unsqueeze(-1).expand(-1, -1, scores.shape[-1]))
+                likely = scores[..., tokens].float().softmax(-1).flatten(0, 1)
+                texts.scatter_(1, chosen, tokens[likely.multinomial(1, generator=generator)].view_as(chosen))
         yield texts
 
 

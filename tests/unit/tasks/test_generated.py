@@ -172,7 +172,7 @@ def test_a_class_that_can_not_write(models, monkeypatch):
 
 
 def test_masked_models_fill_in_what_they_predict(tmp_path):
-    """Frequencies of the first of two tokens, which one time in two is drawn where the other one is known already."""
+    """Of two tokens, drawn uniformly first, one of both at random is drawn anew after the other one, 24 times."""
     folder, count = masked(tmp_path / "a"), 20000
     tokenizer = load_processor(folder, TaskKind.masked_lm).tokenizer
     found = examples_of(DataOptions("generated", max_examples=count, length=4), folder).fetch(range(count))
@@ -180,20 +180,24 @@ def test_masked_models_fill_in_what_they_predict(tmp_path):
     assert texts[:, 0].unique().tolist() == [tokenizer.cls_token_id]
     assert texts[:, 3].unique().tolist() == [tokenizer.sep_token_id]
     letters = torch.tensor(tokenizer.convert_tokens_to_ids(list(CHARACTERS)))
-    model, frame = load_model(folder, TaskKind.masked_lm), (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    model = load_model(folder, TaskKind.masked_lm)
 
-    def predicted(first: torch.Tensor, second: torch.Tensor, place: int) -> torch.Tensor:
-        rows = torch.stack([torch.full_like(first, frame[0]), first, second, torch.full_like(first, frame[1])], 1)
+    def predicted(place: int) -> torch.Tensor:
+        """Of each letter in the other place, what is predicted in this one."""
+        rows = torch.tensor([[tokenizer.cls_token_id, 0, 0, tokenizer.sep_token_id]]).repeat(len(letters), 1)
+        rows[:, place], rows[:, 3 - place] = tokenizer.mask_token_id, letters
         with torch.no_grad():
             return model(rows).logits[:, place, letters].double().softmax(-1)
 
-    hidden = torch.tensor([tokenizer.mask_token_id])
-    alone, other = (predicted(hidden, hidden, place)[0] for place in (1, 2))
-    after = other @ predicted(hidden.expand(len(letters)), letters, 1)
-    seen = (texts[:, 1, None] == letters).sum(0).double()
-    assert int(seen.sum()) == count
-    assert chisquare(seen, count * (alone + after) / 2).pvalue > 1e-4
-    assert chisquare(seen, count * alone).pvalue < 1e-6
+    first, second = predicted(1), predicted(2)
+    both = torch.full((len(letters),) * 2, len(letters) ** -2.0, dtype=torch.float64)
+    for _ in range(24):
+        both = (both.sum(0)[:, None] * first).mT / 2 + both.sum(1)[:, None] * second / 2
+    for place, expected in ((1, both.sum(1)), (2, both.sum(0))):
+        seen = (texts[:, place, None] == letters).sum(0).double()
+        assert int(seen.sum()) == count
+        assert chisquare(seen, count * expected).pvalue > 1e-4
+        assert chisquare(seen).pvalue < 1e-6
 
 
 def test_of_filled_texts_some_tokens_are_to_be_predicted(tmp_path):
