@@ -20,11 +20,11 @@ from isobasin.errors import ArchitectureError, TensorError
 from isobasin.model import Model
 from isobasin.refinement.ends import End, ends_of, type_of
 from isobasin.refinement.names import Places, names_in_memory, parameters
-from isobasin.refinement.precision import ShortAttention, quicker_in_bfloat16
 from isobasin.refinement.predictions import LARGEST, Predictions, gathered
 from isobasin.tasks.examples import IGNORED, Indices
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import model_inputs, passing, targets
+from isobasin.tasks.precision import ShortAttention, quicker_in_bfloat16
 from isobasin.tasks.processes import Group
 from isobasin.verbs.settings import Progress
 

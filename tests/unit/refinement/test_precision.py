@@ -10,9 +10,9 @@ import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.choices import TaskKind
 from isobasin.model import open_model
-from isobasin.refinement import precision
 from isobasin.refinement.line import ModuleLine
-from isobasin.refinement.precision import ShortAttention, quicker_in_bfloat16
+from isobasin.tasks import precision
+from isobasin.tasks.precision import ShortAttention, quicker_in_bfloat16
 
 
 def test_where_bfloat16_is_quicker(monkeypatch):

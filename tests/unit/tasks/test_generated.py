@@ -238,3 +238,22 @@ def test_lines_of_encoders_are_learned_from_them(tmp_path):
     found = isobasin.refine(*models, DataOptions("generated", max_examples=64, length=16), tmp_path / "out", how=how)
     assert found.refined.after < 0.9 * found.refined.before
     assert all(verified.equal for verified in found.verified)
+
+
+@pytest.mark.parametrize(("dtype", "quicker"), [("float32", True), ("float32", False), ("float64", True)])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_texts_are_written_in_bfloat16_where_that_is_quicker(family, dtype, quicker, tmp_path, monkeypatch):
+    """Models that are stored in double write in double."""
+    folder, used = masked(tmp_path / "a", family=family), list[torch.dtype]()
+    tiny(family, "writing").save(folder, dtype=getattr(torch, dtype))
+    real = load_model
+
+    def loaded(*given):
+        model = real(*given)
+        model.register_forward_pre_hook(lambda module, *_: used.append(module.dtype))
+        return model
+
+    monkeypatch.setattr("isobasin.tasks.generated.load_model", loaded)
+    monkeypatch.setattr("isobasin.tasks.generated.quicker_in_bfloat16", lambda *_: quicker)
+    assert written([folder]).shape == (12, 6)
+    assert {*used} == {torch.bfloat16 if quicker and dtype == "float32" else getattr(torch, dtype)}
