@@ -99,9 +99,17 @@ class Blocks(ABC):
 
     def dtype(self, *, feedforward: bool = False) -> torch.dtype:
         """The coarsest type that a tensor of attention, or of feed-forward blocks as well, is stored in."""
-        dtypes = self.dtypes()
-        kinds = {dtypes[name] for block in self.blocks(feedforward=feedforward) for name in block.shapes()}
-        return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps, default=torch.float32)
+        if feedforward not in self._coarsest:
+            dtypes = self.dtypes()
+            found = {dtypes[name] for block in self.blocks(feedforward=feedforward) for name in block.shapes()}
+            kinds = (kind for kind in found if kind.is_floating_point)
+            self._coarsest[feedforward] = max(kinds, key=lambda k: torch.finfo(k).eps, default=torch.float32)
+        return self._coarsest[feedforward]
+
+    @cached_property
+    def _coarsest(self) -> dict[bool, torch.dtype]:
+        """What `dtype` found: it is asked for every block, and all blocks are looked through for it."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

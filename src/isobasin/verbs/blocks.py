@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 
 import torch
@@ -204,20 +204,14 @@ class BlockMatching:
             move = Move(names[index], group, elements[position], statistics[position])
             yield Matched(move, check, partial(blocks[index].write, theirs[position], found.moved[position]))
 
-    @cached_property
+    @property
     def _dtype(self) -> torch.dtype:
         """The type that moved attention weights are stored in."""
         return self.running.dtype or self.b.dtype()
 
-    @cached_property
-    def _eps(self) -> float:
-        """The coarsest rounding of the stored weights of attention."""
-        return max(torch.finfo(model.dtype()).eps for model in (self.a, self.b))
-
-    @cached_property
-    def _wide_eps(self) -> float:
-        """That of feed-forward blocks as well."""
-        return max(torch.finfo(model.dtype(feedforward=True)).eps for model in (self.a, self.b))
+    def _eps(self, *, wide: bool = False) -> float:
+        """The coarsest rounding of the stored weights of attention, or of feed-forward blocks as well."""
+        return max(torch.finfo(model.dtype(feedforward=wide)).eps for model in (self.a, self.b))
 
     def _stored(self, which: int, block: AttentionBlock | FeedForward) -> dict[str, Tensor]:
         """The tensors of a block of the reference (0) or the model (1) as they are stored."""
@@ -272,7 +266,7 @@ class BlockMatching:
     ) -> list[Statistics]:
         """What is reported of every block of a stack."""
         before, after = distance(a, b).tolist(), distance(a, found.moved).tolist()
-        whole, eps = size(a).tolist(), self._eps
+        whole, eps = size(a).tolist(), self._eps()
         rounding = circuits.rounding(group, found.moved, self._dtype, known=found.sides).tolist()
         rows: list[Statistics] = []
         for i in range(len(before)):
@@ -297,7 +291,7 @@ class BlockMatching:
             found = FeedForwardMatch(known, block.group.act(known, model))
         whole = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
         after = feedforward.distance(reference, found.moved)
-        status = "exact" if _is_rounding(after, whole, self._wide_eps) else "optimal"
+        status = "exact" if _is_rounding(after, whole, self._eps(wide=True)) else "optimal"
         statistics = Statistics(feedforward.distance(reference, model), after, status=status)
         check = self._checked(block.name, partial(compare_feedforward, block, model, found.moved))
         move = Move(name, block.group, found.element.to("cpu"), statistics)
