@@ -1,8 +1,10 @@
-"""A full disk: who meets it, and what to say of it."""
+"""A disk that is full, or takes no such file: who meets it, and what to say of it."""
 
 from __future__ import annotations
 
 import errno
+import os
+import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ TEMPORARY = ".isobasin-temporary-"
 """How folders for temporary files are called; random letters follow."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# How safetensors says what the operating system did.
+_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -34,14 +38,18 @@ def full_disk(target: Path, needed: int | None = None) -> Generator[None]:
         needed: Its size in bytes, if that is known.
 
     Raises:
-        OutputError: There is no space.
+        OutputError: There is no space; or the system refused what safetensors did, which is no OSError.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
         if _is_full(error):
             raise _no_space(target, needed) from error
-        raise
+        refused = _NUMBER.search(str(error)) if isinstance(error, SafetensorError) else None
+        if refused is None:
+            raise
+        problem = f"can't be written ({os.strerror(int(refused[1]))})"
+        raise OutputError(f"{_temporary(target) or target}: {problem}: check the folder") from error
 
 
 def nearest_parent(target: Path) -> Path:
@@ -57,12 +65,17 @@ def _is_full(error: Exception) -> bool:
 
 def _no_space(target: Path, needed: int | None) -> OutputError:
     takes = "" if needed is None else f"the output takes {size(needed)}, "
-    home = next((place.parent for place in (target, *target.parents) if place.name.startswith(TEMPORARY)), None)
+    home = _temporary(target)
     if home is not None:
         advice = f"{size(_free(target))} are free: make room, or name another folder in TMPDIR"
         return OutputError(f"{home}: no space left for temporary files: {takes}{advice}")
     free = f"{size(_free(target))} are free in {_disk(target)}"
     return OutputError(f"{target}: no space left: {takes}{free}: make room")
+
+
+def _temporary(target: Path) -> Path | None:
+    """The folder for temporary files that something lies in."""
+    return next((place.parent for place in (target, *target.parents) if place.name.startswith(TEMPORARY)), None)
 
 
 def _disk(target: Path) -> Path:

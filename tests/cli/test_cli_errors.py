@@ -18,6 +18,7 @@ from tiny_program import edit_config, edit_tensors
 from torch import Tensor
 from typer.testing import Result
 
+from isobasin.checkpoints import Checkpoint
 from isobasin.cli import failures
 from isobasin.text import printable
 
@@ -220,6 +221,22 @@ def test_an_output_apart_from_the_inputs(cli: Cli, models: dict[str, Path], copi
 def test_no_space(refused: Callable[..., None], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=100, used=90, free=10))
     refused(models["b"], "out", "no space left")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("align",), ("merge",), ("refine",), ("gauge", "--for", "rtn4"), ("transport",), ("scramble",)],
+    ids=lambda words: words[0],
+)
+def test_no_space_is_found_before_any_work(
+    words: tuple[str, ...], cli: Cli, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Who learns for half an hour wants to know it before."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=100, used=90, free=10))
+    monkeypatch.setattr(Checkpoint, "read", lambda *_: pytest.fail("work began"))
+    count = {"gauge": 1, "scramble": 1, "transport": 3}.get(words[0], 2)
+    sources = [models["a"], models["b"], models["a"]][:count]
+    check_failed(cli(words[0], *sources, *words[1:], "-o", tmp_path / "out"), "out", "no space left")
 
 
 def test_no_space_in_the_middle(refused: Callable[..., None], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch):

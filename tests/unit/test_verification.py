@@ -99,6 +99,19 @@ def test_tensors_that_no_class_reads_are_compared_by_value(tmp_path):
     assert not isobasin.verify(one, a).equal
 
 
+def test_a_tensor_that_only_one_of_two_configurations_reads(tmp_path):
+    """It is in both files: whether it differs is seen by its values."""
+    a = tiny("dinov2").save(tmp_path / "a", dtype=torch.float32)
+    without = {"use_mask_token": False}
+    same = changed(a, tmp_path / "same", config=without)
+    other = changed(a, tmp_path / "other", lambda tensors: tensors["dinov2.embeddings.mask_token"].add_(1), without)
+    for pair in ((a, same), (same, a)):
+        found = isobasin.verify(*pair)
+        assert (found.equal, found.unread, found.unequal) == (True, ("embeddings.mask_token",), ())
+    for pair in ((a, other), (other, a)):
+        assert isobasin.verify(*pair).unequal == ("embeddings.mask_token",)
+
+
 def test_outputs_of_random_parameters_are_not_compared(tmp_path):
     """Without its pooler a BERT has hidden states; without its classifier it has nothing, or another class."""
     a = tiny("bert").save(tmp_path / "a", base=True, dtype=torch.float32)

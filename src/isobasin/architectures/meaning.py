@@ -2,14 +2,17 @@
 
 Entries are those that the code of the model type reads, found in its source, with the values that they have once
 transformers has built the configuration: the forms of its versions are one, and what other tools write beside them is
-nothing. Left out are entries that change no output: names, training, caches, and sizes that the tensors show.
+nothing. Left out are entries that change no output: names, training, caches, sizes that the tensors show, and whatever
+only other heads than the given ones read.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,6 +46,11 @@ _READ_OF_ROPE = re.compile(r"rope_parameters(?:\.get\(|\[)\"(\w+)\"")
 _COUNTS_PADDING = re.compile(r"create_position_ids_from_input_ids")
 _PADDING = re.compile(r"self\.padding_idx = (\d+)")
 _READS_LAST = re.compile(r"GenericForSequenceClassification|pad_token_id is None")
+_WORD = re.compile(r"[a-zA-Z_]\w*")
+# Code that makes a part of whichever class a configuration inside says.
+_OPEN = re.compile(r"\bAuto\w+\._?from_config|load_backbone")
+# What a window is that is no shorter than any text.
+_HIDES_NOTHING = "beyond all positions"
 _POINTS = torch.linspace(-8, 8, 257, dtype=torch.float64)
 
 
@@ -86,18 +94,22 @@ class _Rotation:
         return alike and self.others == other.others and all(torch.allclose(x, y, 1e-6, 0) for x, y in pairs)
 
 
-def meaning(description: Description) -> dict[str, Any]:
-    """Every entry that a model's function depends on, by name, nested ones with dots.
+def _meaning(description: Description, heads: frozenset[str]) -> dict[str, Any]:
+    """Every entry that the function of models with these heads depends on, by name, nested ones with dots.
 
     Raises:
         ArchitectureError: transformers refuses the configuration.
     """
     if not known(description.model_type):
         return _raw(description.entries)
-    config = description.config
-    classifies = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
     with trying(f"config.json of model type {description.model_type} can't be read"):
-        return {name: value for name, value in _entries(config, classifies=classifies) if value is not None}
+        return {name: value for name, value in _entries(description.config, heads) if value is not None}
+
+
+def _heads(*descriptions: Description) -> frozenset[str]:
+    """The names of the classes that configurations are of; none where one says nothing."""
+    named = [each.config.architectures if known(each.model_type) else None for each in descriptions]
+    return frozenset(names[0] for names in named if names) if all(named) else frozenset()
 
 
 def differences(a: Description, b: Description) -> list[Difference]:
@@ -106,7 +118,7 @@ def differences(a: Description, b: Description) -> list[Difference]:
     Raises:
         ArchitectureError: transformers refuses one of them.
     """
-    ours, theirs = meaning(a), meaning(b)
+    ours, theirs = (_meaning(each, _heads(a, b)) for each in (a, b))
     found: list[Difference] = []
     for name in sorted(ours.keys() | theirs.keys()):
         one, other = ours.get(name), theirs.get(name)
@@ -119,11 +131,11 @@ def differences(a: Description, b: Description) -> list[Difference]:
     return found
 
 
-def _entries(config: Config, within: str = "", *, classifies: bool = False) -> Iterator[tuple[str, Any]]:
+def _entries(config: Config, heads: frozenset[str], within: str = "") -> Iterator[tuple[str, Any]]:
     """Names in `config.json` and values of what the code reads; None for what is as if it weren't there."""
     nested: dict[str, Any] = {name: getattr(config, name, None) for name in config.sub_configs}
-    source = _source(type(config))
-    for name in sorted(_names(source) - nested.keys()):
+    source, classifies = _source(type(config)), any(name.endswith("ForSequenceClassification") for name in heads)
+    for name in sorted(_names(_used(type(config), heads)) - nested.keys()):
         if not _says(name) or not hasattr(config, name):
             continue
         value = getattr(config, name)
@@ -136,7 +148,7 @@ def _entries(config: Config, within: str = "", *, classifies: bool = False) -> I
     yield f"{within}is_causal", False if getattr(config, "is_causal", True) is False else None
     for name, inner in nested.items():
         if inner is not None and hasattr(inner, "sub_configs"):
-            yield from _entries(inner, f"{within}{name}.")
+            yield from _entries(inner, heads, f"{within}{name}.")
 
 
 def counts_padding(config: Config) -> bool:
@@ -177,6 +189,9 @@ def _plain(config: Config, name: str, value: Any) -> Any:
     slides = [kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"]
     if name in ("sliding_window", "layer_types") and not slides and getattr(config, "layer_types", None):
         return None
+    if name == "sliding_window" and isinstance(value, int):
+        # No None: the code of some types turns by positions only where there is a window.
+        return value if value < getattr(config, "max_position_embeddings", math.inf) else _HIDES_NOTHING
     return None if _neutral(value) else list(value) if isinstance(value, tuple) else value
 
 
@@ -248,6 +263,34 @@ def _source(configuration_class: type) -> str:
             files = sorted(folder.glob("modeling_*.py")) or sorted(folder.glob("*.py"))
             texts += [file.read_text(encoding="utf-8") for file in files]
     return "\n".join(dict.fromkeys(texts))
+
+
+@cache
+def _used(configuration_class: type, heads: frozenset[str]) -> str:
+    """What of `_source` these classes use: what they name, and what that names in turn; all of it where that is open.
+
+    It is open where a class is none of that code, or leaves to a configuration which classes it is made of.
+    """
+    source = _source(configuration_class)
+    defined = _defined(source)
+    found, left = set[str](), set(heads)
+    while name := next(iter(left & defined.keys()), None):
+        found.add(name)
+        left = (left | set(_WORD.findall(defined[name]))) - found
+    text = "\n".join(defined[name] for name in sorted(found))
+    return text if heads and heads <= found and not _OPEN.search(text) else source
+
+
+@cache
+def _defined(source: str) -> dict[str, str]:
+    """The text of each class, function and constant of some code, by name."""
+    lines, found = source.splitlines(), dict[str, str]()
+    for node in ast.parse(source).body:
+        targets: Sequence[Any] = getattr(node, "targets", (node,))
+        for name in (getattr(target, "name", getattr(target, "id", None)) for target in targets):
+            if isinstance(name, str):
+                found[name] = "\n".join((found.get(name, ""), *lines[node.lineno - 1 : node.end_lineno]))
+    return found
 
 
 @cache

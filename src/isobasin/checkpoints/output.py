@@ -21,7 +21,9 @@ LOCK = ".lock"
 """Is in a folder while a process writes into it for long."""
 
 
-def check_output(out: str | os.PathLike[str], inputs: Sequence[Path] = (), force: bool = False) -> None:
+def check_output(
+    out: str | os.PathLike[str], inputs: Sequence[Path] = (), force: bool = False, needed: int = 0
+) -> None:
     """Refuse an output folder that can't or must not be written, before any work.
 
     The output may not be, hold, or lie in a model that is being read (`isobasin.reads`). A new one may lie in what else
@@ -31,9 +33,11 @@ def check_output(out: str | os.PathLike[str], inputs: Sequence[Path] = (), force
         out: The folder to be written; it may exist if it is empty.
         inputs: Further folders that are read as models are.
         force: Whether an existing folder may be replaced.
+        needed: How many bytes it will take at least.
 
     Raises:
-        OutputError: The folder exists, is a file, overlaps with an input, or its parent isn't writable.
+        OutputError: The folder exists, is a file, overlaps with an input, its parent isn't writable, or there is no
+            space.
     """
     target = real(out)
     for item in (*inputs, *reads.MODELS, *(reads.OTHERS if os.path.lexists(out) else ())):
@@ -44,6 +48,7 @@ def check_output(out: str | os.PathLike[str], inputs: Sequence[Path] = (), force
         if target.is_dir() and not force and any(target.iterdir()):
             raise OutputError(f"{out}: exists and isn't empty: name another folder, or replace it with --force")
         _check_parent(target)
+        check_space(target, needed)
 
 
 def write_file_atomically(path: Path, write: Callable[[Path], object], force: bool = False) -> None:

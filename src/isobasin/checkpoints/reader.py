@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -113,6 +114,11 @@ class Checkpoint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every stored tensor."""
         return {name: info.shape for name, info in self.tensors.items()}
+
+    def size(self, dtype: torch.dtype | None = None) -> int:
+        """How many bytes its values take, in their own types or floating-point ones in another."""
+        found = ((i.shape, dtype if dtype and i.dtype.is_floating_point else i.dtype) for i in self.tensors.values())
+        return sum(math.prod(shape) * kind.itemsize for shape, kind in found)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Read tensors in their stored type, opening each shard once.

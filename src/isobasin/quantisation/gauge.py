@@ -122,7 +122,7 @@ def gauge(
         raise IsobasinError(f"by {by} is measured on data: give --data, or choose weights")
     with open_model(model, allow_pickle=allow_pickle, untie=untie) as found, keeping_data(data):
         if output is not None:
-            check_output(output, force=running.force)
+            check_output(output, force=running.force, needed=found.checkpoint.size(running.dtype))
         examples = None
         if data is not None:
             place, told = running.device, running.progress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 from isobasin.alignment import Alignment, untied_note
 from isobasin.beside import REFERENCE
 from isobasin.checkpoints import check_output
-from isobasin.choices import Scope
+from isobasin.choices import GENERATED, Scope
+from isobasin.errors import warn
 from isobasin.model import Model, Source, open_pair
 from isobasin.plain import Plain
 from isobasin.recipes import recorded
@@ -62,6 +64,10 @@ class Refinement(Plain):
     def _repr_html_(self) -> str:
         moves = [end._repr_html_() for end in (self.alignment, self.reference) if end is not None]  # pyright: ignore[reportPrivateUsage]
         return "".join([self.refined._repr_html_(), *moves])  # pyright: ignore[reportPrivateUsage]
+
+
+# Minutes in which nothing is learned: none would be no limit.
+_HARDLY = 1e-3
 
 
 @recorded
@@ -113,12 +119,15 @@ def refine(
         refuse_conflicts(
             a.canonical, b.canonical, Taking(take_config, untie=matching.untie), (Option.config, Option.untie)
         )
-        check_output(out, force=running.force)
+        written = [b.checkpoint, a.checkpoint][: 1 + how.both]
+        check_output(out, force=running.force, needed=sum(each.size(running.dtype) for each in written))
         advise(b, matching)
+        began = time.perf_counter()
         # Other processes write the same texts, by the same seed.
         examples = examples_in(
             data, a.name, a.checkpoint, b.checkpoint, device=running.device, progress=running.progress
         )
+        within = how if examples.facts.source != GENERATED else _left(how, time.perf_counter() - began)
         unfinished = Unfinished(out)
         if start is None:
             calibration = DataCalibration(examples, running.device)
@@ -135,7 +144,7 @@ def refine(
         )
         unfinished.key = _key(how, examples, start, a, b)
         saving = {"save": unfinished.save} if group.first else {}
-        found = descend(line, examples, how, progress=running.progress, resume=unfinished.load(), **saving)
+        found = descend(line, examples, within, progress=running.progress, resume=unfinished.load(), **saving)
         total, other = learned(line, start, {"data": examples.facts.source, "seed": str(how.seed)})
         other = other and replace(other, provenance={**other.provenance, **untied_note(a)})
         if not group.first:
@@ -143,6 +152,15 @@ def refine(
         verified = _write(total, other, b, a, out, running)
         unfinished.remove()
         return Refinement(total, other, found, verified)
+
+
+def _left(how: Refining, seconds: float) -> Refining:
+    """The recipe with the minutes that are left to learn in once texts were written."""
+    minutes = seconds / 60
+    if how.minutes and minutes > how.minutes / 2:
+        advice = "give more --minutes, fewer texts (--max-examples), or --data that are there"
+        warn(f"writing texts took {minutes:.2g} of {how.minutes:g} minutes that there are to learn: {advice}")
+    return replace(how, minutes=max(how.minutes - minutes, _HARDLY)) if how.minutes else how
 
 
 def learned(line: MovingLine[Any], start: Alignment, facts: Mapping[str, str]) -> tuple[Alignment, Alignment | None]:

@@ -105,7 +105,7 @@ def align(
         advise(b, matching)
         if output is None:
             return _matched(a, b, matching, running, calibration, engine)
-        check_output(output, force=force)
+        check_output(output, force=force, needed=b.checkpoint.size(dtype))
         # The written model is verified as a whole: its blocks need no check of their own.
         unchecked = replace(running, verify=False)
         if engine is None and matching.scope is not Scope.model:

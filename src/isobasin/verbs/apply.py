@@ -100,7 +100,7 @@ def moved(
     """Open a model, find a move of it, and make that; arguments and result as `apply`."""
     with open_model(source, allow_pickle=allow_pickle, untie=untie) as model:
         if output is not None:
-            check_output(output, force=running.force)
+            check_output(output, force=running.force, needed=model.checkpoint.size(running.dtype))
         alignment = find(model)
 
         def write(folder: Path) -> Alignment:

@@ -189,7 +189,7 @@ def merge(
         whole = () if way.of_tasks else weights  # of which one may be all
         alone = only(whole, partial(_check_alike, opened, matching, taking))
         if output is not None:
-            check_output(output, force=force)
+            check_output(output, force=force, needed=opened[0].checkpoint.size(dtype))
         brought, truncation, points = _Brought(), list[Truncation](), iter(())
         if alone is None:
             forced = force_unrelated or 1 in whole

@@ -130,7 +130,7 @@ def outline(
         models = [] if matching is None else [Model.of(end) for end in opened]
         if matching is not None and widened:
             matching = replace(matching, scope=widest(models, keep_gains=matching.keep_gains))
-        size = _written(ends[0], running) if adapter is None else adapter.size
+        size = ends[0].checkpoint.size(running.dtype) if adapter is None else adapter.size
         return Outline(
             models=tuple(map(_described, ends)),
             matched=() if matching is None else tuple(_matched(models, matching)),
@@ -142,19 +142,11 @@ def outline(
 
 
 def _described(end: Canonical) -> Described:
-    return Described(end.name, end.description.model_type, _parameters(end), _bytes(end))
+    return Described(end.name, end.description.model_type, _parameters(end), end.checkpoint.size())
 
 
 def _parameters(end: Canonical) -> int:
     return sum(prod(info.shape) for info in end.checkpoint.tensors.values())
-
-
-def _bytes(end: Canonical) -> int:
-    return sum(prod(info.shape) * info.dtype.itemsize for info in end.checkpoint.tensors.values())
-
-
-def _written(end: Canonical, running: Running) -> int:
-    return _bytes(end) if running.dtype is None else _parameters(end) * running.dtype.itemsize
 
 
 def _parent(path: Path) -> Path:
@@ -189,7 +181,7 @@ def _memory(
     block = max(8 * sum(map(prod, one.shapes().values())) for one in blocks)
     found = _IMPORTED + _BLOCKS * block * (2 if running.verify else 1)
     if matching.scope is Scope.model:
-        found = max(found, _IMPORTED + _FILES * _bytes(opened[0]) + largest)
+        found = max(found, _IMPORTED + _FILES * opened[0].checkpoint.size() + largest)
     return found + _COPIES * 4 * _parameters(opened[0]) * learns
 
 

@@ -166,7 +166,7 @@ def transport(
     with _opened((target, base, tuned), adapter, allow_pickle=allow_pickle, untie=untie) as models:
         onto, start, end = models
         if output is not None:
-            check_output(output, force=force)
+            check_output(output, force=force, needed=0 if adapter else onto.checkpoint.size())
         if alignment is None:
             within = widest(models, keep_gains=keep_gains) if scope is None else Scope(scope)
             how = Method(method), HeadCost(head_cost), max_condition, within, keep_gains, Objective(objective), untie

@@ -321,7 +321,8 @@ def _check_missing(a: Model, b: Model, ours: Plan, theirs: Plan) -> None:
         for name in lacks.missing:
             if name not in has.missing:
                 raise ArchitectureError(
-                    f"{model.name} has {name!r} and {other.name} has not: give two models with the same head"
+                    f"{model.name} has {name!r} and {other.name} has not: give two models with the same "
+                    "tensors, heads included"
                 )
 
 
@@ -334,8 +335,10 @@ def _unread(a: Model, b: Model, ours: Plan, theirs: Plan) -> tuple[tuple[str, ..
     names = tuple(sorted(pair[0].keys() | pair[1].keys()))
     unequal: list[str] = []
     for name in names:
-        stored = [(m, found[name]) for m, found in zip((a, b), pair, strict=True) if name in found]
-        if len(stored) < 2 or not _same(*(model.checkpoint.read([n])[n] for model, n in stored)):
+        # One that only the other's class reads is there nevertheless.
+        stored = [found.get(name) or model.view.find(name) for model, found in zip((a, b), pair, strict=True)]
+        there = [model.checkpoint.read([n])[n] for model, n in zip((a, b), stored, strict=True) if n is not None]
+        if len(there) < 2 or not _same(*there):
             unequal.append(name)
     return names, tuple(unequal)
 

@@ -26,6 +26,11 @@ def config(model_type: str, **changes: Any) -> dict[str, Any]:
     return {"model_type": model_type, **tiny(model_type).config, **changes}
 
 
+def headed(model_type: str, head: str, **changes: Any) -> dict[str, Any]:
+    """The same, of a model of this class."""
+    return config(model_type, architectures=[head], **changes)
+
+
 def differing(a: dict[str, Any], b: dict[str, Any]) -> list[Difference]:
     """The differences of two configurations, with tensors that leave room for any size."""
     return differences(*(Description(entries, {"x": (2**20,)}) for entries in (a, b)))
@@ -61,6 +66,10 @@ def test_a_configuration_is_one_with_all_defaults_filled_in(model):
         (config("gpt2"), config("gpt2", activation_function="gelu_pytorch_tanh", embd_pdrop=0.0)),
         (config("mistral", sliding_window=None), config("llama")),
         (config("gemma2", pad_token_id=0), config("gemma2", pad_token_id=5)),
+        (headed("gpt2", "GPT2LMHeadModel"), headed("gpt2", "GPT2LMHeadModel", summary_type="first")),
+        (headed("vit", "ViTModel"), headed("vit", "ViTForImageClassification", encoder_stride=3)),
+        # Both windows hold every text that the models are made for.
+        (config("gemma2", sliding_window=99, max_position_embeddings=64), config("gemma2", sliding_window=2**20)),
     ],
 )
 def test_forms_of_one_function(a, b):
@@ -89,6 +98,11 @@ def test_forms_of_one_function(a, b):
             "text_config.hidden_act",
         ),
         ("isobasin_vit", {"rotary": False}, "rotary"),
+        ("gemma2", {"sliding_window": 9}, "sliding_window"),
+        ("cohere2", {"sliding_window": None}, "sliding_window"),
+        ("gpt2", {"summary_type": "first"}, "summary_type"),
+        ("gpt2", {"summary_type": "first", "architectures": ["GPT2DoubleHeadsModel"]}, "summary_type"),
+        ("vit", {"encoder_stride": 3, "architectures": ["ViTForMaskedImageModeling"]}, "encoder_stride"),
     ],
 )
 def test_what_changes_the_function_is_named(model_type, changes, entry):
@@ -134,18 +148,18 @@ def test_whatever_changes_outputs_is_said(model_type):
     usual = tiny(model_type)
     model = usual.build(dtype=torch.float32)
     state, inputs = model.state_dict(), {"input_ids": torch.arange(3, 13)[None]}
-    expected = outputs(model, inputs)
+    expected, usually = outputs(model, inputs), headed(model_type, type(model).__name__)
     changed = 0
     for entry in fields(model.config):
         if entry.name == "tie_word_embeddings":
             continue  # about which tensors there are: the view of a checkpoint knows
         for value in _others(getattr(model.config, entry.name, None)):
-            written = {**config(model_type), entry.name: value}
+            written = {**usually, entry.name: value}
             try:
                 built = build(model_type, written)
             except ArchitectureError:  # no such configuration
                 continue
-            said = differing(config(model_type), written)
+            said = differing(usually, written)
             if said and changed >= 2:
                 continue  # whatever its outputs are
             try:

@@ -197,5 +197,17 @@ def test_no_space_for_temporary_files_is_said_of_their_place(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_the_system_refuses_to_safetensors_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It may be larger than a process is allowed to write, for one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    error = SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+    with pytest.raises(OutputError, match=rf"^{tmp_path}: can't be written \(File too large\)"), temporary_folder():
+        raise error
+    with pytest.raises(SafetensorError), temporary_folder():
+        raise SafetensorError("Error while deserializing header")
+
+
 def _raise(error: Exception) -> None:
     raise error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,10 @@ from scipy.stats import chisquare
 import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.choices import TaskKind
-from isobasin.errors import DataError, IsobasinError
+from isobasin.errors import DataError, IsobasinError, IsobasinWarning
 from isobasin.refinement.recipe import Refining
 from isobasin.tasks.data import examples_of
-from isobasin.tasks.examples import IGNORED
+from isobasin.tasks.examples import IGNORED, TensorExamples
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.options import DataOptions
 from isobasin.tasks.processors import build_tokenizer, load_processor
@@ -257,3 +259,27 @@ def test_texts_are_written_in_bfloat16_where_that_is_quicker(family, dtype, quic
     monkeypatch.setattr("isobasin.tasks.generated.quicker_in_bfloat16", lambda *_: quicker)
     assert written([folder]).shape == (12, 6)
     assert {*used} == {torch.bfloat16 if quicker and dtype == "float32" else getattr(torch, dtype)}
+
+
+def test_writing_texts_takes_of_the_minutes_to_learn(models, tmp_path, monkeypatch):
+    """A command ends when it said it would, whatever its minutes went into; data that are read take none."""
+    from isobasin.refinement import refine as module
+
+    given: list[float] = []
+
+    def stop(line, examples, how, **options):
+        given.append(how.minutes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "descend", stop)
+    monkeypatch.setattr(module.time, "perf_counter", iter(range(0, 10**6, 90)).__next__)
+    data = DataOptions("generated", max_examples=8, length=8)
+    found = examples_of(data, *models)
+    ready = TensorExamples.of(found.fetch(range(8)), replace(found.facts, source="elsewhere"))
+    for minutes, source in ((10.0, data), (2.0, data), (1.0, data), (0.0, data), (1.0, ready)):
+        how = Refining(minutes=minutes)
+        said = source is data and 0 < minutes < 3
+        slow = pytest.warns(IsobasinWarning, match="writing texts took") if said else nullcontext()
+        with slow, pytest.raises(KeyboardInterrupt):
+            isobasin.refine(*models, source, tmp_path / "out", how=how, running=QUIET)
+    assert given == [8.5, 0.5, module._HARDLY, 0.0, 1.0]
