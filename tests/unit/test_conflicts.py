@@ -96,6 +96,10 @@ def other_merges(a: Path, b: Path, home: Path) -> tuple[Path, Path]:
     return tokenizer(one, words(), ["t 1"]), tokenizer(other, words(), ["t 2"])
 
 
+def larger_vocabulary(a: Path, b: Path, home: Path) -> tuple[Path, Path]:
+    return a, rewritten(b, home / "b", vocab_size=77)
+
+
 def quantised(a: Path, b: Path, home: Path) -> tuple[Path, Path]:
     return a, rewritten(b, home / "b", quantization_config={"quant_method": "fp8"})
 
@@ -106,6 +110,7 @@ CASES = (
     (other_tokens, "token 't0' is 0 in tokenizer.json of A and 49 in tokenizer.json of B"),
     (renamed_token, "token 49 is 't49' in tokenizer.json of A and 'new' in tokenizer.json of B"),
     (other_merges, "cut words by other merges"),
+    (larger_vocabulary, "B doesn't fit its own config.json (tensor 'lm_head.weight' has shape (50, 32)"),
     (quantised, "quantis"),
 )
 
@@ -147,7 +152,7 @@ def test_every_verb_says_whose_configuration_is_absurd(llamas, tmp_path):
         assert str(error.value).startswith(f"{broken}: config.json has num_hidden_layers")
 
 
-@pytest.mark.parametrize("make", [other_rope, other_tokens, renamed_token, other_merges])
+@pytest.mark.parametrize("make", [other_rope, other_tokens, renamed_token, other_merges, larger_vocabulary])
 def test_the_first_models_meaning_is_taken_on_purpose(make, llamas, tmp_path):
     a, b = make(*llamas, tmp_path)
     isobasin.interpolate(a, b, 0.5, tmp_path / "out", take_config=True)
@@ -325,10 +330,16 @@ def test_conflicts_say_what_resolves_them_and_nothing_is_written(tmp_path):
 def test_a_shape_that_no_option_brings_together(llamas, tmp_path):
     b = rewritten(llamas[1], tmp_path / "b", lambda t: {n: x[:, :24] if "down" in n else x for n, x in t.items()})
     found = isobasin.check([llamas[0], b]).pairs[0].conflicts
-    assert [one.what for one in found] == ["tensors", "tensors"]
-    assert all(isinstance(one, Conflict) and not one.options for one in found)
+    assert [one.what for one in found] == ["tensors", "tensors", "configuration"]
+    assert all(isinstance(one, Conflict) and not one.options for one in found[:2])
     with pytest.raises(TensorError, match="give two that agree"):
         isobasin.interpolate(llamas[0], b, 0.5, tmp_path / "out", common_rows=True)
+
+
+def test_the_first_models_own_misfit_no_option_resolves(llamas, tmp_path):
+    b, a = larger_vocabulary(*llamas, tmp_path)
+    with pytest.raises(ArchitectureError, match=r"A doesn't fit its own config\.json .*: mend that$"):
+        isobasin.interpolate(a, b, 0.5, tmp_path / "out", take_config=True)
 
 
 def test_what_no_option_resolves_is_said_first(tmp_path):

@@ -134,7 +134,8 @@ def differences(a: Description, b: Description) -> list[Difference]:
 def _entries(config: Config, heads: frozenset[str], within: str = "") -> Iterator[tuple[str, Any]]:
     """Names in `config.json` and values of what the code reads; None for what is as if it weren't there."""
     nested: dict[str, Any] = {name: getattr(config, name, None) for name in config.sub_configs}
-    source, classifies = _source(type(config)), any(name.endswith("ForSequenceClassification") for name in heads)
+    source = _source(type(config))
+    classifies = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
     for name in sorted(_names(_used(type(config), heads)) - nested.keys()):
         if not _says(name) or not hasattr(config, name):
             continue

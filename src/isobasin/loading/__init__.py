@@ -1,7 +1,7 @@
 """Everything that transformers loads for us, and on which terms: no code of a folder runs, and nobody is asked."""
 
 from isobasin.loading.calls import auto, configuration, like, pretrained, quiet_transformers
-from isobasin.loading.classes import Plan, check_plan, load, plans
+from isobasin.loading.classes import Plan, check_plan, load, misfit, plans
 from isobasin.loading.deferred import made
 from isobasin.loading.streaming import Held, Streamed
 from isobasin.loading.untying import untied
@@ -16,6 +16,7 @@ __all__ = [
     "like",
     "load",
     "made",
+    "misfit",
     "plans",
     "pretrained",
     "quiet_transformers",

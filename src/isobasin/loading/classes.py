@@ -111,6 +111,19 @@ def plans(ends: Sequence[tuple[Checkpoint, Any]]) -> list[Plan]:
     return best[1]
 
 
+def misfit(checkpoint: Checkpoint, config: Any) -> str | None:
+    """Which stored tensor has another shape than the class has that a configuration names, in words; None if none has.
+
+    What no class can say of a file is no misfit.
+    """
+    for kind in _named(config):
+        try:
+            planned(checkpoint, kind, config)
+        except CheckpointError as error:
+            return str(error.__cause__) if isinstance(error.__cause__, _MisfitError) else None
+    return None
+
+
 def _named(config: Any) -> Iterator[Any]:
     """The class that a configuration names, if there is one and it belongs to the model type."""
     import transformers
@@ -140,6 +153,10 @@ def _known(config: Any) -> Iterator[Any]:
         yield from found if isinstance(found, tuple) else (found,)
 
 
+class _MisfitError(Exception):
+    """A stored tensor has another shape than a class wants: which one."""
+
+
 # What was found for a class, a configuration and a header: two models that are compared mostly have the same ones.
 _found: dict[Any, tuple[tuple[str, ...], tuple[str, ...], int]] = {}
 
@@ -154,7 +171,10 @@ def planned(checkpoint: Checkpoint, kind: Any, config: Any) -> Plan:
     header = tuple((name, info.dtype, info.shape) for name, info in checkpoint.tensors.items())
     given = kind, config.to_json_string(use_diff=False), header
     if given not in _found:
-        _found[given] = _tried(checkpoint, kind, config)
+        try:
+            _found[given] = _tried(checkpoint, kind, config)
+        except _MisfitError as error:
+            raise CheckpointError(f"{checkpoint.folder}: {error} by config.json: check both") from error
     return Plan(checkpoint, kind, config, *_found[given])
 
 
@@ -166,10 +186,7 @@ def _tried(checkpoint: Checkpoint, kind: Any, config: Any) -> tuple[tuple[str, .
         kind, checkpoint.folder, config, shapes, dtype=torch.float32, ignore_mismatched_sizes=True
     )
     for name, stored, wanted in sorted(report["mismatched_keys"]):
-        raise CheckpointError(
-            f"{checkpoint.folder}: tensor {name!r} has shape {tuple(stored)}, but {kind.__name__} has {tuple(wanted)} "
-            "by config.json: check both"
-        )
+        raise _MisfitError(f"tensor {name!r} has shape {tuple(stored)}, but {kind.__name__} has {tuple(wanted)}")
     # Buffers are computed from the configuration, not drawn; biases of weights that are there are 0.
     lacking = report["missing_keys"].intersection(name for name, _ in model.named_parameters())
     missing = sorted(n for n in lacking if not n.endswith(".bias") or f"{n.removesuffix('bias')}weight" in lacking)

@@ -16,6 +16,7 @@ from isobasin.architectures.registry import kind
 from isobasin.canonical import Canonical
 from isobasin.checkpoints import unlike_modules
 from isobasin.errors import ArchitectureError, TensorError
+from isobasin.loading import misfit
 from isobasin.plain import Plain
 from isobasin.verbs.rows import Tables, labels_of, tables_of
 
@@ -37,6 +38,9 @@ _DOES = {
     Option.head: "reference or own merges the bodies alone",
     Option.untie: "takes tied tensors apart, which changes no function",
 }
+
+_WHOLE = "config.json"
+"""What a conflict is about that is no entry's."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class Conflict(Plain):
         if self.what == "quantised":
             return "load it with transformers, call dequantize() on the model, and save it"
         found = [f"{option} {_DOES[option]}" for option in self.options if option in offered]
-        return ", or ".join(found) if found else "give two that agree"
+        otherwise = "mend that" if self.entry == _WHOLE else "give two that agree"
+        return ", or ".join(found) if found else otherwise
 
 
 def refuse_conflicts(a: Canonical, b: Canonical, taking: Taking, offered: Sequence[Option]) -> None:
@@ -113,7 +118,8 @@ def conflicts(a: Canonical, b: Canonical) -> list[Conflict]:
         return [Conflict("architecture", "model_type", f"A is a {types[0]} model, B a {types[1]} model")]
     tables = tables_of(a), tables_of(b)
     found = [*_configurations(a, b), *_tokenizers(a, b), *_labels(a, b, tables), *_tensors(a, b, tables)]
-    return [*found, *_nowhere("A", a, "B", b), *_nowhere("B", b, "A", a), *_modules(a, b)]
+    found += [*_nowhere("A", a, "B", b), *_nowhere("B", b, "A", a), *_modules(a, b)]
+    return [*found, *_misfits("A", a), *_misfits("B", b, Option.config)]
 
 
 def _quantised(name: str, end: Canonical) -> Iterator[Conflict]:
@@ -130,6 +136,13 @@ def _quantised(name: str, end: Canonical) -> Iterator[Conflict]:
             found = str(dtype).removeprefix("torch.")
             yield Conflict("quantised", tensor, f"tensor {stored!r} of {name} is {found}, and codes have no average")
             return
+
+
+def _misfits(name: str, end: Canonical, *options: Option) -> Iterator[Conflict]:
+    """A tensor of a shape that nobody can load by the file's own configuration."""
+    config = end.configuration
+    if config is not None and (said := misfit(end.checkpoint, config)) is not None:
+        yield Conflict("configuration", _WHOLE, f"{name} doesn't fit its own config.json ({said})", options)
 
 
 def _nowhere(tied: str, a: Canonical, other: str, b: Canonical) -> Iterator[Conflict]:

@@ -123,6 +123,7 @@ def test_positions_count_where_frequencies_depend_on_them():
 def test_padding_is_read_by_decoders_that_classify():
     a, b = (config("gpt2", pad_token_id=n, architectures=["GPT2ForSequenceClassification"]) for n in (2, 3))
     assert entries(a, b) == ["pad_token_id"]
+    assert entries(headed("gpt2", "GPT2LMHeadModel", pad_token_id=2), b) == []
 
 
 def test_types_that_transformers_lacks_are_compared_as_written():
