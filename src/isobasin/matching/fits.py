@@ -91,7 +91,7 @@ def _(factor: Linear, reference: Parts, model: Parts, solvers: Solvers, max_cond
     if math.isfinite(max_condition):
         matrix = subspace.cap_condition(core, matrix, max_condition)
         capped = (matrix != found.matrix).any(-1).any(-1)
-    left, right = core.top().moved(matrix)
+    left, right = core.moved(matrix)
     sides = Sides(left.unsqueeze(-3), right.unsqueeze(-3), factor.width)
     return Fit({factor.part: matrix}, found.iterations, found.converged, capped, sides)
 

@@ -40,7 +40,7 @@ def _gradient(core: Core, u: Tensor) -> tuple[Tensor, Tensor]:
     left, right = core.b_left @ u.mT, core.b_right @ inverse
     error_left, error_right = core.a_left - left, core.a_right - right
     gradient = 2 * (right.mT @ error_right @ inverse.mT - error_left.mT @ core.b_left)
-    f = error_left.square().sum((-2, -1)) + error_right.square().sum((-2, -1))
+    f = error_left.square().sum((-2, -1)) + error_right.square().sum((-2, -1)) + core.constant
     return gradient.nan_to_num(0, 0, 0), f.nan_to_num(torch.inf, torch.inf)
 
 

@@ -24,6 +24,9 @@ from isobasin.matching import newton
 _EXACT = 1e-26
 # Below this share of ||A||² least squares on one side is a start that is good enough.
 _NEAR = 0.05
+# Where f is at most this many times what it is at any U, such a start may go far at once: that saves a step of four.
+# Badly conditioned heads are above it, and take more steps with a wide radius than with `newton.RADIUS`.
+_SURE, _WIDE_RADIUS = 3.0, 0.2
 # Grams square condition numbers: up to this one of B they cost 1e-10 of its accuracy.
 _WELL = 1e3
 _ROUNDING = 1e-13
@@ -37,22 +40,27 @@ _ROUGH = 0.1
 
 @dataclass(frozen=True)
 class Core:
-    """Problem (1) after an orthogonal change of basis that both models share.
+    """Problem (1) in orthonormal bases of what B's sides span, which both models share.
 
     Attributes:
-        a_left, b_left: `(..., r, n)` with r ≤ 2n; `b_left` is upper triangular.
+        a_left, b_left: The rows that U can move, `(..., n, n)`; `b_left` is upper triangular.
         a_right, b_right: Likewise.
+        constant: Squared norm of the rest of A, which f has at any U, `(...)`.
+        whole_left, whole_right: A as it was, `(..., rows, n)`.
     """
 
     a_left: Tensor
     b_left: Tensor
     a_right: Tensor
     b_right: Tensor
+    constant: Tensor
+    whole_left: Tensor
+    whole_right: Tensor
 
     def objective(self, u: Tensor) -> Tensor:
         """f(U), `(...)`."""
         left, right = self.moved(u)
-        return (self.a_left - left).square().sum((-2, -1)) + (self.a_right - right).square().sum((-2, -1))
+        return newton.squares(self.a_left - left) + newton.squares(self.a_right - right) + self.constant
 
     def moved(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`B_L U^T` and `B_R U^{-1}`."""
@@ -60,15 +68,11 @@ class Core:
 
     def scale(self) -> Tensor:
         """`||A_L||² + ||A_R||²`, `(...)`."""
-        return self.a_left.square().sum((-2, -1)) + self.a_right.square().sum((-2, -1))
+        return newton.squares(self.a_left) + newton.squares(self.a_right) + self.constant
 
-    def __getitem__(self, index: Tensor) -> Core:
-        return Core(self.a_left[index], self.b_left[index], self.a_right[index], self.b_right[index])
-
-    def top(self) -> Core:
-        """The rows that U can move, r = n: what is left out of f is constant."""
-        n = self.b_left.shape[-1]
-        return Core(*(x[..., :n, :] for x in vars(self).values()))
+    def only(self, which: Tensor) -> Core:
+        """Those of a mask; themselves if that is all."""
+        return self if bool(which.all()) else Core(*(x[which] for x in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -89,48 +93,43 @@ class SubspaceSolution:
 
 
 def reduce(a_left: Tensor, b_left: Tensor, a_right: Tensor, b_right: Tensor) -> Core:
-    """Replace tall `(..., rows, n)` factors by `(..., ≤2n, n)` ones with the same f.
+    """Replace tall `(..., rows, n)` factors by n×n ones with the same f but for a constant.
 
-    One triangular factor of `[B | A]` per side holds everything; no orthogonal factor is formed. It comes from Grams
-    where B is so well conditioned that their rounding is far below that of stored weights, and elsewhere, head by head,
-    from an orthogonal factorisation.
+    B's triangular factor holds everything, and no orthogonal one is formed. It comes from Grams where B is so well
+    conditioned that their rounding is far below that of stored weights, and elsewhere, head by head, from an orthogonal
+    factorisation.
     """
-    return Core(*_triangular(a_left, b_left), *_triangular(a_right, b_right))
+    left, r_left, rest_left = _triangular(a_left, b_left)
+    right, r_right, rest_right = _triangular(a_right, b_right)
+    return Core(left, r_left, right, r_right, rest_left + rest_right, a_left, a_right)
 
 
-def _triangular(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of the triangular factor of `[B | A]` that belong to A and to B."""
+def _triangular(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`Q^T A`, R, and the squared norm of `A - Q Q^T A`, with `B = Q R`."""
     n, batch = b.shape[-1], b.shape[:-2]
     a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
     top, r, rest, well = _from_grams(a, b)
-    left = torch.cat([top, rest], -2)
-    right = torch.cat([r, torch.zeros_like(r)], -2)
     if not well.all():
         stacked = torch.cat([b[~well], a[~well]], -1)
         full = torch.linalg.qr(torch.nn.functional.pad(stacked, (0, 0, 0, max(0, 2 * n - a.shape[-2]))), mode="r").R
-        right[~well], left[~well] = full.split(n, -1)
-    return left.reshape(*batch, 2 * n, n), right.reshape(*batch, 2 * n, n)
+        r[~well], top[~well] = full[:, :n].split(n, -1)
+        rest[~well] = newton.squares(full[:, n:, n:])
+    return top.reshape(*batch, n, n), r.reshape(*batch, n, n), rest.reshape(batch)
 
 
 def _from_grams(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`Q^T A`, R and the triangular factor of `A - Q Q^T A`, with `B = Q R`, and where that is as good as exact."""
-    gram_a, gram_b = a.mT @ a, b.mT @ b
-    lower, failed = torch.linalg.cholesky_ex(gram_b)
-    eye = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device).expand_as(gram_b)
+    """What `_triangular` returns, from B's Gram, and where that is as good as exact."""
+    gram = b.mT @ b
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    eye = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device).expand_as(gram)
     inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
     top = inverse @ (b.mT @ a)
-    gram_rest = gram_a - top.mT @ top
-    rest, singular = torch.linalg.cholesky_ex(gram_rest)
+    whole = newton.squares(a)
+    rest = whole - newton.squares(top)
     # A lies in the span of B but for rounding: what is left can't be told from nothing.
-    nothing = _trace(gram_rest) <= _ROUNDING * _trace(gram_a)
-    rest = torch.where(nothing[:, None, None], 0.0, rest.mT)
-    condition = _trace(gram_b) * inverse.square().sum((-2, -1))
-    well = (failed == 0) & (condition <= _WELL**2) & ((singular == 0) | nothing)
-    return top, lower.mT, rest, well
-
-
-def _trace(x: Tensor) -> Tensor:
-    return newton.diagonal(x).sum(-1)
+    rest = torch.where(rest <= _ROUNDING * whole, 0.0, rest)
+    condition = newton.diagonal(gram).sum(-1) * newton.squares(inverse)
+    return top, lower.mT, rest, (failed == 0) & (condition <= _WELL**2)
 
 
 def polar(x: Tensor) -> Tensor:
@@ -210,7 +209,7 @@ def balanced_start(core: Core) -> Tensor:
     recovered exactly, however ill-conditioned.
     """
     to_b, undo_b = _balance(core.b_left, core.b_right)
-    to_a, undo_a = _balance(core.a_left, core.a_right)
+    to_a, undo_a = _balance(core.whole_left, core.whole_right)
     left = (core.b_left @ to_b).mT @ (core.a_left @ to_a)
     right = (core.b_right @ undo_b.mT).mT @ (core.a_right @ undo_a.mT)
     return (to_b @ polar(left + right) @ undo_a).mT
@@ -229,18 +228,21 @@ def gauss_newton(core: Core, max_iterations: int = 100, tolerance: float = 3e-8)
         tolerance: Stop where no step is expected to lower f by more than this share of it.
     """
     shape = core.b_left.shape
-    flat = Core(*(x.reshape(-1, *x.shape[-2:]) for x in vars(core).values()))
+    leading = core.constant.ndim
+    flat = Core(*(x.reshape(-1, *x.shape[leading:]) for x in vars(core).values()))
     problems = _problems(flat, least_squares_start(flat), bases=2)
     far = problems.f > _NEAR * flat.scale()
     found = newton.Found(problems.u, problems.f, torch.zeros_like(problems.index), torch.zeros_like(far))
     limits = max_iterations, tolerance
     if not far.all():
         near = problems.only(~far)
+        # Where hardly more is left than no U can change, the minimum is near, and so is no other one.
+        near.radius[near.f <= _SURE * near.constant] = _WIDE_RADIUS
         near.index = torch.arange(len(near.f), device=near.f.device)
         alone = torch.full_like(near.index, -1)
         found.put(~far, newton.descend(near, alone, *limits))
     if far.any():
-        found.put(far, _better_of_two(flat[far], *limits))
+        found.put(far, _better_of_two(flat.only(far), *limits))
     return SubspaceSolution(
         found.u.reshape(*shape[:-2], shape[-1], shape[-1]),
         *(x.reshape(shape[:-2]) for x in (found.f, found.iterations, found.converged)),
@@ -251,21 +253,23 @@ def _better_of_two(core: Core, max_iterations: int, tolerance: float) -> newton.
     """Where the lower of two starts of each problem ends."""
     starts = torch.cat(_starts(core))
     count = len(starts) // 2
-    twice, first = torch.arange(count, device=starts.device).repeat(2), torch.arange(count, device=starts.device)
+    first = torch.arange(count, device=starts.device)
     rivals = torch.cat([first + count, first])
-    found = newton.descend(_problems(core[twice], starts, bases=1), rivals, max_iterations, tolerance)
+    found = newton.descend(_problems(core, starts, bases=1), rivals, max_iterations, tolerance)
     best = torch.where(found.f[:count] <= found.f[count:], first, first + count)
     iterations = found.iterations.unflatten(0, (2, count)).amax(0)
     return newton.Found(found.u[best], found.f[best], iterations, found.converged[best])
 
 
 def _problems(core: Core, u: Tensor, *, bases: int) -> newton.Problems:
-    """The problems at these U, with so many bases each."""
-    top, scale, n = core.top(), core.scale(), u.shape[-1]
+    """The problems at these U, one or more of every head one after another, with so many bases each."""
+    starts = len(u) // len(core.constant)
+    names = ("a_left", "b_left", "a_right", "b_right", "constant")
+    rows = {name: torch.cat([getattr(core, name)] * starts) for name in names}
+    scale = core.scale().repeat(starts)
     zero = torch.zeros_like(scale)
     problems = newton.Problems(
-        **vars(top),
-        constant=sum((x[:, n:].square().sum((-2, -1)) for x in (core.a_left, core.a_right)), zero),
+        **rows,
         u=u,
         left=zero,
         right=zero,
@@ -281,8 +285,7 @@ def _problems(core: Core, u: Tensor, *, bases: int) -> newton.Problems:
 
 def least_squares_start(core: Core) -> Tensor:
     """U of `min ||A_L - B_L U^T||`, which one triangular solution gives; it is not finite where B_L lacks rank."""
-    top = core.top()
-    return torch.linalg.solve_triangular(top.b_left, top.a_left, upper=True).mT
+    return torch.linalg.solve_triangular(core.b_left, core.a_left, upper=True).mT
 
 
 def _starts(core: Core) -> tuple[Tensor, Tensor]:
@@ -291,7 +294,7 @@ def _starts(core: Core) -> tuple[Tensor, Tensor]:
     # As many as there are directions, if all singular values are 1: of heads of less rank they aren't.
     rough = newton.squares(options[0]) < options.shape[-1] - _ROUGH
     if bool(rough.any()):
-        options[0, rough] = orthogonal_start(core[rough])
+        options[0, rough] = orthogonal_start(core.only(rough))
     values = torch.stack([core.objective(x).nan_to_num(torch.inf, torch.inf) for x in options])
     # Where they are no lower, as of heads that are zero, the published one is invertible and the others may not be.
     values[1:] += 1e-9 * core.scale()
@@ -308,11 +311,11 @@ def _far_starts(core: Core) -> Tensor:
     Returns:
         `(3, b, n, n)`.
     """
-    top = core.top()
-    lefts, rights = torch.cat([_root(core.a_left), top.b_left]), torch.cat([_root(core.a_right), top.b_right])
+    root_left, root_right = (_root(x) for x in (core.whole_left, core.whole_right))
+    lefts, rights = torch.cat([root_left, core.b_left]), torch.cat([root_right, core.b_right])
     to, undo = _balance_grams(lefts, rights)
     (to_a, to_b), (undo_a, undo_b) = to.chunk(2), undo.chunk(2)
-    left, right = top.a_left.mT @ top.b_left, top.a_right.mT @ top.b_right
+    left, right = core.a_left.mT @ core.b_left, core.a_right.mT @ core.b_right
     published, left, right = left + right, left @ to_b, right @ undo_b.mT
     found = _near_polar(torch.stack([published, left + right, to_a.mT @ left + undo_a @ right]))
     found[1:] = found[1:] @ to_b.mT
@@ -364,7 +367,7 @@ def cap_condition(core: Core, u: Tensor, limit: float) -> Tensor:
     over = sigma[..., 0] > sigma[..., -1] * limit
     if not over.any():
         return u
-    problem = core[over]
+    problem = core.only(over)
     left, sigma, right = torch.linalg.svd(u[over])
     middle, half = sigma.log().mean(-1, keepdim=True), 0.5 * math.log(limit)
     clamped = left * sigma.log().clamp(middle - half, middle + half).exp().unsqueeze(-2) @ right

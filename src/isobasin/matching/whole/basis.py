@@ -81,7 +81,6 @@ class StreamFit:
     def _linear(self) -> Tensor:
         """T on GL(d): with `L <- L U^T` and `R <- R U^{-1}`, vectors are L, covectors R, and T is U^T."""
         sides = [torch.cat(self._sides[role]).split(self.group.width, -1) for role in (Role.vector, Role.covector)]
-        core = subspace.reduce(*(side for theirs, ours in sides for side in (ours, theirs)))
-        batched = subspace.Core(*(x.unsqueeze(0) for x in vars(core).values()))
+        core = subspace.reduce(*(side.unsqueeze(0) for theirs, ours in sides for side in (ours, theirs)))
         # Blocks are matched anew after each of these: a few steps do.
-        return subspace.gauss_newton(batched, max_iterations=_STEPS).matrix[0].mT.contiguous()
+        return subspace.gauss_newton(core, max_iterations=_STEPS).matrix[0].mT.contiguous()
