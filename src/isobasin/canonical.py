@@ -161,7 +161,18 @@ def name_of(source: Source) -> str:
 
 @contextmanager
 def open_checkpoint(source: Source, *, allow_pickle: bool = False, headers: bool = False) -> Generator[Checkpoint]:
-    """The files of what `open_model` opens, whatever its architecture."""
+    """The files of what `open_model` opens, whatever its architecture.
+
+    Tensors that are made while they are open are on the CPU unless it is said where, whatever torch's default is.
+    """
+    cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    with cpu, _files_of(source, allow_pickle=allow_pickle, headers=headers) as checkpoint:
+        yield checkpoint
+
+
+@contextmanager
+def _files_of(source: Source, *, allow_pickle: bool, headers: bool) -> Generator[Checkpoint]:
+    """`open_checkpoint`, on whatever device is the default."""
     if isinstance(source, (str, os.PathLike)):
         with headers_on_hub(source) if headers else nullcontext() as checkpoint:
             if checkpoint is not None:

@@ -50,6 +50,20 @@ def test_what_is_no_model_is_refused_in_a_line(kind: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_torchs_default_device_is_nobodys_business() -> None:
+    """New tensors would have no values there; others set it to a GPU."""
+    a, b = (tiny("gpt2").build(seed, dtype=torch.float32) for seed in (0, 1))
+    expected = isobasin.align(a, b).distance()
+    torch.set_default_device("meta")
+    try:
+        alignment = isobasin.align(a, b)
+        assert alignment.distance() == expected
+        assert isobasin.verify(b, alignment.apply(b).model).equal
+        assert torch.empty(1).is_meta
+    finally:
+        torch.set_default_device(None)
+
+
 def test_a_model_stays_as_it_was() -> None:
     a, b = (tiny("llama").build(seed) for seed in range(2))
     a.requires_grad_(False)

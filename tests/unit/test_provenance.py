@@ -71,6 +71,23 @@ def test_every_verdict(name: str, tmp_path: Path):
     assert len(found["seed1"].blocks) == 4
 
 
+@pytest.mark.parametrize("scope", ["block", "attention"])
+@pytest.mark.parametrize(
+    ("name", "other"), [("llama", "LlamaForSequenceClassification"), ("bert", "BertForTokenClassification")]
+)
+def test_one_body_under_two_heads(name: str, other: str, scope: str, tmp_path: Path):
+    origin = made(name, tmp_path)
+    headed: Any = getattr(transformers, other).from_pretrained(origin)
+    headed.save_pretrained(tmp_path / "headed")
+    isobasin.scramble(tmp_path / "headed", tmp_path / "moved", scope=scope)
+    assert str(isobasin.compare(origin, tmp_path / "headed").verdict) == "same body under another head"
+    assert str(isobasin.compare(origin, tmp_path / "moved").verdict) == "same body under another head"
+    with torch.no_grad():
+        headed.base_model.get_input_embeddings().weight[5] *= 1.2
+    headed.save_pretrained(tmp_path / "tuned")
+    assert str(isobasin.compare(origin, tmp_path / "tuned").verdict) == "fine-tuned from it"
+
+
 def test_one_function_in_two_bases_of_the_stream_is_the_same(tmp_path: Path):
     origin = made("llama", tmp_path)
     isobasin.scramble(origin, tmp_path / "scrambled", scope="model", verify=False)

@@ -26,7 +26,7 @@ def compare(
     allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,
 ) -> None:
-    """Say if B comes from A: the same function, fine-tuned from it, an obfuscated copy, or unrelated."""
+    """Say if B comes from A: the same function or body, fine-tuned from it, an obfuscated copy, or unrelated."""
     with working("reading") as progress:
         from isobasin.verbs.compare import compare
 

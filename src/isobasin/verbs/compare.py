@@ -22,6 +22,7 @@ from isobasin.symmetries import attention
 from isobasin.verbs.align import match_models
 from isobasin.verbs.equivalent import equivalent_models
 from isobasin.verbs.kinship import StreamScore, in_one_basis
+from isobasin.verbs.rows import tables_of
 from isobasin.verbs.settings import Matching, Progress, Running, silent
 from isobasin.verbs.turned import may_be_turned
 from isobasin.verification import known_feedforwards
@@ -42,12 +43,14 @@ class Verdict(StrEnum):
     """What B is, given A.
 
     * same: a move that changes no function carries it to A; or it is A.
+    * body: so it is but for their heads, which are other ones, or only one has any.
     * finetuned: its blocks are A's, changed in place; some layers may be left out.
     * obfuscated: its blocks are A's after such a move, of the residual stream perhaps, and changed besides.
     * unrelated: its blocks are no nearer to A's than those of a model that was trained apart.
     """
 
     same = "same function"
+    body = "same body under another head"
     finetuned = "fine-tuned from it"
     obfuscated = "obfuscated copy"
     unrelated = "unrelated"
@@ -141,8 +144,18 @@ def _compared(a: Model, b: Model, running: Running) -> Comparison:
         found = turned if turned.score > found.score else replace(found, stream=turned.stream)
     # Equal functions are equal after matching, but for those in other bases of the residual stream.
     maybe = all(block.after < _EQUAL for block in found.blocks) or may_be_turned(a, b)
-    same = maybe and equivalent_models(a, b, running).equivalent
-    return replace(found, verdict=Verdict.same) if same else found
+    same = _same(a, b, running) if maybe else None
+    return replace(found, verdict=same) if same else found
+
+
+def _same(a: Model, b: Model, running: Running) -> Verdict | None:
+    """What two models are of which a move carries one to the other, or all of it but the head; None where none does."""
+    found = equivalent_models(a, b, running)
+    if found.equivalent:
+        return Verdict.same
+    heads = {model.view.stored(name) for model in (a, b) for name in tables_of(model.canonical).head}
+    body = replace(found, other_tensors=tuple(name for name in found.other_tensors if name not in heads))
+    return Verdict.body if body.equivalent else None
 
 
 def _in_one_basis(a: Model, b: Model, running: Running) -> Comparison | None:
