@@ -29,6 +29,7 @@ from contracts.checks import (
 )
 from isobasin.alignment import Alignment
 from isobasin.architectures.examples import EXAMPLES, tiny, variant
+from isobasin.errors import ArchitectureError
 from isobasin.model import open_model
 from isobasin.testing.assertions import assert_function_preserved
 from isobasin.verification import verify_models
@@ -55,6 +56,20 @@ def test_a_scrambled_base_model_computes_the_same(model, saved, tmp_path):
     isobasin.scramble(original, tmp_path / "out", seed=2, condition=1e3, verify=False)
     assert_blocks_preserved(blocks(original), blocks(tmp_path / "out"), 1e-9)
     assert_function_preserved(original, tmp_path / "out", model.allowed(1e3))
+
+
+@pytest.mark.parametrize("head", ["CLIPForImageClassification", "SiglipForImageClassification"])
+def test_a_classifier_that_has_one_of_two_towers(head, saved, tmp_path):
+    model_type = head.removesuffix("ForImageClassification").lower()
+    original = tiny(model_type, head=head).save(tmp_path / "a")
+    with open_model(original) as model:
+        assert {block.stack for block in (*model.specification.attention, *model.feedforwards())} == {"vision tower"}
+    found = isobasin.scramble(original, tmp_path / "out", scope="block", condition=1e3)
+    assert found.verified.equal
+    assert_function_preserved(original, tmp_path / "out", 1e-8)
+    assert isobasin.equivalent(original, tmp_path / "out").equivalent
+    with pytest.raises(ArchitectureError, match="they must be equal"):
+        isobasin.align(saved(tiny(model_type)), original)
 
 
 @kinds(USUAL)

@@ -79,7 +79,7 @@ class How:
         plan, dtype = run.plan, str(self.dtype).removeprefix("torch.")
         kind, shown = plan.kind.__name__, len(run.shown)
         opened = len(run.outputs) - shown
-        text = f"{what} ({kind}) in {dtype}, {shown} outputs on random inputs"
+        text = f"{what} ({kind}) in {dtype}, {shown} output{'s' * (shown != 1)} on random inputs"
         text += f" and {opened} with all rows of tables, experts and units taking part" if opened else ""
         for name in plan.missing[:1]:
             text += f"; outputs that depend on {name!r}, which is not stored, were not compared"

@@ -24,10 +24,13 @@ def tower_feedforwards(config: Config, tower: str = "") -> list[FeedForwardBlock
     return linear_feedforwards(config, f"{tower}{_LAYER}.mlp", ("fc1", "fc2"))
 
 
-def both(config: Config, tower: Callable[[Config, str], list[AnyBlock]]) -> list[AnyBlock]:
-    """The blocks of both towers."""
-    return stacked({"text tower": tower(config.text_config, TEXT), "vision tower": tower(config.vision_config, VISION)})
+def _towers(config: Config, tower: Callable[[Config, str], list[AnyBlock]]) -> list[AnyBlock]:
+    """The blocks of both towers; what classifies images has no text tower."""
+    found = {"text tower": (config.text_config, TEXT), "vision tower": (config.vision_config, VISION)}
+    if any(name.endswith("ForImageClassification") for name in config.architectures or ()):
+        del found["text tower"]
+    return stacked({name: tower(*one) for name, one in found.items()})
 
 
-blocks, feedforwards = partial(both, tower=tower_blocks), partial(both, tower=tower_feedforwards)
+blocks, feedforwards = partial(_towers, tower=tower_blocks), partial(_towers, tower=tower_feedforwards)
 FAMILY = Family("clip", (), blocks, feedforwards=feedforwards, accepts=("text_config", "vision_config"))
