@@ -142,3 +142,16 @@ def test_scan_lists_relatives_nearest_first(cli: Cli, models: dict[str, Path], s
     shown = cli("scan", kept / "a.json", far)
     assert "unrelated" in shown.stdout
     assert "0 of 1 related." in shown.stdout
+
+
+def test_figures_of_relatives_are_whole_whatever_is_said_of_them(
+    cli: Cli, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a copy is and what a file is called take more than a line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / "a-model.safetensors"
+    cli("fingerprint", models["a"], "-o", file)
+    shown = cli("scan", models["a"], file).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert all(figures in shown for figures in ("1.000", "1.00–1.00", "invariants of"))

@@ -136,3 +136,13 @@ def test_capping_honours_the_limit(problem: subspace.Core, limit: float):
     assert (value >= free.objective * (1 - 1e-9) - 1e-26 * problem.scale()).all()
     within = torch.linalg.cond(free.matrix) <= limit
     assert torch.equal(capped[within], free.matrix[within])
+
+
+def test_capping_all_heads_of_several_layers():
+    """Heads have two leading dimensions where their layers are fitted at once."""
+    flat = core(0, 3, 8, 0.1, 100.0, heads=6)
+    layers = subspace.Core(*(x.unflatten(0, (2, 3)) for x in vars(flat).values()))
+    matrix = subspace.gauss_newton(flat).matrix
+    expected = subspace.cap_condition(flat, matrix, 2.0)
+    assert (torch.linalg.cond(matrix) > 2).all()
+    torch.testing.assert_close(subspace.cap_condition(layers, matrix.unflatten(0, (2, 3)), 2.0).flatten(0, 1), expected)

@@ -106,11 +106,12 @@ def untied_line(alignment: Alignment | None) -> Iterator[str]:
         yield "Tied tensors are stored by themselves: config.json has tie_word_embeddings false now."
 
 
-def verification_line(verified: Verification | None) -> Text:
-    """How the result was verified."""
+def verification_line(verified: Verification | None, what: str = "") -> Text:
+    """How the result was verified; where there are several, which of them."""
+    which = what and f", {what}"
     if verified is None:
-        return Text("Not verified.", "yellow")
-    found = Text.assemble(("Verified", "green"), f": {difference(verified)}")
+        return Text(f"Not verified{which}.", "yellow")
+    found = Text.assemble(("Verified", "green"), f"{which}: {difference(verified)}")
     if (verified.amplification or 0.0) > _AMPLIFIED and verified.max_rel > _WORTH_SAYING:
         times = number(verified.amplification or 0.0)
         found.append(f"\nRounding changes the result {times} times as much as the original.", "yellow")

@@ -76,7 +76,7 @@ def _report(found: Diagnosis) -> Iterator[RenderableType]:
     if found.verified is not None:
         from isobasin.cli.alignment_report import verification_line
 
-        yield Text.assemble("Mended B against A: ", verification_line(found.verified))
+        yield verification_line(found.verified, "mended B against A")
 
 
 def _table(found: Diagnosis) -> RenderableType:

@@ -139,7 +139,8 @@ def _report(found: Gauged) -> Iterator[RenderableType]:
         yield Text("On these data, which nothing was learned from, it is no better than as trained.", "yellow")
     went, starts = found.learned, found.starts
     best = min(starts, key=starts.__getitem__)
+    place = ", on what was held out" if measured else ""
     yield (
-        f"Cost by {found.by}, on what was held out: {starts['as trained']:.4g} as trained, {went.before:.4g} at the "
+        f"Cost by {found.by}{place}: {starts['as trained']:.4g} as trained, {went.before:.4g} at the "
         f"best of {len(starts)} starts ({best}), {went.after:.4g} learned (step {went.best_step} of {went.steps})."
     )

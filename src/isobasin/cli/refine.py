@@ -110,7 +110,10 @@ def refine(
         f"Height of the line on held-out examples: {went.before:.4f} -> {went.after:.4f} nats "
         f"(step {went.best_step} of {went.steps}).",
         *untied_line(found.alignment),
-        *(verification_line(verified) for verified in found.verified),
+        *(
+            verification_line(verified, name)
+            for verified, name in zip(found.verified, ("MODEL", "REFERENCE"), strict=False)
+        ),
     )
     if found.reference is not None:
         show_path("Reference written to", output / REFERENCE)

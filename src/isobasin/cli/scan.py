@@ -42,8 +42,9 @@ def _report(found: Scan) -> Iterator[RenderableType]:
     rows = table(
         "fingerprint", "score", "attention", "feed-forward", "layers", "invariants", "", left=("fingerprint", "")
     )
-    # A long name is folded: what is said of it must not be cut.
-    rows.columns[0].no_wrap, rows.columns[0].overflow = False, "fold"
+    # A long name is folded, and what is said of it goes on in the next line: figures must not be cut.
+    for column in (rows.columns[0], rows.columns[-1]):
+        column.no_wrap, column.overflow = False, "fold"
     for kin in found.kin:
         score = "" if kin.score is None else f"{kin.score:.3f}"
         kinds = (_span(kin, kind) for kind in ("attention", "feed-forward"))

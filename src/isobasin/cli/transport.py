@@ -149,7 +149,7 @@ def _report(found: Transported) -> Iterator[RenderableType]:
     if found.new:
         yield f"Taken from TUNED, as BASE or TARGET has none like them: {', '.join(found.new)}."
     for name, verified in zip(("BASE", "TUNED"), found.verified, strict=False):
-        yield Text.assemble(f"{name} after the move: ", verification_line(verified))
+        yield verification_line(verified, f"{name} after the move")
     if not found.verified:
         yield Text("The moves weren't verified.", "yellow")
     yield "Not run." if found.checked is None else f"It loads, and its outputs are finite ({found.checked})."

@@ -71,8 +71,8 @@ class Core:
         return newton.squares(self.a_left) + newton.squares(self.a_right) + self.constant
 
     def only(self, which: Tensor) -> Core:
-        """Those of a mask; themselves if that is all."""
-        return self if bool(which.all()) else Core(*(x[which] for x in vars(self).values()))
+        """Those of a mask, in one leading dimension; themselves if that is all of one."""
+        return self if which.ndim == 1 and bool(which.all()) else Core(*(x[which] for x in vars(self).values()))
 
 
 @dataclass(frozen=True)
