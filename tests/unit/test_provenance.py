@@ -268,6 +268,7 @@ def test_what_is_no_fingerprint_is_refused_in_a_line(tmp_path: Path):
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     save_file({"feedforward.0.units": torch.ones(3)}, tmp_path / "old.safetensors", {"model_type": "llama"})
     (tmp_path / "empty").mkdir()
+    (tmp_path / "kept.txt").touch()
     said = {
         "old.json": "of an earlier version: write it again",
         "old.safetensors": "of an earlier version: write it again",
@@ -282,6 +283,7 @@ def test_what_is_no_fingerprint_is_refused_in_a_line(tmp_path: Path):
         "empty": "no fingerprints in it",
         "none.json": "none.json",
         "kept.txt": r"ends in \.json or \.safetensors",
+        "folder": "folder: the file is missing",
     }
     for name, message in said.items():
         with pytest.raises(CheckpointError, match=message) as caught:

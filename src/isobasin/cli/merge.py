@@ -149,13 +149,13 @@ def _report(found: Merged, models: list[str]) -> Iterator[RenderableType]:
         yield Text(f"{relation.model}: {relation.words}.", "" if relation.related else "yellow")
     if found.distances:
         start, end = found.distances[0], min(found.distances)
-        yield f"Distance to the common centre: {number(start)} → {number(end)}, {len(found.distances)} rounds."
+        yield f"Distance to the common centre: {number(start)} -> {number(end)}, {len(found.distances)} rounds."
     elif not found.alignments:
         yield "All weight is on a model that can't be merged with the others: it is written as it is."
     else:
         gap = found.alignments[0].total_distance()
         before, after = gap["before"], gap["after"]
-        yield f"Distance of what was matched: {number(before)} → {number(after)} ({change(before, after)})."
+        yield f"Distance of what was matched: {number(before)} -> {number(after)} ({change(before, after)})."
     if found.truncation:
         yield "Share of the mean circuits that heads of this width can't hold:"
         yield _truncation(found)

@@ -36,7 +36,13 @@ def refine(
     untie: options.Untie = False,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps, at most.")] = Refining.steps,
     minutes: Annotated[
-        float, typer.Option("--minutes", metavar="N", min=0, help="How long to learn, at most; 0: as long as it takes.")
+        float,
+        typer.Option(
+            "--minutes",
+            metavar="N",
+            min=0,
+            help="How long to learn, at most, texts to write for it included; 0: as long as it takes.",
+        ),
     ] = Refining.minutes,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="Examples of a step.")

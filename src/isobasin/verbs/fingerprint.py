@@ -96,9 +96,9 @@ class Fingerprint(Plain):
             CheckpointError: It is missing or damaged, no fingerprint, or one of an earlier version.
         """
         path = Path(path)
+        file = WatchedFile.of(path)
         if path.suffix not in ENDINGS:
             raise CheckpointError(f"{path}: a fingerprint ends in .json or .safetensors")
-        file = WatchedFile.of(path)
         facts, values = _json(file) if path.suffix == ".json" else _safetensors(file)
         kind, form = facts.get("model_type"), facts.get("format")
         if not isinstance(kind, str) or not values or not all(map(_NAME.fullmatch, values)):
