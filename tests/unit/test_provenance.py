@@ -88,6 +88,18 @@ def test_one_body_under_two_heads(name: str, other: str, scope: str, tmp_path: P
     assert str(isobasin.compare(origin, tmp_path / "tuned").verdict) == "fine-tuned from it"
 
 
+def test_a_body_that_was_turned_under_another_head(tmp_path: Path):
+    """Where A's head is its embedding, and B has none of that kind, B's stream may turn and A's may not."""
+    model = tiny("gpt2", config={"vocab_size": 300})
+    origin, other = (model.save(tmp_path / f"seed{seed}", seed, dtype=torch.float32) for seed in (0, 1))
+    transformers.GPT2ForSequenceClassification.from_pretrained(origin).save_pretrained(tmp_path / "headed")
+    isobasin.scramble(tmp_path / "headed", tmp_path / "turned", scope="model", verify=False)
+    found = isobasin.compare(origin, tmp_path / "turned")
+    assert str(found.verdict) == "obfuscated copy"
+    assert found.score > 0.9
+    assert str(isobasin.compare(other, tmp_path / "turned").verdict) == "unrelated"
+
+
 def test_one_function_in_two_bases_of_the_stream_is_the_same(tmp_path: Path):
     origin = made("llama", tmp_path)
     isobasin.scramble(origin, tmp_path / "scrambled", scope="model", verify=False)

@@ -160,13 +160,22 @@ def _same(a: Model, b: Model, running: Running) -> Verdict | None:
 
 def _in_one_basis(a: Model, b: Model, running: Running) -> Comparison | None:
     """The comparison in the basis of a's residual stream, of layers with a partner; None where that isn't known."""
-    found = in_one_basis(a, b, running.device)
+    # A head that is the embedding leaves the stream fewer maps than it has under another head.
+    found = in_one_basis(a, b, running.device) or in_one_basis(_untied(a), _untied(b), running.device)
     if found is None:
         return None
     feedforward = bool(found.a.feedforwards() and found.b.feedforwards())
     check_comparable(found.a.specification, found.b.specification, feedforward=feedforward)
     blocks = _blocks(found.a, found.b, feedforward, running)
     return Comparison(_verdict(blocks, found.stream), blocks, running.device, found.stream)
+
+
+def _untied(model: Model) -> Model:
+    """The same function with tied tensors apart, of families that can be."""
+    try:
+        return Model.of(model.canonical.untied())
+    except ArchitectureError:
+        return model
 
 
 def _blocks(a: Blocks, b: Blocks, feedforward: bool, running: Running) -> tuple[BlockScore, ...]:
