@@ -114,7 +114,7 @@ def run(case: Case, home: Path, keep: Path | None = None) -> tuple[bounds.Run, s
             chance = random.Random(f"{case.seed}/{case.index}/{number}")
             if mutation is NUMBER:
                 words[chance.choice(_numbers(words))] = chance.choice(NUMBERS)
-            elif not mutation.during and _fifo(place / "inputs") is None:  # who damages a second time would wait there
+            elif not mutation.during and not _endless(place / "inputs"):
                 # What fits no checkpoint of this form, or no longer after other damage, leaves it as it is.
                 with contextlib.suppress(Exception):
                     mutation.apply(chance, inputs[target])
@@ -148,6 +148,11 @@ def _judged(
 def _fifo(folder: Path) -> Path | None:
     """A FIFO in a folder."""
     return next((path for path in folder.rglob("*") if stat.S_ISFIFO(path.lstat().st_mode)), None)
+
+
+def _endless(folder: Path) -> bool:
+    """Whether there is a FIFO or a device in a folder: who damages a second time would read there for ever."""
+    return _fifo(folder) is not None or any(path.is_char_device() for path in folder.rglob("*"))
 
 
 def _filled(words: Sequence[str], inputs: Mapping[str, Path], out: Path) -> list[str]:

@@ -39,8 +39,9 @@ VERBS: dict[str, tuple[Verb, int, int]] = {
     "compare": (lambda a, b, out: isobasin.compare(a, b), 2, 0),
     "fingerprint": (lambda a, b, out: isobasin.fingerprint(a), 1, 0),
     "symmetry": (lambda a, b, out: isobasin.symmetry(a), 1, 0),
-    "check": (lambda a, b, out: isobasin.check([a, b]), 2, 0),
-    "interpolate": (lambda a, b, out: isobasin.interpolate(a, b, 0.5, out), 2, 0),
+    # A model without values, to see whether the tensors fit: one for both, as they are alike.
+    "check": (lambda a, b, out: isobasin.check([a, b]), 2, 1),
+    "interpolate": (lambda a, b, out: isobasin.interpolate(a, b, 0.5, out), 2, 1),
     "merge": (lambda a, b, out: isobasin.merge([a, b], out, scope="model"), 3, 2),
 }
 

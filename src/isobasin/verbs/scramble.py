@@ -21,13 +21,16 @@ from isobasin.alignment import (
     untied_note,
 )
 from isobasin.alignment.stream import gains_of
+from isobasin.architectures.blocks import AttentionBlock
 from isobasin.architectures.feedforwards import ExpertsBlock, FeedForward
 from isobasin.bounds import ABOVE_ROUNDING, check_number, check_seed
 from isobasin.choices import Scope
 from isobasin.model import Model, Source, open_model
 from isobasin.recipes import recorded
 from isobasin.symmetries import attention
+from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement
+from isobasin.symmetries.shift import Shift, ValueShift
 from isobasin.verbs.apply import Moved, moved
 from isobasin.verbs.settings import Progress, Running, silent
 
@@ -67,9 +70,7 @@ def drawn(model: Model, seed: int, condition: float, scope: Scope) -> Alignment:
     units = partial(_random_units, shifted=scope is not Scope.model)
     moves: list[AnyMove] = []
     for name, block in named(ATTENTION, model.specification.attention):
-        scale = float(block.read(model.stored(block)).value.square().mean().sqrt())
-        element = block.group.sample(generator, condition=condition, shift=scale)
-        moves.append(unmatched(name, block.group, element))
+        moves.append(unmatched(name, block.group, _random_heads(model, block, generator, condition)))
     for first, *others in model.specification.ties:
         for index in others:
             element = attention.with_heads(moves[index].element, moves[first].element)
@@ -80,6 +81,20 @@ def drawn(model: Model, seed: int, condition: float, scope: Scope) -> Alignment:
         moves.insert(0, _random_stream(model, generator, condition))
     provenance = {"operation": "scramble", "model": model.name, "seed": str(seed), "condition": str(condition)}
     return Alignment(model.specification.model_type, tuple(moves), provenance | untied_note(model))
+
+
+def _random_heads(
+    model: Model, block: AttentionBlock, generator: torch.Generator, condition: float
+) -> AttentionElement:
+    """A random move of an attention block; a value bias shifts as far as values are large, and scores as keys are."""
+    weights, element = block.read(model.stored(block)), block.group.sample(generator, condition=condition)
+    parts = element.tensors()
+    sizes = {
+        factor.part: (weights.value if isinstance(factor, ValueShift) else weights.key).square().mean().sqrt()
+        for factor in block.group.factors
+        if isinstance(factor, Shift)
+    }
+    return element.having({part: size * parts[part] for part, size in sizes.items()})
 
 
 def _random_units(
