@@ -3,7 +3,7 @@
 from isobasin.loading.calls import auto, configuration, like, pretrained, quiet_transformers
 from isobasin.loading.classes import Plan, check_plan, load, misfit, plans
 from isobasin.loading.deferred import made
-from isobasin.loading.streaming import Held, Streamed
+from isobasin.loading.streaming import Held, Streamed, layers
 from isobasin.loading.untying import untied
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "auto",
     "check_plan",
     "configuration",
+    "layers",
     "like",
     "load",
     "made",

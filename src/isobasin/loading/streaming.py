@@ -78,7 +78,7 @@ class Streamed(Held):
         for name, tensor in self._deferred.items():
             where[id(tensor)].append(name)
         self._inside: dict[nn.Module, list[str]] = {}
-        for name, layer in _layers(module):
+        for name, layer in layers(module):
             names = [inner for inner, _ in _tensors(layer, f"{name}.")]
             self._inside[layer] = [x for x in names if x in self._deferred and len(where[id(self._deferred[x])]) == 1]
         self._absent = {name for names in self._inside.values() for name in names}
@@ -205,8 +205,8 @@ class _OverError(Exception):
 
 def at_once(module: nn.Module) -> int:
     """How many values of a model are in memory when it is streamed: its largest layer, and what is outside of all."""
-    layers = [sum(x.numel() for x in layer.parameters()) for _, layer in _layers(module)]
-    return sum(x.numel() for x in module.parameters()) - sum(layers) + max(layers, default=0)
+    sizes = [sum(x.numel() for x in layer.parameters()) for _, layer in layers(module)]
+    return sum(x.numel() for x in module.parameters()) - sum(sizes) + max(sizes, default=0)
 
 
 def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -215,11 +215,11 @@ def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]
         yield from named(prefix.removesuffix("."), remove_duplicate=False)
 
 
-def _layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+def layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The entries of the outermost lists of modules in a model, each with its name."""
     for name, child in module.named_children():
         there = f"{path}.{name}".removeprefix(".")
         if isinstance(module, nn.ModuleList):
             yield there, child
         else:
-            yield from _layers(child, there)
+            yield from layers(child, there)

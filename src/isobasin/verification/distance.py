@@ -241,9 +241,10 @@ class Verification(Plain):
             only `verify` looks for them.
         rows: Rows of tables, as "7 of 'wte.weight'", that are others, whether or not any input looked them up; only
             where 16 bits are stored, whose rounding may hide them.
-        experts: Experts, as "3 of layer 1", that are others where what they add to tokens is compared one by one; only
-            where 16 bits are stored, and of the first block that has any.
-        only_opened: Whether the two differ nowhere but in rows of tables, experts or units that the inputs left out.
+        parts: Parts, as "head 3 of 'model.layers.1'", that are others where heads, experts and blocks are compared one
+            by one; only where 16 bits are stored, and of every layer those of the first kind that has any.
+        only_opened: Whether the two differ nowhere but once everything takes part: random inputs leave rows of tables,
+            experts and units out, and rounding of all layers hides much.
     """
 
     max_abs: float
@@ -261,30 +262,30 @@ class Verification(Plain):
     misshapen: str | None = None
     configuration: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
-    experts: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     only_opened: bool = False
     _also = ("equal",)
 
     @property
     def equal(self) -> bool:
         """Whether the difference is within the tolerance; never for values that are not numbers."""
-        return self.max_rel <= self.tolerance and self.explained and not (self.unequal or self.rows or self.experts)
+        return self.max_rel <= self.tolerance and self.explained and not (self.unequal or self.rows or self.parts)
 
     @property
     def subject(self) -> str:
         """What differs by these figures."""
         return (
-            "rows, experts or units that random inputs leave out differ; with all taking part outputs"
+            "what random inputs leave out, or hardly show, differs; with everything taking part outputs"
             if self.only_opened
             else "outputs"
         )
 
     @property
     def which_parts(self) -> list[str]:
-        """Which rows of tables and which experts are others, in words; empty where none is."""
+        """Which rows of tables and which other parts are others, in words; empty where none is."""
         return [
-            f"{what} {found[0]} differs{f', and {len(found) - 1} more' if found[1:] else ''}"
-            for what, found in (("row", self.rows), ("expert", self.experts))
+            f"{found[0]} differs{f', and {len(found) - 1} more' if found[1:] else ''}"
+            for found in ([f"row {row}" for row in self.rows], self.parts)
             if found
         ]
 

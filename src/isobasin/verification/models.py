@@ -20,7 +20,7 @@ from isobasin.checkpoints import check_finite
 from isobasin.errors import ArchitectureError, VerificationError
 from isobasin.loading import Plan, made, plans
 from isobasin.model import Model
-from isobasin.verification.blocks import compare_by_layer, known_feedforwards
+from isobasin.verification.blocks import compare_by_layer
 from isobasin.verification.distance import (
     AMPLIFICATION,
     FACTOR_OF_LARGEST,
@@ -33,7 +33,7 @@ from isobasin.verification.distance import (
     judged,
     misshapen,
 )
-from isobasin.verification.experts import unlike_experts
+from isobasin.verification.parts import unlike_parts
 from isobasin.verification.rows import unlike_rows
 from isobasin.verification.running import How, Run, Sensitivity, fits, streams
 
@@ -43,6 +43,8 @@ _DOUBLE_LIMIT = 400_000_000
 _PLAIN = 1e-3
 # Further roundings, where one explains a difference nearly.
 _MORE_DRAWS = 4
+# Of parts, of which rounding changes hardly more than a number now and then; and after how many one is too far off.
+_MORE_OF_PARTS, _FEW_OF_PARTS = 8, 2
 # What a rounding without bound would change.
 _ANY = Distances(*[Distance(math.inf, math.inf, math.inf, math.inf, math.inf)] * 2)
 
@@ -90,12 +92,12 @@ def verify_models(
         _check_stored(a, b)
     rows = _unlike_rows(known[0], other, coarsest) if known else ()
     rounding = plain = None
-    explaining, experts = Distances(), ()
+    explaining, parts = Distances(), ()
     if finite and not explaining.explains(found, floor):
         rounding, plain = _rounding(one, other, known, coarsest, lambda most: most.explains(found, floor))
         explaining = capped(rounding, plain, other.chooses)
-        draws = _MORE_DRAWS if explaining.explains(found, floor) else 0
-        experts = _unlike_experts(one, other, b, coarsest, draws) if known else ()
+        draws = _MORE_OF_PARTS if explaining.explains(found, floor) else 0
+        parts = _unlike_parts(one, other, coarsest, draws) if known and tolerance is None else ()
     return judged(
         one.how.described(one, unread),
         found,
@@ -108,7 +110,7 @@ def verify_models(
         device=device,
         misshapen=misshapen(one.outputs, other.outputs),
         rows=rows,
-        experts=experts,
+        parts=parts,
     )
 
 
@@ -146,31 +148,28 @@ def _unlike_rows(values: Mapping[str, Tensor], other: Run, coarsest: torch.dtype
     return tuple(found)
 
 
-def _unlike_experts(one: Run, other: Run, b: Model, coarsest: torch.dtype, draws: int) -> tuple[str, ...]:
-    """`Verification.experts` of two models that ran, and were rounded: as no further rounding of either explains them.
+def _unlike_parts(one: Run, other: Run, coarsest: torch.dtype, draws: int) -> tuple[str, ...]:
+    """`Verification.parts` of two models that ran, and were rounded: as no further rounding of either explains them.
 
     Args:
         one: The first.
         other: The second.
-        b: The second's files.
         coarsest: The coarser of their types.
-        draws: How many further roundings are tried.
+        draws: How many further roundings are tried; without any, those are named that are far off.
     """
-    found = unlike_experts(one.experts, other.experts, (one.rounded, other.rounded))
-    for draw in range(1, 1 + draws):
-        if found is None:
-            break
-        for run in (one, other):
-            run.unload()
-            run.rounding({}, coarsest, draw)
-            run.unload()
-        found = unlike_experts(one.experts, other.experts, (one.rounded, other.rounded))
-    if found is None:
+    if [each.kind for each in one.parts] != [each.kind for each in other.parts]:
         return ()
-    block, experts = found
-    layers = [each.layer for each in known_feedforwards(b) if each.group.experts]
-    where = f"layer {layers[block]}" if len(layers) == len(other.experts) else f"block {block} of experts"
-    return tuple(f"{expert} of {where}" for expert in experts)
+
+    def beyond(times: float = 1.0) -> tuple[str, ...]:
+        return unlike_parts(one.parts, other.parts, (one.rounded, other.rounded), times)
+
+    for draw, run in ((draw, run) for draw in range(1, 1 + draws) for run in (other, one)):
+        if not beyond() or (draw > _FEW_OF_PARTS and beyond(NEAR)):
+            break
+        run.unload()
+        run.rounding({}, coarsest, draw, only_opened=True)
+        run.unload()
+    return beyond(NEAR) or (beyond() if draws else ())
 
 
 def capped(rounding: Distances, plain: Distances, chooses: bool) -> Distances:

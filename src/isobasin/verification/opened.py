@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from isobasin.verification.experts import products
-
 
 class Opened(TorchFunctionMode):
     """Within it everything takes part, in the thread that entered it.
@@ -28,7 +26,6 @@ class Opened(TorchFunctionMode):
         tables: Those of which blends were returned, by identity.
         differs: Whether anything was opened: else what was computed is what the model computes.
         chooses: Whether experts are chosen.
-        experts: Of every block of experts what each adds to tokens, as `experts.products`, in turn.
     """
 
     def __init__(self, seed: int) -> None:
@@ -37,8 +34,6 @@ class Opened(TorchFunctionMode):
         self._generator = torch.Generator().manual_seed(seed)
         self.tables: set[int] = set()
         self.differs = self.chooses = False
-        self.experts: list[list[Tensor]] = []
-        self._sum: Tensor | None = None
 
     def __torch_function__(
         self,
@@ -57,20 +52,9 @@ class Opened(TorchFunctionMode):
             values, dim = args[0], given.get("dim", -1)
             chosen = func(values, values.shape[dim], dim)
             return chosen.values.new_full(chosen.values.shape, 1 / values.shape[dim]), chosen.indices
-        if func is Tensor.index_add_ and self.chooses:
-            self._added(*args)
         if func is functional.embedding:
             return self._looked_up(*args, **given)
         return func(*args, **given)
-
-    def _added(self, total: Tensor, dim: int, index: Tensor, source: Tensor) -> None:
-        """Note what the next expert adds to the sum of a block, if it adds to all tokens."""
-        if len(index) != len(total):
-            return
-        if total is not self._sum:
-            self._sum = total
-            self.experts.append([])
-        self.experts[-1].append(products(source[index.argsort()]))
 
     def _looked_up(self, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
         """The rows that are asked for if those are all, else as many blends in which every row has a share.

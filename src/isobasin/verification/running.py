@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from isobasin.errors import IsobasinError, VerificationError, refusing
 from isobasin.inputs import Inputs, model_inputs, named_outputs, promised
-from isobasin.loading import Held, Plan, Streamed, made
+from isobasin.loading import Held, Plan, Streamed, layers, made
 from isobasin.model import Model
+from isobasin.verification.abreast import Abreast
 from isobasin.verification.distance import OPENED, Distances, Label
-from isobasin.verification.experts import changes
 from isobasin.verification.opened import Opened
+from isobasin.verification.parts import Parts, changes
 from isobasin.verification.rounding import HIDDEN, compact, differing, dither, kinds, stays_by_rounding
 
 # Larger models are run a layer at a time.
@@ -81,6 +81,8 @@ class How:
         opened = len(run.outputs) - shown
         text = f"{what} ({kind}) in {dtype}, {shown} output{'s' * (shown != 1)} on random inputs"
         text += f" and {opened} with all rows of tables, experts and units taking part" if opened else ""
+        one_by_one = sum(len(part.products) for part in run.parts)
+        text += f", and {one_by_one} heads, experts, blocks and layers one by one" if one_by_one else ""
         for name in plan.missing[:1]:
             text += f"; outputs that depend on {name!r}, which is not stored, were not compared"
         for name in unread[:1]:
@@ -99,8 +101,8 @@ class Run:
         how: How it was run.
         outputs: Every floating-point output on every input, on the CPU, without the positions that are padding.
         chooses: Whether it chooses experts.
-        experts: What each of them adds where all take part, by blocks: see `isobasin.verification.experts`.
-        rounded: The most that any rounding so far changed of that.
+        parts: What each part of the opened model makes of tokens, where 16 bits are stored.
+        rounded: The most that any rounding so far changed of these, as `parts.changes` has it.
     """
 
     def __init__(self, model: Model, plan: Plan, how: How) -> None:
@@ -108,7 +110,8 @@ class Run:
         self._stored = kinds(info.dtype for info in model.checkpoint.tensors.values())
         self._streamed = streams(model)
         self._looked_up, self.chooses = set[int](), False
-        self._experts: list[Tensor] = []
+        self._mean = _subtracts_mean(model)
+        self._parts: list[Parts] = []
         self.rounded: list[Tensor] = []
         try:
             self._inputs, self.outputs = self._first()
@@ -119,7 +122,7 @@ class Run:
             self._streamed = False
             self.unload()
             self._inputs, self.outputs = self._first()
-        self.experts = self._experts
+        self.parts = self._parts
         if plan.missing:
             self._leave_out_random()
         # What the files compute may be finite where what the opened model does is not.
@@ -185,15 +188,20 @@ class Run:
         opened = label.endswith(OPENED)
         what = f"{self._name}: {self._kind} can't be run on random inputs"
         with refusing(VerificationError, lambda reason: f"{what} ({reason}): --no-verify goes without"):
-            with Opened(self.how.seed) if opened else nullcontext() as mode:
-                returned = self._loaded.module(**given)
-            if mode is not None and not mode.differs:
-                return {}
-            self._looked_up |= set() if mode is None else mode.tables
-            self.chooses |= mode is not None and mode.chooses
-            self._experts = self._experts if mode is None else [torch.stack(each) for each in mode.experts]
+            returned = self._all_taking_part(given) if opened else self._loaded.module(**given)
             end = OPENED if opened else ""
             return {f"{name}{end}": promised(value, given).cpu() for name, value in named_outputs(returned, _INNER)}
+
+    def _all_taking_part(self, given: Inputs) -> Any:
+        """What the opened model returns, its layers side by side where 16 bits are stored; nothing if none opened."""
+        module = self._loaded.module
+        abreast = Abreast(dict(layers(module)) if self.how.more else {}, mean=self._mean)
+        with Opened(self.how.seed) as mode, abreast:
+            returned = module(**given)
+        self._looked_up |= mode.tables
+        self.chooses |= mode.chooses
+        self._parts = abreast.parts
+        return returned if mode.differs else {}
 
     @torch.no_grad()
     def _leave_out_random(self) -> None:
@@ -212,13 +220,21 @@ class Run:
         random = {name for (name, _), x in before.items() if not torch.equal(x, after[name, label])}
         self.outputs = {key: x for key, x in self.outputs.items() if key[0].removesuffix(OPENED) not in random}
 
-    def rounding(self, others: Mapping[str, Tensor], dtype: torch.dtype | None = None, draw: int = 0) -> Distances:
+    def rounding(
+        self,
+        others: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        draw: int = 0,
+        *,
+        only_opened: bool = False,
+    ) -> Distances:
         """What one more rounding of those stored values changes that aren't another model's; they stay changed.
 
         Args:
             others: The other model's values.
             dtype: The type that they are rounded to; by default each to the type that it is stored in.
             draw: Which of several roundings; the first is measured on a share of the inputs, others on all.
+            only_opened: Whether on those of the opened model alone.
         """
         changed = False
 
@@ -235,7 +251,7 @@ class Run:
                 changed = True
 
         self._loaded.change(round_again)
-        found = self._changed(1.0 if draw else _SHARE)
+        found = self._changed(0.0 if only_opened else 1.0 if draw else _SHARE)
         return found if changed else Distances()
 
     def sensitivity(self, dtype: torch.dtype) -> Sensitivity:
@@ -248,9 +264,15 @@ class Run:
         share = math.ceil(of_inputs * len(labels))
         some = {x: self._inputs[x] for i, x in enumerate(labels) if i < share or x.endswith(OPENED)}
         after = {key: x for key, x in self._outputs(some).items() if key in self.outputs}
-        found = changes(self.experts, self._experts)
+        found = [changes(x.products, y.products) for x, y in zip(self.parts, self._parts, strict=True)]
         self.rounded = [torch.maximum(*each) for each in zip(self.rounded or found, found, strict=True)]
         return Distances.between({key: self.outputs[key] for key in after}, after)
+
+
+def _subtracts_mean(model: Model) -> bool:
+    """Whether normalisations take the mean off the residual stream; where nothing is known of it nothing turns it."""
+    description = model.canonical.description
+    return description.family.stream is None or description.family.stream(description.config).mean
 
 
 def _no_number(x: Tensor) -> bool:
