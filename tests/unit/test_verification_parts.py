@@ -33,8 +33,8 @@ def parts_of(folder, dtype=torch.float64):
         ("bert", {"head", "block 0", "output"}),  # the second sum is of what the first normalisation returned
         ("gptj", {"head", "block 0", "output"}),  # both blocks are added at once
         ("bloom", WHOLE),  # written out, with masks as numbers
-        ("gpt_oss", {*WHOLE, "expert"}),  # a score that no key has
-        ("deepseek_v3", {*WHOLE, "expert"}),
+        ("gpt_oss", {*WHOLE, "router", "expert"}),  # a score that no key has
+        ("deepseek_v3", {*WHOLE, "router", "expert"}),  # groups of experts
         ("gemma2", WHOLE),  # normalised before it is added
         ("dinov2", WHOLE),  # scaled before it is added
         ("whisper", {*WHOLE, "block 2"}),  # two sides, and attention from one to the other
@@ -85,6 +85,16 @@ def test_a_heads_query_bias_is_compared(tmp_path):
     name = "model.layers.1.self_attn.q_proj.bias"
     found = isobasin.verify(a, changed(b, tmp_path / "changed", lambda tensors: tensors[name][8:16].mul_(1.2)))
     assert found.parts == ("head 1 of 'model.layers.1'",)
+    assert found.explained
+
+
+def test_a_router_is_compared(tmp_path):
+    """Whatever it changes of what experts are chosen for few tokens."""
+    a = tiny("qwen3_moe").save(tmp_path / "a", dtype=torch.bfloat16)
+    b = isobasin.scramble(a, tmp_path / "b", scope="model", seed=3).path
+    name = "model.layers.1.mlp.gate.weight"
+    found = isobasin.verify(a, changed(b, tmp_path / "changed", lambda tensors: tensors[name].mul_(1.03)))
+    assert found.parts == ("router of 'model.layers.1'",)
     assert found.explained
 
 

@@ -88,6 +88,8 @@ class Abreast(TorchFunctionMode):
             self._attended(_scores(*args, **given))
         elif func in _SOFTMAX:
             self._attended(args[0] if args else given["input"])
+        elif func in (torch.topk, Tensor.topk):
+            self._chosen(args[0])
         elif func is Tensor.index_add_:
             self._expert(*args)
         elif func in _ADDING and isinstance(self._stream, Tensor) and any(x is self._stream for x in args):
@@ -128,6 +130,11 @@ class Abreast(TorchFunctionMode):
         scores = torch.where(shown, scores, 0.0)
         scores = torch.where(shown, scores - scores.sum(-1, keepdim=True) / shown.sum(-1, keepdim=True), 0.0)
         self._note("head", scores.transpose(0, 1).flatten(1, 2))
+
+    def _chosen(self, scores: Tensor) -> None:
+        """Note a router, given scores `(tokens, experts)`; what is added for all experts chooses none."""
+        if scores.ndim == 2:  # else of groups of experts, in any order
+            self._note("router", (scores - scores.mean(-1, keepdim=True))[None])
 
     def _expert(self, total: Tensor, dim: int, index: Tensor, source: Tensor) -> None:
         """Note the next expert, if it adds to all tokens of a block's sum."""

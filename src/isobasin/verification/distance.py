@@ -241,8 +241,8 @@ class Verification(Plain):
             only `verify` looks for them.
         rows: Rows of tables, as "7 of 'wte.weight'", that are others, whether or not any input looked them up; only
             where 16 bits are stored, whose rounding may hide them.
-        parts: Parts, as "head 3 of 'model.layers.1'", that are others where heads, experts and blocks are compared one
-            by one; only where 16 bits are stored, and of every layer those of the first kind that has any.
+        parts: Parts, as "head 3 of 'model.layers.1'", that are others where heads, routers, experts and blocks are
+            compared one by one; only where 16 bits are stored, and of every layer those of the first kind that has any.
         only_opened: Whether the two differ nowhere but once everything takes part: random inputs leave rows of tables,
             experts and units out, and rounding of all layers hides much.
     """

@@ -1,8 +1,8 @@
 """Parts of two models one by one, where 16 bits are stored: there rounding everywhere may hide an edit of one of them.
 
-A part is a head, an expert, a block or a layer. What it makes of some tokens is known but for a turn of the residual
-stream, which leaves inner products as they are: those of what it adds to one token and to another, or of a head's
-scores for one token and for another. Parts are judged by what rounding changes of these.
+A part is a head, a router, an expert, a block or a layer. What it makes of some tokens is known but for a turn of the
+residual stream, which leaves inner products as they are: those of what it adds to one token and to another, or of a
+head's or a router's scores for one token and for another. Parts are judged by what rounding changes of these.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class How:
         text = f"{what} ({kind}) in {dtype}, {shown} output{'s' * (shown != 1)} on random inputs"
         text += f" and {opened} with all rows of tables, experts and units taking part" if opened else ""
         one_by_one = sum(len(part.products) for part in run.parts)
-        text += f", and {one_by_one} heads, experts, blocks and layers one by one" if one_by_one else ""
+        text += f", and {one_by_one} heads, routers, experts, blocks and layers one by one" if one_by_one else ""
         for name in plan.missing[:1]:
             text += f"; outputs that depend on {name!r}, which is not stored, were not compared"
         for name in unread[:1]:
