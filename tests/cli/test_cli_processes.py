@@ -34,6 +34,19 @@ def test_help_imports_nothing_heavy():
     assert "Usage: isobasin align" in done.stdout
 
 
+def test_without_docstrings_it_says_why_it_cannot_run():
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "isobasin", "families"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=600,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: python -OO")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [("isobasin al", ["align"]), ("isobasin align --scope ", ["attention", "block", "model"])],

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from isobasin import __version__, cli
-from isobasin.cli.console import QUIET, VERBOSE
+from isobasin.cli.console import QUIET, VERBOSE, complain
 from isobasin.cli.failures import reported
 from isobasin.cli.panels import COMMANDS, put_under_headings
 from isobasin.cli.writing import with_output
@@ -121,5 +121,8 @@ def start() -> None:
         elif hasattr(stream, "reconfigure"):
             # A name that the terminal's encoding doesn't have must not stop the program.
             stream.reconfigure(errors="backslashreplace")
+    if sys.flags.optimize > 1:
+        complain("python -OO leaves out docstrings, which transformers reads: run it without, or with -O")
+        sys.exit(2)
     # Not `app()`: that would put typer's hook for uncaught exceptions in the place of ours.
     get_command(app)(prog_name="isobasin")
