@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from isobasin.errors import IsobasinError, VerificationError, refusing
+from isobasin.errors import ArchitectureError, IsobasinError, VerificationError, refusing
 from isobasin.inputs import Inputs, model_inputs, named_outputs, promised
 from isobasin.loading import Held, Plan, Streamed, layers, made
 from isobasin.model import Model
@@ -270,9 +270,12 @@ class Run:
 
 
 def _subtracts_mean(model: Model) -> bool:
-    """Whether normalisations take the mean off the residual stream; where nothing is known of it nothing turns it."""
+    """Whether normalisations take the mean off the residual stream, or may: where that isn't known nothing turns it."""
     description = model.canonical.description
-    return description.family.stream is None or description.family.stream(description.config).mean
+    try:
+        return description.family.stream is None or description.family.stream(description.config).mean
+    except ArchitectureError:  # such streams aren't moved
+        return True
 
 
 def _no_number(x: Tensor) -> bool:
