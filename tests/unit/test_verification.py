@@ -265,6 +265,34 @@ def test_experts_that_rounding_chooses_otherwise_are_no_difference(name, seed, t
     assert not isobasin.verify(a, changed(b, tmp_path / "edited", lambda t: t[down].mul_(1.5))).equal
 
 
+def test_an_expert_that_rounding_rarely_flips_is_no_difference(tmp_path):
+    """It changes a few positions by hundreds of times what rounding does; an edit changes an expert, or a router."""
+    a = variant("deepseek_v3").save(tmp_path / "a", 209, dtype=torch.float16)
+    b = isobasin.scramble(a, tmp_path / "b", seed=212, scope="attention", condition=10, verify=False).path
+    found = isobasin.verify(a, b)
+    assert found.equal
+    assert "since rounding may choose other experts" in found.how
+    for part in ("experts.2.down_proj", "gate"):
+        name = f"model.layers.1.mlp.{part}.weight"
+        edited = changed(b, tmp_path / part, lambda t, name=name: t[name].mul_(1.05))
+        assert not isobasin.verify(a, edited).equal, part
+
+
+def test_the_half_of_the_positions_that_differ_least():
+    """A few positions say nothing there, a change of all is seen; of each output, over all inputs."""
+    a = {
+        ("logits", "short"): torch.ones(2, 3, 4),
+        ("logits", "long"): torch.ones(7, 4),
+        ("loss", "long"): torch.ones(()),
+    }
+    few = {k: x.clone() for k, x in a.items()}
+    few["logits", "short"][:, 1:] = 5.0
+    few["logits", "long"][0] = -torch.inf
+    assert Distance.of_most_alike(a, few) == Distance(kl=0.0, shift=0.0)
+    assert Distance.of_most_alike(a, {k: 1.5 * x for k, x in a.items()}).rms == 0.5
+    assert Distance.of_most_alike(a, {**a, ("loss", "long"): torch.tensor(2.0)}).max_rel == 1.0
+
+
 def test_experts_that_one_gauge_flips_are_no_amplification():
     """What no choice decides says how much a gauge amplifies; where that is much, or there is no choice, all counts."""
     small, large = Distance(1e-3, 1e-3, 1e-3), Distance(0.1, 0.1, 0.1)

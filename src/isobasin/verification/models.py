@@ -45,6 +45,8 @@ _PLAIN = 1e-3
 _MORE_DRAWS = 4
 # Of parts, of which rounding changes hardly more than a number now and then; and after how many one is too far off.
 _MORE_OF_PARTS, _FEW_OF_PARTS = 8, 2
+# Ends what was compared where rounding explains the outputs at some positions only.
+_HALF = "; outputs at the half of the positions that differ least, since rounding may choose other experts elsewhere"
 # What a rounding without bound would change.
 _ANY = Distances(*[Distance(math.inf, math.inf, math.inf, math.inf, math.inf)] * 2)
 
@@ -92,14 +94,20 @@ def verify_models(
         _check_stored(a, b)
     rows = _unlike_rows(known[0], other, coarsest) if known else ()
     rounding = plain = None
-    explaining, parts = Distances(), ()
+    explaining, parts, described = Distances(), (), one.how.described(one, unread)
     if finite and not explaining.explains(found, floor):
-        rounding, plain = _rounding(one, other, known, coarsest, lambda most: most.explains(found, floor))
+        alike = found if tolerance is not None else _most_alike(one, other, found)
+        ways = (found, alike)
+        rounding, plain = _rounding(
+            one, other, known, coarsest, lambda most: any(most.explains(apart, floor) for apart in ways)
+        )
         explaining = capped(rounding, plain, other.chooses)
+        if explaining.explains(alike, floor) and not explaining.explains(found, floor):
+            found, described = alike, described + _HALF
         draws = _MORE_OF_PARTS if explaining.explains(found, floor) else 0
         parts = _unlike_parts(one, other, coarsest, draws) if known and tolerance is None else ()
     return judged(
-        one.how.described(one, unread),
+        described,
         found,
         explaining,
         (rounding, plain),
@@ -135,6 +143,23 @@ def _is_plain(found: Distances, floor: float) -> bool:
     """Whether what single precision adds to differences can't matter: they are below the floor, or far above it."""
     figures = [each.max_rel for each in (found.shown, found.opened)]
     return all(x <= floor or _PLAIN <= x < math.inf for x in figures)
+
+
+def _most_alike(one: Run, other: Run, found: Distances) -> Distances:
+    """How far apart two models are where no other experts are chosen, if routers and experts are compared one by one.
+
+    An expert that rounding flips changes a position, and those that attend to it, by far more than rounding else does,
+    and few roundings flip the same one. An edit that few positions show is seen in its router, or expert, by itself.
+
+    Args:
+        one: The first.
+        other: The second.
+        found: How far apart they are everywhere, which is returned of other models.
+    """
+    ours, theirs = ([each.kind for each in run.parts] for run in (one, other))
+    if ours != theirs or not {"router", "expert"} <= set(ours):
+        return found
+    return replace(found, shown=Distance.of_most_alike(one.shown, other.shown))
 
 
 def _unlike_rows(values: Mapping[str, Tensor], other: Run, coarsest: torch.dtype) -> tuple[str, ...]:
