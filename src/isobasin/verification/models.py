@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,24 +94,14 @@ def verify_models(
     if not finite:
         _check_stored(a, b)
     rows = _unlike_rows(known[0], other, coarsest) if known else ()
-    rounding = plain = None
-    explaining, parts, described = Distances(), (), one.how.described(one, unread)
-    if finite and not explaining.explains(found, floor):
-        alike = found if tolerance is not None else _most_alike(one, other, found)
-        ways = (found, alike)
-        rounding, plain = _rounding(
-            one, other, known, coarsest, lambda most: any(most.explains(apart, floor) for apart in ways)
-        )
-        explaining = capped(rounding, plain, other.chooses)
-        if explaining.explains(alike, floor) and not explaining.explains(found, floor):
-            found, described = alike, described + _HALF
-        draws = _MORE_OF_PARTS if explaining.explains(found, floor) else 0
-        parts = _unlike_parts(one, other, coarsest, draws) if known and tolerance is None else ()
+    told = _Explained(found)
+    if finite and not told.explaining.explains(found, floor):
+        told = _explained(one, other, known, coarsest, found, floor, everywhere=tolerance is not None)
     return judged(
-        described,
-        found,
-        explaining,
-        (rounding, plain),
+        one.how.described(one, unread) + told.where,
+        told.found,
+        told.explaining,
+        (told.rounding, told.plain),
         floor,
         tolerance,
         unread=unread,
@@ -118,8 +109,60 @@ def verify_models(
         device=device,
         misshapen=misshapen(one.outputs, other.outputs),
         rows=rows,
-        parts=parts,
+        parts=told.parts,
     )
+
+
+class _Explained(NamedTuple):
+    """How far two models are apart, and what explains it.
+
+    Attributes:
+        found: How far apart they are.
+        rounding, plain: As `Verification` has them.
+        explaining: What of these counts.
+        parts: Likewise as `Verification` has them.
+        where: Ends what was compared, in words.
+    """
+
+    found: Distances
+    rounding: Distances | None = None
+    plain: Distances | None = None
+    explaining: Distances = Distances()
+    parts: tuple[str, ...] = ()
+    where: str = ""
+
+
+def _explained(
+    one: Run,
+    other: Run,
+    known: Sensitivity | None,
+    coarsest: torch.dtype,
+    found: Distances,
+    floor: float,
+    *,
+    everywhere: bool,
+) -> _Explained:
+    """Measure what rounding explains of how far two models are apart.
+
+    Args:
+        one: The first, unloaded.
+        other: The second.
+        known: The first one's values and sensitivity, where 16 bits are stored.
+        coarsest: The coarser of their types.
+        found: How far apart they are.
+        floor: What arithmetic leaves, relative.
+        everywhere: Whether outputs at all positions count, whatever rounding chooses, and nothing but outputs.
+    """
+    alike = found if everywhere else _most_alike(one, other, found)
+    rounding, plain = _rounding(
+        one, other, known, coarsest, lambda most: any(most.explains(apart, floor) for apart in (found, alike))
+    )
+    explaining, where = capped(rounding, plain, other.chooses), ""
+    if explaining.explains(alike, floor) and not explaining.explains(found, floor):
+        found, where = alike, _HALF
+    draws = _MORE_OF_PARTS if explaining.explains(found, floor) else 0
+    parts = _unlike_parts(one, other, coarsest, draws) if known and not everywhere else ()
+    return _Explained(found, rounding, plain, explaining, parts, where)
 
 
 def _both(
