@@ -22,7 +22,7 @@ from isobasin.inputs import model_inputs, named_outputs, promised
 from isobasin.loading import Plan, load
 from isobasin.verification import Distance, running
 from isobasin.verification.distance import Distances
-from isobasin.verification.models import capped
+from isobasin.verification.explaining import capped
 from isobasin.verification.rounding import compact, dither, kinds
 
 Tensors = dict[str, Tensor]

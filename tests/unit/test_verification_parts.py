@@ -9,7 +9,7 @@ from test_verification import changed
 import isobasin
 from isobasin.architectures.examples import tiny, variant
 from isobasin.model import open_model
-from isobasin.verification import models, running
+from isobasin.verification import explaining, running
 from isobasin.verification.abreast import Abreast
 from isobasin.verification.models import _plans
 from isobasin.verification.parts import Parts, changes, products, unlike_parts
@@ -207,6 +207,6 @@ def test_further_roundings_explain_what_one_does_not(tmp_path, monkeypatch):
     a = tiny("marian").save(tmp_path / "a", 1, dtype=torch.bfloat16)
     b = isobasin.scramble(a, tmp_path / "b", seed=4, verify=False).path
     assert isobasin.verify(a, b).equal
-    monkeypatch.setattr(models, "_MORE_OF_PARTS", 0)
-    monkeypatch.setattr(models, "NEAR", 1)
+    monkeypatch.setattr(explaining, "_MORE_OF_PARTS", 0)
+    monkeypatch.setattr(explaining, "NEAR", 1)
     assert isobasin.verify(a, b).parts
