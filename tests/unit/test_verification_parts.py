@@ -12,7 +12,7 @@ from isobasin.model import open_model
 from isobasin.verification import explaining, running
 from isobasin.verification.abreast import Abreast
 from isobasin.verification.models import _plans
-from isobasin.verification.parts import Parts, changes, products, unlike_parts
+from isobasin.verification.parts import Parts, beside, changes, products, unlike_parts
 from isobasin.verification.running import How, Run
 
 DEEP = {"num_hidden_layers": 6}
@@ -51,7 +51,7 @@ def test_no_move_changes_what_parts_make(name, kinds, tmp_path):
     for scope in ("block",) if name == "whisper" else ("block", "model"):
         theirs = parts_of(isobasin.scramble(a, tmp_path / scope, scope=scope, seed=3).path)
         nothing = [[torch.full((len(part.products),), 5e-6) for part in ours]] * 2
-        assert unlike_parts(ours, theirs, nothing) == ()
+        assert unlike_parts(list(map(beside, ours, theirs)), nothing) == ()
         assert any(not torch.allclose(x.products, y.products) for x, y in zip(ours, theirs, strict=True))
 
 
@@ -193,14 +193,14 @@ def test_what_is_no_number_is_infinitely_far_and_not_compared():
     assert changes(torch.zeros_like(x), torch.zeros_like(x)).tolist() == [0, 0]
     assert changes(torch.zeros_like(x), x).isinf().all()
     ours, theirs = [Parts("layer", "head", x)], [Parts("layer", "head", y)]
-    assert unlike_parts(ours, theirs, [[torch.zeros(2)]] * 2) == ()
+    assert unlike_parts(list(map(beside, ours, theirs)), [[torch.zeros(2)]] * 2) == ()
 
 
 def test_what_rounding_changes_much_is_not_compared():
     x = products(torch.randn(2, 12, 40, generator=torch.Generator().manual_seed(0)))
     pair = [Parts("layer", "head", x)], [Parts("layer", "head", x * torch.tensor([1.0, 4.0])[:, None, None])]
     for much, named in ((0.05, ("head 1 of 'layer'",)), (0.11, ())):
-        assert unlike_parts(*pair, [[torch.full((2,), much)]] * 2) == named
+        assert unlike_parts(list(map(beside, *pair)), [[torch.full((2,), much)]] * 2) == named
 
 
 def test_further_roundings_explain_what_one_does_not(tmp_path, monkeypatch):

@@ -118,7 +118,8 @@ def differences(a: Description, b: Description) -> list[Difference]:
     Raises:
         ArchitectureError: transformers refuses one of them.
     """
-    ours, theirs = (_meaning(each, _heads(a, b)) for each in (a, b))
+    heads = _heads(a, b)
+    ours, theirs = (_meaning(each, heads) for each in (a, b))
     found: list[Difference] = []
     for name in sorted(ours.keys() | theirs.keys()):
         one, other = ours.get(name), theirs.get(name)

@@ -6,8 +6,8 @@ For every head, over all invertible U,
 
 (arXiv 2606.17830 starts from orthogonal Procrustes and descends by gradient; here a second start in the
 balanced gauge recovers any planted U, and a damped Newton method replaces gradient descent.) The tall factors
-enter only through one triangular factorisation, so every step costs n×n work, batched over all heads of all
-layers. Grams of the tall factors square the rounding: they are used only where B is well conditioned.
+enter only through B's triangular factor and the starts of far pairs, so every step costs n×n work, batched over all
+heads of all layers. Grams of B square the rounding: they are used only where it is well conditioned.
 """
 
 from __future__ import annotations

@@ -34,6 +34,9 @@ from isobasin.verbs.settings import Matching, Running
 from isobasin.verbs.whole import advise
 from isobasin.verification import Verification
 
+# Minutes in which nothing is learned: none would be no limit.
+_HARDLY = 1e-3
+
 
 @dataclass(frozen=True)
 class Refinement(Plain):
@@ -64,10 +67,6 @@ class Refinement(Plain):
     def _repr_html_(self) -> str:
         moves = [end._repr_html_() for end in (self.alignment, self.reference) if end is not None]  # pyright: ignore[reportPrivateUsage]
         return "".join([self.refined._repr_html_(), *moves])  # pyright: ignore[reportPrivateUsage]
-
-
-# Minutes in which nothing is learned: none would be no limit.
-_HARDLY = 1e-3
 
 
 @recorded

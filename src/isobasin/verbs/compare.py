@@ -161,7 +161,9 @@ def _same(a: Model, b: Model, running: Running) -> Verdict | None:
 def _in_one_basis(a: Model, b: Model, running: Running) -> Comparison | None:
     """The comparison in the basis of a's residual stream, of layers with a partner; None where that isn't known."""
     # A head that is the embedding leaves the stream fewer maps than it has under another head.
-    found = in_one_basis(a, b, running.device) or in_one_basis(_untied(a), _untied(b), running.device)
+    found, apart = in_one_basis(a, b, running.device), (_untied(a), _untied(b))
+    if found is None and apart != (a, b):
+        found = in_one_basis(*apart, running.device)
     if found is None:
         return None
     feedforward = bool(found.a.feedforwards() and found.b.feedforwards())
@@ -171,11 +173,12 @@ def _in_one_basis(a: Model, b: Model, running: Running) -> Comparison | None:
 
 
 def _untied(model: Model) -> Model:
-    """The same function with tied tensors apart, of families that can be."""
+    """The same function with tied tensors apart, of families that can be; itself if none are tied."""
     try:
-        return Model.of(model.canonical.untied())
+        canonical = model.canonical.untied()
     except ArchitectureError:
         return model
+    return model if canonical is model.canonical else Model.of(canonical)
 
 
 def _blocks(a: Blocks, b: Blocks, feedforward: bool, running: Running) -> tuple[BlockScore, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isobasin.verification.distance import AMPLIFICATION, NEAR, NEAR_OF_CHOICES, Distance, Distances
-from isobasin.verification.parts import unlike_parts
+from isobasin.verification.parts import beside, unlike_parts
 from isobasin.verification.running import Run, Sensitivity
 
 # Further roundings, where one explains a difference nearly.
@@ -105,9 +105,10 @@ def _unlike_parts(one: Run, other: Run, coarsest: torch.dtype, draws: int) -> tu
     """
     if [each.kind for each in one.parts] != [each.kind for each in other.parts]:
         return ()
+    compared = list(map(beside, one.parts, other.parts))
 
     def beyond(times: float = 1.0) -> tuple[str, ...]:
-        return unlike_parts(one.parts, other.parts, (one.rounded, other.rounded), times)
+        return unlike_parts(compared, (one.rounded, other.rounded), times)
 
     for draw, run in ((draw, run) for draw in range(1, 1 + draws) for run in (other, one)):
         if not beyond() or (draw > _FEW_OF_PARTS and beyond(NEAR)):

@@ -78,34 +78,52 @@ def _factor(products: Tensor) -> Tensor:
     return axes * squares.clamp(min=0).sqrt().unsqueeze(-2)
 
 
+class Beside(NamedTuple):
+    """Parts of a second model, each beside the one of a first that is nearest.
+
+    Attributes:
+        parts: The second's.
+        pairs: Which of them is beside each of the first's.
+        gaps: How far it is from that, as `changes`.
+    """
+
+    parts: Parts
+    pairs: Tensor
+    gaps: Tensor
+
+    def unlike(self, rounded: Sequence[Tensor], times: float) -> list[str]:
+        """Which of the second's are others, in words; arguments as `unlike_parts`."""
+        most = torch.maximum(rounded[0], rounded[1][self.pairs])
+        # Of a part that a draw happens to spare as much as of a usual one.
+        most = most.clamp(min=float(most.median()))
+        off = (self.gaps > times * _FACTOR * most) & (most < _LOST)
+        return [self.parts.named(which) for which in sorted(self.pairs[off].tolist())]
+
+
+def beside(x: Parts, y: Parts) -> Beside | None:
+    """One model's parts and another's; None where they can't be compared."""
+    from scipy.optimize import linear_sum_assignment
+
+    ours, theirs = x.products, y.products
+    if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
+        return None
+    costs = torch.cdist(ours.flatten(1).double(), theirs.flatten(1).double())
+    pairs = torch.from_numpy(linear_sum_assignment(costs.numpy())[1])
+    return Beside(y, pairs, changes(ours, theirs[pairs]))
+
+
 def unlike_parts(
-    x: Sequence[Parts], y: Sequence[Parts], rounded: Sequence[Sequence[Tensor]], times: float = 1.0
+    compared: Sequence[Beside | None], rounded: Sequence[Sequence[Tensor]], times: float = 1.0
 ) -> tuple[str, ...]:
     """Which parts of a second model are others, in words: in every layer the first kind of which any is.
 
     Args:
-        x: One model's.
-        y: The other's.
+        compared: The models' parts, in turn.
         rounded: What rounding changes of either, as `changes` has it.
         times: How many times as far as parts may be they are.
     """
     found: dict[str, list[str]] = {}
-    for ours, theirs, *each in zip(x, y, *rounded, strict=True):
-        if ours.layer not in found and (off := _unlike(ours.products, theirs.products, each, times)):
-            found[ours.layer] = [theirs.named(which) for which in off]
+    for each, *most in zip(compared, *rounded, strict=True):
+        if each is not None and each.parts.layer not in found and (off := each.unlike(most, times)):
+            found[each.parts.layer] = off
     return tuple(name for names in found.values() for name in names)
-
-
-def _unlike(x: Tensor, y: Tensor, rounded: Sequence[Tensor], times: float) -> list[int]:
-    """Which of the second's parts are others, each paired with the one of the first that is nearest."""
-    from scipy.optimize import linear_sum_assignment
-
-    if x.shape != y.shape or not (x.isfinite().all() and y.isfinite().all()):
-        return []
-    costs = torch.cdist(x.flatten(1).double(), y.flatten(1).double())
-    pairs = torch.from_numpy(linear_sum_assignment(costs.numpy())[1])
-    most = torch.maximum(rounded[0], rounded[1][pairs])
-    # Of a part that a draw happens to spare as much as of a usual one.
-    most = most.clamp(min=float(most.median()))
-    off = (changes(x, y[pairs]) > times * _FACTOR * most) & (most < _LOST)
-    return sorted(pairs[off].tolist())
