@@ -161,9 +161,10 @@ def _same(a: Model, b: Model, running: Running) -> Verdict | None:
 def _in_one_basis(a: Model, b: Model, running: Running) -> Comparison | None:
     """The comparison in the basis of a's residual stream, of layers with a partner; None where that isn't known."""
     # A head that is the embedding leaves the stream fewer maps than it has under another head.
-    found, apart = in_one_basis(a, b, running.device), (_untied(a), _untied(b))
-    if found is None and apart != (a, b):
-        found = in_one_basis(*apart, running.device)
+    found = in_one_basis(a, b, running.device)
+    if found is None:
+        apart = _untied(a), _untied(b)
+        found = in_one_basis(*apart, running.device) if apart != (a, b) else None
     if found is None:
         return None
     feedforward = bool(found.a.feedforwards() and found.b.feedforwards())
