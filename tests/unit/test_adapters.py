@@ -227,8 +227,31 @@ def test_a_bias_that_would_move_with_the_adapter_is_refused(tmp_path: Path):
     adapter = adapted(base, tmp_path / "adapter", target_modules=["c_attn"], fan_in_fan_out=True)
     alignment = isobasin.scramble(base, tmp_path / "moved", seed=1, scope="model", verify=False).alignment
     with pytest.raises(AlignmentError, match=r"adapter: changes '.*bias' of its moved base too"):
-        isobasin.apply(alignment, adapter, tmp_path / "out")
+        isobasin.apply(alignment, adapter, tmp_path / "out", moved_base=tmp_path / "moved")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_moved_adapter_names_has_to_be_its_moved_base(trained, dtype: torch.dtype, tmp_path: Path):
+    """On its old base, or on a fine-tune that was moved alike, it would do something else."""
+    base, adapter = trained
+    moved, out = tmp_path / "moved", tmp_path / "out"
+    alignment = isobasin.scramble(base, moved, seed=1, scope="block", dtype=dtype, verify=False).alignment
+    tuned = transformers.AutoModelForCausalLM.from_pretrained(base)
+    tuned.model.layers[1].self_attn.o_proj.weight.data[3, 5] += 0.1
+    tuned.save_pretrained(tmp_path / "tuned")
+    alignment.apply(tmp_path / "tuned", tmp_path / "tuned-moved", dtype=dtype, verify=False)
+    with pytest.raises(IsobasinError, match=r"say where its moved base lies, which OUT names \(--moved-base\)"):
+        alignment.apply(adapter, out)
+    for other in (base, tmp_path / "tuned-moved"):
+        with pytest.raises(IsobasinError, match=f"{other}: isn't what {base} becomes by this move: its '"):
+            alignment.apply(adapter, out, moved_base=other)
+    other = tiny("llama", "deeper", config=UNTIED | {"num_hidden_layers": 3}).save(tmp_path / "deeper")
+    with pytest.raises(IsobasinError, match="becomes by this move, which has other tensors: name the folder that is"):
+        alignment.apply(adapter, out, moved_base=other)
+    assert not out.exists()
+    alignment.apply(adapter, out, moved_base=moved)
+    alignment.apply(adapter, tmp_path / "later", moved_base=tmp_path / "not-there-yet")
 
 
 def changed(adapter: Path, folder: Path, tensors: dict[str, Tensor] | None = None, **entries: Any) -> Path:
@@ -298,7 +321,7 @@ def test_an_adapter_is_written_to_a_folder_of_its_own(trained, tmp_path: Path):
     base, adapter = trained
     alignment = isobasin.scramble(base, tmp_path / "moved", seed=1, verify=False).alignment
     with pytest.raises(OutputError, match="is, holds or lies in the input"):
-        isobasin.apply(alignment, adapter, adapter, force=True)
+        isobasin.apply(alignment, adapter, adapter, force=True, moved_base=tmp_path / "moved")
     # Where it is merged on the fly, what is read lies elsewhere.
     for kept in (adapter, base):
         with pytest.raises(OutputError, match=f"is, holds or lies in the input {kept}"):

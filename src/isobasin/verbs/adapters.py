@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment, Moved
 from isobasin.beside import ALIGNMENT
-from isobasin.canonical import base_of, write_merged
+from isobasin.canonical import base_of, open_canonical, write_merged
 from isobasin.checkpoints import Adapter, check_output, temporary_folder
 from isobasin.checkpoints.adapters import Factors
-from isobasin.errors import AlignmentError, VerificationError, about
+from isobasin.errors import AlignmentError, IsobasinError, VerificationError, about
 from isobasin.model import Model, Revalued, opened
 from isobasin.verbs.leaving import leave
 from isobasin.verbs.settings import Running
@@ -46,7 +47,7 @@ def move_adapter(
     output: Path,
     running: Running,
     *,
-    moved_base: str | None,
+    moved_base: str,
     allow_pickle: bool = False,
 ) -> Moved:
     """Write what an adapter is after a move of its base; arguments and errors as `apply`, which calls this.
@@ -56,14 +57,16 @@ def move_adapter(
         adapter: The adapter; what its configuration names as its base is read.
         output: Folder to write to.
         running: Where, and whether it is verified.
-        moved_base: What the new configuration names as its base; None: what the old one does.
+        moved_base: What the new configuration names as its base.
         allow_pickle: Load pickled weights of the base, with `weights_only`.
     """
     with base_of(adapter, allow_pickle=allow_pickle, untie=alignment.untied) as canonical:
         base = Model.of(canonical)
         check_output(output, [adapter.folder], running.force)
         with about(str(adapter.folder)):
-            new = adapter.having(factors_after(alignment, base, adapter, running.device), moved_base or adapter.base)
+            new = adapter.having(factors_after(alignment, base, adapter, running.device), moved_base)
+        if running.verify:
+            check_moved_base(alignment, base, moved_base, running.device, allow_pickle=allow_pickle)
         called = replace(canonical, name=str(adapter.folder))
 
         def extra(staging: Path) -> None:
@@ -83,6 +86,41 @@ def move_adapter(
 
         verified = new.write(output, force=running.force, extra=extra, check=check)
     return Moved(output, None, verified, alignment)
+
+
+def check_moved_base(alignment: Alignment, base: Model, named: str, device: str, *, allow_pickle: bool) -> None:
+    """What the new adapter names has to hold what its base becomes, up to one rounding; unless nothing is there yet.
+
+    Raises:
+        IsobasinError: It holds another model, on which the adapter would do something else.
+    """
+    if not os.path.isdir(named):
+        return
+    wrong = f"{named}: isn't what {base.name} becomes by this move"
+    advice = "name the folder that is (--moved-base)"
+    with open_canonical(named, allow_pickle=allow_pickle, untie=alignment.untied) as there:
+        if there.shapes != base.canonical.shapes:
+            raise IsobasinError(f"{wrong}, which has other tensors: {advice}")
+        left = dict.fromkeys(base.view.canonical)
+
+        def wanted() -> Iterator[dict[str, Tensor]]:
+            for piece in alignment.moved(base, device):
+                yield {name: x for name, x in piece.items() if name in left}
+            yield from (base.read([name]) for name in list(left))
+
+        for piece in wanted():
+            for name, x in piece.items():
+                del left[name]
+                (found,) = there.read([base.view.canonical[name]]).values()
+                if not _rounded(x.cpu().double(), found):
+                    raise IsobasinError(f"{wrong}: its {name!r} is another one: {advice}")
+
+
+def _rounded(wanted: Tensor, found: Tensor) -> bool:
+    """Whether values are others rounded once to their type, which were computed in float64 elsewhere."""
+    kind = torch.finfo(found.dtype if found.is_floating_point() else torch.float64)
+    allowed = kind.eps * (wanted.abs() + kind.smallest_normal) + 1e-9 * wanted.abs().max()
+    return bool(((found.double() - wanted).abs() <= allowed).all())
 
 
 def factors_after(alignment: Alignment, base: Model, adapter: Adapter, device: str) -> dict[str, Factors]:

@@ -60,8 +60,8 @@ def apply(
         force: Replace an existing output folder.
         allow_pickle: Load pickled weights, with `weights_only`.
         progress: Called as the work goes on.
-        moved_base: Of an adapter: where its moved base is, which its new configuration names; None: what the old one
-            does.
+        moved_base: Of an adapter, and needed there: where its moved base is, which its new configuration names. A
+            folder with another model is refused, unless nothing is to be verified.
 
     Returns:
         Where the result is, or the new model, and how it was verified.
@@ -75,10 +75,12 @@ def apply(
     if adapter is not None:
         if output is None or dtype is not None:
             raise IsobasinError(f"{adapter.folder}: an adapter keeps its types, and is written to a folder: name that")
+        if moved_base is None:
+            raise IsobasinError(f"{adapter.folder}: say where its moved base lies, which OUT names (--moved-base)")
         from isobasin.verbs.adapters import move_adapter
 
-        base = None if moved_base is None else os.fspath(moved_base)
-        return move_adapter(alignment, adapter, Path(output), running, moved_base=base, allow_pickle=allow_pickle)
+        there = os.fspath(moved_base)
+        return move_adapter(alignment, adapter, Path(output), running, moved_base=there, allow_pickle=allow_pickle)
     if moved_base is not None:
         raise IsobasinError(f"moved base is {os.fspath(moved_base)}: that is for adapters, and this is a whole model")
     how = {"allow_pickle": allow_pickle, "untie": alignment.untied}
