@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -256,13 +257,60 @@ class TensorBlocks(Blocks):
     specification: Specification
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tensors, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            given = f"{type(self.tensors).__name__}, and not tensors by name"
+            raise TensorError(f"{self.name}: is a {given}: give what a module's state_dict() returns")
         for block in (*self.specification.attention, *self.specification.feedforwards):
-            for name, shape in block.shapes().items():
-                if name not in self.tensors:
-                    raise TensorError(f"{self.name}: tensor {name!r} is missing; the specification names it")
+            shapes = block.shapes()
+            self._there(shapes)
+            for name, shape in shapes.items():
                 if tuple(self.tensors[name].shape) != shape:
                     found = tuple(self.tensors[name].shape)
                     raise TensorError(f"{self.name}: tensor {name!r} has shape {found}, the specification says {shape}")
+
+    def _there(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.tensors:
+                other = next((there for there in self.tensors if there.endswith(f".{name}")), None)
+                but = "" if other is None else f", and there is {other!r}"
+                raise TensorError(f"{self.name}: tensor {name!r} is missing; the specification names it{but}")
+            tensor: object = self.tensors[name]
+            if not isinstance(tensor, Tensor):
+                raise TensorError(f"{self.name}: {name!r} is a {type(tensor).__name__}: give tensors of torch")
+            if tensor.is_meta:
+                raise TensorError(f"{self.name}: tensor {name!r} is on the device meta, where it has no values")
+
+    def shared(self, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """New tensors by name, and for all names that one tensor in memory has, as tied ones in a `state_dict()` do.
+
+        Raises:
+            TensorError: They would be several then; or what has the values of a moved tensor would stay as it is.
+        """
+        places: dict[Any, list[str]] = {}
+        for name, x in self.tensors.items():
+            if x.numel():
+                places.setdefault((x.device, x.data_ptr(), x.shape, x.stride()), []).append(name)
+        found = dict(moved)
+        for names in places.values():
+            new = [(name, moved[name]) for name in names if name in moved]
+            for name, x in new[1:]:
+                if not torch.allclose(x, new[0][1], rtol=1e-9, atol=1e-9 * float(x.abs().max())):
+                    apart = f"{new[0][0]!r} and {name!r} are one tensor in memory and would be two"
+                    raise TensorError(f"{self.name}: {apart}: describe them as one, or clone one, which unties them")
+            found |= {name: new[0][1] for name in names if new}
+        for name in (name for name in self.tensors if name not in found):
+            other = next((there for there in moved if self._alike(name, there)), None)
+            if other is not None:
+                apart = f"{name!r}, which the specification doesn't name, has the values of {other!r}, which moves"
+                raise TensorError(f"{self.name}: {apart}: if the two are tied leave it out, and tie it to that again")
+        return found
+
+    def _alike(self, one: str, other: str) -> bool:
+        """Whether two matrices have the same values, and not all of them one value, as zeros."""
+        x, y = self.tensors[one], self.tensors[other]
+        if x.ndim < 2 or x.shape != y.shape or x.dtype != y.dtype or x.device != y.device:
+            return False
+        return torch.equal(x, y) and bool((x != x.flatten()[0]).any())
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these names."""
@@ -286,6 +334,7 @@ class TensorBlocks(Blocks):
         """The residual stream that the specification states."""
         if self.specification.stream is None:
             raise ArchitectureError(f"{self.name}: the specification says nothing of the residual stream")
+        self._there(self.specification.stream.ordered())
         return self.specification.stream
 
 

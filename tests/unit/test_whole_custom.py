@@ -179,3 +179,47 @@ def test_a_whole_match_takes_the_end_that_the_loss_prefers():
     options = {"scope": "model", "method": "heads", "calibration": Last(loss, 24, starts)}
     found = isobasin.align_tensors(original, near, described(), **options)
     assert found.stream.statistics.start == "given"
+
+
+def test_one_tensor_under_two_names_stays_one():
+    """As tied tensors do in what `state_dict()` returns: whoever loads the result would have the last one twice."""
+    original, moved = model(0), isobasin.align_tensors(model(1), model(0), described(), scope="model")
+    apart = moved.moved_tensors(original, described())
+    tied = moved.moved_tensors(original | {"tied": original["embed"]}, described())
+    assert tied.keys() == {*original, "tied"}
+    assert tied["tied"] is tied["embed"]
+    assert all(torch.equal(tied[name], x) for name, x in apart.items())
+    # Described as two tensors that move in other ways, one in memory can't be both.
+    square = model(0) | {"unembed": torch.randn(TOKENS, D, dtype=torch.float64)}
+    stream = described().stream
+    assert stream is not None
+    along = tuple(replace(x, axis=1) if x.tensor == "unembed" else x for x in stream.along)
+    turned = replace(described(), stream=replace(stream, along=along))
+    assert "unembed" in moved.moved_tensors(square, turned)
+    with pytest.raises(TensorError, match="'embed' and 'unembed' are one tensor in memory and would be two: describe"):
+        moved.moved_tensors(square | {"unembed": square["embed"]}, turned)
+    # With attention alone neither moves.
+    isobasin.align_tensors(model(1), original, described()).moved_tensors(square | {"unembed": square["embed"]}, turned)
+    # A copy isn't known to be tied, and to leave it would be wrong if it is.
+    with pytest.raises(TensorError, match="'tied', which the specification doesn't name, has the values of 'embed'"):
+        moved.moved_tensors(original | {"tied": original["embed"].clone()}, described())
+    zeros = {"b_in": torch.zeros(UNITS, 1, dtype=torch.float64)[:, 0], "own": torch.zeros(UNITS, dtype=torch.float64)}
+    assert not moved.moved_tensors(original | zeros, described())["own"].any()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (torch.nn.Linear(1, 1), "reference: is a Linear, and not tensors by name: give what a module's state_dict"),
+        ({f"_orig_mod.{name}": x for name, x in model(0).items()}, "is missing; .*, and there is '_orig_mod.W_Q'"),
+        ({name: x.numpy() for name, x in model(0).items()}, "reference: 'W_Q' is a ndarray: give tensors of torch"),
+        ({name: x.to("meta") for name, x in model(0).items()}, "'W_Q' is on the device meta, where it has no values"),
+        ({name: x for name, x in model(0).items() if name != "embed"}, "tensor 'embed' (is|has shapes) missing"),
+    ],
+    ids=["module", "prefix", "numpy", "meta", "stream"],
+)
+def test_what_is_no_model_of_the_specification_is_refused_in_a_line(given, said: str):
+    with pytest.raises(TensorError, match=said):
+        isobasin.align_tensors(given, model(1), described(), scope="model")
+    with pytest.raises(TensorError, match=said):
+        isobasin.refine_tensors(given, model(1), described(), lambda tensors, indices: tensors["W_Q"].sum(), 4)

@@ -229,12 +229,18 @@ class Alignment(Plain):
         """Tensors in memory after the move, for an architecture of your own (`isobasin.align_tensors`).
 
         Returns:
-            All of `model`'s tensors; those of moved blocks are new, cast to their types once.
+            All of `model`'s tensors; those of moved blocks are new, cast to their types once. What is one tensor under
+            several names stays one.
+
+        Raises:
+            AlignmentError: The alignment is for another architecture.
+            TensorError: As `isobasin.align_tensors`, or one tensor under several names would become several.
         """
-        new = dict(model)
-        for tensors in self.moved(TensorBlocks("model", model, specification)):
-            new |= {name: tensor.to(model[name]) for name, tensor in tensors.items()}
-        return new
+        blocks, moved = TensorBlocks("model", model, specification), dict[str, Tensor]()
+        for tensors in self.moved(blocks):
+            moved |= tensors
+        cast = {id(tensor): tensor.to(model[name]) for name, tensor in moved.items()}
+        return {**model, **{name: cast[id(tensor)] for name, tensor in blocks.shared(moved).items()}}
 
     def moved(
         self, model: Blocks, device: str = "cpu", see: Callable[[AnyMove, Any], None] = lambda move, weights: None

@@ -153,9 +153,9 @@ def refine_tensors(
     """
     how, running = how or Refining(), running or Running()
     matching = matching or Matching(scope=Scope.model)
+    a, b = (TensorBlocks(n, t, specification) for n, t in (("reference", reference), ("model", model)))
     check_line(reference, model)
     rows = Rows.shuffled(examples, how.seed)
-    a, b = (TensorBlocks(n, t, specification) for n, t in (("reference", reference), ("model", model)))
     if start is None:
         calibration = TensorCalibration(loss, examples, device=running.device)
         start = match_models(a, b, matching, replace(running, verify=False), calibration)
