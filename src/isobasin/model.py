@@ -274,8 +274,8 @@ class TensorBlocks(Blocks):
                 other = next((there for there in self.tensors if there.endswith(f".{name}")), None)
                 but = "" if other is None else f", and there is {other!r}"
                 raise TensorError(f"{self.name}: tensor {name!r} is missing; the specification names it{but}")
-            tensor: object = self.tensors[name]
-            if not isinstance(tensor, Tensor):
+            tensor = self.tensors[name]
+            if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TensorError(f"{self.name}: {name!r} is a {type(tensor).__name__}: give tensors of torch")
             if tensor.is_meta:
                 raise TensorError(f"{self.name}: tensor {name!r} is on the device meta, where it has no values")
@@ -294,7 +294,8 @@ class TensorBlocks(Blocks):
         for names in places.values():
             new = [(name, moved[name]) for name in names if name in moved]
             for name, x in new[1:]:
-                if not torch.allclose(x, new[0][1], rtol=1e-9, atol=1e-9 * float(x.abs().max())):
+                eps = torch.finfo(x.dtype).eps
+                if not torch.allclose(x, new[0][1], rtol=2 * eps, atol=1e-9 * float(x.abs().max())):
                     apart = f"{new[0][0]!r} and {name!r} are one tensor in memory and would be two"
                     raise TensorError(f"{self.name}: {apart}: describe them as one, or clone one, which unties them")
             found |= {name: new[0][1] for name in names if new}

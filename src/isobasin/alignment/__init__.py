@@ -238,9 +238,8 @@ class Alignment(Plain):
         """
         blocks, moved = TensorBlocks("model", model, specification), dict[str, Tensor]()
         for tensors in self.moved(blocks):
-            moved |= tensors
-        cast = {id(tensor): tensor.to(model[name]) for name, tensor in moved.items()}
-        return {**model, **{name: cast[id(tensor)] for name, tensor in blocks.shared(moved).items()}}
+            moved |= {name: tensor.to(model[name]) for name, tensor in tensors.items()}
+        return {**model, **blocks.shared(moved)}
 
     def moved(
         self, model: Blocks, device: str = "cpu", see: Callable[[AnyMove, Any], None] = lambda move, weights: None
