@@ -215,12 +215,30 @@ def _save(model: Any, folder: Path) -> None:
     bare = next((n for n, x in model.named_parameters() if x.is_meta), None)
     if bare is not None:
         raise CheckpointError(f"{name}: {bare!r} has no values (device meta): load them first")
+    made = next((n for n, _ in model.named_parameters() if ".parametrizations." in n or n.endswith("_orig")), None)
+    if made is not None:
+        advice = "make that permanent first (remove_parametrizations, or prune.remove)"
+        raise CheckpointError(f"{name}: of {made!r} a weight is made whenever it is used: {advice}")
+    own = next((n or "it" for n, module in model.named_modules() if _has_code(module)), None)
+    if own is not None:
+        warn(f"{name}: {own!r} has a hook or a forward of its own, and weights and config.json are all that is read")
     said = f"{name}: save_pretrained fails"
     with (
         quiet_transformers(),
         refusing(CheckpointError, lambda reason: f"{said} ({reason}): make it one that can be saved"),
     ):
         model.save_pretrained(folder)
+
+
+# Whose hooks and forwards compute what a model's files do: they only look, or place what is computed.
+_LIBRARIES = ("transformers.", "accelerate.", "torch.")
+
+
+def _has_code(module: Any) -> bool:
+    """Whether something was put into a module of a model in memory that its class doesn't have."""
+    found = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), vars(module).get("forward")]
+    whose = (getattr(getattr(x, "func", x), "__module__", None) or "" for x in found if x is not None)
+    return not all(name.startswith(_LIBRARIES) for name in whose)
 
 
 def adapter_in(source: Source) -> Adapter | None:

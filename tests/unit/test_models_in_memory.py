@@ -9,10 +9,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+import torch.nn.utils.parametrizations
+import torch.nn.utils.prune
 
 import isobasin
 from isobasin.architectures.examples import tiny
-from isobasin.errors import CheckpointError
+from isobasin.errors import CheckpointError, IsobasinWarning
 
 
 def _adapted(model: Any) -> Any:
@@ -29,6 +31,16 @@ def _shared(model: Any) -> Any:
     return model
 
 
+def _pruned(model: Any) -> Any:
+    torch.nn.utils.prune.random_unstructured(model.model.layers[0].mlp.up_proj, "weight", 0.5)
+    return model
+
+
+def _normed(model: Any) -> Any:
+    torch.nn.utils.parametrizations.weight_norm(model.model.layers[0].mlp.up_proj)
+    return model
+
+
 _NO_MODELS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "nothing": (lambda model: None, "NoneType in memory: neither a path, a hub id nor a transformers model: pass one"),
     "state dict": (lambda model: model.state_dict(), "neither a path, a hub id nor a transformers model: pass one"),
@@ -37,6 +49,8 @@ _NO_MODELS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "of peft": (_adapted, r"PeftModel in memory: has an adapter .*: pass what its merge_and_unload\(\) returns"),
     "with an adapter": (_with_adapter, "LlamaForCausalLM in memory: has an adapter that is no part of its weights"),
     "without values": (lambda model: model.to("meta"), r"'model.embed_tokens.weight' has no values \(device meta\)"),
+    "pruned": (_pruned, r"of '.*up_proj.weight_orig' a weight is made whenever it is used: make that permanent first"),
+    "with weight norm": (_normed, r"of '.*parametrizations.*' a weight is made whenever it is used"),
     "layers shared": (_shared, r"save_pretrained fails \(RuntimeError: .*\): make it one that can be saved$"),
 }
 
@@ -76,3 +90,40 @@ def test_a_model_stays_as_it_was() -> None:
     assert all(x.requires_grad for x in b.parameters())
     assert not any(x.requires_grad for x in a.parameters())
     assert all(torch.equal(x, before[name]) for name, x in b.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("scope", ["block", "model"])
+def test_a_new_model_has_the_types_of_the_old_one_or_the_one_that_is_asked_for(
+    scope: str, dtype: torch.dtype | None
+) -> None:
+    """The first tensor's was every tensor's: what was returned was rounded otherwise than what had been verified."""
+    model = tiny("llama").build(dtype=torch.float32)
+    model.model.embed_tokens.bfloat16()
+    model.model.layers[1].mlp.double()
+    moved = isobasin.scramble(model, seed=1, scope=scope, dtype=dtype).model
+    kinds = {name: x.dtype if dtype is None else dtype for name, x in model.named_parameters()}
+    assert {name: x.dtype for name, x in moved.named_parameters()} == kinds
+    half = isobasin.merge([model, moved], t=0, dtype=dtype).model
+    assert {name: x.dtype for name, x in half.named_parameters()} == kinds
+
+
+def test_a_compiled_model_is_the_one_inside() -> None:
+    model = tiny("llama").build()
+    moved = isobasin.scramble(torch.compile(model), seed=1).model
+    assert type(moved) is type(model)
+    assert isobasin.verify(model, moved).equal
+
+
+def test_of_code_that_was_put_into_a_model_it_is_said_that_it_is_not_read(recwarn: pytest.WarningsRecorder) -> None:
+    """As weights are all that a checkpoint has; hooks of transformers change nothing."""
+    model = tiny("llama").build()
+    model(torch.arange(8)[None], output_hidden_states=True)
+    assert isobasin.verify(model, model).equal
+    assert not [found for found in recwarn if issubclass(found.category, IsobasinWarning)]
+    hooked, patched = deepcopy(model), deepcopy(model)
+    hooked.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
+    patched.model.layers[0].forward = lambda hidden, **_: hidden
+    for other, where in ((hooked, "model.layers.1.mlp"), (patched, "model.layers.0")):
+        with pytest.warns(IsobasinWarning, match=f"'{where}' has a hook or a forward of its own, and weights"):
+            isobasin.verify(model, other)

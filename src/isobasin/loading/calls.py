@@ -12,6 +12,7 @@ import os
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,13 @@ def _frozen(model: Any, names: Iterable[str]) -> set[str]:
     return frozen
 
 
-def like(model: Any, folder: str | os.PathLike[str], dtype: torch.dtype) -> Any:
-    """A checkpoint's model of the same class as another model."""
-    return pretrained(type(model), folder, dtype=dtype)[0]
+def like(model: Any, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Any:
+    """A checkpoint's model of the same class as another model, in one type or with that one's, tensor by tensor."""
+    model = getattr(model, "_orig_mod", model)  # of one that torch compiles
+    if dtype is not None:
+        return pretrained(type(model), folder, dtype=dtype)[0]
+    kinds = {n: x.dtype for n, x in model.named_parameters(remove_duplicate=False) if x.is_floating_point()}
+    found = pretrained(type(model), folder, dtype=reduce(torch.promote_types, kinds.values()))[0]
+    for name, x in found.named_parameters():
+        x.data = x.data.to(kinds.get(name, x.dtype))
+    return found

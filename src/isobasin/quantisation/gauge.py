@@ -142,7 +142,7 @@ def gauge(
 
         before = cost.measured(cost.end(found, still(found, Scope.attention)), test)
         loss = float("nan") if test is None else cost.loss(test)
-        path, made, (written, after) = deliver(model, output, write)
+        path, made, (written, after) = deliver(model, output, write, running.dtype)
         return Gauged(path, made, written, written.verified, str(rounds), by, starts, went, loss, before, after)
 
 

@@ -109,7 +109,7 @@ def moved(
             moving = acting(alignment, model, running, stored=running.dtype or model.dtype())
             return write_moving(moving, model, folder, running)
 
-        path, made, found = deliver(source, output, write)
+        path, made, found = deliver(source, output, write, running.dtype)
     return Moved(path, made, found.verified, found)
 
 
@@ -239,9 +239,12 @@ def counted(items: Iterable[T], total: int, progress: Progress) -> Iterator[T]:
 
 
 def deliver(
-    source: Source, output: str | os.PathLike[str] | None, write: Callable[[Path], T]
+    source: Source,
+    output: str | os.PathLike[str] | None,
+    write: Callable[[Path], T],
+    dtype: torch.dtype | None = None,
 ) -> tuple[Path | None, PreTrainedModel | None, T]:
-    """Write to the folder asked for; or to a temporary one, and load a model like `source` from it.
+    """Write to the folder asked for; or to a temporary one, and load a model like `source` from it, in this type.
 
     Returns:
         The folder, or the model; and what `write` returned.
@@ -253,5 +256,5 @@ def deliver(
     with temporary_folder() as folder:
         path = Path(folder) / "model"
         found = write(path)
-        fresh = like(source, path, source.dtype)
+        fresh = like(source, path, dtype)
         return None, fresh.to(source.device).train(source.training), found

@@ -203,7 +203,7 @@ def merge(
             told = partial(brought.leave, models=[model.canonical for model in opened])
             return write_checkpoint(kept, folder, points, dtype=dtype, force=force, extra=told, check=check)
 
-        path, made, found = deliver(models[alone or 0], output, write)
+        path, made, found = deliver(models[alone or 0], output, write, dtype)
     say_if_beyond(place)
     checked, loss = found or (None, ())
     known = brought.alignments, brought.distances, tuple(truncation)

@@ -24,7 +24,7 @@ def verify(
     """Do two models compute the same? Their outputs on random inputs of several lengths and offsets.
 
     Where their configurations mean something else, as windows of attention that these inputs don't fill, the result
-    says so.
+    says so. Of models in memory weights and configuration are compared, as `save_pretrained` writes them: no hooks.
 
     Args:
         a: The original: folder, hub id, or transformers model.
