@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from isobasin.errors import IsobasinError
@@ -44,14 +45,28 @@ def check_number(name: str, value: float, least: float = -_MOST, most: float = _
     Raises:
         IsobasinError: Naming all of them.
     """
-    if least <= value <= most:
+    try:
+        inside = least <= value <= most
+    except TypeError:  # no number
+        inside = False
+    if inside:
         return
     if least == -_MOST:
         allowed = "a finite number"
     else:
         allowed = f"at least {_plain(least)}" if most >= _MOST else f"a number from {_plain(least)} to {_plain(most)}"
-    given = str(value)
+    given = repr(value) if isinstance(value, str) else str(value)
     raise IsobasinError(f"{name} is {given if len(given) <= _SHOWN else f'{given[:_SHOWN]}…'}: give {allowed}")
+
+
+def check_several(name: str, given: object) -> None:
+    """Refuse one path where several are asked for: its characters would be taken for them.
+
+    Raises:
+        IsobasinError: Naming it.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        raise IsobasinError(f"{name} is {os.fspath(given)!r}: give a list of them")
 
 
 def _plain(number: float) -> str:

@@ -67,6 +67,14 @@ REFUSED: dict[str, Callable[[], object]] = {
     "threads is 0": lambda: Here(threads=0),
     "workers is 0": lambda: Processes(0),
     "threads is 1000000": lambda: Processes(2, threads=1_000_000),
+    "t is 'out': give a finite number": lambda: isobasin.interpolate("none", "none", "out"),  # pyright: ignore
+    "seed is '0': give a number from 0": lambda: isobasin.scramble("none", seed="0"),  # pyright: ignore
+    "models is 'none': give a list of them": lambda: isobasin.merge("none", "out"),
+    "models is 'none': give a list": lambda: isobasin.check("none"),
+    "models is 'none': give a": lambda: isobasin.barrier("none", "data"),
+    "fingerprints is 'none': give a list of them": lambda: isobasin.scan("none", Path("none")),
+    "dtype is 'bfloat16': give torch.float64, torch.f": lambda: Running(dtype="bfloat16"),  # pyright: ignore
+    "dtype is torch.int8: give torch.float64, torch.f": lambda: Running(dtype=torch.int8),
     "workers is -1": lambda: Cluster(Path(), workers=-1),
 }
 

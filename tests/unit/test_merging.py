@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -213,6 +214,12 @@ def test_only_the_ratios_of_weights_count(tmp_path: Path):
     isobasin.merge([a, b], tmp_path / "other", t=0.25, force_unrelated=True)
     assert found.weights == (0.75, 0.25)
     assert apart(tmp_path / "one", tmp_path / "other") < 1e-14
+
+
+def test_a_number_of_numpy_is_one():
+    one = tiny("gpt2").build()
+    assert isobasin.merge([one, one], t=np.float32(0.25), verify=False).weights == (0.75, 0.25)
+    assert isobasin.merge([one, one], t=torch.tensor([1, 3]), verify=False).weights == (0.25, 0.75)
 
 
 def test_models_between_which_there_is_no_line(tmp_path: Path):

@@ -14,6 +14,7 @@ from typing import Any
 
 from isobasin.architectures.resolve import check_comparable
 from isobasin.beside import ALIGNMENT
+from isobasin.bounds import check_several
 from isobasin.canonical import Canonical, Source, evened, open_canonical
 from isobasin.checkpoints import Checkpoint, check_output
 from isobasin.checkpoints.output import sole_writer
@@ -79,6 +80,7 @@ def measure(
         IsobasinError: A subclass says what is wrong with the models, the data, or the output.
     """
     how = measuring or Measuring()
+    check_several("models", models)
     if len(models) < 2:
         raise IsobasinError("models: give at least two; a line has two ends")
     if aligned and len(models) != 2:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobasin.architectures.resolve import check_comparable
+from isobasin.bounds import check_several
 from isobasin.canonical import Canonical, Source, open_canonical
 from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, TensorError
@@ -96,6 +97,7 @@ def check(models: Sequence[Source], *, allow_pickle: bool = False) -> Check:
     Raises:
         CheckpointError: One of them can't be found or read.
     """
+    check_several("models", models)
     if len(models) < 2:
         raise IsobasinError("check takes two or more models")
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from isobasin.alignment import Alignment
 from isobasin.architectures.resolve import check_comparable
 from isobasin.beside import alignment_name
-from isobasin.bounds import check_number
+from isobasin.bounds import check_number, check_several
 from isobasin.canonical import Canonical, Source
 from isobasin.checkpoints import check_output, write_checkpoint
 from isobasin.choices import HeadCost, MergeMethod, Method, Objective, Readout, Scope, Space
@@ -168,6 +169,7 @@ def merge(
         ArchitectureError: Models are unrelated, and nothing says to average them nevertheless.
         VerificationError: A move changes a block's function, or the result's outputs are not finite.
     """
+    check_several("models", models)
     way, space = MergeMethod(merge_method), Space(space)
     check_mergekit(way, len(models), density)
     if way is not MergeMethod.mean and space is Space.circuit:
@@ -367,7 +369,7 @@ def _weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]
     """One weight for each model, of sum 1."""
     if count < 2:
         raise IsobasinError(f"merge takes two or more models, not {count}")
-    given = [1.0] * count if t is None else [float(t)] if isinstance(t, (int, float)) else [float(w) for w in t]
+    given = _numbers(t, count)
     for number in given:
         check_number("t", number)
     if len(given) == 1 and count == 2:
@@ -381,9 +383,16 @@ def _weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]
     return tuple(share / sum(shares) for share in shares)
 
 
+def _numbers(t: float | Sequence[float] | None, count: int) -> list[float]:
+    """What was given, one number or several; ones if nothing was."""
+    if t is None:
+        return [1.0] * count
+    return [float(t)] if isinstance(t, (int, float, Real)) else [float(w) for w in t]
+
+
 def _task_weights(t: float | Sequence[float] | None, count: int) -> tuple[float, ...]:
     """One weight for each model but the first, which the others come from."""
-    given = [1.0] * (count - 1) if t is None else [float(t)] if isinstance(t, (int, float)) else [float(w) for w in t]
+    given = _numbers(t, count - 1)
     for number in given:
         check_number("t", number)
     if len(given) != count - 1 or count < 2:

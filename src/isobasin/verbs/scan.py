@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from isobasin.bounds import check_several
 from isobasin.checkpoints.files import entries
 from isobasin.errors import CheckpointError
 from isobasin.matching.tokens import partners
@@ -129,6 +130,7 @@ def scan(
     Raises:
         CheckpointError: A file is no fingerprint, or a folder has none.
     """
+    check_several("fingerprints", fingerprints)
     files = list(_files(fingerprints))
     own = _own(model, device, allow_pickle)
     found: list[Kin] = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isobasin.bounds import check_number
-from isobasin.choices import Device, HeadCost, Method, Objective, Scope
+from isobasin.choices import Device, Dtype, HeadCost, Method, Objective, Scope
 from isobasin.errors import DependencyError, IsobasinError
 
 Progress = Callable[[str, int, int], None]
@@ -89,6 +89,9 @@ class Evaluating(Calibration, Protocol):
         ...
 
 
+_DTYPES = tuple(dtype.resolve() for dtype in Dtype)
+
+
 @dataclass(frozen=True)
 class Running:
     """Where work is done, what is written, and who is told.
@@ -108,6 +111,8 @@ class Running:
     progress: Progress = silent
 
     def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise IsobasinError(f"dtype is {self.dtype!r}: give {', '.join(map(str, _DTYPES[1:]))}, or None")
         object.__setattr__(self, "device", chosen_device(self.device))
 
 
