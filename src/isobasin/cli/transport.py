@@ -120,15 +120,16 @@ def _between(path: Path) -> Alignment:
 
 
 def _by_data(examples: Examples, device: str, scale: float | None, weighs: bool) -> dict[str, Any]:
-    """What data choose: the scale, if none is given; and by their first half the alignment, if they weigh."""
+    """What data choose: the scale, if none is given; and by a half of them the alignment, if they weigh."""
     from isobasin.lines.ends import Losses, Measuring
     from isobasin.refinement.calibration import DataCalibration
+    from isobasin.refinement.descent import split
+    from isobasin.refinement.recipe import Refining
 
     found: dict[str, Any] = {}
     if weighs:
-        half = (len(examples) + 1) // 2
-        found["calibration"] = DataCalibration(examples.subset(range(half)), device)
-        examples = examples.subset(range(half, len(examples))) if half < len(examples) else examples
+        weighing, examples = split(examples, Refining(held_out=0.5)) if len(examples) > 1 else (examples, examples)
+        found["calibration"] = DataCalibration(weighing, device)
     if scale is None:
         found["losses"] = Losses(examples, Measuring(device=device, temperature=False)).means
     return found

@@ -35,7 +35,7 @@ class DataCalibration:
     """
 
     def __init__(self, examples: Examples, device: str = "cpu") -> None:
-        """Use the first examples.
+        """Use some of the examples.
 
         Args:
             examples: Training data, prepared for the reference.
@@ -111,7 +111,7 @@ class DataCalibration:
                 yield rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     def _batches(self, module: nn.Module, limit: int) -> Iterator[dict[str, Tensor]]:
-        """What the module is called with, for the first examples."""
+        """What the module is called with, for some of the examples."""
         for batch, _ in batches_of(self._examples, limit, _BATCH):
             yield model_inputs(module, batch, torch.device(self._device))
 

@@ -21,7 +21,7 @@ from isobasin.model import Model
 from isobasin.refinement.ends import End, ends_of, type_of
 from isobasin.refinement.names import Places, names_in_memory, parameters
 from isobasin.refinement.predictions import LARGEST, Predictions, gathered
-from isobasin.tasks.examples import IGNORED, Indices
+from isobasin.tasks.examples import IGNORED, Indices, chosen
 from isobasin.tasks.kind import load_model
 from isobasin.tasks.losses import model_inputs, passing, targets
 from isobasin.tasks.precision import ShortAttention, quicker_in_bfloat16
@@ -38,6 +38,8 @@ Measure = Callable[[At, Batch], Tensor]
 # What a placed batch has beside the model's inputs and labels: the numbers of its labelled rows, and what the ends
 # predict there, if that is known.
 _ROWS, _PREDICTED = "labelled rows", "predicted"
+# The seed by which some of many examples are drawn.
+_DRAW = 0
 
 
 class Sample(Protocol[Fetched]):
@@ -144,10 +146,12 @@ class MovingLine(ABC, Generic[Batch]):
 
 
 def batches_of(examples: Sample[Batch], limit: int, size: int) -> Iterator[tuple[Batch, int]]:
-    """The first examples in batches, each with how many they are."""
-    count = min(len(examples), limit)
-    for start in range(0, count, size):
-        rows = range(start, min(start + size, count))
+    """At most `limit` examples in batches, each with how many they are: the same ones every time, drawn at random.
+
+    The first ones would be of one class where data are sorted, as folders of images are.
+    """
+    drawn = chosen(len(examples), limit, _DRAW)
+    for rows in (torch.arange(len(examples)) if drawn is None else drawn).split(size):
         yield examples.fetch(rows), len(rows)
 
 

@@ -28,7 +28,9 @@ from isobasin.refinement.points import Points
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import refine
 from isobasin.tasks.data import examples_of
+from isobasin.tasks.examples import TensorExamples
 from isobasin.tasks.kind import load_model
+from isobasin.tasks.options import DataFacts
 from isobasin.verbs.settings import Matching, Running
 
 QUIET = Running(progress=lambda *_: None)
@@ -52,6 +54,20 @@ def test_noise_is_in_units_of_the_inputs(tmp_path):
     assert torch.equal(first["labels"], batch["labels"])
     assert torch.equal(first["pixel_values"], again["pixel_values"])
     assert not torch.allclose(first["pixel_values"], second["pixel_values"])
+
+
+def test_some_of_many_examples_are_of_all_classes_whatever_their_order():
+    """Folders of images come class by class."""
+    labels = torch.arange(10).repeat_interleave(200)
+    facts = DataFacts("made up", None, "image-classification", len(labels), "none")
+    examples = TensorExamples(TaskKind.image_classification, facts, {"labels": labels})
+    found = [batch["labels"] for batch, size in batches_of(examples, 128, 32) if len(batch["labels"]) == size]
+    assert [len(x) for x in found] == [32] * 4
+    counts = torch.cat(found).bincount(minlength=10)
+    assert counts.min() >= 4
+    assert torch.equal(torch.cat(found), torch.cat([batch["labels"] for batch, _ in batches_of(examples, 128, 64)]))
+    whole = [batch["labels"] for batch, _ in batches_of(examples, len(labels), 256)]
+    assert torch.equal(torch.cat(whole), labels)
 
 
 @pytest.mark.parametrize(("targets", "noise"), [(Targets.ends, 0.0), (Targets.ends, 0.5), (Targets.labels, 0.5)])
