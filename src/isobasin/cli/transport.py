@@ -121,15 +121,17 @@ def _between(path: Path) -> Alignment:
 
 def _by_data(examples: Examples, device: str, scale: float | None, weighs: bool) -> dict[str, Any]:
     """What data choose: the scale, if none is given; and by a half of them the alignment, if they weigh."""
+    import torch
+
     from isobasin.lines.ends import Losses, Measuring
     from isobasin.refinement.calibration import DataCalibration
-    from isobasin.refinement.descent import split
-    from isobasin.refinement.recipe import Refining
 
     found: dict[str, Any] = {}
     if weighs:
-        weighing, examples = split(examples, Refining(held_out=0.5)) if len(examples) > 1 else (examples, examples)
-        found["calibration"] = DataCalibration(weighing, device)
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+        weighing, held = (part.sort().values for part in order.tensor_split(2))
+        found["calibration"] = DataCalibration(examples.subset(weighing), device)
+        examples = examples.subset(held) if len(held) else examples
     if scale is None:
         found["losses"] = Losses(examples, Measuring(device=device, temperature=False)).means
     return found
