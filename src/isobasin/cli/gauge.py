@@ -78,7 +78,8 @@ def gauge(
     ] = LEARNING.batch_size,
     rate: Annotated[float, typer.Option("--rate", metavar="X", help="Highest learning rate.")] = LEARNING.rate,
     patience: Annotated[
-        int, typer.Option("--patience", metavar="N", min=1, help="Looks at held-out data without gain, then it ends.")
+        int | None,
+        typer.Option("--patience", metavar="N", min=1, help="Looks at held-out data without gain, then it ends."),
     ] = LEARNING.patience,
     seed: options.Seed = 0,
     device: options.Device = Device.auto,

@@ -53,7 +53,14 @@ def refine(
         typer.Option("--both/--model-only", help="Move the reference too, into OUT/reference; its function stays."),
     ] = Refining.both,
     patience: Annotated[
-        int, typer.Option("--patience", metavar="N", min=1, help="Looks at held-out data without gain, then it ends.")
+        int | None,
+        typer.Option(
+            "--patience",
+            metavar="N",
+            min=1,
+            show_default="those of a third of the steps",
+            help="Looks at held-out data without gain, then it ends.",
+        ),
     ] = Refining.patience,
     targets: Annotated[Targets, options.choose("--targets", Targets)] = Targets.ends,
     noise: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from isobasin.refinement.recipe import Refining
 
-LEARNING = Refining(steps=2000, minutes=10, both=False, noise=0.0)
+LEARNING = Refining(steps=2000, minutes=10, both=False, noise=0.0, patience=20)
 """There is one end of the line that moves, and nothing is added to what it is looked at by."""
 _FEW, _SHARE = 100, 0.3
 

@@ -33,6 +33,8 @@ _RADIANS = 3.0
 _TIMED_FROM, _TIMED_TO = 8, 18
 # What the ends predict is computed once if steps will ask for it that often: it is a third of a step.
 _WORTH = 2
+# It ends without a better look in the n-th part of all steps: rates fall by a cosine, and are high for half of them.
+_PATIENCE = 3
 # How many held-out examples are looked at, at most.
 _LOOKED_AT = 128
 # What the move says where coordinates became so large that its maps are not finite, or singular.
@@ -231,6 +233,11 @@ class Descent(Generic[Batch]):
             fitting = max(state.step, min(how.steps, state.step + int(left / each)))
             state.planned = self.line.group.once(lambda: fitting)
 
+    def patience(self) -> int:
+        """Steps without a better look after which it ends: of as many as are planned now."""
+        looks, every = self.how.patience, self.how.every
+        return every * (looks or math.ceil(self.state.planned / _PATIENCE / every))
+
     def worth_knowing(self) -> bool:
         """Whether it saves time to compute once what the ends predict of all examples: asked after every step."""
         state = self.state
@@ -311,7 +318,7 @@ def descend(
         if state.step % how.every == 0 and descent.look():
             save(descent.saved())
         step, height = state.history[-1]
-        if step - state.best_step >= how.patience * how.every:
+        if step - state.best_step >= descent.patience():
             break
         if (step and math.isinf(height)) or not descent.step():
             break  # it diverged: what was best until here is kept

@@ -22,7 +22,8 @@ class Refining:
         seed: Of batches, of points on the line and of noise.
         held_out: Share of the examples that the best coordinates are chosen by.
         every: Steps between two such looks.
-        patience: Looks without a better one after which it ends.
+        patience: Looks without a better one after which it ends; None: those of a third of the steps. While rates are
+            high looks hardly get better: what was learned shows once they fall.
         mixed_precision: Forward passes in bfloat16; None: where that is quicker, for what the device multiplies and how
             wide the model is.
         targets: What it learns from; None: the ends' predictions, or labels where only a loss is known.
@@ -42,15 +43,17 @@ class Refining:
     seed: int = 0
     held_out: float = 0.1
     every: int = 50
-    patience: int = 20
+    patience: int | None = None
     mixed_precision: bool | None = None
     targets: Targets | None = None
     noise: float = 0.2
     minutes: float = 30
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("warmup", 0), ("every", 1), ("patience", 1)):
+        for name, least in (("steps", 1), ("warmup", 0), ("every", 1)):
             check_number(name, getattr(self, name), least, MANY)
+        if self.patience is not None:
+            check_number("patience", self.patience, 1, MANY)
         check_number("batch size", self.batch_size, 1, LARGEST_BATCH)
         for name in ("rate", "noise", "minutes"):
             check_number(name, getattr(self, name), 0, MANY)

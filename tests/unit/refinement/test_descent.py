@@ -77,6 +77,16 @@ def test_minutes_say_how_many_steps_there_are(line, monkeypatch, minutes, taken)
     assert seen[-1] == (taken, taken)
 
 
+@pytest.mark.parametrize(("patience", "taken"), [(None, 24), (2, 8), (30, 60)])
+def test_it_ends_without_a_better_look_in_a_third_of_the_steps(line, monkeypatch, patience, taken):
+    """The best of them is that after four steps."""
+    steps = fresh(line, Refining(steps=60, batch_size=2, every=2, patience=patience, minutes=0))
+    monkeypatch.setattr(descents, "Descent", lambda *_: steps)
+    monkeypatch.setattr(steps, "_height", lambda: 0.5 if steps.state.step == 4 else 1.0)
+    went = descend(line, sentences(), steps.how, progress=lambda *_: None)
+    assert (went.steps, went.best_step) == (taken, 4)
+
+
 def test_a_line_that_never_was_finite_is_refused(line, monkeypatch):
     monkeypatch.setattr(descents.Descent, "_height", lambda descent: float("inf"))
     steps = fresh(line, Refining(steps=4, batch_size=2, every=2))
