@@ -33,8 +33,8 @@ _RADIANS = 3.0
 _TIMED_FROM, _TIMED_TO = 8, 18
 # What the ends predict is computed once if steps will ask for it that often: it is a third of a step.
 _WORTH = 2
-# It ends without a better look in the n-th part of all steps: rates fall by a cosine, and are high for half of them.
-_PATIENCE = 3
+# It ends without a better look in the n-th part of all steps, rates being high for half of them, or in so many looks.
+_PATIENCE, _FEWEST_LOOKS = 3, 10
 # How many held-out examples are looked at, at most.
 _LOOKED_AT = 128
 # What the move says where coordinates became so large that its maps are not finite, or singular.
@@ -235,8 +235,8 @@ class Descent(Generic[Batch]):
 
     def patience(self) -> int:
         """Steps without a better look after which it ends: of as many as are planned now."""
-        looks, every = self.how.patience, self.how.every
-        return every * (looks or math.ceil(self.state.planned / _PATIENCE / every))
+        every = self.how.every
+        return every * (self.how.patience or max(math.ceil(self.state.planned / _PATIENCE / every), _FEWEST_LOOKS))
 
     def worth_knowing(self) -> bool:
         """Whether it saves time to compute once what the ends predict of all examples: asked after every step."""

@@ -22,8 +22,8 @@ class Refining:
         seed: Of batches, of points on the line and of noise.
         held_out: Share of the examples that the best coordinates are chosen by.
         every: Steps between two such looks.
-        patience: Looks without a better one after which it ends; None: those of a third of the steps. While rates are
-            high looks hardly get better: what was learned shows once they fall.
+        patience: Looks without a better one after which it ends; None: those of a third of the steps, 10 at
+            least. While rates are high looks hardly get better: what was learned shows once they fall.
         mixed_precision: Forward passes in bfloat16; None: where that is quicker, for what the device multiplies and how
             wide the model is.
         targets: What it learns from; None: the ends' predictions, or labels where only a loss is known.
