@@ -10,7 +10,7 @@ import torch
 import isobasin
 from isobasin.alignment import STREAM, Move
 from isobasin.choices import Targets
-from isobasin.errors import ArchitectureError, IsobasinError, TensorError, VerificationError
+from isobasin.errors import ArchitectureError, IsobasinError, IsobasinWarning, TensorError, VerificationError
 from isobasin.model import TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.recipe import Refining
@@ -223,3 +223,86 @@ def test_what_is_no_model_of_the_specification_is_refused_in_a_line(given, said:
         isobasin.align_tensors(given, model(1), described(), scope="model")
     with pytest.raises(TensorError, match=said):
         isobasin.refine_tensors(given, model(1), described(), lambda tensors, indices: tensors["W_Q"].sum(), 4)
+
+
+def _stream(**changed: object) -> isobasin.Specification:
+    stream = described().stream
+    assert stream is not None
+    return replace(described(), stream=replace(stream, **changed))
+
+
+def _without(*names: str) -> isobasin.Specification:
+    stream = described().stream
+    assert stream is not None
+    return _stream(along=tuple(x for x in stream.along if x.tensor not in names))
+
+
+def _attention(**changed: object) -> isobasin.Specification:
+    (block,) = described().attention
+    return replace(described(), attention=(replace(block, group=replace(ATTENTION, **changed)),))
+
+
+@pytest.mark.parametrize(
+    ("specification", "more", "said"),
+    [
+        (
+            described(),
+            {"b_Q": (HEADS, WIDTH)},
+            "reference: there is 'b_Q', and attn is said to have no such bias: name it",
+        ),
+        (described(), {"b_out": (D,)}, "there is 'b_out', and mlp is said to have no such bias"),
+        (_without("W_K"), {}, "attn: the residual stream isn't said to run along axis 1 of 'W_K'"),
+        (_without("W_out"), {}, "mlp: the residual stream isn't said to run along axis 1 of 'W_out'"),
+        (
+            _stream(group=isobasin.StreamGroup(D + 1, isobasin.Basis.linear)),
+            {},
+            "attn is 12 wide, and the .* stream 13",
+        ),
+        (
+            _stream(norms=(isobasin.Norm("gain", None, (isobasin.Reader("unembed", 0, None),)),)),
+            {"gain": (D,)},
+            "normalisations that divide by a root mean square don't let linear maps pass",
+        ),
+        (
+            _stream(
+                norms=(isobasin.Norm("gain", None, (isobasin.Reader("unembed", 0, None),)),),
+                group=isobasin.StreamGroup(D, isobasin.Basis.orthogonal),
+                centred=True,
+            ),
+            {"gain": (D,)},
+            "normalisations that subtract the mean don't let orthogonal maps pass",
+        ),
+        (
+            _stream(along=(*described().stream.along, isobasin.Along("gain", 0, isobasin.Role.gain))),
+            {"gain": (D,)},
+            "factors of single coordinates don't let linear maps pass",
+        ),
+        (
+            _stream(along=(*described().stream.along, isobasin.Along("more", 1))),
+            {"more": (D, 5)},
+            r"reference: tensor 'more' has shape \[12, 5\]: the residual stream needs 12 along axis 1",
+        ),
+        (_attention(kv_heads=1, queries_per_kv=2), {}, "attn: the layout of its key has 2 × 6 heads and features, and"),
+        (_attention(value_output=isobasin.BilinearGroup(5)), {}, "the layout of its value has 2 × 6 .* group 2 × 5"),
+    ],
+)
+def test_a_description_that_can_be_seen_to_change_the_function_is_refused(
+    specification: isobasin.Specification, more: dict[str, tuple[int, ...]], said: str
+):
+    """What it leaves out would stay behind, and what it lets move may not."""
+    ends = [
+        model(seed) | {name: torch.ones(shape, dtype=torch.float64) for name, shape in more.items()} for seed in (0, 1)
+    ]
+    with pytest.raises((ArchitectureError, TensorError), match=said):
+        isobasin.align_tensors(*ends, specification, scope="model")
+
+
+def test_what_a_description_may_leave_out(recwarn: pytest.WarningsRecorder):
+    """Biases that are zero, as some code stores all of them, and what moves in no scope that is asked for."""
+    zeros = {"b_Q": torch.zeros(HEADS, WIDTH), "b_out": torch.zeros(D)}
+    a, b = (model(seed) | zeros for seed in (0, 1))
+    isobasin.align_tensors(a, b, _without("W_out"), scope="block")
+    isobasin.align_tensors(a | {"b_out": torch.ones(D)}, b, described(), scope="block")
+    assert not recwarn
+    with pytest.warns(IsobasinWarning, match="says nothing of 'embed', as wide as the residual stream"):
+        isobasin.align_tensors(model(0), model(1), _without("embed"), scope="model")

@@ -22,7 +22,7 @@ from isobasin.refinement.line import At, MovingLine, batches_of, between
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import Refinement, learned
 from isobasin.tasks.examples import Indices, as_index
-from isobasin.verbs.align import match_models
+from isobasin.verbs.align import described, match_models
 from isobasin.verbs.settings import Matching, Running, chosen_device
 from isobasin.verification import Verification
 
@@ -153,7 +153,7 @@ def refine_tensors(
     """
     how, running = how or Refining(), running or Running()
     matching = matching or Matching(scope=Scope.model)
-    a, b = (TensorBlocks(n, t, specification) for n, t in (("reference", reference), ("model", model)))
+    a, b = described(reference, model, specification, matching.scope)
     check_line(reference, model)
     rows = Rows.shuffled(examples, how.seed)
     if start is None:

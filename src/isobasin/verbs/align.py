@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isobasin.alignment import Alignment, untied_note
+from isobasin.architectures.described import check_described
 from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import check_output
 from isobasin.choices import HeadCost, Method, Objective, Scope
@@ -158,7 +159,8 @@ def align_tensors(
             for "model".
         device: Where the work is done.
         max_condition: Largest condition number of a map on GL(n).
-        verify: Compare the blocks' functions before and after, as `attend` computes them.
+        verify: Compare the blocks' functions before and after, as `attend` computes them. Whether your model computes
+            that, and all that the stream runs through is named, only its own outputs say.
         calibration: With scope "model", a loss that chooses among several starts and ends
             (`isobasin.refinement.tensors.TensorCalibration`).
 
@@ -166,12 +168,28 @@ def align_tensors(
         The alignment; `Alignment.moved_tensors` makes the move.
 
     Raises:
-        TensorError: A tensor is missing, misshapen or not finite.
-        ArchitectureError: Feed-forward blocks are asked for, and the specification names none.
+        TensorError: A tensor is missing, misshapen or not finite, or a bias isn't named.
+        ArchitectureError: What is to be moved isn't in the specification, or that contradicts itself.
     """
     matching = Matching(Method(method), HeadCost(head_cost), max_condition, Scope(scope))
-    blocks = [TensorBlocks(n, t, specification) for n, t in (("reference", reference), ("model", model))]
-    return match_models(blocks[0], blocks[1], matching, Running(device, verify=verify), calibration)
+    a, b = described(reference, model, specification, matching.scope)
+    return match_models(a, b, matching, Running(device, verify=verify), calibration)
+
+
+def described(
+    reference: Mapping[str, Tensor], model: Mapping[str, Tensor], specification: Specification, scope: Scope
+) -> tuple[TensorBlocks, TensorBlocks]:
+    """Tensors in memory as what their owner's specification says, which is refused where it can't be that.
+
+    Raises:
+        TensorError: As `align_tensors`.
+        ArchitectureError: Likewise.
+    """
+    ends = TensorBlocks("reference", reference, specification), TensorBlocks("model", model, specification)
+    for end in ends:
+        stream = end.stream() if scope is Scope.model else None
+        check_described(end.name, end.tensors, end.blocks(feedforward=scope.feedforward), stream)
+    return ends
 
 
 def match_models(
