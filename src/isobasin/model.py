@@ -21,7 +21,7 @@ from isobasin.architectures.schema import Specification
 from isobasin.architectures.view import View
 from isobasin.canonical import Canonical, Source, evened, open_canonical
 from isobasin.checkpoints import Checkpoint, check_finite, reads_hidden_states
-from isobasin.errors import ArchitectureError, TensorError
+from isobasin.errors import ArchitectureError, TensorError, warn
 from isobasin.memory import carried
 from isobasin.symmetries.along import Stream
 from isobasin.symmetries.weights import AttentionWeights, stack
@@ -283,8 +283,10 @@ class TensorBlocks(Blocks):
     def shared(self, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """New tensors by name, and for all names that one tensor in memory has, as tied ones in a `state_dict()` do.
 
+        So has a copy that the specification doesn't name, which is said: as in files, equal values are taken for tied.
+
         Raises:
-            TensorError: They would be several then; or what has the values of a moved tensor would stay as it is.
+            TensorError: What is one tensor would be several.
         """
         places: dict[Any, list[str]] = {}
         for name, x in self.tensors.items():
@@ -299,11 +301,13 @@ class TensorBlocks(Blocks):
                     apart = f"{new[0][0]!r} and {name!r} are one tensor in memory and would be two"
                     raise TensorError(f"{self.name}: {apart}: describe them as one, or clone one, which unties them")
             found |= {name: new[0][1] for name in names if new}
-        for name in (name for name in self.tensors if name not in found):
+        stream, blocks = self.specification.stream, (*self.specification.attention, *self.specification.feedforwards)
+        named = set[str]().union(() if stream is None else stream.names(), *(block.shapes() for block in blocks))
+        for name in [name for name in self.tensors if name not in named | found.keys()]:
             other = next((there for there in moved if self._alike(name, there)), None)
             if other is not None:
-                apart = f"{name!r}, which the specification doesn't name, has the values of {other!r}, which moves"
-                raise TensorError(f"{self.name}: {apart}: if the two are tied leave it out, and tie it to that again")
+                found[name] = moved[other]
+                warn(f"{name!r}, of which the specification says nothing, is {other!r} again, and moves with it")
         return found
 
     def _alike(self, one: str, other: str) -> bool:

@@ -230,7 +230,7 @@ class Alignment(Plain):
 
         Returns:
             All of `model`'s tensors; those of moved blocks are new, cast to their types once. What is one tensor under
-            several names stays one.
+            several names stays one, and a copy of a moved one moves with it.
 
         Raises:
             AlignmentError: The alignment is for another architecture.

@@ -49,7 +49,7 @@ def check_described(name: str, tensors: Mapping[str, Tensor], blocks: Sequence[B
         places = {tensors[one].data_ptr() for one in known}
         for other, x in tensors.items():
             if x.data_ptr() not in places and x.is_floating_point() and stream.group.width in x.shape:
-                warn(f"the specification says nothing of {other!r}, as wide as the residual stream: it stays as it is")
+                warn(f"{other!r} is as wide as the residual stream, and the specification says nothing of it")
 
 
 def _bias_beside(projection: Projection) -> str | None:
