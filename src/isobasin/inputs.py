@@ -194,7 +194,9 @@ def _illustrated(inputs: Inputs, config: Any) -> Inputs:
 def _images(config: Any, interpolates: bool, generator: torch.Generator) -> Iterator[tuple[str, Inputs]]:
     """Random images of the model's own size, and of twice that where it can interpolate its positions."""
     height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
-    for scale in (1, 2) if interpolates else (1,):
+    # transformers takes the positions for those of a square there, and divides by the one side that patches have.
+    square = height == width and isinstance(config.patch_size, int)
+    for scale in (1, 2) if interpolates and square else (1,):
         shape = (_ROWS, config.num_channels, scale * height, scale * width)
         inputs: Inputs = {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64)}
         yield f"images at scale {scale}", inputs | ({"interpolate_pos_encoding": True} if scale > 1 else {})

@@ -197,6 +197,12 @@ def test_a_stream_that_is_not_understood_is_refused(model_type, config, words, t
         stream_of(tiny(model_type, "refused", config=config).save(tmp_path))
 
 
+def test_a_head_of_which_nothing_is_known_is_not_said_to_be_missing(saved):
+    masked = tiny("vit", "masked-images", config={"head": "ViTForMaskedImageModeling", "encoder_stride": 4})
+    with pytest.raises(TensorError, match=r"tensor 'decoder.0.bias' has no known part"):
+        stream_of(saved(masked))
+
+
 def test_a_pooler_is_no_head(saved):
     with pytest.raises(ArchitectureError, match="has no head"):
         stream_of(saved(tiny("bert"), base=True))

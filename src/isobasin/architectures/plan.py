@@ -72,12 +72,6 @@ def find(
         ArchitectureError: The stream is itself an output of the model.
     """
     checkpoint = _Checkpoint(stream, layers, {n: tuple(shapes[x]) for n, x in view.tensors.items()}, view)
-    outside = any(name.startswith(stream.outside) for name in checkpoint.shapes)
-    if not outside and all(readout.base for readout in checkpoint.readouts):
-        raise ArchitectureError(
-            "the checkpoint has no head, so its hidden states are its output and their basis can't move: give the "
-            "model with its head, or use --scope block"
-        )
     reading = _reading(checkpoint)
     bare = [reader.along for reader in reading.get(None, ())]
     norms = [*_norms(checkpoint, reading), *_scales(checkpoint)]
@@ -95,6 +89,7 @@ def find(
         stream.mean,
     )
     _check_explained(found, checkpoint)
+    _check_read(checkpoint)
     _check_sizes(found, checkpoint)
     return found.named({name: view.stored(name) for name in found.names()})
 
@@ -183,6 +178,16 @@ def _check_explained(found: Stream, checkpoint: _Checkpoint) -> None:
                 f"tensor {checkpoint.view.stored(name)!r} has no known part in the residual stream, so no move of it "
                 "is known exact"
             )
+
+
+def _check_read(checkpoint: _Checkpoint) -> None:
+    """Check that a head reads the stream. One of which nothing is known was said to be so before."""
+    outside = any(name.startswith(checkpoint.stream.outside) for name in checkpoint.shapes)
+    if not outside and all(readout.base for readout in checkpoint.readouts):
+        raise ArchitectureError(
+            "the checkpoint has no head, so its hidden states are its output and their basis can't move: give the "
+            "model with its head, or use --scope block"
+        )
 
 
 def _check_sizes(found: Stream, checkpoint: _Checkpoint) -> None:
