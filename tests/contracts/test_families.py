@@ -72,6 +72,17 @@ def test_a_classifier_that_has_one_of_two_towers(head, saved, tmp_path):
         isobasin.align(saved(tiny(model_type)), original)
 
 
+@pytest.mark.parametrize("config", [{}, {"use_weighted_layer_sum": True}], ids=["last", "weighted"])
+def test_a_classifier_of_sound_has_an_encoder_alone(config, saved, tmp_path):
+    original = tiny("whisper", "classifier", head="WhisperForAudioClassification", config=config).save(tmp_path / "a")
+    with open_model(original) as model:
+        assert {block.stack for block in (*model.specification.attention, *model.feedforwards())} == {"encoder"}
+    found = isobasin.scramble(original, tmp_path / "out", scope="block", condition=1e3)
+    assert found.verified.equal
+    assert_function_preserved(original, tmp_path / "out", 1e-8)
+    assert isobasin.equivalent(original, tmp_path / "out").equivalent
+
+
 @kinds(USUAL)
 def test_a_scrambled_float32_model_computes_the_same(model, saved, scrambled):
     original, moved = saved(model, dtype=torch.float32), scrambled(model, "attention", 10.0, torch.float32)

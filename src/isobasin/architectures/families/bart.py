@@ -24,13 +24,16 @@ def blocks(config: Config, *, key_bias: bool = True) -> list[AttentionBlock]:
         depth = layers(config, f"{side}_layers")
         return separate_attention(config, name, PARTS, key_bias=key_bias, shape=shape, depth=depth)
 
-    return stacked(
-        {
-            "encoder": stack("encoder", "self_attn"),
-            "decoder": stack("decoder", "self_attn"),
-            "cross-attention": stack("decoder", "encoder_attn"),
-        }
-    )
+    found = {"encoder": stack("encoder", "self_attn")}
+    if "decoder" in _sides(config):
+        found |= {"decoder": stack("decoder", "self_attn"), "cross-attention": stack("decoder", "encoder_attn")}
+    return stacked(found)
+
+
+def _sides(config: Config) -> tuple[str, ...]:
+    """The stacks that there are: what classifies sound has no decoder."""
+    alone = any(name.endswith("ForAudioClassification") for name in config.architectures or ())
+    return ("encoder",) if alone else ("encoder", "decoder")
 
 
 def feedforwards(config: Config) -> list[FeedForwardBlock]:
@@ -41,7 +44,7 @@ def feedforwards(config: Config) -> list[FeedForwardBlock]:
         depth = layers(config, f"{side}_layers")
         return linear_feedforwards(config, f"{side}.layers.{{layer}}", ("fc1", "fc2"), entries, depth=depth)
 
-    return stacked({side: stack(side) for side in ("encoder", "decoder")})
+    return stacked({side: stack(side) for side in _sides(config)})
 
 
 FAMILY = Family("bart", ("model.",), blocks, feedforwards=feedforwards, accepts=("is_encoder_decoder",))
