@@ -92,6 +92,22 @@ def new_model(
         return model_class(config)
 
 
+def check_model(settings: ModelSettings, task: str) -> None:
+    """Refuse a model that can't be made whatever its data are.
+
+    Raises:
+        ArchitectureError: As `new_model`.
+    """
+    model_class = _model_class(settings, task)
+    facts: dict[str, Any] = {}
+    if task == "image-classification":
+        _check_image(settings, None)
+    else:
+        facts["vocab_size"] = 1  # some number, and no special tokens
+    _check_heads(settings)
+    _configuration(model_class.config_class, settings, facts, None, None)
+
+
 def _check_extent(model_class: Any, config: Any) -> None:
     """Refuse a model that is larger than any that is trained here, before it gets memory."""
     what = f"{model_class.__name__} can't be made with these sizes"

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isobasin.checkpoints.output import check_output, replace_text, sole_writer
-from isobasin.errors import EXPERIMENT_EXTRA, ConfigurationError, OutputError, needing
+from isobasin.errors import EXPERIMENT_EXTRA, ConfigurationError, OutputError, about, needing
 from isobasin.execution.tasks import Engine, Failure, Progress, Task
 from isobasin.experiments.cells import RECORD, SCHEMA_VERSION, TRAINED, Cell, Store
+from isobasin.experiments.models import check_model
 from isobasin.experiments.plan import SettingPlan, all_cells, pending, plans
 from isobasin.experiments.settings import ExperimentSettings, near
 from isobasin.experiments.smoke import shrunk
@@ -83,7 +84,9 @@ class Experiment:
                 which = "a full" if smoke else "a smoke"
                 raise OutputError(f"{folder}: holds {which} run: name another folder")
         found = cls(shrunk(settings) if smoke else settings, folder, smoke=smoke)
-        found.chosen(only)
+        for setting in (plan.setting for plan in found.chosen(only)):
+            with about(setting.title):
+                check_model(found.settings.models[setting.model], found.settings.data[setting.data].task)
         content = {"schema_version": SCHEMA_VERSION, "smoke": smoke, "settings": found.settings.model_dump(mode="json")}
         with sole_writer(folder):
             _write_json(folder / EXPERIMENT, content)

@@ -307,6 +307,9 @@ class ExperimentSettings(Settings):
         data = [_named("data", name, self.data) for name in (setting.data, setting.pretrain_data) if name is not None]
         for name in (setting.pretrain, setting.finetune, setting.from_scratch or setting.finetune):
             _named("training", name, self.training)
+        kinds = [positions for family, positions, _ in CLASSES if family == str(model.family)]
+        if kinds and model.positions not in kinds:
+            raise ValueError(f"family {model.family} has no {model.positions} positions: write `positions: {kinds[0]}`")
         for part in data:
             tasks = dict.fromkeys(task for family, _, task in CLASSES if family == str(model.family))
             if tasks and part.task not in tasks:

@@ -88,7 +88,6 @@ def measure(
     asked = asked_for(data)
     said = asked.recorded if isinstance(asked, DataOptions) else {}
     with ExitStack() as stack:
-        stack.enter_context(keeping_data(asked))
         ends = [stack.enter_context(open_canonical(m, allow_pickle=allow_pickle)) for m in models]
         ends, given = _evened(ends, stack.enter_context(open_aligned(aligned, allow_pickle)), how.untie)
         names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else type(m).__name__ for m in models]
@@ -98,7 +97,9 @@ def measure(
         if how.moves:
             advise(understood[0], how.matching())
         opened = [end.checkpoint for end in ends]
+        # Records are added to what is there, which nothing replaces: it may lie beside the data, as a study's does.
         check_output(output, force=True)
+        stack.enter_context(keeping_data(asked))
         examples = examples_in(asked, ends[0].name, *opened, device=how.device, progress=progress)
         for one in given:
             one.check(understood[0], understood[1], how.device)

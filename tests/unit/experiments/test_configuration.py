@@ -130,6 +130,13 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], tuple[str, ...]]] = {
         change("data", "digits", to={"source": "x", "task": "causal-lm", "length": 8, "tokenizer": {}}),
         ("family vit has no task causal-lm",),
     ),
+    "positions of another family": (
+        lambda content: content.update(
+            models={"vit": {"family": "llama", "layers": 1, "width": 16, "heads": 2}},
+            data={"digits": {"source": "x", "task": "causal-lm", "length": 8, "tokenizer": {}}},
+        ),
+        ("family llama has no absolute positions: write `positions: rotary`",),
+    ),
     "unknown family": (change("models", "vit", "family", to="qwen33"), ("family 'qwen33'", "did you mean 'qwen3'?")),
     "test and holdout": (change("data", "digits", "holdout", to=0.1), ("data.digits", "either test or holdout")),
     "text without tokenizer": (change("data", "digits", "task", to="causal-lm"), ("length and tokenizer",)),

@@ -13,7 +13,7 @@ import torch
 from small_experiments import CONFIGURATION, Seen, small
 
 from isobasin.choices import Redrawn
-from isobasin.errors import ConfigurationError, DataError, IsobasinError, OutputError
+from isobasin.errors import ArchitectureError, ConfigurationError, DataError, IsobasinError, OutputError
 from isobasin.execution.local import Here, Processes
 from isobasin.experiments import work
 from isobasin.experiments.cells import Cell, comparable
@@ -264,6 +264,22 @@ def test_some_settings_only(tmp_path: Path):
         ConfigurationError, match=r"setting 'rotarry on digits': there is none; did you mean 'rotary on digits'"
     ):
         experiment.cells(["rotarry on digits"])
+
+
+def test_a_model_that_can_not_be_made_is_refused_before_any_is_trained(tmp_path: Path):
+    models = CONFIGURATION["models"]
+    wrong = {name: {key: x for key, x in model.items() if key != "patch"} for name, model in models.items()}
+    with pytest.raises(
+        ArchitectureError, match=r"^rotary on digits: a vit model needs `patch`, the side of its patches"
+    ):
+        Experiment.begin(
+            small(
+                models={**models, "rotary": wrong["rotary"]},
+                settings=[{**CONFIGURATION["settings"][0], "model": m} for m in ("vit", "rotary")],
+            ),
+            tmp_path / "out",
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_of_others_are_refused(tmp_path: Path):

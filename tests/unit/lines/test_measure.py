@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from measured_models import Models, tiny_vit
 
 from isobasin import interpolate
 from isobasin.choices import WAYS
-from isobasin.errors import ArchitectureError, IsobasinError, RecordError
+from isobasin.errors import ArchitectureError, IsobasinError, OutputError, RecordError
 from isobasin.lines import ends as measured_by
 from isobasin.lines.ends import Measuring
 from isobasin.lines.measure import measure
@@ -155,6 +156,16 @@ def test_what_can_not_be_measured_is_refused_before_any_work(models: Models, tmp
     with pytest.raises(ArchitectureError, match="num_attention_heads is 4 in A and 2 in B"):
         measure([models.a, other], examples, tmp_path / "out", Measuring(("none",), points=2))
     assert not (tmp_path / "out").exists()
+
+
+def test_records_may_lie_beside_the_data(models: Models, tmp_path: Path):
+    """As those of a study do whose file names the folder that it is run in."""
+    examples: Any = models.examples()
+    examples = replace(examples, facts=replace(examples.facts, source=str(tmp_path)))
+    for _ in range(2):
+        measure([models.a, models.b], examples, tmp_path / "out", Measuring(("none",), points=2, batch_size=25))
+    with pytest.raises(OutputError, match="is, holds or lies in the input"):
+        measure([models.a, models.b], examples, models.a, Measuring(("none",), points=2))
 
 
 @pytest.mark.parametrize(
