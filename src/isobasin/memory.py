@@ -17,9 +17,13 @@ _BETWEEN = 16 * 2**20
 _read = 0
 
 
-def carried(x: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """A tensor on a device in a type that is at least as wide: widened there, so that fewer bytes are carried over."""
-    return x.to(device).to(dtype)
+def carried(x: Tensor, device: torch.device | str, dtype: torch.dtype, *, own: bool = False) -> Tensor:
+    """A tensor on a device in a type that is at least as wide: widened there, so that fewer bytes are carried over.
+
+    It may be the same tensor, unless one is asked for that is the caller's own.
+    """
+    found = x.to(device).to(dtype)
+    return found.clone() if own and found is x else found
 
 
 def give_memory_back(count: int = _BETWEEN) -> None:

@@ -199,6 +199,24 @@ def test_large_blocks_are_assigned_as_by_the_costs_in_float64(kind: tuple[str, b
     assert costs[np.arange(96), found.numpy()].sum() == pytest.approx(least, rel=1e-11)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rough_match_is_nearly_the_best_and_says_so(kind: tuple[str, bool], monkeypatch: pytest.MonkeyPatch):
+    a, b = (make_block(kind[0], 96, 24, seed, gated=kind[1]) for seed in (1, 2))
+    for name, value in {"_SMALL": 20, "_CANDIDATES": 12, "_MORE": 12}.items():
+        monkeypatch.setattr(assignment, name, value)
+    best, rough = (match_feedforward(a.group, a.weights, b.weights, rough=rough) for rough in (False, True))
+    assert not best.rough
+    assert rough.rough == (kind in ONE_SCALE)
+    before, least, near = (distance(a.weights, x) for x in (b.weights, best.moved, rough.moved))
+    assert least <= near * (1 + 1e-12)
+    assert near - least <= 0.01 * (before - least)
+    # Where partners are plain to see a match is exact, asked for roughly or not.
+    moved = a.group.act(element(a.group, 3), a.weights)
+    again = match_feedforward(a.group, a.weights, moved, rough=True)
+    assert not again.rough
+    assert distance(again.moved, a.weights) <= 1e-9 * before
+
+
 def test_unlike_units_are_no_plain_partners():
     a, b = (matching.branches(make_block("silu", 64, 24, seed, gated=True).weights) for seed in (1, 2))
     group = make_block("silu", 64, 24, 1, gated=True).group

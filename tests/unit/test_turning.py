@@ -11,8 +11,10 @@ from isobasin.alignment import STREAM, Alignment, unmatched
 from isobasin.alignment.stream import Turned, gains_of, in_rows
 from isobasin.architectures.examples import tiny
 from isobasin.errors import TensorError
+from isobasin.matching.whole.folded import Folded
 from isobasin.model import TensorBlocks, open_model
 from isobasin.symmetries import along, turning
+from isobasin.symmetries.stream import Basis
 
 # With and without biases of normalisations, which pass into readers, or have some that can't take them (the last);
 # with factors of what blocks return.
@@ -66,6 +68,30 @@ def test_a_moved_model_folded_is_the_folded_one_turned(turned: Turned):
     for name, tensor in expected.items():
         torch.testing.assert_close(moved[name], tensor, rtol=1e-9, atol=1e-9)
     assert any(not torch.equal(folded[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("case", MODELS, ids=lambda model: model.model_type)
+def test_a_model_in_memory_stays_as_it_is_while_it_is_folded(case, tmp_path):
+    """What is read from a file is folded where it lies; tensors of an owner are copied first."""
+    with open_model(case.save(tmp_path / "model")) as model:
+        plan = model.stream()
+        names = [*plan.ordered(), *(name for block in model.blocks() for name in block.shapes())]
+        tensors = model.double(names)
+        for name in plan.normalising():
+            tensors[name] = tensors[name] + torch.linspace(0.5, 1, tensors[name].numel()).double().view_as(
+                tensors[name]
+            )
+        before = {name: tensor.clone() for name, tensor in tensors.items()}
+        described = replace(model.specification, feedforwards=model.feedforwards(), stream=plan)
+        blocks = TensorBlocks("mine", tensors, described)
+        folded = Folded.of(blocks, plan).read([name for name in names if name not in plan.normalising()])
+    expected = turning.fold(plan, before)
+    assert any(not torch.equal(expected[name], before[name]) for name in folded)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, before[name])
+    if plan.group.basis is not Basis.centred:
+        for name, tensor in folded.items():
+            assert torch.equal(tensor, expected[name]), name
 
 
 def test_a_bias_can_not_move_along_the_stream_by_a_gain_of_zero(tmp_path):

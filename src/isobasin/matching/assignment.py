@@ -79,8 +79,13 @@ def large(size: int) -> bool:
     return size > _SMALL
 
 
-def by_candidates(costs: np.ndarray | Rough) -> np.ndarray | None:
-    """The column of each row, from pairs that are cheap in their row or column; None where too many of them are."""
+def by_candidates(costs: np.ndarray | Rough, *, finer: bool = True) -> np.ndarray | None:
+    """The column of each row, from pairs that are cheap in their row or column; None where too many of them are.
+
+    Args:
+        costs: Of all pairs.
+        finer: Go on from costs in coarse steps to the exact ones.
+    """
     rough, costs = (costs, costs.costs) if isinstance(costs, Rough) else (None, costs)
     least, most = float(costs.min()), float(costs.max())
     if not np.isfinite(most - least):
@@ -112,7 +117,7 @@ def by_candidates(costs: np.ndarray | Rough) -> np.ndarray | None:
         if rough is not None and _make_exact(pairs, known, rough, *paid):
             if len(known.places) > _EXACT * len(costs):
                 return None
-        elif step == coarse:
+        elif step == coarse and finer:
             step, u, v = coarse / _STEPS, _STEPS * u, _STEPS * v
         else:
             return chosen

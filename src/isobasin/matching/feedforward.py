@@ -16,6 +16,7 @@ both models' mean rows, whatever the order, so that rows are compared without th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ from isobasin.matching.assignment import Rough, by_candidates, large, linear_sum
 from isobasin.matching.heads import assign
 from isobasin.matching.inputs import Moments, weighted
 from isobasin.matching.nearest import plain_partners
-from isobasin.matching.products import with_rows
+from isobasin.matching.products import dots, roughest, squares, with_rows
 from isobasin.matching.scales import lowest
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights, Scale
 from isobasin.symmetries.permutation import nested
@@ -58,14 +59,21 @@ class FeedForwardMatch:
     Attributes:
         element: Brings the model onto the reference.
         moved: The model's weights after it.
+        rough: Whether another one may be a little nearer.
     """
 
     element: FeedForwardElement
     moved: FeedForwardWeights
+    rough: bool = False
 
 
 def match_feedforward(
-    group: FeedForwardGroup, reference: FeedForwardWeights, model: FeedForwardWeights, moments: Moments | None = None
+    group: FeedForwardGroup,
+    reference: FeedForwardWeights,
+    model: FeedForwardWeights,
+    moments: Moments | None = None,
+    *,
+    rough: bool = False,
 ) -> FeedForwardMatch:
     """Find the element of `group` that brings `model` nearest to `reference`, in all weights and biases.
 
@@ -80,20 +88,24 @@ def match_feedforward(
         model: Weights of the same shapes.
         moments: Of the reference's inputs, where distances are to be as they see them (`matching.inputs`); not for
             experts.
+        rough: Of many units without plain partners, take an assignment that is only nearly the best, in half the time.
     """
     if group.experts is not None:
         element = _match_experts(group, reference, model)
         return FeedForwardMatch(element, group.act(element, model))
     a, b = (branches(w if moments is None else weighted(w, moments)) for w in (reference, model))
-    order = partners(group, a, b)
+    order = _plain(group, a, b)
+    roughly = order is None and rough and large(group.units) and _bounded(group, a, b)
+    if order is None:
+        order = _near(group, a, b) if roughly else _assigned(group, a, b)
     up, gate = _scales(group, _couples(a, b, slice(None), order), _SWEEPS)
     element = group.identity((), order.device).having({"permutation": order, "up": up, "gate": gate})
-    return FeedForwardMatch(element, group.act(element, model))
+    return FeedForwardMatch(element, group.act(element, model), roughly)
 
 
 def distance(a: FeedForwardWeights, b: FeedForwardWeights) -> float:
     """Frobenius distance of all weights and biases."""
-    return float(torch.stack([(t - getattr(b, name)).square().sum() for name, t in a.tensors().items()]).sum().sqrt())
+    return math.sqrt(math.fsum(squares(t, getattr(b, name)) for name, t in a.tensors().items()))
 
 
 def unit_sizes(group: FeedForwardGroup, weights: FeedForwardWeights) -> Tensor:
@@ -203,7 +215,7 @@ def _probed_costs(group: FeedForwardGroup, reference: FeedForwardWeights, model:
         return (units @ parts["down"]).flatten(1)
 
     found = [outputs(parts) for parts in rows]
-    size = sum(float(part.square().sum()) for part in rows[0].values())
+    size = sum(map(squares, rows[0].values()))
     return _squares(*found) * (size / float(found[0].square().sum()))
 
 
@@ -221,26 +233,42 @@ Rows = Tensor | slice
 
 def partners(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
     """Which unit of the model each of the reference's gets: the assignment of least squared distance over scales."""
-    device = a["up"].device
+    plain = _plain(group, a, b)
+    return _assigned(group, a, b) if plain is None else plain
+
+
+def _plain(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor | None:
+    """The same where nearly all partners are plain to see; None elsewhere."""
     plain = plain_partners(a, b, lambda i, j: _distances(group, a, b, i, j))
-    if plain is not None:
-        chosen, rest = plain
-        # Where those in doubt take nobody's partner, no assignment costs less than all these together.
-        some = unit_costs(group, {name: branch[rest] for name, branch in a.items()}, b)
-        chosen[rest] = torch.from_numpy(linear_sum_assignment(some)[1]).to(device)
-        if len(chosen.unique()) == group.units:
-            return chosen
+    if plain is None:
+        return None
+    chosen, rest = plain
+    # Where those in doubt take nobody's partner, no assignment costs less than all these together.
+    some = unit_costs(group, {name: branch[rest] for name, branch in a.items()}, b)
+    chosen[rest] = torch.from_numpy(linear_sum_assignment(some)[1]).to(chosen.device)
+    return chosen if len(chosen.unique()) == group.units else None
+
+
+def _assigned(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
+    """The same from the costs of all pairs."""
     found = by_candidates(_rough(group, a, b)) if large(group.units) and _bounded(group, a, b) else None
     if found is None:
         found = linear_sum_assignment(unit_costs(group, a, b))[1]
-    return torch.from_numpy(found).to(device)
+    return torch.from_numpy(found).to(a["up"].device)
+
+
+def _near(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
+    """Nearly the same, by the costs of all pairs as rough products make them."""
+    device = a["up"].device
+    found = by_candidates(unit_costs(group, a, b, roughest(device)), finer=False)
+    return _assigned(group, a, b) if found is None else torch.from_numpy(found).to(device)
 
 
 def _bounded(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether costs in float32 are bounded: the best scales are known, and no number is too small or large."""
     if group.up is not Scale.none and group.gate not in (None, Scale.none, Scale.sign):
         return False
-    sizes = torch.cat([branch.square().sum(-1) for side in (a, b) for branch in side.values()])
+    sizes = torch.cat([dots(branch, branch) for side in (a, b) for branch in side.values()])
     low, high = _SINGLE
     return not bool(((sizes > 0) & ((sizes < low) | (sizes > high))).any())
 
@@ -254,7 +282,7 @@ def _rough(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) 
     than p, then `||y|| <= ||x|| + (||x||² + p)^{1/2}`, as c is `||x - y||² - ||x||²`.
     """
     device, eps = a["up"].device, torch.finfo(torch.float32).eps
-    norms = torch.stack([branch.square().sum(-1) for branch in a.values()]).sum(0).sqrt().cpu().numpy()
+    norms = torch.stack([dots(branch, branch) for branch in a.values()]).sum(0).sqrt().cpu().numpy()
     terms = max(branch.shape[-1] for branch in a.values()) + _SOME
 
     def exact(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -272,8 +300,8 @@ def _rough(group: FeedForwardGroup, a: dict[str, Tensor], b: dict[str, Tensor]) 
 def _couples(a: dict[str, Tensor], b: dict[str, Tensor], ours: Rows, theirs: Tensor) -> _Pairs:
     """The pairs of some units of the reference and as many of the model."""
     rows = {name: branch[theirs] for name, branch in b.items()}
-    gamma = {name: (branch[ours] * rows[name]).sum(-1) for name, branch in a.items()}
-    return _Pairs({name: branch.square().sum(-1) for name, branch in rows.items()}, gamma)
+    gamma = {name: dots(branch[ours], rows[name]) for name, branch in a.items()}
+    return _Pairs({name: dots(branch, branch) for name, branch in rows.items()}, gamma)
 
 
 def _distances(
@@ -281,7 +309,7 @@ def _distances(
 ) -> Tensor:
     """The least squared distances of such pairs over all scales, or where both branches have some, one that is near."""
     pairs = _couples(a, b, ours, theirs)
-    own = sum(branch[ours].square().sum(-1) for branch in a.values())
+    own = sum(dots(branch[ours], branch[ours]) for branch in a.values())
     return own + _least_costs(group, pairs)
 
 
@@ -290,17 +318,18 @@ def unit_costs(
 ) -> np.ndarray:
     """The least squared distance over scales of every pair of units, less the reference's norms, `(f, f)`.
 
-    In float64 or in float32.
+    In float64, or in float32 from products of factors in a narrower type.
     """
     units, others = len(a["up"]), len(b["up"])
-    costs = np.empty((units, others), np.float32 if dtype is torch.float32 else float)
-    eta = {name: branch.square().sum(-1).to(dtype) for name, branch in b.items()}
+    kind = torch.promote_types(dtype, torch.float32)
+    costs = np.empty((units, others), np.float32 if kind is torch.float32 else float)
+    eta = {name: dots(branch, branch).to(kind) for name, branch in b.items()}
     inner = {name: with_rows(branch, dtype) for name, branch in b.items()}
     step = max(1, _PAIRS // others)
     for start in range(0, units, _ROWS):
         gammas = {name: inner[name](branch[start : start + _ROWS]).split(step) for name, branch in a.items()}
         for i, parts in enumerate(zip(*gammas.values(), strict=True)):
-            pairs = _Pairs(eta, dict(zip(gammas, parts, strict=True)))
+            pairs = _Pairs(eta, {name: part.to(kind) for name, part in zip(gammas, parts, strict=True)})
             first = start + i * step
             costs[first : first + len(parts[0])] = _least_costs(group, pairs).cpu().numpy()
     return costs
@@ -374,7 +403,8 @@ def _scale(kind: Scale, power: int, pairs: _Pairs, branch: str, down: Tensor | N
         # With w -> 1/w, f at (p, q) becomes f at (q, p): the sign that makes p + q positive has the lower minimum.
         sign = torch.where(p + q < 0, -sign, sign)
     scale = lowest(sign * p, sign * q, power) * sign * balance
-    return torch.where(dead, _one_sided(kind, power, pairs, branch, least), scale)
+    # Most blocks have no such unit, and every pair would be looked at.
+    return torch.where(dead, _one_sided(kind, power, pairs, branch, least), scale) if bool(dead.any()) else scale
 
 
 def _one_sided(kind: Scale, power: int, pairs: _Pairs, branch: str, least: float) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from isobasin.matching.products import with_rows
+from isobasin.matching.products import dots, pieces, with_rows
 
 # Pairs of rows whose cosines are held at once.
 _PAIRS = 2**20
@@ -38,8 +38,8 @@ def plain_partners(a: Rows, b: Rows, distances: Callable[[Tensor, Tensor], Tenso
         The partners `(f,)`, and the numbers of units that are in doubt or want the same one; None where too many are.
     """
     units, device = len(a["up"]), a["up"].device
-    squares = {name: rows.square().sum(-1) for name, rows in a.items()}
-    theirs = {name: with_rows(_unit(rows)) for name, rows in b.items()}
+    squares = {name: dots(rows, rows) for name, rows in a.items()}
+    theirs = {name: with_rows(torch.cat([_unit(part).float() for part in pieces(rows)])) for name, rows in b.items()}
     partners = torch.zeros(units, dtype=torch.int64, device=device)
     doubtful = torch.zeros(units, dtype=torch.bool, device=device)
     for rows in torch.arange(units, device=device).split(max(1, _PAIRS // units)):

@@ -230,8 +230,11 @@ class Placing:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __rmatmul__(self, rows: Tensor) -> Tensor:
-        return rows[..., self.order].mul_(self.factors)
+    def placed(self, tensor: Tensor, axis: int) -> Tensor:
+        """`tensor` with its slices along an axis in other places, times their factors."""
+        shape = [1] * tensor.ndim
+        shape[axis] = -1
+        return tensor.gather(axis, self.order.reshape(shape).expand_as(tensor)).mul_(self.factors.reshape(shape))
 
 
 def move_axis(matrix: Tensor | Placing, tensor: Tensor, axis: int) -> Tensor:
@@ -240,6 +243,8 @@ def move_axis(matrix: Tensor | Placing, tensor: Tensor, axis: int) -> Tensor:
     As in all functions of an axis here, it may hold several vectors of the stream, one after the other.
     """
     parts = copies(tensor, axis, len(matrix))
+    if isinstance(matrix, Placing):
+        return matrix.placed(parts, axis + 1).reshape(tensor.shape)
     return torch.movedim(torch.movedim(parts, axis + 1, -1) @ matrix, -1, axis + 1).reshape(tensor.shape)
 
 
@@ -264,8 +269,9 @@ def contract(vector: Tensor, tensor: Tensor, axis: int) -> Tensor:
     return torch.tensordot(vector.repeat(tensor.shape[axis] // len(vector)), torch.movedim(tensor, axis, 0), 1)
 
 
-def scale_axis(gains: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    """`tensor` with each slice along an axis multiplied by its gain."""
+def scale_axis(gains: Tensor, tensor: Tensor, axis: int, *, own: bool = False) -> Tensor:
+    """`tensor` with each slice along an axis multiplied by its gain; in its own memory if it is the caller's own."""
     shape = [1] * tensor.ndim
     shape[axis] = -1
-    return tensor * gains.repeat(tensor.shape[axis] // len(gains)).reshape(shape)
+    factors = gains.repeat(tensor.shape[axis] // len(gains)).reshape(shape)
+    return tensor.mul_(factors) if own else tensor * factors

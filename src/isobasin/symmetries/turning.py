@@ -55,10 +55,15 @@ def act(stream: Stream, element: StreamElement, by_role: Maps, tensors: Mapping[
     return unfold(own, gains, biases, turn(own, by_role, fold(own, tensors)))
 
 
-def fold(stream: Stream, tensors: Mapping[str, Tensor]) -> Tensors:
+def fold(stream: Stream, tensors: Mapping[str, Tensor], *, own: bool = False) -> Tensors:
     """Normalisations folded into their readers, and factors of what blocks return taken into its writers.
 
     Gains and biases are not there then, but for a bias that moves along the stream, as `n / g`.
+
+    Args:
+        stream: Where it runs.
+        tensors: Some by name, with all that these need.
+        own: Whether these are the caller's own, so that they may be changed: nothing new is asked of the system then.
 
     Raises:
         TensorError: A gain is 0 where such a bias is not.
@@ -73,9 +78,10 @@ def fold(stream: Stream, tensors: Mapping[str, Tensor]) -> Tensors:
             new.pop(norm.bias, None)
         elif norm.bias in new:
             new[norm.bias] = _offset(norm, norm.gains(tensors), new[norm.bias])
+    for norm in stream.norms:
         for item in norm.scaled:
             if item.tensor in new:
-                new[item.tensor] = scale_axis(norm.gains(tensors), new[item.tensor], item.axis)
+                new[item.tensor] = scale_axis(norm.gains(tensors), new[item.tensor], item.axis, own=own)
         new.pop(norm.gain, None)
     return new
 

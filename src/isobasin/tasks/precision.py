@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from isobasin.loading import quiet_transformers
+from isobasin.matching.products import multiplies_bfloat16
 
 # From this width on the products gain more than the casts cost.
 _WIDE = 64
@@ -24,14 +25,7 @@ def quicker_in_bfloat16(parameters: Iterable[Tensor], device: str) -> bool:
         device: Where it is computed.
     """
     widest = max((min(x.shape[-2:]) for x in parameters if x.ndim > 1), default=0)
-    return widest >= _WIDE and _multiplies(torch.device(device).type)
-
-
-def _multiplies(device: str) -> bool:
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities()
-    return device == "cpu" and any(bool(able.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+    return widest >= _WIDE and multiplies_bfloat16(torch.device(device).type)
 
 
 class ShortAttention:

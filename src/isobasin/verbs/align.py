@@ -18,6 +18,7 @@ from isobasin.choices import HeadCost, Method, Objective, Scope
 from isobasin.digest import Digest
 from isobasin.errors import IsobasinError
 from isobasin.execution.tasks import Engine
+from isobasin.matching.whole.descent import Match
 from isobasin.model import Blocks, Model, Source, TensorBlocks, open_pair
 from isobasin.recipes import recorded
 from isobasin.verbs.apply import Moving, acting, write_moving
@@ -205,15 +206,18 @@ def match_models(
     dtype = running.dtype or max(b.dtype(feedforward=True), a.dtype(feedforward=True), key=lambda k: torch.finfo(k).eps)
     inside = replace(matching, scope=Scope.block, keep_gains=False, max_condition=matching.limit(dtype))
     within = replace(running, verify=False, dtype=dtype, progress=silent)
-    # Sweeps begin with the closed form where the method only refines it.
+    # Sweeps begin with the closed form where the method only refines it, and with units that are matched roughly.
     quick = replace(inside, method=Method.balanced) if matching.method is Method.gauss_newton else inside
     if inputs is not None:
         stream = a.stream(keep_gains=matching.keep_gains)
         inputs = fold_inputs(inputs, stream, a.double(stream.normalising()))
-    solvers = [
-        lambda x, y, known, how=how: BlockMatching(x, y, how, within, inputs, known=known).moving()
-        for how in dict.fromkeys((quick, inside))
-    ]
+
+    def solver(how: Matching, *, rough: bool) -> Match[Alignment]:
+        return lambda x, y, known: BlockMatching(x, y, how, within, inputs, known=known, rough=rough).moving()
+
+    solvers = [solver(inside, rough=False)]
+    if quick != inside:
+        solvers.insert(0, solver(quick, rough=True))
     found = match_whole(a, b, solvers, matching, running, calibration)
     facts = _facts(a, b, matching, running, [contents(blocks, matching) for blocks in (a, b)])
     return replace(found, provenance={**facts, "scope": str(matching.scope)})

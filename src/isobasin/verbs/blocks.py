@@ -31,6 +31,7 @@ from isobasin.matching.attention import Match, distance, match, size
 from isobasin.matching.feedforward import FeedForwardMatch, match_feedforward
 from isobasin.matching.heads import assign, head_costs, head_permutation
 from isobasin.matching.inputs import Moments, weighted
+from isobasin.matching.products import squares
 from isobasin.model import Blocks, batches, read_blocks, stacked
 from isobasin.symmetries.attention import AttentionElement
 from isobasin.symmetries.feedforward import FeedForwardElement
@@ -44,6 +45,9 @@ Pair = tuple[AttentionWeights, AttentionWeights]
 Digests = tuple[Digest | None, Digest | None]
 Heads = tuple[Tensor, Tensor]
 """The outer and the inner permutation of heads."""
+
+# The status of units that were matched nearly as well as can be. No alignment that is handed out has it.
+_ROUGH = "rough"
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class BlockMatching:
         inputs: Moments of the reference's inputs, where distances are weighted by them.
         digests: Of reference and model, fed with the tensors of either as they are read; None where nobody asks.
         known: Moves of which those of feed-forward blocks are made again instead of being looked for: what they are
-            doesn't depend on how heads are matched.
+            doesn't depend on how heads are matched. Rough ones are looked for again.
+        rough: Whether units may be matched nearly as well as can be, where that is quicker.
     """
 
     a: Blocks
@@ -98,6 +103,7 @@ class BlockMatching:
     inputs: ByName | None = None
     digests: Digests = (None, None)
     known: Alignment | None = None
+    rough: bool = False
 
     def alignment(self) -> Alignment:
         """The moves of all blocks that are matched.
@@ -286,12 +292,12 @@ class BlockMatching:
         own = None if moments is None else {role: moment[0] for role, moment in moments.items()}
         known = self._known(name)
         if known is None:
-            found = match_feedforward(block.group, reference, model, own)
+            found = match_feedforward(block.group, reference, model, own, rough=self.rough)
         else:
             found = FeedForwardMatch(known, block.group.act(known, model))
-        whole = math.sqrt(sum(float(t.square().sum()) for t in reference.tensors().values()))
+        whole = math.sqrt(sum(map(squares, reference.tensors().values())))
         after = feedforward.distance(reference, found.moved)
-        status = "exact" if _is_rounding(after, whole, self._eps(wide=True)) else "optimal"
+        status = "exact" if _is_rounding(after, whole, self._eps(wide=True)) else _ROUGH if found.rough else "optimal"
         statistics = Statistics(feedforward.distance(reference, model), after, status=status)
         check = self._checked(block.name, partial(compare_feedforward, block, model, found.moved))
         move = Move(name, block.group, found.element.to("cpu"), statistics)
@@ -300,7 +306,8 @@ class BlockMatching:
     def _known(self, name: str) -> FeedForwardElement | None:
         """What moves a feed-forward block, if that is known."""
         known = () if self.known is None else self.known.feedforward
-        return next((move.element.to(self.running.device) for move in known if move.block == name), None)
+        moves = (move for move in known if move.block == name and move.statistics.status != _ROUGH)
+        return next((move.element.to(self.running.device) for move in moves), None)
 
     def _checked(self, name: str, compare: Callable[[], Verification]) -> Verification | None:
         """How one block's function compares before and after, if that is asked for."""

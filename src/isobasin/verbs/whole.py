@@ -15,7 +15,7 @@ from isobasin.alignment.stream import gains_of
 from isobasin.architectures.blocks import AttentionBlock
 from isobasin.choices import Objective, Scope
 from isobasin.errors import ArchitectureError, TensorError, VerificationError, warn
-from isobasin.matching.whole.descent import Descent, Match, descend, starts, swept
+from isobasin.matching.whole.descent import Descent, Match, continued, descend, starts, swept
 from isobasin.matching.whole.pair import Pair
 from isobasin.model import Blocks, Model
 from isobasin.symmetries.stream import StreamElement, divisible, nonzero
@@ -70,7 +70,8 @@ def match_whole(
     Args:
         a: The reference.
         b: The model to move.
-        solvers: Match all blocks of two folded models and hand out the moved ones, quicker ones first.
+        solvers: Match all blocks of two folded models and hand out the moved ones, quicker ones first: what these lead
+            nearest to is what the others go on from.
         matching: How whole models are matched.
         running: Where.
         calibration: Further starts, and which end is best; without it that is the nearest. Where activations are
@@ -82,6 +83,12 @@ def match_whole(
     """
     pair = Pair.of(a, b, keep_gains=matching.keep_gains, device=running.device)
     ends: list[Descent[Alignment]] = []
+
+    def finished(end: Descent[Alignment]) -> Descent[Alignment]:
+        for match in solvers[1:]:
+            end = continued(pair, end, match)
+        return end
+
     seen = {} if calibration is None else calibration.starts(a, b, pair.streams[1])
     once = bool(seen) and matching.objective is Objective.activations
     options = seen.items() if once else chain(starts(pair, solvers[0]), seen.items())
@@ -93,21 +100,27 @@ def match_whole(
             ends.append(swept(pair, name, matrix, solvers[-1]))
         if not once:
             # Where a loss chooses, a start that ends further away may be the better one.
-            rival = ends[0].first if ends and calibration is None else None
-            ends.append(descend(pair, name, matrix, solvers, rival))
+            rival = _nearest(ends).after if ends and calibration is None else None
+            end = descend(pair, name, matrix, solvers[0], rival)
+            ends.append(end if calibration is None else finished(end))
         if ends[-1].after.squares <= (_NEAR if calibration is None else _FOUND) * pair.size:
             break
+    if calibration is None:
+        ends = [finished(_nearest(ends))]
     running.progress("matching", count, count)
     found, best = _best(pair, ends, matching, calibration)
     return replace(found, verified=_check(pair, best, found)) if running.verify else found
+
+
+def _nearest(ends: Sequence[Descent[Alignment]]) -> Descent[Alignment]:
+    """The end whose models are nearest to one another."""
+    return min(ends, key=lambda end: end.after.distance)
 
 
 def _best(
     pair: Pair, ends: Sequence[Descent[Alignment]], matching: Matching, calibration: Calibration | None
 ) -> tuple[Alignment, Descent[Alignment]]:
     """The end that is kept, as an alignment."""
-    if calibration is None:
-        ends = [min(ends, key=lambda end: end.after.distance)]
     made = [replace(end.blocks, moves=(_turn(pair, end), *_unshifted(end.blocks))) for end in ends]
     scores = [0.0] if calibration is None else calibration.scores(pair.a, pair.b, made)
     best = min(range(len(ends)), key=scores.__getitem__)

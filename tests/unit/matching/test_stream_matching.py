@@ -11,7 +11,8 @@ import torch
 from isobasin.matching.whole.basis import StreamFit
 from isobasin.symmetries import stream
 from isobasin.symmetries.along import Role
-from isobasin.symmetries.stream import Basis, StreamElement, StreamGroup
+from isobasin.symmetries.stream import Basis, StreamElement, StreamGroup, move_axis
+from isobasin.symmetries.turning import maps
 
 D = 6
 every_basis = pytest.mark.parametrize("basis", list(Basis), ids=str)
@@ -176,3 +177,20 @@ def test_coordinates_change_places_as_by_the_matrix(basis):
     for axis, shape in ((0, (2 * D, 5)), (1, (5, D)), (0, (D,))):
         tensor = random(*shape, seed=10)
         assert torch.equal(stream.move_axis(placing, tensor, axis), stream.move_axis(matrix, tensor, axis))
+
+
+@every_basis
+def test_what_a_map_promises_is_what_the_squares_fall_by(basis):
+    group, generator = StreamGroup(D, basis), torch.Generator().manual_seed(3)
+    fit, couples = StreamFit(group), []
+    for role, rows in (*((role, 70) for role in (Role.vector, Role.covector)), (Role.gain, 1)):
+        if role is not Role.gain or basis.discrete:
+            both = torch.randn(2, rows, D, generator=generator, dtype=torch.float64)
+            couples.append((role, *both))
+            fit.add(role, *both, weight=0.7)
+    for matrix in (fit.best(), element(basis, 4).matrix):
+        by = maps(group, matrix)
+        falls = [(a - b).square().sum() - (a - move_axis(by[role], b, 1)).square().sum() for role, a, b in couples]
+        assert fit.fall(matrix) == pytest.approx(0.7**2 * float(sum(falls)), rel=1e-5)
+    assert fit.fall(fit.best()) > 0
+    assert fit.fall(torch.eye(D, dtype=torch.float64)) == 0

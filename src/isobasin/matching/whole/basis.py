@@ -16,7 +16,7 @@ from torch import Tensor
 
 from isobasin.matching import subspace
 from isobasin.matching.assignment import linear_sum_assignment
-from isobasin.matching.products import with_rows
+from isobasin.matching.products import squares, with_rows
 from isobasin.symmetries.along import Role
 from isobasin.symmetries.stream import Basis, StreamGroup, complement, lift
 
@@ -25,6 +25,9 @@ _STEPS = 5
 
 # So many times the width of rows are gathered, for maps in GL(d), before a triangular factor takes their place.
 _ROWS = 8
+
+# Rows whose products are added up at once.
+_AT_ONCE = 2048
 
 
 class StreamFit:
@@ -45,9 +48,10 @@ class StreamFit:
         """Add one tensor of the reference and of the model, `(n, d)` float64, multiplied by a weight."""
         if self.group.basis is not Basis.linear:
             total = self._gains if role is Role.gain else self._cross
-            # Where coordinates only change places, sums decide between them and become no entry of a map.
-            product = with_rows(ours.mT)(theirs.mT) if self.group.basis.discrete else theirs.mT @ ours
-            total.add_(product, alpha=weight**2)
+            for one, other in zip(ours.split(_AT_ONCE), theirs.split(_AT_ONCE), strict=True):
+                # Where coordinates only change places, sums decide between them and become no entry of a map.
+                product = with_rows(one.mT)(other.mT) if self.group.basis.discrete else other.mT @ one
+                total.add_(product, alpha=weight**2)
             return
         side = self._sides[role]
         side.append(torch.cat([theirs, ours], -1) * weight)
@@ -77,6 +81,16 @@ class StreamFit:
         matrix = torch.zeros_like(cross)
         matrix[rows, columns] = signs[rows, columns]
         return matrix
+
+    def fall(self, matrix: Tensor) -> float:
+        """By how much a map of the group lowers the sum of squares."""
+        if self.group.basis is Basis.linear:
+            maps = {Role.vector: matrix, Role.covector: torch.linalg.inv(matrix).mT}
+            sides = ((maps[role], *torch.cat(side).split(self.group.width, -1)) for role, side in self._sides.items())
+            return sum(squares(theirs, ours) - squares(theirs @ by, ours) for by, theirs, ours in sides)
+        one = torch.eye(self.group.width, dtype=torch.float64, device=matrix.device)
+        moved = ((matrix - one) * self._cross).sum() + ((matrix.abs() - one) * self._gains).sum()
+        return 2 * float(moved)
 
     def _linear(self) -> Tensor:
         """T on GL(d): with `L <- L U^T` and `R <- R U^{-1}`, vectors are L, covectors R, and T is U^T."""

@@ -68,14 +68,15 @@ class Folded(Blocks):
         """What tensors of the model are here: whole blocks, and others, with all that these need (`Stream.needed`)."""
         _, plan = self.plan.part(stored)
         with about(self.name):
-            tensors = fold(plan, {name: carried(tensor, self.device, torch.float64) for name, tensor in stored.items()})
+            own = {name: carried(tensor, self.device, torch.float64, own=True) for name, tensor in stored.items()}
+            tensors = fold(plan, own, own=True)
         if plan.group.basis is Basis.centred:
             _centre(plan, tensors)
         for block in self._centring:
             if tensors.keys() >= block.shapes().keys():
                 tensors |= _without_means(block, tensors)
         for name in tensors.keys() & self.factors.keys():
-            tensors[name] = tensors[name] * self.factors[name]
+            tensors[name].mul_(self.factors[name])
         return tensors if self.maps is None else turn(plan, self.maps, tensors)
 
     def dtypes(self) -> Mapping[str, torch.dtype]:

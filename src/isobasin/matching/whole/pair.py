@@ -15,6 +15,7 @@ from itertools import zip_longest
 from torch import Tensor
 
 from isobasin.errors import ArchitectureError
+from isobasin.matching.products import squares
 from isobasin.matching.whole.basis import StreamFit
 from isobasin.matching.whole.folded import Folded
 from isobasin.matching.whole.shares import Shares
@@ -89,7 +90,7 @@ class Pair:
         plain = cls(a, b, streams, axes, names, Shares((), {}), (ours, theirs), 0.0, Apart(), device)
         sizes, gaps = dict.fromkeys((x for x, _ in names), 0.0), dict.fromkeys((x for x, _ in names), 0.0)
         for x, one, other in plain._couples(map(theirs.read, _shapes(theirs)), theirs):
-            sizes[x] += 0.0 if one is None else float(one.square().sum())
+            sizes[x] += 0.0 if one is None else squares(one)
             gaps[x] += plain._gap(x, one, other)
         shares = Shares.of(ours, sizes)
         factors = shares.factors(ours)
@@ -165,7 +166,7 @@ class Pair:
         if ours is None or theirs is None or name in self._apart:
             return 0.0
         part = _part(ours, theirs)
-        return float((ours[part] - theirs[part]).square().sum())
+        return squares(ours[part], theirs[part])
 
     def _add(self, fit: StreamFit, name: str, ours: Tensor | None, theirs: Tensor | None) -> None:
         """Add what both have of a tensor, by its share."""
