@@ -13,6 +13,7 @@ from isobasin.architectures.registry import family
 from isobasin.choices import Positions, TaskKind, Trained
 from isobasin.errors import ArchitectureError, refusing
 from isobasin.experiments.settings import CLASSES, MOST_PARAMETERS, ModelSettings
+from isobasin.loading import quiet_transformers
 from isobasin.tasks.kind import LOADERS
 
 if TYPE_CHECKING:
@@ -103,9 +104,10 @@ def check_model(settings: ModelSettings, task: str) -> None:
     if task == "image-classification":
         _check_image(settings, None)
     else:
-        facts["vocab_size"] = 1  # some number, and no special tokens
+        facts["vocab_size"] = 1  # whatever it will be
     _check_heads(settings)
-    _configuration(model_class.config_class, settings, facts, None, None)
+    with quiet_transformers():
+        _configuration(model_class.config_class, settings, facts, None, None)
 
 
 def _check_extent(model_class: Any, config: Any) -> None:
