@@ -71,6 +71,25 @@ def test_every_verdict(name: str, tmp_path: Path):
     assert len(found["seed1"].blocks) == 4
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["as it lies", "turned"])
+def test_a_layer_among_others_is_known(turned: bool, tmp_path: Path):
+    """The mean of all blocks says nothing of it: one layer of six, in a model that has all else from another start."""
+    six = tiny("gpt2", config={"n_layer": 6, "vocab_size": 300, "tie_word_embeddings": False})
+    origin, other = (six.save(tmp_path / f"seed{seed}", seed, dtype=torch.float32) for seed in (0, 1))
+    # Embeddings and the head say in which basis a layer was taken.
+    there = (".h.2.", "wte", "wpe", "ln_f", "lm_head") if turned else (".h.2.",)
+    taken = {n: x for n, x in load_file(origin / "model.safetensors").items() if any(part in n for part in there)}
+    mixed = {**load_file(other / "model.safetensors"), **taken}
+    save_file(mixed, other / "model.safetensors", {"format": "pt"})
+    if turned:
+        isobasin.scramble(other, tmp_path / "turned", scope="model", verify=False)
+        other = tmp_path / "turned"
+    found = isobasin.compare(origin, other)
+    assert str(found.verdict) == "unrelated but for some blocks"
+    assert [(b.kind, b.layer) for b in found.blocks if b.taken] == [("attention", 2), ("feed-forward", 2)]
+    assert found.score < 0.4
+
+
 @pytest.mark.parametrize("scope", ["block", "attention"])
 @pytest.mark.parametrize(
     ("name", "other"), [("llama", "LlamaForSequenceClassification"), ("bert", "BertForTokenClassification")]

@@ -50,4 +50,6 @@ def _report(found: Comparison) -> Iterator[RenderableType]:
         yield f"Embeddings correlate by {stream.before:.3f} as they are, {stream.after:.3f} in A's basis of the stream."
         if stream.said < 1:
             yield f"They say {stream.said:.0%} of that basis, in which blocks were compared."
+    if found.verdict is found.verdict.parts:
+        yield f"Blocks of A's are in it: {', '.join(f'{x.kind} {x.layer}' for x in found.blocks if x.taken)}."
     yield Text.assemble("B, given A: ", (str(found.verdict), "bold"), ".")

@@ -32,6 +32,8 @@ from isobasin.verification import known_feedforwards
 _NO_CIRCUIT = dict.fromkeys(("table", "sink", "query_bias", "key_bias", "value_bias", "output_bias"))
 # Between the scores of unrelated and of related models: docs/provenance.md.
 RELATED = 0.4
+# A block is A's for certain above this: of pairs of strangers none has one that scores half as much.
+_TAKEN = 0.8
 # Weights that are further apart than this after matching differ by more than rounding to any type.
 _EQUAL = 0.1
 # A block was moved if matching brings its weights this much nearer, and they were further apart than rounding.
@@ -46,6 +48,7 @@ class Verdict(StrEnum):
     * body: so it is but for their heads, which are other ones, or only one has any.
     * finetuned: its blocks are A's, changed in place; some layers may be left out.
     * obfuscated: its blocks are A's after such a move, of the residual stream perhaps, and changed besides.
+    * parts: some blocks are A's, and the others aren't.
     * unrelated: its blocks are no nearer to A's than those of a model that was trained apart.
     """
 
@@ -53,6 +56,7 @@ class Verdict(StrEnum):
     body = "same body under another head"
     finetuned = "fine-tuned from it"
     obfuscated = "obfuscated copy"
+    parts = "unrelated but for some blocks"
     unrelated = "unrelated"
 
 
@@ -81,6 +85,11 @@ class BlockScore(Plain):
     def moved(self) -> bool:
         """Whether a move explains most of the distance."""
         return self.before > _APART and self.after < _NEARER * self.before
+
+    @property
+    def taken(self) -> bool:
+        """Whether this block is A's, whatever the others are."""
+        return self.score > _TAKEN
 
 
 @dataclass(frozen=True)
@@ -140,8 +149,8 @@ def _compared(a: Model, b: Model, running: Running) -> Comparison:
     check_comparable(a.specification, b.specification, feedforward=known)
     blocks = _blocks(a, b, known, running)
     found = Comparison(_verdict(blocks), blocks, running.device)
-    if found.verdict is Verdict.unrelated and (turned := _in_one_basis(a, b, running)) is not None:
-        found = turned if turned.score > found.score else replace(found, stream=turned.stream)
+    if found.score < RELATED and (turned := _in_one_basis(a, b, running)) is not None:
+        found = max(replace(found, stream=turned.stream), turned, key=_evidence)
     # Equal functions are equal after matching, but for those in other bases of the residual stream.
     maybe = all(block.after < _EQUAL for block in found.blocks) or may_be_turned(a, b)
     same = _same(a, b, running) if maybe else None
@@ -193,9 +202,14 @@ def _blocks(a: Blocks, b: Blocks, feedforward: bool, running: Running) -> tuple[
 def _verdict(blocks: tuple[BlockScore, ...], stream: StreamScore | None = None) -> Verdict:
     """What scores and distances say of models that are not the same function."""
     if _score(blocks) < RELATED:
-        return Verdict.unrelated
+        return Verdict.parts if any(block.taken for block in blocks) else Verdict.unrelated
     moved = any(block.moved for block in blocks) or (stream is not None and stream.moved)
     return Verdict.obfuscated if moved else Verdict.finetuned
+
+
+def _evidence(found: Comparison) -> tuple[bool, bool, float]:
+    """What speaks for kinship: of all blocks, of some, and how much."""
+    return found.score >= RELATED, found.verdict is Verdict.parts, found.score
 
 
 def _score(blocks: tuple[BlockScore, ...]) -> float:
