@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_program import edit_tensors, parsed
 from typer.testing import Result
 
+import isobasin
 from isobasin.testing.planted import PLANTS, plant
 
 Cli = Callable[..., Result]
@@ -111,6 +114,24 @@ def test_compare_names_a_scrambled_copy_and_a_stranger(cli: Cli, models: dict[st
     shown = cli("compare", models["a"], models["b"])
     assert "B, given A: unrelated." in shown.stdout
     assert "feed-forward 1" in shown.stdout
+
+
+def test_compare_says_that_weights_have_no_arrow(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    """An origin is called "fine-tuned" as well, given its fine-tune."""
+    isobasin.interpolate(models["a"], models["b"], 0.1, tmp_path / "tuned")
+    for pair in ((models["a"], tmp_path / "tuned"), (tmp_path / "tuned", models["a"])):
+        shown = " ".join(cli("compare", *pair).stdout.split())
+        assert "B, given A: fine-tuned from it. Which of the two was first" in shown
+    assert "was first" not in cli("compare", models["a"], models["b"]).stdout
+
+
+def test_blocks_taken_from_a_are_named(cli: Cli, models: dict[str, Path], tmp_path: Path):
+    shutil.copytree(models["b"], tmp_path / "mixed")
+    first, second = (load_file(models[name] / "model.safetensors") for name in "ab")
+    taken = {name: x for name, x in first.items() if ".h.1.attn" in name}
+    save_file({**second, **taken}, tmp_path / "mixed" / "model.safetensors", {"format": "pt"})
+    shown = " ".join(cli("compare", models["a"], tmp_path / "mixed").stdout.split())
+    assert "Blocks of A's are in it: attention 1. B, given A: unrelated but for some blocks." in shown
 
 
 def test_fingerprint_shows_and_writes_what_scrambled_copies_share(

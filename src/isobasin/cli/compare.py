@@ -53,3 +53,5 @@ def _report(found: Comparison) -> Iterator[RenderableType]:
     if found.verdict is found.verdict.parts:
         yield f"Blocks of A's are in it: {', '.join(f'{x.kind} {x.layer}' for x in found.blocks if x.taken)}."
     yield Text.assemble("B, given A: ", (str(found.verdict), "bold"), ".")
+    if found.verdict in (found.verdict.finetuned, found.verdict.obfuscated, found.verdict.parts):
+        yield "Which of the two was first, or whether both come from a third, weights don't say."

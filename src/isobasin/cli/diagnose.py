@@ -69,7 +69,10 @@ def _report(found: Diagnosis) -> Iterator[RenderableType]:
         yield f"Blocks of {layers(found.moved)} differ by a move of their group as well, which changes no function."
     if found.left:
         worst = sorted(found.left.items(), key=lambda one: -one[1])
-        names = [f"{name} ({small(size) if math.isfinite(size) else 'in one only'})" for name, size in worst]
+        names = [
+            f"{name} ({small(size) if math.isfinite(size) else 'in one only, or of other shapes'})"
+            for name, size in worst
+        ]
         yield f"No known defect explains what is left in {listed(names)}."
     yield f"Difference of all tensors, relative: {small(found.before)}, without the defects {small(found.after)}."
     yield _verdict(found)

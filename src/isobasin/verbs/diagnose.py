@@ -59,7 +59,7 @@ class Diagnosis(Plain):
         moved: Layers whose blocks differ by a move of their group, which is no defect.
         stream: The group whose map carries B's residual stream to A's; None where it is the same without.
         left: Tensors that differ by something else, as A stores them, and by how much, relative; infinite for those
-            that only one has.
+            that only one has, or that have other shapes.
         before: The norm of all differences over that of A's tensors.
         after: The same once the defects are undone; blocks that are moved aren't counted.
         verified: How the mended model's outputs compare with A's; None where nothing was written.
