@@ -101,6 +101,7 @@ COMMANDS = (
     ),
     Command(f"refine {{a}} {{b}} {_TEXT} --steps 2 --batch-size 4 --seed 1 -o {{out}}", writes=True, data="text"),
     Command(f"align {{a}} {{b}} {_TEXT} --objective activations -o {{out}}", "b", writes=True, data="text"),
+    Command("apply {alignment} {adapter} --moved-base {b}-moved -o {out}", writes=True, data="text"),
     Command("apply {alignment} {adapter} --moved-base {b} -o {out}", writes=True, data="text"),
     Command("transport {b} {adapter} {a} --scope attention -o {out}", writes=True, data="text"),
     Command("transport {b} {adapter} {a} --alignment {alignment} --no-verify -o {out}", writes=True, data="text"),
