@@ -61,7 +61,7 @@ class View:
                 for granted, for headers alone.
 
         Raises:
-            TensorError: A tensor is there twice under several names.
+            TensorError: A tensor is there twice under several names, or a head's has the name of the base model's.
         """
         naming = _Naming.of(description)
         stored: dict[str, str] = {}
@@ -75,7 +75,8 @@ class View:
                 buffers.add(name)
             elif canonical in stored:
                 raise TensorError(
-                    f"tensors {stored[canonical]!r} and {name!r} are one tensor under two names; keep one"
+                    f"tensors {stored[canonical]!r} and {name!r} are told apart by a prefix alone: keep one if "
+                    "they are one tensor under two names; a head that has its own of that name is not supported"
                 )
             else:
                 stored[canonical] = name

@@ -23,7 +23,9 @@ def test_prefix_is_found(prefix):
 def test_two_prefixes_at_once_are_refused():
     bert = config("bert")
     message = refused(TensorError, bert, shapes(bert) | shapes(bert, "bert."))
-    assert "and 'bert.encoder.layer.0.attention.self.query.weight' are one tensor under two names; keep one" in message
+    assert (
+        "and 'bert.encoder.layer.0.attention.self.query.weight' are told apart by a prefix alone: keep one" in message
+    )
 
 
 def test_unknown_prefix_is_refused():

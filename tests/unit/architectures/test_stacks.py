@@ -98,7 +98,7 @@ def test_a_tower_of_gemma3_that_has_two_names_or_none():
     text = {name: shape for name, shape in both.items() if name.startswith("language_model.")}
     again = {name.replace("language_model.model.", "model.language_model."): shape for name, shape in text.items()}
     message = refused(TensorError, whole, both | again)
-    assert "and 'model.language_model.layers.0.self_attn.q_proj.weight' are one tensor under two names" in message
+    assert "and 'model.language_model.layers.0.self_attn.q_proj.weight' are told apart by a prefix alone" in message
     query = "encoder.layers.0.self_attn.q_proj.weight"
     message = refused(TensorError, whole, text)
     assert f"looked for 'vision_tower.{query}' and 'vision_tower.vision_model.{query}' and" in message
