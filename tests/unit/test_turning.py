@@ -12,9 +12,10 @@ from isobasin.alignment.stream import Turned, gains_of, in_rows
 from isobasin.architectures.examples import tiny
 from isobasin.errors import TensorError
 from isobasin.matching.whole.folded import Folded
-from isobasin.model import TensorBlocks, open_model
+from isobasin.model import open_model
 from isobasin.symmetries import along, turning
 from isobasin.symmetries.stream import Basis
+from isobasin.tensor_blocks import TensorBlocks
 
 # With and without biases of normalisations, which pass into readers, or have some that can't take them (the last);
 # with factors of what blocks return.

@@ -11,12 +11,12 @@ import isobasin
 from isobasin.alignment import STREAM, Move
 from isobasin.choices import Targets
 from isobasin.errors import ArchitectureError, IsobasinError, IsobasinWarning, TensorError, VerificationError
-from isobasin.model import TensorBlocks
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.tensors import TensorCalibration
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 from isobasin.symmetries.function import attend
+from isobasin.tensor_blocks import TensorBlocks
 
 D, HEADS, WIDTH, UNITS, TOKENS = 12, 2, 6, 16, 20
 ATTENTION = isobasin.AttentionGroup(HEADS, 1, isobasin.BilinearGroup(WIDTH), isobasin.BilinearGroup(WIDTH))

@@ -40,10 +40,11 @@ from isobasin.architectures.registry import kind
 from isobasin.architectures.schema import Specification
 from isobasin.checkpoints import Value
 from isobasin.errors import AlignmentError
-from isobasin.model import Blocks, TensorBlocks
+from isobasin.model import Blocks
 from isobasin.pictures import bars, inline, permutations
 from isobasin.plain import Plain, finite, plain, table
 from isobasin.symmetries import attention
+from isobasin.tensor_blocks import TensorBlocks
 from isobasin.verification import Verification
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from isobasin.alignment import Alignment
 from isobasin.memory import carried
-from isobasin.model import Blocks, TensorBlocks
+from isobasin.model import Blocks
 from isobasin.refinement.chart import Chart
+from isobasin.tensor_blocks import TensorBlocks
 
 
 @dataclass(frozen=True)

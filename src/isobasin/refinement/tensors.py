@@ -15,13 +15,14 @@ from isobasin.choices import Scope
 from isobasin.errors import ArchitectureError, IsobasinError, VerificationError
 from isobasin.lines.path import check_line
 from isobasin.memory import carried
-from isobasin.model import Blocks, TensorBlocks
+from isobasin.model import Blocks
 from isobasin.refinement.descent import descend
 from isobasin.refinement.ends import ends_of
 from isobasin.refinement.line import At, MovingLine, batches_of, between
 from isobasin.refinement.recipe import Refining
 from isobasin.refinement.refine import Refinement, learned
 from isobasin.tasks.examples import Indices, as_index
+from isobasin.tensor_blocks import TensorBlocks
 from isobasin.verbs.align import described, match_models
 from isobasin.verbs.settings import Matching, Running, chosen_device
 from isobasin.verification import Verification

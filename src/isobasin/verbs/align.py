@@ -19,8 +19,9 @@ from isobasin.digest import Digest
 from isobasin.errors import IsobasinError
 from isobasin.execution.tasks import Engine
 from isobasin.matching.whole.descent import Match
-from isobasin.model import Blocks, Model, Source, TensorBlocks, open_pair
+from isobasin.model import Blocks, Model, Source, open_pair
 from isobasin.recipes import recorded
+from isobasin.tensor_blocks import TensorBlocks
 from isobasin.verbs.apply import Moving, acting, write_moving
 from isobasin.verbs.blocks import BlockMatching, contents
 from isobasin.verbs.inputs import fold_inputs, inputs_of

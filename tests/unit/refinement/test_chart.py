@@ -12,9 +12,10 @@ from refined_pairs import LANGUAGE, pair, sentences
 import isobasin
 from isobasin.architectures.examples import tiny
 from isobasin.choices import TaskKind
-from isobasin.model import TensorBlocks, open_model
+from isobasin.model import open_model
 from isobasin.refinement.chart import Chart
 from isobasin.refinement.line import ModuleLine
+from isobasin.tensor_blocks import TensorBlocks
 
 
 def in_float64(folder: Path, opened) -> TensorBlocks:
