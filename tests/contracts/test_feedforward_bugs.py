@@ -18,7 +18,7 @@ from isobasin.architectures.families import deepseek_v2
 from isobasin.architectures.feedforwards import FeedForwardBlock
 from isobasin.architectures.tiny import TinyModel
 from isobasin.errors import VerificationError
-from isobasin.matching import feedforward as matching
+from isobasin.matching import feedforward as matching, units
 from isobasin.symmetries import permutation
 from isobasin.symmetries.feedforward import FeedForwardElement, FeedForwardGroup, FeedForwardWeights
 from isobasin.testing.assertions import assert_function_preserved
@@ -167,21 +167,21 @@ def test_align_without_an_output_checks_block_by_block(name, plant, saved, tmp_p
 
 def inverse_assignment(patch: Patch) -> None:
     plain = matching.partners
-    patch.setattr(matching, "partners", lambda *given: plain(*given).argsort())
+    patch.setattr(matching, "partners", lambda *given, **how: (plain(*given, **how)[0].argsort(), False))
 
 
 def no_assignment(patch: Patch) -> None:
-    patch.setattr(matching, "partners", lambda group, a, b: torch.arange(group.units))
+    patch.setattr(matching, "partners", lambda group, a, b, **how: (torch.arange(group.units), False))
 
 
 def no_scales(patch: Patch) -> None:
-    plain = matching._scales
-    patch.setattr(matching, "_scales", lambda *a: tuple(torch.ones_like(s) for s in plain(*a)))
+    plain = units._scales
+    patch.setattr(units, "_scales", lambda *a: tuple(torch.ones_like(s) for s in plain(*a)))
 
 
 def no_signs(patch: Patch) -> None:
-    plain = matching._scales
-    patch.setattr(matching, "_scales", lambda *a: tuple(s.abs() for s in plain(*a)))
+    plain = units._scales
+    patch.setattr(units, "_scales", lambda *a: tuple(s.abs() for s in plain(*a)))
 
 
 SPOILS_RECOVERY: list[tuple[str, str, Plant]] = [

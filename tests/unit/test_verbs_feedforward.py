@@ -188,7 +188,7 @@ def test_unrelated_blocks_are_told_apart_without_an_assignment(tmp_path, monkeyp
     def refuse(*arguments: Any) -> None:
         raise AssertionError("an assignment was solved")
 
-    monkeypatch.setattr("isobasin.matching.feedforward.linear_sum_assignment", refuse)
+    monkeypatch.setattr("isobasin.matching.units.linear_sum_assignment", refuse)
     assert isobasin.equivalent(a, b).feedforward == ()
 
 

@@ -11,7 +11,7 @@ _CONVEX, _STEPS = 3.5, 2
 
 
 def lowest(p: Tensor, q: Tensor, m: int) -> Tensor:
-    """The global minimiser over w > 0 of what a pair of units costs at balanced norms (`matching.feedforward`),
+    """The global minimiser over w > 0 of what a pair of units costs at balanced norms (`matching.units`),
 
         f(w) = w² - 2 p w + w^{-2m} - 2 q w^{-m},
         f'(w) / 2 = w - p - m w^{-2m-1} + m q w^{-m-1}.                                                    (1)
