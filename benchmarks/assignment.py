@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from isobasin.matching import assignment, feedforward
+from isobasin.matching import assignment, units as matching
 from isobasin.symmetries.feedforward import FeedForwardGroup, Scale
 
 _ROW, _NOISE = 768, 0.3
@@ -58,10 +58,10 @@ def blocks(sizes: Sequence[int]) -> None:
             problem, rows = gated(units, kind), np.arange(units)
             for _ in range(_ROUNDS):
                 began = time.process_time()
-                costs = feedforward.unit_costs(*problem)
+                costs = matching.unit_costs(*problem)
                 best = assignment.linear_sum_assignment(costs)[1]
                 then = time.process_time()
-                found = feedforward.partners(*problem).numpy()
+                found = matching.partners(*problem)[0].numpy()
                 now = time.process_time()
                 for name, seconds, order in ("float64", then - began, best), ("float32", now - then, found):
                     total = costs[rows, order].sum()
