@@ -54,7 +54,7 @@ class TensorBlocks(Blocks):
             tensor = self.tensors[name]
             if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TensorError(f"{self.name}: {name!r} is a {type(tensor).__name__}: give tensors of torch")
-            if tensor.is_meta:
+            if tensor.device.type == "meta":
                 raise TensorError(f"{self.name}: tensor {name!r} is on the device meta, where it has no values")
 
     def shared(self, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
