@@ -121,15 +121,13 @@ def _between(path: Path) -> Alignment:
 
 def _by_data(examples: Examples, device: str, scale: float | None, weighs: bool) -> dict[str, Any]:
     """What data choose: the scale, if none is given; and by a half of them the alignment, if they weigh."""
-    import torch
-
     from isobasin.lines.ends import Losses, Measuring
     from isobasin.refinement.calibration import DataCalibration
+    from isobasin.tasks.examples import divided
 
     found: dict[str, Any] = {}
     if weighs:
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
-        weighing, held = (part.sort().values for part in order.tensor_split(2))
+        weighing, held = divided(len(examples), (len(examples) + 1) // 2, 0)
         found["calibration"] = DataCalibration(examples.subset(weighing), device)
         examples = examples.subset(held) if len(held) else examples
     if scale is None:

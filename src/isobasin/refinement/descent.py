@@ -22,6 +22,7 @@ from isobasin.refinement.line import Batch, MovingLine, Sample, batches_of
 from isobasin.refinement.points import Points
 from isobasin.refinement.predictions import Predictions
 from isobasin.refinement.recipe import Refining
+from isobasin.tasks.examples import divided
 from isobasin.verbs.settings import Progress
 
 _BETAS = (0.9, 0.95)
@@ -336,9 +337,9 @@ def split(examples: Sample[Batch], how: Refining) -> tuple[Sample[Batch], Sample
     """
     if len(examples) < 2:
         raise DataError(f"{len(examples)} examples: give at least two, one to learn from and one to hold out")
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(how.seed))
-    held = min(max(1, round(how.held_out * len(order))), len(order) - 1)
-    return examples.subset(order[held:].sort().values), examples.subset(order[:held].sort().values)
+    count = len(examples)
+    held, others = divided(count, min(max(1, round(how.held_out * count)), count - 1), how.seed)
+    return examples.subset(others), examples.subset(held)
 
 
 def _optimisers(line: MovingLine[Any], rate: float) -> list[torch.optim.Optimizer]:

@@ -140,5 +140,10 @@ def chosen(count: int, limit: int | None, seed: int) -> Tensor | None:
     """At most `limit` of `count` indices, drawn at random and sorted; None for all."""
     if limit is None or limit >= count:
         return None
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:limit].sort().values
+    return divided(count, limit, seed)[0]
+
+
+def divided(count: int, first: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`first` of `count` indices, drawn at random, and all others; both sorted."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[:first].sort().values, order[first:].sort().values
